@@ -1,0 +1,1 @@
+//! sepal: services, endpoints and leases.

@@ -1,0 +1,3 @@
+//! The `sepal` program.
+
+fn main() {}
