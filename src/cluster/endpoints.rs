@@ -1,0 +1,199 @@
+//! EndpointSlices and the endpoints of a service port that they add up to (spec section 4).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use super::ip::Family;
+use super::service::Protocol;
+
+/// Namespace and name of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SliceKey {
+    /// Namespace of the slice.
+    pub namespace: String,
+    /// Name of the slice.
+    pub name: String,
+}
+
+impl fmt::Display for SliceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// One EndpointSlice. Each port is served by each endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Name of the Service (label `kubernetes.io/service-name`), in the slice's namespace.
+    pub service: String,
+    /// `addressType`.
+    pub family: Family,
+    /// The usable ports.
+    pub ports: Vec<SlicePort>,
+    /// The usable endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// One port of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Port name, matched with the service port's; empty for an unnamed port.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The endpoints' port, 1-65535.
+    pub port: u16,
+}
+
+/// What an endpoint says about its state, with the API's defaults resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    /// `ready`: absent means true.
+    pub ready: bool,
+    /// `serving`: absent means true.
+    pub serving: bool,
+    /// `terminating`: absent means false.
+    pub terminating: bool,
+}
+
+impl Conditions {
+    /// Not ready, but still able to serve while it shuts down: used where nothing is ready.
+    #[must_use]
+    pub const fn draining(self) -> bool {
+        self.serving && self.terminating
+    }
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// The first of the object's addresses; only that one counts.
+    pub ip: IpAddr,
+    /// State.
+    pub conditions: Conditions,
+    /// The node it runs on; empty if not given.
+    pub node: String,
+    /// Zones this endpoint is meant for.
+    pub zone_hints: Vec<String>,
+    /// Nodes this endpoint is meant for.
+    pub node_hints: Vec<String>,
+}
+
+/// One endpoint of one service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint<'a> {
+    /// `ip:port`, or `[ip]:port` for IPv6: its identity, its place in the order, and the DNAT destination.
+    pub id: String,
+    /// State.
+    pub conditions: Conditions,
+    /// It runs on this node.
+    pub local: bool,
+    /// Zones this endpoint is meant for.
+    pub zone_hints: &'a [String],
+    /// Nodes this endpoint is meant for.
+    pub node_hints: &'a [String],
+}
+
+impl Endpoint<'_> {
+    /// The address without the port, printed canonically.
+    #[must_use]
+    pub fn ip(&self) -> &str {
+        let host = self.id.rsplit_once(':').map_or(self.id.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+}
+
+/// The endpoints of one service port in one family: all slices of its Service together, without duplicates, sorted by id as
+/// bytes. A duplicate that is not terminating replaces what was there (spec section 4).
+#[must_use]
+pub fn of_service_port<'a>(
+    slices: &'a BTreeMap<String, Slice>,
+    family: Family,
+    port: &str,
+    protocol: Protocol,
+    node_name: &str,
+) -> Vec<Endpoint<'a>> {
+    let mut found: Vec<Endpoint<'a>> = Vec::new();
+    for slice in slices.values().filter(|slice| slice.family == family) {
+        for slice_port in slice.ports.iter().filter(|p| p.name == port && p.protocol == protocol) {
+            found.extend(slice.endpoints.iter().map(|endpoint| Endpoint {
+                id: endpoint_id(endpoint.ip, slice_port.port),
+                conditions: endpoint.conditions,
+                local: !endpoint.node.is_empty() && endpoint.node == node_name,
+                zone_hints: &endpoint.zone_hints,
+                node_hints: &endpoint.node_hints,
+            }));
+        }
+    }
+    // Stable, so that duplicates stay in slice order for the choice below.
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    found.dedup_by(|next, kept| {
+        if next.id != kept.id {
+            return false;
+        }
+        if !next.conditions.terminating {
+            std::mem::swap(next, kept);
+        }
+        true
+    });
+    found
+}
+
+fn endpoint_id(ip: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(ip, port).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(port: u16, endpoints: &[(&str, bool)]) -> Slice {
+        Slice {
+            service: "svc".into(),
+            family: Family::V4,
+            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port }],
+            endpoints: endpoints
+                .iter()
+                .map(|(ip, terminating)| SliceEndpoint {
+                    ip: ip.parse().expect("an address"),
+                    conditions: Conditions { ready: !terminating, serving: true, terminating: *terminating },
+                    node: String::new(),
+                    zone_hints: vec![],
+                    node_hints: vec![],
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn order_is_bytewise_and_duplicates_prefer_the_living() {
+        let slices = BTreeMap::from([
+            ("a".to_owned(), slice(80, &[("10.0.0.2", false), ("10.0.0.10", true), ("10.0.0.10", false)])),
+            ("b".to_owned(), slice(80, &[("10.0.0.2", true)])),
+            ("c".to_owned(), slice(443, &[("10.0.0.2", false)])),
+        ]);
+        let found = of_service_port(&slices, Family::V4, "http", Protocol::Tcp, "node");
+        let seen: Vec<_> = found.iter().map(|e| (e.id.as_str(), e.conditions.ready)).collect();
+        assert_eq!(seen, [("10.0.0.10:80", true), ("10.0.0.2:443", true), ("10.0.0.2:80", true)]);
+    }
+
+    #[test]
+    fn an_endpoint_without_node_is_never_local() {
+        let slices = BTreeMap::from([("a".to_owned(), slice(80, &[("10.0.0.2", false)]))]);
+        assert!(!of_service_port(&slices, Family::V4, "http", Protocol::Tcp, "")[0].local);
+    }
+
+    #[test]
+    fn ip_text_is_the_id_without_port_and_brackets() {
+        let endpoint = |id: &str| Endpoint {
+            id: id.into(),
+            conditions: Conditions { ready: true, serving: true, terminating: false },
+            local: false,
+            zone_hints: &[],
+            node_hints: &[],
+        };
+        assert_eq!(endpoint("10.0.0.1:80").ip(), "10.0.0.1");
+        assert_eq!(endpoint("[fd00::1]:80").ip(), "fd00::1");
+    }
+}

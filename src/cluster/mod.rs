@@ -1,0 +1,17 @@
+//! The cluster as this node needs it. PURE: plain values, no Kubernetes types, no clock, no files.
+//!
+//! [`Snapshot`] holds Services, EndpointSlices and this Node in a compact form; [`Change`] is how it moves.
+//! Per IP family, [`service`] and [`endpoints`] answer what kube-proxy's per-family trackers would.
+
+pub mod endpoints;
+pub mod ip;
+pub mod node;
+pub mod service;
+pub mod snapshot;
+pub mod topology;
+
+pub use endpoints::{Conditions, Endpoint, Slice, SliceEndpoint, SliceKey, SlicePort};
+pub use ip::Family;
+pub use node::Node;
+pub use service::{Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType};
+pub use snapshot::{Change, Snapshot};

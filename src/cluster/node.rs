@@ -1,0 +1,33 @@
+//! This node, as its Node object describes it (spec section 1.5).
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::ip::Family;
+
+/// The parts of a Node object that rules depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Label `topology.kubernetes.io/zone`; empty if absent.
+    pub zone: String,
+    /// `status.addresses`: every InternalIP in order, then every ExternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNetwork>,
+}
+
+impl Node {
+    /// The node's IP of one family: the first address of that family. kube-proxy takes the first address and the first of the
+    /// other family, which is the same thing.
+    #[must_use]
+    pub fn ip(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
+
+    /// The first pod CIDR of one family.
+    #[must_use]
+    pub fn pod_cidr(&self, family: Family) -> Option<IpNetwork> {
+        self.pod_cidrs.iter().copied().find(|net| Family::of_net(*net) == family)
+    }
+}

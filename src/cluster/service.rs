@@ -1,0 +1,163 @@
+//! Services and their ports (spec section 3).
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::ip::Family;
+
+/// Transport protocol of a service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// SCTP.
+    Sctp,
+    /// TCP, the API's default.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The name as iptables spells it and as chain hashes use it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sctp => "sctp",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// The protocol of an API object's field; absent or empty means TCP.
+    #[must_use]
+    pub fn from_api(text: Option<&str>) -> Option<Self> {
+        match text {
+            None | Some("" | "TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
+            Some(_) => None,
+        }
+    }
+}
+
+/// Namespace and name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What identifies a service port: Service, port name and protocol (spec section 3.3). Prints as kube-proxy's SPN,
+/// `namespace/name:port`, or `namespace/name` for an unnamed port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ServiceKey,
+    /// The port's name; empty for an unnamed port.
+    pub port: String,
+    /// The port's protocol; not part of the printed name.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.service.fmt(f)?;
+        if self.port.is_empty() { Ok(()) } else { write!(f, ":{}", self.port) }
+    }
+}
+
+/// `spec.type` of a Service, as far as rules depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceType {
+    /// `ClusterIP`, the default.
+    #[default]
+    ClusterIp,
+    /// `NodePort`.
+    NodePort,
+    /// `LoadBalancer`.
+    LoadBalancer,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Port name; empty for an unnamed port.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port clients connect to, 1-65535.
+    pub port: u16,
+    /// The port opened on every node; 0 for none.
+    pub node_port: u16,
+}
+
+/// One Service with everything its rules depend on, both families. Lists keep the object's order and duplicates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// `spec.type`.
+    pub kind: ServiceType,
+    /// Cluster IP per family; a family without one has no rules for this Service (spec section 3.1).
+    pub cluster_ip_v4: Option<IpAddr>,
+    /// See [`Self::cluster_ip_v4`].
+    pub cluster_ip_v6: Option<IpAddr>,
+    /// The ports; name and protocol together are unique.
+    pub ports: Vec<ServicePort>,
+    /// `spec.externalIPs` that parse.
+    pub external_ips: Vec<IpAddr>,
+    /// Load-balancer ingress IPs that this node answers for (`ipMode` absent or `VIP`).
+    pub load_balancer_vips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges` that parse.
+    pub source_ranges: Vec<IpNetwork>,
+    /// ClientIP session affinity and its timeout in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// Traffic from outside goes to endpoints on this node only (spec section 3.2, `externalPolicyLocal`).
+    pub external_local: bool,
+    /// Traffic to the cluster IP goes to endpoints on this node only.
+    pub internal_local: bool,
+    /// Node port of the health check of a `Local` load balancer; 0 for none.
+    pub health_check_node_port: u16,
+}
+
+impl Service {
+    /// The cluster IP of one family.
+    #[must_use]
+    pub const fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.cluster_ip_v4,
+            Family::V6 => self.cluster_ip_v6,
+        }
+    }
+
+    /// External IPs of one family, in the object's order.
+    pub fn external_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.external_ips.iter().copied().filter(move |ip| Family::of(*ip) == family)
+    }
+
+    /// Load-balancer VIPs of one family, in the object's order.
+    pub fn load_balancer_vips(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.load_balancer_vips.iter().copied().filter(move |ip| Family::of(*ip) == family)
+    }
+
+    /// Source ranges that restrict load-balancer traffic of one family. A /0 among them, or none of the family, means no
+    /// restriction and gives an empty list (spec section 3.2).
+    #[must_use]
+    pub fn source_ranges(&self, family: Family) -> Vec<IpNetwork> {
+        let ranges: Vec<_> = self.source_ranges.iter().copied().filter(|net| Family::of_net(*net) == family).collect();
+        if ranges.iter().any(|net| net.prefix() == 0) { Vec::new() } else { ranges }
+    }
+
+    /// Whether a port can be reached from outside the cluster in this family (spec section 3.2, `ExternallyAccessible`).
+    #[must_use]
+    pub fn externally_accessible(&self, port: &ServicePort, family: Family) -> bool {
+        port.node_port != 0 || self.load_balancer_vips(family).next().is_some() || self.external_ips(family).next().is_some()
+    }
+}

@@ -1,0 +1,5 @@
+//! What the operator asked for: as typed, as written in files, and resolved.
+
+pub mod host_facts;
+pub mod kubeproxy;
+pub mod settings;

@@ -1,0 +1,112 @@
+//! What the operator asked for and what the host is like, resolved: plain data, no parsing left to do.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+/// Everything the proxy's rules and its pace depend on (spec section 1.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// How traffic from local pods is told apart.
+    pub detect_local: DetectLocal,
+    /// Which node addresses answer for NodePorts.
+    pub node_port_addresses: NodePortAddresses,
+    /// Masquerade all traffic to cluster IPs, not only what comes from outside the pods.
+    pub masquerade_all: bool,
+    /// The bit of the packet mark that means "masquerade", 0-31.
+    pub masquerade_bit: u8,
+    /// NodePorts answer on 127.0.0.0/8 too (IPv4 only).
+    pub localhost_node_ports: bool,
+    /// Feature gate `AllowServiceExternalIPs`.
+    pub allow_external_ips: bool,
+    /// `bindAddress`: overrides the node IP of its family unless unspecified.
+    pub bind_address: Option<IpAddr>,
+    /// How long to wait before trying again after a failed sync, at most.
+    pub sync_period: Duration,
+    /// Least time between the end of a sync and the start of the next.
+    pub min_sync_period: Duration,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self {
+            detect_local: DetectLocal::default(),
+            node_port_addresses: NodePortAddresses::default(),
+            masquerade_all: false,
+            masquerade_bit: 14,
+            localhost_node_ports: true,
+            allow_external_ips: true,
+            bind_address: None,
+            sync_period: Duration::from_secs(30),
+            min_sync_period: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How traffic from local pods is told apart (spec section 1.7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By source address: the first of these CIDRs of the family, if any.
+    ClusterCidr(Vec<IpNetwork>),
+    /// By source address: the first pod CIDR of the family of this Node.
+    NodeCidr,
+    /// By the bridge it comes in through.
+    BridgeInterface(String),
+    /// By the start of the name of the interface it comes in through.
+    InterfaceNamePrefix(String),
+}
+
+impl Default for DetectLocal {
+    fn default() -> Self {
+        Self::ClusterCidr(Vec::new())
+    }
+}
+
+/// Which node addresses answer for NodePorts (spec section 1.7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Only the node's own primary addresses.
+    Primary,
+    /// Addresses within these CIDRs; none of a family means all of that family.
+    Cidrs(Vec<IpNetwork>),
+}
+
+impl Default for NodePortAddresses {
+    fn default() -> Self {
+        Self::Cidrs(Vec::new())
+    }
+}
+
+/// What a node knows and objects can't tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Every address of every local interface.
+    pub addresses: Vec<IpAddr>,
+    /// `net.netfilter.nf_conntrack_tcp_be_liberal` is on: out-of-window packets are not to be dropped.
+    pub tcp_be_liberal: bool,
+    /// Which of kube-proxy's two nfacct counters exist (spec section 6.8).
+    pub nfacct: NfacctCounters,
+    /// MASQUERADE understands `--random-fully` (iptables 1.6.2 and later).
+    pub random_fully: bool,
+}
+
+/// kube-proxy's nfacct counters that are usable on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NfacctCounters {
+    /// `ct_state_invalid_dropped_pkts`.
+    pub ct_state_invalid: bool,
+    /// `localhost_nps_accepted_pkts`.
+    pub localhost_node_ports: bool,
+}
+
+/// What was asked for before any manifest has had its say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Settings from flags or a configuration file.
+    pub settings: ProxySettings,
+    /// This node's name, where flags or a configuration file say it.
+    pub node_name: Option<String>,
+    /// The host's name, in lower case: this node's name where nothing else says it.
+    pub host_name: String,
+}

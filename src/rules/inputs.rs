@@ -1,0 +1,32 @@
+//! Everything a node's rules are computed from, but for what the host says of itself.
+
+use crate::cluster::Snapshot;
+use crate::config::host_facts::WrittenFacts;
+use crate::config::settings::{DetectLocal, ProxySettings};
+
+/// The cluster, this node's name and what was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// The cluster.
+    pub snapshot: Snapshot,
+    /// This node's name.
+    pub node_name: String,
+    /// What was asked for.
+    pub settings: ProxySettings,
+    /// What is written about the host; it goes before what the host says.
+    pub written_facts: Option<WrittenFacts>,
+}
+
+impl Inputs {
+    /// What rules have to wait for, if they do: in mode NodeCIDR, for the Node to get its pod CIDR (spec section 1.5).
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let has_pod_cidr = self.snapshot.node().is_some_and(|node| !node.pod_cidrs.is_empty());
+        (self.settings.detect_local == DetectLocal::NodeCidr && !has_pod_cidr).then(|| {
+            format!(
+                "waiting for Node {} to get a pod CIDR: detectLocalMode NodeCIDR needs it. Does kube-controller-manager run with --allocate-node-cidrs?",
+                self.node_name
+            )
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! How a rule becomes a line of iptables-restore input: tokens joined by single spaces (spec section 6.1).
+
+use crate::cluster::Protocol;
+
+/// One `-A` line under construction; [`Rule::jump`] or [`Rule::end`] finishes it.
+///
+/// Nothing is escaped: whatever reaches a comment was checked when its object was read.
+pub struct Rule<'a>(&'a mut String);
+
+impl<'a> Rule<'a> {
+    /// Starts a rule at the end of `chain`.
+    pub fn append(out: &'a mut String, chain: &str) -> Self {
+        Self(out).words(&["-A ", chain])
+    }
+
+    fn words(self, words: &[&str]) -> Self {
+        for word in words {
+            self.0.push_str(word);
+        }
+        self
+    }
+
+    /// A comment of several words, put together from parts; quoted.
+    #[must_use]
+    pub fn comment(self, parts: &[&str]) -> Self {
+        self.words(&[" -m comment --comment \""]).words(parts).words(&["\""])
+    }
+
+    /// A comment of one word; unquoted, as kube-proxy writes it.
+    #[must_use]
+    pub fn bare_comment(self, word: &str) -> Self {
+        self.words(&[" -m comment --comment ", word])
+    }
+
+    /// The protocol match: the module first, then the protocol.
+    #[must_use]
+    pub fn protocol(self, protocol: Protocol) -> Self {
+        let name = protocol.as_str();
+        self.words(&[" -m ", name, " -p ", name])
+    }
+
+    /// Destination address or CIDR.
+    #[must_use]
+    pub fn destination(self, address: &str) -> Self {
+        self.words(&[" -d ", address])
+    }
+
+    /// Source address or CIDR.
+    #[must_use]
+    pub fn source(self, address: &str) -> Self {
+        self.words(&[" -s ", address])
+    }
+
+    /// Destination port.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        let mut digits = [0; 5];
+        self.words(&[" --dport ", decimal(port, &mut digits)])
+    }
+
+    /// Any other match, given as the words iptables takes.
+    #[must_use]
+    pub fn arguments(self, arguments: &str) -> Self {
+        self.words(&[" ", arguments])
+    }
+
+    /// Destination port and what else tells a frontend apart, for the usual `-d ADDRESS --dport PORT`.
+    #[must_use]
+    pub fn frontend(self, protocol: Protocol, address: &str, port: u16) -> Self {
+        self.protocol(protocol).destination(address).port(port)
+    }
+
+    /// Ends the rule with a target, whose options may follow it after a space.
+    pub fn jump(self, target: &str) {
+        self.words(&[" -j ", target, "\n"]);
+    }
+
+    /// Ends a rule that only counts.
+    pub fn end(self) {
+        self.words(&["\n"]);
+    }
+}
+
+fn decimal(mut number: u16, digits: &mut [u8; 5]) -> &str {
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    std::str::from_utf8(&digits[start..]).unwrap_or_default()
+}
+
+/// The packet mark of a masquerade bit, as restore input spells it: eight hex digits (spec section 12.1).
+#[must_use]
+pub fn mark(bit: u8) -> String {
+    format!("{:#010x}", 1_u32.checked_shl(u32::from(bit)).unwrap_or_default())
+}
+
+/// The probability that picks one of `n` endpoints, ten decimals (spec section 6.1).
+#[must_use]
+pub fn probability(n: usize) -> String {
+    format!("{:.10}", 1.0 / n as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_print_as_upstream() {
+        assert_eq!(mark(14), "0x00004000");
+        assert_eq!(mark(0), "0x00000001");
+        assert_eq!(mark(31), "0x80000000");
+        for (n, text) in [(2, "0.5000000000"), (3, "0.3333333333"), (7, "0.1428571429"), (100_001, "0.0000099999")] {
+            assert_eq!(probability(n), text);
+        }
+        for number in [1, 10, 80, 65535] {
+            assert_eq!(decimal(number, &mut [0; 5]), number.to_string());
+        }
+    }
+
+    #[test]
+    fn a_line_is_tokens_joined_by_single_spaces() {
+        let mut out = String::new();
+        Rule::append(&mut out, "A").comment(&["x", " y"]).frontend(Protocol::Udp, "10.0.0.1", 53).arguments("! -s 10.0.0.0/8").jump("B");
+        Rule::append(&mut out, "A").bare_comment("x/y").source("fd00::/64").end();
+        assert_eq!(
+            out,
+            "-A A -m comment --comment \"x y\" -m udp -p udp -d 10.0.0.1 --dport 53 ! -s 10.0.0.0/8 -j B\n-A A -m comment --comment x/y -s fd00::/64\n"
+        );
+    }
+}

@@ -1,0 +1,73 @@
+//! What differs between the rules this node should have and the rules it has, for people to read.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use similar::TextDiff;
+
+use crate::rules::RuleSet;
+use crate::rules::names::{self, ChainKind};
+
+use super::Table;
+use super::parse::Tables;
+use super::plan::{Plan, Variant};
+use super::rule::canonical;
+
+/// Chains whose order means nothing, but for the NodePort rule at the end.
+const SHARED: [&str; 4] = [names::SERVICES, names::NODEPORTS, names::EXTERNAL_SERVICES, names::PROXY_FIREWALL];
+
+const LAST: &str = "this must be the last rule in this chain";
+
+/// A unified diff from live to desired, grouped by chain; empty if they are the same. Rules are compared by meaning, so text that
+/// iptables spells differently makes no difference, and shown in one spelling.
+#[must_use]
+pub fn unified(rules: &RuleSet, live: &Tables<'_>) -> String {
+    let text = Plan::full(rules, None, Variant::Legacy).text();
+    let mut desired = Tables::default();
+    desired.read(&text);
+    let mut out = String::new();
+    for table in Table::ALL {
+        for (chain, missing) in missing_jumps(table, live) {
+            difference(&mut out, table, chain, "", &missing);
+        }
+        let (have, want) = (live.chains(table), desired.chains(table));
+        for (chain, rules) in want {
+            let live_rules = have.get(chain);
+            let old = live_rules.map(|rules| lines(chain, rules)).unwrap_or_default();
+            difference(&mut out, table, chain, &old, &lines(chain, rules));
+        }
+        for (chain, rules) in
+            have.iter().filter(|(chain, _)| table == Table::Nat && ChainKind::of(chain).is_some() && !want.contains_key(**chain))
+        {
+            difference(&mut out, table, chain, &lines(chain, rules), "");
+        }
+    }
+    out
+}
+
+/// A chain as text in canonical spelling, the chain's own line first: an empty chain is not a missing one.
+fn lines(chain: &str, rules: &[&str]) -> String {
+    let mut lines: Vec<String> = rules.iter().map(|rule| format!("-A {chain} {}\n", canonical(rule))).collect();
+    if SHARED.contains(&chain) {
+        lines.sort_by_cached_key(|line| (line.contains(LAST), line.clone()));
+    }
+    format!(":{chain}\n{}", lines.concat())
+}
+
+fn difference(out: &mut String, table: Table, chain: &str, old: &str, new: &str) {
+    if old != new {
+        let diff = TextDiff::from_lines(old, new);
+        let _ = write!(out, "{}", diff.unified_diff().header(&format!("live {table} {chain}"), &format!("desired {table} {chain}")));
+    }
+}
+
+/// Jumps that are missing, as text by the chain they belong in: only these of a built-in chain's rules are ours to have an opinion on.
+fn missing_jumps(table: Table, live: &Tables<'_>) -> BTreeMap<&'static str, String> {
+    let mut missing: BTreeMap<_, String> = BTreeMap::new();
+    for jump in live.missing_jumps(table) {
+        let rule = format!("-A {} {}\n", jump.from, canonical(&jump.arguments()));
+        // The last one ensured ends up first.
+        missing.entry(jump.from).or_default().insert_str(0, &rule);
+    }
+    missing
+}
