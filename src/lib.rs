@@ -1,6 +1,23 @@
-//! sepal: services, endpoints and leases.
+//! sepal: services, endpoints and leases. One daemon per Kubernetes node in place of kube-proxy (iptables mode).
+//!
+//! The map of the house, in the order data flows through it:
+//!
+//! - [`source`]: manifests or an API server; [`source::convert`] turns objects into cluster values and is pure.
+//! - [`cluster`]: Services, EndpointSlices and this Node, as this node needs them. Pure.
+//! - [`config`]: what the operator asked for.
+//! - [`rules`]: the rules this node should have, computed as plain values. Pure.
+//! - [`table`]: rules as text, live tables parsed, the difference, and the plan of writes. Pure.
+//! - [`iptables`] and [`netlink`]: the only doors to the kernel, each behind a trait.
+//! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces.
+//!
+//! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
 
+pub mod agent;
+pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod iptables;
+pub mod netlink;
 pub mod rules;
+pub mod source;
 pub mod table;

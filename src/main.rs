@@ -1,3 +1,7 @@
 //! The `sepal` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sepal::cli::main()
+}

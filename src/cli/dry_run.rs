@@ -1,0 +1,85 @@
+//! `--dry-run`: the rules as text; and with `--diff`, how they differ from the live ones.
+
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+
+use crate::agent::sync::{described_facts, sync};
+use crate::config::flags::{RunFlags, VariantFlag};
+use crate::iptables::record::Recorder;
+use crate::iptables::{IptablesError, Runner, detect};
+use crate::netlink::Kernel;
+use crate::rules;
+use crate::rules::inputs::Inputs;
+use crate::table::diff;
+use crate::table::parse::Tables;
+use crate::table::plan::Variant;
+
+use super::DIFFERENT;
+use super::setup::Setup;
+
+/// Prints what iptables-restore would get, family by family.
+pub(super) async fn print(flags: &RunFlags) -> anyhow::Result<ExitCode> {
+    let setup = Setup::new(flags)?;
+    let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
+    warn_if_incomplete(&inputs);
+    let host = described_facts(&inputs, &Kernel, random_fully(&inputs, flags.iptables_variant).await)?;
+    // In one piece, as iptables-restore takes it everywhere, unless a variant is asked for.
+    let variant = flags.iptables_variant.wanted().unwrap_or(Variant::Legacy);
+    let runner = Recorder::new(variant, BufWriter::with_capacity(1 << 16, io::stdout().lock()));
+    for family in setup.families {
+        let printed = match runner.note(&format!("# {family}\n")) {
+            Ok(()) => sync(&runner, &inputs, &host, family).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match printed {
+            // Nobody reads on; that is no failure.
+            Err(IptablesError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            printed => printed?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what would have to change in the live tables; exit status 2 if anything would.
+pub(super) async fn diff(flags: &RunFlags) -> anyhow::Result<ExitCode> {
+    let setup = Setup::new(flags)?;
+    let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
+    warn_if_incomplete(&inputs);
+    let found = detect::find(flags.iptables_variant.wanted()).await?;
+    tracing::info!("comparing with iptables {} ({}): {}", found.variant, found.version, found.reason);
+    let host = described_facts(&inputs, &Kernel, found.random_fully())?;
+    let mut same = true;
+    let mut text = String::new();
+    for family in setup.families {
+        let saved = found.exec.save(family).await?.unwrap_or_default();
+        let mut live = Tables::default();
+        live.read(&saved);
+        let difference = diff::unified(&rules::compute(&inputs, &host, family), &live);
+        same &= difference.is_empty();
+        text.extend(["# ", family.as_str(), "\n", &difference]);
+    }
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) }),
+    }
+}
+
+fn warn_if_incomplete(inputs: &Inputs) {
+    if let Some(missing) = inputs.missing() {
+        tracing::warn!("{missing}");
+    }
+}
+
+/// Whether this host's iptables takes `--random-fully`. A host without iptables can still print rules, for a host of today.
+async fn random_fully(inputs: &Inputs, variant: VariantFlag) -> bool {
+    let written = inputs.written_facts.as_ref().is_some_and(|written| written.no_random_fully.is_some());
+    if written {
+        return true;
+    }
+    if let Some(version) = detect::version(variant.wanted()).await {
+        detect::random_fully(&version)
+    } else {
+        tracing::info!("there is no iptables here to ask for its version; taken to be 1.6.2 or later");
+        true
+    }
+}

@@ -1,0 +1,80 @@
+//! The command line: what was asked for, and the way to whatever answers.
+
+mod dry_run;
+mod run;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::flags::RunFlags;
+
+/// Services, endpoints and leases: one daemon per Kubernetes node in place of kube-proxy (iptables mode).
+///
+/// Watches Services and EndpointSlices and keeps this node's iptables rules as they should be.
+#[derive(Debug, Parser)]
+#[command(name = "sepal", version, args_conflicts_with_subcommands = true, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep this node's rules as they should be (what happens without a command, too)
+    Run(RunFlags),
+}
+
+/// Exit status for "the rules differ".
+const DIFFERENT: u8 = 2;
+
+/// Runs what the command line asks for and says how the process should end.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to fail for help that nobody reads.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    init_logs();
+    let flags = match cli.command {
+        Some(Command::Run(flags)) => flags,
+        None => cli.run,
+    };
+    match block_on(&flags) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(flags: &RunFlags) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        match (flags.dry_run, flags.diff) {
+            (true, true) => dry_run::diff(flags).await,
+            (true, false) => dry_run::print(flags).await,
+            (false, _) => run::run(flags).await,
+        }
+    });
+    // A read of standard input or a slow parse may still be going on in the background; it has no say any more.
+    runtime.shutdown_background();
+    code
+}
+
+/// Logs go to standard error: standard output is for rules.
+fn init_logs() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .with_env_var("SEPAL_LOG")
+        .from_env_lossy();
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
+}

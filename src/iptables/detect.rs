@@ -1,0 +1,210 @@
+//! Which iptables this host uses, which families it can program, and what its version can do.
+//!
+//! The choice is made the way the iptables-wrapper of upstream's images makes it: where kubelet left its mark, that variant; else
+//! where the rules are; else nft.
+
+use iptables::IPTables;
+
+use crate::cluster::Family;
+use crate::table::plan::Variant;
+
+use super::exec::{Exec, output};
+use super::runner::IptablesError;
+
+/// Chains by which kubelet tells which variant the node uses.
+const MARKS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
+
+/// iptables as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The programs to use.
+    pub exec: Exec,
+    /// Their variant.
+    pub variant: Variant,
+    /// Why that one.
+    pub reason: String,
+    /// Their version, like `1.8.9`.
+    pub version: String,
+}
+
+impl Found {
+    /// MASQUERADE has `--random-fully` since 1.6.2.
+    #[must_use]
+    pub fn random_fully(&self) -> bool {
+        random_fully(&self.version)
+    }
+}
+
+/// Whether MASQUERADE has `--random-fully` in an iptables of this version, like `1.8.9`.
+#[must_use]
+pub fn random_fully(version: &str) -> bool {
+    at_least(version, [1, 6, 2])
+}
+
+/// The version of iptables on this host, or of one variant; `None` if there is none. Needs no permissions.
+pub async fn version(wanted: Option<Variant>) -> Option<String> {
+    let candidates = match wanted {
+        Some(variant) => vec![Exec::new(variant, false)],
+        None => vec![Exec::new(Variant::Nft, false), Exec::new(Variant::Legacy, false), Exec::new(Variant::Nft, true)],
+    };
+    for exec in candidates {
+        if let Ok(Some(text)) = says(&exec).await {
+            return Some(number(&text));
+        }
+    }
+    None
+}
+
+/// Finds the iptables to use: the variant asked for, or the one that the host's rules point to.
+///
+/// # Errors
+/// No iptables, not the variant asked for, or no permission to look.
+pub async fn find(wanted: Option<Variant>) -> Result<Found, IptablesError> {
+    let nft = says(&Exec::new(Variant::Nft, false)).await?;
+    let legacy = says(&Exec::new(Variant::Legacy, false)).await?;
+    let (variant, reason) = match (wanted, &nft, &legacy) {
+        (_, None, None) => return plain(wanted).await,
+        (Some(variant), _, _) => (variant, "asked for".to_owned()),
+        (None, Some(_), Some(_)) => by_rules().await?,
+        (None, Some(_), None) => (Variant::Nft, "the only one installed".to_owned()),
+        (None, None, Some(_)) => (Variant::Legacy, "the only one installed".to_owned()),
+    };
+    let exec = Exec::new(variant, false);
+    let found = match variant {
+        Variant::Nft => nft,
+        Variant::Legacy => legacy,
+    };
+    match found {
+        Some(version) => Ok(Found { version: number(&version), exec, variant, reason }),
+        None => Err(no_variant(variant, exec.program(Family::V4, ""))),
+    }
+}
+
+/// Without the variants' own names there is only `iptables`, which is the one it says it is.
+async fn plain(wanted: Option<Variant>) -> Result<Found, IptablesError> {
+    let probe = Exec::new(Variant::Nft, true);
+    let program = probe.program(Family::V4, "");
+    let Some(text) = says(&probe).await? else { return Err(IptablesError::Missing(program)) };
+    let variant = if text.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
+    match wanted {
+        Some(wanted) if wanted != variant => Err(no_variant(wanted, Exec::new(wanted, false).program(Family::V4, ""))),
+        _ => Ok(Found { exec: Exec::new(variant, true), variant, reason: format!("what {program} is here"), version: number(&text) }),
+    }
+}
+
+fn no_variant(wanted: Variant, missing: String) -> IptablesError {
+    let other = match wanted {
+        Variant::Nft => Variant::Legacy,
+        Variant::Legacy => Variant::Nft,
+    };
+    IptablesError::NoVariant { wanted, missing, other }
+}
+
+/// What a program says of its version; `None` if it is not there.
+async fn says(exec: &Exec) -> Result<Option<String>, IptablesError> {
+    match output(&exec.program(Family::V4, ""), &["--version"]).await {
+        Ok(text) => Ok(Some(text)),
+        Err(IptablesError::Missing(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn by_rules() -> Result<(Variant, String), IptablesError> {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        for family in Family::ALL {
+            let mangle = saved(variant, family, "mangle").await?;
+            if let Some(mark) = MARKS.into_iter().find(|mark| mangle.contains(&format!("\n:{mark} "))) {
+                return Ok((variant, format!("kubelet's chain {mark} is there")));
+            }
+        }
+    }
+    let (nft, legacy) = (rule_count(Variant::Nft).await?, rule_count(Variant::Legacy).await?);
+    Ok(by_count(nft, legacy))
+}
+
+fn by_count(nft: usize, legacy: usize) -> (Variant, String) {
+    let variant = if legacy > nft { Variant::Legacy } else { Variant::Nft };
+    (variant, format!("{nft} rules in nft, {legacy} in legacy"))
+}
+
+async fn rule_count(variant: Variant) -> Result<usize, IptablesError> {
+    let mut count = 0;
+    for family in Family::ALL {
+        for table in ["filter", "nat", "mangle"] {
+            count += saved(variant, family, table).await?.lines().filter(|line| line.starts_with('-')).count();
+        }
+    }
+    Ok(count)
+}
+
+/// What is saved of a table; nothing where the variant does not work in this kernel.
+async fn saved(variant: Variant, family: Family, table: &str) -> Result<String, IptablesError> {
+    match Exec::new(variant, false).save_table(family, table).await {
+        Err(IptablesError::Failed { .. } | IptablesError::Missing(_)) => Ok(String::new()),
+        other => other,
+    }
+}
+
+/// The families that this iptables can program here (spec section 1.6). `ipv6_enabled` is what the kernel says of itself.
+///
+/// # Errors
+/// Not even one of them.
+pub async fn families(found: &Found, ipv6_enabled: bool) -> Result<Vec<Family>, IptablesError> {
+    let mut usable = Vec::new();
+    let mut why = Vec::new();
+    for family in Family::ALL {
+        if family == Family::V6 && !ipv6_enabled {
+            why.push("IPv6 is off in this kernel".to_owned());
+            continue;
+        }
+        match nat_works(found.exec.program(family, "")).await {
+            Ok(()) => usable.push(family),
+            Err(cause) => why.push(cause),
+        }
+    }
+    if usable.is_empty() { Err(IptablesError::Unusable(why.join("; "))) } else { Ok(usable) }
+}
+
+async fn nat_works(program: String) -> Result<(), String> {
+    let listed = tokio::task::spawn_blocking(move || {
+        // The crate looks programs up by static names; the few there can be live as long as the process.
+        let cmd: &'static str = Box::leak(program.clone().into_boxed_str());
+        let door = IPTables { cmd, has_check: true, has_wait: true, is_numeric: false };
+        door.list("nat", "POSTROUTING").map(drop).map_err(|error| format!("{program}: {}", error.to_string().trim()))
+    });
+    listed.await.map_err(|error| error.to_string())?
+}
+
+/// The number in `iptables v1.8.9 (nf_tables)`.
+fn number(version: &str) -> String {
+    let digits =
+        version.split_whitespace().find_map(|word| word.strip_prefix('v').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())));
+    digits.unwrap_or_default().trim_end_matches(|c: char| !c.is_ascii_digit()).to_owned()
+}
+
+fn at_least(version: &str, wanted: [u32; 3]) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    std::array::from_fn::<u32, 3, _>(|_| parts.next().unwrap_or(0)) >= wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_and_compared() {
+        assert_eq!(number("iptables v1.8.9 (nf_tables)\n"), "1.8.9");
+        assert_eq!(number("iptables v1.6.0\n"), "1.6.0");
+        assert_eq!(number("iptables"), "");
+        for (version, new) in [("1.8.9", true), ("1.6.2", true), ("1.6.1", false), ("1.6", false), ("2.0", true), ("", false)] {
+            assert_eq!(at_least(version, [1, 6, 2]), new, "{version}");
+        }
+    }
+
+    #[test]
+    fn the_more_rules_win_and_nft_wins_a_tie() {
+        assert_eq!(by_count(3, 4).0, Variant::Legacy);
+        assert_eq!(by_count(4, 4).0, Variant::Nft);
+        assert_eq!(by_count(5, 4), (Variant::Nft, "5 rules in nft, 4 in legacy".to_owned()));
+    }
+}

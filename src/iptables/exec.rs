@@ -1,0 +1,186 @@
+//! Running the real programs: `iptables-save` and `iptables-restore` of one variant, for both families.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::process::{ChildStdin, Command};
+
+use crate::cluster::Family;
+use crate::table::Table;
+use crate::table::plan::{Plan, Variant};
+
+use super::runner::{IptablesError, Runner};
+
+/// No command may take longer. iptables-nft-save alone can take 20 s on a large cluster (design.md, Writing), on a fast machine.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The programs of one variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exec {
+    variant: Variant,
+    /// `-nft` or `-legacy`, or nothing where only the plain names are installed.
+    infix: &'static str,
+}
+
+impl Exec {
+    /// The programs of a variant by their own names (`iptables-nft-restore`), or by the plain ones.
+    #[must_use]
+    pub const fn new(variant: Variant, plain: bool) -> Self {
+        let infix = match (plain, variant) {
+            (true, _) => "",
+            (false, Variant::Nft) => "-nft",
+            (false, Variant::Legacy) => "-legacy",
+        };
+        Self { variant, infix }
+    }
+
+    /// The name of a program: the operation is `""`, `-save` or `-restore`.
+    #[must_use]
+    pub fn program(&self, family: Family, operation: &str) -> String {
+        let base = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{base}{}{operation}", self.infix)
+    }
+
+    /// What `iptables-save` prints of one table.
+    ///
+    /// # Errors
+    /// It cannot be run, or fails.
+    pub async fn save_table(&self, family: Family, table: &str) -> Result<String, IptablesError> {
+        let program = self.program(family, "-save");
+        output(&program, &["-t", table]).await
+    }
+}
+
+impl Runner for Exec {
+    fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    async fn save(&self, family: Family) -> Result<Option<String>, IptablesError> {
+        let mut text = String::new();
+        for table in Table::ALL {
+            text += &self.save_table(family, table.as_str()).await?;
+        }
+        Ok(Some(text))
+    }
+
+    async fn restore(&self, family: Family, plan: &Plan<'_>) -> Result<(), IptablesError> {
+        let program = self.program(family, "-restore");
+        let mut child = command(&program)
+            .args(["-w", "5", "--noflush", "--counters"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .map_err(|cause| start_error(&program, cause))?;
+        let stdin = child.stdin.take();
+        let work = async {
+            // Told nothing of a broken pipe: a program that stops reading says why on its way out.
+            let (written, output) = tokio::join!(feed(stdin, plan), child.wait_with_output());
+            output.map(|output| (written, output))
+        };
+        let (written, output) = timed(&program, work).await?;
+        if !output.status.success() {
+            return Err(refusal(&program, &said(&output), plan));
+        }
+        written.map_err(|cause| IptablesError::Run { command: program, cause })
+    }
+}
+
+async fn feed(stdin: Option<ChildStdin>, plan: &Plan<'_>) -> std::io::Result<()> {
+    let Some(stdin) = stdin else { return Ok(()) };
+    let mut stdin = BufWriter::with_capacity(64 * 1024, stdin);
+    for (text, _) in plan.fragments() {
+        stdin.write_all(text.as_bytes()).await?;
+    }
+    stdin.shutdown().await
+}
+
+/// Runs a program and gives what it prints.
+///
+/// # Errors
+/// It cannot be started, fails, or takes too long.
+pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, IptablesError> {
+    let child = command(program).args(arguments).stdin(Stdio::null()).spawn().map_err(|cause| start_error(program, cause))?;
+    let output = timed(program, child.wait_with_output()).await?;
+    if output.status.success() { Ok(String::from_utf8_lossy(&output.stdout).into_owned()) } else { Err(failure(program, said(&output))) }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place that starts programs; every use is timed")]
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn timed<T>(program: &str, work: impl Future<Output = std::io::Result<T>>) -> Result<T, IptablesError> {
+    let late = |_| IptablesError::Timeout { command: program.into(), seconds: TIMEOUT.as_secs() };
+    tokio::time::timeout(TIMEOUT, work).await.map_err(late)?.map_err(|cause| IptablesError::Run { command: program.into(), cause })
+}
+
+fn start_error(program: &str, cause: std::io::Error) -> IptablesError {
+    match cause.kind() {
+        std::io::ErrorKind::NotFound => IptablesError::Missing(program.into()),
+        _ => IptablesError::Run { command: program.into(), cause },
+    }
+}
+
+fn said(output: &std::process::Output) -> String {
+    let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
+    if lines.is_empty() { output.status.to_string() } else { lines.join("; ") }
+}
+
+fn failure(program: &str, output: String) -> IptablesError {
+    if output.contains("Permission denied") || output.contains("you must be root") || output.contains("Operation not permitted") {
+        IptablesError::Permission(program.into())
+    } else {
+        IptablesError::Failed { command: program.into(), output }
+    }
+}
+
+fn refusal(program: &str, output: &str, plan: &Plan<'_>) -> IptablesError {
+    let error = failure(program, output.to_owned());
+    if matches!(error, IptablesError::Permission(_)) {
+        return error;
+    }
+    match named_line(output).and_then(|line| plan.line(line).map(|found| (line, found))) {
+        Some((line, (text, owner))) => {
+            IptablesError::Refused { command: program.into(), line, text, owner: owner.map(ToString::to_string), output: output.into() }
+        }
+        None => error,
+    }
+}
+
+/// The line of its input that iptables-restore complains about: `line 7 failed`, `Error occurred at line: 7`, `line 7: ...`.
+fn named_line(output: &str) -> Option<usize> {
+    output.match_indices("line").find_map(|(at, word)| {
+        let rest = output[at + word.len()..].trim_start_matches([':', ' ']);
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| &rest[..end]);
+        digits.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_found_in_what_every_variant_prints() {
+        for (output, line) in [
+            ("iptables-restore: line 7 failed", Some(7)),
+            ("iptables-restore v1.8.9 (legacy): unknown option \"--foo\"; Error occurred at line: 12", Some(12)),
+            (
+                "iptables-nft-restore v1.8.9 (nf_tables):; line 3: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SERVICES",
+                Some(3),
+            ),
+            ("iptables-nft-restore: line without number", None),
+            ("", None),
+        ] {
+            assert_eq!(named_line(output), line, "{output}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The door to iptables. Everything that reads or writes rules of the kernel goes through [`Runner`].
+
+pub mod detect;
+pub mod exec;
+pub mod record;
+pub mod runner;
+
+pub use runner::{IptablesError, Runner};

@@ -1,0 +1,51 @@
+//! A runner that looks at no kernel and keeps what it is told to write: the dry run, and a stand-in for tests.
+
+use std::cell::RefCell;
+use std::io::Write;
+
+use crate::cluster::Family;
+use crate::table::plan::{Plan, Variant};
+
+use super::runner::{IptablesError, Runner};
+
+/// Writes restore input to `out` instead of the kernel.
+#[derive(Debug)]
+pub struct Recorder<W> {
+    variant: Variant,
+    out: RefCell<W>,
+}
+
+impl<W: Write> Recorder<W> {
+    /// A recorder that writes as it would for a variant.
+    pub const fn new(variant: Variant, out: W) -> Self {
+        Self { variant, out: RefCell::new(out) }
+    }
+
+    /// Writes a line of its own, a comment for people.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note(&self, line: &str) -> Result<(), IptablesError> {
+        self.out.borrow_mut().write_all(line.as_bytes()).map_err(IptablesError::Print)
+    }
+
+    /// What was written to.
+    pub fn into_inner(self) -> W {
+        self.out.into_inner()
+    }
+}
+
+impl<W: Write> Runner for Recorder<W> {
+    fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    async fn save(&self, _family: Family) -> Result<Option<String>, IptablesError> {
+        Ok(None)
+    }
+
+    async fn restore(&self, _family: Family, plan: &Plan<'_>) -> Result<(), IptablesError> {
+        let mut out = self.out.borrow_mut();
+        plan.fragments().try_for_each(|(text, _)| out.write_all(text.as_bytes())).and_then(|()| out.flush()).map_err(IptablesError::Print)
+    }
+}

@@ -1,0 +1,89 @@
+//! What it takes to read and write a family's tables, and how that can fail.
+
+use std::future::Future;
+
+use crate::cluster::Family;
+use crate::table::plan::{Plan, Variant};
+
+/// Reads and writes tables.
+pub trait Runner {
+    /// Which iptables it writes with.
+    fn variant(&self) -> Variant;
+
+    /// The text of the family's `filter` and `nat` tables as they are now; `None` if this runner looks at no kernel.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn save(&self, family: Family) -> impl Future<Output = Result<Option<String>, IptablesError>>;
+
+    /// Carries out a plan. Its transactions take effect one after the other; the first that fails ends it.
+    ///
+    /// # Errors
+    /// A transaction was refused; those before it hold.
+    fn restore(&self, family: Family, plan: &Plan<'_>) -> impl Future<Output = Result<(), IptablesError>>;
+}
+
+/// How reading or writing tables can fail.
+#[derive(Debug, thiserror::Error)]
+pub enum IptablesError {
+    /// No iptables at all.
+    #[error("cannot run {0}: no such program. Install iptables (on Debian: apt-get install iptables)")]
+    Missing(String),
+    /// The variant asked for is not installed.
+    #[error("iptables variant {wanted} is not installed: there is no {missing} in PATH. Install it, or use --iptables-variant={other}")]
+    NoVariant {
+        /// The variant.
+        wanted: Variant,
+        /// The program that was looked for.
+        missing: String,
+        /// The variant that may be there.
+        other: Variant,
+    },
+    /// Neither family can be programmed.
+    #[error("iptables is not usable on this host: {0}")]
+    Unusable(String),
+    /// No permission.
+    #[error("{0}: no permission. Run as root, or with the capabilities NET_ADMIN and NET_RAW in this network namespace")]
+    Permission(String),
+    /// The program could not be started or talked to.
+    #[error("cannot run {command}: {cause}")]
+    Run {
+        /// The program.
+        command: String,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// It took too long and was stopped.
+    #[error("{command} did not finish within {seconds} s and was stopped; it may be waiting for another program's xtables lock")]
+    Timeout {
+        /// The program.
+        command: String,
+        /// The time it was given.
+        seconds: u64,
+    },
+    /// It failed.
+    #[error("{command} failed: {output}")]
+    Failed {
+        /// The program.
+        command: String,
+        /// What it printed.
+        output: String,
+    },
+    /// It refused a line of its input.
+    #[error("{command} refused line {line}, {text:?}{}: {output}", owner.as_ref().map(|name| format!(", of service port {name}")).unwrap_or_default())]
+    Refused {
+        /// The program.
+        command: String,
+        /// Line of the input, counted from 1.
+        line: usize,
+        /// That line.
+        text: String,
+        /// The service port it is for.
+        owner: Option<String>,
+        /// What the program printed.
+        output: String,
+    },
+    /// The dry run's output could not be written.
+    #[error("cannot print the rules: {0}")]
+    Print(std::io::Error),
+}

@@ -1,0 +1,216 @@
+//! Text into documents: multi-document YAML and JSON, parsed on all cores.
+//!
+//! A cluster's manifest is tens of megabytes, most of it in one document where it comes from `kubectl get -o yaml`. Such a list is
+//! cut at its items, so that the pieces parse side by side; if any piece fails, the document is parsed whole, and that decides.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
+
+/// Text is handed to the parsers in portions of about this many bytes.
+const PORTION: usize = 64 * 1024;
+
+/// A document that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("document {document}, line {line}: {cause}")]
+pub struct BadDocument {
+    /// Which document of the text, counted from 1; empty ones don't count.
+    pub document: usize,
+    /// Line of the text, counted from 1.
+    pub line: usize,
+    /// What is wrong there.
+    pub cause: String,
+}
+
+/// Parses every document of a text and makes something of each value, in the text's order. The items of a `kind: List` may come as
+/// values of their own.
+///
+/// # Errors
+/// The first document that is neither YAML nor JSON.
+pub fn parse<T: Send>(text: &str, make: impl Fn(Value) -> T + Sync) -> Result<Vec<T>, BadDocument> {
+    let documents = split(text);
+    let pieces: Vec<Piece<'_>> = documents.iter().flat_map(Document::pieces).collect();
+    let mut results =
+        in_parallel(&portions(&pieces), |portion| pieces[portion.clone()].iter().map(|piece| piece.parse(&make)).collect::<Vec<_>>());
+    let mut results = results.iter_mut().flat_map(std::mem::take);
+    let mut all = Vec::new();
+    for document in &documents {
+        let count = document.pieces().count();
+        let of_document: Result<Vec<_>, _> = results.by_ref().take(count).collect();
+        match of_document {
+            Ok(values) => all.extend(values.into_iter().flatten()),
+            Err(error) if count == 1 => return Err(error),
+            Err(_) => all.extend(document.whole().parse(&make)?),
+        }
+    }
+    Ok(all)
+}
+
+/// One document of a text.
+struct Document<'a> {
+    number: usize,
+    /// Line of the text it starts at, counted from 1.
+    line: usize,
+    text: &'a str,
+    /// Where its items start, if it is a list in the form kubectl prints; the end comes last.
+    items: Vec<(usize, Range<usize>)>,
+}
+
+/// Text that can be parsed by itself.
+struct Piece<'a> {
+    document: usize,
+    line: usize,
+    text: &'a str,
+    /// A run of items of a list rather than a document.
+    items: bool,
+}
+
+/// Cuts a text at its `---` lines, and leaves out what holds no content.
+fn split(text: &str) -> Vec<Document<'_>> {
+    let mut starts = vec![(1, 0, 0)];
+    let mut offset = 0;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        if line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])) {
+            starts.push((index + 1, offset, offset + "---".len()));
+        }
+        offset += line.len();
+    }
+    let ends = starts.iter().skip(1).map(|(_, separator, _)| *separator).chain([text.len()]);
+    let parts = starts.iter().zip(ends).map(|((line, _, start), end)| (*line, &text[*start..end]));
+    let with_content = parts.filter(|(_, part)| has_content(part)).enumerate();
+    with_content.map(|(index, (line, text))| Document { number: index + 1, line, text, items: list_items(text) }).collect()
+}
+
+fn has_content(text: &str) -> bool {
+    text.lines().map(str::trim).any(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with('%') && line != "...")
+}
+
+/// The items of a list as kubectl prints it (`items:` and every item's dash at the left margin), in portions: line and range.
+fn list_items(text: &str) -> Vec<(usize, Range<usize>)> {
+    if text.len() < 2 * PORTION {
+        return Vec::new();
+    }
+    let mut items: Vec<(usize, Range<usize>)> = Vec::new();
+    let mut offset = 0;
+    let mut inside = false;
+    let mut list = false;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let end = offset + line.len();
+        list |= line.trim_end() == "kind: List";
+        if line.trim_end() == "items:" && items.is_empty() {
+            inside = true;
+        } else if inside && line.starts_with("- ") && items.last().is_none_or(|(_, range)| range.len() >= PORTION) {
+            items.push((index, offset..end));
+        } else if inside && (line.starts_with(['-', ' ', '#', '\n', '\r'])) {
+            if let Some((_, range)) = items.last_mut() {
+                range.end = end;
+            }
+        } else {
+            inside = false;
+        }
+        offset = end;
+    }
+    if list { items } else { Vec::new() }
+}
+
+impl<'a> Document<'a> {
+    fn whole(&self) -> Piece<'a> {
+        Piece { document: self.number, line: self.line, text: self.text, items: false }
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece<'a>> {
+        let whole = self.items.is_empty().then(|| self.whole());
+        let items = self.items.iter().map(|(line, range)| Piece {
+            document: self.number,
+            line: self.line + line,
+            text: &self.text[range.clone()],
+            items: true,
+        });
+        whole.into_iter().chain(items)
+    }
+}
+
+impl Piece<'_> {
+    fn parse<T>(&self, make: &impl Fn(Value) -> T) -> Result<Vec<T>, BadDocument> {
+        let values = if self.text.trim_start().starts_with(['{', '[']) {
+            // YAML in flow style looks the same from here; but if it is neither, JSON's complaint is the clearer one.
+            self.json().or_else(|bad| self.yaml().map(|value| vec![value]).map_err(|_| bad))?
+        } else {
+            vec![self.yaml()?]
+        };
+        let flat = values.into_iter().flat_map(|value| match value {
+            Value::Array(values) if self.items => values,
+            value => vec![value],
+        });
+        flat.map(|value| {
+            if value.is_object() || value.is_null() { Ok(make(value)) } else { Err(self.bad(1, "no mapping with apiVersion and kind")) }
+        })
+        .collect()
+    }
+
+    fn bad(&self, line: usize, cause: &str) -> BadDocument {
+        BadDocument { document: self.document, line: self.line - 1 + line.max(1), cause: cause.to_owned() }
+    }
+
+    /// One JSON value or several in a row.
+    fn json(&self) -> Result<Vec<Value>, BadDocument> {
+        let values: serde_json::Result<_> = serde_json::Deserializer::from_str(self.text).into_iter().collect();
+        values.map_err(|error| self.bad(error.line(), &error.to_string()))
+    }
+
+    fn yaml(&self) -> Result<Value, BadDocument> {
+        // No budget: manifests are the operator's own, and a large cluster's are large.
+        let options = serde_saphyr::options! { budget: None };
+        serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
+            let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
+            self.bad(line, first_line(&error.to_string()))
+        })
+    }
+}
+
+/// The parser's message without its drawing of the place, which counts lines from where the piece starts.
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or_default().trim_start_matches("error: ")
+}
+
+/// Groups pieces into runs of about [`PORTION`] bytes.
+fn portions(pieces: &[Piece<'_>]) -> Vec<Range<usize>> {
+    let mut portions: Vec<Range<usize>> = Vec::new();
+    let mut size = PORTION;
+    for (index, piece) in pieces.iter().enumerate() {
+        if size >= PORTION {
+            portions.push(index..index);
+            size = 0;
+        }
+        if let Some(last) = portions.last_mut() {
+            last.end = index + 1;
+        }
+        size += piece.text.len();
+    }
+    portions
+}
+
+/// Maps jobs to results on all cores, in order.
+fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    if threads <= 1 {
+        return jobs.iter().map(work).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(jobs.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((index, job)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, jobs.get(i)?))) {
+                    let result = work(job);
+                    done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}

@@ -1,0 +1,205 @@
+//! Manifest files that change: `sepal run --manifests`.
+//!
+//! A change is taken when writing has come to rest: no event for a moment, and no file still open for writing. A file that is broken or
+//! only half there changes nothing; what it said before holds until it is whole again.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use super::manifests::{self, ManifestError, Manifests};
+use super::{Complaints, Update};
+use crate::config::settings::Asked;
+use crate::rules::inputs::Inputs;
+
+/// Files count as at rest after this long without an event.
+const SETTLED: Duration = Duration::from_millis(250);
+
+/// Manifests, read file by file so that a broken one can be told from the others.
+#[derive(Debug)]
+pub struct Files {
+    path: PathBuf,
+    asked: Asked,
+    good: BTreeMap<PathBuf, Manifests>,
+    complaints: Complaints,
+    /// Complaints about whole files, so that each is made once.
+    broken: BTreeSet<String>,
+}
+
+impl Files {
+    /// Manifests at a path; nothing is read yet.
+    #[must_use]
+    pub fn new(path: PathBuf, asked: Asked) -> Self {
+        Self { path, asked, good: BTreeMap::new(), complaints: Complaints::default(), broken: BTreeSet::new() }
+    }
+
+    /// Reads everything for the first time.
+    ///
+    /// # Errors
+    /// Any file that cannot be read.
+    pub fn read(&mut self) -> Result<Inputs, ManifestError> {
+        for file in manifests::files(&self.path)? {
+            let mut of_file = Manifests::default();
+            of_file.add(&file.display().to_string(), &manifests::read_text(&file)?)?;
+            self.good.insert(file, of_file);
+        }
+        Ok(self.inputs())
+    }
+
+    /// Reads everything again. What cannot be read is reported, and stays as it was.
+    pub fn reread(&mut self) -> Inputs {
+        let mut broken = BTreeSet::new();
+        match manifests::files(&self.path) {
+            Ok(files) => {
+                self.good.retain(|file, _| files.contains(file));
+                for file in files {
+                    match whole(&file) {
+                        Ok(of_file) => {
+                            self.good.insert(file, of_file);
+                        }
+                        Err(error) => {
+                            broken.insert(error.to_string());
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                broken.insert(error.to_string());
+            }
+        }
+        for error in broken.difference(&self.broken) {
+            tracing::error!("{error}; what it said before still holds");
+        }
+        self.broken = broken;
+        self.inputs()
+    }
+
+    fn inputs(&mut self) -> Inputs {
+        let mut all = Manifests::default();
+        self.good.values().for_each(|of_file| all.absorb(of_file.clone()));
+        all.complain(&mut self.complaints);
+        all.into_inputs(&self.asked)
+    }
+}
+
+/// Reads one file that may be in the middle of being written. YAML that was cut off is mostly still YAML; but it seldom ends with a newline.
+fn whole(file: &Path) -> Result<Manifests, ManifestError> {
+    let path = file.display().to_string();
+    let text = manifests::read_text(file)?;
+    let json = file.extension().is_some_and(|extension| extension == "json");
+    if !json && !text.ends_with('\n') {
+        return Err(ManifestError::Unfinished(path));
+    }
+    let mut manifests = Manifests::default();
+    manifests.add(&path, &text)?;
+    Ok(manifests)
+}
+
+/// Watches files for changes.
+#[derive(Debug)]
+pub struct Watch {
+    /// Holds the kernel's watches; they end with it.
+    _watcher: RecommendedWatcher,
+    events: mpsc::UnboundedReceiver<notify::Result<Event>>,
+    /// Files written to since they were last closed.
+    writing: HashSet<PathBuf>,
+}
+
+impl Watch {
+    /// Starts to watch the manifests at a path. Set it up before the first read, so that nothing falls in between.
+    ///
+    /// # Errors
+    /// The kernel does not let it.
+    pub fn new(path: &Path) -> notify::Result<Self> {
+        let (sender, events) = mpsc::unbounded_channel();
+        // The receiver only ever goes away together with this watcher.
+        let mut watcher = notify::recommended_watcher(move |event| drop(sender.send(event)))?;
+        if path.is_dir() {
+            watcher.watch(path, RecursiveMode::Recursive)?;
+        } else {
+            // The folder, not the file: editors and ConfigMaps put a new file in place of the old one.
+            let mut folders: HashSet<PathBuf> = HashSet::from([folder_of(path)]);
+            folders.extend(path.canonicalize().ok().map(|real| folder_of(&real)));
+            for folder in folders {
+                watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+            }
+        }
+        Ok(Self { _watcher: watcher, events, writing: HashSet::new() })
+    }
+
+    /// Waits for the next change to come to rest.
+    pub async fn changed(&mut self) {
+        let mut changed = false;
+        loop {
+            let at_rest = changed && self.writing.is_empty();
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => changed |= self.take(event),
+                    // The watcher lives as long as this does, so its channel does not close.
+                    None => std::future::pending().await,
+                },
+                () = tokio::time::sleep(SETTLED), if at_rest => return,
+            }
+        }
+    }
+
+    /// Takes note of an event; says whether something may be different now.
+    fn take(&mut self, event: notify::Result<Event>) -> bool {
+        let event = match event {
+            Ok(event) if !event.need_rescan() => event,
+            Ok(_) => {
+                // Events were lost: nobody knows what is being written.
+                self.writing.clear();
+                return true;
+            }
+            Err(error) => {
+                tracing::warn!("watching the manifests: {error}");
+                self.writing.clear();
+                return true;
+            }
+        };
+        match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) => self.writing.extend(event.paths),
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
+                self.writing.retain(|path| !event.paths.contains(path));
+            }
+            EventKind::Access(_) => return false,
+            _ => {}
+        }
+        true
+    }
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Sends new inputs for as long as somebody takes them.
+pub async fn follow(mut files: Files, mut watch: Watch, updates: mpsc::Sender<Update>) {
+    loop {
+        watch.changed().await;
+        // Parsing a large cluster takes a while, and the loop must not wait for it.
+        let reread = tokio::task::spawn_blocking(move || {
+            let inputs = files.reread();
+            (files, inputs)
+        });
+        let inputs;
+        (files, inputs) = match reread.await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!("reading the manifests came to a bad end, changes are no longer followed: {error}");
+                return;
+            }
+        };
+        if updates.send(Update::Inputs(Box::new(inputs))).await.is_err() {
+            return;
+        }
+    }
+}

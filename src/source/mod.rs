@@ -1,0 +1,58 @@
+//! Where the cluster's objects come from: manifest files or an API server; and their way into the cluster model.
+
+pub mod api;
+pub mod convert;
+pub mod documents;
+pub mod follow;
+pub mod manifests;
+pub mod object;
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::cluster::Change;
+use crate::rules::inputs::Inputs;
+
+pub use object::{Kind, ObjectId, Problem};
+
+/// What a source tells the loop.
+#[derive(Debug)]
+pub enum Update {
+    /// One object changed.
+    Change(Change),
+    /// Everything is as said here.
+    Inputs(Box<Inputs>),
+    /// Every object of a kind has been told.
+    Complete(Kind),
+}
+
+/// Tells of problems with objects, each once for as long as it stays the same.
+#[derive(Debug, Default)]
+pub struct Complaints {
+    told: HashMap<ObjectId, String>,
+    skipped: BTreeMap<String, usize>,
+}
+
+impl Complaints {
+    /// An object was read; tells of its problem, if it has one and that is news.
+    pub fn note(&mut self, id: &ObjectId, problem: Option<&Problem>) {
+        match problem {
+            None => {
+                self.told.remove(id);
+            }
+            Some(problem) if self.told.get(id) == Some(&problem.what) => {}
+            Some(problem) => {
+                tracing::warn!("{problem}");
+                self.told.insert(id.clone(), problem.what.clone());
+            }
+        }
+    }
+
+    /// Documents of kinds that are not needed were passed over, this many of each; tells so if that is news.
+    pub fn note_skipped(&mut self, skipped: &BTreeMap<String, usize>) {
+        if self.skipped != *skipped {
+            let counts: Vec<String> = skipped.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+            tracing::info!("documents of kinds that are not needed: {}", if counts.is_empty() { "none".into() } else { counts.join(", ") });
+            self.skipped.clone_from(skipped);
+        }
+    }
+}

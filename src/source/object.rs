@@ -1,0 +1,97 @@
+//! An API object as it was read, before anything is made of it.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// Kinds of objects the proxy reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+}
+
+impl Kind {
+    /// The kind that goes by this API version and name.
+    #[must_use]
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        match (api_version, kind) {
+            ("v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("v1", "Node") => Some(Self::Node),
+            _ => None,
+        }
+    }
+
+    /// The kind's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+        }
+    }
+
+    /// Whether objects of this kind live in namespaces.
+    #[must_use]
+    pub const fn namespaced(self) -> bool {
+        !matches!(self, Self::Node)
+    }
+}
+
+/// What tells one object from all others. Prints as `Service ns/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace; empty for Nodes.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectId {
+    /// The identity of an object of a kind, from its metadata; what is missing there is empty. A namespaced object without a
+    /// namespace is in `default`, as kubectl has it.
+    #[must_use]
+    pub fn of(kind: Kind, object: &Value) -> Self {
+        let field = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let namespace = match field("/metadata/namespace") {
+            _ if !kind.namespaced() => "",
+            "" => "default",
+            namespace => namespace,
+        };
+        Self { kind, namespace: namespace.into(), name: field("/metadata/name").into() }
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.as_str())?;
+        f.write_str(" ")?;
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// Something about an object that cannot be used. The rest of the object, and every other object, goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectId,
+    /// What is wrong with it and what follows.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.what)
+    }
+}
