@@ -165,14 +165,19 @@ impl Piece<'_> {
         let options = serde_saphyr::options! { budget: None };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
-            self.bad(line, first_line(&error.to_string()))
+            let message = error.to_string();
+            self.bad(line, without_place(&message))
         })
     }
 }
 
-/// The parser's message without its drawing of the place, which counts lines from where the piece starts.
-fn first_line(message: &str) -> &str {
-    message.lines().next().unwrap_or_default().trim_start_matches("error: ")
+/// The parser's message without the place it names and its drawing of it: both count lines from where the piece starts.
+fn without_place(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    match line.split_once(": ") {
+        Some((place, cause)) if place.starts_with("line ") => cause,
+        _ => line,
+    }
 }
 
 /// Groups pieces into runs of about [`PORTION`] bytes.
@@ -213,4 +218,60 @@ fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> V
     let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Result<Vec<String>, String> {
+        parse(text, |value| value["metadata"]["name"].as_str().unwrap_or_default().to_owned()).map_err(|bad| bad.to_string())
+    }
+
+    /// A List as kubectl prints it, large enough to be parsed in pieces.
+    fn large_list(tail: &str) -> String {
+        let item = |i: usize| {
+            format!(
+                "- apiVersion: v1\n  kind: Service\n  metadata:\n    name: s{i}\n    annotations:\n      text: |\n        - a\n        ---x\n"
+            )
+        };
+        let items: String = (0..4000).map(item).collect();
+        format!("apiVersion: v1\nitems:\n{items}{tail}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
+    }
+
+    #[test]
+    fn documents_are_cut_at_their_separators() {
+        let text = "# only a comment\n---\nmetadata: {name: a}\n--- # next\nmetadata:\n  name: b\n...\n---\n---\n{\"metadata\": {\"name\": \"c\"}}{\"metadata\": {\"name\": \"d\"}}\n";
+        assert_eq!(names(text), Ok(["a", "b", "c", "d"].map(String::from).to_vec()));
+        assert_eq!(names(""), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_document_and_line() {
+        for (text, want) in [
+            ("metadata: {name: a}\n---\n\nmetadata:\n  name: [\n", "document 2, line "),
+            ("---\n---\na: 1\n---\nb: 'x\n", "document 2, line 5: unclosed quote"),
+            ("{\"a\": 1,\n \"b\": }\n", "document 1, line 2: expected value"),
+            ("a: 1\n---\njust words\n", "document 2, line 2: no mapping with apiVersion and kind"),
+        ] {
+            let found = names(text).expect_err(text);
+            assert!(found.starts_with(want), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_large_list_comes_as_its_items_in_order() {
+        let found = names(&large_list("")).expect("a list");
+        assert_eq!(found.len(), 4000);
+        assert_eq!(found[3999], "s3999");
+    }
+
+    #[test]
+    fn a_large_list_with_an_error_names_its_line() {
+        let text = large_list("- kind: 'x\n");
+        let line = text.lines().position(|line| line == "- kind: 'x").expect("it is there") + 1;
+        let found = names(&text).expect_err("a broken item");
+        let named: usize = found.trim_start_matches("document 1, line ").split(':').next().and_then(|n| n.parse().ok()).expect("a line");
+        assert!(named.abs_diff(line) <= 5, "{found}; it is line {line}");
+    }
 }

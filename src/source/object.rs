@@ -74,10 +74,11 @@ impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.as_str())?;
         f.write_str(" ")?;
+        // Names that the API server never saw may hold anything; a log line stays one line.
         if !self.namespace.is_empty() {
-            write!(f, "{}/", self.namespace)?;
+            write!(f, "{}/", self.namespace.escape_debug())?;
         }
-        f.write_str(&self.name)
+        write!(f, "{}", self.name.escape_debug())
     }
 }
 

@@ -34,11 +34,11 @@ pub fn canonical(arguments: &str) -> String {
                 let value = if matches!(word.as_str(), "-s" | "-d") { address(&value) } else { value };
                 // Everywhere is no condition.
                 if !value.ends_with("/0") || negated {
-                    basics.push(format!("{}{word} {value}", if negated { "! " } else { "" }));
+                    basics.push(format!("{}{word} {}", if negated { "! " } else { "" }, quote(&value)));
                 }
             }
             "-m" => matches.push(Part { head: words.next().unwrap_or_default(), words: Vec::new() }),
-            "-j" | "-g" => target = Some(Part { head: format!("{word} {}", words.next().unwrap_or_default()), words: Vec::new() }),
+            "-j" | "-g" => target = Some(Part { head: format!("{word} {}", quote(&words.next().unwrap_or_default())), words: Vec::new() }),
             _ => {
                 let part = target.as_mut().or(matches.last_mut());
                 if let Some(part) = part {
@@ -96,7 +96,7 @@ fn match_text(part: Part) -> Option<String> {
         "recent" => without_recent_defaults(words),
         _ => words,
     };
-    Some(joined(&format!("-m {head}"), &options))
+    Some(joined(&format!("-m {}", quote(&head)), &options))
 }
 
 fn target_text(part: Part) -> String {

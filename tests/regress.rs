@@ -1,0 +1,36 @@
+//! Every bug that was found stays here under its name: testdata/regress/<name> is fed to the manifest reader and rendered. What is
+//! expected of it stands in <name>.expect: `ok`, or the error.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use sepal::cluster::Family;
+
+#[test]
+fn found_bugs_stay_mended() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/regress");
+    let mut checked = 0;
+    for entry in fs::read_dir(folder).expect("testdata/regress is there") {
+        let path = entry.expect("readable").path();
+        if path.extension().is_some_and(|extension| extension == "expect") {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&fs::read(&path).expect("readable")).into_owned();
+        let expected =
+            fs::read_to_string(format!("{}.expect", path.display())).unwrap_or_else(|error| panic!("{}.expect: {error}", path.display()));
+        let found = match common::inputs(&text) {
+            Ok(inputs) => {
+                for family in Family::ALL {
+                    assert!(common::rendered(&inputs, family).ends_with("COMMIT\n"), "{}", path.display());
+                }
+                "ok".to_owned()
+            }
+            Err(error) => error,
+        };
+        assert_eq!(found, expected.trim_end(), "{}", path.display());
+        checked += 1;
+    }
+    assert!(checked > 0, "no case was found");
+}
