@@ -1,5 +1,7 @@
 //! testdata/<case>.yaml against golden/<case>/ipv4.rules and ipv6.rules, byte for byte. `UPDATE_GOLDEN=1` rewrites them.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! What holds for every cluster, whatever is in it: arbitrary objects, half of them nonsense.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
 mod common;
 
 use common::simulator::Simulator;
@@ -64,6 +66,8 @@ fn service() -> impl Strategy<Value = Value> {
     })
 }
 
+type AnyEndpoint = (Vec<String>, Option<bool>, Option<bool>, Option<bool>, Option<String>, Option<Vec<String>>);
+
 fn slice() -> impl Strategy<Value = Value> {
     let endpoint = (
         vec(ip(), 0..3),
@@ -75,7 +79,7 @@ fn slice() -> impl Strategy<Value = Value> {
     );
     let ports = vec((option::of(word()), option::of(port()), option::of(pick(&["TCP", "UDP", "SCTP"]))), 0..4);
     (word(), word(), word(), pick(&["IPv4", "IPv4", "IPv6", "FQDN"]), vec(endpoint, 0..5), ports).prop_map(|(namespace, name, service, family, endpoints, ports)| {
-        let endpoint = |(addresses, ready, serving, terminating, node, hints): (Vec<String>, Option<bool>, Option<bool>, Option<bool>, Option<String>, Option<Vec<String>>)| {
+        let endpoint = |(addresses, ready, serving, terminating, node, hints): AnyEndpoint| {
             let hints = hints.map(|hints| json!({"forZones": hints.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()}));
             json!({"addresses": addresses, "conditions": {"ready": ready, "serving": serving, "terminating": terminating}, "nodeName": node, "hints": hints})
         };

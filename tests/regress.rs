@@ -1,6 +1,8 @@
 //! Every bug that was found stays here under its name: testdata/regress/<name> is fed to the manifest reader and rendered. What is
 //! expected of it stands in <name>.expect: `ok`, or the error.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
 mod common;
 
 use std::fs;

@@ -1,6 +1,7 @@
 //! What the tests share: a cluster from manifest text, its rules, and tables that live in memory.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(clippy::expect_used, reason = "a test that cannot be set up has failed")]
 
 pub mod simulator;
 
