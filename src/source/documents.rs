@@ -251,7 +251,7 @@ mod tests {
         for (text, want) in [
             ("metadata: {name: a}\n---\n\nmetadata:\n  name: [\n", "document 2, line "),
             ("---\n---\na: 1\n---\nb: 'x\n", "document 2, line 5: unclosed quote"),
-            ("{\"a\": 1,\n \"b\": 2 3}\n", "document 1, line 2: expected `,` or `}`"),
+            ("{\"a\": 1,\n \"b\": }}\n", "document 1, line 2: expected value"),
             ("a: 1\n---\njust words\n", "document 2, line 2: no mapping with apiVersion and kind"),
         ] {
             let found = names(text).err().unwrap_or_else(|| panic!("accepted: {text}"));

@@ -1,0 +1,341 @@
+//! Real iptables of both variants, the real kernel, real packets, in network namespaces of the tests' own.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "tests start programs, wait, and fail where they cannot")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::netns::{Netns, Running, eventually};
+use sepal::cluster::Family;
+
+const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
+const SOON: Duration = Duration::from_secs(2);
+
+fn testdata(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+}
+
+/// A node between its pods and the world outside: pods have two addresses per family with a server on each, outside has two.
+struct Lab {
+    node: Netns,
+    pods: Netns,
+    outside: Netns,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Self { node: Netns::new(), pods: Netns::new(), outside: Netns::new() };
+        lab.node.link("pods0", &lab.pods, "eth0");
+        lab.node.link("ext0", &lab.outside, "eth0");
+        lab.node.run(
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+             ip addr add 10.61.3.1/24 dev pods0; ip addr add fd61:a:0:3::1/64 dev pods0 nodad
+             ip addr add 192.168.61.13/24 dev ext0; ip addr add fd61::13/64 dev ext0 nodad",
+        );
+        lab.pods.run(
+            "for i in 10 11; do ip addr add 10.61.3.$i/24 dev eth0; ip addr add fd61:a:0:3::$i/64 dev eth0 nodad; done
+             ip route add default via 10.61.3.1; ip -6 route add default via fd61:a:0:3::1",
+        );
+        lab.outside.run(
+            "for i in 50 51; do ip addr add 192.168.61.$i/24 dev eth0; ip addr add fd61::$i/64 dev eth0 nodad; done
+             ip route add default via 192.168.61.13 src 192.168.61.50; ip -6 route add default via fd61::13 src fd61::50",
+        );
+        lab.serve();
+        lab
+    }
+
+    /// On every pod address, a TCP and a UDP server that tell the address they were reached at.
+    fn serve(&self) {
+        for address in ["10.61.3.10", "10.61.3.11", "fd61:a:0:3::10", "fd61:a:0:3::11"] {
+            let ip: IpAddr = address.parse().expect("an address");
+            let (tcp, udp) =
+                self.pods.within(move || (TcpListener::bind((ip, 8080)).expect("free"), UdpSocket::bind((ip, 5353)).expect("free")));
+            std::thread::spawn(move || {
+                for stream in tcp.incoming().flatten() {
+                    let _ = { stream }.write_all(ip.to_string().as_bytes());
+                }
+            });
+            std::thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+                    let _ = udp.send_to(ip.to_string().as_bytes(), peer);
+                }
+            });
+        }
+    }
+
+    fn sepal(&self, variant: &str, manifests: &Path) -> Running {
+        let mut command = self.node.command(SEPAL);
+        command.args(["run", "--iptables-variant", variant, "--manifests"]).arg(manifests);
+        Running(command.stdin(Stdio::null()).spawn().expect("sepal starts"))
+    }
+
+    /// Exit status and output of `--dry-run --diff`.
+    fn diff(&self, variant: &str, manifests: &Path) -> (Option<i32>, String) {
+        let mut command = self.node.command(SEPAL);
+        command.args(["--dry-run", "--diff", "--iptables-variant", variant, "--manifests"]).arg(manifests);
+        let output = command.output().expect("sepal starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn wait_for_rules(&self, variant: &str, manifests: &Path) {
+        eventually("the live rules are the desired ones", || self.diff(variant, manifests).0 == Some(0));
+    }
+}
+
+/// Connects and gives what the server says of itself.
+fn tcp(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
+    from.within(move || {
+        let mut stream = TcpStream::connect_timeout(&to, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        Ok(said)
+    })
+}
+
+fn udp(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
+    from.within(move || {
+        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(SOON))?;
+        socket.send(b"?")?;
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    })
+}
+
+/// Tries until both endpoints have answered; one of two fair coins stays unseen in 64 tosses once in 10^19.
+fn both_answer(what: &str, ask: impl Fn() -> std::io::Result<String>) {
+    let mut seen = BTreeSet::new();
+    for _ in 0..64 {
+        seen.insert(ask().unwrap_or_else(|error| panic!("{what}: {error}")));
+        if seen.len() == 2 {
+            return;
+        }
+    }
+    panic!("{what}: only {seen:?} answered");
+}
+
+fn address(text: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(text.parse().expect("an address"), port)
+}
+
+fn pick(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
+}
+
+fn traffic_flows_as_the_services_say(variant: &str) {
+    let lab = Lab::new();
+    let manifests = testdata("traffic.yaml");
+    let sepal = lab.sepal(variant, &manifests);
+    lab.wait_for_rules(variant, &manifests);
+    for family in Family::ALL {
+        let at = |v4, v6, port| address(pick(family, v4, v6), port);
+        for (name, from) in [("outside", &lab.outside), ("node", &lab.node), ("pods", &lab.pods)] {
+            let what = |kind: &str| format!("{variant} {family} from {name}: {kind}");
+            both_answer(&what("TCP cluster IP"), || tcp(from, at("10.111.0.10", "fd61:b::10", 80)));
+            both_answer(&what("UDP cluster IP"), || udp(from, at("10.111.0.11", "fd61:b::11", 53)));
+            both_answer(&what("NodePort"), || tcp(from, at("192.168.61.13", "fd61::13", 30080)));
+
+            let sticky = at("10.111.0.12", "fd61:b::12", 80);
+            let first = tcp(from, sticky).unwrap_or_else(|error| panic!("{}: {error}", what("affinity")));
+            for _ in 0..16 {
+                assert_eq!(tcp(from, sticky).expect("it answered before"), first, "{}", what("affinity"));
+            }
+
+            let refused = tcp(from, at("10.111.0.13", "fd61:b::13", 80)).expect_err("nobody is there");
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{}", what("no endpoints"));
+        }
+        // NodePorts answer on IPv4 loopback as well.
+        if family == Family::V4 {
+            both_answer("NodePort on loopback", || tcp(&lab.node, address("127.0.0.1", 30080)));
+        }
+        let balancer = at("203.0.113.8", "2001:db8::8", 80);
+        both_answer(&format!("{variant} {family}: within the source ranges"), || tcp(&lab.outside, balancer));
+        let via = pick(
+            family,
+            "ip route replace 203.0.113.8 via 192.168.61.13 src 192.168.61.51",
+            "ip -6 route replace 2001:db8::8 via fd61::13 src fd61::51",
+        );
+        lab.outside.run(via);
+        let dropped = tcp(&lab.outside, balancer).expect_err("this source is not within the ranges");
+        assert_eq!(dropped.kind(), ErrorKind::TimedOut, "{variant} {family}: outside the source ranges: {dropped}");
+    }
+    assert_eq!(sepal.terminate(), Some(0), "SIGTERM is a good end");
+    assert_eq!(lab.diff(variant, &manifests).0, Some(0), "and leaves the rules");
+}
+
+#[test]
+fn traffic_flows_as_the_services_say_nft() {
+    traffic_flows_as_the_services_say("nft");
+}
+
+#[test]
+fn traffic_flows_as_the_services_say_legacy() {
+    traffic_flows_as_the_services_say("legacy");
+}
+
+/// Files that change are followed; files that are broken or half there change nothing.
+fn changes_are_followed(variant: &str) {
+    let lab = Lab::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("cluster.yaml");
+    let whole = fs::read_to_string(testdata("traffic.yaml")).expect("readable");
+    fs::write(&file, &whole).expect("writable");
+    let sepal = lab.sepal(variant, folder.path());
+    lab.wait_for_rules(variant, &testdata("traffic.yaml"));
+    let web = address("10.111.0.10", 80);
+    assert!(tcp(&lab.outside, web).is_ok());
+
+    let rules = || lab.node.run(&format!("iptables-{variant}-save -t nat | grep -v '^[#:]'"));
+    let before = rules();
+    for broken in [&whole[..whole.len() / 2], "metadata: [\n", "\u{0}"] {
+        fs::write(&file, broken).expect("writable");
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(rules(), before, "a broken file changes nothing");
+    }
+
+    // One endpoint less, by rename as editors do it.
+    let fewer = whole.replace("- {addresses: [\"10.61.3.11\"], nodeName: alder-03}\n", "");
+    assert_ne!(fewer, whole);
+    let beside = folder.path().join(".new");
+    fs::write(&beside, &fewer).expect("writable");
+    fs::rename(&beside, &file).expect("writable");
+    lab.wait_for_rules(variant, &file);
+    for _ in 0..16 {
+        assert_eq!(tcp(&lab.outside, web).expect("one is left"), "10.61.3.10");
+    }
+    assert!(!rules().contains("10.61.3.11"), "chains that nothing needs any more are gone");
+
+    // Killed in the middle and started again, twice at once: it comes out the same.
+    drop(sepal);
+    fs::write(&file, &whole).expect("writable");
+    let one = lab.sepal(variant, folder.path());
+    let two = lab.sepal(variant, folder.path());
+    lab.wait_for_rules(variant, &file);
+    assert_eq!((one.terminate(), two.terminate()), (Some(0), Some(0)));
+    assert_eq!(lab.diff(variant, &file).0, Some(0));
+    let jumps = lab.node.run(&format!("iptables-{variant}-save -t nat"));
+    assert_eq!(jumps.matches("-A PREROUTING ").count(), 1, "one jump, however often it starts:\n{jumps}");
+}
+
+#[test]
+fn changes_are_followed_nft() {
+    changes_are_followed("nft");
+}
+
+#[test]
+fn changes_are_followed_legacy() {
+    changes_are_followed("legacy");
+}
+
+/// What is printed is what iptables-restore takes; and what is taken compares as the same. All cases, both variants, both families.
+#[test]
+fn every_golden_file_is_taken_by_iptables() {
+    let netns = Netns::new();
+    let mut failures = Vec::new();
+    let mut checked = 0;
+    for entry in fs::read_dir(testdata("")).expect("testdata is there") {
+        let path = entry.expect("readable").path();
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        // Counters need a kernel module that not every machine has.
+        if text.contains("nfacct: true") {
+            continue;
+        }
+        let inputs = common::inputs(&text).expect("golden cases are whole");
+        for family in Family::ALL {
+            let rendered = common::rendered(&inputs, family);
+            for variant in ["nft", "legacy"] {
+                let program = format!("{}-{variant}-restore", pick(family, "iptables", "ip6tables"));
+                let mut child = netns
+                    .command(&program)
+                    .args(["--noflush", "--test"])
+                    .stdin(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .expect("it starts");
+                child.stdin.take().expect("piped").write_all(rendered.as_bytes()).expect("it reads");
+                let output = child.wait_with_output().expect("it ends");
+                if !output.status.success() {
+                    failures.push(format!("{} {program}: {}", path.display(), String::from_utf8_lossy(&output.stderr)));
+                }
+                checked += 1;
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(checked > 200, "only {checked} were tried");
+}
+
+/// `--diff` sees what was changed by hand, says where, and exits 2.
+#[test]
+fn drift_is_shown_by_chain() {
+    let lab = Lab::new();
+    let manifests = testdata("traffic.yaml");
+    assert_eq!(lab.diff("nft", &manifests).0, Some(2), "nothing is there yet");
+    let sepal = lab.sepal("nft", &manifests);
+    lab.wait_for_rules("nft", &manifests);
+    drop(sepal);
+    lab.node.run("iptables-nft -t nat -F KUBE-MARK-MASQ; iptables-nft -t nat -N KUBE-SEP-STRANGER; iptables-nft -D INPUT -j KUBE-FIREWALL");
+    let (status, text) = lab.diff("nft", &manifests);
+    assert_eq!(status, Some(2));
+    for line in [
+        "+++ desired nat KUBE-MARK-MASQ",
+        "+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",
+        "-:KUBE-SEP-STRANGER",
+        "+-A INPUT -j KUBE-FIREWALL",
+    ] {
+        assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
+    }
+    assert!(!text.contains("KUBE-SVC-"), "what is as it should be is not shown:\n{text}");
+}
+
+/// Errors of start-up are one clear line and exit status 1.
+#[test]
+fn what_is_missing_is_said_in_one_line() {
+    let netns = Netns::new();
+    let manifests = testdata("traffic.yaml");
+    let error = |command: &mut Command| {
+        let output = command.arg("--manifests").arg(&manifests).output().expect("sepal starts");
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors: Vec<&str> = text.lines().filter(|line| line.contains("ERROR")).collect();
+        assert_eq!(errors.len(), 1, "{text}");
+        errors[0].to_owned()
+    };
+    let nothing = tempfile::tempdir().expect("a folder");
+    let missing = error(Command::new(SEPAL).env("PATH", nothing.path()).arg("run"));
+    assert!(missing.contains("Install iptables"), "{missing}");
+
+    // Only the nft variant is there.
+    for program in ["iptables-nft", "iptables-nft-save", "iptables-nft-restore"] {
+        std::os::unix::fs::symlink("/usr/sbin/xtables-nft-multi", nothing.path().join(program)).expect("writable");
+    }
+    let other = error(Command::new(SEPAL).env("PATH", nothing.path()).args(["run", "--iptables-variant", "legacy"]));
+    assert!(other.contains("legacy is not installed") && other.contains("--iptables-variant=nft"), "{other}");
+
+    let unprivileged = error(netns.command("setpriv").args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--",
+        SEPAL,
+        "run",
+    ]));
+    assert!(unprivileged.contains("no permission") && unprivileged.contains("NET_ADMIN"), "{unprivileged}");
+}
