@@ -22,26 +22,36 @@ fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
 }
 
-/// A node between its pods and the world outside: pods have two addresses per family with a server on each, outside has two.
+/// A node between its pods and the world outside: the serving pods have two addresses per family with a server on each, outside has two.
 struct Lab {
     node: Netns,
+    /// The endpoints. They share a namespace, so no client may be in it: answers to it would not pass the node.
     pods: Netns,
+    /// A pod that only asks.
+    client: Netns,
     outside: Netns,
 }
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self { node: Netns::new(), pods: Netns::new(), outside: Netns::new() };
+        let lab = Self { node: Netns::new(), pods: Netns::new(), client: Netns::new(), outside: Netns::new() };
         lab.node.link("pods0", &lab.pods, "eth0");
+        lab.node.link("pods1", &lab.client, "eth0");
         lab.node.link("ext0", &lab.outside, "eth0");
         lab.node.run(
             "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
              ip addr add 10.61.3.1/24 dev pods0; ip addr add fd61:a:0:3::1/64 dev pods0 nodad
-             ip addr add 192.168.61.13/24 dev ext0; ip addr add fd61::13/64 dev ext0 nodad",
+             ip addr add 10.61.4.1/24 dev pods1; ip addr add fd61:a:0:4::1/64 dev pods1 nodad
+             ip addr add 192.168.61.13/24 dev ext0; ip addr add fd61::13/64 dev ext0 nodad
+             ip link add beyond type veth peer name horizon; ip link set beyond up; ip link set horizon up; ip route add default dev beyond; ip -6 route add default dev beyond",
         );
         lab.pods.run(
             "for i in 10 11; do ip addr add 10.61.3.$i/24 dev eth0; ip addr add fd61:a:0:3::$i/64 dev eth0 nodad; done
              ip route add default via 10.61.3.1; ip -6 route add default via fd61:a:0:3::1",
+        );
+        lab.client.run(
+            "ip addr add 10.61.4.20/24 dev eth0; ip addr add fd61:a:0:4::20/64 dev eth0 nodad
+             ip route add default via 10.61.4.1; ip -6 route add default via fd61:a:0:4::1",
         );
         lab.outside.run(
             "for i in 50 51; do ip addr add 192.168.61.$i/24 dev eth0; ip addr add fd61::$i/64 dev eth0 nodad; done
@@ -144,7 +154,7 @@ fn traffic_flows_as_the_services_say(variant: &str) {
     lab.wait_for_rules(variant, &manifests);
     for family in Family::ALL {
         let at = |v4, v6, port| address(pick(family, v4, v6), port);
-        for (name, from) in [("outside", &lab.outside), ("node", &lab.node), ("pods", &lab.pods)] {
+        for (name, from) in [("outside", &lab.outside), ("node", &lab.node), ("a pod", &lab.client)] {
             let what = |kind: &str| format!("{variant} {family} from {name}: {kind}");
             both_answer(&what("TCP cluster IP"), || tcp(from, at("10.111.0.10", "fd61:b::10", 80)));
             both_answer(&what("UDP cluster IP"), || udp(from, at("10.111.0.11", "fd61:b::11", 53)));

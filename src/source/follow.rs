@@ -10,6 +10,7 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::manifests::{self, ManifestError, Manifests};
 use super::{Complaints, Update};
@@ -133,16 +134,17 @@ impl Watch {
 
     /// Waits for the next change to come to rest.
     pub async fn changed(&mut self) {
-        let mut changed = false;
+        let mut last: Option<Instant> = None;
         loop {
-            let at_rest = changed && self.writing.is_empty();
+            let at_rest = last.filter(|_| self.writing.is_empty()).map(|last| last + SETTLED);
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(event) => changed |= self.take(event),
+                    // Whoever only reads the files puts nothing off.
+                    Some(event) => if self.take(event) { last = Some(Instant::now()) },
                     // The watcher lives as long as this does, so its channel does not close.
                     None => std::future::pending().await,
                 },
-                () = tokio::time::sleep(SETTLED), if at_rest => return,
+                () = sleep_until(at_rest.unwrap_or_else(Instant::now)), if at_rest.is_some() => return,
             }
         }
     }
