@@ -6,79 +6,38 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::netns::{Netns, Running, eventually};
 use sepal::cluster::Family;
+use sepal_lab::traffic::{tcp, udp};
+use sepal_lab::{Netns, Running, Site, eventually};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
-const SOON: Duration = Duration::from_secs(2);
 
 fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
 }
 
-/// A node between its pods and the world outside: the serving pods have two addresses per family with a server on each, outside has two.
+/// The site, with sepal on its node.
 struct Lab {
-    node: Netns,
-    /// The endpoints. They share a namespace, so no client may be in it: answers to it would not pass the node.
-    pods: Netns,
-    /// A pod that only asks.
-    client: Netns,
-    outside: Netns,
+    site: Site,
+}
+
+impl std::ops::Deref for Lab {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
 }
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self { node: Netns::new(), pods: Netns::new(), client: Netns::new(), outside: Netns::new() };
-        lab.node.link("pods0", &lab.pods, "eth0");
-        lab.node.link("pods1", &lab.client, "eth0");
-        lab.node.link("ext0", &lab.outside, "eth0");
-        lab.node.run(
-            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
-             ip addr add 10.61.3.1/24 dev pods0; ip addr add fd61:a:0:3::1/64 dev pods0 nodad
-             ip addr add 10.61.4.1/24 dev pods1; ip addr add fd61:a:0:4::1/64 dev pods1 nodad
-             ip addr add 192.168.61.13/24 dev ext0; ip addr add fd61::13/64 dev ext0 nodad
-             ip link add beyond type veth peer name horizon; ip link set beyond up; ip link set horizon up; ip route add default dev beyond; ip -6 route add default dev beyond",
-        );
-        lab.pods.run(
-            "for i in 10 11; do ip addr add 10.61.3.$i/24 dev eth0; ip addr add fd61:a:0:3::$i/64 dev eth0 nodad; done
-             ip route add default via 10.61.3.1; ip -6 route add default via fd61:a:0:3::1",
-        );
-        lab.client.run(
-            "ip addr add 10.61.4.20/24 dev eth0; ip addr add fd61:a:0:4::20/64 dev eth0 nodad
-             ip route add default via 10.61.4.1; ip -6 route add default via fd61:a:0:4::1",
-        );
-        lab.outside.run(
-            "for i in 50 51; do ip addr add 192.168.61.$i/24 dev eth0; ip addr add fd61::$i/64 dev eth0 nodad; done
-             ip route add default via 192.168.61.13 src 192.168.61.50; ip -6 route add default via fd61::13 src fd61::50",
-        );
-        lab.serve();
-        lab
-    }
-
-    /// On every pod address, a TCP and a UDP server that tell the address they were reached at.
-    fn serve(&self) {
-        for address in ["10.61.3.10", "10.61.3.11", "fd61:a:0:3::10", "fd61:a:0:3::11"] {
-            let ip: IpAddr = address.parse().expect("an address");
-            let (tcp, udp) =
-                self.pods.within(move || (TcpListener::bind((ip, 8080)).expect("free"), UdpSocket::bind((ip, 5353)).expect("free")));
-            std::thread::spawn(move || {
-                for stream in tcp.incoming().flatten() {
-                    let _ = { stream }.write_all(ip.to_string().as_bytes());
-                }
-            });
-            std::thread::spawn(move || {
-                let mut buffer = [0; 64];
-                while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                    let _ = udp.send_to(ip.to_string().as_bytes(), peer);
-                }
-            });
-        }
+        Self { site: Site::new() }
     }
 
     fn sepal(&self, variant: &str, manifests: &Path) -> Running {
@@ -98,30 +57,6 @@ impl Lab {
     fn wait_for_rules(&self, variant: &str, manifests: &Path) {
         eventually("the live rules are the desired ones", || self.diff(variant, manifests).0 == Some(0));
     }
-}
-
-/// Connects and gives what the server says of itself.
-fn tcp(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
-    from.within(move || {
-        let mut stream = TcpStream::connect_timeout(&to, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
-        let mut said = String::new();
-        stream.read_to_string(&mut said)?;
-        Ok(said)
-    })
-}
-
-fn udp(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
-    from.within(move || {
-        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(to)?;
-        socket.set_read_timeout(Some(SOON))?;
-        socket.send(b"?")?;
-        let mut buffer = [0; 64];
-        let length = socket.recv(&mut buffer)?;
-        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-    })
 }
 
 /// Tries until both endpoints have answered; one of two fair coins stays unseen in 64 tosses once in 10^19.
@@ -175,12 +110,7 @@ fn traffic_flows_as_the_services_say(variant: &str) {
         }
         let balancer = at("203.0.113.8", "2001:db8::8", 80);
         both_answer(&format!("{variant} {family}: within the source ranges"), || tcp(&lab.outside, balancer));
-        let via = pick(
-            family,
-            "ip route replace 203.0.113.8 via 192.168.61.13 src 192.168.61.51",
-            "ip -6 route replace 2001:db8::8 via fd61::13 src fd61::51",
-        );
-        lab.outside.run(via);
+        lab.outside_source(balancer.ip(), pick(family, "192.168.61.51", "fd61::51"));
         let dropped = tcp(&lab.outside, balancer).expect_err("this source is not within the ranges");
         assert_eq!(dropped.kind(), ErrorKind::TimedOut, "{variant} {family}: outside the source ranges: {dropped}");
     }

@@ -194,13 +194,13 @@ proptest! {
         simulator.restore(&plan, |state| {
             let nat = &state.tables["nat"];
             for service in &kept {
-                for chain in &service.chains {
-                    let rules: String = nat.get(chain.name.as_str()).into_iter().flatten().map(|rule| format!("-A {} {rule}\n", chain.name)).collect();
-                    if rules != chain.rules {
-                        missing = Some(format!("{}: {} is not whole", service.name, chain.name));
+                for (chain, wanted) in service.chains() {
+                    let rules: String = nat.get(chain.as_str()).into_iter().flatten().map(|rule| format!("-A {chain} {rule}\n")).collect();
+                    if rules != wanted {
+                        missing = Some(format!("{}: {chain} is not whole", service.name));
                     }
                 }
-                for line in service.nat_dispatch.lines() {
+                for line in service.nat_dispatch().lines() {
                     let (chain, rule) = line.trim_start_matches("-A ").split_once(' ').expect("a rule");
                     if !nat[chain].iter().any(|found| found == rule) {
                         missing = Some(format!("{}: gone from {chain}", service.name));

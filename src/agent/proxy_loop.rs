@@ -97,7 +97,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// Takes one update; says whether rules may be different now.
     fn take(&mut self, update: Update) -> bool {
         match update {
-            Update::Change(change) => self.inputs.snapshot.apply(change),
+            Update::Change(change) => !self.inputs.snapshot.apply(change).is_nothing(),
             Update::Inputs(inputs) => {
                 let changed = self.inputs != *inputs;
                 self.inputs = *inputs;

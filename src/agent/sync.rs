@@ -81,7 +81,7 @@ pub async fn sync(runner: &impl Runner, inputs: &Inputs, host: &HostFacts, famil
     runner.restore(family, &plan).await?;
     Ok(Synced {
         service_ports: rules.services.len(),
-        chains: rules.services.iter().map(|service| service.chains.len()).sum(),
+        chains: rules.services.iter().map(|service| service.chains().len()).sum(),
         transactions: plan.transactions.len(),
         took: start.elapsed(),
     })

@@ -1,8 +1,8 @@
 //! EndpointSlices and the endpoints of a service port that they add up to (spec section 4).
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::ip::Family;
 use super::service::Protocol;
@@ -11,9 +11,9 @@ use super::service::Protocol;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SliceKey {
     /// Namespace of the slice.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name of the slice.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl fmt::Display for SliceKey {
@@ -26,7 +26,7 @@ impl fmt::Display for SliceKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// Name of the Service (label `kubernetes.io/service-name`), in the slice's namespace.
-    pub service: String,
+    pub service: Arc<str>,
     /// `addressType`.
     pub family: Family,
     /// The usable ports.
@@ -39,7 +39,7 @@ pub struct Slice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
     /// Port name, matched with the service port's; empty for an unnamed port.
-    pub name: String,
+    pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
     /// The endpoints' port, 1-65535.
@@ -73,7 +73,7 @@ pub struct SliceEndpoint {
     /// State.
     pub conditions: Conditions,
     /// The node it runs on; empty if not given.
-    pub node: String,
+    pub node: Box<str>,
     /// Zones this endpoint is meant for.
     pub zone_hints: Vec<String>,
     /// Nodes this endpoint is meant for.
@@ -104,23 +104,23 @@ impl Endpoint<'_> {
     }
 }
 
-/// The endpoints of one service port in one family: all slices of its Service together, without duplicates, sorted by id as
-/// bytes. A duplicate that is not terminating replaces what was there (spec section 4).
+/// The endpoints of one service port in one family: all slices of its Service together (sorted by name), without duplicates, sorted by
+/// id as bytes. A duplicate that is not terminating replaces what was there (spec section 4).
 #[must_use]
 pub fn of_service_port<'a>(
-    slices: &'a BTreeMap<String, Slice>,
+    slices: impl Iterator<Item = &'a Slice>,
     family: Family,
     port: &str,
     protocol: Protocol,
     node_name: &str,
 ) -> Vec<Endpoint<'a>> {
     let mut found: Vec<Endpoint<'a>> = Vec::new();
-    for slice in slices.values().filter(|slice| slice.family == family) {
-        for slice_port in slice.ports.iter().filter(|p| p.name == port && p.protocol == protocol) {
+    for slice in slices.filter(|slice| slice.family == family) {
+        for slice_port in slice.ports.iter().filter(|p| *p.name == *port && p.protocol == protocol) {
             found.extend(slice.endpoints.iter().map(|endpoint| Endpoint {
                 id: endpoint_id(endpoint.ip, slice_port.port),
                 conditions: endpoint.conditions,
-                local: !endpoint.node.is_empty() && endpoint.node == node_name,
+                local: !endpoint.node.is_empty() && *endpoint.node == *node_name,
                 zone_hints: &endpoint.zone_hints,
                 node_hints: &endpoint.node_hints,
             }));
@@ -158,7 +158,7 @@ mod tests {
                 .map(|(ip, terminating)| SliceEndpoint {
                     ip: ip.parse().expect("an address"),
                     conditions: Conditions { ready: !terminating, serving: true, terminating: *terminating },
-                    node: String::new(),
+                    node: "".into(),
                     zone_hints: vec![],
                     node_hints: vec![],
                 })
@@ -168,20 +168,20 @@ mod tests {
 
     #[test]
     fn order_is_bytewise_and_duplicates_prefer_the_living() {
-        let slices = BTreeMap::from([
-            ("a".to_owned(), slice(80, &[("10.0.0.2", false), ("10.0.0.10", true), ("10.0.0.10", false)])),
-            ("b".to_owned(), slice(80, &[("10.0.0.2", true)])),
-            ("c".to_owned(), slice(443, &[("10.0.0.2", false)])),
-        ]);
-        let found = of_service_port(&slices, Family::V4, "http", Protocol::Tcp, "node");
+        let slices = [
+            slice(80, &[("10.0.0.2", false), ("10.0.0.10", true), ("10.0.0.10", false)]),
+            slice(80, &[("10.0.0.2", true)]),
+            slice(443, &[("10.0.0.2", false)]),
+        ];
+        let found = of_service_port(slices.iter(), Family::V4, "http", Protocol::Tcp, "node");
         let seen: Vec<_> = found.iter().map(|e| (e.id.as_str(), e.conditions.ready)).collect();
         assert_eq!(seen, [("10.0.0.10:80", true), ("10.0.0.2:443", true), ("10.0.0.2:80", true)]);
     }
 
     #[test]
     fn an_endpoint_without_node_is_never_local() {
-        let slices = BTreeMap::from([("a".to_owned(), slice(80, &[("10.0.0.2", false)]))]);
-        assert!(!of_service_port(&slices, Family::V4, "http", Protocol::Tcp, "")[0].local);
+        let slices = [slice(80, &[("10.0.0.2", false)])];
+        assert!(!of_service_port(slices.iter(), Family::V4, "http", Protocol::Tcp, "")[0].local);
     }
 
     #[test]

@@ -14,4 +14,4 @@ pub use endpoints::{Conditions, Endpoint, Slice, SliceEndpoint, SliceKey, SliceP
 pub use ip::Family;
 pub use node::Node;
 pub use service::{Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType};
-pub use snapshot::{Change, Snapshot};
+pub use snapshot::{Change, Snapshot, Touched};

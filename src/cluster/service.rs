@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -41,13 +42,13 @@ impl Protocol {
     }
 }
 
-/// Namespace and name of a Service.
+/// Namespace and name of a Service. Shared text: many things refer to one Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Namespace of the Service.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name of the Service.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl fmt::Display for ServiceKey {
@@ -63,7 +64,7 @@ pub struct ServicePortName {
     /// The Service.
     pub service: ServiceKey,
     /// The port's name; empty for an unnamed port.
-    pub port: String,
+    pub port: Arc<str>,
     /// The port's protocol; not part of the printed name.
     pub protocol: Protocol,
 }
@@ -91,7 +92,7 @@ pub enum ServiceType {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Port name; empty for an unnamed port.
-    pub name: String,
+    pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
     /// The port clients connect to, 1-65535.

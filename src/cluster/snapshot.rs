@@ -1,6 +1,7 @@
 //! Everything known about the cluster at one moment, and the changes that move it on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use super::endpoints::{Slice, SliceKey};
 use super::node::Node;
@@ -10,7 +11,8 @@ use super::service::{Service, ServiceKey};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     services: BTreeMap<ServiceKey, Service>,
-    slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// By Service, then sorted by the slices' names. Most Services have one slice.
+    slices: BTreeMap<ServiceKey, Vec<(Arc<str>, Slice)>>,
     /// Under which Service each slice is filed, so that a slice that moves to another Service leaves the first one.
     filed: HashMap<SliceKey, ServiceKey>,
     node: Option<Node>,
@@ -27,41 +29,82 @@ pub enum Change {
     Node(Option<Node>),
 }
 
-static NO_SLICES: BTreeMap<String, Slice> = BTreeMap::new();
+/// What a step was about, as far as rules may be different after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// These Services.
+    pub services: Vec<ServiceKey>,
+    /// The Node: every Service may be.
+    pub node: bool,
+}
+
+impl Touched {
+    /// Whether rules are as before.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.services.is_empty() && !self.node
+    }
+}
 
 impl Snapshot {
-    /// Takes one step; says whether anything that rules may depend on is different now.
-    pub fn apply(&mut self, change: Change) -> bool {
+    /// Takes one step; says what is different now.
+    pub fn apply(&mut self, change: Change) -> Touched {
+        let mut touched = Touched::default();
         match change {
-            Change::Service(key, service) => put(&mut self.services, key, service),
-            Change::Slice(key, slice) => self.apply_slice(key, slice),
+            Change::Service(key, service) => {
+                if put(&mut self.services, key.clone(), service) {
+                    touched.services.push(key);
+                }
+            }
+            Change::Slice(key, slice) => self.apply_slice(key, slice, &mut touched),
             // A deleted Node keeps its last address and zone: the node itself is evidently still here (spec section 2).
-            Change::Node(None) => false,
+            Change::Node(None) => {}
             Change::Node(node) => {
-                let changed = self.node != node;
+                touched.node = self.node != node;
                 self.node = node;
-                changed
             }
         }
+        touched
     }
 
-    fn apply_slice(&mut self, key: SliceKey, slice: Option<Slice>) -> bool {
+    fn apply_slice(&mut self, key: SliceKey, slice: Option<Slice>, touched: &mut Touched) {
         let service = slice.as_ref().map(|s| ServiceKey { namespace: key.namespace.clone(), name: s.service.clone() });
-        let mut changed = false;
         if let Some(old) = self.filed.get(&key).filter(|old| Some(*old) != service.as_ref()).cloned() {
             self.filed.remove(&key);
             if let Some(of_service) = self.slices.get_mut(&old) {
-                changed |= of_service.remove(&key.name).is_some();
+                of_service.retain(|(name, _)| *name != key.name);
                 if of_service.is_empty() {
                     self.slices.remove(&old);
                 }
             }
+            touched.services.push(old);
         }
-        if let (Some(service), Some(slice)) = (service, slice) {
-            self.filed.insert(key.clone(), service.clone());
-            changed |= put(self.slices.entry(service).or_default(), key.name, Some(slice));
+        let (Some(service), Some(slice)) = (service, slice) else { return };
+        let of_service = self.slices.entry(service.clone()).or_default();
+        match of_service.binary_search_by(|(name, _)| name.cmp(&key.name)) {
+            Ok(at) if of_service[at].1 == slice => return,
+            Ok(at) => of_service[at].1 = slice,
+            Err(at) => of_service.insert(at, (key.name.clone(), slice)),
         }
-        changed
+        self.filed.insert(key, service.clone());
+        touched.services.push(service);
+    }
+
+    /// Takes away every Service that is not among these; says which went.
+    pub fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> Touched {
+        let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
+        self.services.retain(|key, _| known.contains(key));
+        Touched { services: gone, node: false }
+    }
+
+    /// Takes away every slice that is not among these; says whose they were.
+    pub fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> Touched {
+        let gone: Vec<SliceKey> = self.filed.keys().filter(|key| !known.contains(key)).cloned().collect();
+        let mut touched = Touched::default();
+        for key in gone {
+            self.apply_slice(key, None, &mut touched);
+        }
+        touched
     }
 
     /// All Services, sorted by namespace and name.
@@ -69,10 +112,15 @@ impl Snapshot {
         self.services.iter()
     }
 
-    /// The slices of one Service, by slice name.
+    /// One Service.
     #[must_use]
-    pub fn slices(&self, service: &ServiceKey) -> &BTreeMap<String, Slice> {
-        self.slices.get(service).unwrap_or(&NO_SLICES)
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// The slices of one Service, by slice name.
+    pub fn slices(&self, service: &ServiceKey) -> impl Iterator<Item = &Slice> {
+        self.slices.get(service).into_iter().flatten().map(|(_, slice)| slice)
     }
 
     /// How many EndpointSlices are known.
@@ -124,26 +172,42 @@ mod tests {
         Slice { service: service.into(), family: Family::V4, ports: vec![], endpoints: vec![] }
     }
 
+    fn of(services: &[&str]) -> Touched {
+        Touched { services: services.iter().map(|name| key(name)).collect(), node: false }
+    }
+
     #[test]
     fn only_real_changes_count() {
         let mut snapshot = Snapshot::default();
-        assert!(snapshot.apply(Change::Service(key("a"), Some(Service::default()))));
-        assert!(!snapshot.apply(Change::Service(key("a"), Some(Service::default()))));
-        assert!(snapshot.apply(Change::Service(key("a"), None)));
-        assert!(!snapshot.apply(Change::Service(key("a"), None)));
-        assert!(snapshot.apply(Change::Node(Some(Node::default()))));
-        assert!(!snapshot.apply(Change::Node(None)), "a deleted Node keeps its last facts");
+        assert_eq!(snapshot.apply(Change::Service(key("a"), Some(Service::default()))), of(&["a"]));
+        assert!(snapshot.apply(Change::Service(key("a"), Some(Service::default()))).is_nothing());
+        assert_eq!(snapshot.apply(Change::Service(key("a"), None)), of(&["a"]));
+        assert!(snapshot.apply(Change::Service(key("a"), None)).is_nothing());
+        assert!(snapshot.apply(Change::Node(Some(Node::default()))).node);
+        assert!(snapshot.apply(Change::Node(None)).is_nothing(), "a deleted Node keeps its last facts");
     }
 
     #[test]
     fn a_slice_that_changes_its_service_leaves_the_first() {
         let mut snapshot = Snapshot::default();
         let slice_key = SliceKey { namespace: "ns".into(), name: "s".into() };
-        assert!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("a")))));
-        assert!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("b")))));
-        assert!(snapshot.slices(&key("a")).is_empty());
-        assert_eq!(snapshot.slices(&key("b")).len(), 1);
-        assert!(snapshot.apply(Change::Slice(slice_key, None)));
+        assert_eq!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("a")))), of(&["a"]));
+        assert!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("a")))).is_nothing());
+        assert_eq!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("b")))), of(&["a", "b"]));
+        assert_eq!((snapshot.slices(&key("a")).count(), snapshot.slices(&key("b")).count()), (0, 1));
+        assert_eq!(snapshot.apply(Change::Slice(slice_key, None)), of(&["b"]));
         assert_eq!(snapshot, Snapshot::default());
+    }
+
+    #[test]
+    fn what_a_full_list_leaves_out_goes() {
+        let mut snapshot = Snapshot::default();
+        for name in ["a", "b"] {
+            snapshot.apply(Change::Service(key(name), Some(Service::default())));
+            snapshot.apply(Change::Slice(SliceKey { namespace: "ns".into(), name: name.into() }, Some(slice(name))));
+        }
+        assert_eq!(snapshot.retain_services(&HashSet::from([key("b")])), of(&["a"]));
+        assert_eq!(snapshot.retain_slices(&HashSet::new()).services.len(), 2);
+        assert_eq!((snapshot.service_count(), snapshot.slice_count()), (1, 0));
     }
 }

@@ -24,8 +24,8 @@ pub(super) fn fixed_chains(view: &View<'_>) -> Vec<Chain<&'static str>> {
         Rule::append(&mut rules, names::FIREWALL)
             .comment(&["block incoming localnet connections"])
             .destination("127.0.0.0/8")
-            .arguments("! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT")
-            .jump("DROP");
+            .arguments(&["! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"])
+            .jump(&["DROP"]);
         chains.push(Chain { name: names::FIREWALL, rules });
     }
     chains
@@ -35,32 +35,31 @@ fn forward(view: &View<'_>) -> String {
     let mark = &view.mark;
     let mut out = String::new();
     if view.drop_invalid {
-        let mut rule = Rule::append(&mut out, names::FORWARD).arguments("-m conntrack --ctstate INVALID");
+        let mut rule = Rule::append(&mut out, names::FORWARD).arguments(&["-m conntrack --ctstate INVALID"]);
         if view.nfacct.ct_state_invalid {
-            rule = rule.arguments("-m nfacct --nfacct-name ct_state_invalid_dropped_pkts");
+            rule = rule.arguments(&["-m nfacct --nfacct-name ct_state_invalid_dropped_pkts"]);
         }
-        rule.jump("DROP");
+        rule.jump(&["DROP"]);
     }
     Rule::append(&mut out, names::FORWARD)
         .comment(&["kubernetes forwarding rules"])
-        .arguments(&format!("-m mark --mark {mark}/{mark}"))
-        .jump("ACCEPT");
+        .arguments(&[&format!("-m mark --mark {mark}/{mark}")])
+        .jump(&["ACCEPT"]);
     Rule::append(&mut out, names::FORWARD)
         .comment(&["kubernetes forwarding conntrack rule"])
-        .arguments("-m conntrack --ctstate RELATED,ESTABLISHED")
-        .jump("ACCEPT");
+        .arguments(&["-m conntrack --ctstate RELATED,ESTABLISHED"])
+        .jump(&["ACCEPT"]);
     out
 }
 
-/// The lines of one service port in the shared chains of `filter`.
-pub(super) fn dispatch(input: &ServicePortInput<'_>, policy: &Policy<'_>, names: &ServiceChains, view: &View<'_>) -> String {
+/// Writes the lines of one service port in the shared chains of `filter`.
+pub(super) fn dispatch(out: &mut String, input: &ServicePortInput<'_>, policy: &Policy<'_>, names: &ServiceChains, view: &View<'_>) {
     let ServicePortInput { spn, service, port, .. } = input;
     let protocol = port.protocol;
     // No endpoint anywhere is refused; endpoints only elsewhere is dropped, so that a load balancer tries another node.
     let (why, target) = if policy.has_endpoints { (" has no local endpoints", "DROP") } else { (" has no endpoints", "REJECT") };
-    let mut out = String::new();
     let mut refuse = |chain, address: &str| {
-        Rule::append(&mut out, chain).comment(&[spn, why]).frontend(protocol, address, port.port).jump(target);
+        Rule::append(out, chain).comment(&[spn, why]).frontend(protocol, address, port.port).jump(&[target]);
     };
     if !policy.serves_internal() {
         refuse(names::SERVICES, &input.cluster_ip);
@@ -71,28 +70,27 @@ pub(super) fn dispatch(input: &ServicePortInput<'_>, policy: &Policy<'_>, names:
         }
         service.load_balancer_vips(view.family).for_each(|vip| refuse(names::EXTERNAL_SERVICES, &vip.to_string()));
         if port.node_port != 0 {
-            Rule::append(&mut out, names::EXTERNAL_SERVICES)
+            Rule::append(out, names::EXTERNAL_SERVICES)
                 .comment(&[spn, why])
-                .arguments("-m addrtype --dst-type LOCAL")
+                .arguments(&["-m addrtype --dst-type LOCAL"])
                 .protocol(protocol)
                 .port(port.node_port)
-                .jump(target);
+                .jump(&[target]);
         }
     }
     if uses_firewall(input, policy, view.family) {
         for vip in service.load_balancer_vips(view.family) {
-            Rule::append(&mut out, names::PROXY_FIREWALL)
+            Rule::append(out, names::PROXY_FIREWALL)
                 .comment(&[spn, " traffic not accepted by ", names.firewall.as_str()])
                 .frontend(protocol, &vip.to_string(), port.port)
-                .jump("DROP");
+                .jump(&["DROP"]);
         }
     }
     if service.health_check_node_port != 0 {
-        Rule::append(&mut out, names::NODEPORTS)
+        Rule::append(out, names::NODEPORTS)
             .comment(&[spn, " health check node port"])
             .protocol(Protocol::Tcp)
             .port(service.health_check_node_port)
-            .jump("ACCEPT");
+            .jump(&["ACCEPT"]);
     }
-    out
 }

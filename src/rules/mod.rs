@@ -33,17 +33,41 @@ pub struct Chain<N> {
     pub rules: String,
 }
 
-/// The rules of one service port: chains of its own, and its lines in the chains all service ports share.
+/// The rules of one service port: chains of its own, and its lines in the chains all service ports share. Every rule is an `-A` line
+/// with its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePortRules {
     /// Whose rules these are.
     pub name: ServicePortName,
-    /// Its own chains in `nat`. They jump to each other and to fixed chains only.
-    pub chains: Vec<Chain<ChainName>>,
+    /// Everything in one text: its chains' rules, its lines in shared chains of `nat`, then those of `filter`.
+    text: String,
+    /// Its own chains, each with the end of its rules in the text.
+    chains: Vec<(ChainName, usize)>,
+    /// The end of its lines in shared chains of `nat`.
+    nat_dispatch: usize,
+}
+
+impl ServicePortRules {
+    /// Its own chains in `nat`, each with its rules. They jump to each other and to fixed chains only.
+    #[must_use]
+    pub fn chains(&self) -> impl ExactSizeIterator<Item = (&ChainName, &str)> {
+        self.chains.iter().enumerate().map(|(i, (name, end))| {
+            let start = i.checked_sub(1).map_or(0, |before| self.chains[before].1);
+            (name, &self.text[start..*end])
+        })
+    }
+
     /// Its lines in `nat`'s KUBE-SERVICES and KUBE-NODEPORTS.
-    pub nat_dispatch: String,
+    #[must_use]
+    pub fn nat_dispatch(&self) -> &str {
+        &self.text[self.chains.last().map_or(0, |(_, end)| *end)..self.nat_dispatch]
+    }
+
     /// Its lines in `filter`'s shared chains.
-    pub filter_dispatch: String,
+    #[must_use]
+    pub fn filter_dispatch(&self) -> &str {
+        &self.text[self.nat_dispatch..]
+    }
 }
 
 /// Every rule of one IP family.
@@ -81,12 +105,12 @@ fn service_port(input: &ServicePortInput<'_>, view: &View<'_>, large: bool) -> S
     let policy = policy::Policy::new(input.service, input.port, &input.endpoints, view);
     let names = names::ServiceChains::new(&input.spn, input.port.protocol);
     let rules = nat::Writer { input, view, policy: &policy, names: &names, large };
-    ServicePortRules {
-        name: input.name.clone(),
-        chains: rules.chains(),
-        nat_dispatch: rules.dispatch(),
-        filter_dispatch: filter::dispatch(input, &policy, &names, view),
-    }
+    let mut text = String::with_capacity(512 + 640 * policy.reachable.len());
+    let chains = rules.chains(&mut text);
+    rules.dispatch(&mut text);
+    let nat_dispatch = text.len();
+    filter::dispatch(&mut text, input, &policy, &names, view);
+    ServicePortRules { name: input.name.clone(), text, chains, nat_dispatch }
 }
 
 /// The service ports of the family, sorted by name then protocol, each with its endpoints.
@@ -94,7 +118,6 @@ fn service_ports<'a>(snapshot: &'a Snapshot, view: &View<'a>) -> Vec<ServicePort
     let mut inputs: Vec<ServicePortInput<'a>> = Vec::with_capacity(snapshot.service_count());
     for (key, service) in snapshot.services() {
         let Some(cluster_ip) = service.cluster_ip(view.family) else { continue };
-        let slices = snapshot.slices(key);
         for port in &service.ports {
             let name = ServicePortName { service: key.clone(), port: port.name.clone(), protocol: port.protocol };
             inputs.push(ServicePortInput {
@@ -103,7 +126,7 @@ fn service_ports<'a>(snapshot: &'a Snapshot, view: &View<'a>) -> Vec<ServicePort
                 service,
                 port,
                 cluster_ip: cluster_ip.to_string(),
-                endpoints: endpoints::of_service_port(slices, view.family, &port.name, port.protocol, view.node_name),
+                endpoints: endpoints::of_service_port(snapshot.slices(key), view.family, &port.name, port.protocol, view.node_name),
             });
         }
     }

@@ -29,16 +29,14 @@ pub struct ServicePortInput<'a> {
 pub(super) fn fixed_chains(view: &View<'_>) -> Vec<Chain<&'static str>> {
     let mark = &view.mark;
     let mut postrouting = String::new();
-    Rule::append(&mut postrouting, names::POSTROUTING).arguments(&format!("-m mark ! --mark {mark}/{mark}")).jump("RETURN");
+    Rule::append(&mut postrouting, names::POSTROUTING).arguments(&[&format!("-m mark ! --mark {mark}/{mark}")]).jump(&["RETURN"]);
     // The mark is cleared, so that a packet that passes POSTROUTING again, encapsulated, is not masqueraded twice.
-    Rule::append(&mut postrouting, names::POSTROUTING).jump(&format!("MARK --xor-mark {mark}"));
-    Rule::append(&mut postrouting, names::POSTROUTING).comment(&["kubernetes service traffic requiring SNAT"]).jump(if view.random_fully {
-        "MASQUERADE --random-fully"
-    } else {
-        "MASQUERADE"
-    });
+    Rule::append(&mut postrouting, names::POSTROUTING).jump(&[&format!("MARK --xor-mark {mark}")]);
+    Rule::append(&mut postrouting, names::POSTROUTING)
+        .comment(&["kubernetes service traffic requiring SNAT"])
+        .jump(&[if view.random_fully { "MASQUERADE --random-fully" } else { "MASQUERADE" }]);
     let mut mark_masq = String::new();
-    Rule::append(&mut mark_masq, names::MARK_MASQ).jump(&format!("MARK --or-mark {mark}"));
+    Rule::append(&mut mark_masq, names::MARK_MASQ).jump(&[&format!("MARK --or-mark {mark}")]);
     vec![
         Chain { name: names::SERVICES, rules: String::new() },
         Chain { name: names::NODEPORTS, rules: String::new() },
@@ -53,8 +51,8 @@ pub(super) fn tail(view: &View<'_>) -> String {
     let mut rule = |arguments: &str| {
         Rule::append(&mut out, names::SERVICES)
             .comment(&["kubernetes service nodeports; NOTE: this must be the last rule in this chain"])
-            .arguments(arguments)
-            .jump(names::NODEPORTS);
+            .arguments(&[arguments])
+            .jump(&[names::NODEPORTS]);
     };
     match &view.node_ports {
         NodePorts::AllLocal => match view.excluded_loopback() {
@@ -77,19 +75,18 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Its lines in KUBE-SERVICES and KUBE-NODEPORTS (spec section 6.6, steps 1-5).
-    pub(super) fn dispatch(&self) -> String {
+    /// Writes its lines in KUBE-SERVICES and KUBE-NODEPORTS (spec section 6.6, steps 1-5).
+    pub(super) fn dispatch(&self, out: &mut String) {
         let Self { input, view, policy, names, .. } = self;
         let (spn, protocol, port) = (input.spn.as_str(), input.port.protocol, input.port.port);
-        let mut out = String::new();
         let mut service = |kind: &str, address: &str, target: &ChainName| {
-            Rule::append(&mut out, names::SERVICES).comment(&[spn, kind]).frontend(protocol, address, port).jump(target.as_str());
+            Rule::append(out, names::SERVICES).comment(&[spn, kind]).frontend(protocol, address, port).jump(&[target.as_str()]);
         };
         if policy.serves_internal() {
             service(" cluster IP", &input.cluster_ip, self.internal_chain());
         }
         if !policy.has_endpoints {
-            return out;
+            return;
         }
         if view.allow_external_ips {
             for ip in input.service.external_ips(view.family) {
@@ -104,36 +101,42 @@ impl Writer<'_> {
             let node_port = input.port.node_port;
             let external = names.external.as_str();
             if view.localhost_node_ports && view.nfacct.localhost_node_ports {
-                Rule::append(&mut out, names::NODEPORTS)
+                Rule::append(out, names::NODEPORTS)
                     .bare_comment(spn)
                     .frontend(protocol, "127.0.0.0/8", node_port)
-                    .arguments("-m nfacct --nfacct-name localhost_nps_accepted_pkts")
-                    .jump(external);
+                    .arguments(&["-m nfacct --nfacct-name localhost_nps_accepted_pkts"])
+                    .jump(&[external]);
             }
-            Rule::append(&mut out, names::NODEPORTS).bare_comment(spn).protocol(protocol).port(node_port).jump(external);
+            Rule::append(out, names::NODEPORTS).bare_comment(spn).protocol(protocol).port(node_port).jump(&[external]);
         }
-        out
     }
 
-    /// Its own chains, in the order kube-proxy declares them (spec section 6.7, steps 7-12).
-    pub(super) fn chains(&self) -> Vec<Chain<ChainName>> {
+    /// Writes its own chains, in the order kube-proxy declares them (spec section 6.7, steps 7-12); gives each with the end of its rules.
+    pub(super) fn chains(&self, out: &mut String) -> Vec<(ChainName, usize)> {
         let Self { policy, names, .. } = self;
-        let mut chains = Vec::with_capacity(2 + policy.reachable.len());
-        let sep_names: Vec<(&Endpoint<'_>, ChainName)> =
+        let seps: Vec<(&Endpoint<'_>, ChainName)> =
             policy.reachable.iter().map(|e| (*e, ChainName::endpoint(&self.input.spn, self.input.port.protocol, &e.id))).collect();
+        let mut chains = Vec::with_capacity(2 + seps.len());
         if policy.has_external_chain() {
-            chains.push(Chain { name: names.external, rules: self.external() });
+            self.external(out);
+            chains.push((names.external, out.len()));
         }
         if self.uses_firewall() {
-            chains.push(Chain { name: names.firewall, rules: self.firewall() });
+            self.firewall(out);
+            chains.push((names.firewall, out.len()));
         }
         if policy.has_cluster_chain() {
-            chains.push(Chain { name: names.cluster, rules: self.balancing(&names.cluster, &policy.cluster, &sep_names) });
+            self.balancing(out, &names.cluster, &policy.cluster, &seps);
+            chains.push((names.cluster, out.len()));
         }
         if policy.has_local_chain() {
-            chains.push(Chain { name: names.local, rules: self.balancing(&names.local, &policy.local, &sep_names) });
+            self.balancing(out, &names.local, &policy.local, &seps);
+            chains.push((names.local, out.len()));
         }
-        chains.extend(sep_names.iter().map(|(endpoint, name)| Chain { name: *name, rules: self.endpoint(endpoint, name.as_str()) }));
+        for (endpoint, name) in &seps {
+            self.endpoint(out, endpoint, name.as_str());
+            chains.push((*name, out.len()));
+        }
         chains
     }
 
@@ -146,42 +149,39 @@ impl Writer<'_> {
         uses_firewall(self.input, self.policy, self.view.family)
     }
 
-    fn external(&self) -> String {
+    fn external(&self, out: &mut String) {
         let Self { view, policy, names, .. } = self;
         let spn = self.input.spn.as_str();
         let chain = names.external.as_str();
         let cluster = names.cluster.as_str();
-        let mut out = String::new();
         if policy.external_local {
             if let Some(local) = &view.local_traffic {
-                Rule::append(&mut out, chain)
+                Rule::append(out, chain)
                     .comment(&["pod traffic for ", spn, " external destinations"])
-                    .arguments(&local.if_local)
-                    .jump(cluster);
+                    .arguments(&[&local.if_local])
+                    .jump(&[cluster]);
             }
             for (verb, target) in [("masquerade", names::MARK_MASQ), ("route", cluster)] {
-                Rule::append(&mut out, chain)
+                Rule::append(out, chain)
                     .comment(&[verb, " LOCAL traffic for ", spn, " external destinations"])
-                    .arguments("-m addrtype --src-type LOCAL")
-                    .jump(target);
+                    .arguments(&["-m addrtype --src-type LOCAL"])
+                    .jump(&[target]);
             }
         } else {
-            Rule::append(&mut out, chain).comment(&["masquerade traffic for ", spn, " external destinations"]).jump(names::MARK_MASQ);
+            Rule::append(out, chain).comment(&["masquerade traffic for ", spn, " external destinations"]).jump(&[names::MARK_MASQ]);
         }
         if policy.serves_external() {
             let target = if policy.external_local { &names.local } else { &names.cluster };
-            Rule::append(&mut out, chain).jump(target.as_str());
+            Rule::append(out, chain).jump(&[target.as_str()]);
         }
-        out
     }
 
-    fn firewall(&self) -> String {
+    fn firewall(&self, out: &mut String) {
         let Self { input, view, names, .. } = self;
         let spn = input.spn.as_str();
         let chain = names.firewall.as_str();
-        let mut out = String::new();
         let mut allow = |source: &str| {
-            Rule::append(&mut out, chain).comment(&[spn, " loadbalancer IP"]).source(source).jump(names.external.as_str());
+            Rule::append(out, chain).comment(&[spn, " loadbalancer IP"]).source(source).jump(&[names.external.as_str()]);
         };
         let ranges = input.service.source_ranges(view.family);
         for range in &ranges {
@@ -193,39 +193,36 @@ impl Writer<'_> {
                 allow(&vip.to_string());
             }
         }
-        Rule::append(&mut out, chain).comment(&["other traffic to ", spn, " will be dropped by KUBE-PROXY-FIREWALL"]).end();
-        out
+        Rule::append(out, chain).comment(&["other traffic to ", spn, " will be dropped by KUBE-PROXY-FIREWALL"]).end();
     }
 
     /// A KUBE-SVC- or KUBE-SVL- chain: masquerade mark where it belongs here, then affinity, then balancing.
-    fn balancing(&self, chain: &ChainName, endpoints: &[&Endpoint<'_>], sep_names: &[(&Endpoint<'_>, ChainName)]) -> String {
+    fn balancing(&self, out: &mut String, chain: &ChainName, endpoints: &[&Endpoint<'_>], seps: &[(&Endpoint<'_>, ChainName)]) {
         let Self { input, .. } = self;
-        let mut out = String::new();
         if self.policy.serves_internal() && chain == self.internal_chain() {
-            self.masquerade(&mut out, chain);
+            self.masquerade(out, chain);
         }
-        // Both lists are sorted by id, and `endpoints` is a part of `sep_names`.
+        // Both lists are sorted by id, and `endpoints` is a part of `seps`.
         let names: Vec<(&Endpoint<'_>, &str)> = {
-            let mut all = sep_names.iter();
+            let mut all = seps.iter();
             endpoints.iter().filter_map(|e| all.find(|(reachable, _)| reachable.id == e.id).map(|(_, name)| (*e, name.as_str()))).collect()
         };
         if let Some(seconds) = input.service.affinity_seconds {
             let seconds = seconds.to_string();
             for (endpoint, name) in &names {
-                self.toward(&mut out, chain, endpoint)
-                    .arguments(&["-m recent --name ", name, " --rcheck --seconds ", &seconds, " --reap"].concat())
-                    .jump(name);
+                self.toward(out, chain, endpoint)
+                    .arguments(&["-m recent --name ", name, " --rcheck --seconds ", &seconds, " --reap"])
+                    .jump(&[name]);
             }
         }
         for (i, (endpoint, name)) in names.iter().enumerate() {
-            let mut rule = self.toward(&mut out, chain, endpoint);
+            let mut rule = self.toward(out, chain, endpoint);
             let left = names.len() - i;
             if left > 1 {
-                rule = rule.arguments("-m statistic --mode random --probability").arguments(&probability(left));
+                rule = rule.arguments(&["-m statistic --mode random --probability ", &probability(left)]);
             }
-            rule.jump(name);
+            rule.jump(&[name]);
         }
-        out
     }
 
     /// Traffic to the cluster IP from outside the pods is masqueraded, so that answers come back this way.
@@ -242,9 +239,9 @@ impl Writer<'_> {
             input.port.port,
         );
         if let Some(arguments) = if_not_local {
-            rule = rule.arguments(arguments);
+            rule = rule.arguments(&[arguments]);
         }
-        rule.jump(names::MARK_MASQ);
+        rule.jump(&[names::MARK_MASQ]);
     }
 
     /// Starts a rule that leads to an endpoint; large clusters go without the comment.
@@ -254,16 +251,14 @@ impl Writer<'_> {
     }
 
     /// A KUBE-SEP- chain.
-    fn endpoint(&self, endpoint: &Endpoint<'_>, chain: &str) -> String {
-        let mut out = String::new();
+    fn endpoint(&self, out: &mut String, endpoint: &Endpoint<'_>, chain: &str) {
         // An endpoint that reaches itself through the Service would see its own address as the source.
-        self.within(&mut out, chain).source(endpoint.ip()).jump(names::MARK_MASQ);
-        let mut rule = self.within(&mut out, chain);
+        self.within(out, chain).source(endpoint.ip()).jump(&[names::MARK_MASQ]);
+        let mut rule = self.within(out, chain);
         if self.input.service.affinity_seconds.is_some() {
-            rule = rule.arguments(&["-m recent --name ", chain, " --set"].concat());
+            rule = rule.arguments(&["-m recent --name ", chain, " --set"]);
         }
-        rule.protocol(self.input.port.protocol).jump(&["DNAT --to-destination ", &endpoint.id].concat());
-        out
+        rule.protocol(self.input.port.protocol).jump(&["DNAT --to-destination ", &endpoint.id]);
     }
 
     /// Starts a rule within an endpoint's chain; large clusters go without the comment.

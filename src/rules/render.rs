@@ -1,5 +1,8 @@
 //! How a rule becomes a line of iptables-restore input: tokens joined by single spaces (spec section 6.1).
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
 use crate::cluster::Protocol;
 
 /// One `-A` line under construction; [`Rule::jump`] or [`Rule::end`] finishes it.
@@ -58,10 +61,10 @@ impl<'a> Rule<'a> {
         self.words(&[" --dport ", decimal(port, &mut digits)])
     }
 
-    /// Any other match, given as the words iptables takes.
+    /// Any other match, as iptables takes it; put together from parts.
     #[must_use]
-    pub fn arguments(self, arguments: &str) -> Self {
-        self.words(&[" ", arguments])
+    pub fn arguments(self, parts: &[&str]) -> Self {
+        self.words(&[" "]).words(parts)
     }
 
     /// Destination port and what else tells a frontend apart, for the usual `-d ADDRESS --dport PORT`.
@@ -70,9 +73,9 @@ impl<'a> Rule<'a> {
         self.protocol(protocol).destination(address).port(port)
     }
 
-    /// Ends the rule with a target, whose options may follow it after a space.
-    pub fn jump(self, target: &str) {
-        self.words(&[" -j ", target, "\n"]);
+    /// Ends the rule with a target, whose options may follow it after a space; put together from parts.
+    pub fn jump(self, target: &[&str]) {
+        self.words(&[" -j "]).words(target).words(&["\n"]);
     }
 
     /// Ends a rule that only counts.
@@ -102,8 +105,13 @@ pub fn mark(bit: u8) -> String {
 
 /// The probability that picks one of `n` endpoints, ten decimals (spec section 6.1).
 #[must_use]
-pub fn probability(n: usize) -> String {
-    format!("{:.10}", 1.0 / n as f64)
+pub fn probability(n: usize) -> Cow<'static, str> {
+    /// Printing a float exactly takes longer than the rest of a rule; most services have few endpoints.
+    static FEW: LazyLock<Vec<String>> = LazyLock::new(|| (0..128).map(exactly).collect());
+    fn exactly(n: usize) -> String {
+        format!("{:.10}", 1.0 / n as f64)
+    }
+    FEW.get(n).map_or_else(|| exactly(n).into(), |text| text.as_str().into())
 }
 
 #[cfg(test)]
@@ -126,7 +134,11 @@ mod tests {
     #[test]
     fn a_line_is_tokens_joined_by_single_spaces() {
         let mut out = String::new();
-        Rule::append(&mut out, "A").comment(&["x", " y"]).frontend(Protocol::Udp, "10.0.0.1", 53).arguments("! -s 10.0.0.0/8").jump("B");
+        Rule::append(&mut out, "A")
+            .comment(&["x", " y"])
+            .frontend(Protocol::Udp, "10.0.0.1", 53)
+            .arguments(&["! -s 10.0.0.0/8"])
+            .jump(&["B"]);
         Rule::append(&mut out, "A").bare_comment("x/y").source("fd00::/64").end();
         assert_eq!(
             out,

@@ -294,7 +294,7 @@ mod tests {
         take(watcher::Event::InitApply(raw("b")));
         let updates = take(watcher::Event::InitDone);
         assert!(
-            matches!(updates.as_slice(), [Update::Change(Change::Service(key, None)), Update::Complete(_)] if key.name == "a"),
+            matches!(updates.as_slice(), [Update::Change(Change::Service(key, None)), Update::Complete(_)] if &*key.name == "a"),
             "{updates:?}"
         );
     }

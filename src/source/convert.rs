@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as core;
@@ -69,11 +70,11 @@ pub fn gone(id: &ObjectId) -> Change {
 }
 
 fn service_key(id: &ObjectId) -> ServiceKey {
-    ServiceKey { namespace: id.namespace.clone(), name: id.name.clone() }
+    ServiceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
 fn slice_key(id: &ObjectId) -> SliceKey {
-    SliceKey { namespace: id.namespace.clone(), name: id.name.clone() }
+    SliceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
 fn typed<T: DeserializeOwned>(value: &Value, problems: &mut Vec<String>) -> Option<T> {
@@ -190,7 +191,7 @@ fn family_cluster_ip(spec: &core::ServiceSpec, family: Family, problems: &mut Ve
 
 fn service_ports(id: &ObjectId, spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<ServicePort> {
     // By name and protocol: of two alike the last counts, as in upstream's map.
-    let mut ports: BTreeMap<(String, Protocol), ServicePort> = BTreeMap::new();
+    let mut ports: BTreeMap<(Arc<str>, Protocol), ServicePort> = BTreeMap::new();
     for object in spec.ports.as_deref().unwrap_or_default() {
         match service_port(id, object) {
             Ok(port) => {
@@ -215,7 +216,7 @@ fn service_port(id: &ObjectId, object: &core::ServicePort) -> Result<ServicePort
         None | Some(0) => 0,
         Some(number) => port(number).ok_or_else(|| format!("nodePort {number} is not within 1-65535"))?,
     };
-    let spn = ServicePortName { service: service_key(id), port: name, protocol };
+    let spn = ServicePortName { service: service_key(id), port: name.into(), protocol };
     let length = spn.to_string().len();
     if length > MAX_SPN {
         return Err(format!("its full name is {length} bytes long, and more than {MAX_SPN} do not fit an iptables comment"));
@@ -292,7 +293,7 @@ fn slice(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -> Optio
             None => problems.push(format!("endpoint {text:?} skipped: not an address of the slice's type {}", object.address_type)),
         }
     }
-    Some(Slice { service: service.clone(), family, ports, endpoints })
+    Some(Slice { service: service.as_str().into(), family, ports, endpoints })
 }
 
 /// A port without name or number matches no service port and is left out without a word, as upstream does (spec section 12.14).
@@ -302,7 +303,7 @@ fn slice_port(object: &discovery::EndpointPort) -> Result<Option<SlicePort>, Str
         return Ok(None);
     }
     let number = port(number).ok_or_else(|| format!("{number} is not within 1-65535"))?;
-    Ok(Some(SlicePort { name: name.clone(), protocol: protocol(object.protocol.as_deref())?, port: number }))
+    Ok(Some(SlicePort { name: name.as_str().into(), protocol: protocol(object.protocol.as_deref())?, port: number }))
 }
 
 fn slice_endpoint(ip: IpAddr, object: &discovery::Endpoint) -> SliceEndpoint {
@@ -315,7 +316,7 @@ fn slice_endpoint(ip: IpAddr, object: &discovery::Endpoint) -> SliceEndpoint {
             serving: conditions.and_then(|c| c.serving).unwrap_or(true),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         },
-        node: object.node_name.clone().unwrap_or_default(),
+        node: object.node_name.as_deref().unwrap_or_default().into(),
         zone_hints: hints.and_then(|h| h.for_zones.as_deref()).unwrap_or_default().iter().map(|zone| zone.name.clone()).collect(),
         node_hints: hints.and_then(|h| h.for_nodes.as_deref()).unwrap_or_default().iter().map(|node| node.name.clone()).collect(),
     }

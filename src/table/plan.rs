@@ -164,15 +164,15 @@ fn owned_rules<'a>(service: &'a ServicePortRules, rules: &'a str) -> Step<'a> {
 }
 
 fn own_declarations(service: &ServicePortRules) -> impl Iterator<Item = Step<'_>> {
-    service.chains.iter().map(|chain| Step { write: Write::Declare(chain.name.as_str()), owner: Some(&service.name) })
+    service.chains().map(|(chain, _)| Step { write: Write::Declare(chain.as_str()), owner: Some(&service.name) })
 }
 
 fn own_rules(service: &ServicePortRules) -> impl Iterator<Item = Step<'_>> {
-    service.chains.iter().map(|chain| owned_rules(service, &chain.rules))
+    service.chains().map(|(_, rules)| owned_rules(service, rules))
 }
 
 fn nat_dispatch_rules(rules: &RuleSet) -> impl Iterator<Item = Step<'_>> {
-    rules.services.iter().map(|service| owned_rules(service, &service.nat_dispatch))
+    rules.services.iter().map(|service| owned_rules(service, service.nat_dispatch()))
 }
 
 fn filter<'a>(rules: &'a RuleSet, live: Option<&Tables<'_>>) -> Transaction<'a> {
@@ -183,7 +183,7 @@ fn filter<'a>(rules: &'a RuleSet, live: Option<&Tables<'_>>) -> Transaction<'a> 
         steps.push(declare(names::FIREWALL));
     }
     steps.extend(rules.filter_fixed.iter().map(|chain| shared_rules(&chain.rules)));
-    steps.extend(rules.services.iter().map(|service| owned_rules(service, &service.filter_dispatch)));
+    steps.extend(rules.services.iter().map(|service| owned_rules(service, service.filter_dispatch())));
     steps.extend(missing_jumps(Table::Filter, live));
     Transaction { table: Table::Filter, steps }
 }
@@ -194,7 +194,7 @@ fn whole_nat<'a>(rules: &'a RuleSet, live: Option<&Tables<'_>>, stale: &[&'a str
     steps.extend(stale.iter().map(|chain| declare(chain)));
     steps.extend(rules.nat_fixed.iter().map(|chain| shared_rules(&chain.rules)));
     for service in &rules.services {
-        steps.push(owned_rules(service, &service.nat_dispatch));
+        steps.push(owned_rules(service, service.nat_dispatch()));
         steps.extend(own_rules(service));
     }
     steps.extend(stale.iter().map(|chain| shared(Write::Delete(chain))));
@@ -243,7 +243,7 @@ fn deletion<'a>(stale: &[&'a str]) -> Transaction<'a> {
 /// Chains of service ports that are live but not desired: those that jump before those they jump to.
 fn stale_chains<'a>(rules: &RuleSet, live: &Tables<'a>) -> Vec<&'a str> {
     let desired: std::collections::HashSet<&str> =
-        rules.services.iter().flat_map(|service| &service.chains).map(|chain| chain.name.as_str()).collect();
+        rules.services.iter().flat_map(ServicePortRules::chains).map(|(chain, _)| chain.as_str()).collect();
     let unknown = live.chains(Table::Nat).keys().copied().filter(|chain| !desired.contains(chain));
     let mut stale: Vec<(ChainKind, &str)> = unknown.filter_map(|chain| Some((ChainKind::of(chain)?, chain))).collect();
     stale.sort_unstable();

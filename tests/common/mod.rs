@@ -3,7 +3,6 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 #![allow(clippy::expect_used, reason = "a test that cannot be set up has failed")]
 
-pub mod netns;
 pub mod simulator;
 
 use sepal::agent::sync::described_facts;

@@ -1,0 +1,38 @@
+# Every target installs the programs it needs where they are missing, and says so.
+CARGO ?= cargo
+# Tests and the demo make network namespaces, which takes root; building does not.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
+
+.PHONY: all build demo test lint bench golden fuzz tools
+all: build
+
+tools:
+	@.ci/tools
+
+build:
+	$(CARGO) build --release --workspace --locked
+
+# Prints and writes the rules of the bundled cluster, and sends real traffic through them, in network namespaces that end with it.
+demo: tools build
+	$(AS_ROOT) target/release/sepal-lab demo testdata/traffic.yaml
+
+test: tools
+	$(CARGO) test --workspace --locked --no-run
+	$(AS_ROOT) $(CARGO) test --workspace --locked
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check bans licenses sources; \
+	else echo "cargo-deny is not installed: licences, bans and sources go unchecked (cargo install cargo-deny)"; fi
+
+bench: tools
+	$(CARGO) bench --workspace --locked
+
+# Rewrites golden/ from testdata/. Read the difference like code.
+golden:
+	UPDATE_GOLDEN=1 $(CARGO) test --locked --test golden
+
+# Feeds arbitrary text to the manifest reader for a minute; needs cargo-fuzz and a nightly toolchain.
+fuzz:
+	$(CARGO) +nightly fuzz run manifests -- -max_total_time=60

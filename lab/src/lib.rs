@@ -1,0 +1,25 @@
+//! Network namespaces to try sepal in: for its tests, its benchmarks and its demo. Nothing of the host's own network is touched.
+//!
+//! - [`cluster`]: clusters of any size, as objects.
+//! - [`netns`]: a namespace, programs and sockets within it.
+//! - [`site`]: a node between its pods and the world outside.
+//! - [`traffic`]: one try of a client at a server.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    clippy::new_without_default,
+    reason = "an instrument for tests: it starts programs, waits, and where it cannot be set up the test has failed"
+)]
+
+pub mod cluster;
+pub mod netns;
+pub mod site;
+pub mod traffic;
+
+pub use cluster::Cluster;
+pub use netns::{Netns, Running, eventually};
+pub use site::Site;
