@@ -105,7 +105,7 @@ fn service_port(input: &ServicePortInput<'_>, view: &View<'_>, large: bool) -> S
     let policy = policy::Policy::new(input.service, input.port, &input.endpoints, view);
     let names = names::ServiceChains::new(&input.spn, input.port.protocol);
     let rules = nat::Writer { input, view, policy: &policy, names: &names, large };
-    let mut text = String::with_capacity(512 + 640 * policy.reachable.len());
+    let mut text = String::with_capacity(320 + 384 * policy.reachable.len());
     let chains = rules.chains(&mut text);
     rules.dispatch(&mut text);
     let nat_dispatch = text.len();
