@@ -8,6 +8,7 @@
 //! - [`rules`]: the rules this node should have, computed as plain values. Pure.
 //! - [`table`]: rules as text, live tables parsed, the difference, and the plan of writes. Pure.
 //! - [`iptables`] and [`netlink`]: the only doors to the kernel, each behind a trait.
+//! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
 //! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces.
 //!
 //! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
@@ -16,6 +17,7 @@ pub mod agent;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod conntrack;
 pub mod iptables;
 pub mod netlink;
 pub mod rules;

@@ -1,4 +1,9 @@
 //! The loops that join sources, rules and the kernel.
 
+pub mod events;
+pub mod facts;
+pub mod family;
+pub mod flow_loop;
+pub mod metrics;
 pub mod proxy_loop;
-pub mod sync;
+pub mod report;

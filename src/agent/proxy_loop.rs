@@ -1,45 +1,67 @@
-//! Keeps this node's rules as they should be: takes updates, syncs, tries again what failed.
+//! Keeps this node's rules as they should be: takes updates, syncs what changed, looks after what somebody else changed, tries again what
+//! failed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::cluster::Family;
-use crate::iptables::{IptablesError, Runner};
+use crate::cluster::{Change, Family, Protocol, ServiceKey, Touched};
+use crate::config::settings::HostFacts;
+use crate::conntrack::frontends::Frontends;
+use crate::iptables::Runner;
 use crate::netlink::Host;
 use crate::rules::inputs::Inputs;
 use crate::rules::view::needs_route_localnet;
-use crate::source::{Kind, Update};
+use crate::source::{Kind, Known, Update};
 
-use super::sync::{sync, usable_facts};
-
-/// Without any change, everything is written anew this often (spec section 7.1).
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+use super::facts::usable_facts;
+use super::family::FamilyRules;
+use super::flow_loop;
+use super::report::Report;
 
 /// The first wait after a failed sync; it doubles from there up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
+/// Reading all live tables may take one part in this many of the time.
+const AUDIT_SHARE: u32 = 100;
+
+/// One family's rules and when they are looked after.
+struct Kept {
+    rules: FamilyRules,
+    /// No sync before this.
+    not_before: Instant,
+    retry: Duration,
+    /// When the canary is looked for next.
+    canary: Instant,
+    /// When all live tables are read next.
+    audit: Instant,
+    /// UDP services may have changed since their flows were last looked after.
+    flows_due: bool,
+    flows: Option<watch::Sender<Option<flow_loop::Acknowledged>>>,
+}
+
 /// The loop and what it knows.
-#[derive(Debug)]
 pub struct ProxyLoop<R, H> {
     runner: R,
     host: H,
-    families: Vec<Family>,
     random_fully: bool,
     inputs: Inputs,
+    facts: Option<HostFacts>,
+    families: Vec<Kept>,
+    report: Report,
     /// Kinds that have not been seen in full yet.
     awaited: BTreeSet<Kind>,
     /// What the last complaint about missing input was, so that it is made once.
     complaint: Option<String>,
 }
 
-/// Failures of a sync.
+/// What keeps all families from being synced.
 #[derive(Debug, thiserror::Error)]
-enum SyncError {
-    #[error("{family}: {cause}")]
-    Iptables { family: Family, cause: IptablesError },
+enum Unready {
     #[error("{0}")]
     Facts(#[from] crate::config::kubeproxy::BadSetting),
     #[error(
@@ -50,70 +72,109 @@ enum SyncError {
 
 impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// A loop that starts from these inputs and waits for all objects before it writes anything.
-    pub fn new(runner: R, host: H, families: Vec<Family>, random_fully: bool, inputs: Inputs) -> Self {
+    pub fn new(runner: R, host: H, random_fully: bool, inputs: Inputs, report: Report) -> Self {
         let awaited = BTreeSet::from([Kind::Service, Kind::EndpointSlice, Kind::Node]);
-        Self { runner, host, families, random_fully, inputs, awaited, complaint: None }
+        Self { runner, host, random_fully, inputs, facts: None, families: Vec::new(), report, awaited, complaint: None }
+    }
+
+    /// Looks after a family, too; tells what its rules say about UDP to whoever looks after its flows.
+    #[must_use]
+    pub fn with_family(mut self, family: Family, flows: Option<watch::Sender<Option<flow_loop::Acknowledged>>>) -> Self {
+        let now = Instant::now();
+        self.families.push(Kept {
+            rules: FamilyRules::new(family),
+            not_before: now,
+            retry: FIRST_RETRY,
+            canary: now,
+            audit: now + self.inputs.settings.sync_period,
+            flows_due: true,
+            flows,
+        });
+        self
     }
 
     /// Runs until the updates end.
     pub async fn run(mut self, mut updates: Receiver<Update>) {
-        let mut dirty = false;
-        let mut not_before = Instant::now();
-        let mut retry = FIRST_RETRY;
         loop {
             let ready = self.awaited.is_empty() && self.complete();
-            let next = if dirty && ready { not_before } else { Instant::now() + LONGEST_PAUSE };
+            let next = if ready { self.next() } else { None };
             tokio::select! {
                 // Updates first: whatever has come in belongs in the next sync.
                 biased;
                 update = updates.recv() => match update {
-                    Some(update) => dirty |= self.take(update),
+                    Some(update) => self.take(update),
                     None => return,
                 },
-                () = sleep_until(next) => {
-                    dirty = true;
-                    if !ready {
-                        continue;
-                    }
-                    let pause = match self.sync().await {
-                        Ok(()) => {
-                            dirty = false;
-                            retry = FIRST_RETRY;
-                            self.inputs.settings.min_sync_period
-                        }
-                        Err(error) => {
-                            let pause = retry.min(self.inputs.settings.sync_period);
-                            tracing::error!("sync failed, next try in {} s: {error}", pause.as_secs_f32());
-                            retry = pause * 2;
-                            pause.max(self.inputs.settings.min_sync_period)
-                        }
-                    };
-                    not_before = Instant::now() + pause;
-                }
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.act().await,
             }
         }
     }
 
-    /// Takes one update; says whether rules may be different now.
-    fn take(&mut self, update: Update) -> bool {
+    /// When there is something to do.
+    fn next(&self) -> Option<Instant> {
+        self.families.iter().map(Kept::next).min()
+    }
+
+    /// Takes one update.
+    fn take(&mut self, update: Update) {
         match update {
-            Update::Change(change) => !self.inputs.snapshot.apply(change).is_nothing(),
+            Update::Change(change) => {
+                let before = match &change {
+                    Change::Service(key, _) => self.serves_udp(key),
+                    _ => false,
+                };
+                let touched = self.inputs.snapshot.apply(change);
+                self.touch(&touched, before);
+            }
             Update::Inputs(inputs) => {
-                let changed = self.inputs != *inputs;
-                self.inputs = *inputs;
-                changed
+                if self.inputs != *inputs {
+                    self.inputs = *inputs;
+                    self.touch_everything();
+                }
+            }
+            Update::Listed(known) => {
+                let touched = match known {
+                    Known::Services(known) => self.inputs.snapshot.retain_services(&known),
+                    Known::Slices(known) => self.inputs.snapshot.retain_slices(&known),
+                };
+                // What is gone may have been UDP.
+                self.touch(&touched, true);
             }
             Update::Complete(kind) => {
-                let awaited = self.awaited.remove(&kind);
-                if awaited && self.awaited.is_empty() && self.inputs.snapshot.node().is_none() {
+                if self.awaited.remove(&kind) && self.awaited.is_empty() && self.inputs.snapshot.node().is_none() {
                     tracing::warn!(
                         "there is no Node {:?}: its IPs, zone and pod CIDR count as unknown. Is --hostname-override right?",
                         self.inputs.node_name
                     );
                 }
-                awaited
             }
         }
+    }
+
+    fn touch(&mut self, touched: &Touched, udp: bool) {
+        if touched.node {
+            self.touch_everything();
+        }
+        if touched.services.is_empty() {
+            return;
+        }
+        let udp = udp || touched.services.iter().any(|key| self.serves_udp(key));
+        for kept in &mut self.families {
+            kept.rules.touch(&touched.services);
+            kept.flows_due |= udp;
+        }
+    }
+
+    fn touch_everything(&mut self) {
+        self.facts = None;
+        for kept in &mut self.families {
+            kept.rules.touch_everything();
+            kept.flows_due = true;
+        }
+    }
+
+    fn serves_udp(&self, key: &ServiceKey) -> bool {
+        self.inputs.snapshot.service(key).is_some_and(|service| service.ports.iter().any(|port| port.protocol == Protocol::Udp))
     }
 
     /// Whether the inputs suffice; if not, says once what is missing.
@@ -126,25 +187,118 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         self.complaint.is_none()
     }
 
-    /// Syncs every family, also if one fails.
-    async fn sync(&self) -> Result<(), SyncError> {
-        if self.families.contains(&Family::V4) && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
-            self.host.allow_route_localnet().map_err(SyncError::RouteLocalnet)?;
-        }
-        let facts = usable_facts(&self.inputs, &self.host, self.random_fully)?;
-        let mut outcome = Ok(());
-        for family in self.families.iter().copied() {
-            match sync(&self.runner, &self.inputs, &facts, family).await {
-                Ok(done) => tracing::info!(
-                    "{family} rules written: {} service ports, {} chains of theirs, {} transactions, {} ms",
-                    done.service_ports,
-                    done.chains,
-                    done.transactions,
-                    done.took.as_millis()
-                ),
-                Err(cause) => outcome = outcome.and(Err(SyncError::Iptables { family, cause })),
+    /// Does what is due, family by family; one that fails holds up no other.
+    async fn act(&mut self) {
+        let facts = match self.facts() {
+            Ok(facts) => facts,
+            Err(error) => {
+                for kept in &mut self.families {
+                    let pause = kept.failed(self.inputs.settings.sync_period);
+                    (kept.canary, kept.audit) = (kept.canary.max(kept.not_before), kept.audit.max(kept.not_before));
+                    tracing::error!("{}: no sync for now, next try in {} s: {error}", kept.rules.family(), pause.as_secs_f32());
+                }
+                return;
+            }
+        };
+        for kept in &mut self.families {
+            kept.look_after(&self.runner, &self.inputs, &self.report).await;
+            if kept.rules.is_due() && kept.not_before <= Instant::now() {
+                kept.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
             }
         }
-        outcome
+        self.facts = Some(facts);
+    }
+
+    /// The host's facts; and the one setting that rules need of it.
+    fn facts(&mut self) -> Result<HostFacts, Unready> {
+        let limited = self.inputs.settings.node_port_addresses != crate::config::settings::NodePortAddresses::default();
+        let known = self.facts.take();
+        if let Some(facts) = known.clone().filter(|_| !limited) {
+            return Ok(facts);
+        }
+        let v4 = self.families.iter().any(|kept| kept.rules.family() == Family::V4);
+        if v4 && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
+            self.host.allow_route_localnet().map_err(Unready::RouteLocalnet)?;
+        }
+        let facts = usable_facts(&self.inputs, &self.host, self.random_fully)?;
+        if known.is_some_and(|known| known != facts) {
+            self.touch_everything();
+        }
+        Ok(facts)
+    }
+}
+
+impl Kept {
+    fn next(&self) -> Instant {
+        let looking = self.canary.min(self.audit);
+        let trial = self.rules.next_trial().map(|trial| trial.max(self.not_before));
+        let sync = self.rules.is_due().then_some(self.not_before);
+        [trial, sync].into_iter().flatten().fold(looking, Instant::min)
+    }
+
+    /// Notes a failure; gives the wait until the next try.
+    fn failed(&mut self, longest: Duration) -> Duration {
+        let pause = self.retry.min(longest);
+        self.retry = pause * 2;
+        self.not_before = Instant::now() + pause;
+        pause
+    }
+
+    async fn sync(&mut self, runner: &impl Runner, host: &impl Host, inputs: &Inputs, facts: &HostFacts, report: &Report) {
+        let start = Instant::now();
+        match self.rules.sync(runner, inputs, facts).await {
+            Ok(synced) => {
+                report.synced(self.rules.family(), &synced, self.rules.quarantined().len());
+                self.retry = FIRST_RETRY;
+                let end = Instant::now();
+                // Without an order from outside, writing may take two thirds of the time, but not all of it.
+                self.not_before = end + inputs.settings.min_sync_period.unwrap_or((end - start) / 2);
+                if self.flows_due {
+                    self.tell_flows(host, inputs);
+                }
+            }
+            Err(error) => {
+                let pause = self.failed(inputs.settings.sync_period);
+                report.failed(self.rules.family(), &error, pause.as_secs_f32());
+            }
+        }
+    }
+
+    /// Looks whether somebody else changed the tables, where it is time.
+    async fn look_after(&mut self, runner: &impl Runner, inputs: &Inputs, report: &Report) {
+        let family = self.rules.family();
+        let period = inputs.settings.sync_period;
+        if self.canary <= Instant::now() {
+            if runner.canary(family).await == Some(false) {
+                if self.rules.is_settled() {
+                    report.flushed(family);
+                    self.audit = Instant::now();
+                }
+                if let Err(error) = runner.set_canary(family).await {
+                    tracing::warn!("{family}: {error}");
+                }
+            }
+            self.canary = Instant::now() + period;
+        }
+        if self.audit <= Instant::now() {
+            let start = Instant::now();
+            match self.rules.audit(runner).await {
+                Ok(drift) if drift.is_empty() => {}
+                Ok(drift) => report.drifted(family, &drift),
+                Err(error) => tracing::warn!("{family}: the live tables were not looked at: {error}"),
+            }
+            self.audit = Instant::now() + period.max(start.elapsed() * AUDIT_SHARE);
+        }
+    }
+
+    fn tell_flows(&mut self, host: &impl Host, inputs: &Inputs) {
+        self.flows_due = false;
+        let Some(flows) = &self.flows else { return };
+        let local = host.addresses().unwrap_or_else(|error| {
+            tracing::warn!("cannot list this host's addresses, so stale flows to NodePorts stay: {error}");
+            Vec::new()
+        });
+        let frontends = Frontends::of_snapshot(&inputs.snapshot, self.rules.family(), inputs.settings.allow_external_ips);
+        flows.send_replace(Some(flow_loop::Acknowledged { frontends, local: Arc::new(local.into_iter().collect()) }));
     }
 }

@@ -3,16 +3,17 @@
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
-use crate::agent::sync::{described_facts, sync};
+use crate::agent::facts::{described_facts, whole};
 use crate::config::flags::{RunFlags, VariantFlag};
 use crate::iptables::record::Recorder;
 use crate::iptables::{IptablesError, Runner, detect};
 use crate::netlink::Kernel;
-use crate::rules;
 use crate::rules::inputs::Inputs;
+use crate::table::Table;
 use crate::table::diff;
 use crate::table::parse::Tables;
 use crate::table::plan::Variant;
+use crate::table::planner;
 
 use super::DIFFERENT;
 use super::setup::Setup;
@@ -23,12 +24,13 @@ pub(super) async fn print(flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
     warn_if_incomplete(&inputs);
     let host = described_facts(&inputs, &Kernel, random_fully(&inputs, flags.iptables_variant).await)?;
-    // In one piece, as iptables-restore takes it everywhere, unless a variant is asked for.
-    let variant = flags.iptables_variant.wanted().unwrap_or(Variant::Legacy);
-    let runner = Recorder::new(variant, BufWriter::with_capacity(1 << 16, io::stdout().lock()));
+    let runner = Recorder::new(Variant::Legacy, BufWriter::with_capacity(1 << 16, io::stdout().lock()));
     for family in setup.families {
         let printed = match runner.note(&format!("# {family}\n")) {
-            Ok(()) => sync(&runner, &inputs, &host, family).await.map(drop),
+            Ok(()) => {
+                let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+                runner.restore(family, &plan, &renderer).await
+            }
             Err(error) => Err(error),
         };
         match printed {
@@ -51,10 +53,16 @@ pub(super) async fn diff(flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let mut same = true;
     let mut text = String::new();
     for family in setup.families {
-        let saved = found.exec.save(family).await?.unwrap_or_default();
-        let mut live = Tables::default();
+        let mut saved = String::new();
+        for table in Table::ALL {
+            saved += &found.exec.save_table(family, table.as_str()).await?;
+        }
+        let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+        let wanted = plan.text(&renderer);
+        let (mut live, mut desired) = (Tables::default(), Tables::default());
         live.read(&saved);
-        let difference = diff::unified(&rules::compute(&inputs, &host, family), &live);
+        desired.read(&wanted);
+        let difference = diff::unified(&desired, &live);
         same &= difference.is_empty();
         text.extend(["# ", family.as_str(), "\n", &difference]);
     }

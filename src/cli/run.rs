@@ -6,10 +6,15 @@ use std::process::ExitCode;
 use anyhow::Context;
 use futures::StreamExt;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use crate::agent::events::{self, Events};
+use crate::agent::flow_loop;
 use crate::agent::proxy_loop::ProxyLoop;
+use crate::agent::report::Report;
 use crate::config::flags::RunFlags;
+use crate::conntrack::Reconciler;
+use crate::conntrack::flows::KernelFlows;
 use crate::iptables::detect;
 use crate::netlink::{Host, Kernel};
 use crate::rules::inputs::Inputs;
@@ -40,8 +45,8 @@ pub(super) async fn run(flags: &RunFlags) -> anyhow::Result<ExitCode> {
 async fn serve(flags: &RunFlags) -> anyhow::Result<()> {
     let setup = Setup::new(flags)?;
     let (sender, updates) = mpsc::channel(WAITING_UPDATES);
-    let inputs = match &flags.manifests {
-        Some(path) => start_manifests(path, &setup, sender).await?,
+    let (inputs, events) = match &flags.manifests {
+        Some(path) => (start_manifests(path, &setup, sender).await?, Events::none()),
         None => start_api(&setup, sender).await?,
     };
     let found = detect::find(flags.iptables_variant.wanted()).await?;
@@ -52,7 +57,13 @@ async fn serve(flags: &RunFlags) -> anyhow::Result<()> {
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", inputs.node_name, names.join(" and "));
     let random_fully = found.random_fully();
-    ProxyLoop::new(found.exec, Kernel, families, random_fully, inputs).run(updates).await;
+    let mut proxy = ProxyLoop::new(found.exec, Kernel, random_fully, inputs, Report::new(events));
+    for family in families {
+        let (told, news) = watch::channel(None);
+        tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, news));
+        proxy = proxy.with_family(family, Some(told));
+    }
+    proxy.run(updates).await;
     Ok(())
 }
 
@@ -74,7 +85,7 @@ async fn start_manifests(path: &Path, setup: &Setup, sender: mpsc::Sender<Update
     Ok(inputs)
 }
 
-async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Result<Inputs> {
+async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Result<(Inputs, Events)> {
     let inputs = setup.empty_inputs();
     let client = setup.connection.client().await?;
     let mut stream = api::updates(&client, &inputs.node_name);
@@ -85,5 +96,7 @@ async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Resul
             }
         }
     });
-    Ok(inputs)
+    let (events, told) = Events::channel();
+    tokio::spawn(events::send(client, inputs.node_name.clone(), told));
+    Ok((inputs, events))
 }

@@ -140,6 +140,19 @@ pub fn of_service_port<'a>(
     found
 }
 
+/// How many endpoints [`of_service_port`] would give.
+#[must_use]
+pub fn count<'a>(slices: impl Iterator<Item = &'a Slice>, family: Family, port: &str, protocol: Protocol) -> usize {
+    let of_slice = |slice: &'a Slice| {
+        let ports = slice.ports.iter().filter(|p| *p.name == *port && p.protocol == protocol);
+        ports.flat_map(|port| slice.endpoints.iter().map(|endpoint| (endpoint.ip, port.port)))
+    };
+    let mut all: Vec<(IpAddr, u16)> = slices.filter(|slice| slice.family == family).flat_map(of_slice).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.len()
+}
+
 fn endpoint_id(ip: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(ip, port).to_string()
 }
@@ -176,6 +189,7 @@ mod tests {
         let found = of_service_port(slices.iter(), Family::V4, "http", Protocol::Tcp, "node");
         let seen: Vec<_> = found.iter().map(|e| (e.id.as_str(), e.conditions.ready)).collect();
         assert_eq!(seen, [("10.0.0.10:80", true), ("10.0.0.2:443", true), ("10.0.0.2:80", true)]);
+        assert_eq!(count(slices.iter(), Family::V4, "http", Protocol::Tcp), found.len());
     }
 
     #[test]

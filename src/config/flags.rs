@@ -79,7 +79,7 @@ pub struct ProxyFlags {
     /// Longest wait before a failed sync is tried again [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = go_duration)]
     pub iptables_sync_period: Option<Duration>,
-    /// Least time between two syncs [default: 1s]
+    /// Least time between two syncs [default: none, the pace follows from how long they take]
     #[arg(long, value_name = "DURATION", value_parser = go_duration)]
     pub iptables_min_sync_period: Option<Duration>,
     /// Only iptables
@@ -184,7 +184,7 @@ impl ProxyFlags {
     pub fn resolve(&self) -> Result<ProxySettings, BadSetting> {
         let mut settings = self.configuration().resolve()?;
         settings.sync_period = self.iptables_sync_period.unwrap_or(settings.sync_period);
-        settings.min_sync_period = self.iptables_min_sync_period.unwrap_or(settings.min_sync_period);
+        settings.min_sync_period = self.iptables_min_sync_period.or(settings.min_sync_period);
         Ok(settings)
     }
 

@@ -89,7 +89,7 @@ pub struct IptablesConfiguration {
     /// Go duration; zero or absent means 30s.
     #[serde(deserialize_with = "nullable")]
     pub sync_period: String,
-    /// Go duration; zero or absent means 1s.
+    /// Go duration; zero or absent means: as fast as syncs are. (Upstream has 1s there; section 7.1.)
     #[serde(deserialize_with = "nullable")]
     pub min_sync_period: String,
 }
@@ -155,7 +155,7 @@ impl KubeProxyConfiguration {
             allow_external_ips: self.feature_gates.get("AllowServiceExternalIPs").copied().unwrap_or(defaults.allow_external_ips),
             bind_address: self.bind_address()?,
             sync_period: duration("iptables.syncPeriod", &self.iptables.sync_period)?.unwrap_or(defaults.sync_period),
-            min_sync_period: duration("iptables.minSyncPeriod", &self.iptables.min_sync_period)?.unwrap_or(defaults.min_sync_period),
+            min_sync_period: duration("iptables.minSyncPeriod", &self.iptables.min_sync_period)?,
         })
     }
 
@@ -289,7 +289,7 @@ mod tests {
         );
         assert_eq!(settings.node_port_addresses, NodePortAddresses::Primary);
         assert_eq!((settings.masquerade_bit, settings.localhost_node_ports, settings.allow_external_ips), (0, false, false));
-        assert_eq!((settings.sync_period, settings.min_sync_period), (Duration::from_secs(90), Duration::from_millis(250)));
+        assert_eq!((settings.sync_period, settings.min_sync_period), (Duration::from_secs(90), Some(Duration::from_millis(250))));
     }
 
     #[test]

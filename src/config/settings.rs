@@ -24,8 +24,9 @@ pub struct ProxySettings {
     pub bind_address: Option<IpAddr>,
     /// How long to wait before trying again after a failed sync, at most.
     pub sync_period: Duration,
-    /// Least time between the end of a sync and the start of the next.
-    pub min_sync_period: Duration,
+    /// Least time between the end of a sync and the start of the next, where one is asked for. If not, the pace follows from how long
+    /// syncs take.
+    pub min_sync_period: Option<Duration>,
 }
 
 impl Default for ProxySettings {
@@ -39,7 +40,7 @@ impl Default for ProxySettings {
             allow_external_ips: true,
             bind_address: None,
             sync_period: Duration::from_secs(30),
-            min_sync_period: Duration::from_secs(1),
+            min_sync_period: None,
         }
     }
 }

@@ -1,19 +1,31 @@
 //! Running the real programs: `iptables-save` and `iptables-restore` of one variant, for both families.
 
+use std::borrow::Cow;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncWriteExt, BufWriter};
-use tokio::process::{ChildStdin, Command};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio::process::{ChildStdin, ChildStdout, Command};
 
-use crate::cluster::Family;
+use crate::cluster::{Family, ServicePortName};
+use crate::rules::Renderer;
 use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 
+use super::lock;
 use super::runner::{IptablesError, Runner};
 
 /// No command may take longer. iptables-nft-save alone can take 20 s on a large cluster (design.md, Writing), on a fast machine.
 const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a program waits for the xtables lock, in seconds, as upstream has it.
+const LOCK_WAIT: &str = "5";
+
+/// The chain by which one can tell that tables were flushed.
+const CANARY: &str = "KUBE-PROXY-CANARY";
+
+/// What iptables says of a chain that is not there (spec section 7.4).
+const NOT_THERE: [&str; 3] = ["No chain/target/match by that name", "No such file or directory", "does not exist"];
 
 /// The programs of one variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +65,32 @@ impl Exec {
         let program = self.program(family, "-save");
         output(&program, &["-t", table]).await
     }
+
+    /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom.
+    async fn feed<'t>(
+        &self,
+        family: Family,
+        texts: impl Iterator<Item = Cow<'t, str>>,
+        line: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
+    ) -> Result<(), IptablesError> {
+        let program = self.program(family, "-restore");
+        let mut child = command(&program)
+            .args(["-w", LOCK_WAIT, "--noflush", "--counters"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .map_err(|cause| start_error(&program, cause))?;
+        let stdin = child.stdin.take();
+        let work = async {
+            // Told nothing of a broken pipe: a program that stops reading says why on its way out.
+            let (written, output) = tokio::join!(write_all(stdin, texts), child.wait_with_output());
+            output.map(|output| (written, output))
+        };
+        let (written, output) = timed(&program, work).await?;
+        if !output.status.success() {
+            return Err(refusal(&program, &output, line));
+        }
+        written.map_err(|cause| IptablesError::Run { command: program, cause })
+    }
 }
 
 impl Runner for Exec {
@@ -60,42 +98,58 @@ impl Runner for Exec {
         self.variant
     }
 
-    async fn save(&self, family: Family) -> Result<Option<String>, IptablesError> {
-        let mut text = String::new();
-        for table in Table::ALL {
-            text += &self.save_table(family, table.as_str()).await?;
+    async fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        let program = self.program(family, "-save");
+        let mut child =
+            command(&program).args(["-t", table.as_str()]).stdin(Stdio::null()).spawn().map_err(|cause| start_error(&program, cause))?;
+        let stdout = child.stdout.take();
+        let work = async {
+            let (read, output) = tokio::join!(each_line(stdout, line), child.wait_with_output());
+            output.map(|output| (read, output))
+        };
+        let (read, output) = timed(&program, work).await?;
+        if !output.status.success() {
+            return Err(failure(&program, &output));
         }
-        Ok(Some(text))
+        read.map_err(|cause| IptablesError::Run { command: program, cause })
     }
 
-    async fn restore(&self, family: Family, plan: &Plan<'_>) -> Result<(), IptablesError> {
-        let program = self.program(family, "-restore");
-        let mut child = command(&program)
-            .args(["-w", "5", "--noflush", "--counters"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(|cause| start_error(&program, cause))?;
-        let stdin = child.stdin.take();
-        let work = async {
-            // Told nothing of a broken pipe: a program that stops reading says why on its way out.
-            let (written, output) = tokio::join!(feed(stdin, plan), child.wait_with_output());
-            output.map(|output| (written, output))
-        };
-        let (written, output) = timed(&program, work).await?;
-        if !output.status.success() {
-            return Err(refusal(&program, &said(&output), plan));
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+        self.feed(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
+    }
+
+    async fn canary(&self, family: Family) -> Option<bool> {
+        match output(&self.program(family, ""), &["-w", LOCK_WAIT, "-S", CANARY, "-t", "mangle"]).await {
+            Ok(_) => Some(true),
+            Err(IptablesError::Failed { output, .. }) => NOT_THERE.iter().any(|text| output.contains(text)).then_some(false),
+            Err(_) => None,
         }
-        written.map_err(|cause| IptablesError::Run { command: program, cause })
+    }
+
+    async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
+        let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{CANARY} - [0:0]\nCOMMIT\n"));
+        self.feed(family, input.into_iter().map(Cow::from), |_| None).await
     }
 }
 
-async fn feed(stdin: Option<ChildStdin>, plan: &Plan<'_>) -> std::io::Result<()> {
+async fn write_all<'t>(stdin: Option<ChildStdin>, texts: impl Iterator<Item = Cow<'t, str>>) -> std::io::Result<()> {
     let Some(stdin) = stdin else { return Ok(()) };
     let mut stdin = BufWriter::with_capacity(64 * 1024, stdin);
-    for (text, _) in plan.fragments() {
+    for text in texts {
         stdin.write_all(text.as_bytes()).await?;
     }
     stdin.shutdown().await
+}
+
+async fn each_line(stdout: Option<ChildStdout>, line: &mut dyn FnMut(&str)) -> std::io::Result<()> {
+    let Some(stdout) = stdout else { return Ok(()) };
+    let mut stdout = BufReader::with_capacity(64 * 1024, stdout);
+    let mut text = Vec::with_capacity(512);
+    while stdout.read_until(b'\n', &mut text).await? > 0 {
+        line(String::from_utf8_lossy(&text).trim_end_matches('\n'));
+        text.clear();
+    }
+    Ok(())
 }
 
 /// Runs a program and gives what it prints.
@@ -105,7 +159,7 @@ async fn feed(stdin: Option<ChildStdin>, plan: &Plan<'_>) -> std::io::Result<()>
 pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, IptablesError> {
     let child = command(program).args(arguments).stdin(Stdio::null()).spawn().map_err(|cause| start_error(program, cause))?;
     let output = timed(program, child.wait_with_output()).await?;
-    if output.status.success() { Ok(String::from_utf8_lossy(&output.stdout).into_owned()) } else { Err(failure(program, said(&output))) }
+    if output.status.success() { Ok(String::from_utf8_lossy(&output.stdout).into_owned()) } else { Err(failure(program, &output)) }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one place that starts programs; every use is timed")]
@@ -134,24 +188,28 @@ fn said(output: &std::process::Output) -> String {
     if lines.is_empty() { output.status.to_string() } else { lines.join("; ") }
 }
 
-fn failure(program: &str, output: String) -> IptablesError {
-    if output.contains("Permission denied") || output.contains("you must be root") || output.contains("Operation not permitted") {
-        IptablesError::Permission(program.into())
+fn failure(program: &str, output: &std::process::Output) -> IptablesError {
+    let text = said(output);
+    let command = program.to_owned();
+    if text.contains("holding the xtables lock") {
+        IptablesError::Locked { command, holder: lock::holder(), seconds: LOCK_WAIT.parse().unwrap_or_default() }
+    } else if text.contains("Permission denied") || text.contains("you must be root") || text.contains("Operation not permitted") {
+        IptablesError::Permission(command)
     } else {
-        IptablesError::Failed { command: program.into(), output }
+        IptablesError::Failed { command, output: text }
     }
 }
 
-fn refusal(program: &str, output: &str, plan: &Plan<'_>) -> IptablesError {
-    let error = failure(program, output.to_owned());
-    if matches!(error, IptablesError::Permission(_)) {
-        return error;
-    }
-    match named_line(output).and_then(|line| plan.line(line).map(|found| (line, found))) {
-        Some((line, (text, owner))) => {
-            IptablesError::Refused { command: program.into(), line, text, owner: owner.map(ToString::to_string), output: output.into() }
-        }
-        None => error,
+fn refusal(
+    program: &str,
+    output: &std::process::Output,
+    find: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
+) -> IptablesError {
+    let error = failure(program, output);
+    let IptablesError::Failed { command, output } = error else { return error };
+    match named_line(&output).and_then(|line| find(line).map(|found| (line, found))) {
+        Some((line, (text, owner))) => IptablesError::Refused { command, line, text, owner: owner.map(Box::new), output },
+        None => IptablesError::Failed { command, output },
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod detect;
 pub mod exec;
+mod lock;
 pub mod record;
 pub mod runner;
 

@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::io::Write;
 
 use crate::cluster::Family;
+use crate::rules::Renderer;
+use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 
 use super::runner::{IptablesError, Runner};
 
-/// Writes restore input to `out` instead of the kernel.
+/// Writes restore input to `out` instead of the kernel. What it reads is empty.
 #[derive(Debug)]
 pub struct Recorder<W> {
     variant: Variant,
@@ -40,12 +42,23 @@ impl<W: Write> Runner for Recorder<W> {
         self.variant
     }
 
-    async fn save(&self, _family: Family) -> Result<Option<String>, IptablesError> {
-        Ok(None)
+    async fn save(&self, _family: Family, _table: Table, _line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan<'_>) -> Result<(), IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
         let mut out = self.out.borrow_mut();
-        plan.fragments().try_for_each(|(text, _)| out.write_all(text.as_bytes())).and_then(|()| out.flush()).map_err(IptablesError::Print)
+        plan.texts(renderer)
+            .try_for_each(|(text, _)| out.write_all(text.as_bytes()))
+            .and_then(|()| out.flush())
+            .map_err(IptablesError::Print)
+    }
+
+    async fn canary(&self, _family: Family) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
+        Ok(())
     }
 }

@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use crate::cluster::Family;
+use crate::cluster::{Family, ServicePortName};
+use crate::rules::Renderer;
+use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 
 /// Reads and writes tables.
@@ -10,17 +12,28 @@ pub trait Runner {
     /// Which iptables it writes with.
     fn variant(&self) -> Variant;
 
-    /// The text of the family's `filter` and `nat` tables as they are now; `None` if this runner looks at no kernel.
+    /// Gives every line of the family's table as iptables-save prints it.
     ///
     /// # Errors
-    /// They cannot be read.
-    fn save(&self, family: Family) -> impl Future<Output = Result<Option<String>, IptablesError>>;
+    /// It cannot be read.
+    fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> impl Future<Output = Result<(), IptablesError>>;
 
-    /// Carries out a plan. Its transactions take effect one after the other; the first that fails ends it.
+    /// Carries out a plan, whose rules the renderer knows. Its transactions take effect one after the other; the first that fails
+    /// ends it.
     ///
     /// # Errors
     /// A transaction was refused; those before it hold.
-    fn restore(&self, family: Family, plan: &Plan<'_>) -> impl Future<Output = Result<(), IptablesError>>;
+    fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> impl Future<Output = Result<(), IptablesError>>;
+
+    /// Whether the chain is still there by which one can tell that tables were flushed (spec section 7.3); `None` if that cannot be
+    /// told now.
+    fn canary(&self, family: Family) -> impl Future<Output = Option<bool>>;
+
+    /// Puts that chain into every table of the family, where it is not there.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn set_canary(&self, family: Family) -> impl Future<Output = Result<(), IptablesError>>;
 }
 
 /// How reading or writing tables can fail.
@@ -61,6 +74,16 @@ pub enum IptablesError {
         /// The time it was given.
         seconds: u64,
     },
+    /// Another program holds the lock of legacy iptables.
+    #[error("{command}: the xtables lock is held by {holder}; waited {seconds} s for it")]
+    Locked {
+        /// The program.
+        command: String,
+        /// Who holds it, as far as that can be told.
+        holder: String,
+        /// How long it waited.
+        seconds: u64,
+    },
     /// It failed.
     #[error("{command} failed: {output}")]
     Failed {
@@ -79,7 +102,7 @@ pub enum IptablesError {
         /// That line.
         text: String,
         /// The service port it is for.
-        owner: Option<String>,
+        owner: Option<Box<ServicePortName>>,
         /// What the program printed.
         output: String,
     },

@@ -34,7 +34,7 @@ impl fmt::Display for Table {
 }
 
 /// One jump from a built-in chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Jump {
     /// Its table.
     pub table: Table,

@@ -12,7 +12,7 @@ pub mod policy;
 pub mod render;
 pub mod view;
 
-use crate::cluster::{ServicePortName, Snapshot, endpoints};
+use crate::cluster::{ServiceKey, ServicePort, ServicePortName, Snapshot, endpoints};
 use crate::config::settings::HostFacts;
 use inputs::Inputs;
 use names::ChainName;
@@ -70,66 +70,120 @@ impl ServicePortRules {
     }
 }
 
+/// The chains that do not belong to a service port, with the rules in them that don't either.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// In `filter`.
+    pub filter: Vec<Chain<&'static str>>,
+    /// In `nat`; these rules come before any service port's.
+    pub nat: Vec<Chain<&'static str>>,
+    /// The end of KUBE-SERVICES in `nat`: on to the NodePorts. Has to stay last in its chain.
+    pub nat_tail: String,
+}
+
 /// Every rule of one IP family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleSet {
     /// The family.
     pub family: Family,
-    /// Fixed chains of `filter`, with the rules that do not belong to a service port.
-    pub filter_fixed: Vec<Chain<&'static str>>,
-    /// Fixed chains of `nat`, with the rules that do not belong to a service port and come before theirs.
-    pub nat_fixed: Vec<Chain<&'static str>>,
+    /// What does not belong to a service port.
+    pub fixed: Fixed,
     /// Per service port, sorted by name then protocol.
     pub services: Vec<ServicePortRules>,
-    /// The end of KUBE-SERVICES in `nat`: on to the NodePorts. Has to stay last in its chain.
-    pub nat_tail: String,
 }
 
 /// Computes all rules of one family.
 #[must_use]
 pub fn compute(inputs: &Inputs, host: &HostFacts, family: Family) -> RuleSet {
-    let view = View::new(&inputs.settings, host, inputs.snapshot.node(), &inputs.node_name, family);
-    let service_ports = service_ports(&inputs.snapshot, &view);
-    // Endpoints in any state count (spec section 12.27).
-    let large = service_ports.iter().map(|input| input.endpoints.len()).sum::<usize>() > LARGE_CLUSTER_ENDPOINTS;
-    RuleSet {
-        family,
-        filter_fixed: filter::fixed_chains(&view),
-        nat_fixed: nat::fixed_chains(&view),
-        services: service_ports.iter().map(|input| service_port(input, &view, large)).collect(),
-        nat_tail: nat::tail(&view),
-    }
+    let renderer = Renderer::new(inputs, host, family);
+    let endpoints = renderer.services().map(|key| renderer.endpoints(key)).sum();
+    let renderer = renderer.for_size(endpoints);
+    let services = inputs.snapshot.services().flat_map(|(key, _)| renderer.service(key)).collect();
+    RuleSet { family, fixed: renderer.fixed(), services }
 }
 
-fn service_port(input: &ServicePortInput<'_>, view: &View<'_>, large: bool) -> ServicePortRules {
-    let policy = policy::Policy::new(input.service, input.port, &input.endpoints, view);
-    let names = names::ServiceChains::new(&input.spn, input.port.protocol);
-    let rules = nat::Writer { input, view, policy: &policy, names: &names, large };
-    let mut text = String::with_capacity(320 + 384 * policy.reachable.len());
-    let chains = rules.chains(&mut text);
-    rules.dispatch(&mut text);
-    let nat_dispatch = text.len();
-    filter::dispatch(&mut text, input, &policy, &names, view);
-    ServicePortRules { name: input.name.clone(), text, chains, nat_dispatch }
+/// Computes rules of one family piece by piece.
+#[derive(Clone, Debug)]
+pub struct Renderer<'a> {
+    snapshot: &'a Snapshot,
+    view: View<'a>,
+    large: bool,
 }
 
-/// The service ports of the family, sorted by name then protocol, each with its endpoints.
-fn service_ports<'a>(snapshot: &'a Snapshot, view: &View<'a>) -> Vec<ServicePortInput<'a>> {
-    let mut inputs: Vec<ServicePortInput<'a>> = Vec::with_capacity(snapshot.service_count());
-    for (key, service) in snapshot.services() {
-        let Some(cluster_ip) = service.cluster_ip(view.family) else { continue };
-        for port in &service.ports {
-            let name = ServicePortName { service: key.clone(), port: port.name.clone(), protocol: port.protocol };
-            inputs.push(ServicePortInput {
-                spn: name.to_string(),
-                name,
-                service,
-                port,
-                cluster_ip: cluster_ip.to_string(),
-                endpoints: endpoints::of_service_port(snapshot.slices(key), view.family, &port.name, port.protocol, view.node_name),
-            });
-        }
+impl<'a> Renderer<'a> {
+    /// For a cluster whose size is not counted yet; small, until [`Self::for_size`] says otherwise.
+    #[must_use]
+    pub fn new(inputs: &'a Inputs, host: &HostFacts, family: Family) -> Self {
+        let view = View::new(&inputs.settings, host, inputs.snapshot.node(), &inputs.node_name, family);
+        Self { snapshot: &inputs.snapshot, view, large: false }
     }
-    inputs.sort_by(|a, b| a.name.cmp(&b.name));
-    inputs
+
+    /// For a cluster whose service ports have this many endpoints in all (see [`Self::endpoints`]).
+    #[must_use]
+    pub fn for_size(self, endpoints: usize) -> Self {
+        Self { large: endpoints > LARGE_CLUSTER_ENDPOINTS, ..self }
+    }
+
+    /// Whether comments on endpoint rules are left out: many endpoints make a large cluster (spec section 6.7).
+    #[must_use]
+    pub const fn large(&self) -> bool {
+        self.large
+    }
+
+    /// What does not belong to a service port.
+    #[must_use]
+    pub fn fixed(&self) -> Fixed {
+        Fixed { filter: filter::fixed_chains(&self.view), nat: nat::fixed_chains(&self.view), nat_tail: nat::tail(&self.view) }
+    }
+
+    /// The Services there are, sorted.
+    pub fn services(&self) -> impl Iterator<Item = &'a ServiceKey> {
+        self.snapshot.services().map(|(key, _)| key)
+    }
+
+    /// How many endpoints a Service's ports have together. Those in any state count (spec section 12.27).
+    #[must_use]
+    pub fn endpoints(&self, key: &ServiceKey) -> usize {
+        let ports =
+            self.snapshot.service(key).filter(|service| service.cluster_ip(self.view.family).is_some()).map(|service| &service.ports);
+        let of_port = |port: &ServicePort| endpoints::count(self.snapshot.slices(key), self.view.family, &port.name, port.protocol);
+        ports.into_iter().flatten().map(of_port).sum()
+    }
+
+    /// The rules of a Service's ports, sorted by port name then protocol; none if it has none in this family.
+    #[must_use]
+    pub fn service(&self, key: &ServiceKey) -> Vec<ServicePortRules> {
+        let ports = self.snapshot.service(key).map(|service| service.ports.as_slice()).unwrap_or_default();
+        ports.iter().filter_map(|port| self.port(key, port)).collect()
+    }
+
+    /// The rules of one service port.
+    #[must_use]
+    pub fn service_port(&self, name: &ServicePortName) -> Option<ServicePortRules> {
+        let ports = &self.snapshot.service(&name.service)?.ports;
+        self.port(&name.service, ports.iter().find(|port| port.name == name.port && port.protocol == name.protocol)?)
+    }
+
+    fn port(&self, key: &ServiceKey, port: &ServicePort) -> Option<ServicePortRules> {
+        let view = &self.view;
+        let service = self.snapshot.service(key)?;
+        let name = ServicePortName { service: key.clone(), port: port.name.clone(), protocol: port.protocol };
+        let input = ServicePortInput {
+            spn: name.to_string(),
+            name,
+            service,
+            port,
+            cluster_ip: service.cluster_ip(view.family)?.to_string(),
+            endpoints: endpoints::of_service_port(self.snapshot.slices(key), view.family, &port.name, port.protocol, view.node_name),
+        };
+        let policy = policy::Policy::new(service, port, &input.endpoints, view);
+        let names = names::ServiceChains::new(&input.spn, port.protocol);
+        let rules = nat::Writer { input: &input, view, policy: &policy, names: &names, large: self.large };
+        let mut text = String::with_capacity(320 + 384 * policy.reachable.len());
+        let chains = rules.chains(&mut text);
+        rules.dispatch(&mut text);
+        let nat_dispatch = text.len();
+        filter::dispatch(&mut text, &input, &policy, &names, view);
+        Some(ServicePortRules { name: input.name, text, chains, nat_dispatch })
+    }
 }

@@ -63,7 +63,8 @@ impl ChainKind {
 }
 
 const HASH_LEN: usize = 16;
-const MAX_LEN: usize = "KUBE-SVC-".len() + HASH_LEN;
+/// What the kernel allows (`XT_EXTENSION_MAXNAMELEN` in `include/uapi/linux/netfilter/x_tables.h`, less the zero at the end).
+const MAX_LEN: usize = 28;
 
 /// Name of a chain that belongs to a service port, kept inline: a cluster has tens of thousands of them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,6 +83,22 @@ impl ChainName {
         Self { len: len as u8, bytes }
     }
 
+    /// The name of a live chain; `None` if it is not one of a service port's.
+    #[must_use]
+    pub fn from_text(name: &str) -> Option<Self> {
+        ChainKind::of(name).filter(|_| name.len() <= MAX_LEN)?;
+        let mut bytes = [0; MAX_LEN];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        Some(Self { len: name.len() as u8, bytes })
+    }
+
+    /// What the chain is for.
+    #[must_use]
+    pub fn kind(&self) -> ChainKind {
+        // Every way to make a name goes by a kind.
+        ChainKind::of(self.as_str()).unwrap_or(ChainKind::Endpoint)
+    }
+
     /// The KUBE-SEP- chain of one endpoint of a service port.
     ///
     /// ```
@@ -97,7 +114,7 @@ impl ChainName {
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // ASCII by construction: a constant prefix and base32.
+        // Always made from text.
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
     }
 }

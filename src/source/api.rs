@@ -1,7 +1,7 @@
 //! The cluster from an API server: lists once, or watches for good, with upstream's selectors (spec section 2).
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -15,31 +15,49 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::object::{Kind, ObjectId};
-use super::{Complaints, Update, convert};
+use super::{Complaints, Known, Update, convert};
 use crate::cluster::Snapshot;
 
-/// An object as the server sends it. Nothing in it can make a whole list fail: it is only looked at when it is converted.
+/// An object as the server sends it: its text, and the little that a watch has to know. Nothing in it can make a whole list fail: it is
+/// only looked at when it is converted.
 #[derive(Clone, Debug)]
 struct Raw {
     metadata: ObjectMeta,
-    value: Value,
+    text: Box<RawValue>,
+}
+
+/// What is needed of an object's metadata to watch it.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Identity {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+    /// Of a bookmark: that it ends the initial events.
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Identified {
+    metadata: Identity,
+}
+
+impl Raw {
+    fn id(&self, kind: Kind) -> ObjectId {
+        ObjectId::new(kind, self.metadata.namespace.as_deref().unwrap_or_default(), self.metadata.name.as_deref().unwrap_or_default())
+    }
 }
 
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Value::deserialize(deserializer)?;
-        let mut metadata = ObjectMeta::default();
-        if let Some(Value::Object(fields)) = value.get_mut("metadata") {
-            fields.remove("managedFields");
-            let text = |field: &str| fields.get(field).and_then(Value::as_str).map(str::to_owned);
-            metadata.name = text("name");
-            metadata.namespace = text("namespace");
-            metadata.resource_version = text("resourceVersion");
-        }
-        Ok(Self { metadata, value })
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let Identity { name, namespace, resource_version, annotations } =
+            serde_json::from_str::<Identified>(text.get()).unwrap_or_default().metadata;
+        Ok(Self { metadata: ObjectMeta { name, namespace, resource_version, annotations, ..ObjectMeta::default() }, text })
     }
 }
 
@@ -157,8 +175,8 @@ pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapsh
         let parameters = ListParams { label_selector: labels.map(str::to_owned), field_selector: fields, ..ListParams::default() };
         let list = api.list(&parameters).await.with_context(|| format!("cannot list {}{}", resource.plural, permission_hint(kind)))?;
         for object in list {
-            let id = ObjectId::of(kind, &object.value);
-            let converted = convert::object(&id, &object.value);
+            let id = object.id(kind);
+            let converted = convert::text(&id, object.text.get());
             complaints.note(&id, converted.problem.as_ref());
             snapshot.apply(converted.change);
         }
@@ -190,7 +208,7 @@ fn follow(client: &Client, watched: Watched) -> BoxStream<'static, Update> {
     if let Some(fields) = &fields {
         config = config.fields(fields);
     }
-    let mut tracker = Tracker { kind, known: HashSet::new(), seen: HashSet::new(), complaints: Complaints::default() };
+    let mut tracker = Tracker::new(kind);
     let plural = resource.plural.clone();
     watcher(api, config)
         .default_backoff()
@@ -225,47 +243,60 @@ fn causes(error: &dyn std::error::Error) -> String {
 #[derive(Debug)]
 struct Tracker {
     kind: Kind,
-    known: HashSet<ObjectId>,
-    seen: HashSet<ObjectId>,
+    /// What a list that is under way has told; nothing is kept of the first one, before which there was nothing.
+    seen: Option<HashSet<ObjectId>>,
+    told_any: bool,
     complaints: Complaints,
 }
 
 impl Tracker {
+    fn new(kind: Kind) -> Self {
+        Self { kind, seen: None, told_any: false, complaints: Complaints::default() }
+    }
+
     fn take(&mut self, event: watcher::Event<Raw>) -> Vec<Update> {
         match event {
             watcher::Event::Init => {
-                self.seen.clear();
+                self.seen = self.told_any.then(HashSet::new);
                 Vec::new()
             }
             watcher::Event::InitApply(object) => {
-                let id = ObjectId::of(self.kind, &object.value);
-                self.seen.insert(id.clone());
-                vec![self.applied(id, &object.value)]
+                let id = object.id(self.kind);
+                if let Some(seen) = &mut self.seen {
+                    seen.insert(id.clone());
+                }
+                vec![self.applied(&id, &object)]
             }
             watcher::Event::InitDone => {
-                let gone: Vec<ObjectId> = self.known.difference(&self.seen).cloned().collect();
-                self.known = std::mem::take(&mut self.seen);
-                let gone = gone.iter().map(|id| Update::Change(convert::gone(id)));
-                gone.chain([Update::Complete(self.kind)]).collect()
+                let listed = self.seen.take().and_then(|seen| self.known(&seen)).map(Update::Listed);
+                listed.into_iter().chain([Update::Complete(self.kind)]).collect()
             }
             watcher::Event::Apply(object) => {
-                let id = ObjectId::of(self.kind, &object.value);
-                vec![self.applied(id, &object.value)]
+                let id = object.id(self.kind);
+                vec![self.applied(&id, &object)]
             }
             watcher::Event::Delete(object) => {
-                let id = ObjectId::of(self.kind, &object.value);
-                self.known.remove(&id);
+                let id = object.id(self.kind);
                 self.complaints.note(&id, None);
                 vec![Update::Change(convert::gone(&id))]
             }
         }
     }
 
-    fn applied(&mut self, id: ObjectId, value: &Value) -> Update {
-        let converted = convert::object(&id, value);
-        self.complaints.note(&id, converted.problem.as_ref());
-        self.known.insert(id);
+    fn applied(&mut self, id: &ObjectId, object: &Raw) -> Update {
+        self.told_any = true;
+        let converted = convert::text(id, object.text.get());
+        self.complaints.note(id, converted.problem.as_ref());
         Update::Change(converted.change)
+    }
+
+    fn known(&self, seen: &HashSet<ObjectId>) -> Option<Known> {
+        match self.kind {
+            Kind::Service => Some(Known::Services(seen.iter().map(convert::service_key).collect())),
+            Kind::EndpointSlice => Some(Known::Slices(seen.iter().map(convert::slice_key).collect())),
+            // A deleted Node keeps its last facts.
+            Kind::Node => None,
+        }
     }
 }
 
@@ -279,28 +310,32 @@ mod tests {
     fn raw(name: &str) -> Raw {
         let value =
             json!({"metadata": {"name": name, "namespace": "ns", "managedFields": [1]}, "spec": {"clusterIP": "10.0.0.1", "ports": []}});
-        serde_json::from_value(value).expect("any object is taken")
+        serde_json::from_str(&value.to_string()).expect("any object is taken")
     }
 
     #[test]
     fn what_a_new_list_leaves_out_is_gone() {
-        let mut tracker = Tracker { kind: Kind::Service, known: HashSet::new(), seen: HashSet::new(), complaints: Complaints::default() };
+        let mut tracker = Tracker::new(Kind::Service);
         let mut take = |event| tracker.take(event);
         assert!(take(watcher::Event::Init).is_empty());
-        assert_eq!(take(watcher::Event::InitApply(raw("a"))).len(), 1);
+        assert!(
+            matches!(take(watcher::Event::InitApply(raw("a"))).as_slice(), [Update::Change(Change::Service(key, Some(_)))] if &*key.name == "a")
+        );
         assert_eq!(take(watcher::Event::InitApply(raw("b"))).len(), 1);
         assert!(matches!(take(watcher::Event::InitDone).as_slice(), [Update::Complete(Kind::Service)]));
         take(watcher::Event::Init);
         take(watcher::Event::InitApply(raw("b")));
         let updates = take(watcher::Event::InitDone);
-        assert!(
-            matches!(updates.as_slice(), [Update::Change(Change::Service(key, None)), Update::Complete(_)] if &*key.name == "a"),
-            "{updates:?}"
-        );
+        let [Update::Listed(Known::Services(known)), Update::Complete(_)] = updates.as_slice() else { panic!("{updates:?}") };
+        assert_eq!(known.iter().map(|key| &*key.name).collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]
-    fn unused_parts_are_dropped_while_reading() {
-        assert!(raw("a").value.pointer("/metadata/managedFields").is_none());
+    fn a_broken_object_costs_only_itself() {
+        for text in ["{\"metadata\": 7}", "[]", "{\"metadata\": {\"name\": \"x\", \"annotations\": 5}}"] {
+            let raw: Raw = serde_json::from_str(text).expect("any JSON is taken");
+            let mut tracker = Tracker::new(Kind::Service);
+            assert!(matches!(tracker.take(watcher::Event::Apply(raw)).as_slice(), [Update::Change(Change::Service(_, None))]), "{text}");
+        }
     }
 }

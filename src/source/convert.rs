@@ -1,28 +1,24 @@
-//! API objects to cluster values. PURE, and the only place that knows Kubernetes types.
+//! API objects to cluster values. PURE, and the only place that knows what API objects look like ([`super::fields`]).
 //!
 //! An object that cannot be used costs only itself: what is wrong is told in a [`Problem`], and whatever of it can be used is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
+use serde::Deserializer;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::fields;
 use super::object::{Kind, ObjectId, Problem};
 use crate::cluster::ip::{Family, parse_cidr, parse_ip};
 use crate::cluster::{
     Change, Conditions, Node, Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType, Slice, SliceEndpoint, SliceKey,
     SlicePort,
 };
-
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-const HEADLESS: &str = "service.kubernetes.io/headless";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The longest printed service port name that still fits a comment of iptables (255 bytes) together with the longest words
 /// kube-proxy puts around it: `other traffic to SPN will be dropped by KUBE-PROXY-FIREWALL`.
@@ -43,6 +39,19 @@ pub struct Converted {
 /// Converts an object as it is now. Objects that upstream's selectors leave out (spec section 2) come back as absent.
 #[must_use]
 pub fn object(id: &ObjectId, value: &Value) -> Converted {
+    converted(id, value)
+}
+
+/// Converts an object from its JSON text.
+#[must_use]
+pub fn text(id: &ObjectId, text: &str) -> Converted {
+    converted(id, &mut serde_json::Deserializer::from_str(text))
+}
+
+fn converted<'de, D: Deserializer<'de>>(id: &ObjectId, from: D) -> Converted
+where
+    D::Error: fmt::Display,
+{
     let mut problems = Vec::new();
     if id.name.is_empty() {
         let problem = Problem { object: id.clone(), what: "skipped: it has no name".into() };
@@ -50,10 +59,10 @@ pub fn object(id: &ObjectId, value: &Value) -> Converted {
     }
     let change = match id.kind {
         Kind::Service => {
-            Change::Service(service_key(id), typed(value, &mut problems).and_then(|object| service(id, &object, &mut problems)))
+            Change::Service(service_key(id), typed(from, &mut problems).and_then(|object| service(id, &object, &mut problems)))
         }
-        Kind::EndpointSlice => Change::Slice(slice_key(id), typed(value, &mut problems).and_then(|object| slice(&object, &mut problems))),
-        Kind::Node => Change::Node(typed(value, &mut problems).map(|object| node(&object, &mut problems))),
+        Kind::EndpointSlice => Change::Slice(slice_key(id), typed(from, &mut problems).and_then(|object| slice(&object, &mut problems))),
+        Kind::Node => Change::Node(typed(from, &mut problems).map(|object| node(&object, &mut problems))),
     };
     let problem = (!problems.is_empty()).then(|| Problem { object: id.clone(), what: problems.join("; ") });
     Converted { change, problem }
@@ -69,16 +78,20 @@ pub fn gone(id: &ObjectId) -> Change {
     }
 }
 
-fn service_key(id: &ObjectId) -> ServiceKey {
+/// The key of a Service.
+#[must_use]
+pub fn service_key(id: &ObjectId) -> ServiceKey {
     ServiceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
-fn slice_key(id: &ObjectId) -> SliceKey {
+/// The key of an EndpointSlice.
+#[must_use]
+pub fn slice_key(id: &ObjectId) -> SliceKey {
     SliceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
-fn typed<T: DeserializeOwned>(value: &Value, problems: &mut Vec<String>) -> Option<T> {
-    match serde_path_to_error::deserialize(value) {
+fn typed<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D, problems: &mut Vec<String>) -> Option<T> {
+    match serde_path_to_error::deserialize(from) {
         Ok(object) => Some(object),
         Err(error) => {
             problems.push(format!("skipped: field {}: {}", error.path(), error.inner()));
@@ -87,14 +100,14 @@ fn typed<T: DeserializeOwned>(value: &Value, problems: &mut Vec<String>) -> Opti
     }
 }
 
-fn service(id: &ObjectId, object: &core::Service, problems: &mut Vec<String>) -> Option<Service> {
-    let labels = object.metadata.labels.as_ref();
+fn service(id: &ObjectId, object: &fields::Service, problems: &mut Vec<String>) -> Option<Service> {
     let spec = object.spec.as_ref()?;
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
-    if labels.is_some_and(|labels| labels.contains_key(PROXY_NAME)) || matches!(cluster_ip, "" | "None") {
+    let of_another = object.metadata.labels.as_ref().is_some_and(|labels| labels.proxy_name.is_some());
+    if of_another || matches!(cluster_ip, "" | "None") {
         return None;
     }
-    let kind = match spec.type_.as_deref() {
+    let kind = match spec.kind.as_deref() {
         None | Some("" | "ClusterIP") => ServiceType::ClusterIp,
         Some("NodePort") => ServiceType::NodePort,
         Some("LoadBalancer") => ServiceType::LoadBalancer,
@@ -148,7 +161,7 @@ fn unusable_name(name: &str) -> Option<String> {
     (!fine).then(|| format!("{name:?} is not a name the API server would accept"))
 }
 
-fn affinity(spec: &core::ServiceSpec) -> Result<Option<u32>, String> {
+fn affinity(spec: &fields::ServiceSpec) -> Result<Option<u32>, String> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return Ok(None);
     }
@@ -161,7 +174,7 @@ fn affinity(spec: &core::ServiceSpec) -> Result<Option<u32>, String> {
 }
 
 /// The cluster IP of a family (spec section 3.1).
-fn family_cluster_ip(spec: &core::ServiceSpec, family: Family, problems: &mut Vec<String>) -> Option<IpAddr> {
+fn family_cluster_ip(spec: &fields::ServiceSpec, family: Family, problems: &mut Vec<String>) -> Option<IpAddr> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let wanted = match family {
         Family::V4 => "IPv4",
@@ -189,7 +202,7 @@ fn family_cluster_ip(spec: &core::ServiceSpec, family: Family, problems: &mut Ve
     }
 }
 
-fn service_ports(id: &ObjectId, spec: &core::ServiceSpec, problems: &mut Vec<String>) -> Vec<ServicePort> {
+fn service_ports(id: &ObjectId, spec: &fields::ServiceSpec, problems: &mut Vec<String>) -> Vec<ServicePort> {
     // By name and protocol: of two alike the last counts, as in upstream's map.
     let mut ports: BTreeMap<(Arc<str>, Protocol), ServicePort> = BTreeMap::new();
     for object in spec.ports.as_deref().unwrap_or_default() {
@@ -203,7 +216,7 @@ fn service_ports(id: &ObjectId, spec: &core::ServiceSpec, problems: &mut Vec<Str
     ports.into_values().collect()
 }
 
-fn service_port(id: &ObjectId, object: &core::ServicePort) -> Result<ServicePort, String> {
+fn service_port(id: &ObjectId, object: &fields::ServicePort) -> Result<ServicePort, String> {
     let name = object.name.clone().unwrap_or_default();
     if !name.is_empty()
         && let Some(why) = unusable_name(&name)
@@ -254,7 +267,7 @@ fn cidrs(field: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<IpNet
     found
 }
 
-fn load_balancer_vips(object: &core::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
+fn load_balancer_vips(object: &fields::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
     let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
     let ours = ingress.iter().filter(|point| point.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
@@ -262,10 +275,10 @@ fn load_balancer_vips(object: &core::Service, problems: &mut Vec<String>) -> Vec
     addresses("status.loadBalancer", &texts, problems)
 }
 
-fn slice(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -> Option<Slice> {
+fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<Slice> {
     let labels = object.metadata.labels.as_ref()?;
-    let service = labels.get(SERVICE_NAME).filter(|name| !name.is_empty())?;
-    if labels.contains_key(HEADLESS) {
+    let service = labels.service_name.as_ref().filter(|name| !name.is_empty())?;
+    if labels.headless.is_some() {
         return None;
     }
     let family = match object.address_type.as_str() {
@@ -287,7 +300,7 @@ fn slice(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -> Optio
     }
     let mut endpoints = Vec::new();
     for endpoint in object.endpoints.as_deref().unwrap_or_default() {
-        let Some(text) = endpoint.addresses.first() else { continue };
+        let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else { continue };
         match parse_ip(text).filter(|ip| Family::of(*ip) == family) {
             Some(ip) => endpoints.push(slice_endpoint(ip, endpoint)),
             None => problems.push(format!("endpoint {text:?} skipped: not an address of the slice's type {}", object.address_type)),
@@ -297,7 +310,7 @@ fn slice(object: &discovery::EndpointSlice, problems: &mut Vec<String>) -> Optio
 }
 
 /// A port without name or number matches no service port and is left out without a word, as upstream does (spec section 12.14).
-fn slice_port(object: &discovery::EndpointPort) -> Result<Option<SlicePort>, String> {
+fn slice_port(object: &fields::EndpointPort) -> Result<Option<SlicePort>, String> {
     let (Some(name), Some(number)) = (&object.name, object.port) else { return Ok(None) };
     if number == 0 {
         return Ok(None);
@@ -306,7 +319,7 @@ fn slice_port(object: &discovery::EndpointPort) -> Result<Option<SlicePort>, Str
     Ok(Some(SlicePort { name: name.as_str().into(), protocol: protocol(object.protocol.as_deref())?, port: number }))
 }
 
-fn slice_endpoint(ip: IpAddr, object: &discovery::Endpoint) -> SliceEndpoint {
+fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
     let conditions = object.conditions.as_ref();
     let hints = object.hints.as_ref();
     SliceEndpoint {
@@ -322,10 +335,10 @@ fn slice_endpoint(ip: IpAddr, object: &discovery::Endpoint) -> SliceEndpoint {
     }
 }
 
-fn node(object: &core::Node, problems: &mut Vec<String>) -> Node {
+fn node(object: &fields::Node, problems: &mut Vec<String>) -> Node {
     let of_type = |kind: &str| -> Vec<String> {
         let all = object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
-        all.iter().filter(|address| address.type_ == kind).map(|address| address.address.clone()).collect()
+        all.iter().filter(|address| address.kind == kind).map(|address| address.address.clone()).collect()
     };
     let texts = [of_type("InternalIP"), of_type("ExternalIP")].concat();
     let spec = object.spec.as_ref();
@@ -334,7 +347,7 @@ fn node(object: &core::Node, problems: &mut Vec<String>) -> Node {
         _ => spec.and_then(|spec| spec.pod_cidr.clone()).into_iter().collect(),
     };
     Node {
-        zone: object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned().unwrap_or_default(),
+        zone: object.metadata.labels.as_ref().and_then(|labels| labels.zone.clone()).unwrap_or_default(),
         addresses: addresses("status.addresses", &texts, problems),
         pod_cidrs: cidrs("spec.podCIDRs", &pod_cidrs, problems),
     }

@@ -3,13 +3,14 @@
 pub mod api;
 pub mod convert;
 pub mod documents;
+mod fields;
 pub mod follow;
 pub mod manifests;
 pub mod object;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::cluster::Change;
+use crate::cluster::{Change, ServiceKey, SliceKey};
 use crate::rules::inputs::Inputs;
 
 pub use object::{Kind, ObjectId, Problem};
@@ -21,8 +22,19 @@ pub enum Update {
     Change(Change),
     /// Everything is as said here.
     Inputs(Box<Inputs>),
+    /// These are all there are; whatever else was told of before is gone.
+    Listed(Known),
     /// Every object of a kind has been told.
     Complete(Kind),
+}
+
+/// All objects of a kind, by name.
+#[derive(Debug)]
+pub enum Known {
+    /// Services.
+    Services(HashSet<ServiceKey>),
+    /// EndpointSlices.
+    Slices(HashSet<SliceKey>),
 }
 
 /// Tells of problems with objects, each once for as long as it stays the same.

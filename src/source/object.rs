@@ -61,12 +61,18 @@ impl ObjectId {
     #[must_use]
     pub fn of(kind: Kind, object: &Value) -> Self {
         let field = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
-        let namespace = match field("/metadata/namespace") {
+        Self::new(kind, field("/metadata/namespace"), field("/metadata/name"))
+    }
+
+    /// The identity of an object of a kind, from what its metadata says.
+    #[must_use]
+    pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
+        let namespace = match namespace {
             _ if !kind.namespaced() => "",
             "" => "default",
             namespace => namespace,
         };
-        Self { kind, namespace: namespace.into(), name: field("/metadata/name").into() }
+        Self { kind, namespace: namespace.into(), name: name.into() }
     }
 }
 

@@ -5,12 +5,10 @@ use std::fmt::Write as _;
 
 use similar::TextDiff;
 
-use crate::rules::RuleSet;
 use crate::rules::names::{self, ChainKind};
 
 use super::Table;
 use super::parse::Tables;
-use super::plan::{Plan, Variant};
 use super::rule::canonical;
 
 /// Chains whose order means nothing, but for the NodePort rule at the end.
@@ -21,10 +19,7 @@ const LAST: &str = "this must be the last rule in this chain";
 /// A unified diff from live to desired, grouped by chain; empty if they are the same. Rules are compared by meaning, so text that
 /// iptables spells differently makes no difference, and shown in one spelling.
 #[must_use]
-pub fn unified(rules: &RuleSet, live: &Tables<'_>) -> String {
-    let text = Plan::full(rules, None, Variant::Legacy).text();
-    let mut desired = Tables::default();
-    desired.read(&text);
+pub fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
     let mut out = String::new();
     for table in Table::ALL {
         for (chain, missing) in missing_jumps(table, live) {

@@ -1,8 +1,15 @@
 //! Tables as text and as values: what iptables-save prints, what iptables-restore takes, and the way from one to the other. PURE.
+//!
+//! [`desired`] is what should be there, [`live`] what is there, [`acknowledged`] what the kernel is known to hold; [`plan`] leads from the
+//! last to the first.
 
+pub mod acknowledged;
+pub mod desired;
 pub mod diff;
+pub mod live;
 pub mod parse;
 pub mod plan;
+pub mod planner;
 pub mod rule;
 
 pub use crate::rules::jumps::Table;

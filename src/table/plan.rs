@@ -1,20 +1,25 @@
-//! From rules to writes: which transactions iptables-restore gets, in which order. The seam for anything cleverer than a full sync.
+//! From what the kernel holds to what it should hold: which transactions iptables-restore gets, in which order.
 //!
 //! On legacy iptables every COMMIT swaps the whole table, so there is one per table. iptables-nft needs time quadratic in the chains
-//! of a COMMIT, so there the service ports' own chains go first, in groups; nothing reaches new chains yet. Then the shared
-//! dispatch chains, whose COMMIT is the atomic switch, and last the chains that nothing needs any more (design.md, Writing).
+//! of a COMMIT, so there many chains go in groups of whole service ports; nothing reaches new chains yet. Then the shared dispatch
+//! chains, whose COMMIT is the atomic switch, and last the chains that nothing needs any more (design.md, Writing).
+//!
+//! Everywhere: rules that refuse traffic are written before what served it is taken away, and taken away after what serves it is written.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
+use std::rc::Rc;
 
 use crate::cluster::ServicePortName;
-use crate::rules::names::{self, ChainKind};
-use crate::rules::{RuleSet, ServicePortRules};
+use crate::rules::names::ChainName;
+use crate::rules::{Renderer, ServicePortRules};
 
 use super::Table;
-use super::parse::Tables;
+use super::desired::Outline;
 
 /// Which iptables is written with: they take the same text but want it cut differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
     /// iptables on `nf_tables`.
     Nft,
@@ -39,220 +44,141 @@ impl fmt::Display for Variant {
     }
 }
 
-/// On nft, a transaction is closed once it mentions this many service port chains. A COMMIT costs some 5-10 ms whatever it
-/// holds, and chains cost quadratically; this is where the sum is smallest, and it is flat around there.
-const CHAINS_PER_TRANSACTION: usize = 512;
-
 /// One write within a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write<'a> {
-    /// Create the chain if it is not there, and empty it.
-    Declare(&'a str),
-    /// Add rules: whole lines, `-A` or `-I`.
-    Rules(std::borrow::Cow<'a, str>),
-    /// Delete the chain.
-    Delete(&'a str),
+pub enum Write {
+    /// Create a fixed chain if it is not there, and empty it.
+    Declare(&'static str),
+    /// Create a service port's chain if it is not there, and empty it.
+    DeclareOwn(ChainName),
+    /// Create all chains of a service port where they are not there, and empty them.
+    DeclareAll(Rc<Outline>),
+    /// Lines, each `-A`, `-I` or `-D`.
+    Lines(String),
+    /// All lines of a service port in the shared chains of a table.
+    Dispatch(Rc<Outline>, Table),
+    /// The rules in some of a service port's own chains, rendered when they are written.
+    Own(BTreeSet<ChainName>),
+    /// The rules in all of a service port's own chains.
+    OwnAll,
+    /// Delete a chain.
+    Delete(ChainName),
 }
 
 /// A write, and the service port it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step<'a> {
+pub struct Step {
     /// What is written.
-    pub write: Write<'a>,
+    pub write: Write,
     /// For whom; `None` for what all share.
-    pub owner: Option<&'a ServicePortName>,
+    pub owner: Option<ServicePortName>,
 }
 
 /// Writes that take effect together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transaction<'a> {
+pub struct Transaction {
     /// The table.
     pub table: Table,
     /// The writes: declarations first.
-    pub steps: Vec<Step<'a>>,
+    pub steps: Vec<Step>,
 }
 
 /// Transactions in the order they are to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan<'a> {
+pub struct Plan {
     /// The transactions.
-    pub transactions: Vec<Transaction<'a>>,
+    pub transactions: Vec<Transaction>,
 }
 
-impl<'a> Plan<'a> {
-    /// Plans a full sync: everything is written, whatever is there.
-    ///
-    /// `live` is what the kernel holds now, for what has to go and for jumps that are missing; without it only the rules
-    /// themselves are planned.
+/// What a plan writes, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Chains written or created.
+    pub chains: usize,
+    /// Chains deleted.
+    pub deleted: usize,
+    /// Lines put into or taken out of shared chains one by one.
+    pub edits: usize,
+    /// Transactions.
+    pub transactions: usize,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
     #[must_use]
-    pub fn full(rules: &'a RuleSet, live: Option<&'a Tables<'a>>, variant: Variant) -> Self {
-        let stale = live.map(|live| stale_chains(rules, live)).unwrap_or_default();
-        let filter = filter(rules, live);
-        let transactions = match variant {
-            Variant::Legacy => vec![filter, whole_nat(rules, live, &stale)],
-            Variant::Nft => {
-                let mut all = service_groups(rules);
-                all.extend([filter, nat_dispatch(rules, live)]);
-                all.extend(stale.chunks(CHAINS_PER_TRANSACTION).map(deletion));
-                all
-            }
-        };
-        Self { transactions }
+    pub fn is_empty(&self) -> bool {
+        self.transactions.is_empty()
     }
 
-    /// The input for iptables-restore, in fragments, each with the service port it is for.
-    pub fn fragments(&self) -> impl Iterator<Item = (&str, Option<&'a ServicePortName>)> {
-        self.transactions.iter().flat_map(|transaction| {
-            let header = [("*", None), (transaction.table.as_str(), None), ("\n", None)];
-            let steps = transaction.steps.iter().flat_map(|step| step.write.parts().map(|part| (part, step.owner)));
-            header.into_iter().chain(steps).chain([("COMMIT\n", None)])
+    /// What it writes.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        let mut extent = Extent { transactions: self.transactions.len(), ..Extent::default() };
+        for step in self.transactions.iter().flat_map(|transaction| &transaction.steps) {
+            match &step.write {
+                Write::Declare(_) | Write::DeclareOwn(_) => extent.chains += 1,
+                Write::DeclareAll(outline) => extent.chains += outline.chains.len(),
+                Write::Lines(lines) => extent.edits += lines.lines().filter(|line| !line.starts_with("-A ")).count(),
+                // A chain has to be declared before it is deleted; it was not written.
+                Write::Delete(_) => {
+                    extent.chains -= 1;
+                    extent.deleted += 1;
+                }
+                Write::Dispatch(..) | Write::Own(_) | Write::OwnAll => {}
+            }
+        }
+        extent
+    }
+
+    /// The input for iptables-restore, in pieces, each with the service port it is for.
+    pub fn texts<'a>(&'a self, renderer: &'a Renderer<'a>) -> impl Iterator<Item = (Cow<'a, str>, Option<&'a ServicePortName>)> {
+        self.transactions.iter().flat_map(move |transaction| {
+            let start = (format!("*{}\n", transaction.table).into(), None);
+            let steps = transaction.steps.iter().map(move |step| (step.text(renderer), step.owner.as_ref()));
+            std::iter::once(start).chain(steps).chain([("COMMIT\n".into(), None)])
         })
     }
 
     /// The input for iptables-restore as one text.
     #[must_use]
-    pub fn text(&self) -> String {
-        self.fragments().map(|(text, _)| text).collect()
+    pub fn text(&self, renderer: &Renderer<'_>) -> String {
+        self.texts(renderer).map(|(text, _)| text).collect()
     }
 
     /// A line of the input, counted from 1, and the service port it is for.
     #[must_use]
-    pub fn line(&self, number: usize) -> Option<(String, Option<&'a ServicePortName>)> {
-        let mut line = String::new();
-        let mut owner = None;
-        let mut current = 1;
-        for (text, of) in self.fragments() {
-            for part in text.split_inclusive('\n') {
-                if current == number {
-                    line.push_str(part.trim_end_matches('\n'));
-                    owner = owner.or(of);
-                }
-                current += usize::from(part.ends_with('\n'));
+    pub fn line(&self, number: usize, renderer: &Renderer<'_>) -> Option<(String, Option<ServicePortName>)> {
+        let mut before = 0;
+        for (text, owner) in self.texts(renderer) {
+            let lines = text.bytes().filter(|b| *b == b'\n').count();
+            if number > before && number <= before + lines {
+                return text.lines().nth(number - before - 1).map(|line| (line.to_owned(), owner.cloned()));
             }
-            if current > number {
-                return Some((line, owner));
-            }
+            before += lines;
         }
         None
     }
 }
 
-impl Write<'_> {
-    fn parts(&self) -> [&str; 3] {
-        match self {
-            Self::Declare(chain) => [":", chain, " - [0:0]\n"],
-            Self::Rules(text) => [text, "", ""],
-            Self::Delete(chain) => ["-X ", chain, "\n"],
+impl Step {
+    fn text<'a>(&'a self, renderer: &Renderer<'_>) -> Cow<'a, str> {
+        match &self.write {
+            Write::Declare(chain) => format!(":{chain} - [0:0]\n").into(),
+            Write::DeclareOwn(chain) => format!(":{chain} - [0:0]\n").into(),
+            Write::DeclareAll(outline) => {
+                outline.chains.iter().flat_map(|(chain, _)| [":", chain.as_str(), " - [0:0]\n"]).collect::<String>().into()
+            }
+            Write::Lines(lines) => lines.into(),
+            Write::Dispatch(outline, table) => outline.dispatch(*table).into(),
+            Write::Own(chains) => self.own(renderer, |chain| chains.contains(chain)),
+            Write::OwnAll => self.own(renderer, |_| true),
+            Write::Delete(chain) => format!("-X {chain}\n").into(),
         }
     }
-}
 
-fn shared(write: Write<'_>) -> Step<'_> {
-    Step { write, owner: None }
-}
-
-fn declare(chain: &str) -> Step<'_> {
-    shared(Write::Declare(chain))
-}
-
-fn shared_rules(rules: &str) -> Step<'_> {
-    shared(Write::Rules(rules.into()))
-}
-
-fn owned_rules<'a>(service: &'a ServicePortRules, rules: &'a str) -> Step<'a> {
-    Step { write: Write::Rules(rules.into()), owner: Some(&service.name) }
-}
-
-fn own_declarations(service: &ServicePortRules) -> impl Iterator<Item = Step<'_>> {
-    service.chains().map(|(chain, _)| Step { write: Write::Declare(chain.as_str()), owner: Some(&service.name) })
-}
-
-fn own_rules(service: &ServicePortRules) -> impl Iterator<Item = Step<'_>> {
-    service.chains().map(|(_, rules)| owned_rules(service, rules))
-}
-
-fn nat_dispatch_rules(rules: &RuleSet) -> impl Iterator<Item = Step<'_>> {
-    rules.services.iter().map(|service| owned_rules(service, service.nat_dispatch()))
-}
-
-fn filter<'a>(rules: &'a RuleSet, live: Option<&Tables<'_>>) -> Transaction<'a> {
-    let mut steps: Vec<Step<'a>> = rules.filter_fixed.iter().map(|chain| declare(chain.name)).collect();
-    let exists = |chain| live.is_none_or(|live| live.chains(Table::Filter).contains_key(chain));
-    // Where we have no rule for it, KUBE-FIREWALL is only there to be jumped to; declaring it would empty it.
-    if !rules.filter_fixed.iter().any(|chain| chain.name == names::FIREWALL) && !exists(names::FIREWALL) {
-        steps.push(declare(names::FIREWALL));
+    fn own(&self, renderer: &Renderer<'_>, wanted: impl Fn(&ChainName) -> bool) -> Cow<'static, str> {
+        let Some(rules) = self.owner.as_ref().and_then(|owner| renderer.service_port(owner)) else { return Cow::default() };
+        let of = |rules: &ServicePortRules| rules.chains().filter(|(chain, _)| wanted(chain)).map(|(_, rules)| rules).collect::<String>();
+        of(&rules).into()
     }
-    steps.extend(rules.filter_fixed.iter().map(|chain| shared_rules(&chain.rules)));
-    steps.extend(rules.services.iter().map(|service| owned_rules(service, service.filter_dispatch())));
-    steps.extend(missing_jumps(Table::Filter, live));
-    Transaction { table: Table::Filter, steps }
-}
-
-fn whole_nat<'a>(rules: &'a RuleSet, live: Option<&Tables<'_>>, stale: &[&'a str]) -> Transaction<'a> {
-    let mut steps: Vec<Step<'a>> = rules.nat_fixed.iter().map(|chain| declare(chain.name)).collect();
-    steps.extend(rules.services.iter().flat_map(own_declarations));
-    steps.extend(stale.iter().map(|chain| declare(chain)));
-    steps.extend(rules.nat_fixed.iter().map(|chain| shared_rules(&chain.rules)));
-    for service in &rules.services {
-        steps.push(owned_rules(service, service.nat_dispatch()));
-        steps.extend(own_rules(service));
-    }
-    steps.extend(stale.iter().map(|chain| shared(Write::Delete(chain))));
-    steps.push(shared_rules(&rules.nat_tail));
-    steps.extend(missing_jumps(Table::Nat, live));
-    Transaction { table: Table::Nat, steps }
-}
-
-/// The chains that service ports have to themselves, in groups of whole service ports; before them, in the first group, those of
-/// the fixed chains that hold fixed rules only, because they are jumped to.
-fn service_groups(rules: &RuleSet) -> Vec<Transaction<'_>> {
-    let mut groups = Vec::new();
-    let (mut declarations, mut contents) = (Vec::new(), Vec::new());
-    for chain in rules.nat_fixed.iter().filter(|chain| !chain.rules.is_empty()) {
-        declarations.push(declare(chain.name));
-        contents.push(shared_rules(&chain.rules));
-    }
-    for service in &rules.services {
-        declarations.extend(own_declarations(service));
-        contents.extend(own_rules(service));
-        if declarations.len() >= CHAINS_PER_TRANSACTION {
-            declarations.append(&mut contents);
-            groups.push(Transaction { table: Table::Nat, steps: std::mem::take(&mut declarations) });
-        }
-    }
-    if !declarations.is_empty() {
-        declarations.append(&mut contents);
-        groups.push(Transaction { table: Table::Nat, steps: declarations });
-    }
-    groups
-}
-
-fn nat_dispatch<'a>(rules: &'a RuleSet, live: Option<&Tables<'_>>) -> Transaction<'a> {
-    let mut steps: Vec<Step<'a>> = rules.nat_fixed.iter().filter(|chain| chain.rules.is_empty()).map(|chain| declare(chain.name)).collect();
-    steps.extend(nat_dispatch_rules(rules));
-    steps.push(shared_rules(&rules.nat_tail));
-    steps.extend(missing_jumps(Table::Nat, live));
-    Transaction { table: Table::Nat, steps }
-}
-
-fn deletion<'a>(stale: &[&'a str]) -> Transaction<'a> {
-    let steps = stale.iter().map(|chain| declare(chain)).chain(stale.iter().map(|chain| shared(Write::Delete(chain)))).collect();
-    Transaction { table: Table::Nat, steps }
-}
-
-/// Chains of service ports that are live but not desired: those that jump before those they jump to.
-fn stale_chains<'a>(rules: &RuleSet, live: &Tables<'a>) -> Vec<&'a str> {
-    let desired: std::collections::HashSet<&str> =
-        rules.services.iter().flat_map(ServicePortRules::chains).map(|(chain, _)| chain.as_str()).collect();
-    let unknown = live.chains(Table::Nat).keys().copied().filter(|chain| !desired.contains(chain));
-    let mut stale: Vec<(ChainKind, &str)> = unknown.filter_map(|chain| Some((ChainKind::of(chain)?, chain))).collect();
-    stale.sort_unstable();
-    stale.into_iter().map(|(_, chain)| chain).collect()
-}
-
-/// Lines that put each jump that is missing from a table at the top of its chain.
-fn missing_jumps<'a>(table: Table, live: Option<&Tables<'_>>) -> Option<Step<'a>> {
-    let missing = live?.missing_jumps(table);
-    let lines = missing.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect::<Vec<_>>().concat();
-    (!lines.is_empty()).then(|| shared(Write::Rules(lines.into())))
 }

@@ -4,135 +4,274 @@
 //! its own way; the nft and the legacy variant and their versions differ among themselves. The canonical form undoes all of that
 //! for the matches and targets that kube-proxy's rules use, and leaves every other word as it is.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use crate::cluster::ip::{host_net, parse_cidr, parse_ip};
 
-/// A part of a rule: what it is, and its words.
-#[derive(Debug)]
-struct Part {
-    /// `-s`, `-m tcp`, `-j`...
-    head: String,
-    words: Vec<String>,
+/// Stands for a rule, or for the rules of a chain in their order: equal for equal canonical forms. 64 bits of `SipHash`; only ever compared
+/// within one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// The digest of a rule's arguments (all after the chain's name).
+    #[must_use]
+    pub fn of_rule(arguments: &str) -> Self {
+        let mut sum = 0_u64;
+        // Parts have no order among their kind, so neither has the sum.
+        each_part(arguments, |kind, text| sum = sum.wrapping_add(hash(&(kind as u8, text))));
+        Self(sum)
+    }
+
+    /// The digest of a whole `-A` line: the rule in its chain.
+    #[must_use]
+    pub fn of_line(line: &str) -> Self {
+        let (chain, arguments) = split_line(line);
+        Self(hash(&(chain, Self::of_rule(arguments).0)))
+    }
+
+    /// The digest of a chain whose rules so far have this one, with another rule behind them.
+    #[must_use]
+    pub fn then(self, rule: Self) -> Self {
+        Self(hash(&(self.0, rule.0)))
+    }
+
+    /// The digest of a chain from the text of its rules, each an `-A` line.
+    #[must_use]
+    pub fn of_chain(rules: &str) -> Self {
+        rules.lines().fold(Self::default(), |chain, line| chain.then(Self::of_rule(split_line(line).1)))
+    }
 }
 
-/// The canonical form of a rule's arguments (all after the chain's name): addresses, interfaces and protocol, then matches sorted, then
-/// the target; equal texts mean equal rules.
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The chain and the arguments of an `-A` line; of any other line, nothing and all of it.
+#[must_use]
+pub fn split_line(line: &str) -> (&str, &str) {
+    match line.strip_prefix("-A ") {
+        Some(rule) => rule.split_once(' ').unwrap_or((rule, "")),
+        None => ("", line),
+    }
+}
+
+/// The canonical form of a rule's arguments: addresses, interfaces and protocol, then matches sorted, then the target; equal texts mean
+/// equal rules.
 #[must_use]
 pub fn canonical(arguments: &str) -> String {
-    let mut basics = Vec::new();
-    let mut matches: Vec<Part> = Vec::new();
-    let mut target = None;
+    let mut parts: Vec<(PartKind, String)> = Vec::new();
+    each_part(arguments, |kind, text| parts.push((kind, text.to_owned())));
+    parts.sort_by(|(a_kind, a), (b_kind, b)| a_kind.cmp(b_kind).then_with(|| a.trim_start_matches("! ").cmp(b.trim_start_matches("! "))));
+    parts.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(" ")
+}
+
+/// What a part of a rule is; their order in the canonical form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum PartKind {
+    /// `-s`, `-d`, `-p`, `-i`, `-o`.
+    Basic,
+    /// `-m` and its options.
+    Match,
+    /// `-j` or `-g` and its options.
+    Target,
+}
+
+/// A match or target whose options are still coming: addresses may stand between them.
+struct Open<'a> {
+    kind: PartKind,
+    /// `-m`, `-j` or `-g`.
+    word: Cow<'a, str>,
+    name: Cow<'a, str>,
+}
+
+/// Gives each part of a rule in canonical spelling.
+fn each_part(arguments: &str, mut part: impl FnMut(PartKind, &str)) {
+    let mut words = Words(arguments);
+    let mut open: Option<Open<'_>> = None;
+    let mut options: Vec<Cow<'_, str>> = Vec::with_capacity(8);
+    let mut text = String::with_capacity(96);
     let mut negated = false;
-    let mut words = split(arguments).into_iter().peekable();
     while let Some(word) = words.next() {
-        match word.as_str() {
+        match &*word {
             "!" => {
                 negated = true;
                 continue;
             }
             "-s" | "-d" | "-p" | "-i" | "-o" => {
                 let value = words.next().unwrap_or_default();
-                let value = if matches!(word.as_str(), "-s" | "-d") { address(&value) } else { value };
                 // Everywhere is no condition.
-                if !value.ends_with("/0") || negated {
-                    basics.push(format!("{}{word} {}", if negated { "! " } else { "" }, quote(&value)));
+                if negated || !value.ends_with("/0") {
+                    text.clear();
+                    text.extend([if negated { "! " } else { "" }, &*word, " "]);
+                    if matches!(&*word, "-s" | "-d") {
+                        push_address(&mut text, &value);
+                    } else {
+                        push_word(&mut text, &value);
+                    }
+                    part(PartKind::Basic, &text);
                 }
             }
-            "-m" => matches.push(Part { head: words.next().unwrap_or_default(), words: Vec::new() }),
-            "-j" | "-g" => target = Some(Part { head: format!("{word} {}", quote(&words.next().unwrap_or_default())), words: Vec::new() }),
+            "-m" | "-j" | "-g" => {
+                close(open.take().as_ref(), &mut options, &mut text, &mut part);
+                let kind = if word == "-m" { PartKind::Match } else { PartKind::Target };
+                open = Some(Open { kind, word, name: words.next().unwrap_or_default() });
+            }
             _ => {
-                let part = target.as_mut().or(matches.last_mut());
-                if let Some(part) = part {
-                    if negated {
-                        part.words.push("!".into());
-                    }
-                    part.words.push(word);
+                if negated {
+                    options.push("!".into());
                 }
+                options.push(word);
             }
         }
         negated = false;
     }
-    basics.sort_by_cached_key(|basic| basic.trim_start_matches("! ").to_owned());
-    let mut matches: Vec<String> = matches.into_iter().filter_map(match_text).collect();
-    matches.sort();
-    let target = target.map(target_text);
-    basics.into_iter().chain(matches).chain(target).collect::<Vec<_>>().join(" ")
+    close(open.as_ref(), &mut options, &mut text, &mut part);
 }
 
-/// Words, with quotes and backslashes undone.
-fn split(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quoted = false;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => {
-                quoted = !quoted;
-                word.get_or_insert_default();
+/// Gives a part that has all its options. Options that stood before any match are a part of their own: what is not understood must not
+/// be taken for equal.
+fn close(open: Option<&Open<'_>>, options: &mut Vec<Cow<'_, str>>, text: &mut String, part: &mut impl FnMut(PartKind, &str)) {
+    text.clear();
+    let kind = match open {
+        None if options.is_empty() => return,
+        None => PartKind::Basic,
+        Some(Open { kind, word, name }) => {
+            text.extend([&**word, " "]);
+            push_word(text, name);
+            let says_something = if *kind == PartKind::Match { match_options(name, options) } else { target_options(name, options) };
+            if !says_something {
+                return;
             }
-            '\\' => word.get_or_insert_default().extend(chars.next()),
-            ' ' if !quoted => words.extend(word.take()),
-            c => word.get_or_insert_default().push(c),
+            *kind
         }
+    };
+    for option in options.drain(..) {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        push_word(text, &option);
     }
-    words.extend(word);
-    words
+    part(kind, text);
 }
 
-fn address(text: &str) -> String {
-    let net = parse_cidr(text).or_else(|| parse_ip(text).map(host_net));
-    net.map_or_else(|| text.to_owned(), |net| net.to_string())
+/// Words of a rule, with quotes and backslashes undone.
+struct Words<'a>(&'a str);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = Cow<'a, str>;
+
+    fn next(&mut self) -> Option<Cow<'a, str>> {
+        let text = self.0.trim_start_matches(' ');
+        if text.is_empty() {
+            self.0 = text;
+            return None;
+        }
+        let bytes = text.as_bytes();
+        let special = bytes.iter().position(|b| matches!(b, b' ' | b'"' | b'\\')).unwrap_or(bytes.len());
+        if special == bytes.len() || bytes[special] == b' ' {
+            self.0 = &text[special..];
+            return Some(text[..special].into());
+        }
+        // One pair of quotes around the whole word, as iptables-save writes comments.
+        if special == 0 && bytes[0] == b'"' {
+            let inside = &bytes[1..];
+            let end = inside.iter().position(|b| matches!(b, b'"' | b'\\'));
+            if let Some(end) = end.filter(|end| inside[*end] == b'"' && matches!(inside.get(end + 1), None | Some(b' '))) {
+                self.0 = &text[end + 2..];
+                return Some(text[1..=end].into());
+            }
+        }
+        Some(self.escaped(text).into())
+    }
 }
 
-fn match_text(part: Part) -> Option<String> {
-    let Part { head, words } = part;
-    let options = match head.as_str() {
+impl<'a> Words<'a> {
+    fn escaped(&mut self, text: &'a str) -> String {
+        let mut word = String::new();
+        let mut quoted = false;
+        let mut chars = text.char_indices();
+        while let Some((at, c)) = chars.next() {
+            match c {
+                '"' => quoted = !quoted,
+                '\\' => word.extend(chars.next().map(|(_, c)| c)),
+                ' ' if !quoted => {
+                    self.0 = &text[at..];
+                    return word;
+                }
+                c => word.push(c),
+            }
+        }
+        self.0 = "";
+        word
+    }
+}
+
+fn push_address(text: &mut String, value: &str) {
+    match parse_cidr(value).or_else(|| parse_ip(value).map(host_net)) {
+        Some(net) => {
+            let _ = write!(text, "{net}");
+        }
+        None => push_word(text, value),
+    }
+}
+
+fn push_word(text: &mut String, word: &str) {
+    if !word.is_empty() && !word.contains([' ', '"', '\'', '\\']) {
+        text.push_str(word);
+        return;
+    }
+    text.push('"');
+    for c in word.chars() {
+        if matches!(c, '"' | '\\') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text.push('"');
+}
+
+/// Spells the options of a match canonically; says whether the match says anything.
+fn match_options(name: &str, options: &mut Vec<Cow<'_, str>>) -> bool {
+    match name {
         // `-m tcp` without options says no more than `-p tcp`, and the nft variant forgets it.
-        "tcp" | "udp" | "sctp" if words.is_empty() => return None,
-        "comment" => return words.get(1).map(|text| format!("-m comment --comment {}", quote(text))),
-        "mark" => each_value(words, "--mark", mark),
-        "statistic" => each_value(words, "--probability", probability),
-        "conntrack" => each_value(words, "--ctstate", |states| Some(sorted_list(states))),
-        "recent" => without_recent_defaults(words),
-        _ => words,
-    };
-    Some(joined(&format!("-m {}", quote(&head)), &options))
-}
-
-fn target_text(part: Part) -> String {
-    let Part { head, words } = part;
-    let options = match (head.as_str(), words.as_slice()) {
-        ("-j MARK", [how, value]) => set_xmark(how, value).unwrap_or(words),
-        ("-j REJECT", [_, with]) if matches!(with.as_str(), "icmp-port-unreachable" | "icmp6-port-unreachable") => Vec::new(),
-        _ => words,
-    };
-    joined(&head, &options)
-}
-
-fn joined(head: &str, options: &[String]) -> String {
-    let mut text = head.to_owned();
-    for option in options {
-        text.push(' ');
-        text.push_str(&quote(option));
+        "tcp" | "udp" | "sctp" => return !options.is_empty(),
+        "mark" => each_value(options, "--mark", mark),
+        "statistic" => each_value(options, "--probability", probability),
+        "conntrack" => each_value(options, "--ctstate", |states| Some(sorted_list(states))),
+        "recent" => without_recent_defaults(options),
+        _ => {}
     }
-    text
+    true
 }
 
-fn quote(word: &str) -> String {
-    let plain = !word.is_empty() && !word.contains([' ', '"', '\'', '\\']);
-    if plain { word.to_owned() } else { format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")) }
+/// Spells the options of a target canonically; a target always says something.
+fn target_options(name: &str, options: &mut Vec<Cow<'_, str>>) -> bool {
+    match (name, options.as_slice()) {
+        ("MARK", [how, value]) => {
+            if let Some(value) = set_xmark(how, value) {
+                *options = vec!["--set-xmark".into(), value.into()];
+            }
+        }
+        ("REJECT", [_, with]) if matches!(&**with, "icmp-port-unreachable" | "icmp6-port-unreachable") => options.clear(),
+        _ => {}
+    }
+    true
 }
 
 /// Applies `spell` to what follows each `option`.
-fn each_value(mut words: Vec<String>, option: &str, spell: impl Fn(&str) -> Option<String>) -> Vec<String> {
-    for i in 1..words.len() {
-        if words[i - 1] == option
-            && let Some(value) = spell(&words[i])
+fn each_value(options: &mut [Cow<'_, str>], option: &str, spell: impl Fn(&str) -> Option<String>) {
+    for i in 1..options.len() {
+        if options[i - 1] == option
+            && let Some(value) = spell(&options[i])
         {
-            words[i] = value;
+            options[i] = value.into();
         }
     }
-    words
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -152,6 +291,9 @@ fn mark(text: &str) -> Option<String> {
 
 /// The kernel keeps probabilities in 31 bits; so does the canonical form.
 fn probability(text: &str) -> Option<String> {
+    if text.ends_with("/2147483648") {
+        return None;
+    }
     let probability: f64 = text.parse().ok()?;
     Some(format!("{:.0}/2147483648", (probability * 2_147_483_648.0).round()))
 }
@@ -163,29 +305,29 @@ fn sorted_list(text: &str) -> String {
 }
 
 /// `--or-mark`, `--xor-mark` and `--set-xmark` are one thing: mark = (mark & !mask) ^ value.
-fn set_xmark(how: &str, text: &str) -> Option<Vec<String>> {
+fn set_xmark(how: &str, text: &str) -> Option<String> {
     let (value, mask) = match how {
         "--set-xmark" => value_and_mask(text, u32::MAX)?,
         "--or-mark" => (number(text)?, number(text)?),
         "--xor-mark" => (number(text)?, 0),
         _ => return None,
     };
-    Some(vec!["--set-xmark".into(), format!("{value:#x}/{mask:#x}")])
+    Some(format!("{value:#x}/{mask:#x}"))
 }
 
 /// `-m recent` prints its default mask and direction; and its options in an order of its own.
-fn without_recent_defaults(words: Vec<String>) -> Vec<String> {
-    let mut options: Vec<Vec<String>> = Vec::new();
-    for word in words {
-        match options.last_mut() {
-            Some(option) if !word.starts_with("--") => option.push(word),
-            _ => options.push(vec![word]),
+fn without_recent_defaults(options: &mut Vec<Cow<'_, str>>) {
+    let mut groups: Vec<Vec<Cow<'_, str>>> = Vec::new();
+    for word in options.drain(..) {
+        match groups.last_mut() {
+            Some(group) if !word.starts_with("--") => group.push(word),
+            _ => groups.push(vec![word]),
         }
     }
     let full_mask = |mask: &str| mask == "255.255.255.255" || mask == "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
-    options.retain(|option| option[0] != "--rsource" && !(option[0] == "--mask" && option.get(1).is_some_and(|mask| full_mask(mask))));
-    options.sort();
-    options.concat()
+    groups.retain(|group| group[0] != "--rsource" && !(group[0] == "--mask" && group.get(1).is_some_and(|mask| full_mask(mask))));
+    groups.sort();
+    options.extend(groups.into_iter().flatten());
 }
 
 #[cfg(test)]
@@ -223,6 +365,7 @@ mod tests {
             ("-m nfacct --nfacct-name x -j DROP", "-m nfacct --nfacct-name  x -j DROP"),
         ] {
             assert_eq!(canonical(written), canonical(saved));
+            assert_eq!(Digest::of_rule(written), Digest::of_rule(saved));
         }
     }
 
@@ -244,6 +387,7 @@ mod tests {
             ("-m comment --comment x", ""),
         ] {
             assert_ne!(canonical(a), canonical(b));
+            assert_ne!(Digest::of_rule(a), Digest::of_rule(b));
         }
     }
 }

@@ -1,6 +1,14 @@
 //! iptables-restore in memory, as strict as the real one about what exists.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+
+use sepal::cluster::Family;
+use sepal::iptables::{IptablesError, Runner};
+use sepal::rules::Renderer;
+use sepal::table::Table;
+use sepal::table::plan::{Plan, Variant};
+use sepal::table::rule::Digest;
 
 /// One table: chains by name, rules in order, each as its words after the chain's name.
 pub type Chains = BTreeMap<String, Vec<String>>;
@@ -49,6 +57,12 @@ impl Simulator {
                 match operation {
                     "-A" => rules.push(rule.to_owned()),
                     "-I" => rules.insert(0, rule.to_owned()),
+                    "-D" => {
+                        // The real one compares rules, not texts.
+                        let wanted = Digest::of_rule(rule);
+                        let at = rules.iter().position(|held| Digest::of_rule(held) == wanted);
+                        rules.remove(at.ok_or_else(|| bad("no such rule"))?);
+                    }
                     "-X" if !rules.is_empty() => return Err(bad("chain is not empty")),
                     "-X" if draft.values().flatten().any(|rule| target(rule) == Some(chain)) => return Err(bad("chain is in use")),
                     "-X" => drop(draft.remove(chain)),
@@ -63,8 +77,12 @@ impl Simulator {
 
     /// The tables as iptables-save would print them.
     pub fn save(&self) -> String {
+        self.tables.keys().map(|table| self.save_table(table)).collect()
+    }
+
+    fn save_table(&self, name: &str) -> String {
         let mut out = String::new();
-        for (table, chains) in &self.tables {
+        for (table, chains) in self.tables.iter().filter(|(table, _)| *table == name) {
             out.extend(["*", table, "\n"]);
             out.extend(chains.keys().map(|chain| format!(":{chain} - [0:0]\n")));
             out.extend(chains.iter().flat_map(|(chain, rules)| rules.iter().map(move |rule| format!("-A {chain} {rule}\n"))));
@@ -92,4 +110,97 @@ fn check_targets(chains: &Chains) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// How a run of iptables-restore goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is stopped after so many transactions.
+    KilledAfter(usize),
+    /// It does not get the lock.
+    Locked,
+}
+
+/// Tables in memory behind the same door as the kernel's.
+#[derive(Debug)]
+pub struct Memory {
+    pub variant: Variant,
+    pub tables: RefCell<Simulator>,
+    /// What goes wrong with the next runs.
+    pub faults: RefCell<VecDeque<Fault>>,
+    /// Input with this text in it is refused: by its line, or as a whole, as a kernel does it.
+    pub refused: RefCell<Option<(String, bool)>>,
+    /// The input of every run.
+    pub runs: RefCell<Vec<String>>,
+    /// The tables after every COMMIT.
+    pub states: RefCell<Vec<Simulator>>,
+}
+
+impl Memory {
+    pub fn new(variant: Variant) -> Self {
+        Self {
+            variant,
+            tables: RefCell::default(),
+            faults: RefCell::default(),
+            refused: RefCell::default(),
+            runs: RefCell::default(),
+            states: RefCell::default(),
+        }
+    }
+
+    fn transactions(plan: &Plan, renderer: &Renderer<'_>) -> Vec<String> {
+        let of = |transaction: &sepal::table::plan::Transaction| Plan { transactions: vec![transaction.clone()] }.text(renderer);
+        plan.transactions.iter().map(of).collect()
+    }
+}
+
+impl Runner for Memory {
+    fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    async fn save(&self, _family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        self.tables.borrow().save_table(table.as_str()).lines().for_each(line);
+        Ok(())
+    }
+
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+        let command = || "restore".to_owned();
+        let fault = self.faults.borrow_mut().pop_front();
+        if fault == Some(Fault::Locked) {
+            return Err(IptablesError::Locked { command: command(), holder: "a test".into(), seconds: 0 });
+        }
+        let mut line = 0;
+        for (number, text) in Self::transactions(plan, renderer).iter().enumerate() {
+            if fault == Some(Fault::KilledAfter(number)) {
+                return Err(IptablesError::Timeout { command: command(), seconds: 0 });
+            }
+            let refused = self.refused.borrow().clone();
+            let lines = text.lines().count();
+            if let Some((word, by_line)) = refused.filter(|(word, _)| text.contains(word.as_str())) {
+                let named = if by_line { text.lines().position(|found| found.contains(word.as_str())).unwrap_or(0) + 1 } else { lines };
+                let (text, owner) = plan.line(line + named, renderer).expect("the line is there");
+                return Err(IptablesError::Refused {
+                    command: command(),
+                    line: line + named,
+                    text,
+                    owner: owner.map(Box::new),
+                    output: "refused".into(),
+                });
+            }
+            line += lines;
+            let taken = self.tables.borrow_mut().restore(text, |state| self.states.borrow_mut().push(state.clone()));
+            taken.map_err(|output| IptablesError::Failed { command: command(), output: format!("{output} in\n{text}") })?;
+        }
+        self.runs.borrow_mut().push(plan.text(renderer));
+        Ok(())
+    }
+
+    async fn canary(&self, _family: Family) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
+        Ok(())
+    }
 }

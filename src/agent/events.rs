@@ -1,0 +1,182 @@
+//! Events about this node and its Services (`events.k8s.io/v1`), so that `kubectl describe` tells what happened. Few of them: an
+//! event that is repeated says nothing new, and the API server has better things to do.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::cluster::ServiceKey;
+
+/// The same reason about the same object is told once in this time.
+const REPEAT: Duration = Duration::from_secs(300);
+/// Events in a minute, at most.
+const PER_MINUTE: usize = 20;
+/// Events that may wait to be sent; what comes on top is dropped.
+const WAITING: usize = 64;
+/// What the field `reportingController` says.
+const CONTROLLER: &str = "sepal";
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Regarding {
+    /// This node.
+    Node,
+    /// A Service.
+    Service(ServiceKey),
+}
+
+/// Something worth telling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What it is about.
+    pub regarding: Regarding,
+    /// Why, in one word in camel case.
+    pub reason: &'static str,
+    /// What was being done, in one word in camel case.
+    pub action: &'static str,
+    /// It is a warning, not just news.
+    pub warning: bool,
+    /// What happened; cut at 1024 bytes, as the API wants it.
+    pub note: String,
+}
+
+/// Takes events, and drops what is too much.
+#[derive(Clone, Debug)]
+pub struct Events(Option<mpsc::Sender<Event>>);
+
+impl Events {
+    /// Events that go nowhere: there is no API server.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(None)
+    }
+
+    /// Events, and where they come out.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        (Self(Some(sender)), receiver)
+    }
+
+    /// Tells something. Never waits; nothing depends on an event being told.
+    pub fn tell(&self, event: Event) {
+        if let Some(sender) = &self.0 {
+            let _ = sender.try_send(event);
+        }
+    }
+}
+
+/// Decides which events are told.
+#[derive(Debug)]
+pub struct Limit {
+    told: HashMap<(Regarding, &'static str), Instant>,
+    minute: Instant,
+    in_minute: usize,
+}
+
+impl Limit {
+    /// Nothing was told yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { told: HashMap::new(), minute: now, in_minute: 0 }
+    }
+
+    /// Whether this event may be told now; takes note if so.
+    pub fn allows(&mut self, event: &Event, now: Instant) -> bool {
+        if now.duration_since(self.minute) >= Duration::from_secs(60) {
+            (self.minute, self.in_minute) = (now, 0);
+            self.told.retain(|_, told| now.duration_since(*told) < REPEAT);
+        }
+        let key = (event.regarding.clone(), event.reason);
+        if self.in_minute >= PER_MINUTE || self.told.get(&key).is_some_and(|told| now.duration_since(*told) < REPEAT) {
+            return false;
+        }
+        self.in_minute += 1;
+        self.told.insert(key, now);
+        true
+    }
+}
+
+/// Sends events to the API server, for as long as there are any to come.
+pub async fn send(client: Client, node_name: String, mut events: mpsc::Receiver<Event>) {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
+    let mut limit = Limit::new(Instant::now());
+    let mut counter = 0_u32;
+    while let Some(event) = events.recv().await {
+        if !limit.allows(&event, Instant::now()) {
+            continue;
+        }
+        counter = counter.wrapping_add(1);
+        let (namespace, object) = object(&event, &node_name, counter);
+        let created = match serde_json::from_value::<DynamicObject>(object) {
+            Ok(object) => {
+                let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
+                api.create(&PostParams::default(), &object).await.map(drop).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = created {
+            tracing::debug!("event {} was not told: {error}", event.reason);
+        }
+    }
+}
+
+/// The API object of an event, and its namespace.
+fn object(event: &Event, node_name: &str, counter: u32) -> (String, serde_json::Value) {
+    let (namespace, regarding) = match &event.regarding {
+        Regarding::Node => ("default".to_owned(), json!({"apiVersion": "v1", "kind": "Node", "name": node_name})),
+        Regarding::Service(key) => {
+            (key.namespace.to_string(), json!({"apiVersion": "v1", "kind": "Service", "namespace": &*key.namespace, "name": &*key.name}))
+        }
+    };
+    let note: String = event.note.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 1024).map(|(_, c)| c).collect();
+    let time = jiff::Timestamp::now();
+    let object = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event",
+        "metadata": {"name": format!("{node_name}.{:x}.{counter:x}", time.as_nanosecond()), "namespace": namespace},
+        "eventTime": format!("{time:.6}"),
+        "reportingController": CONTROLLER, "reportingInstance": format!("{CONTROLLER}-{node_name}"),
+        "action": event.action, "reason": event.reason, "type": if event.warning { "Warning" } else { "Normal" },
+        "regarding": regarding, "note": note,
+    });
+    (namespace, object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(reason: &'static str) -> Event {
+        Event { regarding: Regarding::Node, reason, action: "Sync", warning: true, note: "x".repeat(2000) }
+    }
+
+    #[test]
+    fn repetition_is_not_told_and_a_flood_is_cut() {
+        let start = Instant::now();
+        let mut limit = Limit::new(start);
+        assert!(limit.allows(&event("A"), start));
+        assert!(!limit.allows(&event("A"), start + Duration::from_secs(299)));
+        assert!(limit.allows(&event("B"), start + Duration::from_secs(299)));
+        assert!(limit.allows(&event("A"), start + Duration::from_secs(300)));
+        let later = start + Duration::from_secs(1000);
+        let about = |i: u32| Event {
+            regarding: Regarding::Service(ServiceKey { namespace: "ns".into(), name: i.to_string().into() }),
+            ..event("C")
+        };
+        assert_eq!((0..100).filter(|i| limit.allows(&about(*i), later)).count(), PER_MINUTE);
+    }
+
+    #[test]
+    fn an_event_is_what_the_api_takes() {
+        let (namespace, object) = object(&event("A"), "node", 7);
+        assert_eq!(namespace, "default");
+        assert_eq!(object["note"].as_str().map(str::len), Some(1024));
+        assert_eq!(object["regarding"]["kind"], "Node");
+        assert!(object["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("node.") && name.ends_with(".7")));
+    }
+}

@@ -1,0 +1,342 @@
+//! One family's rules: from what the cluster wants to what the kernel has acknowledged. Nothing is taken as done before the kernel said
+//! so: what is desired is computed from the inputs, and whatever differs from what was acknowledged is written.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::{Family, ServiceKey, ServicePortName};
+use crate::config::settings::HostFacts;
+use crate::iptables::{IptablesError, Runner};
+use crate::rules::Renderer;
+use crate::rules::inputs::Inputs;
+use crate::rules::names::ChainName;
+use crate::table::Table;
+use crate::table::acknowledged::{Acknowledged, Drift};
+use crate::table::desired::{Desired, Outline, Outlines, Refresh};
+use crate::table::live::Reader;
+use crate::table::plan::{Extent, Plan, Variant};
+use crate::table::planner::{self, Wanted};
+
+/// A service port that iptables refused is tried again after this long, and when it changes.
+const QUARANTINE: Duration = Duration::from_secs(240);
+
+/// More refusals than this in one sync are no matter of single service ports.
+const MOST_REFUSALS: usize = 64;
+
+/// What has changed since the rules were last computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stale {
+    /// The Node, the settings, the host: anything may be different.
+    Everything,
+    /// These Services.
+    Services(BTreeSet<ServiceKey>),
+}
+
+/// What a sync did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Synced {
+    /// What was written, if anything had to be.
+    pub extent: Extent,
+    /// Service ports there are.
+    pub service_ports: usize,
+    /// The live tables were read first.
+    pub read: bool,
+    /// Service ports that iptables refused in the course of this.
+    pub refused: Vec<Refusal>,
+    /// Time for computing rules and the plan.
+    pub planning: Duration,
+    /// Time for reading and writing tables.
+    pub applying: Duration,
+}
+
+/// A service port whose rules iptables refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whose rules.
+    pub name: ServicePortName,
+    /// What iptables said.
+    pub cause: String,
+}
+
+/// A service port that is left alone for a while.
+#[derive(Clone, Debug)]
+struct Quarantined {
+    /// When it is tried again.
+    until: Instant,
+    /// The rules it had before; the kernel still holds them.
+    kept: Option<Rc<Outline>>,
+}
+
+/// The rules of one family.
+#[derive(Debug)]
+pub struct FamilyRules {
+    family: Family,
+    stale: Stale,
+    desired: Desired,
+    large: bool,
+    /// What the kernel holds; `None` if that has to be read first.
+    held: Option<Acknowledged>,
+    /// Service ports whose desired rules may differ from what the kernel holds.
+    touched: BTreeSet<ServicePortName>,
+    /// Something that is no service port's differs from what the kernel holds.
+    unsettled: bool,
+    /// Service ports whose rules iptables refused.
+    quarantined: BTreeMap<ServicePortName, Quarantined>,
+    /// How many service ports are written in one go: fewer while it is not known which of them iptables refuses, none to see whether
+    /// it is any of them.
+    at_once: usize,
+    /// How many to go on with when it is one of them.
+    suspects: usize,
+    /// Chains that iptables refused to delete: something foreign jumps to them.
+    spared: Vec<ChainName>,
+}
+
+impl FamilyRules {
+    /// Nothing is known of the kernel yet.
+    #[must_use]
+    pub fn new(family: Family) -> Self {
+        Self {
+            family,
+            stale: Stale::Everything,
+            desired: Desired::default(),
+            large: false,
+            held: None,
+            touched: BTreeSet::new(),
+            unsettled: false,
+            quarantined: BTreeMap::new(),
+            at_once: usize::MAX,
+            suspects: 0,
+            spared: Vec::new(),
+        }
+    }
+
+    /// The family.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        self.family
+    }
+
+    /// These Services changed.
+    pub fn touch(&mut self, services: &[ServiceKey]) {
+        if let Stale::Services(stale) = &mut self.stale {
+            stale.extend(services.iter().cloned());
+        }
+    }
+
+    /// Anything may have changed.
+    pub fn touch_everything(&mut self) {
+        self.stale = Stale::Everything;
+    }
+
+    /// Whether there may be something to write.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        !matches!(&self.stale, Stale::Services(services) if services.is_empty())
+            || self.held.is_none()
+            || self.unsettled
+            || !self.touched.is_empty()
+    }
+
+    /// Whether what the kernel holds is known.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// The service ports that are left as they are because iptables refuses their rules.
+    #[must_use]
+    pub fn quarantined(&self) -> impl ExactSizeIterator<Item = &ServicePortName> {
+        self.quarantined.keys()
+    }
+
+    /// When the next of them is tried again.
+    #[must_use]
+    pub fn next_trial(&self) -> Option<Instant> {
+        self.quarantined.values().map(|quarantined| quarantined.until).min()
+    }
+
+    /// Makes the kernel hold what is desired.
+    ///
+    /// # Errors
+    /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
+    /// next call tries everything that is not acknowledged.
+    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, IptablesError> {
+        let mut synced = Synced::default();
+        let start = Instant::now();
+        let renderer = self.refresh(inputs, host);
+        self.release();
+        synced.planning += start.elapsed();
+        loop {
+            let start = Instant::now();
+            if self.held.is_none() {
+                synced.read = true;
+                self.held = Some(self.read(runner).await?);
+                self.touched.extend(self.desired.services().keys().cloned());
+            }
+            synced.applying += start.elapsed();
+
+            let start = Instant::now();
+            let now: BTreeSet<ServicePortName> =
+                self.touched.iter().filter(|name| !self.quarantined.contains_key(*name)).take(self.at_once).cloned().collect();
+            let plan = self.plan(&now, runner.variant());
+            synced.planning += start.elapsed();
+            if !plan.is_empty() {
+                let start = Instant::now();
+                let outcome = runner.restore(self.family, &plan, &renderer).await;
+                synced.applying += start.elapsed();
+                if let Err(error) = outcome {
+                    self.learn(error, &plan, &now, &mut synced.refused)?;
+                    continue;
+                }
+                let extent = plan.extent();
+                synced.extent.chains += extent.chains;
+                synced.extent.deleted += extent.deleted;
+                synced.extent.edits += extent.edits;
+                synced.extent.transactions += extent.transactions;
+            }
+            self.acknowledge(&now);
+            if self.touched.is_empty() {
+                break;
+            }
+        }
+        synced.service_ports = self.desired.services().len();
+        Ok(synced)
+    }
+
+    /// Reads the live tables and compares them with what was acknowledged; what differs is written by the next sync.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub async fn audit(&mut self, runner: &impl Runner) -> Result<Drift, IptablesError> {
+        let Some(held) = &self.held else { return Ok(Drift::default()) };
+        let now = self.read(runner).await?;
+        let drift = held.drift(&now, &self.desired.fixed);
+        if !drift.is_empty() {
+            self.touched.extend(drift.services.iter().cloned());
+            self.unsettled = true;
+            // What could not be deleted may have lost what kept it.
+            self.spared.clear();
+        }
+        self.held = Some(now);
+        Ok(drift)
+    }
+
+    fn refresh<'a>(&mut self, inputs: &'a Inputs, host: &HostFacts) -> Renderer<'a> {
+        let stale = std::mem::replace(&mut self.stale, Stale::Services(BTreeSet::new()));
+        let what = match &stale {
+            Stale::Everything => Refresh::All,
+            Stale::Services(services) => Refresh::Services(services),
+        };
+        let counter = Renderer::new(inputs, host, self.family);
+        self.desired.count(&counter, what);
+        let renderer = counter.for_size(self.desired.endpoints());
+        // A cluster that becomes large, or is no longer, looks different everywhere.
+        let what = if renderer.large() == self.large { what } else { Refresh::All };
+        self.large = renderer.large();
+        let changed = self.desired.refresh(&renderer, what);
+        // What changed may be acceptable now.
+        self.quarantined.retain(|name, _| !changed.contains(name));
+        self.touched.extend(changed);
+        renderer
+    }
+
+    /// Lets those out of quarantine whose time has come.
+    fn release(&mut self) {
+        let now = Instant::now();
+        let due: Vec<ServicePortName> =
+            self.quarantined.iter().filter(|(_, quarantined)| quarantined.until <= now).map(|(name, _)| name.clone()).collect();
+        self.quarantined.retain(|_, quarantined| quarantined.until > now);
+        self.touched.extend(due);
+    }
+
+    async fn read(&self, runner: &impl Runner) -> Result<Acknowledged, IptablesError> {
+        let claimed = self.claimed();
+        let mut reader = Reader::new(&claimed, &self.desired.fixed);
+        for table in Table::ALL {
+            runner.save(self.family, table, &mut |line| reader.line(line)).await?;
+        }
+        Ok(Acknowledged::of_live(reader.finish(), &claimed))
+    }
+
+    /// Whose rules are not strange in the live tables: what is desired, and for service ports in quarantine what they last had.
+    fn claimed(&self) -> Cow<'_, Outlines> {
+        let mut claimed = Cow::Borrowed(self.desired.services());
+        for (name, quarantined) in &self.quarantined {
+            overlay(claimed.to_mut(), name, quarantined.kept.as_ref());
+        }
+        claimed
+    }
+
+    fn plan(&self, now: &BTreeSet<ServicePortName>, variant: Variant) -> Plan {
+        let Some(held) = &self.held else { return Plan::default() };
+        let mut services = self.claimed();
+        for later in self.touched.difference(now).filter(|name| !self.quarantined.contains_key(*name)) {
+            overlay(services.to_mut(), later, held.services.get(later));
+        }
+        let wanted = Wanted { services: &services, fixed: &self.desired.fixed, spared: &self.spared };
+        planner::plan(&wanted, held, now, variant)
+    }
+
+    fn acknowledge(&mut self, now: &BTreeSet<ServicePortName>) {
+        if let Some(held) = &mut self.held {
+            held.took(self.desired.services(), &self.desired.fixed, now, &self.spared);
+        }
+        // Those in quarantine wait for their time, or for their change.
+        self.touched.retain(|name| !now.contains(name) && !self.quarantined.contains_key(name));
+        self.unsettled = false;
+        self.at_once = if self.at_once == 0 { self.suspects } else { self.at_once.saturating_mul(2) };
+    }
+
+    /// Draws the conclusion from a plan that failed; an error if there is none but to try again later.
+    fn learn(
+        &mut self,
+        error: IptablesError,
+        plan: &Plan,
+        now: &BTreeSet<ServicePortName>,
+        refused: &mut Vec<Refusal>,
+    ) -> Result<(), IptablesError> {
+        // One transaction takes effect as a whole or not at all; of several, nobody knows how far they got.
+        let atomic = plan.transactions.len() == 1 && matches!(error, IptablesError::Refused { .. } | IptablesError::Locked { .. });
+        let before = if atomic { self.held.clone() } else { self.held.take() };
+        let IptablesError::Refused { text, owner, output, .. } = &error else { return Err(error) };
+        if let Some(chain) = text.strip_prefix("-X ").and_then(ChainName::from_text) {
+            tracing::warn!("chain {chain} cannot be deleted, it stays behind empty: {output}");
+            self.spared.push(chain);
+            return Ok(());
+        }
+        let culprit = match owner {
+            Some(owner) => (**owner).clone(),
+            // What the kernel refuses as a whole has no line to its name. First, is it any service port? Then, which half of them?
+            None if text == "COMMIT" && self.at_once > 0 => match now.iter().next() {
+                Some(only) if now.len() == 1 && self.at_once == 1 => only.clone(),
+                _ => {
+                    self.suspects = (now.len() / 2).max(1);
+                    self.at_once = if self.at_once == usize::MAX { 0 } else { self.suspects };
+                    return Ok(());
+                }
+            },
+            None => {
+                self.at_once = usize::MAX;
+                return Err(error);
+            }
+        };
+        if refused.len() == MOST_REFUSALS || self.quarantined.contains_key(&culprit) {
+            return Err(error);
+        }
+        let kept = before.and_then(|held| held.services.get(&culprit).cloned());
+        self.quarantined.insert(culprit.clone(), Quarantined { until: Instant::now() + QUARANTINE, kept });
+        refused.push(Refusal { name: culprit, cause: error.to_string() });
+        Ok(())
+    }
+}
+
+fn overlay(services: &mut Outlines, name: &ServicePortName, outline: Option<&Rc<Outline>>) {
+    match outline {
+        Some(outline) => drop(services.insert(name.clone(), Rc::clone(outline))),
+        None => drop(services.remove(name)),
+    }
+}

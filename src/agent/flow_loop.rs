@@ -1,0 +1,65 @@
+//! Keeps one family's UDP flows in line with its rules: a loop of its own, so that a long conntrack table holds up no rules.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::conntrack::Reconciler;
+use crate::conntrack::flows::FlowTable;
+use crate::conntrack::frontends::Frontends;
+use crate::conntrack::stale::LocalAddresses;
+
+/// The first wait after a failed round; it doubles from there.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// The longest wait after a failed round.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// What the rules say about UDP, and the addresses that are this node's own.
+#[derive(Clone, Debug)]
+pub struct Acknowledged {
+    /// Where UDP services are reached, and their backends.
+    pub frontends: Frontends,
+    /// This node's addresses.
+    pub local: Arc<LocalAddresses>,
+}
+
+/// Runs until the sender of what was acknowledged is gone.
+pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, mut news: watch::Receiver<Option<Acknowledged>>) {
+    let mut local = Arc::new(LocalAddresses::default());
+    let mut retry = FIRST_RETRY;
+    loop {
+        if reconciler.owed() {
+            match reconciler.round(&table, &local).await {
+                Ok(Some(cleaned)) => {
+                    if cleaned.deleted > 0 {
+                        tracing::info!(
+                            "conntrack: {} stale UDP flows of {} deleted in {} ms",
+                            cleaned.deleted,
+                            cleaned.listed,
+                            cleaned.took.as_millis()
+                        );
+                    }
+                    retry = FIRST_RETRY;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!("conntrack: {error}; next try in {} s", retry.as_secs());
+                }
+            }
+        }
+        let pause = if reconciler.owed() { retry } else { Duration::MAX };
+        tokio::select! {
+            changed = news.changed() => match changed {
+                Ok(()) => {
+                    if let Some(acknowledged) = news.borrow_and_update().clone() {
+                        local = acknowledged.local;
+                        reconciler.note(acknowledged.frontends);
+                    }
+                }
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(pause) => retry = (retry * 2).min(LAST_RETRY),
+        }
+    }
+}

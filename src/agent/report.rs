@@ -1,0 +1,105 @@
+//! What happened, told to whoever is concerned: a line in the log, a count in the metrics, an Event.
+
+use crate::cluster::Family;
+use crate::iptables::IptablesError;
+use crate::rules::jumps::JUMPS;
+use crate::table::acknowledged::Drift;
+
+use super::events::{Event, Events, Regarding};
+use super::family::{Refusal, Synced};
+use super::metrics::Metrics;
+
+/// Names of single things in one log line or Event; the rest is counted.
+const NAMED: usize = 5;
+
+/// Tells what happened.
+#[derive(Debug)]
+pub struct Report {
+    /// The counts.
+    pub metrics: Metrics,
+    events: Events,
+}
+
+impl Report {
+    /// Tells by these events.
+    #[must_use]
+    pub fn new(events: Events) -> Self {
+        Self { metrics: Metrics::default(), events }
+    }
+
+    /// A sync succeeded.
+    pub fn synced(&self, family: Family, synced: &Synced, quarantined: usize) {
+        self.metrics.synced(family, synced);
+        self.metrics.quarantined(family, quarantined);
+        for refusal in &synced.refused {
+            self.refused(family, refusal);
+        }
+        let (extent, milliseconds) = (synced.extent, (synced.planning + synced.applying).as_millis());
+        if extent.transactions > 0 {
+            tracing::info!(
+                "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms; {} service ports{}",
+                extent.chains,
+                extent.deleted,
+                extent.edits,
+                extent.transactions,
+                synced.service_ports,
+                if synced.read { ", after reading the live tables" } else { "" },
+            );
+        } else if synced.read {
+            tracing::info!("{family}: the live tables are as they should be, {milliseconds} ms; {} service ports", synced.service_ports);
+        }
+    }
+
+    fn refused(&self, family: Family, refusal: &Refusal) {
+        let Refusal { name, cause } = refusal;
+        tracing::error!("{family}: service port {name} is left as it is until it changes, and tried again in a few minutes: {cause}");
+        self.events.tell(Event {
+            regarding: Regarding::Service(name.service.clone()),
+            reason: "RulesRefused",
+            action: "Sync",
+            warning: true,
+            note: format!("iptables refuses the {family} rules of port {name}; this node keeps those it had. {cause}"),
+        });
+    }
+
+    /// A sync failed as a whole.
+    pub fn failed(&self, family: Family, error: &IptablesError, seconds: f32) {
+        self.metrics.failed(family);
+        if matches!(error, IptablesError::Locked { .. }) {
+            self.metrics.locked_out(family);
+        }
+        tracing::error!("{family}: sync failed, next try in {seconds} s: {error}");
+    }
+
+    /// Live rules were not what they had been; they are about to be put right.
+    pub fn drifted(&self, family: Family, drift: &Drift) {
+        let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
+        let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
+        let jumps: Vec<String> =
+            drift.jumps.iter().map(|i| format!("{} {} to {}", JUMPS[*i].table, JUMPS[*i].from, JUMPS[*i].to)).collect();
+        let mut told = Vec::new();
+        for (kind, what, names) in [("service", "service ports", services), ("chain", "chains", chains), ("jump", "jumps", jumps)] {
+            self.metrics.repaired(family, kind, names.len());
+            if !names.is_empty() {
+                told.push(format!("{what}: {}", some(&names)));
+            }
+        }
+        self.metrics.repaired(family, "stranger", drift.strangers);
+        if drift.strangers > 0 {
+            told.push(format!("{} rules or chains that are nobody's", drift.strangers));
+        }
+        let note = format!("{family} rules were changed by somebody else and are put right: {}", told.join("; "));
+        tracing::warn!("{note}");
+        self.events.tell(Event { regarding: Regarding::Node, reason: "RulesRepaired", action: "Audit", warning: true, note });
+    }
+
+    /// All tables of a family were flushed.
+    pub fn flushed(&self, family: Family) {
+        tracing::warn!("{family}: chain KUBE-PROXY-CANARY is gone, so tables were flushed; they are read again and put right");
+    }
+}
+
+fn some(all: &[String]) -> String {
+    let named = all.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if all.len() > NAMED { format!("{named} and {} more", all.len() - NAMED) } else { named }
+}

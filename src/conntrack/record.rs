@@ -1,0 +1,71 @@
+//! A conntrack table made of values, for tests.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+
+use crate::cluster::Family;
+
+use super::flows::{End, FlowError, FlowTable, Selection};
+use super::stale::{Flow, UDP};
+
+/// A table with the flows it is given; fails when it is told to.
+#[derive(Debug, Default)]
+pub struct FakeFlows {
+    /// Its flows, of any protocol and family.
+    pub flows: RefCell<Vec<Flow>>,
+    /// What goes wrong from now on.
+    pub fault: Cell<Option<Fault>>,
+    /// How often it was listed.
+    pub listings: Cell<usize>,
+}
+
+/// What can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Listings are refused.
+    List,
+    /// Listings miss whatever comes after the first flow.
+    Interrupt,
+    /// Of the flows to delete, only the first is.
+    Delete,
+}
+
+impl FakeFlows {
+    /// A table with these flows.
+    pub fn new(flows: impl IntoIterator<Item = Flow>) -> Self {
+        Self { flows: RefCell::new(flows.into_iter().collect()), ..Self::default() }
+    }
+}
+
+impl FlowTable for FakeFlows {
+    async fn select(&self, family: Family, most: usize, wanted: impl Fn(&Flow) -> bool + Send + 'static) -> Result<Selection, FlowError> {
+        self.listings.set(self.listings.get() + 1);
+        let (seen, whole) = match self.fault.get() {
+            Some(Fault::List) => return Err(FlowError::Permission("list conntrack entries")),
+            Some(Fault::Interrupt) => (1, End::Interrupted),
+            Some(Fault::Delete) | None => (usize::MAX, End::Whole),
+        };
+        let flows = self.flows.borrow();
+        let listed: Vec<&Flow> =
+            flows.iter().filter(|flow| flow.protocol == UDP && Family::of(flow.original.source.ip()) == family).take(seen).collect();
+        let mut found: Vec<Flow> = listed.iter().copied().filter(|flow| wanted(flow)).copied().collect();
+        let end = if found.len() > most { End::Full } else { whole };
+        found.truncate(most);
+        Ok(Selection { flows: found, listed: listed.len(), end })
+    }
+
+    async fn delete(&self, flows: Vec<Flow>) -> Result<usize, FlowError> {
+        let able = if self.fault.get() == Some(Fault::Delete) { 1 } else { flows.len() };
+        let (done, left) = flows.split_at(able.min(flows.len()));
+        self.flows.borrow_mut().retain(|flow| !done.contains(flow));
+        match left.first() {
+            None => Ok(done.len()),
+            Some(first) => Err(FlowError::Delete {
+                failed: left.len(),
+                deleted: done.len(),
+                first: Box::new(*first),
+                cause: io::Error::from(io::ErrorKind::ResourceBusy),
+            }),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Who holds the lock that all programs of legacy iptables take turns with.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// The lock's file; `iptables -w` locks it with flock(2).
+const LOCK: &str = "/run/xtables.lock";
+
+/// The program that holds the lock, by process and name, as far as this process may see it.
+pub(super) fn holder() -> String {
+    let found = || {
+        let inode = std::fs::metadata(LOCK).ok()?.ino();
+        process(&std::fs::read_to_string("/proc/locks").ok()?, inode)
+    };
+    let Some(pid) = found() else { return "a program that cannot be told from here".into() };
+    let mut text = format!("process {pid}");
+    if let Ok(name) = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")) {
+        let _ = write!(text, " ({})", name.trim());
+    }
+    text
+}
+
+/// The process that holds a lock on a file, in a text like `/proc/locks` (proc(5)): `1: FLOCK ADVISORY WRITE 713 00:15:1180 0 EOF`.
+fn process(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, file, ..] = words.as_slice() else { return None };
+        (file.rsplit(':').next()?.parse() == Ok(inode)).then(|| pid.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_found_among_all_locks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 5 00:15:1180 0 EOF\n2: FLOCK  ADVISORY  WRITE 713 00:15:1180 0 EOF\n2: -> FLOCK  ADVISORY  WRITE 714 00:15:1180 0 EOF\n";
+        assert_eq!(process(locks, 1180), Some(713));
+        assert_eq!(process(locks, 118), None);
+        assert_eq!(process("nonsense", 1), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! What the kernel is known to hold: what it acknowledged, or what was read from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use crate::cluster::ServicePortName;
+use crate::rules::Fixed;
+use crate::rules::jumps::JUMPS;
+use crate::rules::names::{self, ChainName};
+
+use super::Table;
+use super::desired::{Outline, Outlines};
+use super::live::{FixedChain, Live};
+use super::rule::Digest;
+
+/// The tables of one family as the kernel is known to hold them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Service ports, as far as their rules are there.
+    pub services: Outlines,
+    /// Fixed chains that are there, each with the digest of its fixed rules.
+    pub fixed: BTreeMap<FixedChain, Digest>,
+    /// How often each jump is there, in the order of [`JUMPS`].
+    pub jumps: [usize; JUMPS.len()],
+    /// Chains with a service port's prefix that no service port has.
+    pub strange_chains: Vec<ChainName>,
+    /// Lines in shared chains that no service port has.
+    pub strange_lines: Vec<(Table, String)>,
+}
+
+/// How live tables differ from what was thought of them: what somebody else did to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Service ports whose rules are not what they were.
+    pub services: Vec<ServicePortName>,
+    /// Fixed chains that are not what they were.
+    pub chains: Vec<FixedChain>,
+    /// Jumps that are missing or there more than once, by their place in [`JUMPS`].
+    pub jumps: Vec<usize>,
+    /// Chains and lines of nobody's.
+    pub strangers: usize,
+}
+
+impl Drift {
+    /// How many things differ.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.services.len() + self.chains.len() + self.jumps.len() + self.strangers
+    }
+
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Acknowledged {
+    /// What live tables hold of these service ports' rules, and what else.
+    #[must_use]
+    pub fn of_live(mut live: Live, services: &Outlines) -> Self {
+        let mut found = Outlines::new();
+        for (name, wanted) in services {
+            let outline = live_outline(&mut live, wanted);
+            let outline = if outline == **wanted { Rc::clone(wanted) } else { Rc::new(outline) };
+            found.insert(name.clone(), outline);
+        }
+        Self {
+            services: found,
+            fixed: live.fixed,
+            jumps: live.jumps,
+            strange_chains: live.chains.into_keys().collect(),
+            strange_lines: live.strange_lines,
+        }
+    }
+
+    /// How the tables, read again, differ from what was acknowledged, as far as these fixed rules are ours.
+    #[must_use]
+    pub fn drift(&self, now: &Self, fixed: &Fixed) -> Drift {
+        let changed = self.services.iter().filter(|(name, outline)| now.services.get(name).is_none_or(|live| live != *outline));
+        // KUBE-FIREWALL is kubelet's too: where it is not ours to fill it only has to be there.
+        let firewall = (Table::Filter, names::FIREWALL);
+        let mut chains: Vec<FixedChain> =
+            fixed_digests(fixed).into_keys().filter(|chain| self.fixed.get(chain) != now.fixed.get(chain)).collect();
+        if !now.fixed.contains_key(&firewall) && !chains.contains(&firewall) {
+            chains.push(firewall);
+        }
+        Drift {
+            services: changed.map(|(name, _)| name.clone()).collect(),
+            chains,
+            jumps: (0..JUMPS.len()).filter(|i| self.jumps[*i] != now.jumps[*i]).collect(),
+            strangers: now.strange_chains.len().saturating_sub(self.strange_chains.len()) + now.strange_lines.len(),
+        }
+    }
+
+    /// The kernel has taken a plan for these service ports: their rules, and everything fixed, are as desired now. Chains that could not
+    /// be deleted are still there.
+    pub fn took(&mut self, wanted: &Outlines, fixed: &Fixed, touched: &BTreeSet<ServicePortName>, spared: &[ChainName]) {
+        for name in touched {
+            match wanted.get(name) {
+                Some(outline) => drop(self.services.insert(name.clone(), Rc::clone(outline))),
+                None => drop(self.services.remove(name)),
+            }
+        }
+        // What KUBE-FIREWALL held before it was ours alone to fill stays known as there.
+        self.fixed.entry((Table::Filter, names::FIREWALL)).or_default();
+        self.fixed.extend(fixed_digests(fixed));
+        self.jumps = [1; JUMPS.len()];
+        self.strange_chains.retain(|chain| spared.contains(chain));
+        self.strange_lines.clear();
+    }
+}
+
+/// What of a service port's rules is there; takes it from what is live.
+fn live_outline(live: &mut Live, wanted: &Outline) -> Outline {
+    let mut there = |table| {
+        let mut text = String::new();
+        for line in wanted.dispatch(table).split_inclusive('\n') {
+            match live.missing.get_mut(&(table, Digest::of_line(line.trim_end()))) {
+                Some(count) if *count > 0 => *count -= 1,
+                _ => text.push_str(line),
+            }
+        }
+        text.into_boxed_str()
+    };
+    let (nat, filter) = (there(Table::Nat), there(Table::Filter));
+    let chains = wanted.chains.iter().filter_map(|(name, _)| live.chains.remove(name).map(|digest| (*name, digest))).collect();
+    Outline { chains, nat, filter }
+}
+
+/// The fixed chains there should be, each with the digest of its fixed rules.
+#[must_use]
+pub fn fixed_digests(fixed: &Fixed) -> BTreeMap<FixedChain, Digest> {
+    let of = |table: Table| match table {
+        Table::Filter => &fixed.filter,
+        Table::Nat => &fixed.nat,
+    };
+    let mut digests: BTreeMap<FixedChain, Digest> = Table::ALL
+        .into_iter()
+        .flat_map(|table| of(table).iter().map(move |chain| ((table, chain.name), Digest::of_chain(&chain.rules))))
+        .collect();
+    digests.insert((Table::Nat, names::SERVICES), Digest::of_chain(&fixed.nat_tail));
+    digests
+}

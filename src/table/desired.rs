@@ -1,0 +1,145 @@
+//! The rules a node should have, in outline: what they are is kept as digests, and only the few lines that may have to be taken back are
+//! kept as text. The rest is rendered when it is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use crate::cluster::{Protocol, ServiceKey, ServicePortName};
+use crate::rules::{Fixed, Renderer, ServicePortRules};
+
+use super::Table;
+use super::rule::Digest;
+use crate::rules::names::ChainName;
+
+/// What is known of one service port's rules without their text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// Its own chains in `nat`, each with the digest of its rules.
+    pub chains: Box<[(ChainName, Digest)]>,
+    /// Its lines in `nat`'s shared chains, each an `-A` line.
+    pub nat: Box<str>,
+    /// Its lines in `filter`'s shared chains.
+    pub filter: Box<str>,
+}
+
+impl Outline {
+    /// The outline of rendered rules.
+    #[must_use]
+    pub fn of(rules: &ServicePortRules) -> Self {
+        Self {
+            chains: rules.chains().map(|(name, rules)| (*name, Digest::of_chain(rules))).collect(),
+            nat: rules.nat_dispatch().into(),
+            filter: rules.filter_dispatch().into(),
+        }
+    }
+
+    /// Its lines in the shared chains of one table.
+    #[must_use]
+    pub fn dispatch(&self, table: Table) -> &str {
+        match table {
+            Table::Filter => &self.filter,
+            Table::Nat => &self.nat,
+        }
+    }
+
+    /// The digest of one of its chains.
+    #[must_use]
+    pub fn chain(&self, name: &ChainName) -> Option<Digest> {
+        self.chains.iter().find(|(chain, _)| chain == name).map(|(_, digest)| *digest)
+    }
+}
+
+/// Outlines by service port.
+pub type Outlines = BTreeMap<ServicePortName, Rc<Outline>>;
+
+/// The rules that a node should have in one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// What does not belong to a service port.
+    pub fixed: Fixed,
+    services: Outlines,
+    /// Endpoints per Service, where there are any, and in all: they decide whether the cluster is large.
+    endpoints: BTreeMap<ServiceKey, usize>,
+    total: usize,
+}
+
+/// What to compute anew.
+#[derive(Clone, Copy, Debug)]
+pub enum Refresh<'a> {
+    /// Everything: the Node, the settings or the host changed.
+    All,
+    /// These Services.
+    Services(&'a BTreeSet<ServiceKey>),
+}
+
+impl Desired {
+    /// The service ports and their outlines.
+    #[must_use]
+    pub const fn services(&self) -> &Outlines {
+        &self.services
+    }
+
+    /// How many endpoints all service ports have: what [`Renderer::for_size`] wants to know.
+    #[must_use]
+    pub const fn endpoints(&self) -> usize {
+        self.total
+    }
+
+    /// Counts the endpoints of what changed, before a renderer is made for it.
+    pub fn count(&mut self, counter: &Renderer<'_>, what: Refresh<'_>) {
+        match what {
+            Refresh::All => {
+                let counts = counter.services().map(|key| (key.clone(), counter.endpoints(key)));
+                self.endpoints = counts.filter(|(_, count)| *count > 0).collect();
+                self.total = self.endpoints.values().sum();
+            }
+            Refresh::Services(keys) => {
+                for key in keys {
+                    let count = counter.endpoints(key);
+                    let before =
+                        if count > 0 { self.endpoints.insert(key.clone(), count) } else { self.endpoints.remove(key) }.unwrap_or_default();
+                    self.total = self.total + count - before;
+                }
+            }
+        }
+    }
+
+    /// Computes rules anew; gives the service ports whose rules are different now, or are gone.
+    pub fn refresh(&mut self, renderer: &Renderer<'_>, what: Refresh<'_>) -> BTreeSet<ServicePortName> {
+        self.fixed = renderer.fixed();
+        let mut changed = BTreeSet::new();
+        match what {
+            Refresh::All => {
+                let keys: BTreeSet<ServiceKey> = renderer.services().cloned().collect();
+                let gone: Vec<ServicePortName> = self.services.keys().filter(|name| !keys.contains(&name.service)).cloned().collect();
+                for name in gone {
+                    self.services.remove(&name);
+                    changed.insert(name);
+                }
+                for key in &keys {
+                    self.refresh_service(renderer, key, &mut changed);
+                }
+            }
+            Refresh::Services(keys) => keys.iter().for_each(|key| self.refresh_service(renderer, key, &mut changed)),
+        }
+        changed
+    }
+
+    fn refresh_service(&mut self, renderer: &Renderer<'_>, key: &ServiceKey, changed: &mut BTreeSet<ServicePortName>) {
+        let first = ServicePortName { service: key.clone(), port: "".into(), protocol: Protocol::Sctp };
+        let mut before: BTreeSet<ServicePortName> =
+            self.services.range(first..).map(|(name, _)| name).take_while(|name| name.service == *key).cloned().collect();
+        for rules in renderer.service(key) {
+            before.remove(&rules.name);
+            let outline = Outline::of(&rules);
+            if self.services.get(&rules.name).is_none_or(|known| **known != outline) {
+                self.services.insert(rules.name.clone(), Rc::new(outline));
+                changed.insert(rules.name);
+            }
+        }
+        for name in before {
+            self.services.remove(&name);
+            changed.insert(name);
+        }
+    }
+}

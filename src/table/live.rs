@@ -1,0 +1,156 @@
+//! What iptables-save prints, read line by line into what matters of it: digests of our chains, which of the desired lines are there,
+//! and what is there and should not be. Its text is never held as a whole.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::rules::Fixed;
+use crate::rules::jumps::{JUMPS, Jump};
+use crate::rules::names::{self, ChainName};
+
+use super::Table;
+use super::desired::Outlines;
+use super::rule::Digest;
+
+/// The chains that all service ports share. But for the end of `nat`'s KUBE-SERVICES their order means nothing.
+pub const SHARED: [(Table, &str); 6] = [
+    (Table::Filter, names::SERVICES),
+    (Table::Filter, names::EXTERNAL_SERVICES),
+    (Table::Filter, names::NODEPORTS),
+    (Table::Filter, names::PROXY_FIREWALL),
+    (Table::Nat, names::SERVICES),
+    (Table::Nat, names::NODEPORTS),
+];
+
+/// The chains with fixed rules only.
+const FIXED: [(Table, &str); 4] =
+    [(Table::Filter, names::FORWARD), (Table::Filter, names::FIREWALL), (Table::Nat, names::POSTROUTING), (Table::Nat, names::MARK_MASQ)];
+
+/// A fixed chain: its table and its name.
+pub type FixedChain = (Table, &'static str);
+
+/// The live tables of one family, as far as they matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Chains that belong, or belonged, to service ports.
+    pub chains: HashMap<ChainName, Digest>,
+    /// Fixed chains that are there, each with the digest of its fixed rules. A shared chain whose fixed rules are not at its end is
+    /// left out: it has to be written anew.
+    pub fixed: BTreeMap<FixedChain, Digest>,
+    /// Desired lines that are not there, with how often each is missing.
+    pub missing: HashMap<(Table, Digest), usize>,
+    /// Lines in shared chains that are not desired: `-A` lines in their table.
+    pub strange_lines: Vec<(Table, String)>,
+    /// How often each jump is there, in the order of [`JUMPS`].
+    pub jumps: [usize; JUMPS.len()],
+}
+
+/// Reads the output of iptables-save.
+#[derive(Debug)]
+pub struct Reader {
+    live: Live,
+    table: Option<Table>,
+    /// Fixed rules in shared chains: the way on to the NodePorts.
+    tail: BTreeSet<Digest>,
+    /// Shared chains in which something follows the fixed rules.
+    out_of_order: BTreeSet<FixedChain>,
+    jumps: [Digest; JUMPS.len()],
+}
+
+impl Reader {
+    /// A reader that knows what is desired.
+    #[must_use]
+    pub fn new(services: &Outlines, fixed: &Fixed) -> Self {
+        let mut live = Live::default();
+        for outline in services.values() {
+            for table in Table::ALL {
+                for line in outline.dispatch(table).lines() {
+                    *live.missing.entry((table, Digest::of_line(line))).or_default() += 1;
+                }
+            }
+        }
+        Self {
+            live,
+            table: None,
+            tail: fixed.nat_tail.lines().map(Digest::of_line).collect(),
+            out_of_order: BTreeSet::new(),
+            jumps: JUMPS.map(|jump| Digest::of_rule(&jump.arguments())),
+        }
+    }
+
+    /// Takes one line. Other tables than ours and lines that are none of `*table`, `:chain`, `-A` are passed over: iptables prints
+    /// warnings among its output.
+    pub fn line(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix('*') {
+            self.table = Table::ALL.into_iter().find(|table| table.as_str() == name.trim_end());
+        } else if line == "COMMIT" {
+            self.table = None;
+        } else if let Some(table) = self.table {
+            if let Some(chain) = line.strip_prefix(':') {
+                self.chain(table, chain.split(' ').next().unwrap_or_default());
+            } else if line.starts_with("-A ") {
+                self.rule(table, line);
+            }
+        }
+    }
+
+    fn chain(&mut self, table: Table, name: &str) {
+        if let Some(fixed) = fixed_chain(table, name) {
+            self.live.fixed.insert(fixed, Digest::default());
+        } else if let Some(name) = ChainName::from_text(name).filter(|_| table == Table::Nat) {
+            self.live.chains.insert(name, Digest::default());
+        }
+    }
+
+    fn rule(&mut self, table: Table, line: &str) {
+        let (chain, arguments) = super::rule::split_line(line);
+        if let Some(shared) = SHARED.into_iter().find(|shared| *shared == (table, chain)) {
+            self.shared_rule(shared, line);
+        } else if let Some(digest) = fixed_chain(table, chain).and_then(|fixed| self.live.fixed.get_mut(&fixed)) {
+            *digest = digest.then(Digest::of_rule(arguments));
+        } else if let Some(name) = ChainName::from_text(chain).filter(|_| table == Table::Nat) {
+            let digest = self.live.chains.entry(name).or_default();
+            *digest = digest.then(Digest::of_rule(arguments));
+        } else if JUMPS.iter().any(|jump| jump.table == table && jump.from == chain && arguments.ends_with(jump.to)) {
+            let digest = Digest::of_rule(arguments);
+            for (i, jump) in JUMPS.iter().enumerate() {
+                let found = jump.table == table && jump.from == chain && self.jumps[i] == digest;
+                self.live.jumps[i] += usize::from(found);
+            }
+        }
+    }
+
+    fn shared_rule(&mut self, shared: FixedChain, line: &str) {
+        let digest = Digest::of_line(line);
+        if shared == (Table::Nat, names::SERVICES) && self.tail.contains(&digest) {
+            let rule = Digest::of_rule(super::rule::split_line(line).1);
+            self.live.fixed.entry(shared).and_modify(|fixed| *fixed = fixed.then(rule));
+            return;
+        }
+        if self.live.fixed.get(&shared).is_some_and(|fixed| *fixed != Digest::default()) {
+            self.out_of_order.insert(shared);
+        }
+        match self.live.missing.get_mut(&(shared.0, digest)) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) => drop(self.live.missing.remove(&(shared.0, digest))),
+            None => self.live.strange_lines.push((shared.0, line.to_owned())),
+        }
+    }
+
+    /// What was read.
+    #[must_use]
+    pub fn finish(mut self) -> Live {
+        for shared in self.out_of_order {
+            self.live.fixed.remove(&shared);
+        }
+        self.live
+    }
+}
+
+fn fixed_chain(table: Table, name: &str) -> Option<FixedChain> {
+    SHARED.into_iter().chain(FIXED).find(|fixed| *fixed == (table, name))
+}
+
+/// The jumps into our chains that a table should have, each with its place in [`JUMPS`].
+pub fn jumps_of(table: Table) -> impl Iterator<Item = (usize, &'static Jump)> {
+    JUMPS.iter().enumerate().filter(move |(_, jump)| jump.table == table)
+}

@@ -1,0 +1,385 @@
+//! Makes the plan: compares what should be with what is, and puts the difference in order.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::cluster::ServicePortName;
+use crate::rules::jumps::JUMPS;
+use crate::rules::names::{self, ChainKind, ChainName};
+use crate::rules::{Chain, Fixed};
+
+use super::Table;
+use super::acknowledged::{Acknowledged, fixed_digests};
+use super::desired::{Outline, Outlines};
+use super::live::{FixedChain, SHARED, jumps_of};
+use super::plan::{Plan, Step, Transaction, Variant, Write};
+use super::rule::{Digest, split_line};
+
+/// On nft, a transaction is closed once it mentions this many service port chains. A COMMIT costs some 5-10 ms whatever it
+/// holds, and chains cost quadratically; this is where the sum is smallest, and it is flat around there.
+const CHAINS_PER_TRANSACTION: usize = 512;
+
+/// A shared chain is written anew if it would take more single edits than this, and more than one for [`LINES_PER_EDIT`] of its lines.
+const EDITS: usize = 32;
+
+/// Writing this many lines costs about as much as finding and changing one.
+const LINES_PER_EDIT: usize = 16;
+
+/// What should be: service ports and everything fixed.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Service ports.
+    pub services: &'a Outlines,
+    /// What does not belong to one.
+    pub fixed: &'a Fixed,
+    /// Chains that could not be deleted, and are not tried again.
+    pub spared: &'a [ChainName],
+}
+
+/// Plans the way from what the kernel holds to what is wanted, for the service ports that may differ; what is fixed and what is nobody's
+/// is always compared.
+#[must_use]
+pub fn plan(wanted: &Wanted<'_>, held: &Acknowledged, touched: &BTreeSet<ServicePortName>, variant: Variant) -> Plan {
+    let planner = Planner::new(wanted, held, touched);
+    let nat = match variant {
+        Variant::Legacy => planner.nat_whole().into_iter().collect(),
+        Variant::Nft => planner.nat_nft(),
+    };
+    let transactions = planner.filter_before().into_iter().chain(nat).chain(planner.filter_after()).filter(|t| !t.steps.is_empty());
+    Plan { transactions: transactions.collect() }
+}
+
+/// What differs for one service port.
+struct Difference<'a> {
+    name: &'a ServicePortName,
+    wanted: Option<&'a Rc<Outline>>,
+    /// Own chains to write.
+    write: Vec<ChainName>,
+    /// Own chains to delete.
+    delete: Vec<ChainName>,
+    /// Lines to put into shared chains and to take out of them.
+    add: Vec<(Table, &'a str)>,
+    remove: Vec<(Table, &'a str)>,
+}
+
+struct Planner<'a> {
+    wanted: &'a Wanted<'a>,
+    held: &'a Acknowledged,
+    differences: Vec<Difference<'a>>,
+    /// Fixed chains that are written anew.
+    rewritten: BTreeSet<FixedChain>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(wanted: &'a Wanted<'a>, held: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
+        let differences: Vec<Difference<'a>> = touched.iter().filter_map(|name| difference(name, wanted, held)).collect();
+        let digests = fixed_digests(wanted.fixed);
+        let mut rewritten: BTreeSet<FixedChain> =
+            digests.iter().filter(|(chain, digest)| held.fixed.get(chain) != Some(digest)).map(|(chain, _)| *chain).collect();
+        let lines_of = |shared: &FixedChain| {
+            let of_difference = |d: &Difference<'_>| d.add.iter().chain(&d.remove).filter(|line| in_chain(line, *shared)).count();
+            differences.iter().map(of_difference).sum::<usize>()
+                + held.strange_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
+        };
+        let many: Vec<FixedChain> = SHARED
+            .into_iter()
+            .filter(|shared| {
+                let edits = lines_of(shared);
+                edits > EDITS && edits * LINES_PER_EDIT > wanted.services.len()
+            })
+            .collect();
+        rewritten.extend(many);
+        Self { wanted, held, differences, rewritten }
+    }
+
+    fn fixed(&self, table: Table) -> &'a [Chain<&'static str>] {
+        match table {
+            Table::Filter => &self.wanted.fixed.filter,
+            Table::Nat => &self.wanted.fixed.nat,
+        }
+    }
+
+    fn is_rewritten(&self, table: Table, chain: &str) -> bool {
+        self.rewritten.iter().any(|rewritten| *rewritten == (table, chain))
+    }
+
+    fn declarations(&self, table: Table, which: impl Fn(&Chain<&'static str>) -> bool) -> impl Iterator<Item = Step> {
+        let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && which(chain));
+        chains.map(|chain| shared(Write::Declare(chain.name)))
+    }
+
+    fn fixed_rules(&self, table: Table) -> impl Iterator<Item = Step> {
+        let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && !chain.rules.is_empty());
+        chains.map(|chain| shared(Write::Lines(chain.rules.clone())))
+    }
+
+    /// Everything in `filter` but what is taken away.
+    fn filter_before(&self) -> Option<Transaction> {
+        let table = Table::Filter;
+        let mut steps: Vec<Step> = self.declarations(table, |_| true).collect();
+        // Where we have no rule for it, KUBE-FIREWALL is only there to be jumped to; declaring it would empty it.
+        let ours = self.fixed(table).iter().any(|chain| chain.name == names::FIREWALL);
+        if !ours && !self.held.fixed.contains_key(&(table, names::FIREWALL)) {
+            steps.push(shared(Write::Declare(names::FIREWALL)));
+        }
+        steps.extend(self.fixed_rules(table));
+        steps.extend(self.rewritten_lines(table));
+        steps.extend(self.differences.iter().filter_map(|difference| self.additions(difference, table)));
+        steps.extend(self.jumps(table));
+        (!steps.is_empty()).then_some(Transaction { table, steps })
+    }
+
+    /// What is taken away in `filter`.
+    fn filter_after(&self) -> Option<Transaction> {
+        let table = Table::Filter;
+        let removals = self.differences.iter().filter_map(|difference| self.removals(difference, table));
+        let steps: Vec<Step> = removals.chain(self.strange_lines(table)).collect();
+        (!steps.is_empty()).then_some(Transaction { table, steps })
+    }
+
+    /// All of `nat` in one transaction.
+    fn nat_whole(&self) -> Option<Transaction> {
+        let table = Table::Nat;
+        let deleted = self.deleted();
+        let mut steps: Vec<Step> = self.declarations(table, |_| true).collect();
+        steps.extend(self.differences.iter().flat_map(declare_own));
+        steps.extend(deleted.iter().map(declare_to_delete));
+        steps.extend(self.fixed_rules(table));
+        let whole = SHARED.iter().filter(|(t, _)| *t == table).all(|(_, chain)| self.is_rewritten(table, chain));
+        if whole {
+            // Everybody's lines are written; each service port's beside its chains.
+            let mut differences = self.differences.iter().peekable();
+            for (name, outline) in self.wanted.services {
+                steps.push(owned(name, Write::Dispatch(Rc::clone(outline), table)));
+                while differences.peek().is_some_and(|difference| difference.name < name) {
+                    differences.next();
+                }
+                steps.extend(differences.next_if(|difference| difference.name == name).and_then(own_rules));
+            }
+        } else {
+            steps.extend(self.rewritten_lines(table));
+            for difference in &self.differences {
+                steps.extend(self.additions(difference, table));
+                steps.extend(self.removals(difference, table));
+                steps.extend(own_rules(difference));
+            }
+            steps.extend(self.strange_lines(table));
+        }
+        steps.extend(deleted.into_iter().map(delete));
+        steps.extend(self.tail());
+        steps.extend(self.jumps(table));
+        (!steps.is_empty()).then_some(Transaction { table, steps })
+    }
+
+    /// `nat` in transactions of bounded size.
+    fn nat_nft(&self) -> Vec<Transaction> {
+        let mentioned: usize = self.differences.iter().map(|difference| difference.write.len() + difference.delete.len()).sum();
+        if mentioned + self.held.strange_chains.len() <= CHAINS_PER_TRANSACTION {
+            return self.nat_whole().into_iter().collect();
+        }
+        let table = Table::Nat;
+        let mut transactions = Vec::new();
+        let mut later = Vec::new();
+        // The chains that others jump to go first.
+        let (mut declarations, mut contents): (Vec<Step>, Vec<Step>) =
+            (self.declarations(table, |chain| !chain.rules.is_empty()).collect(), self.fixed_rules(table).collect());
+        let mut mentioned = 0;
+        for difference in &self.differences {
+            // A chain can only go when nothing jumps to it; what dispatch may still lead to waits until dispatch is written.
+            let at_once = difference.delete.iter().all(|chain| chain.kind() == ChainKind::Endpoint) && !difference.write.is_empty();
+            declarations.extend(declare_own(difference));
+            contents.extend(own_rules(difference));
+            mentioned += difference.write.len();
+            if at_once {
+                declarations.extend(difference.delete.iter().map(|chain| declare_to_delete(&(Some(difference.name), *chain))));
+                contents.extend(difference.delete.iter().map(|chain| delete((Some(difference.name), *chain))));
+                mentioned += difference.delete.len();
+            } else {
+                later.extend(difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
+            }
+            if mentioned >= CHAINS_PER_TRANSACTION {
+                declarations.append(&mut contents);
+                transactions.push(Transaction { table, steps: std::mem::take(&mut declarations) });
+                mentioned = 0;
+            }
+        }
+        declarations.append(&mut contents);
+        transactions.push(Transaction { table, steps: declarations });
+        transactions.push(Transaction { table, steps: self.nat_dispatch() });
+        later.extend(self.strange_chains());
+        later.sort_by_key(|(_, chain)| (chain.kind(), *chain));
+        // All of them are emptied before any is deleted: within a group they may jump to each other, and to later groups only.
+        transactions.extend(later.chunks(CHAINS_PER_TRANSACTION).map(|group| {
+            let steps = group.iter().map(declare_to_delete).chain(group.iter().map(|chain| delete(*chain))).collect();
+            Transaction { table, steps }
+        }));
+        transactions.retain(|transaction| !transaction.steps.is_empty());
+        transactions
+    }
+
+    /// The shared chains of `nat`.
+    fn nat_dispatch(&self) -> Vec<Step> {
+        let table = Table::Nat;
+        let mut steps: Vec<Step> = self.declarations(table, |chain| chain.rules.is_empty()).collect();
+        steps.extend(self.rewritten_lines(table));
+        for difference in &self.differences {
+            steps.extend(self.additions(difference, table));
+            steps.extend(self.removals(difference, table));
+        }
+        steps.extend(self.strange_lines(table));
+        steps.extend(self.tail());
+        steps.extend(self.jumps(table));
+        steps
+    }
+
+    /// Every service port's lines in the shared chains that are written anew.
+    fn rewritten_lines(&self, table: Table) -> impl Iterator<Item = Step> {
+        let shared = || SHARED.iter().filter(move |(t, _)| *t == table).map(|(_, chain)| *chain);
+        let (any, all) = (shared().any(|chain| self.is_rewritten(table, chain)), shared().all(|chain| self.is_rewritten(table, chain)));
+        let services = any.then_some(self.wanted.services).into_iter().flatten();
+        services.filter_map(move |(name, outline)| {
+            if all {
+                return Some(owned(name, Write::Dispatch(Rc::clone(outline), table)));
+            }
+            let lines = outline.dispatch(table).split_inclusive('\n');
+            let text: String = lines.filter(|line| self.is_rewritten(table, split_line(line).0)).collect();
+            (!text.is_empty()).then(|| owned(name, Write::Lines(text)))
+        })
+    }
+
+    /// Lines to put at the top of shared chains that are not written anew.
+    fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
+        self.edits(difference.name, &difference.add, table, "-I ")
+    }
+
+    fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
+        self.edits(difference.name, &difference.remove, table, "-D ")
+    }
+
+    fn edits(&self, name: &ServicePortName, lines: &[(Table, &str)], table: Table, operation: &str) -> Option<Step> {
+        let lines = lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
+        let text: String = lines.filter_map(|(_, line)| edit(operation, line)).collect();
+        (!text.is_empty()).then(|| owned(name, Write::Lines(text)))
+    }
+
+    fn strange_lines(&self, table: Table) -> Option<Step> {
+        let lines = self.held.strange_lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
+        let text: String = lines.filter_map(|(_, line)| edit("-D ", line)).collect();
+        (!text.is_empty()).then(|| shared(Write::Lines(text)))
+    }
+
+    fn tail(&self) -> Option<Step> {
+        let tail = &self.wanted.fixed.nat_tail;
+        (self.is_rewritten(Table::Nat, names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
+    }
+
+    /// Jumps that are missing go to the top of their chains; of several alike one is kept. Where nothing is known of the live tables,
+    /// jumps are none of the plan's business.
+    fn jumps(&self, table: Table) -> Option<Step> {
+        let mut text = String::new();
+        for (i, jump) in jumps_of(table) {
+            let there = self.held.jumps[i];
+            let line = format!("{} {}\n", jump.from, jump.arguments());
+            if there == 0 {
+                text.extend(["-I ", &line]);
+            }
+            for _ in 1..there {
+                text.extend(["-D ", &line]);
+            }
+        }
+        (!text.is_empty()).then(|| shared(Write::Lines(text)))
+    }
+
+    /// Every chain to delete, those that jump before those they jump to.
+    fn deleted(&self) -> Vec<(Option<&'a ServicePortName>, ChainName)> {
+        let own = self.differences.iter().flat_map(|difference| difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
+        let mut all: Vec<_> = own.chain(self.strange_chains()).collect();
+        all.sort_by_key(|(_, chain)| (chain.kind(), *chain));
+        all
+    }
+
+    /// Chains of nobody's that can be deleted: not those that a service port of this plan makes its own.
+    fn strange_chains(&self) -> impl Iterator<Item = (Option<&'a ServicePortName>, ChainName)> {
+        let taken: BTreeSet<ChainName> = self.differences.iter().flat_map(|difference| difference.write.iter().copied()).collect();
+        let free =
+            self.held.strange_chains.iter().copied().filter(move |chain| !taken.contains(chain) && !self.wanted.spared.contains(chain));
+        free.map(|chain| (None, chain))
+    }
+}
+
+fn difference<'a>(name: &'a ServicePortName, wanted: &'a Wanted<'a>, held: &'a Acknowledged) -> Option<Difference<'a>> {
+    let (new, old) = (wanted.services.get(name), held.services.get(name));
+    if let (Some(new), Some(old)) = (new, old)
+        && Rc::ptr_eq(new, old)
+    {
+        return None;
+    }
+    let chains = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| &*outline.chains).unwrap_or_default();
+    let held_chain = |chain: &ChainName| old.and_then(|old| old.chain(chain));
+    let wanted_chain = |chain: &ChainName| new.is_some_and(|new| new.chain(chain).is_some());
+    let write = chains(new).iter().filter(|(chain, digest)| held_chain(chain) != Some(*digest)).map(|(chain, _)| *chain).collect();
+    let delete = chains(old).iter().filter(|(chain, _)| !wanted_chain(chain)).map(|(chain, _)| *chain);
+    let delete = delete.filter(|chain| !wanted.spared.contains(chain)).collect();
+    let (mut add, mut remove) = (Vec::new(), Vec::new());
+    for table in Table::ALL {
+        let lines = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| outline.dispatch(table)).unwrap_or_default().lines();
+        let mut left: Vec<&str> = lines(old).collect();
+        for line in lines(new) {
+            match left.iter().position(|held| *held == line) {
+                Some(at) => drop(left.swap_remove(at)),
+                None => add.push((table, line)),
+            }
+        }
+        remove.extend(left.into_iter().map(|line| (table, line)));
+    }
+    let difference = Difference { name, wanted: new, write, delete, add, remove };
+    let same = difference.write.is_empty() && difference.delete.is_empty() && difference.add.is_empty() && difference.remove.is_empty();
+    (!same).then_some(difference)
+}
+
+fn in_chain(line: &(Table, &str), chain: FixedChain) -> bool {
+    (line.0, split_line(line.1).0) == chain
+}
+
+fn edit(operation: &str, line: &str) -> Option<String> {
+    line.trim_end().strip_prefix("-A ").map(|rest| [operation, rest, "\n"].concat())
+}
+
+fn shared(write: Write) -> Step {
+    Step { write, owner: None }
+}
+
+fn owned(name: &ServicePortName, write: Write) -> Step {
+    Step { write, owner: Some(name.clone()) }
+}
+
+fn declare_own(difference: &Difference<'_>) -> Vec<Step> {
+    match difference.wanted {
+        Some(outline) if outline.chains.len() == difference.write.len() && !difference.write.is_empty() => {
+            vec![owned(difference.name, Write::DeclareAll(Rc::clone(outline)))]
+        }
+        _ => difference.write.iter().map(|chain| owned(difference.name, Write::DeclareOwn(*chain))).collect(),
+    }
+}
+
+fn own_rules(difference: &Difference<'_>) -> Option<Step> {
+    let outline = difference.wanted.filter(|_| !difference.write.is_empty())?;
+    let write =
+        if outline.chains.len() == difference.write.len() { Write::OwnAll } else { Write::Own(difference.write.iter().copied().collect()) };
+    Some(owned(difference.name, write))
+}
+
+fn declare_to_delete((name, chain): &(Option<&ServicePortName>, ChainName)) -> Step {
+    Step { write: Write::DeclareOwn(*chain), owner: name.cloned() }
+}
+
+fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> Step {
+    Step { write: Write::Delete(chain), owner: name.cloned() }
+}
+
+/// Tables of which nothing is known but that jumps and kubelet's chain are somebody else's business: what a dry run writes into.
+#[must_use]
+pub fn unknown() -> Acknowledged {
+    let fixed = [((Table::Filter, names::FIREWALL), Digest::default())].into();
+    Acknowledged { fixed, jumps: [1; JUMPS.len()], ..Acknowledged::default() }
+}

@@ -1,0 +1,280 @@
+//! The way from changes to the kernel: whatever happens, in whatever order, the tables end as desired, and are sound on the way.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::objects::{cluster, text};
+use common::simulator::{Fault, Memory, Simulator};
+use proptest::prelude::*;
+use sepal::agent::family::{FamilyRules, Synced};
+use sepal::cluster::{Family, ServiceKey};
+use sepal::iptables::IptablesError;
+use sepal::rules::inputs::Inputs;
+use sepal::table::parse::Tables;
+use sepal::table::plan::Variant;
+use sepal::table::{Table, rule};
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(work)
+}
+
+fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<Synced, IptablesError> {
+    block_on(rules.sync(memory, inputs, &common::facts(inputs)))
+}
+
+/// Chains as sets of meanings where their order has none, without what is not ours.
+fn meaning(tables: &Simulator) -> Vec<String> {
+    let saved = tables.save();
+    let mut read = Tables::default();
+    read.read(&saved);
+    let mut lines = Vec::new();
+    for table in Table::ALL {
+        for (chain, rules) in read.chains(table) {
+            // KUBE-FIREWALL is kubelet's too: what was written to it stays until it is written again.
+            if *chain == "KUBE-FIREWALL" {
+                continue;
+            }
+            let mut rules: Vec<String> = rules.iter().map(|rule| rule::canonical(rule)).collect();
+            if let Some(tail) = rules.iter().position(|rule| rule.contains("must be the last rule")) {
+                let last = rules[tail..].iter().all(|rule| rule.contains("must be the last rule"));
+                lines.push(format!("{table} {chain}: the way to the NodePorts is last: {last}"));
+            }
+            if matches!(*chain, "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-EXTERNAL-SERVICES" | "KUBE-PROXY-FIREWALL") {
+                rules.sort();
+            }
+            lines.push(format!("{table} {chain}: {rules:?}"));
+        }
+    }
+    lines
+}
+
+/// The tables after a start from nothing.
+fn fresh(inputs: &Inputs, family: Family, variant: Variant) -> Memory {
+    let memory = Memory::new(variant);
+    sync(&mut FamilyRules::new(family), &memory, inputs).expect("a start from nothing");
+    memory
+}
+
+fn keys(inputs: &Inputs) -> BTreeSet<ServiceKey> {
+    inputs.snapshot.services().map(|(key, _)| key.clone()).collect()
+}
+
+/// Everything that the step from one cluster to the other touches.
+fn touch(rules: &mut FamilyRules, before: &Inputs, after: &Inputs) {
+    if before.snapshot.node() != after.snapshot.node() {
+        rules.touch_everything();
+    }
+    let all: Vec<ServiceKey> = keys(before).union(&keys(after)).cloned().collect();
+    rules.touch(&all);
+}
+
+/// While a service port does not change, it is complete after every COMMIT.
+fn assert_kept(memory: &Memory, before: &Inputs, after: &Inputs, family: Family) -> Result<(), TestCaseError> {
+    let (old, new) = (common::rule_set(before, family), common::rule_set(after, family));
+    for state in memory.states.borrow().iter() {
+        let nat = &state.tables["nat"];
+        for service in old.services.iter().filter(|service| new.services.contains(service)) {
+            for (chain, wanted) in service.chains() {
+                let rules: String = nat.get(chain.as_str()).into_iter().flatten().map(|rule| format!("-A {chain} {rule}\n")).collect();
+                prop_assert_eq!(&rules, wanted, "{}: {} is not whole", service.name, chain);
+            }
+            for line in service.nat_dispatch().lines() {
+                let (chain, rule) = rule::split_line(line);
+                prop_assert!(nat[chain].iter().any(|found| found == rule), "{}: gone from {chain}", service.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn variants() -> impl Strategy<Value = Variant> {
+    prop_oneof![Just(Variant::Nft), Just(Variant::Legacy)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any sequence of changes ends in the tables of a fresh start; what does not change is never half there; and nothing is written twice.
+    #[test]
+    fn any_changes_end_in_the_tables_of_a_fresh_start(steps in proptest::collection::vec(cluster(), 1..5), variant in variants()) {
+        for family in Family::ALL {
+            let memory = Memory::new(variant);
+            let mut rules = FamilyRules::new(family);
+            let mut before = Inputs::default();
+            for objects in &steps {
+                let after = common::inputs(&text(objects)).map_err(TestCaseError::fail)?;
+                touch(&mut rules, &before, &after);
+                memory.states.borrow_mut().clear();
+                sync(&mut rules, &memory, &after).map_err(|error| TestCaseError::fail(error.to_string()))?;
+                assert_kept(&memory, &before, &after, family)?;
+                prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, family, variant).tables.borrow()));
+                before = after;
+            }
+            // Once more from the beginning, and by the live tables: there is nothing to write.
+            let runs = memory.runs.borrow().len();
+            rules.touch_everything();
+            sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
+            sync(&mut FamilyRules::new(family), &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
+            let written = memory.runs.borrow();
+            prop_assert_eq!(written.len(), runs, "{}", written.last().expect("a run"));
+        }
+    }
+
+    /// Stopped after any transaction and started again, or tried again: the end is the same.
+    #[test]
+    fn an_end_in_the_middle_loses_nothing(before in cluster(), after in cluster(), killed in 0_usize..4, restart in any::<bool>(), variant in variants()) {
+        let before = common::inputs(&text(&before)).map_err(TestCaseError::fail)?;
+        let after = common::inputs(&text(&after)).map_err(TestCaseError::fail)?;
+        let memory = fresh(&before, Family::V4, variant);
+        let mut rules = FamilyRules::new(Family::V4);
+        sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        touch(&mut rules, &before, &after);
+        memory.faults.borrow_mut().push_back(Fault::KilledAfter(killed));
+        if sync(&mut rules, &memory, &after).is_err() {
+            if restart {
+                rules = FamilyRules::new(Family::V4);
+            }
+            sync(&mut rules, &memory, &after).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        }
+        prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, Family::V4, variant).tables.borrow()));
+    }
+
+    /// Whatever is done to live tables by others is found by an audit and put right.
+    #[test]
+    fn drift_is_put_right(objects in cluster(), edits in proptest::collection::vec((any::<usize>(), any::<usize>(), 0_u8..5), 1..4), variant in variants()) {
+        let inputs = common::inputs(&text(&objects)).map_err(TestCaseError::fail)?;
+        let memory = Memory::new(variant);
+        let mut rules = FamilyRules::new(Family::V4);
+        sync(&mut rules, &memory, &inputs).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let wanted = meaning(&memory.tables.borrow());
+        for (chain, place, kind) in edits {
+            vandalise(&mut memory.tables.borrow_mut(), chain, place, kind);
+        }
+        let changed = meaning(&memory.tables.borrow()) != wanted;
+        let drift = block_on(rules.audit(&memory)).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(!drift.is_empty(), changed, "{:?}", drift);
+        sync(&mut rules, &memory, &inputs).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(meaning(&memory.tables.borrow()), wanted);
+    }
+}
+
+/// Does something to one of our chains: a rule goes, comes, comes twice; the chain is emptied; a stranger appears.
+fn vandalise(tables: &mut Simulator, chain: usize, place: usize, kind: u8) {
+    let nat = tables.tables.get_mut("nat").expect("a table");
+    if kind == 4 {
+        nat.insert("KUBE-SEP-STRANGER".into(), vec!["-j MARK --or-mark 0x1".into()]);
+        return;
+    }
+    let ours: Vec<String> = nat.keys().filter(|name| name.starts_with("KUBE-") && *name != "KUBE-SEP-STRANGER").cloned().collect();
+    let rules = nat.get_mut(&ours[chain % ours.len()]).expect("a chain");
+    let place = place % (rules.len() + 1);
+    match (kind, rules.get(place).cloned()) {
+        (0, Some(_)) => drop(rules.remove(place)),
+        (1, Some(rule)) => rules.insert(place, rule),
+        (2, _) => rules.clear(),
+        _ => rules.insert(place, "-s 192.0.2.1/32 -j RETURN".into()),
+    }
+}
+
+const TWO_SERVICES: &str = r#"
+{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "here"}}
+{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": "bad"}, "spec": {"clusterIP": "10.61.0.1", "ports": [{"port": 80}]}}
+{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": "good"}, "spec": {"clusterIP": "10.61.0.2", "ports": [{"port": 80}]}}
+{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "metadata": {"namespace": "ns", "name": "bad", "labels": {"kubernetes.io/service-name": "bad"}},
+ "endpoints": [{"addresses": ["10.61.1.1"]}], "ports": [{"name": "", "port": 8080}]}
+{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "metadata": {"namespace": "ns", "name": "good", "labels": {"kubernetes.io/service-name": "good"}},
+ "endpoints": [{"addresses": ["10.61.1.2"]}], "ports": [{"name": "", "port": 8080}]}
+"#;
+
+/// A service port whose rules iptables refuses keeps what it had; everything else goes on; and when it changes it gets its chance.
+fn a_refused_service_costs_only_itself(variant: Variant, by_line: bool) {
+    let memory = Memory::new(variant);
+    let mut rules = FamilyRules::new(Family::V4);
+    let first = common::inputs(TWO_SERVICES).expect("well formed");
+    sync(&mut rules, &memory, &first).expect("nothing is refused yet");
+
+    // Both services get another endpoint; the new one of `bad` is refused.
+    let second = common::inputs(&TWO_SERVICES.replace("10.61.1.", "10.61.2.")).expect("well formed");
+    touch(&mut rules, &first, &second);
+    *memory.refused.borrow_mut() = Some(("10.61.2.1".into(), by_line));
+    let synced = sync(&mut rules, &memory, &second).expect("the rest goes on");
+    let refused: Vec<String> = synced.refused.iter().map(|refusal| refusal.name.to_string()).collect();
+    assert_eq!(refused, ["ns/bad"]);
+    let live = memory.tables.borrow().save();
+    assert!(live.contains("10.61.2.2:8080") && !live.contains("10.61.1.2:8080"), "the good one follows:\n{live}");
+    assert!(live.contains("10.61.1.1:8080"), "the bad one keeps what it had:\n{live}");
+    assert_eq!(rules.quarantined().count(), 1);
+    assert!(!rules.is_due(), "it is not tried again at once");
+
+    // It changes to something that is taken.
+    let third = common::inputs(&TWO_SERVICES.replace("10.61.1.", "10.61.3.")).expect("well formed");
+    touch(&mut rules, &second, &third);
+    sync(&mut rules, &memory, &third).expect("nothing is refused any more");
+    assert_eq!(rules.quarantined().count(), 0);
+    assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&third, Family::V4, variant).tables.borrow()));
+}
+
+#[test]
+fn a_service_refused_by_line_costs_only_itself() {
+    a_refused_service_costs_only_itself(Variant::Nft, true);
+    a_refused_service_costs_only_itself(Variant::Legacy, true);
+}
+
+#[test]
+fn a_service_refused_by_the_kernel_costs_only_itself() {
+    a_refused_service_costs_only_itself(Variant::Nft, false);
+    a_refused_service_costs_only_itself(Variant::Legacy, false);
+}
+
+/// What is no service's fault puts nobody into quarantine.
+#[test]
+fn a_refused_fixed_rule_is_nobodys_fault() {
+    let memory = Memory::new(Variant::Legacy);
+    *memory.refused.borrow_mut() = Some(("MASQUERADE".into(), false));
+    let mut rules = FamilyRules::new(Family::V4);
+    let inputs = common::inputs(TWO_SERVICES).expect("well formed");
+    sync(&mut rules, &memory, &inputs).expect_err("everything is refused");
+    assert_eq!(rules.quarantined().count(), 0);
+    *memory.refused.borrow_mut() = None;
+    sync(&mut rules, &memory, &inputs).expect("nothing is refused any more");
+    assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&inputs, Family::V4, Variant::Legacy).tables.borrow()));
+}
+
+/// Another program's lock puts a sync off and changes nothing of what is known: the next one does not read the tables.
+#[test]
+fn a_lock_puts_off() {
+    let memory = fresh(&common::inputs(TWO_SERVICES).expect("well formed"), Family::V4, Variant::Legacy);
+    let mut rules = FamilyRules::new(Family::V4);
+    let first = common::inputs(TWO_SERVICES).expect("well formed");
+    assert!(sync(&mut rules, &memory, &first).expect("a start").read);
+    let second = common::inputs(&TWO_SERVICES.replace("10.61.1.1", "10.61.2.1")).expect("well formed");
+    touch(&mut rules, &first, &second);
+    memory.faults.borrow_mut().push_back(Fault::Locked);
+    sync(&mut rules, &memory, &second).expect_err("locked");
+    let synced = sync(&mut rules, &memory, &second).expect("free again");
+    assert!(!synced.read);
+    assert_eq!((synced.extent.chains, synced.extent.deleted, synced.extent.transactions), (2, 1, 1));
+}
+
+/// One changed endpoint is one small transaction in `nat` alone.
+#[test]
+fn a_changed_endpoint_touches_its_service_only() {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        let first = common::inputs(TWO_SERVICES).expect("well formed");
+        let memory = fresh(&first, Family::V4, variant);
+        let mut rules = FamilyRules::new(Family::V4);
+        sync(&mut rules, &memory, &first).expect("a start");
+        let second = common::inputs(&TWO_SERVICES.replace("10.61.1.1", "10.61.2.1")).expect("well formed");
+        rules.touch(&[ServiceKey { namespace: "ns".into(), name: "bad".into() }]);
+        sync(&mut rules, &memory, &second).expect("a change");
+        let runs = memory.runs.borrow();
+        let run = runs.last().expect("a run");
+        let lines: Vec<&str> = run.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+        assert_eq!(lines.iter().filter(|word| **word == "COMMIT").count(), 1, "{run}");
+        assert!(run.starts_with("*nat\n") && !run.contains("KUBE-SERVICES"), "{run}");
+    }
+}
