@@ -1,0 +1,149 @@
+//! Requests that are refused, in the words of a Kubernetes API server.
+
+use serde_json::{Map, Value, json};
+
+use crate::resource::Resource;
+
+/// Why a request is refused; on the wire a `Status` object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    code: u16,
+    reason: &'static str,
+    message: String,
+    details: Map<String, Value>,
+}
+
+impl Refusal {
+    /// Status code of the answer.
+    #[must_use]
+    pub const fn code(&self) -> u16 {
+        self.code
+    }
+
+    /// The one-word reason: `NotFound`.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), details: Map::new() }
+    }
+
+    /// Names the object it is about.
+    fn about(mut self, resource: Resource, name: &str) -> Self {
+        self.details = details(resource, name);
+        self
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "BadRequest", message)
+    }
+
+    pub(crate) fn not_found(resource: Resource, name: &str) -> Self {
+        Self::new(404, "NotFound", format!("{} \"{name}\" not found", resource.qualified())).about(resource, name)
+    }
+
+    pub(crate) fn no_such_resource() -> Self {
+        Self::new(404, "NotFound", "the server could not find the requested resource")
+    }
+
+    pub(crate) fn method_not_allowed() -> Self {
+        Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+    }
+
+    pub(crate) fn already_exists(resource: Resource, name: &str) -> Self {
+        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", resource.qualified())).about(resource, name)
+    }
+
+    pub(crate) fn conflict(resource: Resource, name: &str, why: &str) -> Self {
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", resource.qualified());
+        Self::new(409, "Conflict", message).about(resource, name)
+    }
+
+    pub(crate) fn expired(message: impl Into<String>) -> Self {
+        Self::new(410, "Expired", message)
+    }
+
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
+    }
+
+    pub(crate) fn unsupported_media_type(accepted: &str) -> Self {
+        let message = format!("the body of the request was in an unknown format - accepted media types include: {accepted}");
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
+    /// The request as a whole is invalid.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(422, "Invalid", message)
+    }
+
+    /// A field of an object is invalid. `subject` is how the object is called: by kind or by resource, depending on who finds out.
+    pub(crate) fn invalid_object(resource: Resource, subject: &str, name: &str, why: &str) -> Self {
+        Self::new(422, "Invalid", format!("{subject} \"{name}\" is invalid: {why}")).about(resource, name)
+    }
+
+    pub(crate) fn version_from_the_future(asked: u64, current: u64) -> Self {
+        let mut refusal = Self::new(504, "Timeout", format!("Timeout: Too large resource version: {asked}, current: {current}"));
+        refusal.details = map(json!({
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1,
+        }));
+        refusal
+    }
+
+    /// What RBAC says. `object` is empty for a whole collection, `namespace` for all of them, `attempt` is verb and resource.
+    pub(crate) fn forbidden(resource: Resource, object: &str, namespace: &str, attempt: (&str, &str)) -> Self {
+        let (verb, what) = attempt;
+        let subject = if object.is_empty() { resource.qualified() } else { format!("{} \"{object}\"", resource.qualified()) };
+        let scope = if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace \"{namespace}\"") };
+        let group = resource.group;
+        let message = format!("{subject} is forbidden: User \"{USER}\" cannot {verb} resource \"{what}\" in API group \"{group}\" {scope}");
+        Self::new(403, "Forbidden", message).about(resource, object)
+    }
+
+    /// A failure that was ordered.
+    pub(crate) fn ordered(code: u16) -> Self {
+        let reason = match code {
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            429 => "TooManyRequests",
+            500 => "InternalError",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            _ => "Unknown",
+        };
+        Self::new(code, reason, if code == 500 { "Internal error occurred: asked to fail" } else { "asked to fail" })
+    }
+
+    pub(crate) fn internal(why: &str) -> Self {
+        Self::new(500, "InternalError", format!("Internal error occurred: {why}"))
+    }
+
+    /// The `Status` object.
+    pub(crate) fn status(&self) -> Value {
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": self.reason, "code": self.code,
+        });
+        if !self.details.is_empty() {
+            status["details"] = Value::Object(self.details.clone());
+        }
+        status
+    }
+}
+
+/// Who every client is.
+pub(crate) const USER: &str = "system:serviceaccount:kube-system:sepal";
+
+/// `details` of a `Status` about an object.
+pub(crate) fn details(resource: Resource, name: &str) -> Map<String, Value> {
+    let given = [("name", name), ("group", resource.group), ("kind", resource.plural)];
+    given.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.to_owned(), text.into())).collect()
+}
+
+fn map(value: Value) -> Map<String, Value> {
+    if let Value::Object(map) = value { map } else { Map::new() }
+}

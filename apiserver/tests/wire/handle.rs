@@ -1,0 +1,155 @@
+//! The handle to a server, and the program.
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+
+use sepal_apiserver::ApiServer;
+use serde_json::{Value, json};
+
+use crate::client::{Line, Requests, names, request, service, shop};
+
+#[test]
+fn objects_are_put_and_removed() {
+    let server = ApiServer::start().unwrap();
+    let version = server.put(service("shop", "a", &json!({}))).unwrap();
+    let stored = server.get("Service", "shop/a").unwrap();
+    assert_eq!((version, &stored["metadata"]["resourceVersion"]), (server.version(), &json!(version.to_string())));
+    assert_eq!(stored["spec"]["ports"], json!([{"port": 80}]), "nothing is filled in");
+    server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "u"}})).unwrap();
+    assert_eq!(server.get("nodes", "n").unwrap()["metadata"]["uid"], "u");
+    assert_eq!(server.list("services").len(), 1);
+    assert_eq!(server.list("namespaces").len(), 4);
+    assert!(server.remove("services", "shop/a") && !server.remove("services", "shop/a"));
+    assert_eq!(server.get("services", "shop/a"), None);
+    let refusal = server.put(json!({"kind": "Car", "apiVersion": "v1"})).unwrap_err();
+    assert_eq!((refusal.code(), refusal.reason(), refusal.to_string()), (400, "BadRequest", "no kind v1/Car".to_owned()));
+}
+
+#[test]
+#[should_panic(expected = "no resource is called servces")]
+fn misspelt_resources_are_noticed() {
+    let _ = ApiServer::start().unwrap().list("servces");
+}
+
+#[test]
+fn the_kubeconfig_points_to_the_server() {
+    let server = ApiServer::start().unwrap();
+    assert_eq!(server.url(), format!("http://{}", server.address()));
+    assert!(server.kubeconfig().contains(&format!("    server: {}\n", server.url())));
+}
+
+#[test]
+fn stopping_closes_everything() {
+    let server = shop();
+    let mut watch = server.watch("/api/v1/namespaces/shop/services?watch=true");
+    assert_eq!(watch.brief(), "ADDED a");
+    server.stop();
+    server.stop();
+    assert_eq!(watch.next(), Line::Broken);
+    assert!(TcpStream::connect(server.address()).is_err());
+    assert_eq!(server.list("services").len(), 4, "objects can still be read");
+    let (address, objects) = (server.address(), server.objects());
+    drop(server);
+    let again = ApiServer::serve_objects(TcpListener::bind(address).unwrap(), objects).unwrap();
+    assert_eq!(names(&again.read("/api/v1/services").ok()).len(), 4);
+}
+
+#[test]
+fn a_restarted_server_has_the_objects_and_no_history() {
+    let server = shop();
+    for _ in 0..100 {
+        server.put(service("default", "a", &json!({}))).unwrap();
+    }
+    server.compact();
+    let (address, version, a) = (server.address(), server.version(), server.get("services", "default/a").unwrap());
+    let server = server.restart().unwrap();
+    assert_eq!(server.address(), address);
+    assert!(server.version() < version);
+    assert_eq!(server.get("services", "default/a").unwrap()["metadata"]["uid"], a["metadata"]["uid"]);
+    let mut old = server.watch("/api/v1/services?watch=true&resourceVersion=1001");
+    assert_eq!(old.brief(), "ERROR -");
+}
+
+#[tokio::test]
+async fn it_can_be_used_inside_of_a_runtime() {
+    let server = ApiServer::start().unwrap();
+    assert_eq!(server.restart().unwrap().list("namespaces").len(), 4);
+}
+
+/// A cluster of the size that is promised, listed in one piece and in pages.
+#[test]
+fn large_clusters_are_served() {
+    let server = ApiServer::start().unwrap();
+    let padding = "x".repeat(1_300);
+    let object = |number: usize| {
+        let annotations = json!({"example.com/padding": padding});
+        let metadata = json!({"name": format!("s{number:05}"), "namespace": "default", "annotations": annotations});
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata})
+    };
+    let loaded =
+        request(server.address(), "POST", "/_test/load", "", json!((0..10_000).map(object).collect::<Vec<_>>()).to_string().as_bytes());
+    assert_eq!(loaded.code, 200);
+    let path = "/apis/discovery.k8s.io/v1/endpointslices";
+    let all = server.read(path).ok();
+    assert_eq!(all["items"].as_array().unwrap().len(), 10_000);
+    let mut listed = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = server.read(&format!("{path}?limit=3000&continue={token}")).ok();
+        listed.extend(page["items"].as_array().unwrap().clone());
+        match page["metadata"]["continue"].as_str() {
+            Some(next) => next.clone_into(&mut token),
+            None => break,
+        }
+    }
+    assert_eq!(Value::Array(listed), all["items"]);
+}
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the program is what is tested")]
+fn program(arguments: &[&str]) -> Process {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sepal-apiserver"));
+    Process(command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+fn first_line(stream: impl std::io::Read) -> String {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+#[test]
+fn the_program_loads_and_listens() {
+    let file = std::env::temp_dir().join(format!("sepal-apiserver-{}.json", std::process::id()));
+    std::fs::write(&file, json!({"items": [service("default", "loaded", &json!({}))]}).to_string()).unwrap();
+    let mut process = program(&["--listen", "127.0.0.1:0", "--load", file.to_str().unwrap()]);
+    let line = first_line(process.0.stdout.take().unwrap());
+    std::fs::remove_file(file).unwrap();
+    let address = line.strip_prefix("listening ").unwrap().parse().unwrap();
+    assert_eq!(names(&request(address, "GET", "/api/v1/services", "", b"").ok()), ["loaded"]);
+    assert_eq!(names(&request(address, "GET", "/api/v1/namespaces", "", b"").ok()).len(), 4);
+}
+
+#[test]
+fn the_program_says_why_it_does_not_start() {
+    for (arguments, message) in [
+        (&["--dance", "x"][..], "sepal-apiserver: unknown argument --dance"),
+        (&["--load"], "sepal-apiserver: --load: no value, or unknown"),
+        (&["--load", "/nonexistent"], "sepal-apiserver: cannot load /nonexistent: No such file or directory (os error 2)"),
+        (&["--listen", "nowhere"], "sepal-apiserver: cannot serve at nowhere: invalid socket address"),
+    ] {
+        let mut process = program(arguments);
+        assert_eq!(first_line(process.0.stderr.take().unwrap()), message);
+        assert!(!process.0.wait().unwrap().success());
+    }
+}

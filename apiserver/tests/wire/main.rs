@@ -1,0 +1,12 @@
+//! The server as its clients see it, request by request.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
+mod client;
+mod faults;
+mod handle;
+mod patches;
+mod reads;
+mod refusals;
+mod watches;
+mod writes;
