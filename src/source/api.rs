@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -90,6 +91,9 @@ impl Resource for Raw {
     }
 }
 
+/// No answer for so long is none.
+const SILENCE: Duration = Duration::from_secs(300);
+
 /// How to reach the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
@@ -119,8 +123,8 @@ impl Connection {
         if let Some(master) = &self.master {
             config.cluster_url = parse_url(master)?;
         }
-        // A watch is silent for minutes; the watcher's own time limit ends one that has died.
-        config.read_timeout = None;
+        // A watch is silent for minutes, and then the watcher's own time limit ends it; this is for servers that never answer.
+        config.read_timeout = Some(SILENCE);
         tracing::info!("API server: {}", config.cluster_url);
         Client::try_from(config).context("cannot set up the connection to the API server")
     }
@@ -200,7 +204,6 @@ pub fn updates(client: &Client, node_name: &str) -> BoxStream<'static, Update> {
 
 fn follow(client: &Client, watched: Watched) -> BoxStream<'static, Update> {
     let Watched { kind, resource, labels, fields } = watched;
-    let api: Api<Raw> = Api::all_with(client.clone(), &resource);
     let mut config = watcher::Config::default();
     if let Some(labels) = labels {
         config = config.labels(labels);
@@ -208,21 +211,96 @@ fn follow(client: &Client, watched: Watched) -> BoxStream<'static, Update> {
     if let Some(fields) = &fields {
         config = config.fields(fields);
     }
-    let mut tracker = Tracker::new(kind);
-    let plural = resource.plural.clone();
-    watcher(api, config)
-        .default_backoff()
-        .flat_map(move |event| {
-            let updates = match event {
-                Ok(event) => tracker.take(event),
-                Err(error) => {
-                    tracing::warn!("watch of {plural} interrupted{}: {}", permission_hint(kind), causes(&error));
-                    Vec::new()
+    let api: Api<Raw> = Api::all_with(client.clone(), &resource);
+    let state = Following { client: client.clone(), api, config, kind, plural: resource.plural, tracker: Tracker::new(kind), watch: None };
+    futures::stream::unfold(state, |mut state| async move {
+        let updates = state.next().await;
+        Some((futures::stream::iter(updates), state))
+    })
+    .flatten()
+    .boxed()
+}
+
+/// A watch that is under way.
+struct Watch {
+    events: BoxStream<'static, watcher::Result<watcher::Event<Raw>>>,
+    /// The initial objects come as events, not as a list.
+    streaming: bool,
+    /// Refusals since the last event.
+    refusals: usize,
+}
+
+/// One kind, followed for good.
+struct Following {
+    client: Client,
+    api: Api<Raw>,
+    config: watcher::Config,
+    kind: Kind,
+    plural: String,
+    tracker: Tracker,
+    watch: Option<Watch>,
+}
+
+/// A server that refuses this often in a row has lost the history that the watch goes on from, and does not say so.
+const REFUSALS: usize = 3;
+/// This one does: its versions start over, and it waits for ours to come.
+const FROM_THE_FUTURE: &str = "Too large resource version";
+
+impl Following {
+    /// The updates that the next event brings.
+    async fn next(&mut self) -> Vec<Update> {
+        let watch = if let Some(watch) = &mut self.watch {
+            watch
+        } else {
+            let streaming = streams_lists(&self.client).await;
+            self.watch.insert(start(&self.api, &self.config, streaming))
+        };
+        match watch.events.next().await {
+            Some(Ok(event)) => {
+                watch.refusals = 0;
+                self.tracker.take(event)
+            }
+            Some(Err(error)) => {
+                if let Some(answer) = refusal(&error) {
+                    watch.refusals += 1;
+                    // A server without streaming lists refuses the very first request.
+                    if watch.streaming || watch.refusals >= REFUSALS || answer.contains(FROM_THE_FUTURE) {
+                        *watch = start(&self.api, &self.config, false);
+                    }
                 }
-            };
-            futures::stream::iter(updates)
-        })
-        .boxed()
+                tracing::warn!("watch of {} interrupted{}: {}", self.plural, permission_hint(self.kind), causes(&error));
+                Vec::new()
+            }
+            None => {
+                self.watch = None;
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn start(api: &Api<Raw>, config: &watcher::Config, streaming: bool) -> Watch {
+    let config = if streaming { config.clone().streaming_lists() } else { config.clone() };
+    Watch { events: watcher(api.clone(), config).default_backoff().boxed(), streaming, refusals: 0 }
+}
+
+/// Servers before 1.27 do not know of streaming lists and would leave us waiting for their end; later ones have them or say no.
+async fn streams_lists(client: &Client) -> bool {
+    let Ok(version) = client.apiserver_version().await else { return false };
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or(0);
+    (number(&version.major), number(&version.minor)) >= (1, 27)
+}
+
+/// What the server said, if it answered and its answer was no.
+fn refusal(error: &watcher::Error) -> Option<String> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.message.clone()),
+        watcher::Error::WatchError(status) => Some(status.message.clone()),
+        watcher::Error::NoResourceVersion => Some(error.to_string()),
+        _ => None,
+    }
 }
 
 /// An error and everything behind it in one line, without repeating what an outer one says already.

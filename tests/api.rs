@@ -1,0 +1,308 @@
+//! Against an API server: what it tells is followed, whatever it does meanwhile.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "tests start programs, wait, and fail where they cannot")]
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use sepal_apiserver::{ApiServer, Failure};
+use sepal_lab::{Cluster, Netns, Running, eventually};
+use serde_json::{Value, json};
+
+const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
+
+/// A node with an API server of its own.
+struct Lab {
+    node: Netns,
+    server: Option<ApiServer>,
+    kubeconfig: tempfile::NamedTempFile,
+    variant: &'static str,
+}
+
+impl Lab {
+    fn new(variant: &'static str, cluster: Cluster) -> Self {
+        let node = Netns::new();
+        let server = serve(&node, "127.0.0.1:0", cluster.objects().collect());
+        let mut kubeconfig = tempfile::NamedTempFile::new().expect("writable");
+        kubeconfig.write_all(server.kubeconfig().as_bytes()).expect("writable");
+        Self { node, server: Some(server), kubeconfig, variant }
+    }
+
+    fn server(&self) -> &ApiServer {
+        self.server.as_ref().expect("it runs")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.node.command(SEPAL);
+        command.args(arguments).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
+        command.env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn sepal(&self) -> Running {
+        Running(self.command(&["run", "--iptables-sync-period=1s"]).spawn().expect("sepal starts"))
+    }
+
+    /// Whether the live rules are what the API server's objects ask for.
+    fn in_step(&self) -> bool {
+        let output = self.command(&["--dry-run", "--diff"]).output().expect("sepal starts");
+        output.status.code() == Some(0)
+    }
+
+    fn wait(&self, what: &str) {
+        eventually(what, || self.in_step());
+    }
+
+    fn move_endpoint(&self, service: usize, endpoint: usize) {
+        self.server().put(Cluster::slice(service, &[Cluster::endpoint_ip(service, endpoint)])).expect("a slice");
+    }
+
+    fn iptables(&self, script: &str) -> String {
+        self.node.run(&script.replace("IPT", &format!("iptables-{}", self.variant)))
+    }
+}
+
+/// An API server within a namespace.
+fn serve(node: &Netns, address: &'static str, objects: Vec<Value>) -> ApiServer {
+    node.within(move || ApiServer::serve_objects(std::net::TcpListener::bind(address).expect("a free port"), objects).expect("it serves"))
+}
+
+const SMALL: Cluster = Cluster { services: 20, endpoints: 3 };
+
+/// Everything an API server can do to a watch, one after the other; after each, changes still arrive.
+#[test]
+fn changes_arrive_whatever_the_server_does() {
+    let mut lab = Lab::new("nft", SMALL);
+    let sepal = lab.sepal();
+    eventually("the watches are up", || lab.server().watches("endpointslices") == 1);
+    assert_eq!(lab.server().count("list services"), 0, "the initial objects came by streaming: {:?}", lab.server().requests());
+    lab.wait("the start");
+
+    lab.move_endpoint(0, 10);
+    lab.wait("a change");
+    lab.server().drop_watches();
+    lab.move_endpoint(1, 10);
+    lab.wait("a change after dropped watches");
+    lab.server().compact();
+    lab.server().drop_watches();
+    lab.move_endpoint(2, 10);
+    lab.wait("a change after a compaction");
+    assert!(lab.server().remove("services", "bench/svc-00019"));
+    lab.wait("a deletion");
+
+    // What is deleted while nobody watches is gone when the server comes back with another history.
+    lab.server().fail(Failure::next(6, 500));
+    lab.server().new_history(100_000);
+    assert!(lab.server().remove("services", "bench/svc-00018"));
+    lab.move_endpoint(3, 10);
+    lab.wait("changes through errors and a new history");
+
+    lab.server().pause(Duration::from_secs(3));
+    lab.server().drop_watches();
+    lab.move_endpoint(4, 10);
+    std::thread::sleep(Duration::from_secs(3));
+    lab.wait("a change after silence");
+
+    // Gone altogether: the rules stay. Then back on the same address, with versions that start over.
+    let rules = |lab: &Lab| lab.iptables("IPT-save -t nat | grep -v '^[#:]'");
+    let before = rules(&lab);
+    let server = lab.server.take().expect("it runs");
+    let port = server.address().port();
+    server.stop();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(rules(&lab) == before, "without an API server the rules stay");
+    let mut objects = server.objects();
+    objects.retain(|object| object["metadata"]["name"] != "svc-00017");
+    let address: &'static str = Box::leak(format!("127.0.0.1:{port}").into_boxed_str());
+    lab.server = Some(serve(&lab.node, address, objects));
+    lab.move_endpoint(5, 10);
+    lab.wait("changes after the server's absence");
+    assert_eq!(sepal.terminate(), Some(0));
+}
+
+/// A server without streaming lists is listed and watched in pages, as ever.
+#[test]
+fn a_server_without_streaming_lists_is_listed() {
+    let lab = Lab::new("nft", SMALL);
+    lab.server().fail(Failure::next(3, 422).at("sendInitialEvents"));
+    let _sepal = lab.sepal();
+    lab.wait("the start");
+    assert!(lab.server().count("list services") > 0, "{:?}", lab.server().requests());
+    lab.move_endpoint(0, 10);
+    lab.wait("a change");
+}
+
+/// Restart with nothing changed: nothing is written, and the counters go on.
+fn a_restart_writes_nothing(variant: &'static str) {
+    let lab = Lab::new(variant, SMALL);
+    let sepal = lab.sepal();
+    lab.wait("the start");
+    assert_eq!(sepal.terminate(), Some(0));
+    // A counter that only a rewrite would clear.
+    lab.iptables("ip route add default dev lo; echo | timeout 1 bash -c 'cat > /dev/tcp/10.96.0.1/80' || true");
+    // Without what counts the conversation with the API server, too.
+    let save = |lab: &Lab| lab.iptables("IPT-save -c -t nat | grep svc-");
+    let before = save(&lab);
+    assert!(before.lines().any(|line| line.contains("svc-00000") && !line.starts_with("[0:0]")), "something was counted:\n{before}");
+
+    let output = tempfile::NamedTempFile::new().expect("writable");
+    let mut command = lab.command(&["run"]);
+    let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let log = || std::fs::read_to_string(output.path()).expect("readable");
+    eventually("both families looked at their tables", || log().matches("the live tables are as they should be").count() == 2);
+    assert!(!log().contains("chains written"), "{}", log());
+    assert!(save(&lab) == before, "the counters went on");
+
+    // One change later only that service's rules start to count anew.
+    lab.move_endpoint(7, 10);
+    lab.wait("a change");
+    let after = save(&lab);
+    let of_others = |text: &str| text.lines().filter(|line| !line.contains("svc-00007")).map(str::to_owned).collect::<Vec<_>>();
+    assert!(of_others(&after) == of_others(&before), "the others' counters went on");
+    drop(sepal);
+}
+
+#[test]
+fn a_restart_writes_nothing_nft() {
+    a_restart_writes_nothing("nft");
+}
+
+#[test]
+fn a_restart_writes_nothing_legacy() {
+    a_restart_writes_nothing("legacy");
+}
+
+/// What others do to the tables is put right within a few seconds.
+fn drift_is_put_right(variant: &'static str) {
+    let lab = Lab::new(variant, SMALL);
+    let _sepal = lab.sepal();
+    lab.wait("the start");
+    for (what, script) in [
+        ("a deleted rule", "IPT -t nat -D KUBE-SERVICES 3"),
+        ("a chain emptied", "IPT -t nat -F KUBE-MARK-MASQ"),
+        ("a removed jump", "IPT -t nat -D PREROUTING 1"),
+        ("a jump that is there twice", "IPT -I INPUT -j KUBE-FIREWALL"),
+        ("a foreign rule in a shared chain", "IPT -t nat -A KUBE-SERVICES -s 192.0.2.1 -j RETURN"),
+        (
+            "a foreign rule in a service's chain",
+            "IPT -t nat -I $(IPT-save -t nat | grep -o 'KUBE-SVC-[A-Z0-9]*' | head -n 1) -s 192.0.2.1 -j RETURN",
+        ),
+        ("a chain of nobody's", "IPT -t nat -N KUBE-SVC-NOBODYSCHAIN0000"),
+        ("flushed tables", "for t in nat filter mangle; do IPT -t $t -F; IPT -t $t -X; done"),
+    ] {
+        lab.iptables(script);
+        assert!(
+            !lab.in_step() || what == "a jump that is there twice" || what.starts_with("a foreign rule in a shared"),
+            "{what}: it shows"
+        );
+        eventually(what, || lab.in_step() && jumps(&lab) == 14 && !lab.iptables("IPT-save -t nat").contains("192.0.2.1"));
+    }
+}
+
+/// How many jumps lead from built-in chains to ours.
+fn jumps(lab: &Lab) -> usize {
+    let saved = lab.iptables("IPT-save -t nat; IPT-save -t filter");
+    let built_in = ["-A INPUT ", "-A FORWARD ", "-A OUTPUT ", "-A PREROUTING ", "-A POSTROUTING "];
+    saved.lines().filter(|line| built_in.iter().any(|chain| line.starts_with(chain)) && line.contains("-j KUBE-")).count()
+}
+
+#[test]
+fn drift_is_put_right_nft() {
+    drift_is_put_right("nft");
+}
+
+#[test]
+fn drift_is_put_right_legacy() {
+    drift_is_put_right("legacy");
+}
+
+/// Killed at any moment, over and over, while the cluster changes: the next start ends in step.
+#[test]
+fn killed_at_any_moment() {
+    let lab = Lab::new("nft", Cluster { services: 400, endpoints: 3 });
+    for round in 0..12_u64 {
+        let sepal = lab.sepal();
+        std::thread::sleep(Duration::from_millis(15 + round * 23));
+        for service in 0..40 {
+            lab.move_endpoint(service, 20 + usize::try_from(round).expect("small"));
+        }
+        std::thread::sleep(Duration::from_millis(round * 7));
+        drop(sepal);
+    }
+    let _sepal = lab.sepal();
+    lab.wait("the end of it");
+}
+
+/// Many changes in any order end in exactly what the objects ask for.
+#[test]
+fn ten_thousand_changes() {
+    let lab = Lab::new("nft", Cluster { services: 100, endpoints: 2 });
+    let _sepal = lab.sepal();
+    lab.wait("the start");
+    let mut random = 88_172_645_463_325_252_u64;
+    for _ in 0..10_000 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let service = usize::try_from(random % 120).expect("small");
+        let name = Cluster::name(service);
+        match (random >> 20) % 10 {
+            0 => drop(lab.server().remove("services", &format!("bench/{name}"))),
+            1 => drop(lab.server().remove("endpointslices", &format!("bench/{name}-x7k2p"))),
+            2 | 3 => drop(lab.server().put(Cluster::service(service)).expect("a service")),
+            _ => {
+                let endpoints = (random >> 30) % 5;
+                let ips: Vec<String> = (0..endpoints)
+                    .map(|i| Cluster::endpoint_ip(service, usize::try_from((random >> 40) % 40 + i).expect("small")))
+                    .collect();
+                lab.server().put(Cluster::slice(service, &ips)).expect("a slice");
+            }
+        }
+    }
+    lab.wait("all of them");
+}
+
+/// Another program holds the xtables lock for longer than iptables waits: nothing is lost, and the log says who.
+#[test]
+fn a_held_lock_is_waited_for() {
+    let lab = Lab::new("legacy", SMALL);
+    let output = tempfile::NamedTempFile::new().expect("writable");
+    let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    lab.wait("the start");
+    let mut holder = Command::new("flock").args(["/run/xtables.lock", "sleep", "20"]).spawn().expect("flock (util-linux) is there");
+    std::thread::sleep(Duration::from_millis(300));
+    lab.move_endpoint(0, 10);
+    let log = || std::fs::read_to_string(output.path()).expect("readable");
+    eventually("the lock is named", || log().contains("xtables lock is held by process"));
+    holder.wait().expect("it ends");
+    lab.wait("the change, after the lock");
+}
+
+/// iptables-restore refuses one service for ever: the others go on, its events say so, and nothing else is disturbed.
+#[test]
+fn one_service_refused_for_ever() {
+    let lab = Lab::new("nft", SMALL);
+    let folder = tempfile::tempdir().expect("a folder");
+    let wrapper = folder.path().join("iptables-nft-restore");
+    // As the real one refuses a rule: with the line it stands in.
+    let script = "#!/bin/sh\ninput=$(mktemp)\ncat > \"$input\"\nline=$(grep -n '10.129.129' \"$input\" | head -n 1 | cut -d: -f1)\n\
+                  if [ -n \"$line\" ]; then rm \"$input\"; echo \"iptables-restore v1.8.9 (nf_tables):\" >&2\n\
+                  echo \"line $line: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SEP\" >&2; exit 4; fi\n\
+                  /usr/sbin/iptables-nft-restore \"$@\" < \"$input\"; status=$?; rm \"$input\"; exit $status\n";
+    std::fs::write(&wrapper, script).expect("writable");
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a path"));
+    let _sepal = Running(lab.command(&["run"]).env("PATH", path).spawn().expect("sepal starts"));
+    lab.wait("the start");
+
+    lab.server().put(Cluster::slice(3, &["10.129.129.1".to_owned()])).expect("a slice");
+    lab.move_endpoint(4, 10);
+    let nat = || lab.iptables("IPT-save -t nat");
+    eventually("the other one follows", || nat().contains(&format!("{}:8080", Cluster::endpoint_ip(4, 10))));
+    assert!(nat().contains(&format!("{}:8080", Cluster::endpoint_ip(3, 0))), "the refused one keeps what it had");
+    let refused = |event: &Value| event["reason"] == json!("RulesRefused") && event["regarding"]["name"] == json!(Cluster::name(3));
+    eventually("an Event tells", || lab.server().list("events.events.k8s.io").iter().any(refused));
+    lab.move_endpoint(3, 11);
+    lab.wait("what is acceptable again");
+}
