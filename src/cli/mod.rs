@@ -28,6 +28,9 @@ enum Command {
     Run(RunFlags),
 }
 
+/// Parts of libraries that say less than usual.
+const QUIET: [&str; 2] = ["kube_client=off", "kube_runtime=off"];
+
 /// Exit status for "the rules differ".
 const DIFFERENT: u8 = 2;
 
@@ -75,6 +78,11 @@ fn init_logs() {
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .with_env_var("SEPAL_LOG")
         .from_env_lossy();
+    // What the client library logs on its own comes back as an error, and is told once, by whoever asked.
+    let filter = QUIET.iter().fold(filter, |filter, directive| match directive.parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    });
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
 }
