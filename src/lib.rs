@@ -20,6 +20,7 @@ pub mod config;
 pub mod conntrack;
 pub mod iptables;
 pub mod netlink;
+pub mod parallel;
 pub mod rules;
 pub mod source;
 pub mod table;

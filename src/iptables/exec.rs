@@ -146,7 +146,10 @@ async fn each_line(stdout: Option<ChildStdout>, line: &mut dyn FnMut(&str)) -> s
     let mut stdout = BufReader::with_capacity(64 * 1024, stdout);
     let mut text = Vec::with_capacity(512);
     while stdout.read_until(b'\n', &mut text).await? > 0 {
-        line(String::from_utf8_lossy(&text).trim_end_matches('\n'));
+        match std::str::from_utf8(&text) {
+            Ok(text) => line(text.trim_end_matches('\n')),
+            Err(_) => line(String::from_utf8_lossy(&text).trim_end_matches('\n')),
+        }
         text.clear();
     }
     Ok(())

@@ -58,7 +58,8 @@ impl ChainKind {
     /// The kind of a service port's chain, judged by its name; `None` for any other chain.
     #[must_use]
     pub fn of(chain: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| chain.starts_with(kind.prefix()))
+        let rest = chain.strip_prefix("KUBE-")?;
+        Self::ALL.into_iter().find(|kind| rest.starts_with(&kind.prefix()["KUBE-".len()..]))
     }
 }
 

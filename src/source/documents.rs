@@ -4,10 +4,10 @@
 //! cut at its items, so that the pieces parse side by side; if any piece fails, the document is parsed whole, and that decides.
 
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
+
+use crate::parallel;
 
 /// Text is handed to the parsers in portions of about this many bytes.
 const PORTION: usize = 64 * 1024;
@@ -33,7 +33,7 @@ pub fn parse<T: Send>(text: &str, make: impl Fn(Value) -> T + Sync) -> Result<Ve
     let documents = split(text);
     let pieces: Vec<Piece<'_>> = documents.iter().flat_map(Document::pieces).collect();
     let mut results =
-        in_parallel(&portions(&pieces), |portion| pieces[portion.clone()].iter().map(|piece| piece.parse(&make)).collect::<Vec<_>>());
+        parallel::map(&portions(&pieces), |portion| pieces[portion.clone()].iter().map(|piece| piece.parse(&make)).collect::<Vec<_>>());
     let mut results = results.iter_mut().flat_map(std::mem::take);
     let mut all = Vec::new();
     for document in &documents {
@@ -195,29 +195,6 @@ fn portions(pieces: &[Piece<'_>]) -> Vec<Range<usize>> {
         size += piece.text.len();
     }
     portions
-}
-
-/// Maps jobs to results on all cores, in order.
-fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
-    if threads <= 1 {
-        return jobs.iter().map(work).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(jobs.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some((index, job)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, jobs.get(i)?))) {
-                    let result = work(job);
-                    done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, result));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::cluster::{Protocol, ServiceKey, ServicePortName};
+use crate::parallel;
 use crate::rules::{Fixed, Renderer, ServicePortRules};
 
 use super::Table;
@@ -63,6 +64,14 @@ pub struct Desired {
     total: usize,
 }
 
+/// Services that one core outlines in one go, and how many such portions are in memory at once.
+const PORTION: usize = 64;
+const PORTIONS: usize = 16;
+
+fn outlines(renderer: &Renderer<'_>, key: &ServiceKey) -> Vec<(ServicePortName, Outline)> {
+    renderer.service(key).into_iter().map(|rules| (rules.name.clone(), Outline::of(&rules))).collect()
+}
+
 /// What to compute anew.
 #[derive(Clone, Copy, Debug)]
 pub enum Refresh<'a> {
@@ -116,25 +125,34 @@ impl Desired {
                     self.services.remove(&name);
                     changed.insert(name);
                 }
-                for key in &keys {
-                    self.refresh_service(renderer, key, &mut changed);
+                let keys: Vec<&ServiceKey> = keys.iter().collect();
+                let portions: Vec<&[&ServiceKey]> = keys.chunks(PORTION).collect();
+                for portions in portions.chunks(PORTIONS) {
+                    let outlined = parallel::map(portions, |keys| keys.iter().map(|key| outlines(renderer, key)).collect::<Vec<_>>());
+                    for (key, outlines) in portions.iter().flat_map(|keys| keys.iter()).zip(outlined.into_iter().flatten()) {
+                        self.put(key, outlines, &mut changed);
+                    }
                 }
             }
-            Refresh::Services(keys) => keys.iter().for_each(|key| self.refresh_service(renderer, key, &mut changed)),
+            Refresh::Services(keys) => {
+                for key in keys {
+                    self.put(key, outlines(renderer, key), &mut changed);
+                }
+            }
         }
         changed
     }
 
-    fn refresh_service(&mut self, renderer: &Renderer<'_>, key: &ServiceKey, changed: &mut BTreeSet<ServicePortName>) {
+    /// Takes the outlines of one Service's ports.
+    fn put(&mut self, key: &ServiceKey, outlines: Vec<(ServicePortName, Outline)>, changed: &mut BTreeSet<ServicePortName>) {
         let first = ServicePortName { service: key.clone(), port: "".into(), protocol: Protocol::Sctp };
         let mut before: BTreeSet<ServicePortName> =
             self.services.range(first..).map(|(name, _)| name).take_while(|name| name.service == *key).cloned().collect();
-        for rules in renderer.service(key) {
-            before.remove(&rules.name);
-            let outline = Outline::of(&rules);
-            if self.services.get(&rules.name).is_none_or(|known| **known != outline) {
-                self.services.insert(rules.name.clone(), Rc::new(outline));
-                changed.insert(rules.name);
+        for (name, outline) in outlines {
+            before.remove(&name);
+            if self.services.get(&name).is_none_or(|known| **known != outline) {
+                self.services.insert(name.clone(), Rc::new(outline));
+                changed.insert(name);
             }
         }
         for name in before {

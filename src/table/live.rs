@@ -49,6 +49,8 @@ pub struct Live {
 pub struct Reader {
     live: Live,
     table: Option<Table>,
+    /// The service port's chain that is being read, and its digest so far: iptables-save prints a chain's rules one after the other.
+    current: Option<(ChainName, Digest)>,
     /// Fixed rules in shared chains: the way on to the NodePorts.
     tail: BTreeSet<Digest>,
     /// Shared chains in which something follows the fixed rules.
@@ -71,6 +73,7 @@ impl Reader {
         Self {
             live,
             table: None,
+            current: None,
             tail: fixed.nat_tail.lines().map(Digest::of_line).collect(),
             out_of_order: BTreeSet::new(),
             jumps: JUMPS.map(|jump| Digest::of_rule(&jump.arguments())),
@@ -103,12 +106,21 @@ impl Reader {
 
     fn rule(&mut self, table: Table, line: &str) {
         let (chain, arguments) = super::rule::split_line(line);
+        if table == Table::Nat {
+            if let Some((_, digest)) = self.current.as_mut().filter(|(name, _)| name.as_str() == chain) {
+                *digest = digest.then(Digest::of_rule(arguments));
+                return;
+            }
+            if let Some(name) = ChainName::from_text(chain) {
+                self.put_back();
+                let digest = self.live.chains.get(&name).copied().unwrap_or_default();
+                self.current = Some((name, digest.then(Digest::of_rule(arguments))));
+                return;
+            }
+        }
         if let Some(shared) = SHARED.into_iter().find(|shared| *shared == (table, chain)) {
             self.shared_rule(shared, line);
         } else if let Some(digest) = fixed_chain(table, chain).and_then(|fixed| self.live.fixed.get_mut(&fixed)) {
-            *digest = digest.then(Digest::of_rule(arguments));
-        } else if let Some(name) = ChainName::from_text(chain).filter(|_| table == Table::Nat) {
-            let digest = self.live.chains.entry(name).or_default();
             *digest = digest.then(Digest::of_rule(arguments));
         } else if JUMPS.iter().any(|jump| jump.table == table && jump.from == chain && arguments.ends_with(jump.to)) {
             let digest = Digest::of_rule(arguments);
@@ -117,6 +129,11 @@ impl Reader {
                 self.live.jumps[i] += usize::from(found);
             }
         }
+    }
+
+    /// Notes the digest of the chain that was being read.
+    fn put_back(&mut self) {
+        self.live.chains.extend(self.current.take());
     }
 
     fn shared_rule(&mut self, shared: FixedChain, line: &str) {
@@ -139,6 +156,7 @@ impl Reader {
     /// What was read.
     #[must_use]
     pub fn finish(mut self) -> Live {
+        self.put_back();
         for shared in self.out_of_order {
             self.live.fixed.remove(&shared);
         }

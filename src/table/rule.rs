@@ -221,7 +221,7 @@ fn push_address(text: &mut String, value: &str) {
 }
 
 fn push_word(text: &mut String, word: &str) {
-    if !word.is_empty() && !word.contains([' ', '"', '\'', '\\']) {
+    if !word.is_empty() && !word.bytes().any(|b| matches!(b, b' ' | b'"' | b'\'' | b'\\')) {
         text.push_str(word);
         return;
     }
