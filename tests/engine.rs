@@ -9,10 +9,15 @@ use std::collections::BTreeSet;
 use common::objects::{cluster, text};
 use common::simulator::{Fault, Memory, Simulator};
 use proptest::prelude::*;
+use sepal::agent::events::Events;
 use sepal::agent::family::{FamilyRules, Synced};
+use sepal::agent::proxy_loop::ProxyLoop;
+use sepal::agent::report::Report;
 use sepal::cluster::{Family, ServiceKey};
 use sepal::iptables::IptablesError;
+use sepal::netlink::record::FakeHost;
 use sepal::rules::inputs::Inputs;
+use sepal::source::{Kind, ObjectId, Update, convert};
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal::table::{Table, rule};
@@ -277,4 +282,38 @@ fn a_changed_endpoint_touches_its_service_only() {
         assert_eq!(lines.iter().filter(|word| **word == "COMMIT").count(), 1, "{run}");
         assert!(run.starts_with("*nat\n") && !run.contains("KUBE-SERVICES"), "{run}");
     }
+}
+
+/// How long it took from what happened in the cluster to rules that follow it is measured once per change, and for its family only.
+#[test]
+fn the_way_from_the_cluster_to_the_rules_is_timed() {
+    let metrics: std::sync::Arc<sepal::agent::metrics::Metrics> = std::sync::Arc::default();
+    block_on(async {
+        let inputs = common::inputs(TWO_SERVICES).expect("well formed");
+        let report = Report::new(metrics.clone(), Events::none());
+        let proxy = ProxyLoop::new(Memory::new(Variant::Nft), FakeHost::default(), true, inputs, report);
+        let proxy = proxy.with_family(Family::V4, None).with_family(Family::V6, None);
+        let (updates, receiver) = tokio::sync::mpsc::channel(16);
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            updates.send(Update::Complete(kind)).await.expect("taken");
+        }
+        let slice = |ip: &str, time: String| {
+            let object = serde_json::json!({
+                "metadata": {"namespace": "ns", "name": "good", "labels": {"kubernetes.io/service-name": "good"},
+                    "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": time}},
+                "addressType": "IPv4", "endpoints": [{"addresses": [ip]}], "ports": [{"name": "", "port": 8080}],
+            });
+            let id = ObjectId::of(Kind::EndpointSlice, &object);
+            let converted = convert::object(&id, &object);
+            Update::Change(converted.change, converted.trigger)
+        };
+        let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+        updates.send(slice("10.61.9.1", "2020-01-01T00:00:00Z".into())).await.expect("taken");
+        updates.send(slice("10.61.9.2", later.to_string())).await.expect("taken");
+        let run = proxy.run(receiver);
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(10), run).await;
+    });
+    let text = metrics.text();
+    assert!(text.contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1"), "{text}");
+    assert!(!text.contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"}"), "{text}");
 }

@@ -53,11 +53,19 @@ pub struct Metrics {
     quarantined: Labelled<OfFamily, Gauge>,
     /// Times another program held the xtables lock for too long.
     lock_timeouts: Labelled<OfFamily, Counter>,
+    /// Time from what happened in the cluster to rules that follow it; kube-proxy's own metric (spec section 10).
+    programming: Labelled<OfFamily, Histogram, fn() -> Histogram>,
 }
 
 /// As kube-proxy's sync durations: 1 ms to 16 s.
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// As kube-proxy's network programming durations, in seconds: 0.25, 0.5, 1 to 59, then in steps of 5 and 30.
+fn programming_durations() -> Histogram {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds))
 }
 
 const fn label(family: Family) -> &'static str {
@@ -70,7 +78,7 @@ const fn label(family: Family) -> &'static str {
 impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
-            registry: Registry::with_prefix("sepal"),
+            registry: Registry::default(),
             chains_written: Labelled::default(),
             chains_deleted: Labelled::default(),
             edits: Labelled::default(),
@@ -80,20 +88,26 @@ impl Default for Metrics {
             repairs: Labelled::default(),
             quarantined: Labelled::default(),
             lock_timeouts: Labelled::default(),
+            programming: Labelled::new_with_constructor(programming_durations),
         };
         let registry = &mut metrics.registry;
-        registry.register("chains_written", "Chains written", metrics.chains_written.clone());
-        registry.register("chains_deleted", "Chains deleted", metrics.chains_deleted.clone());
-        registry.register("dispatch_edits", "Single lines put into or taken out of shared chains", metrics.edits.clone());
-        registry.register("syncs", "Syncs, by what came of them", metrics.syncs.clone());
-        registry.register("plan_duration_seconds", "Time for computing rules and the plan of a sync", metrics.planning.clone());
-        registry.register("apply_duration_seconds", "Time for reading and writing the tables of a sync", metrics.applying.clone());
-        registry.register("drift_repairs", "Rules that somebody else had changed, by what they belong to", metrics.repairs.clone());
-        registry.register("quarantined_service_ports", "Service ports whose rules iptables refuses", metrics.quarantined.clone());
+        registry.register("sepal_chains_written", "Chains written", metrics.chains_written.clone());
+        registry.register("sepal_chains_deleted", "Chains deleted", metrics.chains_deleted.clone());
+        registry.register("sepal_dispatch_edits", "Single lines put into or taken out of shared chains", metrics.edits.clone());
+        registry.register("sepal_syncs", "Syncs, by what came of them", metrics.syncs.clone());
+        registry.register("sepal_plan_duration_seconds", "Time for computing rules and the plan of a sync", metrics.planning.clone());
+        registry.register("sepal_apply_duration_seconds", "Time for reading and writing the tables of a sync", metrics.applying.clone());
+        registry.register("sepal_drift_repairs", "Rules that somebody else had changed, by what they belong to", metrics.repairs.clone());
+        registry.register("sepal_quarantined_service_ports", "Service ports whose rules iptables refuses", metrics.quarantined.clone());
         registry.register(
-            "xtables_lock_timeouts",
+            "sepal_xtables_lock_timeouts",
             "Syncs put off because another program held the xtables lock",
             metrics.lock_timeouts.clone(),
+        );
+        registry.register(
+            "kubeproxy_network_programming_duration_seconds",
+            "[ALPHA] In Cluster Network Programming Latency in seconds",
+            metrics.programming.clone(),
         );
         metrics
     }
@@ -109,6 +123,11 @@ impl Metrics {
         self.planning.get_or_create(&of).observe(synced.planning.as_secs_f64());
         self.applying.get_or_create(&of).observe(synced.applying.as_secs_f64());
         self.outcome(family, if synced.extent.transactions > 0 { "written" } else { "nothing" });
+    }
+
+    /// Rules follow what happened in the cluster so many seconds ago.
+    pub fn programmed(&self, family: Family, seconds: f64) {
+        self.programming.get_or_create(&OfFamily { ip_family: label(family) }).observe(seconds);
     }
 
     /// A sync failed.
@@ -160,6 +179,7 @@ mod tests {
         metrics.synced(Family::V4, &synced);
         metrics.repaired(Family::V6, "jump", 2);
         metrics.quarantined(Family::V4, 1);
+        metrics.programmed(Family::V4, 0.3);
         let text = metrics.text();
         for line in [
             "sepal_chains_written_total{ip_family=\"IPv4\"} 3",
@@ -168,6 +188,7 @@ mod tests {
             "sepal_drift_repairs_total{ip_family=\"IPv6\",kind=\"jump\"} 2",
             "sepal_quarantined_service_ports{ip_family=\"IPv4\"} 1",
             "sepal_apply_duration_seconds_count{ip_family=\"IPv4\"} 2",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
         }

@@ -1,10 +1,11 @@
 //! Keeps this node's rules as they should be: takes updates, syncs what changed, looks after what somebody else changed, tries again what
 //! failed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -27,7 +28,10 @@ use super::report::Report;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// Reading all live tables may take one part in this many of the time.
-const AUDIT_SHARE: u32 = 100;
+const AUDIT_SHARE: u32 = 200;
+
+/// Changes of one Service whose time is noted while they wait to be written; more say nothing new.
+const TRIGGERS: usize = 64;
 
 /// One family's rules and when they are looked after.
 struct Kept {
@@ -39,6 +43,8 @@ struct Kept {
     canary: Instant,
     /// When all live tables are read next.
     audit: Instant,
+    /// When what is not written yet happened, by Service.
+    triggers: HashMap<ServiceKey, Vec<Timestamp>>,
     /// UDP services may have changed since their flows were last looked after.
     flows_due: bool,
     flows: Option<watch::Sender<Option<flow_loop::Acknowledged>>>,
@@ -49,6 +55,8 @@ pub struct ProxyLoop<R, H> {
     runner: R,
     host: H,
     random_fully: bool,
+    /// What happened before does not count for how fast changes are followed.
+    started: Timestamp,
     inputs: Inputs,
     facts: Option<HostFacts>,
     families: Vec<Kept>,
@@ -74,7 +82,18 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// A loop that starts from these inputs and waits for all objects before it writes anything.
     pub fn new(runner: R, host: H, random_fully: bool, inputs: Inputs, report: Report) -> Self {
         let awaited = BTreeSet::from([Kind::Service, Kind::EndpointSlice, Kind::Node]);
-        Self { runner, host, random_fully, inputs, facts: None, families: Vec::new(), report, awaited, complaint: None }
+        Self {
+            runner,
+            host,
+            random_fully,
+            started: Timestamp::now(),
+            inputs,
+            facts: None,
+            families: Vec::new(),
+            report,
+            awaited,
+            complaint: None,
+        }
     }
 
     /// Looks after a family, too; tells what its rules say about UDP to whoever looks after its flows.
@@ -87,6 +106,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             retry: FIRST_RETRY,
             canary: now,
             audit: now + self.inputs.settings.sync_period,
+            triggers: HashMap::new(),
             flows_due: true,
             flows,
         });
@@ -118,13 +138,18 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// Takes one update.
     fn take(&mut self, update: Update) {
         match update {
-            Update::Change(change) => {
+            Update::Change(change, trigger) => {
                 let before = match &change {
                     Change::Service(key, _) => self.serves_udp(key),
                     _ => false,
                 };
+                let deleted = matches!(change, Change::Slice(_, None));
+                let family = if let Change::Slice(_, Some(slice)) = &change { Some(slice.family) } else { None };
                 let touched = self.inputs.snapshot.apply(change);
                 self.touch(&touched, before);
+                for kept in self.families.iter_mut().filter(|kept| family.is_none_or(|family| family == kept.rules.family())) {
+                    kept.note_trigger(&touched.services, trigger.filter(|trigger| *trigger > self.started), deleted);
+                }
             }
             Update::Inputs(inputs) => {
                 if self.inputs != *inputs {
@@ -236,6 +261,22 @@ impl Kept {
         [trial, sync].into_iter().flatten().fold(looking, Instant::min)
     }
 
+    /// Notes when something happened to Services. A slice that goes takes what was noted of its Service along (spec section 4).
+    fn note_trigger(&mut self, services: &[ServiceKey], trigger: Option<Timestamp>, deleted: bool) {
+        for service in services {
+            match trigger {
+                Some(trigger) if !deleted => {
+                    let noted = self.triggers.entry(service.clone()).or_default();
+                    if noted.len() < TRIGGERS {
+                        noted.push(trigger);
+                    }
+                }
+                _ if deleted => drop(self.triggers.remove(service)),
+                _ => {}
+            }
+        }
+    }
+
     /// Notes a failure; gives the wait until the next try.
     fn failed(&mut self, longest: Duration) -> Duration {
         let pause = self.retry.min(longest);
@@ -250,6 +291,10 @@ impl Kept {
             Ok(synced) => {
                 report.synced(self.rules.family(), &synced, self.rules.quarantined().len());
                 self.retry = FIRST_RETRY;
+                let now = Timestamp::now();
+                for trigger in self.triggers.drain().flat_map(|(_, triggers)| triggers) {
+                    report.metrics.programmed(self.rules.family(), now.duration_since(trigger).as_secs_f64());
+                }
                 let end = Instant::now();
                 // Without an order from outside, writing may take two thirds of the time, but not all of it.
                 self.not_before = end + inputs.settings.min_sync_period.unwrap_or((end - start) / 2);

@@ -1,5 +1,7 @@
 //! What happened, told to whoever is concerned: a line in the log, a count in the metrics, an Event.
 
+use std::sync::Arc;
+
 use crate::cluster::Family;
 use crate::iptables::IptablesError;
 use crate::rules::jumps::JUMPS;
@@ -16,15 +18,15 @@ const NAMED: usize = 5;
 #[derive(Debug)]
 pub struct Report {
     /// The counts.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     events: Events,
 }
 
 impl Report {
-    /// Tells by these events.
+    /// Counts in these metrics and tells by these events.
     #[must_use]
-    pub fn new(events: Events) -> Self {
-        Self { metrics: Metrics::default(), events }
+    pub const fn new(metrics: Arc<Metrics>, events: Events) -> Self {
+        Self { metrics, events }
     }
 
     /// A sync succeeded.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -57,7 +58,7 @@ async fn serve(flags: &RunFlags) -> anyhow::Result<()> {
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", inputs.node_name, names.join(" and "));
     let random_fully = found.random_fully();
-    let mut proxy = ProxyLoop::new(found.exec, Kernel, random_fully, inputs, Report::new(events));
+    let mut proxy = ProxyLoop::new(found.exec, Kernel, random_fully, inputs, Report::new(Arc::default(), events));
     for family in families {
         let (told, news) = watch::channel(None);
         tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, news));

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use serde::Deserializer;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -32,6 +33,8 @@ const MAX_AFFINITY_SECONDS: i32 = 86400;
 pub struct Converted {
     /// The step it makes.
     pub change: Change,
+    /// When what it tells of happened, where it says so (spec section 4).
+    pub trigger: Option<Timestamp>,
     /// What could not be used.
     pub problem: Option<Problem>,
 }
@@ -53,19 +56,25 @@ where
     D::Error: fmt::Display,
 {
     let mut problems = Vec::new();
+    let mut trigger = None;
     if id.name.is_empty() {
         let problem = Problem { object: id.clone(), what: "skipped: it has no name".into() };
-        return Converted { change: gone(id), problem: Some(problem) };
+        return Converted { change: gone(id), trigger: None, problem: Some(problem) };
     }
     let change = match id.kind {
         Kind::Service => {
             Change::Service(service_key(id), typed(from, &mut problems).and_then(|object| service(id, &object, &mut problems)))
         }
-        Kind::EndpointSlice => Change::Slice(slice_key(id), typed(from, &mut problems).and_then(|object| slice(&object, &mut problems))),
+        Kind::EndpointSlice => {
+            let object: Option<fields::EndpointSlice> = typed(from, &mut problems);
+            let annotations = object.as_ref().and_then(|object| object.metadata.annotations.as_ref());
+            trigger = annotations.and_then(|annotations| annotations.trigger_time.as_ref()?.parse().ok());
+            Change::Slice(slice_key(id), object.and_then(|object| slice(&object, &mut problems)))
+        }
         Kind::Node => Change::Node(typed(from, &mut problems).map(|object| node(&object, &mut problems))),
     };
     let problem = (!problems.is_empty()).then(|| Problem { object: id.clone(), what: problems.join("; ") });
-    Converted { change, problem }
+    Converted { change, trigger, problem }
 }
 
 /// The step that an object's end makes.

@@ -25,6 +25,16 @@ pub(super) struct Labels {
 #[serde(default)]
 pub(super) struct Metadata {
     pub labels: Option<Labels>,
+    pub annotations: Option<Annotations>,
+}
+
+/// Annotations that matter, of any object.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Annotations {
+    /// When the change happened that this version of the slice tells of.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub trigger_time: Option<String>,
 }
 
 /// `v1` Service.

@@ -11,6 +11,8 @@ mod watching;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use jiff::Timestamp;
+
 use crate::cluster::{Change, ServiceKey, SliceKey};
 use crate::rules::inputs::Inputs;
 
@@ -19,8 +21,8 @@ pub use object::{Kind, ObjectId, Problem};
 /// What a source tells the loop.
 #[derive(Debug)]
 pub enum Update {
-    /// One object changed.
-    Change(Change),
+    /// One object changed; and when what it tells of happened, where it says so.
+    Change(Change, Option<Timestamp>),
     /// Everything is as said here.
     Inputs(Box<Inputs>),
     /// These are all there are; whatever else was told of before is gone.

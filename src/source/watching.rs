@@ -262,7 +262,7 @@ impl Tracker {
             watcher::Event::Delete(object) => {
                 let id = object.id(self.kind);
                 self.complaints.note(&id, None);
-                vec![Update::Change(convert::gone(&id))]
+                vec![Update::Change(convert::gone(&id), None)]
             }
         }
     }
@@ -271,7 +271,7 @@ impl Tracker {
         self.told_any = true;
         let converted = convert::text(id, object.text.get());
         self.complaints.note(id, converted.problem.as_ref());
-        Update::Change(converted.change)
+        Update::Change(converted.change, converted.trigger)
     }
 
     fn known(&self, seen: &HashSet<ObjectId>) -> Option<Known> {
@@ -303,7 +303,7 @@ mod tests {
         let mut take = |event| tracker.take(event);
         assert!(take(watcher::Event::Init).is_empty());
         assert!(
-            matches!(take(watcher::Event::InitApply(raw("a"))).as_slice(), [Update::Change(Change::Service(key, Some(_)))] if &*key.name == "a")
+            matches!(take(watcher::Event::InitApply(raw("a"))).as_slice(), [Update::Change(Change::Service(key, Some(_)), None)] if &*key.name == "a")
         );
         assert_eq!(take(watcher::Event::InitApply(raw("b"))).len(), 1);
         assert!(matches!(take(watcher::Event::InitDone).as_slice(), [Update::Complete(Kind::Service)]));
@@ -319,7 +319,10 @@ mod tests {
         for text in ["{\"metadata\": 7}", "[]", "{\"metadata\": {\"name\": \"x\", \"annotations\": 5}}"] {
             let raw: Raw = serde_json::from_str(text).expect("any JSON is taken");
             let mut tracker = Tracker::new(Kind::Service);
-            assert!(matches!(tracker.take(watcher::Event::Apply(raw)).as_slice(), [Update::Change(Change::Service(_, None))]), "{text}");
+            assert!(
+                matches!(tracker.take(watcher::Event::Apply(raw)).as_slice(), [Update::Change(Change::Service(_, None), None)]),
+                "{text}"
+            );
         }
     }
 }
