@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sepal::cluster::Family;
+use sepal::rules::jumps::JUMPS;
 use sepal_lab::traffic::{tcp, udp};
 use sepal_lab::{Netns, Running, Site, eventually};
 
@@ -218,6 +219,56 @@ fn every_golden_file_is_taken_by_iptables() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(checked > 200, "only {checked} were tried");
+}
+
+/// What kube-proxy left behind is recognised by its meaning: taking over writes nothing.
+fn kube_proxys_rules_are_taken_over(variant: &str) {
+    let lab = Lab::new();
+    let manifests = testdata("traffic.yaml");
+    for family in Family::ALL {
+        let iptables = format!("{}-{variant}", pick(family, "iptables", "ip6tables"));
+        // Its chains, with service ports in another order, and its jumps, one by one.
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/traffic/{family}.rules"));
+        let golden = fs::read_to_string(golden).expect("readable");
+        let (declared, rules): (Vec<&str>, Vec<&str>) = golden.lines().partition(|line| line.starts_with([':', '*']));
+        let nat = declared.iter().position(|line| *line == "*nat").expect("a table");
+        let end = rules.iter().position(|line| *line == "COMMIT").expect("an end");
+        let last = rules.iter().rposition(|line| line.contains("must be the last")).expect("a tail");
+        let mut of_nat = rules[end + 1..last].to_vec();
+        of_nat.sort_by_key(|line| line.split(' ').nth(1).map(str::to_owned));
+        let text = [&declared[..nat], &rules[..=end], &declared[nat..], &of_nat, &rules[last..]].concat().join("\n") + "\n";
+        let mut restore = lab.node.command(&format!("{iptables}-restore"));
+        let mut child = restore.arg("--noflush").stdin(Stdio::piped()).spawn().expect("it starts");
+        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
+        assert!(child.wait().expect("it ends").success());
+        for jump in JUMPS {
+            lab.node.run(&format!(
+                "{iptables} -N {to} -t {table} 2>/dev/null || true; {iptables} -I {from} -t {table} {arguments}",
+                to = jump.to,
+                table = jump.table,
+                from = jump.from,
+                arguments = jump.arguments()
+            ));
+        }
+    }
+    let output = tempfile::NamedTempFile::new().expect("writable");
+    let mut command = lab.node.command(SEPAL);
+    command.args(["run", "--iptables-variant", variant, "--manifests"]).arg(&manifests).stdin(Stdio::null());
+    let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let log = || fs::read_to_string(output.path()).expect("readable");
+    eventually("both families are known", || log().matches("service ports").count() == 2);
+    assert_eq!(log().matches("the live tables are as they should be").count(), 2, "{}", log());
+    assert_eq!(sepal.terminate(), Some(0));
+}
+
+#[test]
+fn kube_proxys_rules_are_taken_over_nft() {
+    kube_proxys_rules_are_taken_over("nft");
+}
+
+#[test]
+fn kube_proxys_rules_are_taken_over_legacy() {
+    kube_proxys_rules_are_taken_over("legacy");
 }
 
 /// `--diff` sees what was changed by hand, says where, and exits 2.
