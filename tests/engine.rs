@@ -223,6 +223,27 @@ fn a_refused_service_costs_only_itself(variant: Variant, by_line: bool) {
     assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&third, Family::V4, variant).tables.borrow()));
 }
 
+/// Whoever is in quarantine is tried again without a change after a few minutes.
+#[test]
+fn quarantine_ends() {
+    let inputs = common::inputs(TWO_SERVICES).expect("well formed");
+    let wanted = meaning(&fresh(&inputs, Family::V4, Variant::Nft).tables.borrow());
+    block_on(async {
+        let memory = Memory::new(Variant::Nft);
+        let mut rules = FamilyRules::new(Family::V4);
+        let facts = common::facts(&inputs);
+        *memory.refused.borrow_mut() = Some(("10.61.1.1".into(), true));
+        assert_eq!(rules.sync(&memory, &inputs, &facts).await.expect("the rest goes on").refused.len(), 1);
+        assert!(!rules.is_due());
+        *memory.refused.borrow_mut() = None;
+        tokio::time::advance(std::time::Duration::from_secs(241)).await;
+        assert!(rules.is_due());
+        rules.sync(&memory, &inputs, &facts).await.expect("nothing is refused any more");
+        assert!(!rules.is_due() && rules.next_trial().is_none());
+        assert_eq!(meaning(&memory.tables.borrow()), wanted);
+    });
+}
+
 #[test]
 fn a_service_refused_by_line_costs_only_itself() {
     a_refused_service_costs_only_itself(Variant::Nft, true);

@@ -135,7 +135,9 @@ impl FamilyRules {
     /// Whether there may be something to write.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        !matches!(&self.stale, Stale::Services(services) if services.is_empty())
+        let trial = self.next_trial().is_some_and(|trial| trial <= Instant::now());
+        trial
+            || !matches!(&self.stale, Stale::Services(services) if services.is_empty())
             || self.held.is_none()
             || self.unsettled
             || !self.touched.is_empty()
