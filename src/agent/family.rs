@@ -80,6 +80,8 @@ pub struct FamilyRules {
     large: bool,
     /// What the kernel holds; `None` if that has to be read first.
     held: Option<Acknowledged>,
+    /// What touched service ports had when the tables were last known: those rules are theirs still, not strangers'.
+    former: Outlines,
     /// Service ports whose desired rules may differ from what the kernel holds.
     touched: BTreeSet<ServicePortName>,
     /// Something that is no service port's differs from what the kernel holds.
@@ -93,6 +95,8 @@ pub struct FamilyRules {
     suspects: usize,
     /// Chains that iptables refused to delete: something foreign jumps to them.
     spared: Vec<ChainName>,
+    /// Refusals in syncs that failed in the end; the next one that does not tells of them.
+    untold: Vec<Refusal>,
 }
 
 impl FamilyRules {
@@ -105,12 +109,14 @@ impl FamilyRules {
             desired: Desired::default(),
             large: false,
             held: None,
+            former: Outlines::new(),
             touched: BTreeSet::new(),
             unsettled: false,
             quarantined: BTreeMap::new(),
             at_once: usize::MAX,
             suspects: 0,
             spared: Vec::new(),
+            untold: Vec::new(),
         }
     }
 
@@ -167,16 +173,41 @@ impl FamilyRules {
     /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
     /// next call tries everything that is not acknowledged.
     pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, IptablesError> {
-        let mut synced = Synced::default();
+        let mut synced = Synced { refused: std::mem::take(&mut self.untold), ..Synced::default() };
+        let outcome = self.try_sync(runner, inputs, host, &mut synced).await;
+        if let Err(error) = outcome {
+            self.untold = synced.refused;
+            return Err(error);
+        }
+        synced.service_ports = self.desired.services().len();
+        Ok(synced)
+    }
+
+    async fn try_sync(
+        &mut self,
+        runner: &impl Runner,
+        inputs: &Inputs,
+        host: &HostFacts,
+        synced: &mut Synced,
+    ) -> Result<(), IptablesError> {
         let start = Instant::now();
         let renderer = self.refresh(inputs, host);
         self.release();
+        // What is fixed may have changed, too; that has no service port to be touched.
+        self.unsettled = true;
         synced.planning += start.elapsed();
+        // Whether what is held was read since the last failure: nobody is to blame for tables that somebody else has changed.
+        let mut fresh = false;
         loop {
             let start = Instant::now();
             if self.held.is_none() {
                 synced.read = true;
-                self.held = Some(self.read(runner).await?);
+                let held = self.read(runner).await?;
+                for (name, quarantined) in &mut self.quarantined {
+                    quarantined.kept = held.services.get(name).cloned();
+                }
+                self.held = Some(held);
+                fresh = true;
                 self.touched.extend(self.desired.services().keys().cloned());
             }
             synced.applying += start.elapsed();
@@ -191,6 +222,10 @@ impl FamilyRules {
                 let outcome = runner.restore(self.family, &plan, &renderer).await;
                 synced.applying += start.elapsed();
                 if let Err(error) = outcome {
+                    if !fresh && matches!(error, IptablesError::Refused { .. }) {
+                        self.distrust();
+                        continue;
+                    }
                     self.learn(error, &plan, &now, &mut synced.refused)?;
                     continue;
                 }
@@ -202,11 +237,9 @@ impl FamilyRules {
             }
             self.acknowledge(&now);
             if self.touched.is_empty() {
-                break;
+                return Ok(());
             }
         }
-        synced.service_ports = self.desired.services().len();
-        Ok(synced)
     }
 
     /// Reads the live tables and compares them with what was acknowledged; what differs is written by the next sync.
@@ -216,6 +249,12 @@ impl FamilyRules {
     pub async fn audit(&mut self, runner: &impl Runner) -> Result<Drift, IptablesError> {
         let Some(held) = &self.held else { return Ok(Drift::default()) };
         let now = self.read(runner).await?;
+        if self.is_due() {
+            // What is still to be written differs, and is nobody's doing.
+            self.held = Some(now);
+            self.touched.extend(self.desired.services().keys().cloned());
+            return Ok(Drift::default());
+        }
         let drift = held.drift(&now, &self.desired.fixed);
         if !drift.is_empty() {
             self.touched.extend(drift.services.iter().cloned());
@@ -267,15 +306,35 @@ impl FamilyRules {
     /// Whose rules are not strange in the live tables: what is desired, and for service ports in quarantine what they last had.
     fn claimed(&self) -> Cow<'_, Outlines> {
         let mut claimed = Cow::Borrowed(self.desired.services());
+        for (name, former) in &self.former {
+            let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.with(former)));
+            overlay(claimed.to_mut(), name, Some(&outline));
+        }
         for (name, quarantined) in &self.quarantined {
             overlay(claimed.to_mut(), name, quarantined.kept.as_ref());
         }
         claimed
     }
 
+    /// What is to be written: what is desired, and for service ports in quarantine what they have.
+    fn wanted(&self) -> Cow<'_, Outlines> {
+        let mut wanted = Cow::Borrowed(self.desired.services());
+        for (name, quarantined) in &self.quarantined {
+            overlay(wanted.to_mut(), name, quarantined.kept.as_ref());
+        }
+        wanted
+    }
+
+    /// The tables may be other than they were thought to be: they are read before anything else is written.
+    fn distrust(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let had = self.touched.iter().filter_map(|name| Some((name.clone(), Rc::clone(held.services.get(name)?))));
+        self.former.extend(had);
+    }
+
     fn plan(&self, now: &BTreeSet<ServicePortName>, variant: Variant) -> Plan {
         let Some(held) = &self.held else { return Plan::default() };
-        let mut services = self.claimed();
+        let mut services = self.wanted();
         for later in self.touched.difference(now).filter(|name| !self.quarantined.contains_key(*name)) {
             overlay(services.to_mut(), later, held.services.get(later));
         }
@@ -289,6 +348,7 @@ impl FamilyRules {
         }
         // Those in quarantine wait for their time, or for their change.
         self.touched.retain(|name| !now.contains(name) && !self.quarantined.contains_key(name));
+        self.former.retain(|name, _| !now.contains(name) && !self.quarantined.contains_key(name));
         self.unsettled = false;
         self.at_once = if self.at_once == 0 { self.suspects } else { self.at_once.saturating_mul(2) };
     }
@@ -303,7 +363,10 @@ impl FamilyRules {
     ) -> Result<(), IptablesError> {
         // One transaction takes effect as a whole or not at all; of several, nobody knows how far they got.
         let atomic = plan.transactions.len() == 1 && matches!(error, IptablesError::Refused { .. } | IptablesError::Locked { .. });
-        let before = if atomic { self.held.clone() } else { self.held.take() };
+        let had: Outlines = self.held.as_ref().map(|held| held.services.clone()).unwrap_or_default();
+        if !atomic {
+            self.distrust();
+        }
         let IptablesError::Refused { text, owner, output, .. } = &error else { return Err(error) };
         if let Some(chain) = text.strip_prefix("-X ").and_then(ChainName::from_text) {
             tracing::warn!("chain {chain} cannot be deleted, it stays behind empty: {output}");
@@ -329,7 +392,7 @@ impl FamilyRules {
         if refused.len() == MOST_REFUSALS || self.quarantined.contains_key(&culprit) {
             return Err(error);
         }
-        let kept = before.and_then(|held| held.services.get(&culprit).cloned());
+        let kept = had.get(&culprit).cloned();
         self.quarantined.insert(culprit.clone(), Quarantined { until: Instant::now() + QUARANTINE, kept });
         refused.push(Refusal { name: culprit, cause: error.to_string() });
         Ok(())

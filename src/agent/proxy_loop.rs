@@ -225,13 +225,15 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 return;
             }
         };
+        let mut failed = false;
         for kept in &mut self.families {
             kept.look_after(&self.runner, &self.inputs, &self.report).await;
             if kept.rules.is_due() && kept.not_before <= Instant::now() {
-                kept.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
+                failed |= !kept.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
             }
         }
-        self.facts = Some(facts);
+        // After a failure the host is asked again: a counter that a rule names may be gone.
+        self.facts = (!failed).then_some(facts);
     }
 
     /// The host's facts; and the one setting that rules need of it.
@@ -285,7 +287,7 @@ impl Kept {
         pause
     }
 
-    async fn sync(&mut self, runner: &impl Runner, host: &impl Host, inputs: &Inputs, facts: &HostFacts, report: &Report) {
+    async fn sync(&mut self, runner: &impl Runner, host: &impl Host, inputs: &Inputs, facts: &HostFacts, report: &Report) -> bool {
         let start = Instant::now();
         match self.rules.sync(runner, inputs, facts).await {
             Ok(synced) => {
@@ -301,10 +303,12 @@ impl Kept {
                 if self.flows_due {
                     self.tell_flows(host, inputs);
                 }
+                true
             }
             Err(error) => {
                 let pause = self.failed(inputs.settings.sync_period);
                 report.failed(self.rules.family(), &error, pause.as_secs_f32());
+                false
             }
         }
     }

@@ -183,7 +183,7 @@ impl ProxyFlags {
     /// The first setting that makes no sense.
     pub fn resolve(&self) -> Result<ProxySettings, BadSetting> {
         let mut settings = self.configuration().resolve()?;
-        settings.sync_period = self.iptables_sync_period.unwrap_or(settings.sync_period);
+        settings.sync_period = self.iptables_sync_period.filter(|period| !period.is_zero()).unwrap_or(settings.sync_period);
         settings.min_sync_period = self.iptables_min_sync_period.or(settings.min_sync_period);
         Ok(settings)
     }

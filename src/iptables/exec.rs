@@ -103,15 +103,26 @@ impl Runner for Exec {
         let mut child =
             command(&program).args(["-t", table.as_str()]).stdin(Stdio::null()).spawn().map_err(|cause| start_error(&program, cause))?;
         let stdout = child.stdout.take();
+        let mut incompatible = None;
+        let mut take = |text: &str| {
+            // Said where somebody used nft on the table; and then the program ends as if the table were empty.
+            if text.starts_with('#') && text.contains("is incompatible") {
+                incompatible = Some(text.to_owned());
+            }
+            line(text);
+        };
         let work = async {
-            let (read, output) = tokio::join!(each_line(stdout, line), child.wait_with_output());
+            let (read, output) = tokio::join!(each_line(stdout, &mut take), child.wait_with_output());
             output.map(|output| (read, output))
         };
         let (read, output) = timed(&program, work).await?;
         if !output.status.success() {
             return Err(failure(&program, &output));
         }
-        read.map_err(|cause| IptablesError::Run { command: program, cause })
+        match incompatible {
+            Some(output) => Err(IptablesError::Failed { command: program, output }),
+            None => read.map_err(|cause| IptablesError::Run { command: program, cause }),
+        }
     }
 
     async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {

@@ -137,7 +137,7 @@ impl Following {
             }
             Some(Err(error)) => {
                 if let Some(answer) = refusal(&error) {
-                    watch.refusals += 1;
+                    watch.refusals += usize::from(!struggling(&error));
                     // A server without streaming lists refuses the very first request.
                     let no_streaming = watch.streaming && !watch.begun;
                     if no_streaming || watch.refusals >= REFUSALS || answer.contains(FROM_THE_FUTURE) {
@@ -194,6 +194,18 @@ async fn streams_lists(client: &Client) -> bool {
     let Ok(version) = client.apiserver_version().await else { return false };
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or(0);
     (number(&version.major), number(&version.minor)) >= (1, 27)
+}
+
+/// Whether the server has troubles of its own, or knows better than to let us: starting over would help neither.
+fn struggling(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => matches!(status.code, 401 | 403 | 429 | 500..),
+        _ => false,
+    }
 }
 
 /// What the server said, if it answered and its answer was no.

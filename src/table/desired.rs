@@ -43,6 +43,21 @@ impl Outline {
         }
     }
 
+    /// This one's chains and lines, and the other's that this one has not.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let chains = other.chains.iter().filter(|(name, _)| self.chain(name).is_none());
+        let lines = |ours: &str, theirs: &str| {
+            let more = theirs.split_inclusive('\n').filter(|line| !ours.split_inclusive('\n').any(|our| our == *line));
+            std::iter::once(ours).chain(more).collect::<String>().into_boxed_str()
+        };
+        Self {
+            chains: self.chains.iter().chain(chains).copied().collect(),
+            nat: lines(&self.nat, &other.nat),
+            filter: lines(&self.filter, &other.filter),
+        }
+    }
+
     /// The digest of one of its chains.
     #[must_use]
     pub fn chain(&self, name: &ChainName) -> Option<Digest> {
