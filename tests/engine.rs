@@ -167,6 +167,43 @@ proptest! {
     }
 }
 
+/// Tables changed by others, and then the cluster, before anybody looked: nobody is blamed, and all ends as it should.
+#[test]
+fn a_change_after_vandalism_blames_nobody() {
+    let first = common::inputs(TWO_SERVICES).expect("well formed");
+    let second = common::inputs(&TWO_SERVICES.replace("10.61.1.1", "10.61.2.1")).expect("well formed");
+    let gone =
+        common::inputs(&TWO_SERVICES.lines().filter(|line| !line.contains("\"bad\"")).map(|line| format!("{line}\n")).collect::<String>());
+    let gone = gone.unwrap_or_else(|_| common::inputs("").expect("nothing"));
+    for variant in [Variant::Nft, Variant::Legacy] {
+        for after in [&second, &gone] {
+            for wiped in ["nat", "filter", "one rule"] {
+                let memory = Memory::new(variant);
+                let mut rules = FamilyRules::new(Family::V4);
+                sync(&mut rules, &memory, &first).expect("a start");
+                match wiped {
+                    "one rule" => {
+                        let mut tables = memory.tables.borrow_mut();
+                        tables.tables.get_mut("nat").expect("a table").get_mut("KUBE-SERVICES").expect("a chain").remove(0);
+                    }
+                    table => {
+                        let empty = Simulator::default().tables.remove(table).expect("a table");
+                        memory.tables.borrow_mut().tables.insert(table.to_owned(), empty);
+                    }
+                }
+                touch(&mut rules, &first, after);
+                let synced = sync(&mut rules, &memory, after).expect("it is put right");
+                assert_eq!(synced.refused, [], "{variant} {wiped}");
+                block_on(rules.audit(&memory)).expect("an audit");
+                sync(&mut rules, &memory, after).expect("what is left is put right");
+                assert_eq!(rules.quarantined().count(), 0);
+                let wanted = meaning(&fresh(after, Family::V4, variant).tables.borrow());
+                assert_eq!(meaning(&memory.tables.borrow()), wanted, "{variant} {wiped}");
+            }
+        }
+    }
+}
+
 /// Does something to one of our chains: a rule goes, comes, comes twice; the chain is emptied; a stranger appears.
 fn vandalise(tables: &mut Simulator, chain: usize, place: usize, kind: u8) {
     let nat = tables.tables.get_mut("nat").expect("a table");

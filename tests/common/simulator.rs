@@ -188,9 +188,14 @@ impl Runner for Memory {
                     output: "refused".into(),
                 });
             }
-            line += lines;
             let taken = self.tables.borrow_mut().restore(text, |state| self.states.borrow_mut().push(state.clone()));
-            taken.map_err(|output| IptablesError::Failed { command: command(), output: format!("{output} in\n{text}") })?;
+            if let Err(output) = taken {
+                // By its line, or as a whole with the COMMIT, as the real one does it.
+                let named = text.lines().position(|found| output.ends_with(&format!(": {found}"))).map_or(lines, |at| at + 1);
+                let (text, owner) = plan.line(line + named, renderer).expect("the line is there");
+                return Err(IptablesError::Refused { command: command(), line: line + named, text, owner: owner.map(Box::new), output });
+            }
+            line += lines;
         }
         self.runs.borrow_mut().push(plan.text(renderer));
         Ok(())
