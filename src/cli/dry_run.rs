@@ -19,13 +19,12 @@ use super::DIFFERENT;
 use super::setup::Setup;
 
 /// Prints what iptables-restore would get, family by family.
-pub(super) async fn print(flags: &RunFlags) -> anyhow::Result<ExitCode> {
-    let setup = Setup::new(flags)?;
+pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
     warn_if_incomplete(&inputs);
     let host = described_facts(&inputs, &Kernel, random_fully(&inputs, flags.iptables_variant).await)?;
     let runner = Recorder::new(Variant::Legacy, BufWriter::with_capacity(1 << 16, io::stdout().lock()));
-    for family in setup.families {
+    for &family in &setup.families {
         let printed = match runner.note(&format!("# {family}\n")) {
             Ok(()) => {
                 let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
@@ -43,8 +42,7 @@ pub(super) async fn print(flags: &RunFlags) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints what would have to change in the live tables; exit status 2 if anything would.
-pub(super) async fn diff(flags: &RunFlags) -> anyhow::Result<ExitCode> {
-    let setup = Setup::new(flags)?;
+pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
     warn_if_incomplete(&inputs);
     let found = detect::find(flags.iptables_variant.wanted()).await?;
@@ -52,7 +50,7 @@ pub(super) async fn diff(flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let host = described_facts(&inputs, &Kernel, found.random_fully())?;
     let mut same = true;
     let mut text = String::new();
-    for family in setup.families {
+    for &family in &setup.families {
         let mut saved = String::new();
         for table in Table::ALL {
             saved += &found.exec.save_table(family, table.as_str()).await?;

@@ -1,20 +1,28 @@
 //! The command line: what was asked for, and the way to whatever answers.
 
+mod arguments;
 mod dry_run;
+mod logs;
 mod run;
 mod setup;
 
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::flags::RunFlags;
 
+use arguments::Ending;
+use setup::Setup;
+
 /// Services, endpoints and leases: one daemon per Kubernetes node in place of kube-proxy (iptables mode).
 ///
 /// Watches Services and EndpointSlices and keeps this node's iptables rules as they should be.
 #[derive(Debug, Parser)]
-#[command(name = "sepal", version, args_conflicts_with_subcommands = true, max_term_width = 120)]
+#[command(name = "sepal", args_conflicts_with_subcommands = true, args_override_self = true, max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -28,28 +36,28 @@ enum Command {
     Run(RunFlags),
 }
 
-/// Parts of libraries that say less than usual.
-const QUIET: [&str; 2] = ["kube_client=off", "kube_runtime=off"];
-
 /// Exit status for "the rules differ".
 const DIFFERENT: u8 = 2;
 
+/// The name under which the program takes exactly kube-proxy's command line.
+const KUBE_PROXY: &str = "kube-proxy";
+
 /// Runs what the command line asks for and says how the process should end.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // A closed pipe is no reason to fail for help that nobody reads.
-            let _ = error.print();
-            return ExitCode::from(u8::from(error.use_stderr()));
-        }
+    let arguments = arguments::normalized(std::env::args_os());
+    let kube_proxy = name(&arguments) == KUBE_PROXY;
+    let flags = if kube_proxy { arguments::kube_proxy(&arguments) } else { sepal(&arguments) };
+    let flags = match flags {
+        Ok(flags) => flags,
+        Err(ending) => return end(&ending),
     };
-    init_logs();
-    let flags = match cli.command {
-        Some(Command::Run(flags)) => flags,
-        None => cli.run,
-    };
-    match block_on(&flags) {
+    if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
+        return end(&Ending { text, failed: false });
+    }
+    let setup = Setup::new(&flags);
+    let daemon = setup.as_ref().map(|setup| setup.effective.daemon.clone()).unwrap_or_default();
+    logs::init(daemon.verbosity, daemon.log_format);
+    match setup.and_then(|setup| block_on(setup, &flags)) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -58,31 +66,49 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn block_on(flags: &RunFlags) -> anyhow::Result<ExitCode> {
+/// The name the program was called by.
+fn name(arguments: &[OsString]) -> String {
+    let called = arguments.first().map(Path::new).and_then(Path::file_name);
+    called.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn sepal(arguments: &[OsString]) -> Result<RunFlags, Ending> {
+    match Cli::try_parse_from(arguments) {
+        Ok(Cli { command: Some(Command::Run(flags)), .. }) => Ok(flags),
+        Ok(Cli { command: None, run }) => Ok(run),
+        Err(error) => Err(Ending { text: error.render().ansi().to_string(), failed: error.use_stderr() }),
+    }
+}
+
+/// Prints the last words. A closed pipe is no reason to fail for help that nobody reads.
+fn end(ending: &Ending) -> ExitCode {
+    let text = ending.text.as_bytes();
+    if ending.failed {
+        let _ = anstream::stderr().write_all(text);
+        ExitCode::FAILURE
+    } else {
+        let _ = anstream::stdout().write_all(text);
+        ExitCode::SUCCESS
+    }
+}
+
+fn block_on(setup: Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
+    for note in &setup.effective.notes {
+        tracing::warn!("{note}");
+    }
+    if !flags.proxy.write_config_to.is_empty() {
+        setup.write_config(Path::new(&flags.proxy.write_config_to))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
         match (flags.dry_run, flags.diff) {
-            (true, true) => dry_run::diff(flags).await,
-            (true, false) => dry_run::print(flags).await,
-            (false, _) => run::run(flags).await,
+            (true, true) => dry_run::diff(&setup, flags).await,
+            (true, false) => dry_run::print(&setup, flags).await,
+            (false, _) => run::run(setup, flags).await,
         }
     });
     // A read of standard input or a slow parse may still be going on in the background; it has no say any more.
     runtime.shutdown_background();
     code
-}
-
-/// Logs go to standard error: standard output is for rules.
-fn init_logs() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .with_env_var("SEPAL_LOG")
-        .from_env_lossy();
-    // What the client library logs on its own comes back as an error, and is told once, by whoever asked.
-    let filter = QUIET.iter().fold(filter, |filter, directive| match directive.parse() {
-        Ok(directive) => filter.add_directive(directive),
-        Err(_) => filter,
-    });
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
 }

@@ -29,11 +29,11 @@ use super::setup::Setup;
 const WAITING_UPDATES: usize = 1024;
 
 /// Keeps this node's rules as they should be until it is told to end. The rules stay when it goes.
-pub(super) async fn run(flags: &RunFlags) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(setup: Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        ended = serve(flags) => {
+        ended = serve(setup, flags) => {
             ended?;
             anyhow::bail!("the source of updates has ended");
         }
@@ -43,8 +43,7 @@ pub(super) async fn run(flags: &RunFlags) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(flags: &RunFlags) -> anyhow::Result<()> {
-    let setup = Setup::new(flags)?;
+async fn serve(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let (sender, updates) = mpsc::channel(WAITING_UPDATES);
     let (inputs, events) = match &flags.manifests {
         Some(path) => (start_manifests(path, &setup, sender).await?, Events::none()),

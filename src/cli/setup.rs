@@ -1,12 +1,12 @@
-//! From flags to what was asked for: the configuration file, this node's name, how to reach the cluster.
+//! From flags to what was asked for: the configuration in force, this node's name, how to reach the cluster.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 
 use crate::cluster::Family;
+use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
-use crate::config::kubeproxy::KubeProxyConfiguration;
 use crate::config::settings::Asked;
 use crate::rules::inputs::Inputs;
 use crate::source::api::{self, Connection};
@@ -17,6 +17,10 @@ use crate::source::follow::Files;
 pub(super) struct Setup {
     /// Settings and names.
     pub asked: Asked,
+    /// The configuration.
+    pub effective: Effective,
+    /// The file it comes from.
+    pub config_file: Option<PathBuf>,
     /// How to reach the API server.
     pub connection: Connection,
     /// Families to write or print.
@@ -29,24 +33,21 @@ impl Setup {
     /// # Errors
     /// A configuration file that cannot be read, a setting that makes no sense, a host without a name.
     pub(super) fn new(flags: &RunFlags) -> anyhow::Result<Self> {
-        let file = flags.proxy.config.as_deref().map(read_config).transpose()?;
-        let settings = match &file {
-            Some(config) => config.resolve(),
-            None => flags.proxy.resolve(),
-        };
-        let kubeconfig = match &file {
-            Some(config) => Some(config.client_connection.kubeconfig.clone()),
-            None => flags.proxy.kubeconfig.clone(),
-        };
-        let node_name = flags.proxy.node_name()?.or_else(|| file.as_ref().and_then(KubeProxyConfiguration::node_name));
+        let effective = Effective::new(flags)?;
         let host_name = nix::unistd::gethostname().context("cannot learn this host's name")?;
         let host_name = host_name.to_string_lossy().trim().to_lowercase();
-        if host_name.is_empty() && node_name.is_none() {
+        if host_name.is_empty() && effective.node_name.is_none() {
             return Err(anyhow!("empty hostname is invalid: give --hostname-override"));
         }
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Ok(Self {
-            asked: Asked { settings: settings.context("configuration")?, node_name, host_name },
-            connection: Connection { kubeconfig: kubeconfig.filter(|path| !path.is_empty()), master: flags.proxy.master.clone() },
+            asked: Asked { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
+            connection: Connection {
+                kubeconfig: some(&effective.config.client_connection.kubeconfig),
+                master: some(&flags.proxy.master),
+            },
+            effective,
+            config_file: flags.proxy.config_file(),
             families: flags.ip_family.families(),
         })
     }
@@ -71,9 +72,16 @@ impl Setup {
         inputs.snapshot = api::snapshot(&client, &inputs.node_name).await?;
         Ok(inputs)
     }
-}
 
-fn read_config(path: &Path) -> anyhow::Result<KubeProxyConfiguration> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-    KubeProxyConfiguration::from_text(&text).with_context(|| format!("configuration file {}", path.display()))
+    /// Writes the configuration in force to a file, as a KubeProxyConfiguration.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn write_config(&self, path: &Path) -> anyhow::Result<()> {
+        let value = serde_json::to_value(&self.effective.config)?;
+        let text = serde_saphyr::to_string(&value)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write the configuration to {}", path.display()))?;
+        tracing::info!("wrote the configuration to {}", path.display());
+        Ok(())
+    }
 }

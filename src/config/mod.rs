@@ -1,6 +1,10 @@
 //! What the operator asked for: as typed, as written in files, and resolved.
 
+pub mod duration;
+pub mod effective;
+mod flag_values;
 pub mod flags;
 pub mod host_facts;
 pub mod kubeproxy;
+pub mod proxy_flags;
 pub mod settings;

@@ -1,6 +1,6 @@
 //! What the operator asked for and what the host is like, resolved: plain data, no parsing left to do.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -41,6 +41,85 @@ impl Default for ProxySettings {
             bind_address: None,
             sync_period: Duration::from_secs(30),
             min_sync_period: None,
+        }
+    }
+}
+
+/// Everything about the daemon that is not about rules (spec section 1.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonSettings {
+    /// Where the health server listens; `None` for nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where the metrics server listens.
+    pub metrics: SocketAddr,
+    /// A server that cannot listen ends the program; if not, it is tried again.
+    pub hard_fail: bool,
+    /// The metrics server answers for profiling, too.
+    pub profiling: bool,
+    /// Score for the kernel's out-of-memory killer, -1000 to 1000.
+    pub oom_score_adj: i32,
+    /// Settings of the kernel's connection tracking.
+    pub conntrack: ConntrackSettings,
+    /// How much is logged, as klog counts: 0 for what matters, 10 for everything.
+    pub verbosity: u32,
+    /// How it is logged.
+    pub log_format: LogFormat,
+}
+
+impl Default for DaemonSettings {
+    fn default() -> Self {
+        Self {
+            healthz: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
+            metrics: (Ipv4Addr::LOCALHOST, 10249).into(),
+            hard_fail: false,
+            profiling: false,
+            oom_score_adj: -999,
+            conntrack: ConntrackSettings::default(),
+            verbosity: 0,
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// Settings of the kernel's connection tracking (spec section 1.10). Zero leaves a setting as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConntrackSettings {
+    /// Connections per CPU core.
+    pub max_per_core: u32,
+    /// At least this many connections.
+    pub min: u32,
+    /// Idle time of established TCP connections.
+    pub tcp_established_timeout: Duration,
+    /// Time in CLOSE_WAIT.
+    pub tcp_close_wait_timeout: Duration,
+    /// Let out-of-window TCP packets pass.
+    pub tcp_be_liberal: bool,
+    /// Idle time of UDP flows without an answer.
+    pub udp_timeout: Duration,
+    /// Idle time of UDP flows with one.
+    pub udp_stream_timeout: Duration,
+}
+
+impl Default for ConntrackSettings {
+    fn default() -> Self {
+        Self {
+            max_per_core: 32768,
+            min: 131_072,
+            tcp_established_timeout: Duration::from_secs(24 * 3600),
+            tcp_close_wait_timeout: Duration::from_secs(3600),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
         }
     }
 }

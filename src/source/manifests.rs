@@ -12,7 +12,7 @@ use super::documents::{self, BadDocument};
 use super::object::{Kind, ObjectId};
 use crate::cluster::Snapshot;
 use crate::config::host_facts::{self, WrittenFacts};
-use crate::config::kubeproxy::{self, BadSetting, KubeProxyConfiguration};
+use crate::config::kubeproxy::{self, BadSetting};
 use crate::config::settings::{Asked, HostFacts, ProxySettings};
 use crate::rules::inputs::Inputs;
 
@@ -92,7 +92,7 @@ impl Manifests {
                     self.objects.insert(id, *converted);
                 }
                 Item::Config(value) => {
-                    let config = KubeProxyConfiguration::from_value(&value).map_err(setting(kubeproxy::KIND))?;
+                    let config = kubeproxy::decode::value(&value).map_err(setting(kubeproxy::KIND))?;
                     let settings = config.resolve().map_err(setting(kubeproxy::KIND))?;
                     self.config = Some(Config { settings, node_name: config.node_name() });
                 }

@@ -1,0 +1,170 @@
+//! The command line of kube-proxy, with its spelling and its complaints (spec section 1.1).
+
+use std::error::Error;
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use crate::config::flags::RunFlags;
+use crate::config::proxy_flags::ProxyFlags;
+
+/// The version of kube-proxy whose behaviour this is.
+pub(super) const KUBERNETES_VERSION: &str = "v1.36.2";
+
+/// Network proxy of a Kubernetes node, in iptables mode (this is sepal under the name of kube-proxy).
+#[derive(Debug, Parser)]
+#[command(name = "kube-proxy", args_override_self = true, max_term_width = 120)]
+struct KubeProxy {
+    #[command(flatten)]
+    proxy: ProxyFlags,
+    #[arg(hide = true)]
+    arguments: Vec<String>,
+}
+
+/// Flags may be written with `_` for `-`.
+pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut flags = true;
+    let normalize = |argument: OsString| {
+        flags &= argument != "--";
+        match argument.to_str().filter(|text| flags && text.starts_with("--")) {
+            Some(text) => {
+                let (name, value) = text.find('=').map_or((text, ""), |at| text.split_at(at));
+                (name.replace('_', "-") + value).into()
+            }
+            None => argument,
+        }
+    };
+    arguments.map(normalize).collect()
+}
+
+/// Takes the command line of kube-proxy: flags to run with, or what to print, whether it is a failure.
+pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
+    let parsed = KubeProxy::command().try_get_matches_from(arguments).and_then(|matches| KubeProxy::from_arg_matches(&matches));
+    let failed = |error: String| Ending { text: format!("{}\nError: {error}\n", KubeProxy::command().render_help()), failed: true };
+    match parsed {
+        Ok(KubeProxy { arguments, .. }) if !arguments.is_empty() => {
+            let quoted: Vec<String> = arguments.iter().map(|argument| format!("{argument:?}")).collect();
+            Err(failed(format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "))))
+        }
+        Ok(KubeProxy { proxy, .. }) => Ok(RunFlags { proxy, ..RunFlags::default() }),
+        Err(error) if error.use_stderr() => Err(failed(complaint(&error))),
+        Err(error) => Err(Ending { text: error.render().to_string(), failed: false }),
+    }
+}
+
+/// What is printed before the program ends at once.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// The text.
+    pub text: String,
+    /// It goes to standard error, and the exit status is 1.
+    pub failed: bool,
+}
+
+/// What kube-proxy would say of a command line that cannot be read.
+fn complaint(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let flag = context(ContextKind::InvalidArg).map(|flag| flag.split([' ', '[', '=']).next().unwrap_or(flag));
+    match (error.kind(), flag) {
+        (ErrorKind::UnknownArgument, Some(flag)) if flag.starts_with("--") => format!("unknown flag: {flag}"),
+        (ErrorKind::UnknownArgument, Some(flag)) => format!("unknown shorthand flag: {flag}"),
+        (ErrorKind::InvalidValue, Some(flag)) if context(ContextKind::InvalidValue).is_none_or(str::is_empty) => {
+            format!("flag needs an argument: {flag}")
+        }
+        (ErrorKind::InvalidValue | ErrorKind::ValueValidation, Some(flag)) => {
+            let cause = error.source().map_or_else(|| "invalid value".into(), ToString::to_string);
+            format!("invalid argument {:?} for \"{flag}\" flag: {cause}", context(ContextKind::InvalidValue).unwrap_or_default())
+        }
+        _ => error.render().to_string().trim_start_matches("error: ").trim_end().to_owned(),
+    }
+}
+
+/// What `--version` prints; `None` if it was not asked for.
+pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
+    let own = env!("CARGO_PKG_VERSION");
+    match asked {
+        "true" if kube_proxy => Some(format!("Kubernetes {KUBERNETES_VERSION}\n")),
+        "true" => Some(format!("sepal {own} (in place of kube-proxy {KUBERNETES_VERSION})\n")),
+        "raw" => Some(format!(
+            "version.Info{{Major:\"1\", Minor:\"36\", GitVersion:\"{KUBERNETES_VERSION}\", Compiler:\"rustc\", Sepal:\"{own}\"}}\n"
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<RunFlags, Ending> {
+        kube_proxy(&normalized(std::iter::once("kube-proxy").chain(arguments.split_whitespace()).map(OsString::from)))
+    }
+
+    #[test]
+    fn flags_have_kube_proxys_names_spellings_and_defaults() {
+        let flags = parse("").expect("no flags").proxy;
+        let config = flags.configuration();
+        assert_eq!(config, crate::config::kubeproxy::KubeProxyConfiguration::built_in());
+        let config = parse(
+            "--bind_address=10.0.0.1 --cluster-cidr 10.0.0.0/8,fd00::/64 --iptables-min-sync-period=0 --masquerade_all \
+             --iptables-localhost-nodeports=F --nodeport-addresses=10.0.0.0/8,11.0.0.0/8 --nodeport-addresses 12.0.0.0/8 \
+             --oom-score-adj -5 --healthz-bind-address 10.0.0.2 --ipvs-scheduler=rr --feature-gates=AllAlpha=true,AllBeta=false",
+        )
+        .expect("good flags")
+        .proxy
+        .configuration();
+        assert_eq!((config.bind_address.as_str(), config.cluster_cidr.as_str()), ("10.0.0.1", "10.0.0.0/8,fd00::/64"));
+        assert_eq!((config.iptables.min_sync_period.0, config.paced, config.iptables.masquerade_all), (0, true, true));
+        assert_eq!(config.iptables.localhost_node_ports, Some(false));
+        assert_eq!(config.node_port_addresses.as_ref().map(Vec::len), Some(3));
+        assert_eq!((config.oom_score_adj, config.healthz_bind_address.as_str()), (Some(-5), "10.0.0.2:10256"));
+        assert_eq!((config.ipvs.scheduler.as_str(), config.feature_gates.len()), ("rr", 2));
+        // Unlike in a file, the bind address does not move the other addresses.
+        let config = parse("--bind-address=::").expect("good flags").proxy.configuration();
+        assert_eq!(config.healthz_bind_address, "0.0.0.0:10256");
+    }
+
+    #[test]
+    fn deprecated_ports_count_where_an_address_has_none() {
+        let addresses = |arguments| {
+            let config = parse(arguments).expect("good flags").proxy.configuration();
+            (config.healthz_bind_address, config.metrics_bind_address)
+        };
+        assert_eq!(
+            addresses("--healthz-port=1 --healthz-bind-address=::1 --metrics-port=2"),
+            ("[::1]:1".into(), "127.0.0.1:10249".into())
+        );
+        assert_eq!(addresses("--healthz-port=0 --metrics-port=0"), (String::new(), String::new()));
+        assert_eq!(addresses("--healthz-port=0 --write-config-to=f"), ("0.0.0.0:10256".into(), "127.0.0.1:10249".into()));
+    }
+
+    #[test]
+    fn complaints_are_kube_proxys() {
+        for (arguments, want) in [
+            ("foo bar", "\"kube-proxy\" does not take any arguments, got [\"foo\" \"bar\"]"),
+            ("--cleanup false", "\"kube-proxy\" does not take any arguments, got [\"false\"]"),
+            ("--bogus", "unknown flag: --bogus"),
+            ("--bind-address=x", "invalid argument \"x\" for \"--bind-address\" flag: \"x\" is not a valid IP address"),
+            ("--iptables-masquerade-bit=x", "invalid argument \"x\" for \"--iptables-masquerade-bit\" flag: invalid digit found in string"),
+            ("--config", "flag needs an argument: --config"),
+            ("--dry-run", "unknown flag: --dry-run"),
+        ] {
+            let ending = parse(arguments).expect_err(arguments);
+            assert!(ending.failed && ending.text.contains("Usage: kube-proxy"), "{arguments}");
+            assert_eq!(ending.text.lines().last(), Some(format!("Error: {want}").as_str()), "{arguments}");
+        }
+        assert!(!parse("--help").expect_err("help").failed);
+    }
+
+    #[test]
+    fn versions_are_printed() {
+        assert_eq!(version("true", true).as_deref(), Some("Kubernetes v1.36.2\n"));
+        assert!(version("raw", true).is_some_and(|text| text.starts_with("version.Info{")));
+        assert_eq!(version("false", true), None);
+        assert!(version("true", false).is_some_and(|text| text.starts_with("sepal ")));
+    }
+}

@@ -1,0 +1,113 @@
+//! What is in force: a configuration, completed and validated, and the settings it comes to.
+
+use std::path::PathBuf;
+
+use super::flags::RunFlags;
+use super::kubeproxy::decode::{BadConfiguration, Decoded};
+use super::kubeproxy::validate::{joined, problems};
+use super::kubeproxy::{BadSetting, KubeProxyConfiguration, decode, gates};
+use super::settings::{DaemonSettings, ProxySettings};
+
+/// A configuration in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effective {
+    /// The configuration, with all defaults.
+    pub config: KubeProxyConfiguration,
+    /// What rules and their pace depend on.
+    pub proxy: ProxySettings,
+    /// Everything else.
+    pub daemon: DaemonSettings,
+    /// This node's name, where flags or the configuration say it.
+    pub node_name: Option<String>,
+    /// What was read past and is worth a line in the log.
+    pub notes: Vec<String>,
+}
+
+/// What keeps a configuration from coming into force.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// The file cannot be read.
+    #[error("failed complete: cannot read the configuration file {path}: {cause}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The file holds no configuration.
+    #[error("failed complete: configuration file {path}: {bad}")]
+    Text {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        bad: BadConfiguration,
+    },
+    /// Feature gates that do not exist or cannot be changed.
+    #[error("failed complete: {0}")]
+    Gates(String),
+    /// Everything upstream refuses too.
+    #[error("failed validate: {0}")]
+    Invalid(String),
+    /// What only this program refuses.
+    #[error("{0}")]
+    Setting(#[from] BadSetting),
+}
+
+impl Effective {
+    /// Resolves a command line and the configuration file it names, in upstream's order (spec sections 1.1 and 1.3).
+    ///
+    /// # Errors
+    /// The file cannot be read or holds no configuration, or something in it or on the command line makes no sense.
+    pub fn new(flags: &RunFlags) -> Result<Self, Unusable> {
+        let flags = &flags.proxy;
+        let mut notes = Vec::new();
+        let mut config = match flags.config_file() {
+            Some(path) => {
+                let Decoded { mut config, leniences } = read(&path)?;
+                notes.extend(leniences.into_iter().map(|what| format!("configuration file {}: {what}; read past it", path.display())));
+                config.fill();
+                config
+            }
+            None => flags.configuration(),
+        };
+        flags.logging.over(&mut config);
+        config.complete();
+        let node_name = flags.node_name()?.or_else(|| config.node_name());
+        if let Some(name) = &node_name {
+            config.hostname_override.clone_from(name);
+        }
+        let wrong = gates::problems(&config.feature_gates);
+        if !wrong.is_empty() {
+            return Err(Unusable::Gates(joined(&wrong)));
+        }
+        notes.extend(gates::foreign(&config.feature_gates).map(|name| format!("feature gate {name} has no meaning for a service proxy")));
+        let wrong = problems(&config);
+        if !wrong.is_empty() {
+            return Err(Unusable::Invalid(joined(&wrong)));
+        }
+        Ok(Self { proxy: config.proxy_settings()?, daemon: config.daemon_settings()?, config, node_name, notes })
+    }
+
+    /// The fields in which another configuration differs that cannot be changed while the program runs, as a configuration spells them.
+    #[must_use]
+    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        let (here, there) = (&self.config, &other.config);
+        let fixed = [
+            ("clientConnection", here.client_connection != there.client_connection),
+            ("hostnameOverride", self.node_name != other.node_name),
+            ("healthzBindAddress", self.daemon.healthz != other.daemon.healthz),
+            ("metricsBindAddress", self.daemon.metrics != other.daemon.metrics),
+            ("bindAddressHardFail", self.daemon.hard_fail != other.daemon.hard_fail),
+            ("logging.format", self.daemon.log_format != other.daemon.log_format),
+            // Family detection has asked for these.
+            ("bindAddress", self.proxy.bind_address != other.proxy.bind_address),
+        ];
+        fixed.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Decoded, Unusable> {
+    let name = || path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|cause| Unusable::File { path: name(), cause })?;
+    decode::text(&text).map_err(|bad| Unusable::Text { path: name(), bad })
+}

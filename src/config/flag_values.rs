@@ -1,0 +1,86 @@
+//! Values of flags, read as kube-proxy reads them.
+
+use super::duration::GoDuration;
+use super::kubeproxy::document::VModule;
+use crate::cluster::ip::parse_ip;
+
+/// A bool as Go takes it.
+pub(super) fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("strconv.ParseBool: parsing {text:?}: invalid syntax")),
+    }
+}
+
+/// A duration, like `30s` or `1m30s`.
+pub(super) fn duration(text: &str) -> Result<GoDuration, String> {
+    GoDuration::parse(text).ok_or_else(|| format!("time: invalid duration {text:?} (it is written like 30s or 1m30s)"))
+}
+
+/// An IP; empty for the default.
+pub(super) fn ip(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || parse_ip(text).is_some() { Ok(text.into()) } else { Err(format!("{text:?} is not a valid IP address")) }
+}
+
+/// An IP, or an IP and a port; empty for the default.
+pub(super) fn address_and_port(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let with_port = || {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        (parse_ip(host).is_some() && port.parse::<u16>().is_ok()).then_some(())
+    };
+    if text.is_empty() || parse_ip(text).is_some() || with_port().is_some() {
+        return Ok(text.into());
+    }
+    Err(format!("{text:?} is neither an IP nor IP:port"))
+}
+
+/// A feature gate, `NAME=true|false`.
+pub(super) fn gate(text: &str) -> Result<(String, bool), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("missing bool value for {text}"))?;
+    let value = go_bool(value.trim()).map_err(|error| format!("invalid value of {name}={value}, err: {error}"))?;
+    Ok((name.trim().to_owned(), value))
+}
+
+/// One entry of `--vmodule`, `PATTERN=LEVEL`.
+pub(super) fn vmodule(text: &str) -> Result<VModule, String> {
+    let (pattern, level) = text.split_once('=').filter(|(pattern, _)| !pattern.is_empty()).ok_or_else(|| format!("{text:?} does not have the pattern=N format"))?;
+    let verbosity = level.parse().map_err(|_| format!("{level:?} in {text:?} is not a level"))?;
+    Ok(VModule { file_pattern: pattern.into(), verbosity })
+}
+
+/// What `--version` takes.
+pub(super) fn version(text: &str) -> Result<String, String> {
+    match text {
+        "raw" => Ok(text.into()),
+        _ => go_bool(text).map(|value| value.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_as_go_reads_them() {
+        assert_eq!((go_bool("T"), go_bool("0")), (Ok(true), Ok(false)));
+        assert!(go_bool("yes").is_err());
+        assert_eq!(ip(" 010.0.0.1"), Ok("010.0.0.1".into()));
+        assert_eq!(ip("host"), Err("\"host\" is not a valid IP address".into()));
+        for good in ["", "::1", "10.0.0.1", "10.0.0.1:80", "[::1]:80"] {
+            assert_eq!(address_and_port(good), Ok(good.into()));
+        }
+        for bad in ["x", "x:80", "10.0.0.1:http", "10.0.0.1:99999", "[::1]"] {
+            assert!(address_and_port(bad).is_err(), "{bad}");
+        }
+        assert_eq!(gate("AllAlpha=true"), Ok(("AllAlpha".into(), true)));
+        assert!(gate("AllAlpha").is_err() && gate("AllAlpha=maybe").is_err());
+        assert_eq!(vmodule("proxier=4"), Ok(VModule { file_pattern: "proxier".into(), verbosity: 4 }));
+        assert!(vmodule("proxier").is_err() && vmodule("=4").is_err() && vmodule("a=b").is_err());
+        assert_eq!((version("raw"), version("1")), (Ok("raw".into()), Ok("true".into())));
+        assert!(version("soon").is_err());
+    }
+}

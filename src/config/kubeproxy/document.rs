@@ -1,0 +1,320 @@
+//! The configuration as it is written: every field of `v1alpha1`, in upstream's order, which is also the order of `/configz`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::config::duration::GoDuration;
+
+/// The whole document. A field that is absent, or `null`, is empty or zero here; [`super::defaults`] says what that means.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KubeProxyConfiguration {
+    /// `KubeProxyConfiguration`.
+    #[serde(deserialize_with = "nullable")]
+    pub kind: String,
+    /// `kubeproxy.config.k8s.io/v1alpha1`.
+    #[serde(deserialize_with = "nullable")]
+    pub api_version: String,
+    /// Feature gates by name.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub feature_gates: BTreeMap<String, bool>,
+    /// How to reach the API server.
+    #[serde(deserialize_with = "nullable")]
+    pub client_connection: ClientConnection,
+    /// What is logged, and how.
+    #[serde(deserialize_with = "nullable")]
+    pub logging: Logging,
+    /// Overrides the host name as the node's name.
+    #[serde(deserialize_with = "nullable")]
+    pub hostname_override: String,
+    /// Overrides the node's primary IP.
+    #[serde(deserialize_with = "nullable")]
+    pub bind_address: String,
+    /// Where the health server listens; IP, or IP:port.
+    #[serde(deserialize_with = "nullable")]
+    pub healthz_bind_address: String,
+    /// Where the metrics server listens; IP, or IP:port.
+    #[serde(deserialize_with = "nullable")]
+    pub metrics_bind_address: String,
+    /// A server that cannot listen ends the program.
+    #[serde(deserialize_with = "nullable")]
+    pub bind_address_hard_fail: bool,
+    /// Profiling paths on the metrics server.
+    #[serde(deserialize_with = "nullable")]
+    pub enable_profiling: bool,
+    /// The previous minor version, to show its hidden metrics.
+    #[serde(deserialize_with = "nullable")]
+    pub show_hidden_metrics_for_version: String,
+    /// Proxy mode.
+    #[serde(deserialize_with = "nullable")]
+    pub mode: String,
+    /// Options of the iptables mode.
+    #[serde(deserialize_with = "nullable")]
+    pub iptables: Iptables,
+    /// Options of the ipvs mode; without effect.
+    #[serde(deserialize_with = "nullable")]
+    pub ipvs: Ipvs,
+    /// Options of the nftables mode; without effect.
+    #[serde(deserialize_with = "nullable")]
+    pub nftables: Nftables,
+    /// Options for Windows; without effect.
+    #[serde(deserialize_with = "nullable")]
+    pub winkernel: Winkernel,
+    /// ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+    #[serde(deserialize_with = "nullable")]
+    pub detect_local_mode: String,
+    /// Names for the interface modes.
+    #[serde(deserialize_with = "nullable")]
+    pub detect_local: DetectLocalConfiguration,
+    /// CIDRs of the pods, separated by commas: at most one per family.
+    #[serde(rename = "clusterCIDR", deserialize_with = "nullable")]
+    pub cluster_cidr: String,
+    /// CIDRs, or the single word `primary`; `null` where there are none.
+    pub node_port_addresses: Option<Vec<String>>,
+    /// Score for the kernel's out-of-memory killer; absent means -999.
+    pub oom_score_adj: Option<i32>,
+    /// Settings of the kernel's connection tracking.
+    #[serde(deserialize_with = "nullable")]
+    pub conntrack: Conntrack,
+    /// How often all objects are looked at again; watches here need no such thing.
+    #[serde(deserialize_with = "nullable")]
+    pub config_sync_period: GoDuration,
+    /// Without effect, there as here.
+    #[serde(deserialize_with = "nullable")]
+    pub port_range: String,
+    /// Without effect outside Windows.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "is_false")]
+    pub windows_run_as_service: bool,
+    /// Somebody asked for a least time between syncs; if not, the pace follows from how long they take. Not part of the document.
+    #[serde(skip)]
+    pub paced: bool,
+}
+
+/// Section `clientConnection`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientConnection {
+    /// Path of a kubeconfig; empty means in-cluster.
+    #[serde(deserialize_with = "nullable")]
+    pub kubeconfig: String,
+    /// Without effect: JSON is what is read.
+    #[serde(deserialize_with = "nullable")]
+    pub accept_content_types: String,
+    /// Without effect: JSON is what is read.
+    #[serde(deserialize_with = "nullable")]
+    pub content_type: String,
+    /// Requests a second.
+    #[serde(deserialize_with = "nullable")]
+    pub qps: f32,
+    /// Requests at once.
+    #[serde(deserialize_with = "nullable")]
+    pub burst: i32,
+}
+
+/// Section `logging`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Logging {
+    /// `text` or `json`.
+    #[serde(deserialize_with = "nullable")]
+    pub format: String,
+    /// Without effect: every line is written at once.
+    #[serde(deserialize_with = "duration_or_nanoseconds")]
+    pub flush_frequency: GoDuration,
+    /// How much is logged, 0 for what matters.
+    #[serde(deserialize_with = "nullable")]
+    pub verbosity: u32,
+    /// Verbosity by source file.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub vmodule: Vec<VModule>,
+    /// Options by format.
+    #[serde(deserialize_with = "nullable")]
+    pub options: LoggingOptions,
+}
+
+/// One entry of `logging.vmodule`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VModule {
+    /// Name of a source file without its ending; `*` and `?` stand for anything.
+    #[serde(deserialize_with = "nullable")]
+    pub file_pattern: String,
+    /// Its verbosity.
+    #[serde(deserialize_with = "nullable")]
+    pub verbosity: u32,
+}
+
+/// Section `logging.options`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoggingOptions {
+    /// For `text`.
+    #[serde(deserialize_with = "nullable")]
+    pub text: OutputOptions,
+    /// For `json`.
+    #[serde(deserialize_with = "nullable")]
+    pub json: OutputOptions,
+}
+
+/// How a log is written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutputOptions {
+    /// Errors to standard error, the rest to standard output.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "is_false")]
+    pub split_stream: bool,
+    /// Without effect; a quantity of bytes.
+    #[serde(deserialize_with = "quantity")]
+    pub info_buffer_size: String,
+}
+
+/// Section `iptables`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Iptables {
+    /// Bit of the packet mark; absent means 14.
+    pub masquerade_bit: Option<i32>,
+    /// Masquerade everything that goes to a cluster IP.
+    #[serde(deserialize_with = "nullable")]
+    pub masquerade_all: bool,
+    /// NodePorts answer on loopback; absent means true.
+    pub localhost_node_ports: Option<bool>,
+    /// Zero or absent means 30s.
+    #[serde(deserialize_with = "nullable")]
+    pub sync_period: GoDuration,
+    /// Zero or absent means that nobody asked for one.
+    #[serde(deserialize_with = "nullable")]
+    pub min_sync_period: GoDuration,
+}
+
+/// Section `ipvs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs, reason = "fields of a mode that is not this program's; they are kept, and that is all")]
+pub struct Ipvs {
+    #[serde(deserialize_with = "nullable")]
+    pub sync_period: GoDuration,
+    #[serde(deserialize_with = "nullable")]
+    pub min_sync_period: GoDuration,
+    #[serde(deserialize_with = "nullable")]
+    pub scheduler: String,
+    #[serde(rename = "excludeCIDRs")]
+    pub exclude_cidrs: Option<Vec<String>>,
+    #[serde(rename = "strictARP", deserialize_with = "nullable")]
+    pub strict_arp: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub tcp_timeout: GoDuration,
+    #[serde(deserialize_with = "nullable")]
+    pub tcp_fin_timeout: GoDuration,
+    #[serde(deserialize_with = "nullable")]
+    pub udp_timeout: GoDuration,
+}
+
+/// Section `nftables`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs, reason = "fields of a mode that is not this program's; they are kept, and that is all")]
+pub struct Nftables {
+    pub masquerade_bit: Option<i32>,
+    #[serde(deserialize_with = "nullable")]
+    pub masquerade_all: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub sync_period: GoDuration,
+    #[serde(deserialize_with = "nullable")]
+    pub min_sync_period: GoDuration,
+}
+
+/// Section `winkernel`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[allow(missing_docs, reason = "fields of a system that is not this program's; they are kept, and that is all")]
+pub struct Winkernel {
+    #[serde(deserialize_with = "nullable")]
+    pub network_name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub source_vip: String,
+    #[serde(rename = "enableDSR", deserialize_with = "nullable")]
+    pub enable_dsr: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub root_hns_endpoint_name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub forward_health_check_vip: bool,
+}
+
+/// Section `detectLocal`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DetectLocalConfiguration {
+    /// For mode BridgeInterface.
+    #[serde(deserialize_with = "nullable")]
+    pub bridge_interface: String,
+    /// For mode InterfaceNamePrefix.
+    #[serde(deserialize_with = "nullable")]
+    pub interface_name_prefix: String,
+}
+
+/// Section `conntrack`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Conntrack {
+    /// Connections per CPU core; zero leaves the limit alone, absent means 32768.
+    pub max_per_core: Option<i32>,
+    /// At least this many connections; absent means 131072.
+    pub min: Option<i32>,
+    /// Zero leaves it alone, absent means 24h.
+    pub tcp_established_timeout: Option<GoDuration>,
+    /// Zero leaves it alone, absent means 1h.
+    pub tcp_close_wait_timeout: Option<GoDuration>,
+    /// Let out-of-window TCP packets pass.
+    #[serde(deserialize_with = "nullable")]
+    pub tcp_be_liberal: bool,
+    /// Zero leaves it alone.
+    #[serde(deserialize_with = "nullable")]
+    pub udp_timeout: GoDuration,
+    /// Zero leaves it alone.
+    #[serde(deserialize_with = "nullable")]
+    pub udp_stream_timeout: GoDuration,
+}
+
+/// `null` means absent, as everywhere in Kubernetes.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// `logging.flushFrequency` may be a duration or, as in older files, a number of nanoseconds.
+fn duration_or_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoDuration, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Nanoseconds(i64),
+        Duration(GoDuration),
+        Absent(()),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::Nanoseconds(nanoseconds) => GoDuration(nanoseconds),
+        Either::Duration(duration) => duration,
+        Either::Absent(()) => GoDuration::default(),
+    })
+}
+
+/// A quantity may be written as a number or as text.
+fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(i64),
+        Text(String),
+        Absent(()),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::Number(number) => number.to_string(),
+        Either::Text(text) => text,
+        Either::Absent(()) => String::new(),
+    })
+}
