@@ -18,8 +18,8 @@ const REPEAT: Duration = Duration::from_secs(300);
 const PER_MINUTE: usize = 20;
 /// Events that may wait to be sent; what comes on top is dropped.
 const WAITING: usize = 64;
-/// What the field `reportingController` says.
-const CONTROLLER: &str = "sepal";
+/// What the field `reportingController` says: whoever looks for the proxy's events finds these under its name.
+const CONTROLLER: &str = "kube-proxy";
 
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +43,20 @@ pub struct Event {
     pub warning: bool,
     /// What happened; cut at 1024 bytes, as the API wants it.
     pub note: String,
+}
+
+impl Event {
+    /// The program is up (spec section 1.11).
+    #[must_use]
+    pub const fn starting() -> Self {
+        Self { regarding: Regarding::Node, reason: "Starting", action: "StartKubeProxy", warning: false, note: String::new() }
+    }
+
+    /// A server of the program cannot listen, and the program ends for it (spec section 1.11).
+    #[must_use]
+    pub const fn cannot_listen(reason: &'static str, note: String) -> Self {
+        Self { regarding: Regarding::Node, reason, action: "StartKubeProxy", warning: true, note }
+    }
 }
 
 /// Takes events, and drops what is too much.
@@ -103,7 +117,7 @@ impl Limit {
 }
 
 /// Sends events to the API server, for as long as there are any to come.
-pub async fn send(client: Client, node_name: String, mut events: mpsc::Receiver<Event>) {
+pub async fn send(client: Client, node_name: String, host_name: String, mut events: mpsc::Receiver<Event>) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
     let mut limit = Limit::new(Instant::now());
     let mut counter = 0_u32;
@@ -112,7 +126,7 @@ pub async fn send(client: Client, node_name: String, mut events: mpsc::Receiver<
             continue;
         }
         counter = counter.wrapping_add(1);
-        let (namespace, object) = object(&event, &node_name, counter);
+        let (namespace, object) = object(&event, &node_name, &host_name, counter);
         let created = match serde_json::from_value::<DynamicObject>(object) {
             Ok(object) => {
                 let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
@@ -127,7 +141,7 @@ pub async fn send(client: Client, node_name: String, mut events: mpsc::Receiver<
 }
 
 /// The API object of an event, and its namespace.
-fn object(event: &Event, node_name: &str, counter: u32) -> (String, serde_json::Value) {
+fn object(event: &Event, node_name: &str, host_name: &str, counter: u32) -> (String, serde_json::Value) {
     let (namespace, regarding) = match &event.regarding {
         Regarding::Node => ("default".to_owned(), json!({"apiVersion": "v1", "kind": "Node", "name": node_name})),
         Regarding::Service(key) => {
@@ -140,7 +154,7 @@ fn object(event: &Event, node_name: &str, counter: u32) -> (String, serde_json::
         "apiVersion": "events.k8s.io/v1", "kind": "Event",
         "metadata": {"name": format!("{node_name}.{:x}.{counter:x}", time.as_nanosecond()), "namespace": namespace},
         "eventTime": format!("{time:.6}"),
-        "reportingController": CONTROLLER, "reportingInstance": format!("{CONTROLLER}-{node_name}"),
+        "reportingController": CONTROLLER, "reportingInstance": format!("{CONTROLLER}-{host_name}"),
         "action": event.action, "reason": event.reason, "type": if event.warning { "Warning" } else { "Normal" },
         "regarding": regarding, "note": note,
     });
@@ -173,10 +187,14 @@ mod tests {
 
     #[test]
     fn an_event_is_what_the_api_takes() {
-        let (namespace, object) = object(&event("A"), "node", 7);
+        let (namespace, object) = object(&event("A"), "node", "host", 7);
         assert_eq!(namespace, "default");
         assert_eq!(object["note"].as_str().map(str::len), Some(1024));
-        assert_eq!(object["regarding"]["kind"], "Node");
+        assert_eq!(object["regarding"], json!({"apiVersion": "v1", "kind": "Node", "name": "node"}));
+        assert_eq!(
+            (&object["reportingController"], &object["reportingInstance"]),
+            (&json!("kube-proxy"), &json!("kube-proxy-host")),
+        );
         assert!(object["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("node.") && name.ends_with(".7")));
     }
 }

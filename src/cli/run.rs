@@ -97,6 +97,6 @@ async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Resul
         }
     });
     let (events, told) = Events::channel();
-    tokio::spawn(events::send(client, inputs.node_name.clone(), told));
+    tokio::spawn(events::send(client, inputs.node_name.clone(), setup.asked.host_name.clone(), told));
     Ok((inputs, events))
 }

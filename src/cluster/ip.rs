@@ -22,6 +22,15 @@ impl Family {
     /// Both families, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
+    /// The family that this one is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
     /// The family of an address.
     #[must_use]
     pub const fn of(ip: IpAddr) -> Self {

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use super::ip::Family;
 
-/// The parts of a Node object that rules depend on.
+/// The parts of a Node object that rules and health answers depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Label `topology.kubernetes.io/zone`; empty if absent.
@@ -15,9 +15,18 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// It is being deleted, or the cluster autoscaler is about to: load balancers should send nothing new here. No rule depends on it.
+    pub leaving: bool,
 }
 
 impl Node {
+    /// Whether rules are the same with another version of this Node.
+    #[must_use]
+    pub fn same_rules(&self, other: &Self) -> bool {
+        let Self { zone, addresses, pod_cidrs, leaving: _ } = self;
+        (zone, addresses, pod_cidrs) == (&other.zone, &other.addresses, &other.pod_cidrs)
+    }
+
     /// The node's IP of one family: the first address of that family. kube-proxy takes the first address and the first of the
     /// other family, which is the same thing.
     #[must_use]

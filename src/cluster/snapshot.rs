@@ -59,9 +59,9 @@ impl Snapshot {
             Change::Slice(key, slice) => self.apply_slice(key, slice, &mut touched),
             // A deleted Node keeps its last address and zone: the node itself is evidently still here (spec section 2).
             Change::Node(None) => {}
-            Change::Node(node) => {
-                touched.node = self.node != node;
-                self.node = node;
+            Change::Node(Some(node)) => {
+                touched.node = !self.node.as_ref().is_some_and(|known| known.same_rules(&node));
+                self.node = Some(node);
             }
         }
         touched
@@ -185,6 +185,8 @@ mod tests {
         assert!(snapshot.apply(Change::Service(key("a"), None)).is_nothing());
         assert!(snapshot.apply(Change::Node(Some(Node::default()))).node);
         assert!(snapshot.apply(Change::Node(None)).is_nothing(), "a deleted Node keeps its last facts");
+        assert!(snapshot.apply(Change::Node(Some(Node { leaving: true, ..Node::default() }))).is_nothing(), "no rule depends on it");
+        assert!(snapshot.node().is_some_and(|node| node.leaving));
     }
 
     #[test]

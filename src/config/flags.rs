@@ -78,3 +78,21 @@ impl VariantFlag {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct OnlyFlags {
+        #[command(flatten)]
+        run: RunFlags,
+    }
+
+    /// The flags of an empty command line.
+    pub(in crate::config) fn defaults() -> RunFlags {
+        OnlyFlags::parse_from(["sepal"]).run
+    }
+}

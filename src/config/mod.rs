@@ -1,5 +1,6 @@
 //! What the operator asked for: as typed, as written in files, and resolved.
 
+pub mod checks;
 pub mod duration;
 pub mod effective;
 mod flag_values;

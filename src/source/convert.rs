@@ -344,6 +344,9 @@ fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
     }
 }
 
+/// The taint of a Node that the cluster autoscaler is about to delete (spec section 9.1).
+const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 fn node(object: &fields::Node, problems: &mut Vec<String>) -> Node {
     let of_type = |kind: &str| -> Vec<String> {
         let all = object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
@@ -355,9 +358,11 @@ fn node(object: &fields::Node, problems: &mut Vec<String>) -> Node {
         Some(cidrs) if !cidrs.is_empty() => cidrs,
         _ => spec.and_then(|spec| spec.pod_cidr.clone()).into_iter().collect(),
     };
+    let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     Node {
         zone: object.metadata.labels.as_ref().and_then(|labels| labels.zone.clone()).unwrap_or_default(),
         addresses: addresses("status.addresses", &texts, problems),
         pod_cidrs: cidrs("spec.podCIDRs", &pod_cidrs, problems),
+        leaving: object.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == AUTOSCALER_TAINT),
     }
 }

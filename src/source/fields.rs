@@ -26,6 +26,8 @@ pub(super) struct Labels {
 pub(super) struct Metadata {
     pub labels: Option<Labels>,
     pub annotations: Option<Annotations>,
+    #[serde(rename = "deletionTimestamp")]
+    pub deletion_timestamp: Option<String>,
 }
 
 /// Annotations that matter, of any object.
@@ -172,6 +174,13 @@ pub(super) struct NodeSpec {
     pub pod_cidrs: Option<Vec<String>>,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
+    pub taints: Option<Vec<Taint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Taint {
+    pub key: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
