@@ -4,6 +4,8 @@ pub mod events;
 pub mod facts;
 pub mod family;
 pub mod flow_loop;
+pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod proxy_loop;
 pub mod report;
