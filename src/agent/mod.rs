@@ -4,6 +4,8 @@ pub mod events;
 pub mod facts;
 pub mod family;
 pub mod flow_loop;
+pub mod health;
+pub mod healthz;
 pub mod http;
 pub mod listen;
 pub mod metrics;
