@@ -11,3 +11,4 @@ pub mod listen;
 pub mod metrics;
 pub mod proxy_loop;
 pub mod report;
+pub mod service_health;
