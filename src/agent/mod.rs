@@ -9,6 +9,8 @@ pub mod healthz;
 pub mod http;
 pub mod listen;
 pub mod metrics;
+pub mod metrics_server;
 pub mod proxy_loop;
 pub mod report;
 pub mod service_health;
+pub mod zpages;
