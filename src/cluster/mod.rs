@@ -4,6 +4,7 @@
 //! Per IP family, [`service`] and [`endpoints`] answer what kube-proxy's per-family trackers would.
 
 pub mod endpoints;
+pub mod health_checks;
 pub mod ip;
 pub mod node;
 pub mod service;

@@ -99,6 +99,13 @@ pub fn needs_route_localnet(settings: &ProxySettings, node: Option<&Node>) -> bo
     settings.localhost_node_ports && contains_ipv4_loopback(&node_port_cidrs(settings, node, Family::V4))
 }
 
+/// Where the health checks of load balancers answer in one family: as NodePorts do, but on loopback, too, where the settings name it.
+/// Everywhere if this host's addresses could not be listed (spec section 9.2).
+#[must_use]
+pub fn health_check_addresses(settings: &ProxySettings, addresses: Option<&[IpAddr]>, node: Option<&Node>, family: Family) -> NodePorts {
+    addresses.map_or(NodePorts::AllLocal, |addresses| node_ports(&node_port_cidrs(settings, node, family), addresses, family, true))
+}
+
 fn known_node_ip(settings: &ProxySettings, node: Option<&Node>, family: Family) -> Option<IpAddr> {
     let bound = settings.bind_address.filter(|ip| !ip.is_unspecified() && Family::of(*ip) == family);
     bound.or_else(|| node.and_then(|node| node.ip(family)))
@@ -141,4 +148,34 @@ fn local_traffic(detect: &DetectLocal, node: Option<&Node>, family: Family) -> O
         DetectLocal::InterfaceNamePrefix(prefix) => format!("-i {prefix}+"),
     };
     Some(LocalTraffic { if_not_local: format!("! {argument}"), if_local: argument })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_checks_answer_on_loopback_where_it_is_named() {
+        let local: Vec<IpAddr> = ["127.0.0.1", "::1", "192.168.0.2", "10.0.0.1"].iter().map(|ip| ip.parse().expect("an address")).collect();
+        let node = Node { addresses: vec![local[2]], ..Node::default() };
+        let limited = |cidrs: &[&str]| ProxySettings {
+            node_port_addresses: NodePortAddresses::Cidrs(cidrs.iter().map(|cidr| cidr.parse().expect("a CIDR")).collect()),
+            ..ProxySettings::default()
+        };
+        let cases = [
+            (limited(&[]), NodePorts::AllLocal),
+            (limited(&["::/64"]), NodePorts::AllLocal),
+            (limited(&["192.168.0.0/16", "0.0.0.0/0"]), NodePorts::AllLocal),
+            (limited(&["127.0.0.0/8", "192.168.0.0/16"]), NodePorts::Addresses(vec![local[0], local[2]])),
+            (limited(&["172.16.0.0/12"]), NodePorts::Addresses(vec![])),
+            (
+                ProxySettings { node_port_addresses: NodePortAddresses::Primary, ..ProxySettings::default() },
+                NodePorts::Addresses(vec![local[2]]),
+            ),
+        ];
+        for (settings, expected) in cases {
+            assert_eq!(health_check_addresses(&settings, Some(&local), Some(&node), Family::V4), expected, "{settings:?}");
+            assert_eq!(health_check_addresses(&settings, None, Some(&node), Family::V4), NodePorts::AllLocal, "{settings:?}");
+        }
+    }
 }
