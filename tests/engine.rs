@@ -11,6 +11,7 @@ use common::simulator::{Fault, Memory, Simulator};
 use proptest::prelude::*;
 use sepal::agent::events::Events;
 use sepal::agent::family::{FamilyRules, Synced};
+use sepal::agent::metrics::Format;
 use sepal::agent::proxy_loop::ProxyLoop;
 use sepal::agent::report::Report;
 use sepal::cluster::{Family, ServiceKey};
@@ -371,7 +372,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
         let run = proxy.run(receiver);
         let _ = tokio::time::timeout(std::time::Duration::from_millis(10), run).await;
     });
-    let text = metrics.text();
+    let text = metrics.text(Format::Classic).1;
     assert!(text.contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1"), "{text}");
     assert!(!text.contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"}"), "{text}");
 }

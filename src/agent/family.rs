@@ -20,6 +20,7 @@ use crate::table::desired::{Desired, Outline, Outlines, Refresh};
 use crate::table::live::Reader;
 use crate::table::plan::{Extent, Plan, Variant};
 use crate::table::planner::{self, Wanted};
+use crate::table::tally::{RuleCounts, Tally};
 
 /// A service port that iptables refused is tried again after this long, and when it changes.
 const QUARANTINE: Duration = Duration::from_secs(240);
@@ -51,6 +52,19 @@ pub struct Synced {
     pub planning: Duration,
     /// Time for reading and writing tables.
     pub applying: Duration,
+}
+
+/// What every sync comes to, also one that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempt {
+    /// Everything was computed anew, or the live tables were read: what kube-proxy calls a full sync.
+    pub full: bool,
+    /// Rules that iptables-restore took.
+    pub written: RuleCounts,
+    /// How often iptables-restore failed.
+    pub failures: usize,
+    /// How often it failed before the sync became a full one.
+    pub partial_failures: usize,
 }
 
 /// A service port whose rules iptables refuses.
@@ -97,6 +111,8 @@ pub struct FamilyRules {
     spared: Vec<ChainName>,
     /// Refusals in syncs that failed in the end; the next one that does not tells of them.
     untold: Vec<Refusal>,
+    /// What the last sync came to.
+    attempt: Attempt,
 }
 
 impl FamilyRules {
@@ -117,6 +133,7 @@ impl FamilyRules {
             suspects: 0,
             spared: Vec::new(),
             untold: Vec::new(),
+            attempt: Attempt::default(),
         }
     }
 
@@ -167,6 +184,18 @@ impl FamilyRules {
         self.quarantined.values().map(|quarantined| quarantined.until).min()
     }
 
+    /// What the last sync came to, well or not.
+    #[must_use]
+    pub const fn attempt(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// What the desired rules come to, as of the last sync.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.desired.tally()
+    }
+
     /// Makes the kernel hold what is desired.
     ///
     /// # Errors
@@ -174,6 +203,7 @@ impl FamilyRules {
     /// next call tries everything that is not acknowledged.
     pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, IptablesError> {
         let mut synced = Synced { refused: std::mem::take(&mut self.untold), ..Synced::default() };
+        self.attempt = Attempt::default();
         let outcome = self.try_sync(runner, inputs, host, &mut synced).await;
         if let Err(error) = outcome {
             self.untold = synced.refused;
@@ -202,6 +232,7 @@ impl FamilyRules {
             let start = Instant::now();
             if self.held.is_none() {
                 synced.read = true;
+                self.attempt.full = true;
                 let held = self.read(runner).await?;
                 for (name, quarantined) in &mut self.quarantined {
                     quarantined.kept = held.services.get(name).cloned();
@@ -222,6 +253,8 @@ impl FamilyRules {
                 let outcome = runner.restore(self.family, &plan, &renderer).await;
                 synced.applying += start.elapsed();
                 if let Err(error) = outcome {
+                    self.attempt.failures += 1;
+                    self.attempt.partial_failures += usize::from(!self.attempt.full);
                     if !fresh && matches!(error, IptablesError::Refused { .. }) {
                         self.distrust();
                         continue;
@@ -229,6 +262,7 @@ impl FamilyRules {
                     self.learn(error, &plan, &now, &mut synced.refused)?;
                     continue;
                 }
+                self.attempt.written += plan.rules(&renderer);
                 let extent = plan.extent();
                 synced.extent.chains += extent.chains;
                 synced.extent.deleted += extent.deleted;
@@ -278,6 +312,7 @@ impl FamilyRules {
         // A cluster that becomes large, or is no longer, looks different everywhere.
         let what = if renderer.large() == self.large { what } else { Refresh::All };
         self.large = renderer.large();
+        self.attempt.full = matches!(what, Refresh::All);
         let changed = self.desired.refresh(&renderer, what);
         // What changed may be acceptable now.
         self.quarantined.retain(|name, _| !changed.contains(name));

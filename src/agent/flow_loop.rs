@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::conntrack::Reconciler;
-use crate::conntrack::flows::FlowTable;
+use crate::conntrack::flows::{FlowError, FlowTable};
 use crate::conntrack::frontends::Frontends;
 use crate::conntrack::stale::LocalAddresses;
+
+use super::metrics::Metrics;
 
 /// The first wait after a failed round; it doubles from there.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -25,13 +28,21 @@ pub struct Acknowledged {
 }
 
 /// Runs until the sender of what was acknowledged is gone.
-pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, mut news: watch::Receiver<Option<Acknowledged>>) {
+pub async fn run(
+    mut reconciler: Reconciler,
+    table: impl FlowTable,
+    metrics: Arc<Metrics>,
+    mut news: watch::Receiver<Option<Acknowledged>>,
+) {
+    let family = reconciler.family();
     let mut local = Arc::new(LocalAddresses::default());
     let mut retry = FIRST_RETRY;
     loop {
         if reconciler.owed() {
+            let start = Instant::now();
             match reconciler.round(&table, &local).await {
                 Ok(Some(cleaned)) => {
+                    metrics.flows_cleaned(family, cleaned.took, cleaned.deleted);
                     if cleaned.deleted > 0 {
                         tracing::info!(
                             "conntrack: {} stale UDP flows of {} deleted in {} ms",
@@ -44,6 +55,10 @@ pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, mut news: wa
                 }
                 Ok(None) => {}
                 Err(error) => {
+                    // The listing went well, and so did a part of the rest.
+                    if let FlowError::Delete { deleted, .. } = &error {
+                        metrics.flows_cleaned(family, start.elapsed(), *deleted);
+                    }
                     tracing::warn!("conntrack: {error}; next try in {} s", retry.as_secs());
                 }
             }

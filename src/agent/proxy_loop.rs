@@ -1,7 +1,8 @@
 //! Keeps this node's rules as they should be: takes updates, syncs what changed, looks after what somebody else changed, tries again what
 //! failed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ pub struct ProxyLoop<R, H> {
     facts: Option<HostFacts>,
     families: Vec<Kept>,
     report: Report,
+    /// Services that changed since the last sync: only their hashes, for they are only counted.
+    changed: HashSet<u64>,
     /// Kinds that have not been seen in full yet.
     awaited: BTreeSet<Kind>,
     /// What the last complaint about missing input was, so that it is made once.
@@ -91,6 +94,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             facts: None,
             families: Vec::new(),
             report,
+            changed: HashSet::new(),
             awaited,
             complaint: None,
         }
@@ -115,6 +119,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// Runs until the updates end.
     pub async fn run(mut self, mut updates: Receiver<Update>) {
+        self.families.iter().for_each(|kept| self.report.queued(kept.rules.family()));
         loop {
             let ready = self.awaited.is_empty() && self.complete();
             let next = if ready { self.next() } else { None };
@@ -122,7 +127,10 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 // Updates first: whatever has come in belongs in the next sync.
                 biased;
                 update = updates.recv() => match update {
-                    Some(update) => self.take(update),
+                    Some(update) => {
+                        self.report.metrics.waiting(updates.len());
+                        self.take(update);
+                    }
                     None => return,
                 },
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.act().await,
@@ -144,9 +152,20 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     _ => false,
                 };
                 let deleted = matches!(change, Change::Slice(_, None));
-                let family = if let Change::Slice(_, Some(slice)) = &change { Some(slice.family) } else { None };
+                let (service, slice) = (matches!(change, Change::Service(..)), matches!(change, Change::Slice(..)));
+                // Of a slice that goes, its family is only known until then.
+                let family = match &change {
+                    Change::Slice(_, Some(slice)) => Some(slice.family),
+                    Change::Slice(key, None) => self.inputs.snapshot.slice(key).map(|slice| slice.family),
+                    _ => None,
+                };
                 let touched = self.inputs.snapshot.apply(change);
-                self.touch(&touched, before);
+                if service {
+                    self.note_services(1, &touched);
+                } else if slice && family.is_some_and(|family| self.looks_after(family)) {
+                    self.report.metrics.slice_events(1, usize::from(!touched.is_nothing()));
+                }
+                self.touch(&touched, before, family);
                 for kept in self.families.iter_mut().filter(|kept| family.is_none_or(|family| family == kept.rules.family())) {
                     kept.note_trigger(&touched.services, trigger.filter(|trigger| *trigger > self.started), deleted);
                 }
@@ -159,11 +178,19 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             }
             Update::Listed(known) => {
                 let touched = match known {
-                    Known::Services(known) => self.inputs.snapshot.retain_services(&known),
-                    Known::Slices(known) => self.inputs.snapshot.retain_slices(&known),
+                    Known::Services(known) => {
+                        let touched = self.inputs.snapshot.retain_services(&known);
+                        self.note_services(touched.services.len(), &touched);
+                        touched
+                    }
+                    Known::Slices(known) => {
+                        let touched = self.inputs.snapshot.retain_slices(&known);
+                        self.report.metrics.slice_events(touched.services.len(), touched.services.len());
+                        touched
+                    }
                 };
                 // What is gone may have been UDP.
-                self.touch(&touched, true);
+                self.touch(&touched, true, None);
             }
             Update::Complete(kind) => {
                 if self.awaited.remove(&kind) && self.awaited.is_empty() && self.inputs.snapshot.node().is_none() {
@@ -176,7 +203,20 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         }
     }
 
-    fn touch(&mut self, touched: &Touched, udp: bool) {
+    /// Counts so many Service events as kube-proxy does: each family is told of each, and Services that changed wait for the next sync
+    /// (spec section 10).
+    fn note_services(&mut self, events: usize, touched: &Touched) {
+        let hashes: Vec<u64> = touched.services.iter().map(|key| self.changed.hasher().hash_one(key)).collect();
+        self.changed.extend(hashes);
+        self.report.metrics.service_events(events * self.families.len(), self.changed.len());
+    }
+
+    fn looks_after(&self, family: Family) -> bool {
+        self.families.iter().any(|kept| kept.rules.family() == family)
+    }
+
+    /// Takes note of what is different, for one family or for all.
+    fn touch(&mut self, touched: &Touched, udp: bool, family: Option<Family>) {
         if touched.node {
             self.touch_everything();
         }
@@ -187,6 +227,10 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         for kept in &mut self.families {
             kept.rules.touch(&touched.services);
             kept.flows_due |= udp;
+            let asked = family.is_none_or(|family| family == kept.rules.family());
+            if asked && self.awaited.is_empty() {
+                self.report.queued(kept.rules.family());
+            }
         }
     }
 
@@ -195,6 +239,9 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         for kept in &mut self.families {
             kept.rules.touch_everything();
             kept.flows_due = true;
+            if self.awaited.is_empty() {
+                self.report.queued(kept.rules.family());
+            }
         }
     }
 
@@ -229,6 +276,9 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         for kept in &mut self.families {
             kept.look_after(&self.runner, &self.inputs, &self.report).await;
             if kept.rules.is_due() && kept.not_before <= Instant::now() {
+                self.changed = HashSet::new();
+                self.report.metrics.checked_out();
+                self.report.metrics.knows(&self.inputs.snapshot);
                 failed |= !kept.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
             }
         }
@@ -289,9 +339,11 @@ impl Kept {
 
     async fn sync(&mut self, runner: &impl Runner, host: &impl Host, inputs: &Inputs, facts: &HostFacts, report: &Report) -> bool {
         let start = Instant::now();
-        match self.rules.sync(runner, inputs, facts).await {
+        let outcome = self.rules.sync(runner, inputs, facts).await;
+        report.attempted(&self.rules, start.elapsed());
+        match outcome {
             Ok(synced) => {
-                report.synced(self.rules.family(), &synced, self.rules.quarantined().len());
+                report.synced(&self.rules, &synced);
                 self.retry = FIRST_RETRY;
                 let now = Timestamp::now();
                 for trigger in self.triggers.drain().flat_map(|(_, triggers)| triggers) {
@@ -332,8 +384,7 @@ impl Kept {
         if self.audit <= Instant::now() {
             let start = Instant::now();
             match self.rules.audit(runner).await {
-                Ok(drift) if drift.is_empty() => {}
-                Ok(drift) => report.drifted(family, &drift),
+                Ok(drift) => report.audited(family, &drift),
                 Err(error) => tracing::warn!("{family}: the live tables were not looked at: {error}"),
             }
             self.audit = Instant::now() + period.max(start.elapsed() * AUDIT_SHARE);

@@ -1,6 +1,7 @@
 //! What happened, told to whoever is concerned: a line in the log, a count in the metrics, an Event.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cluster::Family;
 use crate::iptables::IptablesError;
@@ -8,7 +9,7 @@ use crate::rules::jumps::JUMPS;
 use crate::table::acknowledged::Drift;
 
 use super::events::{Event, Events, Regarding};
-use super::family::{Refusal, Synced};
+use super::family::{FamilyRules, Refusal, Synced};
 use super::metrics::Metrics;
 
 /// Names of single things in one log line or Event; the rest is counted.
@@ -29,10 +30,21 @@ impl Report {
         Self { metrics, events }
     }
 
+    /// The loop has begun to look after a family, or is asked to sync it.
+    pub fn queued(&self, family: Family) {
+        self.metrics.queued(family);
+    }
+
+    /// A sync ended, well or not, after so long.
+    pub fn attempted(&self, rules: &FamilyRules, took: Duration) {
+        self.metrics.attempted(rules.family(), rules.attempt(), &rules.tally(), took);
+    }
+
     /// A sync succeeded.
-    pub fn synced(&self, family: Family, synced: &Synced, quarantined: usize) {
-        self.metrics.synced(family, synced);
-        self.metrics.quarantined(family, quarantined);
+    pub fn synced(&self, rules: &FamilyRules, synced: &Synced) {
+        let family = rules.family();
+        self.metrics.synced(family, synced, &rules.tally());
+        self.metrics.quarantined(family, rules.quarantined().len());
         for refusal in &synced.refused {
             self.refused(family, refusal);
         }
@@ -67,26 +79,29 @@ impl Report {
     /// A sync failed as a whole.
     pub fn failed(&self, family: Family, error: &IptablesError, seconds: f32) {
         self.metrics.failed(family);
-        if matches!(error, IptablesError::Locked { .. }) {
-            self.metrics.locked_out(family);
+        if let IptablesError::Locked { seconds, .. } = error {
+            self.metrics.locked_out(family, *seconds);
         }
         tracing::error!("{family}: sync failed, next try in {seconds} s: {error}");
     }
 
-    /// Live rules were not what they had been; they are about to be put right.
-    pub fn drifted(&self, family: Family, drift: &Drift) {
+    /// The live tables were looked at. If rules were not what they had been, they are about to be put right.
+    pub fn audited(&self, family: Family, drift: &Drift) {
         let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
         let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
         let jumps: Vec<String> =
             drift.jumps.iter().map(|i| format!("{} {} to {}", JUMPS[*i].table, JUMPS[*i].from, JUMPS[*i].to)).collect();
         let mut told = Vec::new();
         for (kind, what, names) in [("service", "service ports", services), ("chain", "chains", chains), ("jump", "jumps", jumps)] {
-            self.metrics.repaired(family, kind, names.len());
+            self.metrics.audited(family, kind, names.len());
             if !names.is_empty() {
                 told.push(format!("{what}: {}", some(&names)));
             }
         }
-        self.metrics.repaired(family, "stranger", drift.strangers);
+        self.metrics.audited(family, "stranger", drift.strangers);
+        if drift.is_empty() {
+            return;
+        }
         if drift.strangers > 0 {
             told.push(format!("{} rules or chains that are nobody's", drift.strangers));
         }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::agent::events::{self, Events};
 use crate::agent::flow_loop;
+use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::report::Report;
 use crate::config::flags::RunFlags;
@@ -44,23 +45,25 @@ pub(super) async fn run(setup: Setup, flags: &RunFlags) -> anyhow::Result<ExitCo
 }
 
 async fn serve(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new(Kernel));
     let (sender, updates) = mpsc::channel(WAITING_UPDATES);
     let (inputs, events) = match &flags.manifests {
         Some(path) => (start_manifests(path, &setup, sender).await?, Events::none()),
-        None => start_api(&setup, sender).await?,
+        None => start_api(&setup, sender, Arc::clone(&metrics)).await?,
     };
     let found = detect::find(flags.iptables_variant.wanted()).await?;
     tracing::info!("iptables {} ({}): {}", found.variant, found.version, found.reason);
+    metrics.iptables(&found);
     let mut families = detect::families(&found, Kernel.ipv6_enabled()).await?;
     families.retain(|family| setup.families.contains(family));
     anyhow::ensure!(!families.is_empty(), "this host cannot program the family of --ip-family");
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", inputs.node_name, names.join(" and "));
     let random_fully = found.random_fully();
-    let mut proxy = ProxyLoop::new(found.exec, Kernel, random_fully, inputs, Report::new(Arc::default(), events));
+    let mut proxy = ProxyLoop::new(found.exec, Kernel, random_fully, inputs, Report::new(Arc::clone(&metrics), events));
     for family in families {
         let (told, news) = watch::channel(None);
-        tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, news));
+        tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, Arc::clone(&metrics), news));
         proxy = proxy.with_family(family, Some(told));
     }
     proxy.run(updates).await;
@@ -85,9 +88,9 @@ async fn start_manifests(path: &Path, setup: &Setup, sender: mpsc::Sender<Update
     Ok(inputs)
 }
 
-async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Result<(Inputs, Events)> {
+async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>, metrics: Arc<Metrics>) -> anyhow::Result<(Inputs, Events)> {
     let inputs = setup.empty_inputs();
-    let client = setup.connection.client().await?;
+    let client = setup.connection.observed_client(metrics).await?;
     let mut stream = api::updates(&client, &inputs.node_name);
     tokio::spawn(async move {
         while let Some(update) = stream.next().await {

@@ -35,6 +35,15 @@ pub struct Slice {
     pub endpoints: Vec<SliceEndpoint>,
 }
 
+impl Slice {
+    /// What it takes in memory, in bytes, from the lengths of what it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let ports = self.ports.iter().map(|port| size_of::<SlicePort>() + port.name.len()).sum::<usize>();
+        size_of::<Self>() + ports + self.endpoints.iter().map(SliceEndpoint::bytes).sum::<usize>()
+    }
+}
+
 /// One port of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
@@ -78,6 +87,13 @@ pub struct SliceEndpoint {
     pub zone_hints: Vec<String>,
     /// Nodes this endpoint is meant for.
     pub node_hints: Vec<String>,
+}
+
+impl SliceEndpoint {
+    fn bytes(&self) -> usize {
+        let hints = self.zone_hints.iter().chain(&self.node_hints).map(|hint| size_of::<String>() + hint.len()).sum::<usize>();
+        size_of::<Self>() + self.node.len() + hints
+    }
 }
 
 /// One endpoint of one service port.

@@ -156,6 +156,14 @@ impl Service {
         if ranges.iter().any(|net| net.prefix() == 0) { Vec::new() } else { ranges }
     }
 
+    /// What it takes in memory, in bytes, from the lengths of what it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let addresses = self.external_ips.len() + self.load_balancer_vips.len();
+        let ports = self.ports.iter().map(|port| size_of::<ServicePort>() + port.name.len()).sum::<usize>();
+        size_of::<Self>() + ports + addresses * size_of::<IpAddr>() + self.source_ranges.len() * size_of::<IpNetwork>()
+    }
+
     /// Whether a port can be reached from outside the cluster in this family (spec section 3.2, `ExternallyAccessible`).
     #[must_use]
     pub fn externally_accessible(&self, port: &ServicePort, family: Family) -> bool {

@@ -16,6 +16,8 @@ pub struct Snapshot {
     /// Under which Service each slice is filed, so that a slice that moves to another Service leaves the first one.
     filed: HashMap<SliceKey, ServiceKey>,
     node: Option<Node>,
+    /// What Services and slices take in memory.
+    bytes: usize,
 }
 
 /// One step of the cluster.
@@ -52,7 +54,9 @@ impl Snapshot {
         let mut touched = Touched::default();
         match change {
             Change::Service(key, service) => {
+                let (before, after) = (self.services.get(&key).map_or(0, Service::bytes), service.as_ref().map_or(0, Service::bytes));
                 if put(&mut self.services, key.clone(), service) {
+                    self.bytes = self.bytes + after - before;
                     touched.services.push(key);
                 }
             }
@@ -72,7 +76,9 @@ impl Snapshot {
         if let Some(old) = self.filed.get(&key).filter(|old| Some(*old) != service.as_ref()).cloned() {
             self.filed.remove(&key);
             if let Some(of_service) = self.slices.get_mut(&old) {
-                of_service.retain(|(name, _)| *name != key.name);
+                if let Ok(at) = of_service.binary_search_by(|(name, _)| name.cmp(&key.name)) {
+                    self.bytes -= of_service.remove(at).1.bytes();
+                }
                 if of_service.is_empty() {
                     self.slices.remove(&old);
                 }
@@ -83,8 +89,14 @@ impl Snapshot {
         let of_service = self.slices.entry(service.clone()).or_default();
         match of_service.binary_search_by(|(name, _)| name.cmp(&key.name)) {
             Ok(at) if of_service[at].1 == slice => return,
-            Ok(at) => of_service[at].1 = slice,
-            Err(at) => of_service.insert(at, (key.name.clone(), slice)),
+            Ok(at) => {
+                self.bytes = self.bytes + slice.bytes() - of_service[at].1.bytes();
+                of_service[at].1 = slice;
+            }
+            Err(at) => {
+                self.bytes += slice.bytes();
+                of_service.insert(at, (key.name.clone(), slice));
+            }
         }
         self.filed.insert(key, service.clone());
         touched.services.push(service);
@@ -93,7 +105,9 @@ impl Snapshot {
     /// Takes away every Service that is not among these; says which went.
     pub fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> Touched {
         let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
-        self.services.retain(|key, _| known.contains(key));
+        for key in &gone {
+            self.bytes -= self.services.remove(key).map_or(0, |service| service.bytes());
+        }
         Touched { services: gone, node: false }
     }
 
@@ -121,6 +135,20 @@ impl Snapshot {
     /// The slices of one Service, by slice name.
     pub fn slices(&self, service: &ServiceKey) -> impl Iterator<Item = &Slice> {
         self.slices.get(service).into_iter().flatten().map(|(_, slice)| slice)
+    }
+
+    /// One EndpointSlice.
+    #[must_use]
+    pub fn slice(&self, key: &SliceKey) -> Option<&Slice> {
+        let of_service = self.slices.get(self.filed.get(key)?)?;
+        of_service.binary_search_by(|(name, _)| name.cmp(&key.name)).ok().map(|at| &of_service[at].1)
+    }
+
+    /// What all Services and slices take in memory, in bytes: from the lengths of what they hold, without their names and what maps and
+    /// the allocator add.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many EndpointSlices are known.
@@ -204,6 +232,7 @@ mod tests {
     #[test]
     fn what_a_full_list_leaves_out_goes() {
         let mut snapshot = Snapshot::default();
+        let empty = snapshot.bytes();
         for name in ["a", "b"] {
             snapshot.apply(Change::Service(key(name), Some(Service::default())));
             snapshot.apply(Change::Slice(SliceKey { namespace: "ns".into(), name: name.into() }, Some(slice(name))));
@@ -211,5 +240,7 @@ mod tests {
         assert_eq!(snapshot.retain_services(&HashSet::from([key("b")])), of(&["a"]));
         assert_eq!(snapshot.retain_slices(&HashSet::new()).services.len(), 2);
         assert_eq!((snapshot.service_count(), snapshot.slice_count()), (1, 0));
+        assert_eq!(snapshot.bytes() - empty, Service::default().bytes());
+        assert_eq!(snapshot.slice(&SliceKey { namespace: "ns".into(), name: "a".into() }), None);
     }
 }

@@ -55,6 +55,12 @@ impl Reconciler {
         Self { family, frontends: None, owed: false }
     }
 
+    /// The family.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        self.family
+    }
+
     /// Takes the frontends that the rules now have, and says whether a round is owed.
     ///
     /// One is owed at the start, for whatever went stale while nobody looked; later whenever a frontend lost a backend, went away with

@@ -17,6 +17,7 @@ use crate::config::settings::HostFacts;
 use inputs::Inputs;
 use names::ChainName;
 use nat::ServicePortInput;
+use policy::WithoutLocal;
 use view::View;
 
 pub use crate::cluster::Family;
@@ -39,6 +40,8 @@ pub struct Chain<N> {
 pub struct ServicePortRules {
     /// Whose rules these are.
     pub name: ServicePortName,
+    /// Traffic that is dropped for want of an endpoint on this node.
+    pub without_local: WithoutLocal,
     /// Everything in one text: its chains' rules, its lines in shared chains of `nat`, then those of `filter`.
     text: String,
     /// Its own chains, each with the end of its rules in the text.
@@ -184,6 +187,6 @@ impl<'a> Renderer<'a> {
         rules.dispatch(&mut text);
         let nat_dispatch = text.len();
         filter::dispatch(&mut text, &input, &policy, &names, view);
-        Some(ServicePortRules { name: input.name, text, chains, nat_dispatch })
+        Some(ServicePortRules { name: input.name, without_local: policy.without_local(), text, chains, nat_dispatch })
     }
 }

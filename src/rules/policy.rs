@@ -5,6 +5,15 @@ use crate::cluster::{Endpoint, Service, ServicePort};
 
 use super::view::View;
 
+/// Kinds of traffic for which a service port has endpoints, but none on this node where its policy is Local: they are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocal {
+    /// `internalTrafficPolicy: Local`.
+    pub internal: bool,
+    /// `externalTrafficPolicy: Local`, also where nothing outside reaches the service port (spec section 12.21).
+    pub external: bool,
+}
+
 /// The endpoints of one service port by kind of traffic, and the decisions that hang on them.
 #[derive(Debug)]
 pub struct Policy<'a> {
@@ -96,6 +105,12 @@ impl<'a> Policy<'a> {
     #[must_use]
     pub const fn serves_external(&self) -> bool {
         self.has_endpoints && !(self.external_local && self.local.is_empty())
+    }
+
+    /// Traffic that is dropped here for want of an endpoint on this node.
+    #[must_use]
+    pub const fn without_local(&self) -> WithoutLocal {
+        WithoutLocal { internal: self.has_endpoints && !self.serves_internal(), external: self.has_endpoints && !self.serves_external() }
     }
 }
 

@@ -11,13 +11,16 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, ListParams, ObjectMeta};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DynamicResourceScope;
 use kube::{Api, Client, Config, Resource};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use tower::layer::layer_fn;
 
 use super::object::{Kind, ObjectId};
+use super::requests::{Observed, Observer};
 use super::watching::{History, follow};
 use super::{Complaints, Update, convert};
 use crate::cluster::Snapshot;
@@ -94,6 +97,8 @@ impl Resource for Raw {
 /// No answer for so long is none.
 const SILENCE: Duration = Duration::from_secs(300);
 
+const NO_CONNECTION: &str = "cannot set up the connection to the API server";
+
 /// How to reach the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
@@ -109,6 +114,22 @@ impl Connection {
     /// # Errors
     /// The kubeconfig cannot be read or used, or there is none.
     pub async fn client(&self) -> anyhow::Result<Client> {
+        let config = self.config().await?;
+        Client::try_from(config).context(NO_CONNECTION)
+    }
+
+    /// A client for that server, whose every request somebody is told of.
+    ///
+    /// # Errors
+    /// As for [`Self::client`].
+    pub async fn observed_client(&self, observer: Arc<dyn Observer>) -> anyhow::Result<Client> {
+        let config = self.config().await?;
+        let host: Arc<str> = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
+        let layer = layer_fn(move |inner| Observed::new(inner, Arc::clone(&host), Arc::clone(&observer)));
+        Ok(ClientBuilder::try_from(config).context(NO_CONNECTION)?.with_layer(&layer).build())
+    }
+
+    async fn config(&self) -> anyhow::Result<Config> {
         let mut config = match (&self.kubeconfig, &self.master) {
             (Some(path), _) => {
                 let file = Kubeconfig::read_from(path).with_context(|| format!("cannot use kubeconfig {path}"))?;
@@ -126,7 +147,7 @@ impl Connection {
         // A watch is silent for minutes, and then the watcher's own time limit ends it; this is for servers that never answer.
         config.read_timeout = Some(SILENCE);
         tracing::info!("API server: {}", config.cluster_url);
-        Client::try_from(config).context("cannot set up the connection to the API server")
+        Ok(config)
     }
 }
 

@@ -7,6 +7,7 @@ mod fields;
 pub mod follow;
 pub mod manifests;
 pub mod object;
+pub mod requests;
 mod watching;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -125,7 +125,8 @@ fn live_outline(live: &mut Live, wanted: &Outline) -> Outline {
     };
     let (nat, filter) = (there(Table::Nat), there(Table::Filter));
     let chains = wanted.chains.iter().filter_map(|(name, _)| live.chains.remove(name).map(|digest| (*name, digest))).collect();
-    Outline { chains, nat, filter }
+    // What is counted goes with the rules; whether they are there, their digests say.
+    Outline { chains, nat, filter, rules: wanted.rules, without_local: wanted.without_local }
 }
 
 /// The fixed chains there should be, each with the digest of its fixed rules.

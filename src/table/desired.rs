@@ -6,11 +6,13 @@ use std::rc::Rc;
 
 use crate::cluster::{Protocol, ServiceKey, ServicePortName};
 use crate::parallel;
+use crate::rules::names::ChainName;
+use crate::rules::policy::WithoutLocal;
 use crate::rules::{Fixed, Renderer, ServicePortRules};
 
 use super::Table;
 use super::rule::Digest;
-use crate::rules::names::ChainName;
+use super::tally::{Tally, lines};
 
 /// What is known of one service port's rules without their text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub struct Outline {
     pub nat: Box<str>,
     /// Its lines in `filter`'s shared chains.
     pub filter: Box<str>,
+    /// How many rules its own chains have together.
+    pub rules: u32,
+    /// Traffic that is dropped for want of an endpoint on this node.
+    pub without_local: WithoutLocal,
 }
 
 impl Outline {
@@ -31,6 +37,8 @@ impl Outline {
             chains: rules.chains().map(|(name, rules)| (*name, Digest::of_chain(rules))).collect(),
             nat: rules.nat_dispatch().into(),
             filter: rules.filter_dispatch().into(),
+            rules: rules.chains().map(|(_, rules)| lines(rules) as u32).sum(),
+            without_local: rules.without_local,
         }
     }
 
@@ -55,6 +63,8 @@ impl Outline {
             chains: self.chains.iter().chain(chains).copied().collect(),
             nat: lines(&self.nat, &other.nat),
             filter: lines(&self.filter, &other.filter),
+            rules: self.rules,
+            without_local: self.without_local,
         }
     }
 
@@ -77,6 +87,8 @@ pub struct Desired {
     /// Endpoints per Service, where there are any, and in all: they decide whether the cluster is large.
     endpoints: BTreeMap<ServiceKey, usize>,
     total: usize,
+    /// What the service ports come to; of nothing else.
+    counted: Tally,
 }
 
 /// Services that one core outlines in one go, and how many such portions are in memory at once.
@@ -109,6 +121,14 @@ impl Desired {
         self.total
     }
 
+    /// What all rules come to.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally { endpoints: self.total, ..self.counted };
+        tally.add_fixed(&self.fixed);
+        tally
+    }
+
     /// Counts the endpoints of what changed, before a renderer is made for it.
     pub fn count(&mut self, counter: &Renderer<'_>, what: Refresh<'_>) {
         match what {
@@ -137,7 +157,7 @@ impl Desired {
                 let keys: BTreeSet<ServiceKey> = renderer.services().cloned().collect();
                 let gone: Vec<ServicePortName> = self.services.keys().filter(|name| !keys.contains(&name.service)).cloned().collect();
                 for name in gone {
-                    self.services.remove(&name);
+                    self.remove(&name);
                     changed.insert(name);
                 }
                 let keys: Vec<&ServiceKey> = keys.iter().collect();
@@ -166,13 +186,26 @@ impl Desired {
         for (name, outline) in outlines {
             before.remove(&name);
             if self.services.get(&name).is_none_or(|known| **known != outline) {
-                self.services.insert(name.clone(), Rc::new(outline));
+                self.insert(name.clone(), outline);
                 changed.insert(name);
             }
         }
         for name in before {
-            self.services.remove(&name);
+            self.remove(&name);
             changed.insert(name);
+        }
+    }
+
+    fn insert(&mut self, name: ServicePortName, outline: Outline) {
+        self.counted.add(&outline);
+        if let Some(before) = self.services.insert(name, Rc::new(outline)) {
+            self.counted.remove(&before);
+        }
+    }
+
+    fn remove(&mut self, name: &ServicePortName) {
+        if let Some(before) = self.services.remove(name) {
+            self.counted.remove(&before);
         }
     }
 }

@@ -11,5 +11,6 @@ pub mod parse;
 pub mod plan;
 pub mod planner;
 pub mod rule;
+pub mod tally;
 
 pub use crate::rules::jumps::Table;

@@ -17,6 +17,7 @@ use crate::rules::{Renderer, ServicePortRules};
 
 use super::Table;
 use super::desired::Outline;
+use super::tally::{RuleCounts, lines};
 
 /// Which iptables is written with: they take the same text but want it cut differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +61,7 @@ pub enum Write {
     /// The rules in some of a service port's own chains, rendered when they are written.
     Own(BTreeSet<ChainName>),
     /// The rules in all of a service port's own chains.
-    OwnAll,
+    OwnAll(Rc<Outline>),
     /// Delete a chain.
     Delete(ChainName),
 }
@@ -124,10 +125,29 @@ impl Plan {
                     extent.chains -= 1;
                     extent.deleted += 1;
                 }
-                Write::Dispatch(..) | Write::Own(_) | Write::OwnAll => {}
+                Write::Dispatch(..) | Write::Own(_) | Write::OwnAll(_) => {}
             }
         }
         extent
+    }
+
+    /// How many rules it puts into chains of ours.
+    #[must_use]
+    pub fn rules(&self, renderer: &Renderer<'_>) -> RuleCounts {
+        let mut counts = RuleCounts::default();
+        for transaction in &self.transactions {
+            for step in &transaction.steps {
+                let count = match &step.write {
+                    Write::Lines(text) => text.lines().filter(|line| line.starts_with("-A KUBE-") || line.starts_with("-I KUBE-")).count(),
+                    Write::Dispatch(outline, table) => lines(outline.dispatch(*table)),
+                    Write::OwnAll(outline) => outline.rules as usize,
+                    Write::Own(_) => lines(&step.text(renderer)),
+                    Write::Declare(_) | Write::DeclareOwn(_) | Write::DeclareAll(_) | Write::Delete(_) => 0,
+                };
+                counts.add(transaction.table, count);
+            }
+        }
+        counts
     }
 
     /// The input for iptables-restore, in pieces, each with the service port it is for.
@@ -150,11 +170,11 @@ impl Plan {
     pub fn line(&self, number: usize, renderer: &Renderer<'_>) -> Option<(String, Option<ServicePortName>)> {
         let mut before = 0;
         for (text, owner) in self.texts(renderer) {
-            let lines = text.bytes().filter(|b| *b == b'\n').count();
-            if number > before && number <= before + lines {
+            let count = lines(&text);
+            if number > before && number <= before + count {
                 return text.lines().nth(number - before - 1).map(|line| (line.to_owned(), owner.cloned()));
             }
-            before += lines;
+            before += count;
         }
         None
     }
@@ -171,7 +191,7 @@ impl Step {
             Write::Lines(lines) => lines.into(),
             Write::Dispatch(outline, table) => outline.dispatch(*table).into(),
             Write::Own(chains) => self.own(renderer, |chain| chains.contains(chain)),
-            Write::OwnAll => self.own(renderer, |_| true),
+            Write::OwnAll(_) => self.own(renderer, |_| true),
             Write::Delete(chain) => format!("-X {chain}\n").into(),
         }
     }

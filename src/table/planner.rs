@@ -364,8 +364,11 @@ fn declare_own(difference: &Difference<'_>) -> Vec<Step> {
 
 fn own_rules(difference: &Difference<'_>) -> Option<Step> {
     let outline = difference.wanted.filter(|_| !difference.write.is_empty())?;
-    let write =
-        if outline.chains.len() == difference.write.len() { Write::OwnAll } else { Write::Own(difference.write.iter().copied().collect()) };
+    let write = if outline.chains.len() == difference.write.len() {
+        Write::OwnAll(Rc::clone(outline))
+    } else {
+        Write::Own(difference.write.iter().copied().collect())
+    };
     Some(owned(difference.name, write))
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test that cannot be set up has failed")]
 
 pub mod objects;
+pub mod plain;
 pub mod simulator;
 
 use sepal::agent::facts::{described_facts, whole};
