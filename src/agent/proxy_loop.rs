@@ -15,6 +15,7 @@ use crate::config::settings::HostFacts;
 use crate::conntrack::frontends::Frontends;
 use crate::iptables::Runner;
 use crate::netlink::Host;
+use crate::netlink::sysctl::{RouteLocalnetError, allow_route_localnet};
 use crate::rules::inputs::Inputs;
 use crate::rules::view::needs_route_localnet;
 use crate::source::{Kind, Known, Update};
@@ -72,10 +73,8 @@ pub struct ProxyLoop<R, H> {
 enum Unready {
     #[error("{0}")]
     Facts(#[from] crate::config::kubeproxy::BadSetting),
-    #[error(
-        "cannot set net.ipv4.conf.all.route_localnet to 1, which NodePorts on 127.0.0.0/8 need: {0}. Set it yourself, or use --iptables-localhost-nodeports=false"
-    )]
-    RouteLocalnet(std::io::Error),
+    #[error("{0}")]
+    RouteLocalnet(#[from] RouteLocalnetError),
 }
 
 impl<R: Runner, H: Host> ProxyLoop<R, H> {
@@ -245,7 +244,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         }
         let v4 = self.families.iter().any(|kept| kept.rules.family() == Family::V4);
         if v4 && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
-            self.host.allow_route_localnet().map_err(Unready::RouteLocalnet)?;
+            allow_route_localnet(&self.host)?;
         }
         let facts = usable_facts(&self.inputs, &self.host, self.random_fully)?;
         if known.is_some_and(|known| known != facts) {

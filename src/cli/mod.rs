@@ -1,5 +1,6 @@
 //! The command line: what was asked for, and the way to whatever answers.
 
+mod cleanup;
 mod dry_run;
 mod run;
 mod setup;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Keep this node's rules as they should be (what happens without a command, too)
     Run(RunFlags),
+    /// Delete the rules that kube-proxy and sepal keep on this node; stop both first
+    Cleanup(cleanup::CleanupFlags),
 }
 
 /// Parts of libraries that say less than usual.
@@ -45,11 +48,8 @@ pub fn main() -> ExitCode {
         }
     };
     init_logs();
-    let flags = match cli.command {
-        Some(Command::Run(flags)) => flags,
-        None => cli.run,
-    };
-    match block_on(&flags) {
+    let command = cli.command.unwrap_or(Command::Run(cli.run));
+    match block_on(&command) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -58,13 +58,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn block_on(flags: &RunFlags) -> anyhow::Result<ExitCode> {
+fn block_on(command: &Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
-        match (flags.dry_run, flags.diff) {
-            (true, true) => dry_run::diff(flags).await,
-            (true, false) => dry_run::print(flags).await,
-            (false, _) => run::run(flags).await,
+        match command {
+            Command::Cleanup(flags) => cleanup::cleanup(flags).await,
+            Command::Run(flags) if flags.diff => dry_run::diff(flags).await,
+            Command::Run(flags) if flags.dry_run => dry_run::print(flags).await,
+            Command::Run(flags) => run::run(flags).await,
         }
     });
     // A read of standard input or a slow parse may still be going on in the background; it has no say any more.

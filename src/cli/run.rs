@@ -52,7 +52,7 @@ async fn serve(flags: &RunFlags) -> anyhow::Result<()> {
     };
     let found = detect::find(flags.iptables_variant.wanted()).await?;
     tracing::info!("iptables {} ({}): {}", found.variant, found.version, found.reason);
-    let mut families = detect::families(&found, Kernel.ipv6_enabled()).await?;
+    let mut families = detect::support(&found, Kernel.ipv6_enabled()).await.usable()?.to_vec();
     families.retain(|family| setup.families.contains(family));
     anyhow::ensure!(!families.is_empty(), "this host cannot program the family of --ip-family");
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();

@@ -2,5 +2,6 @@
 
 pub mod flags;
 pub mod host_facts;
+pub mod kernel;
 pub mod kubeproxy;
 pub mod settings;

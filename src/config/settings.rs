@@ -45,6 +45,39 @@ impl Default for ProxySettings {
     }
 }
 
+/// What connection tracking is to be like on this node (spec section 1.10). Zero means: leave the kernel's own value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackSettings {
+    /// Tracked connections per hardware thread; zero leaves the limit alone, whatever `min` says.
+    pub max_per_core: u32,
+    /// Tracked connections at least, where the limit is set at all.
+    pub min: u32,
+    /// How long an idle TCP connection is remembered. Whole seconds; fractions are cut off.
+    pub tcp_established_timeout: Duration,
+    /// How long a TCP connection is remembered in CLOSE_WAIT. Whole seconds; fractions are cut off.
+    pub tcp_close_wait_timeout: Duration,
+    /// Let TCP packets outside the window pass. False leaves the kernel's own value.
+    pub tcp_be_liberal: bool,
+    /// How long a UDP flow without an answer is remembered. Whole seconds; less than one becomes zero (spec section 12.47).
+    pub udp_timeout: Duration,
+    /// How long a UDP flow with answers is remembered. Whole seconds; less than one becomes zero.
+    pub udp_stream_timeout: Duration,
+}
+
+impl Default for ConntrackSettings {
+    fn default() -> Self {
+        Self {
+            max_per_core: 32_768,
+            min: 131_072,
+            tcp_established_timeout: Duration::from_secs(24 * 60 * 60),
+            tcp_close_wait_timeout: Duration::from_secs(60 * 60),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
+        }
+    }
+}
+
 /// How traffic from local pods is told apart (spec section 1.7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DetectLocal {
