@@ -9,7 +9,10 @@ use std::collections::BTreeSet;
 use common::objects::{cluster, text};
 use common::simulator::{Fault, Memory, Simulator};
 use proptest::prelude::*;
+use std::time::Duration;
+
 use sepal::agent::events::Events;
+use sepal::agent::health::SharedHealth;
 use sepal::agent::family::{FamilyRules, Synced};
 use sepal::agent::metrics::Format;
 use sepal::agent::proxy_loop::ProxyLoop;
@@ -349,7 +352,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
     let metrics: std::sync::Arc<sepal::agent::metrics::Metrics> = std::sync::Arc::default();
     block_on(async {
         let inputs = common::inputs(TWO_SERVICES).expect("well formed");
-        let report = Report::new(metrics.clone(), Events::none());
+        let report = Report::new(metrics.clone(), SharedHealth::new(Duration::from_secs(30)), Events::none());
         let proxy = ProxyLoop::new(Memory::new(Variant::Nft), FakeHost::default(), true, inputs, report);
         let proxy = proxy.with_family(Family::V4, None).with_family(Family::V6, None);
         let (updates, receiver) = tokio::sync::mpsc::channel(16);

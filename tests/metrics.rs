@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::plain::{service, slice};
 use common::simulator::{Fault, Memory};
 use sepal::agent::events::Events;
+use sepal::agent::health::SharedHealth;
 use sepal::agent::flow_loop;
 use sepal::agent::metrics::{Format, Metrics};
 use sepal::agent::proxy_loop::ProxyLoop;
@@ -85,7 +86,7 @@ struct Lab {
 fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
     block_on(async {
         let tables = Both::new();
-        let report = Report::new(Arc::clone(metrics), Events::none());
+        let report = Report::new(Arc::clone(metrics), SharedHealth::new(Duration::from_secs(30)), Events::none());
         let mut inputs = common::inputs("").expect("nothing");
         inputs.settings.min_sync_period = Some(Duration::from_secs(1));
         let proxy = ProxyLoop::new(tables.clone(), FakeHost::default(), true, inputs, report);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::ServiceKey;
@@ -61,7 +61,18 @@ impl Event {
 
 /// Takes events, and drops what is too much.
 #[derive(Clone, Debug)]
-pub struct Events(Option<mpsc::Sender<Event>>);
+pub struct Events(Option<mpsc::Sender<Message>>);
+
+/// Where events come out, for [`send`].
+#[derive(Debug)]
+pub struct Told(mpsc::Receiver<Message>);
+
+#[derive(Debug)]
+enum Message {
+    Event(Event),
+    /// Everything before this was sent.
+    Sent(oneshot::Sender<()>),
+}
 
 impl Events {
     /// Events that go nowhere: there is no API server.
@@ -72,15 +83,24 @@ impl Events {
 
     /// Events, and where they come out.
     #[must_use]
-    pub fn channel() -> (Self, mpsc::Receiver<Event>) {
+    pub fn channel() -> (Self, Told) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(Some(sender)), receiver)
+        (Self(Some(sender)), Told(receiver))
     }
 
     /// Tells something. Never waits; nothing depends on an event being told.
     pub fn tell(&self, event: Event) {
         if let Some(sender) = &self.0 {
-            let _ = sender.try_send(event);
+            let _ = sender.try_send(Message::Event(event));
+        }
+    }
+
+    /// Waits until everything that was told so far has been sent, or has failed to be.
+    pub async fn sent(&self) {
+        let Some(sender) = &self.0 else { return };
+        let (done, sent) = oneshot::channel();
+        if sender.send(Message::Sent(done)).await.is_ok() {
+            let _ = sent.await;
         }
     }
 }
@@ -117,11 +137,18 @@ impl Limit {
 }
 
 /// Sends events to the API server, for as long as there are any to come.
-pub async fn send(client: Client, node_name: String, host_name: String, mut events: mpsc::Receiver<Event>) {
+pub async fn send(client: Client, node_name: String, host_name: String, mut events: Told) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
     let mut limit = Limit::new(Instant::now());
     let mut counter = 0_u32;
-    while let Some(event) = events.recv().await {
+    while let Some(message) = events.0.recv().await {
+        let event = match message {
+            Message::Event(event) => event,
+            Message::Sent(done) => {
+                let _ = done.send(());
+                continue;
+            }
+        };
         if !limit.allows(&event, Instant::now()) {
             continue;
         }

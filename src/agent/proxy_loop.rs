@@ -12,21 +12,27 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::{Change, Family, Protocol, ServiceKey, Touched};
-use crate::config::settings::HostFacts;
+use crate::config::settings::{HostFacts, NodePortAddresses};
 use crate::conntrack::frontends::Frontends;
 use crate::iptables::Runner;
 use crate::netlink::Host;
+use crate::netlink::sysctl::{RouteLocalnetError, allow_route_localnet};
 use crate::rules::inputs::Inputs;
-use crate::rules::view::needs_route_localnet;
+use crate::cluster::health_checks;
+use crate::rules::view::{NodePorts, health_check_addresses, needs_route_localnet};
 use crate::source::{Kind, Known, Update};
 
 use super::facts::usable_facts;
 use super::family::FamilyRules;
 use super::flow_loop;
 use super::report::Report;
+use super::service_health::ServiceHealth;
 
 /// The first wait after a failed sync; it doubles from there up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// How long rules that depend on the node's IPs wait for the Node to have one (spec section 1.5).
+const NODE_IP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reading all live tables may take one part in this many of the time.
 const AUDIT_SHARE: u32 = 200;
@@ -49,6 +55,8 @@ struct Kept {
     /// UDP services may have changed since their flows were last looked after.
     flows_due: bool,
     flows: Option<watch::Sender<Option<flow_loop::Acknowledged>>>,
+    /// Answers load balancers' health checks, where that is wanted.
+    checks: Option<ServiceHealth>,
 }
 
 /// The loop and what it knows.
@@ -75,10 +83,8 @@ pub struct ProxyLoop<R, H> {
 enum Unready {
     #[error("{0}")]
     Facts(#[from] crate::config::kubeproxy::BadSetting),
-    #[error(
-        "cannot set net.ipv4.conf.all.route_localnet to 1, which NodePorts on 127.0.0.0/8 need: {0}. Set it yourself, or use --iptables-localhost-nodeports=false"
-    )]
-    RouteLocalnet(std::io::Error),
+    #[error("{0}")]
+    RouteLocalnet(#[from] RouteLocalnetError),
 }
 
 impl<R: Runner, H: Host> ProxyLoop<R, H> {
@@ -113,16 +119,33 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             triggers: HashMap::new(),
             flows_due: true,
             flows,
+            checks: None,
         });
+        self
+    }
+
+    /// Answers the health checks of `Local` load balancers, too: on their node ports, once there are rules (spec section 9.2). Without a
+    /// health server all counts as healthy.
+    #[must_use]
+    pub fn with_health_checks(mut self, health_server: bool) -> Self {
+        for kept in &mut self.families {
+            let health = health_server.then(|| self.report.health.clone());
+            kept.checks = Some(ServiceHealth::new(kept.rules.family(), NodePorts::AllLocal, health));
+        }
         self
     }
 
     /// Runs until the updates end.
     pub async fn run(mut self, mut updates: Receiver<Update>) {
-        self.families.iter().for_each(|kept| self.report.queued(kept.rules.family()));
+        self.families.iter().for_each(|kept| self.report.started(kept.rules.family()));
+        self.note_node();
+        let patience = Instant::now() + NODE_IP_PATIENCE;
         loop {
             let ready = self.awaited.is_empty() && self.complete();
-            let next = if ready { self.next() } else { None };
+            let next = match self.next() {
+                Some(next) if ready && self.awaits_node_ip() => Some(next.max(patience)),
+                next => next.filter(|_| ready),
+            };
             tokio::select! {
                 // Updates first: whatever has come in belongs in the next sync.
                 biased;
@@ -159,7 +182,11 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     Change::Slice(key, None) => self.inputs.snapshot.slice(key).map(|slice| slice.family),
                     _ => None,
                 };
+                let node = matches!(change, Change::Node(_));
                 let touched = self.inputs.snapshot.apply(change);
+                if node {
+                    self.note_node();
+                }
                 if service {
                     self.note_services(1, &touched);
                 } else if slice && family.is_some_and(|family| self.looks_after(family)) {
@@ -173,6 +200,14 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             Update::Inputs(inputs) => {
                 if self.inputs != *inputs {
                     self.inputs = *inputs;
+                    self.note_node();
+                    self.touch_everything();
+                }
+            }
+            Update::Settings(settings) => {
+                if self.inputs.settings != *settings {
+                    self.report.health.set_sync_period(settings.sync_period);
+                    self.inputs.settings = *settings;
                     self.touch_everything();
                 }
             }
@@ -201,6 +236,21 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 }
             }
         }
+    }
+
+    /// Whether the node wants traffic is part of the health server's answer (spec section 9.1).
+    fn note_node(&self) {
+        if let Some(node) = self.inputs.snapshot.node() {
+            self.report.health.node_seen(!node.leaving);
+        }
+    }
+
+    /// Whether rules depend on an IP of this node that is not known yet. Without it they would open every address for a while.
+    fn awaits_node_ip(&self) -> bool {
+        let settings = &self.inputs.settings;
+        settings.node_port_addresses == NodePortAddresses::Primary
+            && settings.bind_address.is_none()
+            && self.inputs.snapshot.node().is_none_or(|node| node.addresses.is_empty())
     }
 
     /// Counts so many Service events as kube-proxy does: each family is told of each, and Services that changed wait for the next sync
@@ -288,14 +338,14 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// The host's facts; and the one setting that rules need of it.
     fn facts(&mut self) -> Result<HostFacts, Unready> {
-        let limited = self.inputs.settings.node_port_addresses != crate::config::settings::NodePortAddresses::default();
+        let limited = self.inputs.settings.node_port_addresses != NodePortAddresses::default();
         let known = self.facts.take();
         if let Some(facts) = known.clone().filter(|_| !limited) {
             return Ok(facts);
         }
         let v4 = self.families.iter().any(|kept| kept.rules.family() == Family::V4);
         if v4 && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
-            self.host.allow_route_localnet().map_err(Unready::RouteLocalnet)?;
+            allow_route_localnet(&self.host)?;
         }
         let facts = usable_facts(&self.inputs, &self.host, self.random_fully)?;
         if known.is_some_and(|known| known != facts) {
@@ -355,6 +405,7 @@ impl Kept {
                 if self.flows_due {
                     self.tell_flows(host, inputs);
                 }
+                self.answer_checks(host, inputs, report).await;
                 true
             }
             Err(error) => {
@@ -388,6 +439,21 @@ impl Kept {
                 Err(error) => tracing::warn!("{family}: the live tables were not looked at: {error}"),
             }
             self.audit = Instant::now() + period.max(start.elapsed() * AUDIT_SHARE);
+        }
+    }
+
+    /// Answers the health checks of this family as the cluster wants it now.
+    async fn answer_checks(&mut self, host: &impl Host, inputs: &Inputs, report: &Report) {
+        let family = self.rules.family();
+        let Some(checks) = &mut self.checks else { return };
+        let wanted = health_checks::of_family(&inputs.snapshot, family, &inputs.node_name);
+        if !wanted.is_empty() {
+            let local = host.addresses().inspect_err(|error| tracing::warn!("cannot list this host's addresses: {error}")).ok();
+            checks.move_to(health_check_addresses(&inputs.settings, local.as_deref(), inputs.snapshot.node(), family)).await;
+        }
+        for failed in checks.sync(&wanted).await {
+            tracing::error!("node {} {failed}", inputs.node_name);
+            report.tell(failed.event(&inputs.node_name));
         }
     }
 

@@ -10,6 +10,7 @@ use crate::table::acknowledged::Drift;
 
 use super::events::{Event, Events, Regarding};
 use super::family::{FamilyRules, Refusal, Synced};
+use super::health::SharedHealth;
 use super::metrics::Metrics;
 
 /// Names of single things in one log line or Event; the rest is counted.
@@ -20,19 +21,33 @@ const NAMED: usize = 5;
 pub struct Report {
     /// The counts.
     pub metrics: Arc<Metrics>,
+    /// How well rules keep up.
+    pub health: SharedHealth,
     events: Events,
 }
 
 impl Report {
     /// Counts in these metrics and tells by these events.
     #[must_use]
-    pub const fn new(metrics: Arc<Metrics>, events: Events) -> Self {
-        Self { metrics, events }
+    pub const fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
+        Self { metrics, health, events }
     }
 
-    /// The loop has begun to look after a family, or is asked to sync it.
+    /// The loop has begun to look after a family.
+    pub fn started(&self, family: Family) {
+        self.metrics.queued(family);
+        self.health.updated(family);
+    }
+
+    /// The loop is asked to sync a family.
     pub fn queued(&self, family: Family) {
         self.metrics.queued(family);
+        self.health.queued(family);
+    }
+
+    /// Something is worth an Event.
+    pub fn tell(&self, event: Event) {
+        self.events.tell(event);
     }
 
     /// A sync ended, well or not, after so long.
@@ -43,6 +58,7 @@ impl Report {
     /// A sync succeeded.
     pub fn synced(&self, rules: &FamilyRules, synced: &Synced) {
         let family = rules.family();
+        self.health.updated(family);
         self.metrics.synced(family, synced, &rules.tally());
         self.metrics.quarantined(family, rules.quarantined().len());
         for refusal in &synced.refused {

@@ -66,12 +66,16 @@ impl ServiceHealth {
     /// No port is open yet. They will be opened on these addresses.
     #[must_use]
     pub fn new(family: Family, addresses: NodePorts, health: Option<SharedHealth>) -> Self {
-        let addresses = match (addresses, family) {
-            (NodePorts::Addresses(addresses), _) => addresses,
-            (NodePorts::AllLocal, Family::V4) => vec![IpAddr::from([0; 4])],
-            (NodePorts::AllLocal, Family::V6) => vec![IpAddr::from([0; 16])],
-        };
-        Self { family, addresses, health, open: BTreeMap::new() }
+        Self { family, addresses: places(addresses, family), health, open: BTreeMap::new() }
+    }
+
+    /// From now on ports are opened on these addresses. Those that are open elsewhere are closed, and opened again by the next sync.
+    pub async fn move_to(&mut self, addresses: NodePorts) {
+        let addresses = places(addresses, self.family);
+        if self.addresses != addresses {
+            self.addresses = addresses;
+            self.sync_ports(&BTreeMap::new()).await;
+        }
     }
 
     /// Opens and closes ports so that these checks are answered, and answers with their counts from now on. To be called after every
@@ -130,6 +134,15 @@ impl ServiceHealth {
         let handler = handler(service.clone(), Arc::clone(&local_endpoints), self.health.clone());
         let listeners = listeners.into_iter().map(|listener| Serving::start(listener, Arc::clone(&handler))).collect();
         Ok(Open { port, local_endpoints, listeners })
+    }
+}
+
+/// Where listeners listen.
+fn places(addresses: NodePorts, family: Family) -> Vec<IpAddr> {
+    match (addresses, family) {
+        (NodePorts::Addresses(addresses), _) => addresses,
+        (NodePorts::AllLocal, Family::V4) => vec![IpAddr::from([0; 4])],
+        (NodePorts::AllLocal, Family::V6) => vec![IpAddr::from([0; 16])],
     }
 }
 

@@ -9,6 +9,8 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use crate::config::flags::RunFlags;
 use crate::config::proxy_flags::ProxyFlags;
 
+use super::pages;
+
 /// The version of kube-proxy whose behaviour this is.
 pub(super) const KUBERNETES_VERSION: &str = "v1.36.2";
 
@@ -40,14 +42,14 @@ pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
 
 /// Takes the command line of kube-proxy: flags to run with, or what to print, whether it is a failure.
 pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
-    let parsed = KubeProxy::command().try_get_matches_from(arguments).and_then(|matches| KubeProxy::from_arg_matches(&matches));
+    let parsed = KubeProxy::command().try_get_matches_from(arguments).and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
     let failed = |error: String| Ending { text: format!("{}\nError: {error}\n", KubeProxy::command().render_help()), failed: true };
     match parsed {
-        Ok(KubeProxy { arguments, .. }) if !arguments.is_empty() => {
+        Ok((KubeProxy { arguments, .. }, _)) if !arguments.is_empty() => {
             let quoted: Vec<String> = arguments.iter().map(|argument| format!("{argument:?}")).collect();
             Err(failed(format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "))))
         }
-        Ok(KubeProxy { proxy, .. }) => Ok(RunFlags { proxy, ..RunFlags::default() }),
+        Ok((KubeProxy { proxy, .. }, matches)) => Ok(RunFlags { proxy, typed: pages::values(&matches), ..RunFlags::default() }),
         Err(error) if error.use_stderr() => Err(failed(complaint(&error))),
         Err(error) => Err(Ending { text: error.render().to_string(), failed: false }),
     }

@@ -1,8 +1,11 @@
 //! The command line: what was asked for, and the way to whatever answers.
 
 mod arguments;
+mod cleanup;
+mod config_watch;
 mod dry_run;
 mod logs;
+mod pages;
 mod run;
 mod setup;
 
@@ -11,9 +14,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::flags::RunFlags;
+use crate::config::settings::LogFormat;
 
 use arguments::Ending;
 use setup::Setup;
@@ -34,6 +38,8 @@ struct Cli {
 enum Command {
     /// Keep this node's rules as they should be (what happens without a command, too)
     Run(RunFlags),
+    /// Delete the rules that kube-proxy and sepal keep on this node; stop both first
+    Cleanup(cleanup::CleanupFlags),
 }
 
 /// Exit status for "the rules differ".
@@ -46,24 +52,27 @@ const KUBE_PROXY: &str = "kube-proxy";
 pub fn main() -> ExitCode {
     let arguments = arguments::normalized(std::env::args_os());
     let kube_proxy = name(&arguments) == KUBE_PROXY;
-    let flags = if kube_proxy { arguments::kube_proxy(&arguments) } else { sepal(&arguments) };
-    let flags = match flags {
-        Ok(flags) => flags,
+    let command = if kube_proxy { arguments::kube_proxy(&arguments).map(Command::Run) } else { sepal(&arguments) };
+    let outcome = match command {
         Err(ending) => return end(&ending),
-    };
-    if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
-        return end(&Ending { text, failed: false });
-    }
-    let setup = Setup::new(&flags);
-    let daemon = setup.as_ref().map(|setup| setup.effective.daemon.clone()).unwrap_or_default();
-    logs::init(daemon.verbosity, daemon.log_format);
-    match setup.and_then(|setup| block_on(setup, &flags)) {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
+        Ok(Command::Cleanup(flags)) => {
+            logs::init(0, LogFormat::Text);
+            block_on(cleanup::cleanup(&flags))
         }
-    }
+        Ok(Command::Run(flags)) => {
+            if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
+                return end(&Ending { text, failed: false });
+            }
+            let setup = Setup::new(&flags);
+            let daemon = setup.as_ref().map(|setup| setup.effective.daemon.clone()).unwrap_or_default();
+            logs::init(daemon.verbosity, daemon.log_format);
+            setup.and_then(|setup| start(setup, flags))
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 /// The name the program was called by.
@@ -72,10 +81,15 @@ fn name(arguments: &[OsString]) -> String {
     called.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn sepal(arguments: &[OsString]) -> Result<RunFlags, Ending> {
-    match Cli::try_parse_from(arguments) {
-        Ok(Cli { command: Some(Command::Run(flags)), .. }) => Ok(flags),
-        Ok(Cli { command: None, run }) => Ok(run),
+fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
+    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    match parsed {
+        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(RunFlags { typed: pages::values(&matches), ..run })),
+        Ok((Cli { command: Some(Command::Run(run)), .. }, matches)) => {
+            let typed = matches.subcommand().map(|(_, matches)| pages::values(matches)).unwrap_or_default();
+            Ok(Command::Run(RunFlags { typed, ..run }))
+        }
+        Ok((Cli { command: Some(command), .. }, _)) => Ok(command),
         Err(error) => Err(Ending { text: error.render().ansi().to_string(), failed: error.use_stderr() }),
     }
 }
@@ -92,7 +106,7 @@ fn end(ending: &Ending) -> ExitCode {
     }
 }
 
-fn block_on(setup: Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
+fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
     for note in &setup.effective.notes {
         tracing::warn!("{note}");
     }
@@ -100,14 +114,19 @@ fn block_on(setup: Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
         setup.write_config(Path::new(&flags.proxy.write_config_to))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(async {
-        match (flags.dry_run, flags.diff) {
-            (true, true) => dry_run::diff(&setup, flags).await,
-            (true, false) => dry_run::print(&setup, flags).await,
-            (false, _) => run::run(setup, flags).await,
+    block_on(async move {
+        match (flags.proxy.cleanup, flags.dry_run, flags.diff) {
+            (true, _, _) => cleanup::cleanup(&cleanup::CleanupFlags::of_variant(flags.iptables_variant)).await,
+            (_, true, true) => dry_run::diff(&setup, &flags).await,
+            (_, true, false) => dry_run::print(&setup, &flags).await,
+            (false, false, _) => run::run(setup, flags).await,
         }
-    });
+    })
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = runtime.block_on(work);
     // A read of standard input or a slow parse may still be going on in the background; it has no say any more.
     runtime.shutdown_background();
     code

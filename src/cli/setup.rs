@@ -1,6 +1,6 @@
 //! From flags to what was asked for: the configuration in force, this node's name, how to reach the cluster.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
@@ -19,8 +19,6 @@ pub(super) struct Setup {
     pub asked: Asked,
     /// The configuration.
     pub effective: Effective,
-    /// The file it comes from.
-    pub config_file: Option<PathBuf>,
     /// How to reach the API server.
     pub connection: Connection,
     /// Families to write or print.
@@ -47,7 +45,6 @@ impl Setup {
                 master: some(&flags.proxy.master),
             },
             effective,
-            config_file: flags.proxy.config_file(),
             families: flags.ip_family.families(),
         })
     }

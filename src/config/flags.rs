@@ -1,5 +1,6 @@
 //! The command line as typed: flags of sepal's own; those of kube-proxy are in [`super::proxy_flags`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -29,6 +30,9 @@ pub struct RunFlags {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
     pub proxy: ProxyFlags,
+    /// Every flag with its value as text, for `/flagz`.
+    #[arg(skip)]
+    pub typed: BTreeMap<String, String>,
 }
 
 /// IP families on the command line.

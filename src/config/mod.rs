@@ -6,6 +6,7 @@ pub mod effective;
 mod flag_values;
 pub mod flags;
 pub mod host_facts;
+pub mod kernel;
 pub mod kubeproxy;
 pub mod proxy_flags;
 pub mod settings;

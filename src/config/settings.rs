@@ -91,32 +91,32 @@ pub enum LogFormat {
     Json,
 }
 
-/// Settings of the kernel's connection tracking (spec section 1.10). Zero leaves a setting as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What connection tracking is to be like on this node (spec section 1.10). Zero means: leave the kernel's own value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConntrackSettings {
-    /// Connections per CPU core.
+    /// Tracked connections per hardware thread; zero leaves the limit alone, whatever `min` says.
     pub max_per_core: u32,
-    /// At least this many connections.
+    /// Tracked connections at least, where the limit is set at all.
     pub min: u32,
-    /// Idle time of established TCP connections.
+    /// How long an idle TCP connection is remembered. Whole seconds; fractions are cut off.
     pub tcp_established_timeout: Duration,
-    /// Time in CLOSE_WAIT.
+    /// How long a TCP connection is remembered in CLOSE_WAIT. Whole seconds; fractions are cut off.
     pub tcp_close_wait_timeout: Duration,
-    /// Let out-of-window TCP packets pass.
+    /// Let TCP packets outside the window pass. False leaves the kernel's own value.
     pub tcp_be_liberal: bool,
-    /// Idle time of UDP flows without an answer.
+    /// How long a UDP flow without an answer is remembered. Whole seconds; less than one becomes zero (spec section 12.47).
     pub udp_timeout: Duration,
-    /// Idle time of UDP flows with one.
+    /// How long a UDP flow with answers is remembered. Whole seconds; less than one becomes zero.
     pub udp_stream_timeout: Duration,
 }
 
 impl Default for ConntrackSettings {
     fn default() -> Self {
         Self {
-            max_per_core: 32768,
+            max_per_core: 32_768,
             min: 131_072,
-            tcp_established_timeout: Duration::from_secs(24 * 3600),
-            tcp_close_wait_timeout: Duration::from_secs(3600),
+            tcp_established_timeout: Duration::from_secs(24 * 60 * 60),
+            tcp_close_wait_timeout: Duration::from_secs(60 * 60),
             tcp_be_liberal: false,
             udp_timeout: Duration::ZERO,
             udp_stream_timeout: Duration::ZERO,

@@ -8,7 +8,7 @@ use iptables::IPTables;
 use crate::cluster::Family;
 use crate::table::plan::Variant;
 
-use super::exec::{Exec, output};
+use super::exec::{Exec, LOCK_WAIT, failure, output};
 use super::runner::IptablesError;
 
 /// Chains by which kubelet tells which variant the node uses.
@@ -93,11 +93,7 @@ async fn plain(wanted: Option<Variant>) -> Result<Found, IptablesError> {
 }
 
 fn no_variant(wanted: Variant, missing: String) -> IptablesError {
-    let other = match wanted {
-        Variant::Nft => Variant::Legacy,
-        Variant::Legacy => Variant::Nft,
-    };
-    IptablesError::NoVariant { wanted, missing, other }
+    IptablesError::NoVariant { wanted, missing, other: wanted.other() }
 }
 
 /// What a program says of its version; `None` if it is not there.
@@ -145,32 +141,65 @@ async fn saved(variant: Variant, family: Family, table: &str) -> Result<String, 
     }
 }
 
-/// The families that this iptables can program here (spec section 1.6). `ipv6_enabled` is what the kernel says of itself.
-///
-/// # Errors
-/// Not even one of them.
-pub async fn families(found: &Found, ipv6_enabled: bool) -> Result<Vec<Family>, IptablesError> {
-    let mut usable = Vec::new();
-    let mut why = Vec::new();
-    for family in Family::ALL {
-        if family == Family::V6 && !ipv6_enabled {
-            why.push("IPv6 is off in this kernel".to_owned());
-            continue;
+/// Which families iptables can program on a host, and why it cannot program the others (spec section 1.6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Support {
+    usable: Vec<Family>,
+    unusable: Vec<(Family, String)>,
+}
+
+impl Support {
+    /// The families that can be programmed, IPv4 first.
+    ///
+    /// # Errors
+    /// Not even one of them.
+    pub fn usable(&self) -> Result<&[Family], IptablesError> {
+        if self.usable.is_empty() {
+            let why: Vec<&str> = self.unusable.iter().map(|(_, why)| why.as_str()).collect();
+            return Err(IptablesError::Unusable(why.join("; ")));
         }
-        match nat_works(found.exec.program(family, "")).await {
-            Ok(()) => usable.push(family),
-            Err(cause) => why.push(cause),
+        Ok(&self.usable)
+    }
+
+    /// The families to run: both where both can be programmed, else the primary one alone.
+    ///
+    /// # Errors
+    /// The primary family cannot be programmed.
+    pub fn to_run(&self, primary: Family) -> Result<Vec<Family>, IptablesError> {
+        let usable = self.usable()?;
+        match self.unusable.iter().find(|(family, _)| *family == primary) {
+            Some((_, why)) => Err(IptablesError::NoPrimary { family: primary, why: why.clone() }),
+            None if usable.len() == Family::ALL.len() => Ok(usable.to_vec()),
+            None => Ok(vec![primary]),
         }
     }
-    if usable.is_empty() { Err(IptablesError::Unusable(why.join("; "))) } else { Ok(usable) }
+}
+
+/// Finds out which families this iptables can program here. `ipv6_enabled` is what the kernel says of itself.
+pub async fn support(found: &Found, ipv6_enabled: bool) -> Support {
+    let mut support = Support::default();
+    for family in Family::ALL {
+        let works = if family == Family::V6 && !ipv6_enabled {
+            Err("IPv6 is off in this kernel".to_owned())
+        } else {
+            nat_works(found.exec.program(family, "")).await
+        };
+        match works {
+            Ok(()) => support.usable.push(family),
+            Err(why) => support.unusable.push((family, why)),
+        }
+    }
+    support
 }
 
 async fn nat_works(program: String) -> Result<(), String> {
     let listed = tokio::task::spawn_blocking(move || {
         // The crate looks programs up by static names; the few there can be live as long as the process.
         let cmd: &'static str = Box::leak(program.clone().into_boxed_str());
-        let door = IPTables { cmd, has_check: true, has_wait: true, is_numeric: false };
-        door.list("nat", "POSTROUTING").map(drop).map_err(|error| format!("{program}: {}", error.to_string().trim()))
+        // Its own `--wait` would have no end.
+        let door = IPTables { cmd, has_check: true, has_wait: false, is_numeric: false };
+        let output = door.execute("nat", &format!("-w {LOCK_WAIT} -S POSTROUTING")).map_err(|error| format!("{program}: {error}"))?;
+        if output.status.success() { Ok(()) } else { Err(failure(&program, &output).to_string()) }
     });
     listed.await.map_err(|error| error.to_string())?
 }
@@ -199,6 +228,24 @@ mod tests {
         for (version, new) in [("1.8.9", true), ("1.6.2", true), ("1.6.1", false), ("1.6", false), ("2.0", true), ("", false)] {
             assert_eq!(at_least(version, [1, 6, 2]), new, "{version}");
         }
+    }
+
+    #[test]
+    fn the_primary_family_has_to_work_and_the_other_one_joins_it() {
+        let (v4, v6) = (Family::V4, Family::V6);
+        let support = |usable: &[Family]| Support {
+            usable: usable.to_vec(),
+            unusable: Family::ALL.into_iter().filter(|family| !usable.contains(family)).map(|family| (family, format!("no {family}"))).collect(),
+        };
+        let to_run = |usable: &[Family], primary| support(usable).to_run(primary).map_err(|error| error.to_string());
+        for primary in Family::ALL {
+            assert_eq!(to_run(&[v4, v6], primary), Ok(vec![v4, v6]));
+            assert_eq!(to_run(&[primary], primary), Ok(vec![primary]));
+            assert_eq!(to_run(&[], primary), Err("iptables is not available on this host : no ipv4; no ipv6".to_owned()));
+        }
+        assert_eq!(to_run(&[v6], v4), Err("no support for primary IP family \"IPv4\": no ipv4".to_owned()));
+        assert_eq!(to_run(&[v4], v6), Err("no support for primary IP family \"IPv6\": no ipv6".to_owned()));
+        assert_eq!(support(&[v6]).usable().expect("one is enough"), [v6]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use crate::cluster::{Family, ServicePortName};
 use crate::rules::Renderer;
+use crate::rules::names;
 use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 
@@ -19,13 +20,7 @@ use super::runner::{IptablesError, Runner};
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long a program waits for the xtables lock, in seconds, as upstream has it.
-const LOCK_WAIT: &str = "5";
-
-/// The chain by which one can tell that tables were flushed.
-const CANARY: &str = "KUBE-PROXY-CANARY";
-
-/// What iptables says of a chain that is not there (spec section 7.4).
-const NOT_THERE: [&str; 3] = ["No chain/target/match by that name", "No such file or directory", "does not exist"];
+pub(super) const LOCK_WAIT: &str = "5";
 
 /// The programs of one variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +58,20 @@ impl Exec {
     /// It cannot be run, or fails.
     pub async fn save_table(&self, family: Family, table: &str) -> Result<String, IptablesError> {
         let program = self.program(family, "-save");
-        output(&program, &["-t", table]).await
+        let text = output(&program, &["-t", table]).await?;
+        match text.lines().find(|line| is_incompatible(line)) {
+            Some(line) => Err(IptablesError::Failed { command: program, output: line.to_owned() }),
+            None => Ok(text),
+        }
+    }
+
+    /// Gives text as it is to `iptables-restore`.
+    ///
+    /// # Errors
+    /// It was refused; transactions before the refused one hold.
+    pub(super) async fn restore_text(&self, family: Family, text: &str) -> Result<(), IptablesError> {
+        let line = |number: usize| text.lines().nth(number.checked_sub(1)?).map(|line| (line.to_owned(), None));
+        self.feed(family, std::iter::once(Cow::from(text)), line).await
     }
 
     /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom.
@@ -105,8 +113,7 @@ impl Runner for Exec {
         let stdout = child.stdout.take();
         let mut incompatible = None;
         let mut take = |text: &str| {
-            // Said where somebody used nft on the table; and then the program ends as if the table were empty.
-            if text.starts_with('#') && text.contains("is incompatible") {
+            if is_incompatible(text) {
                 incompatible = Some(text.to_owned());
             }
             line(text);
@@ -130,17 +137,20 @@ impl Runner for Exec {
     }
 
     async fn canary(&self, family: Family) -> Option<bool> {
-        match output(&self.program(family, ""), &["-w", LOCK_WAIT, "-S", CANARY, "-t", "mangle"]).await {
-            Ok(_) => Some(true),
-            Err(IptablesError::Failed { output, .. }) => NOT_THERE.iter().any(|text| output.contains(text)).then_some(false),
-            Err(_) => None,
-        }
+        // `-S` of a chain that is not there is told in other words by every version, and by iptables-nft 1.8.9 in misleading ones.
+        let saved = self.save_table(family, "mangle").await.ok()?;
+        Some(saved.lines().any(|line| line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(names::CANARY))))
     }
 
     async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
-        let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{CANARY} - [0:0]\nCOMMIT\n"));
+        let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{} - [0:0]\nCOMMIT\n", names::CANARY));
         self.feed(family, input.into_iter().map(Cow::from), |_| None).await
     }
+}
+
+/// Said where somebody used nft on the table; and then the program ends as if the table were empty.
+fn is_incompatible(line: &str) -> bool {
+    line.starts_with('#') && line.contains("is incompatible")
 }
 
 async fn write_all<'t>(stdin: Option<ChildStdin>, texts: impl Iterator<Item = Cow<'t, str>>) -> std::io::Result<()> {
@@ -202,7 +212,7 @@ fn said(output: &std::process::Output) -> String {
     if lines.is_empty() { output.status.to_string() } else { lines.join("; ") }
 }
 
-fn failure(program: &str, output: &std::process::Output) -> IptablesError {
+pub(super) fn failure(program: &str, output: &std::process::Output) -> IptablesError {
     let text = said(output);
     let command = program.to_owned();
     if text.contains("holding the xtables lock") {

@@ -53,8 +53,16 @@ pub enum IptablesError {
         other: Variant,
     },
     /// Neither family can be programmed.
-    #[error("iptables is not usable on this host: {0}")]
+    #[error("iptables is not available on this host : {0}")]
     Unusable(String),
+    /// The family of the node's first address cannot be programmed.
+    #[error("no support for primary IP family \"{}\": {why}", match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
+    NoPrimary {
+        /// The family.
+        family: Family,
+        /// What keeps it from being programmed.
+        why: String,
+    },
     /// No permission.
     #[error("{0}: no permission. Run as root, or with the capabilities NET_ADMIN and NET_RAW in this network namespace")]
     Permission(String),

@@ -1,7 +1,8 @@
-//! What the rules need to know of this host, and the one setting they need of it.
+//! What rules and settings need to know of this host, and the numbers it keeps for the network.
 
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::path::Path;
 
 use nix::ifaddrs::getifaddrs;
@@ -10,12 +11,12 @@ use crate::config::settings::NfacctCounters;
 
 use super::nfacct;
 
-const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 const IPV6_DISABLED: &str = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+const CPUS: &str = "/sys/devices/system/cpu";
 
-/// This host, as far as rules depend on it.
+/// This host, as far as rules and settings depend on it.
 pub trait Host {
     /// Every address of every interface of this network namespace.
     ///
@@ -33,11 +34,20 @@ pub trait Host {
     /// kernel has counters at all.
     fn counters(&self, create: bool) -> NfacctCounters;
 
-    /// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need. Read first, written only if different.
+    /// How many hardware threads are in use (spec section 1.10).
+    fn cores(&self) -> usize;
+
+    /// A number that the kernel keeps in a file: a sysctl, a parameter of a module.
     ///
     /// # Errors
-    /// It is off and cannot be switched on.
-    fn allow_route_localnet(&self) -> io::Result<()>;
+    /// It cannot be read, or is no number.
+    fn read_setting(&self, path: &str) -> io::Result<u64>;
+
+    /// Writes such a number, as text: not all of them are positive.
+    ///
+    /// # Errors
+    /// The kernel does not take it, or the file system is read-only.
+    fn write_setting(&self, path: &str, text: &str) -> io::Result<()>;
 }
 
 /// The real host.
@@ -66,11 +76,53 @@ impl Host for Kernel {
         nfacct::counters(create)
     }
 
-    fn allow_route_localnet(&self) -> io::Result<()> {
-        if read_number(ROUTE_LOCALNET) == Some(1) { Ok(()) } else { std::fs::write(ROUTE_LOCALNET, "1") }
+    fn cores(&self) -> usize {
+        match threads(Path::new(CPUS)) {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            threads => threads,
+        }
     }
+
+    fn read_setting(&self, path: &str) -> io::Result<u64> {
+        std::fs::read_to_string(path)?.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    fn write_setting(&self, path: &str, text: &str) -> io::Result<()> {
+        std::fs::write(path, text)
+    }
+}
+
+/// Hardware threads in the topology that sysfs shows; those that are switched off have none there.
+fn threads(cpus: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(cpus) else { return 0 };
+    let is_thread = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("cpu")).and_then(|number| number.parse::<u32>().ok());
+        number.is_some() && entry.path().join("topology/core_id").exists()
+    };
+    entries.flatten().filter(is_thread).count()
 }
 
 fn read_number(path: &str) -> Option<i64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_are_off_do_not_count() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for on in ["cpu0", "cpu1", "cpu10"] {
+            std::fs::create_dir_all(folder.path().join(on).join("topology")).expect("writable");
+            std::fs::write(folder.path().join(on).join("topology/core_id"), "0").expect("writable");
+        }
+        for other in ["cpu2", "cpufreq", "cpuidle", "smt"] {
+            std::fs::create_dir(folder.path().join(other)).expect("writable");
+        }
+        assert_eq!(threads(folder.path()), 3);
+        assert_eq!(threads(&folder.path().join("nowhere")), 0);
+        assert!(Kernel.cores() >= 1);
+    }
 }

@@ -3,5 +3,6 @@
 pub mod host;
 pub mod nfacct;
 pub mod record;
+pub mod sysctl;
 
 pub use host::{Host, Kernel};

@@ -1,6 +1,7 @@
 //! A host made of values, for tests.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -13,10 +14,16 @@ use super::host::Host;
 pub struct FakeHost {
     /// Its facts.
     pub facts: HostFacts,
-    /// Whether it lets itself be changed.
-    pub read_only: bool,
-    /// `route_localnet` is on.
-    pub route_localnet: Cell<bool>,
+    /// Its hardware threads.
+    pub cores: usize,
+    /// What it says to whoever wants to change a setting; `None` if it lets them.
+    pub refusal: Option<io::ErrorKind>,
+    /// Its settings by path.
+    pub settings: RefCell<BTreeMap<String, u64>>,
+    /// What was written, in order, each as `path text`.
+    pub written: RefCell<Vec<String>>,
+    /// How often it let nothing be written.
+    pub refused: Cell<usize>,
 }
 
 impl Host for FakeHost {
@@ -36,11 +43,22 @@ impl Host for FakeHost {
         self.facts.nfacct
     }
 
-    fn allow_route_localnet(&self) -> io::Result<()> {
-        if self.read_only {
-            return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
+    fn cores(&self) -> usize {
+        self.cores
+    }
+
+    fn read_setting(&self, path: &str) -> io::Result<u64> {
+        self.settings.borrow().get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn write_setting(&self, path: &str, text: &str) -> io::Result<()> {
+        if let Some(refusal) = self.refusal {
+            self.refused.set(self.refused.get() + 1);
+            return Err(refusal.into());
         }
-        self.route_localnet.set(true);
+        // What is negative cannot be read back, and nobody does.
+        self.settings.borrow_mut().insert(path.to_owned(), text.parse().unwrap_or_default());
+        self.written.borrow_mut().push(format!("{path} {text}"));
         Ok(())
     }
 }

@@ -23,6 +23,8 @@ pub const FIREWALL: &str = "KUBE-FIREWALL";
 pub const POSTROUTING: &str = "KUBE-POSTROUTING";
 /// `nat`: marks what is to be masqueraded.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+/// `mangle`, `nat` and `filter`: by it one can tell that tables were flushed (spec section 7.3).
+pub const CANARY: &str = "KUBE-PROXY-CANARY";
 
 /// What a service port's own chain is for; the prefix of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

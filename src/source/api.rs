@@ -23,7 +23,7 @@ use super::object::{Kind, ObjectId};
 use super::requests::{Observed, Observer};
 use super::watching::{History, follow};
 use super::{Complaints, Update, convert};
-use crate::cluster::Snapshot;
+use crate::cluster::{Change, Node, Snapshot};
 
 /// An object as the server sends it: its text, and the little that a watch has to know. Nothing in it can make a whole list fail: it is
 /// only looked at when it is converted.
@@ -207,6 +207,20 @@ pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapsh
         }
     }
     Ok(snapshot)
+}
+
+/// This node's Node as it is at this moment; `None` if there is none, or it cannot be used.
+///
+/// # Errors
+/// The server does not say.
+pub async fn node(client: &Client, node_name: &str) -> anyhow::Result<Option<Node>> {
+    let api: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<core::Node>(&()));
+    let found = api.get_opt(node_name).await.with_context(|| format!("cannot get Node {node_name}{}", permission_hint(Kind::Node)))?;
+    let converted = found.map(|object| convert::text(&object.id(Kind::Node), object.text.get()).change);
+    Ok(match converted {
+        Some(Change::Node(node)) => node,
+        _ => None,
+    })
 }
 
 pub(super) const fn permission_hint(kind: Kind) -> &'static str {

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use jiff::Timestamp;
 
 use crate::cluster::{Change, ServiceKey, SliceKey};
+use crate::config::settings::ProxySettings;
 use crate::rules::inputs::Inputs;
 
 pub use object::{Kind, ObjectId, Problem};
@@ -26,6 +27,8 @@ pub enum Update {
     Change(Change, Option<Timestamp>),
     /// Everything is as said here.
     Inputs(Box<Inputs>),
+    /// Something else is asked for now.
+    Settings(Box<ProxySettings>),
     /// These are all there are; whatever else was told of before is gone.
     Listed(Known),
     /// Every object of a kind has been told.

@@ -37,6 +37,15 @@ impl Variant {
             Self::Legacy => "legacy",
         }
     }
+
+    /// The variant that this one is not.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Nft => Self::Legacy,
+            Self::Legacy => Self::Nft,
+        }
+    }
 }
 
 impl fmt::Display for Variant {

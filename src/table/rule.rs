@@ -60,6 +60,21 @@ pub fn split_line(line: &str) -> (&str, &str) {
     }
 }
 
+/// The chain or target that a rule leads to, by `-j` or `-g`; `None` if it only counts.
+#[must_use]
+pub fn target(arguments: &str) -> Option<Cow<'_, str>> {
+    let mut words = Words(arguments);
+    while let Some(word) = words.next() {
+        match &*word {
+            "-j" | "-g" => return words.next(),
+            // What a comment says is no option, whatever it says.
+            "--comment" => drop(words.next()),
+            _ => {}
+        }
+    }
+    None
+}
+
 /// The canonical form of a rule's arguments: addresses, interfaces and protocol, then matches sorted, then the target; equal texts mean
 /// equal rules.
 #[must_use]
@@ -366,6 +381,20 @@ mod tests {
         ] {
             assert_eq!(canonical(written), canonical(saved));
             assert_eq!(Digest::of_rule(written), Digest::of_rule(saved));
+        }
+    }
+
+    #[test]
+    fn the_target_is_told_from_what_comments_say() {
+        for (rule, leads_to) in [
+            ("-m comment --comment \"to -j A\" -j B", Some("B")),
+            ("-m comment --comment -j -g C", Some("C")),
+            ("-j LOG --log-prefix \"-j A\"", Some("LOG")),
+            ("-s 10.0.0.1/32", None),
+            ("-j", None),
+            ("", None),
+        ] {
+            assert_eq!(target(rule).as_deref(), leads_to, "{rule}");
         }
     }
 

@@ -1,0 +1,176 @@
+//! Numbers that the kernel keeps in files: read first, and written only if they have to be, so that a read-only `/proc/sys` does no
+//! harm where somebody has set them before (spec sections 1.7, 1.10 and 12.44).
+
+use std::io;
+use std::time::Duration;
+
+use crate::config::kernel::{self, KernelSetting, ROUTE_LOCALNET};
+use crate::config::settings::ConntrackSettings;
+
+use super::host::Host;
+
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+const OOM_TRIES: u32 = 2;
+const OOM_PAUSE: Duration = Duration::from_millis(100);
+
+/// A number that the kernel does not have and that it could not be given.
+#[derive(Debug, thiserror::Error)]
+#[error("can't set {} to {}: {cause}. {}", setting.name(), setting.value, self.cure())]
+pub struct SettingError {
+    /// What was to be set.
+    pub setting: KernelSetting,
+    /// Why it was not.
+    pub cause: io::Error,
+}
+
+impl SettingError {
+    fn cure(&self) -> String {
+        if self.cause.kind() == io::ErrorKind::NotFound {
+            return "The kernel has no such setting: load its module on the host (modprobe nf_conntrack)".into();
+        }
+        format!("Run this program once with --init-only in a privileged init container, or set it on the host ({})", self.setting.command())
+    }
+}
+
+/// Connection tracking is not as the configuration wants it.
+#[derive(Debug, thiserror::Error)]
+#[error("could not set conntrack parameters from kube-proxy configuration: {0}")]
+pub struct ConntrackError(#[from] pub SettingError);
+
+/// NodePorts on loopback are wanted, and the kernel does not let 127.0.0.0/8 be routed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}, or use --iptables-localhost-nodeports=false")]
+pub struct RouteLocalnetError(#[from] pub SettingError);
+
+/// Sets what connection tracking should be like, in order.
+///
+/// # Errors
+/// The first number that cannot be set; those after it were not tried.
+pub fn set_conntrack(host: &impl Host, settings: &ConntrackSettings) -> Result<(), ConntrackError> {
+    kernel::conntrack(settings, host.cores()).iter().try_for_each(|setting| Ok(set(host, setting)?))
+}
+
+/// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need.
+///
+/// # Errors
+/// It is not, and cannot be switched on.
+pub fn allow_route_localnet(host: &impl Host) -> Result<(), RouteLocalnetError> {
+    Ok(set(host, &ROUTE_LOCALNET)?)
+}
+
+fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
+    // What cannot be read is written: the kernel then says what is wrong.
+    let current = host.read_setting(setting.path).ok();
+    if current.is_some_and(|current| setting.is_met_by(current)) {
+        return Ok(());
+    }
+    host.write_setting(setting.path, &setting.value.to_string()).map_err(|cause| SettingError { setting: *setting, cause })?;
+    let before = current.map_or_else(String::new, |current| format!(", it was {current}"));
+    tracing::info!("{} is {} now{before}", setting.name(), setting.value);
+    Ok(())
+}
+
+/// Tells the kernel how little this process is to be killed when memory runs out, from -1000 (never) to 1000. A failure is logged and
+/// has no other consequence (spec section 1.12).
+pub async fn set_oom_score_adj(host: &impl Host, score: i32) {
+    for attempt in 1..=OOM_TRIES {
+        match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {
+            Ok(()) => return,
+            Err(error) if attempt == OOM_TRIES => {
+                tracing::warn!("can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the present one needs the capability SYS_RESOURCE");
+            }
+            Err(_) => tokio::time::sleep(OOM_PAUSE).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::record::FakeHost;
+    use super::*;
+
+    const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    const HASH_SIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+    const ESTABLISHED: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
+    const CLOSE_WAIT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+
+    const READ_ONLY: Option<io::ErrorKind> = Some(io::ErrorKind::ReadOnlyFilesystem);
+
+    fn host(settings: &[(&str, u64)]) -> FakeHost {
+        let settings: BTreeMap<String, u64> = settings.iter().map(|(path, value)| ((*path).to_owned(), *value)).collect();
+        FakeHost { cores: 4, settings: settings.into(), ..FakeHost::default() }
+    }
+
+    #[test]
+    fn only_what_differs_is_written_and_in_order() {
+        let host = host(&[(MAX, 65_536), (HASH_SIZE, 16_384), (ESTABLISHED, 86_400), (CLOSE_WAIT, 60)]);
+        set_conntrack(&host, &ConntrackSettings::default()).expect("writable");
+        let written = host.written.borrow().clone();
+        assert_eq!(written, [(MAX, "131072"), (HASH_SIZE, "32768"), (CLOSE_WAIT, "3600")].map(|(path, value)| format!("{path} {value}")));
+        set_conntrack(&host, &ConntrackSettings::default()).expect("writable");
+        assert_eq!(host.written.borrow().len(), 3, "the second time there is nothing to write");
+    }
+
+    /// The buckets are looked at even where the limit was right, and more of them are as good.
+    #[test]
+    fn buckets_are_looked_at_on_their_own() {
+        for (buckets, written) in [(16_384, 1), (32_768, 0), (262_144, 0)] {
+            let host = host(&[(MAX, 131_072), (HASH_SIZE, buckets), (ESTABLISHED, 86_400), (CLOSE_WAIT, 3_600)]);
+            set_conntrack(&host, &ConntrackSettings::default()).expect("writable");
+            assert_eq!(host.written.borrow().len(), written, "{buckets}");
+        }
+    }
+
+    #[test]
+    fn read_only_is_no_trouble_where_all_is_set_and_fatal_where_not() {
+        let right = [(MAX, 131_072), (HASH_SIZE, 32_768), (ESTABLISHED, 86_400), (CLOSE_WAIT, 3_600)];
+        let mut host = host(&right);
+        host.refusal = READ_ONLY;
+        set_conntrack(&host, &ConntrackSettings::default()).expect("there is nothing to write");
+        host.settings.borrow_mut().insert(CLOSE_WAIT.to_owned(), 60);
+        let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("it is read-only").to_string();
+        assert!(
+            error.starts_with(
+                "could not set conntrack parameters from kube-proxy configuration: can't set sysctl net/netfilter/nf_conntrack_tcp_timeout_close_wait to 3600: "
+            ),
+            "{error}"
+        );
+        assert!(error.contains("--init-only") && error.contains("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_close_wait=3600"), "{error}");
+        assert!(host.written.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_kernel_without_conntrack_is_told_apart() {
+        let mut host = host(&[]);
+        host.refusal = Some(io::ErrorKind::NotFound);
+        let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("nothing is there").to_string();
+        assert!(error.contains("nf_conntrack_max to 131072") && error.contains("modprobe nf_conntrack"), "{error}");
+    }
+
+    #[test]
+    fn route_localnet_is_switched_on_once() {
+        let mut host = host(&[(ROUTE_LOCALNET.path, 0)]);
+        allow_route_localnet(&host).expect("writable");
+        allow_route_localnet(&host).expect("it is on");
+        assert_eq!(*host.written.borrow(), ["/proc/sys/net/ipv4/conf/all/route_localnet 1"]);
+        host.settings.borrow_mut().insert(ROUTE_LOCALNET.path.to_owned(), 0);
+        host.refusal = READ_ONLY;
+        let error = allow_route_localnet(&host).expect_err("it is read-only").to_string();
+        assert!(error.starts_with("can't set sysctl net/ipv4/conf/all/route_localnet to 1: "), "{error}");
+        assert!(error.contains("--init-only") && error.ends_with("or use --iptables-localhost-nodeports=false"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oom_score_is_tried_twice_and_then_let_be() {
+        let mut host = host(&[(OOM_SCORE_ADJ, 0)]);
+        set_oom_score_adj(&host, -999).await;
+        assert_eq!(*host.written.borrow(), ["/proc/self/oom_score_adj -999"]);
+        host.refusal = READ_ONLY;
+        let start = tokio::time::Instant::now();
+        set_oom_score_adj(&host, -1000).await;
+        assert_eq!(start.elapsed(), OOM_PAUSE);
+        assert_eq!((host.refused.get(), host.written.borrow().len()), (2, 1));
+    }
+}

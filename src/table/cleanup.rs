@@ -1,0 +1,323 @@
+//! What kube-proxy's iptables and IPVS modes, and this program, leave in a table, and the restore input that takes it away (spec section
+//! 1.8). PURE.
+//!
+//! kubelet's KUBE-FIREWALL and KUBE-KUBELET-CANARY are none of it, and neither are rules that others made. Where such a rule leads to one
+//! of our chains the kernel would refuse to delete the chain, and the whole transaction with it; so that chain is emptied and kept.
+
+use std::collections::BTreeSet;
+
+use crate::rules::jumps::JUMPS;
+use crate::rules::names::{self, ChainKind};
+
+use super::plan::Variant;
+use super::rule::{Digest, split_line, target};
+
+/// The tables in which something is left, in the order they are cleaned.
+pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
+
+/// Chains of a COMMIT: iptables-nft needs time quadratic in them.
+const GROUP: usize = 256;
+
+/// Chains in `nat` beside those of service ports, in upstream's order; the last two are the IPVS mode's.
+const NAT: [&str; 7] = [
+    names::SERVICES,
+    names::NODEPORTS,
+    names::POSTROUTING,
+    names::MARK_MASQ,
+    names::CANARY,
+    "KUBE-NODE-PORT",
+    "KUBE-LOAD-BALANCER",
+];
+
+/// Chains in `filter`, in upstream's order; the last four are the IPVS mode's.
+const FILTER: [&str; 10] = [
+    names::SERVICES,
+    names::EXTERNAL_SERVICES,
+    names::FORWARD,
+    names::NODEPORTS,
+    names::PROXY_FIREWALL,
+    names::CANARY,
+    "KUBE-NODE-PORT",
+    "KUBE-SOURCE-RANGES-FIREWALL",
+    "KUBE-IPVS-FILTER",
+    "KUBE-IPVS-OUT-FILTER",
+];
+
+/// Jumps of the IPVS mode, all in `filter`, by the chain they are in; its others are the same as in iptables mode.
+const IPVS_JUMPS: [(&str, &str); 6] = [
+    ("FORWARD", "-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD"),
+    ("INPUT", "-m comment --comment \"kubernetes health check rules\" -j KUBE-NODE-PORT"),
+    ("INPUT", "-m comment --comment \"kube-proxy firewall rules\" -j KUBE-PROXY-FIREWALL"),
+    ("FORWARD", "-m comment --comment \"kube-proxy firewall rules\" -j KUBE-PROXY-FIREWALL"),
+    ("INPUT", "-m comment --comment \"kubernetes ipvs access filter\" -j KUBE-IPVS-FILTER"),
+    ("OUTPUT", "-m comment --comment \"kubernetes ipvs access filter\" -j KUBE-IPVS-OUT-FILTER"),
+];
+
+/// A rule that somebody else made and that leads to a chain of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keeper {
+    /// The chain that stays because of it.
+    pub chain: String,
+    /// The rule, as iptables-save prints it: an `-A` line.
+    pub rule: String,
+}
+
+/// What is left in one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftovers<'t> {
+    table: &'static str,
+    /// Jumps in built-in chains, `-A` lines; as often as they are there.
+    jumps: Vec<&'t str>,
+    /// Our chains.
+    chains: Vec<&'t str>,
+    keepers: Vec<Keeper>,
+}
+
+impl<'t> Leftovers<'t> {
+    /// Finds in what iptables-save prints of a table what is to go.
+    #[must_use]
+    pub fn of(table: &'static str, saved: &'t str) -> Self {
+        let ours = OwnRules::of(table);
+        let mut left = Self { table, jumps: Vec::new(), chains: Vec::new(), keepers: Vec::new() };
+        let mut of_services = Vec::new();
+        let mut there = BTreeSet::new();
+        let mut inside = false;
+        for line in saved.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                inside = name.trim_end() == table;
+            } else if line == "COMMIT" {
+                inside = false;
+            } else if let Some(chain) = line.strip_prefix(':').filter(|_| inside) {
+                let chain = chain.split(' ').next().unwrap_or_default();
+                if ours.fixed.contains(&chain) {
+                    there.insert(chain);
+                } else if ours.is_chain(chain) {
+                    of_services.push(chain);
+                }
+            } else if inside && line.starts_with("-A ") {
+                left.rule(&ours, line);
+            }
+        }
+        left.chains = ours.fixed.iter().filter_map(|chain| there.get(chain).copied()).chain(of_services).collect();
+        left
+    }
+
+    fn rule(&mut self, ours: &OwnRules, line: &'t str) {
+        let (chain, arguments) = split_line(line);
+        // What stands in our own chains goes with them.
+        let leads_to = target(arguments).filter(|to| !ours.is_chain(chain) && ours.is_chain(to));
+        let Some(to) = leads_to else { return };
+        if ours.jumps.contains(&(chain, Digest::of_rule(arguments))) {
+            self.jumps.push(line);
+        } else {
+            self.keepers.push(Keeper { chain: to.into_owned(), rule: line.to_owned() });
+        }
+    }
+
+    /// The table.
+    #[must_use]
+    pub const fn table(&self) -> &'static str {
+        self.table
+    }
+
+    /// How many jumps go.
+    #[must_use]
+    pub const fn jumps(&self) -> usize {
+        self.jumps.len()
+    }
+
+    /// The chains that go, in the order they are deleted.
+    pub fn deleted(&self) -> impl Iterator<Item = &'t str> {
+        let kept: BTreeSet<&str> = self.keepers.iter().map(|keeper| keeper.chain.as_str()).collect();
+        self.chains.iter().copied().filter(move |chain| !kept.contains(chain))
+    }
+
+    /// Rules of others because of which chains of ours stay.
+    #[must_use]
+    pub fn keepers(&self) -> &[Keeper] {
+        &self.keepers
+    }
+
+    /// The restore input that takes it away; empty if there is nothing. First come the jumps and all rules, then the chains, which
+    /// are empty by then, in transactions of their own: should one be refused, what is left has no effect any more.
+    #[must_use]
+    pub fn input(&self, variant: Variant) -> String {
+        let group = match variant {
+            Variant::Nft => GROUP,
+            Variant::Legacy => usize::MAX,
+        };
+        let mut input = String::new();
+        let removed: String = self.jumps.iter().filter_map(|jump| jump.strip_prefix("-A ")).map(|jump| format!("-D {jump}\n")).collect();
+        self.transaction(&mut input, &removed);
+        for chains in self.chains.chunks(group) {
+            self.transaction(&mut input, &chains.iter().map(|chain| format!(":{chain} - [0:0]\n")).collect::<String>());
+        }
+        for chains in self.deleted().collect::<Vec<_>>().chunks(group) {
+            self.transaction(&mut input, &chains.iter().map(|chain| format!("-X {chain}\n")).collect::<String>());
+        }
+        input
+    }
+
+    fn transaction(&self, input: &mut String, lines: &str) {
+        if !lines.is_empty() {
+            input.extend(["*", self.table, "\n", lines, "COMMIT\n"]);
+        }
+    }
+}
+
+/// What is ours in a table.
+struct OwnRules {
+    table: &'static str,
+    fixed: &'static [&'static str],
+    /// Jumps, each with the chain it is in.
+    jumps: BTreeSet<(&'static str, Digest)>,
+}
+
+impl OwnRules {
+    fn of(table: &'static str) -> Self {
+        let fixed: &[&str] = match table {
+            "nat" => &NAT,
+            "filter" => &FILTER,
+            _ => &[names::CANARY],
+        };
+        // The jumps to KUBE-FIREWALL are kubelet's as well.
+        let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.to != names::FIREWALL);
+        let jumps = jumps.map(|jump| (jump.from, Digest::of_rule(&jump.arguments())));
+        let ipvs = IPVS_JUMPS.iter().filter(|_| table == "filter").map(|(from, arguments)| (*from, Digest::of_rule(arguments)));
+        Self { table, fixed, jumps: jumps.chain(ipvs).collect() }
+    }
+
+    fn is_chain(&self, name: &str) -> bool {
+        self.fixed.contains(&name) || self.table == "nat" && ChainKind::of(name).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAT_SAVED: &str = "# Generated by iptables-save v1.8.9 on Mon Jan  5 10:00:00 2026
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+:KUBE-EXT-NUKIZ6OKUXPJNT4C - [0:0]
+:KUBE-FW-NUKIZ6OKUXPJNT4C - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-SEP-SXIVWICOYRO3J4NJ - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-XPGD46QRK7WJZT7O - [0:0]
+:KUBE-SVL-XPGD46QRK7WJZT7O - [0:0]
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING
+-A POSTROUTING -m comment --comment \"not to -j KUBE-SERVICES\" -j MASQUERADE
+-A KUBE-SERVICES -d 10.20.30.41/32 -p tcp -m comment --comment \"ns1/svc1:p80 cluster IP\" -m tcp --dport 80 -j KUBE-SVC-XPGD46QRK7WJZT7O
+-A KUBE-SVC-XPGD46QRK7WJZT7O -j KUBE-SEP-SXIVWICOYRO3J4NJ
+COMMIT
+# Completed on Mon Jan  5 10:00:00 2026
+";
+
+    #[test]
+    fn everything_of_ours_goes_and_nothing_else() {
+        let left = Leftovers::of("nat", NAT_SAVED);
+        assert_eq!((left.jumps(), left.keepers()), (4, &[][..]));
+        let portals = "-m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
+        let chains = [
+            "KUBE-SERVICES",
+            "KUBE-NODEPORTS",
+            "KUBE-POSTROUTING",
+            "KUBE-MARK-MASQ",
+            "KUBE-PROXY-CANARY",
+            "KUBE-EXT-NUKIZ6OKUXPJNT4C",
+            "KUBE-FW-NUKIZ6OKUXPJNT4C",
+            "KUBE-SEP-SXIVWICOYRO3J4NJ",
+            "KUBE-SVC-XPGD46QRK7WJZT7O",
+            "KUBE-SVL-XPGD46QRK7WJZT7O",
+        ];
+        let flushed: String = chains.iter().map(|chain| format!(":{chain} - [0:0]\n")).collect();
+        let deleted: String = chains.iter().map(|chain| format!("-X {chain}\n")).collect();
+        let input = format!(
+            "*nat\n-D PREROUTING {portals}\n-D PREROUTING {portals}\n-D OUTPUT {portals}\n\
+             -D POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING\nCOMMIT\n\
+             *nat\n{flushed}COMMIT\n*nat\n{deleted}COMMIT\n"
+        );
+        for variant in [Variant::Nft, Variant::Legacy] {
+            assert_eq!(left.input(variant), input);
+        }
+    }
+
+    #[test]
+    fn kubelets_firewall_stays_with_its_jumps() {
+        let saved = "*filter\n:INPUT ACCEPT [0:0]\n:KUBE-FIREWALL - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-FORWARD - [0:0]\n\
+            :KUBE-SVC-XPGD46QRK7WJZT7O - [0:0]\n-A INPUT -j KUBE-FIREWALL\n-A OUTPUT -j KUBE-FIREWALL\n\
+            -A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD\n\
+            -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -j DROP\nCOMMIT\n*mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n";
+        let left = Leftovers::of("filter", saved);
+        assert_eq!((left.jumps(), left.keepers()), (1, &[][..]));
+        // A chain with a service port's name is ours in nat only.
+        assert_eq!(left.deleted().collect::<Vec<_>>(), ["KUBE-FORWARD"]);
+        assert_eq!(Leftovers::of("mangle", saved).deleted().collect::<Vec<_>>(), ["KUBE-PROXY-CANARY"]);
+    }
+
+    #[test]
+    fn every_jump_is_known_in_the_spelling_of_either_variant() {
+        let mut found = 0;
+        for table in TABLES {
+            let mut saved = format!("*{table}\n");
+            for jump in JUMPS.iter().filter(|jump| jump.table.as_str() == table) {
+                saved.extend([format!("-A {} {}\n", jump.from, jump.arguments())]);
+            }
+            if table == "filter" {
+                saved.extend(IPVS_JUMPS.map(|(from, arguments)| format!("-A {from} {arguments}\n")));
+            }
+            let left = Leftovers::of(table, &saved);
+            assert_eq!(left.keepers(), []);
+            found += left.jumps();
+        }
+        assert_eq!(found, 12 + IPVS_JUMPS.len());
+    }
+
+    #[test]
+    fn a_foreign_rule_keeps_its_chain_empty_and_no_other() {
+        let foreign = "-A DOCKER -d 10.0.0.1/32 -g KUBE-MARK-MASQ";
+        let portal = "-A PREROUTING -j KUBE-SERVICES";
+        let saved = NAT_SAVED.replace("COMMIT", &format!("{foreign}\n{portal}\nCOMMIT"));
+        let left = Leftovers::of("nat", &saved);
+        let keeper = |chain: &str, rule: &str| Keeper { chain: chain.into(), rule: rule.into() };
+        assert_eq!(left.keepers(), [keeper("KUBE-MARK-MASQ", foreign), keeper("KUBE-SERVICES", portal)]);
+        assert_eq!((left.jumps(), left.deleted().count()), (4, 8));
+        let input = left.input(Variant::Legacy);
+        for kept in ["KUBE-SERVICES", "KUBE-MARK-MASQ"] {
+            assert!(input.contains(&format!(":{kept} - [0:0]\n")) && !input.contains(&format!("-X {kept}\n")), "{input}");
+        }
+        assert!(!input.contains("DOCKER"), "{input}");
+    }
+
+    #[test]
+    fn where_nothing_is_left_nothing_is_written() {
+        for saved in ["", "# Warning: nothing here\n*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"] {
+            assert_eq!(Leftovers::of("nat", saved).input(Variant::Nft), "");
+        }
+    }
+
+    #[test]
+    fn nft_gets_many_chains_in_groups_and_legacy_at_once() {
+        let chains: String = (0..600).map(|n| format!(":KUBE-SEP-{n:016} - [0:0]\n")).collect();
+        let saved = format!("*nat\n{chains}COMMIT\n");
+        let left = Leftovers::of("nat", &saved);
+        for (variant, commits) in [(Variant::Nft, 6), (Variant::Legacy, 2)] {
+            let input = left.input(variant);
+            assert_eq!(input.matches("COMMIT\n").count(), commits, "{variant}");
+            assert_eq!((input.matches("\n:").count(), input.matches("-X ").count()), (600, 600));
+        }
+    }
+}
