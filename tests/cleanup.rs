@@ -90,7 +90,10 @@ fn everything_of_ours_goes_and_everything_of_others_stays() {
             ));
         }
         let full = tables(&node, variant);
-        assert!(full.contains("\n:KUBE-SVC-") && full.contains("-A PREROUTING -m comment --comment \"kubernetes service portals\""), "{full}");
+        assert!(
+            full.contains("\n:KUBE-SVC-") && full.contains("-A PREROUTING -m comment --comment \"kubernetes service portals\""),
+            "{full}"
+        );
 
         let (status, log) = cleanup(&node, &[]);
         assert_eq!(status, Some(0), "{variant}: {log}");
@@ -164,7 +167,17 @@ impl Tools {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
         }
         // These are needed from the machine; its own nft, ipset and ipvsadm are not to be found.
-        for program in ["nsenter", "sh", "ip", "iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore"] {
+        for program in [
+            "nsenter",
+            "sh",
+            "ip",
+            "iptables-nft",
+            "iptables-nft-save",
+            "iptables-nft-restore",
+            "ip6tables-nft",
+            "ip6tables-nft-save",
+            "ip6tables-nft-restore",
+        ] {
             let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(|folder| Path::new(folder).join(program));
             let found = found.iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{program} is not installed"));
             std::os::unix::fs::symlink(found, tools_are.folder.path().join(program)).expect("writable");

@@ -26,7 +26,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Keep this node's rules as they should be (what happens without a command, too)
-    Run(RunFlags),
+    Run(Box<RunFlags>),
     /// Delete the rules that kube-proxy and sepal keep on this node; stop both first
     Cleanup(cleanup::CleanupFlags),
 }
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
         }
     };
     init_logs();
-    let command = cli.command.unwrap_or(Command::Run(cli.run));
+    let command = cli.command.unwrap_or(Command::Run(Box::new(cli.run)));
     match block_on(&command) {
         Ok(code) => code,
         Err(error) => {
