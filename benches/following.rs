@@ -31,7 +31,7 @@ use sepal::table::desired::{Desired, Refresh};
 use sepal::table::plan::Variant;
 use sepal::table::planner::{self, Wanted};
 use sepal_apiserver::ApiServer;
-use sepal_lab::{Cluster, Netns};
+use sepal_lab::{Cluster, IN_NAMESPACE, Netns};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 /// Single changes that are timed, and whose CPU is counted.
@@ -84,7 +84,8 @@ impl Sepal {
         let mut command = node.command(SEPAL);
         // Without audits, whose share of the time is bounded by itself: what is measured is the cost of changes.
         command
-            .args(["run", "--hostname-override=bench", "--iptables-sync-period=1h", "--iptables-variant", variant.as_str()])
+            .arg("run").args(IN_NAMESPACE)
+            .args(["--hostname-override=bench", "--iptables-sync-period=1h", "--iptables-variant", variant.as_str()])
             .env("KUBECONFIG", kubeconfig);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sepal_apiserver::{ApiServer, Failure};
-use sepal_lab::{Cluster, Netns, Running, eventually};
+use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually};
 use serde_json::{Value, json};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
@@ -35,7 +35,7 @@ impl Lab {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.node.command(SEPAL);
-        command.args(arguments).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
+        command.args(arguments).args(IN_NAMESPACE).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
         command.env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
         command
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use sepal_lab::{Netns, Running, eventually};
+use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 const VARIANTS: [&str; 2] = ["nft", "legacy"];
@@ -63,7 +63,7 @@ fn others_rules(node: &Netns, variant: &str) {
 fn write_rules(node: &Netns, variant: &str) {
     let sepal = |arguments: &[&str]| {
         let mut command = node.command(SEPAL);
-        command.args(arguments).args(["--iptables-variant", variant, "--manifests"]).arg(manifests()).stdin(Stdio::null());
+        command.args(arguments).args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests()).stdin(Stdio::null());
         command.stdout(Stdio::null());
         command
     };
@@ -90,7 +90,10 @@ fn everything_of_ours_goes_and_everything_of_others_stays() {
             ));
         }
         let full = tables(&node, variant);
-        assert!(full.contains("\n:KUBE-SVC-") && full.contains("-A PREROUTING -m comment --comment \"kubernetes service portals\""), "{full}");
+        assert!(
+            full.contains("\n:KUBE-SVC-") && full.contains("-A PREROUTING -m comment --comment \"kubernetes service portals\""),
+            "{full}"
+        );
 
         let (status, log) = cleanup(&node, &[]);
         assert_eq!(status, Some(0), "{variant}: {log}");
@@ -164,7 +167,17 @@ impl Tools {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
         }
         // These are needed from the machine; its own nft, ipset and ipvsadm are not to be found.
-        for program in ["nsenter", "sh", "ip", "iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore"] {
+        for program in [
+            "nsenter",
+            "sh",
+            "ip",
+            "iptables-nft",
+            "iptables-nft-save",
+            "iptables-nft-restore",
+            "ip6tables-nft",
+            "ip6tables-nft-save",
+            "ip6tables-nft-restore",
+        ] {
             let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(|folder| Path::new(folder).join(program));
             let found = found.iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{program} is not installed"));
             std::os::unix::fs::symlink(found, tools_are.folder.path().join(program)).expect("writable");

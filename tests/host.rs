@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal::config::settings::ConntrackSettings;
-use sepal::iptables::detect;
+use sepal::iptables::exec::Exec;
+use sepal::iptables::{Runner, detect};
 use sepal::netlink::sysctl::set_conntrack;
 use sepal::netlink::{Host, Kernel};
-use sepal_lab::{Netns, Running, eventually};
+use sepal::table::plan::Variant;
+use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
@@ -92,7 +94,11 @@ fn a_read_only_proc_is_said_and_harmless_where_all_is_set() {
     let start = || {
         let mut command = node.command("unshare");
         let script = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec \"$@\"";
-        command.args(["--mount", "--", "sh", "-ec", script, "sh", SEPAL, "run", "--iptables-variant", "nft", "--manifests"]).arg(&manifests);
+        command
+            .args(["--mount", "--", "sh", "-ec", script, "sh", SEPAL, "run", "--conntrack-tcp-timeout-established=0"])
+            .args(IN_NAMESPACE)
+            .args(["--conntrack-tcp-timeout-close-wait=0", "--iptables-variant", "nft", "--manifests"])
+            .arg(&manifests);
         Running(command.stdin(Stdio::null()).stderr(log.reopen().expect("writable")).spawn().expect("sepal starts"))
     };
     let said = || fs::read_to_string(log.path()).expect("readable");
@@ -149,5 +155,34 @@ fn iptables_that_fails_is_not_taken_for_support() {
     let output = netns.command(SEPAL).arg("cleanup").env("PATH", folder.path()).output().expect("sepal starts");
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("iptables is not available on this host : iptables-nft failed: no nat here; ip6tables-nft failed: no nat here"), "{log}");
+    assert!(
+        log.contains("iptables is not available on this host : iptables-nft failed: no nat here; ip6tables-nft failed: no nat here"),
+        "{log}"
+    );
+}
+
+/// Every version tells a chain that is not there in other words (iptables-nft 1.8.9 calls it incompatible).
+#[test]
+fn the_canary_is_seen_and_missed() {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        let netns = Netns::new();
+        let canary = |set: bool| {
+            netns.within(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async {
+                    let exec = Exec::new(variant, false);
+                    if set {
+                        exec.set_canary(Family::V4).await.expect("root may");
+                    }
+                    exec.canary(Family::V4).await
+                })
+            })
+        };
+        assert_eq!(canary(false), Some(false), "{variant}: nothing is there");
+        netns.run(&format!("iptables-{variant} -t mangle -N KUBE-PROXY-CANARY-2"));
+        assert_eq!(canary(false), Some(false), "{variant}: another chain is no canary");
+        assert_eq!(canary(true), Some(true), "{variant}");
+        netns.run(&format!("iptables-{variant} -t mangle -F; iptables-{variant} -t mangle -X"));
+        assert_eq!(canary(false), Some(false), "{variant}: flushed");
+    }
 }

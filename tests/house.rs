@@ -25,7 +25,10 @@ fn pure_rooms_are_pure() {
         ["tokio", "kube::", "k8s_openapi", "nix::", "netlink_sys", "std::process", "std::fs", "std::time::Instant", "SystemTime"];
     let src = src();
     let mut files: Vec<PathBuf> = ["cluster", "rules", "table"].iter().flat_map(|room| source_files(&src.join(room))).collect();
-    files.extend(["config/kernel.rs", "config/settings.rs", "conntrack/frontends.rs", "conntrack/stale.rs", "conntrack/wire.rs"].map(|file| src.join(file)));
+    files.extend(
+        ["config/kernel.rs", "config/settings.rs", "conntrack/frontends.rs", "conntrack/stale.rs", "conntrack/wire.rs"]
+            .map(|file| src.join(file)),
+    );
     let checked = files.len();
     assert!(checked > 15, "only {checked} files: did the rooms move?");
     for file in files.iter().chain([&src.join("source/convert.rs")]) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use sepal::cluster::Family;
 use sepal::rules::jumps::JUMPS;
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{Netns, Running, Site, eventually};
+use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
@@ -43,7 +43,7 @@ impl Lab {
 
     fn sepal(&self, variant: &str, manifests: &Path) -> Running {
         let mut command = self.node.command(SEPAL);
-        command.args(["run", "--iptables-variant", variant, "--manifests"]).arg(manifests);
+        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests);
         Running(command.stdin(Stdio::null()).spawn().expect("sepal starts"))
     }
 
@@ -253,7 +253,7 @@ fn kube_proxys_rules_are_taken_over(variant: &str) {
     }
     let output = tempfile::NamedTempFile::new().expect("writable");
     let mut command = lab.node.command(SEPAL);
-    command.args(["run", "--iptables-variant", variant, "--manifests"]).arg(&manifests).stdin(Stdio::null());
+    command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(&manifests).stdin(Stdio::null());
     let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
     let log = || fs::read_to_string(output.path()).expect("readable");
     eventually("both families are known", || log().matches("service ports").count() == 2);

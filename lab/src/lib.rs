@@ -20,6 +20,9 @@ pub mod netns;
 pub mod site;
 pub mod traffic;
 
+/// Flags for a sepal that runs in a network namespace: the limit of tracked connections is the host's own, and cannot be set from there.
+pub const IN_NAMESPACE: [&str; 1] = ["--conntrack-max-per-core=0"];
+
 pub use cluster::Cluster;
 pub use netns::{Netns, Running, eventually};
 pub use site::Site;

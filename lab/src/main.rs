@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{Netns, Running, Site};
+use sepal_lab::{IN_NAMESPACE, Netns, Running, Site};
 
 /// Tries of each frontend: two of two fair coins stay unseen in 64 tosses once in 10^19.
 const TRIES: usize = 64;
@@ -45,7 +45,7 @@ fn demo(manifests: &Path) -> anyhow::Result<()> {
     screen.title("2. The same rules, written on a node of its own: sepal run")?;
     let mut run = site.node.command(&sepal.to_string_lossy());
     let started = Instant::now();
-    let running = Running(run.args(["run", "--manifests"]).arg(manifests).stdin(Stdio::null()).spawn().context("cannot start sepal")?);
+    let running = Running(run.arg("run").args(IN_NAMESPACE).arg("--manifests").arg(manifests).stdin(Stdio::null()).spawn().context("cannot start sepal")?);
     let web = address("10.111.0.10", 80);
     while tcp(&site.client, web).is_err() {
         ensure!(started.elapsed() < START, "sepal has written no rules that work within {} s", START.as_secs());

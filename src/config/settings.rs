@@ -100,7 +100,7 @@ pub struct ConntrackSettings {
     pub min: u32,
     /// How long an idle TCP connection is remembered. Whole seconds; fractions are cut off.
     pub tcp_established_timeout: Duration,
-    /// How long a TCP connection is remembered in CLOSE_WAIT. Whole seconds; fractions are cut off.
+    /// How long a TCP connection is remembered in `CLOSE_WAIT`. Whole seconds; fractions are cut off.
     pub tcp_close_wait_timeout: Duration,
     /// Let TCP packets outside the window pass. False leaves the kernel's own value.
     pub tcp_be_liberal: bool,

@@ -235,7 +235,11 @@ mod tests {
         let (v4, v6) = (Family::V4, Family::V6);
         let support = |usable: &[Family]| Support {
             usable: usable.to_vec(),
-            unusable: Family::ALL.into_iter().filter(|family| !usable.contains(family)).map(|family| (family, format!("no {family}"))).collect(),
+            unusable: Family::ALL
+                .into_iter()
+                .filter(|family| !usable.contains(family))
+                .map(|family| (family, format!("no {family}")))
+                .collect(),
         };
         let to_run = |usable: &[Family], primary| support(usable).to_run(primary).map_err(|error| error.to_string());
         for primary in Family::ALL {

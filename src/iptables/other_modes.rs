@@ -138,7 +138,13 @@ mod tests {
     #[test]
     fn sets_have_the_names_that_fit_the_kernel() {
         let names: Vec<String> = set_names().collect();
-        for name in ["KUBE-LOOP-BACK", "KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-6-IPVS-IPS", "KUBE-6-LOAD-BALANCER-SOURCE-CID", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS"] {
+        for name in [
+            "KUBE-LOOP-BACK",
+            "KUBE-LOAD-BALANCER-SOURCE-CIDR",
+            "KUBE-6-IPVS-IPS",
+            "KUBE-6-LOAD-BALANCER-SOURCE-CID",
+            "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS",
+        ] {
             assert!(names.iter().any(|found| found == name), "{name} is not among {names:?}");
         }
         assert_eq!(names.len(), 34);

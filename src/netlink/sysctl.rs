@@ -77,7 +77,9 @@ pub async fn set_oom_score_adj(host: &impl Host, score: i32) {
         match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {
             Ok(()) => return,
             Err(error) if attempt == OOM_TRIES => {
-                tracing::warn!("can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the present one needs the capability SYS_RESOURCE");
+                tracing::warn!(
+                    "can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the present one needs the capability SYS_RESOURCE"
+                );
             }
             Err(_) => tokio::time::sleep(OOM_PAUSE).await,
         }
@@ -137,7 +139,10 @@ mod tests {
             ),
             "{error}"
         );
-        assert!(error.contains("--init-only") && error.contains("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_close_wait=3600"), "{error}");
+        assert!(
+            error.contains("--init-only") && error.contains("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_close_wait=3600"),
+            "{error}"
+        );
         assert!(host.written.borrow().is_empty());
     }
 

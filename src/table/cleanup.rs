@@ -19,15 +19,8 @@ pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 const GROUP: usize = 256;
 
 /// Chains in `nat` beside those of service ports, in upstream's order; the last two are the IPVS mode's.
-const NAT: [&str; 7] = [
-    names::SERVICES,
-    names::NODEPORTS,
-    names::POSTROUTING,
-    names::MARK_MASQ,
-    names::CANARY,
-    "KUBE-NODE-PORT",
-    "KUBE-LOAD-BALANCER",
-];
+const NAT: [&str; 7] =
+    [names::SERVICES, names::NODEPORTS, names::POSTROUTING, names::MARK_MASQ, names::CANARY, "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER"];
 
 /// Chains in `filter`, in upstream's order; the last four are the IPVS mode's.
 const FILTER: [&str; 10] = [
