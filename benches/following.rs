@@ -84,7 +84,8 @@ impl Sepal {
         let mut command = node.command(SEPAL);
         // Without audits, whose share of the time is bounded by itself: what is measured is the cost of changes.
         command
-            .arg("run").args(IN_NAMESPACE)
+            .arg("run")
+            .args(IN_NAMESPACE)
             .args(["--hostname-override=bench", "--iptables-sync-period=1h", "--iptables-variant", variant.as_str()])
             .env("KUBECONFIG", kubeconfig);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal starts");

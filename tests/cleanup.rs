@@ -63,7 +63,12 @@ fn others_rules(node: &Netns, variant: &str) {
 fn write_rules(node: &Netns, variant: &str) {
     let sepal = |arguments: &[&str]| {
         let mut command = node.command(SEPAL);
-        command.args(arguments).args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests()).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .args(IN_NAMESPACE)
+            .args(["--iptables-variant", variant, "--manifests"])
+            .arg(manifests())
+            .stdin(Stdio::null());
         command.stdout(Stdio::null());
         command
     };
@@ -139,7 +144,9 @@ fn a_chain_that_others_use_stays_empty_and_is_named() {
 #[test]
 fn the_variant_that_is_not_in_use_is_cleaned_on_its_own() {
     let node = Netns::new();
-    VARIANTS.iter().for_each(|variant| write_rules(&node, variant));
+    for variant in VARIANTS {
+        write_rules(&node, variant);
+    }
     node.run("iptables-nft -t mangle -N KUBE-IPTABLES-HINT");
     let nft = tables(&node, "nft");
     let (status, log) = cleanup(&node, &["--other-variant"]);

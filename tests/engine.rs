@@ -5,15 +5,15 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use common::objects::{cluster, text};
 use common::simulator::{Fault, Memory, Simulator};
 use proptest::prelude::*;
-use std::time::Duration;
 
 use sepal::agent::events::Events;
-use sepal::agent::health::SharedHealth;
 use sepal::agent::family::{FamilyRules, Synced};
+use sepal::agent::health::SharedHealth;
 use sepal::agent::metrics::Format;
 use sepal::agent::proxy_loop::ProxyLoop;
 use sepal::agent::report::Report;
@@ -277,7 +277,7 @@ fn quarantine_ends() {
         assert_eq!(rules.sync(&memory, &inputs, &facts).await.expect("the rest goes on").refused.len(), 1);
         assert!(!rules.is_due());
         *memory.refused.borrow_mut() = None;
-        tokio::time::advance(std::time::Duration::from_secs(241)).await;
+        tokio::time::advance(Duration::from_secs(241)).await;
         assert!(rules.is_due());
         rules.sync(&memory, &inputs, &facts).await.expect("nothing is refused any more");
         assert!(!rules.is_due() && rules.next_trial().is_none());
@@ -373,7 +373,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
         updates.send(slice("10.61.9.1", "2020-01-01T00:00:00Z".into())).await.expect("taken");
         updates.send(slice("10.61.9.2", later.to_string())).await.expect("taken");
         let run = proxy.run(receiver);
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(10), run).await;
+        let _ = tokio::time::timeout(Duration::from_millis(10), run).await;
     });
     let text = metrics.text(Format::Classic).1;
     assert!(text.contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1"), "{text}");

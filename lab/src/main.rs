@@ -45,7 +45,9 @@ fn demo(manifests: &Path) -> anyhow::Result<()> {
     screen.title("2. The same rules, written on a node of its own: sepal run")?;
     let mut run = site.node.command(&sepal.to_string_lossy());
     let started = Instant::now();
-    let running = Running(run.arg("run").args(IN_NAMESPACE).arg("--manifests").arg(manifests).stdin(Stdio::null()).spawn().context("cannot start sepal")?);
+    let running = Running(
+        run.arg("run").args(IN_NAMESPACE).arg("--manifests").arg(manifests).stdin(Stdio::null()).spawn().context("cannot start sepal")?,
+    );
     let web = address("10.111.0.10", 80);
     while tcp(&site.client, web).is_err() {
         ensure!(started.elapsed() < START, "sepal has written no rules that work within {} s", START.as_secs());

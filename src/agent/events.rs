@@ -218,10 +218,7 @@ mod tests {
         assert_eq!(namespace, "default");
         assert_eq!(object["note"].as_str().map(str::len), Some(1024));
         assert_eq!(object["regarding"], json!({"apiVersion": "v1", "kind": "Node", "name": "node"}));
-        assert_eq!(
-            (&object["reportingController"], &object["reportingInstance"]),
-            (&json!("kube-proxy"), &json!("kube-proxy-host")),
-        );
+        assert_eq!((&object["reportingController"], &object["reportingInstance"]), (&json!("kube-proxy"), &json!("kube-proxy-host")),);
         assert!(object["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("node.") && name.ends_with(".7")));
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::cluster::health_checks;
 use crate::cluster::{Change, Family, Protocol, ServiceKey, Touched};
 use crate::config::settings::{HostFacts, NodePortAddresses};
 use crate::conntrack::frontends::Frontends;
@@ -18,7 +19,6 @@ use crate::iptables::Runner;
 use crate::netlink::Host;
 use crate::netlink::sysctl::{RouteLocalnetError, allow_route_localnet};
 use crate::rules::inputs::Inputs;
-use crate::cluster::health_checks;
 use crate::rules::view::{NodePorts, health_check_addresses, needs_route_localnet};
 use crate::source::{Kind, Known, Update};
 

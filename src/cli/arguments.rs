@@ -42,7 +42,8 @@ pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
 
 /// Takes the command line of kube-proxy: flags to run with, or what to print, whether it is a failure.
 pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
-    let parsed = KubeProxy::command().try_get_matches_from(arguments).and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
+    let parsed =
+        KubeProxy::command().try_get_matches_from(arguments).and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
     let failed = |error: String| Ending { text: format!("{}\nError: {error}\n", KubeProxy::command().render_help()), failed: true };
     match parsed {
         Ok((KubeProxy { arguments, .. }, _)) if !arguments.is_empty() => {
@@ -136,10 +137,7 @@ mod tests {
             let config = parse(arguments).expect("good flags").proxy.configuration();
             (config.healthz_bind_address, config.metrics_bind_address)
         };
-        assert_eq!(
-            addresses("--healthz-port=1 --healthz-bind-address=::1 --metrics-port=2"),
-            ("[::1]:1".into(), "127.0.0.1:10249".into())
-        );
+        assert_eq!(addresses("--healthz-port=1 --healthz-bind-address=::1 --metrics-port=2"), ("[::1]:1".into(), "127.0.0.1:10249".into()));
         assert_eq!(addresses("--healthz-port=0 --metrics-port=0"), (String::new(), String::new()));
         assert_eq!(addresses("--healthz-port=0 --write-config-to=f"), ("0.0.0.0:10256".into(), "127.0.0.1:10249".into()));
     }

@@ -37,7 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Keep this node's rules as they should be (what happens without a command, too)
-    Run(RunFlags),
+    Run(Box<RunFlags>),
     /// Delete the rules that kube-proxy and sepal keep on this node; stop both first
     Cleanup(cleanup::CleanupFlags),
 }
@@ -49,10 +49,11 @@ const DIFFERENT: u8 = 2;
 const KUBE_PROXY: &str = "kube-proxy";
 
 /// Runs what the command line asks for and says how the process should end.
+#[must_use]
 pub fn main() -> ExitCode {
     let arguments = arguments::normalized(std::env::args_os());
     let kube_proxy = name(&arguments) == KUBE_PROXY;
-    let command = if kube_proxy { arguments::kube_proxy(&arguments).map(Command::Run) } else { sepal(&arguments) };
+    let command = if kube_proxy { arguments::kube_proxy(&arguments).map(|flags| Command::Run(Box::new(flags))) } else { sepal(&arguments) };
     let outcome = match command {
         Err(ending) => return end(&ending),
         Ok(Command::Cleanup(flags)) => {
@@ -66,7 +67,7 @@ pub fn main() -> ExitCode {
             let setup = Setup::new(&flags);
             let daemon = setup.as_ref().map(|setup| setup.effective.daemon.clone()).unwrap_or_default();
             logs::init(daemon.verbosity, daemon.log_format);
-            setup.and_then(|setup| start(setup, flags))
+            setup.and_then(|setup| start(setup, *flags))
         }
     };
     outcome.unwrap_or_else(|error| {
@@ -84,10 +85,10 @@ fn name(arguments: &[OsString]) -> String {
 fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
     let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {
-        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(RunFlags { typed: pages::values(&matches), ..run })),
-        Ok((Cli { command: Some(Command::Run(run)), .. }, matches)) => {
-            let typed = matches.subcommand().map(|(_, matches)| pages::values(matches)).unwrap_or_default();
-            Ok(Command::Run(RunFlags { typed, ..run }))
+        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { typed: pages::values(&matches), ..run }))),
+        Ok((Cli { command: Some(Command::Run(mut run)), .. }, matches)) => {
+            run.typed = matches.subcommand().map(|(_, matches)| pages::values(matches)).unwrap_or_default();
+            Ok(Command::Run(run))
         }
         Ok((Cli { command: Some(command), .. }, _)) => Ok(command),
         Err(error) => Err(Ending { text: error.render().ansi().to_string(), failed: error.use_stderr() }),
@@ -119,7 +120,7 @@ fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
             (true, _, _) => cleanup::cleanup(&cleanup::CleanupFlags::of_variant(flags.iptables_variant)).await,
             (_, true, true) => dry_run::diff(&setup, &flags).await,
             (_, true, false) => dry_run::print(&setup, &flags).await,
-            (false, false, _) => run::run(setup, flags).await,
+            (false, false, _) => Box::pin(run::run(setup, flags)).await,
         }
     })
 }

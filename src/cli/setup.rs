@@ -40,10 +40,7 @@ impl Setup {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Ok(Self {
             asked: Asked { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
-            connection: Connection {
-                kubeconfig: some(&effective.config.client_connection.kubeconfig),
-                master: some(&flags.proxy.master),
-            },
+            connection: Connection { kubeconfig: some(&effective.config.client_connection.kubeconfig), master: some(&flags.proxy.master) },
             effective,
             families: flags.ip_family.families(),
         })

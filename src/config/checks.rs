@@ -33,13 +33,13 @@ pub fn mismatches(effective: &Effective, primary: Family, families: &[Family], p
     }
     if all_other(pod_cidrs) {
         let fatal = effective.proxy.detect_local == DetectLocal::NodeCidr;
-        found.push(Mismatch {
-            what: format!("cluster is {cluster} but node.spec.podCIDRs contains only {} addresses", name(other)),
-            fatal,
-        });
+        found
+            .push(Mismatch { what: format!("cluster is {cluster} but node.spec.podCIDRs contains only {} addresses", name(other)), fatal });
     }
     let of_other = |address: &SocketAddr| !address.ip().is_unspecified() && Family::of(address.ip()) == other;
-    for (field, address) in [("healthzBindAddress", effective.daemon.healthz.as_ref()), ("metricsBindAddress", Some(&effective.daemon.metrics))] {
+    for (field, address) in
+        [("healthzBindAddress", effective.daemon.healthz.as_ref()), ("metricsBindAddress", Some(&effective.daemon.metrics))]
+    {
         if single && address.is_some_and(of_other) {
             found.push(Mismatch { what: format!("cluster is {cluster} but {field} is {}", name(other)), fatal: false });
         }

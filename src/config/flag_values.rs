@@ -47,7 +47,10 @@ pub(super) fn gate(text: &str) -> Result<(String, bool), String> {
 
 /// One entry of `--vmodule`, `PATTERN=LEVEL`.
 pub(super) fn vmodule(text: &str) -> Result<VModule, String> {
-    let (pattern, level) = text.split_once('=').filter(|(pattern, _)| !pattern.is_empty()).ok_or_else(|| format!("{text:?} does not have the pattern=N format"))?;
+    let (pattern, level) = text
+        .split_once('=')
+        .filter(|(pattern, _)| !pattern.is_empty())
+        .ok_or_else(|| format!("{text:?} does not have the pattern=N format"))?;
     let verbosity = level.parse().map_err(|_| format!("{level:?} in {text:?} is not a level"))?;
     Ok(VModule { file_pattern: pattern.into(), verbosity })
 }

@@ -119,7 +119,7 @@ pub struct ProxyFlags {
     /// Idle time of established TCP connections; 0 leaves it alone
     #[arg(long, value_name = "DURATION", default_value = "24h0m0s", value_parser = duration, allow_hyphen_values = true)]
     pub conntrack_tcp_timeout_established: GoDuration,
-    /// Time of TCP connections in CLOSE_WAIT; 0 leaves it alone
+    /// Time of TCP connections that wait to be closed; 0 leaves it alone
     #[arg(long, value_name = "DURATION", default_value = "1h0m0s", value_parser = duration, allow_hyphen_values = true)]
     pub conntrack_tcp_timeout_close_wait: GoDuration,
     /// Let out-of-window TCP packets pass
@@ -302,6 +302,7 @@ impl IgnoredFlags {
         ipvs.scheduler.clone_from(&self.ipvs_scheduler);
         ipvs.exclude_cidrs = (!self.ipvs_exclude_cidrs.is_empty()).then(|| self.ipvs_exclude_cidrs.clone());
         ipvs.strict_arp = self.ipvs_strict_arp;
-        (ipvs.tcp_timeout, ipvs.tcp_fin_timeout, ipvs.udp_timeout) = (self.ipvs_tcp_timeout, self.ipvs_tcpfin_timeout, self.ipvs_udp_timeout);
+        (ipvs.tcp_timeout, ipvs.tcp_fin_timeout, ipvs.udp_timeout) =
+            (self.ipvs_tcp_timeout, self.ipvs_tcpfin_timeout, self.ipvs_udp_timeout);
     }
 }

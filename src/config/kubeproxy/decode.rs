@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn unknown_and_doubled_fields_are_told_and_passed_over() {
-        let read = text(&format!("{HEAD}mode: ipvs\nmode: iptables\niptables: {{masqueradeBit: 3, bogus: 1}}\nfoo: bar\n")).expect("lenient");
+        let read =
+            text(&format!("{HEAD}mode: ipvs\nmode: iptables\niptables: {{masqueradeBit: 3, bogus: 1}}\nfoo: bar\n")).expect("lenient");
         assert_eq!((read.config.mode.as_str(), read.config.iptables.masquerade_bit), ("iptables", Some(3)));
         assert_eq!(read.leniences.len(), 3, "{:?}", read.leniences);
         assert!(read.leniences[0].contains("duplicate"), "{:?}", read.leniences);

@@ -56,9 +56,7 @@ pub fn problems(asked: &BTreeMap<String, bool>) -> Vec<String> {
 /// Gates that are written down but mean nothing here. Kubernetes has some hundred that do not concern a proxy, and a new one every other
 /// week, so a name is only refused if it cannot be one.
 pub fn foreign(asked: &BTreeMap<String, bool>) -> impl Iterator<Item = &str> {
-    asked.keys().map(String::as_str).filter(|name| {
-        !matches!(*name, "AllAlpha" | "AllBeta") && GATES.iter().all(|gate| gate.name != *name)
-    })
+    asked.keys().map(String::as_str).filter(|name| !matches!(*name, "AllAlpha" | "AllBeta") && GATES.iter().all(|gate| gate.name != *name))
 }
 
 fn is_name(name: &str) -> bool {

@@ -183,13 +183,19 @@ mod tests {
     #[test]
     fn other_modes_and_unusable_names_are_refused() {
         for (json, want) in [
-            (r#"{"mode": "ipvs"}"#, "mode: \"ipvs\" is a mode of kube-proxy that sepal does not have: it does what mode \"iptables\" does."),
+            (
+                r#"{"mode": "ipvs"}"#,
+                "mode: \"ipvs\" is a mode of kube-proxy that sepal does not have: it does what mode \"iptables\" does.",
+            ),
             (r#"{"mode": "nftables"}"#, "mode: \"nftables\" is a mode of kube-proxy that sepal does not have"),
             (
                 r#"{"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "cni0 -j DROP"}}"#,
                 "detectLocal.bridgeInterface: \"cni0 -j DROP\" is not the name of an interface",
             ),
-            (r#"{"iptables": {"masqueradeBit": 99}}"#, "failed validate: KubeProxyConfiguration.KubeProxyIPTablesConfiguration.MasqueradeBit"),
+            (
+                r#"{"iptables": {"masqueradeBit": 99}}"#,
+                "failed validate: KubeProxyConfiguration.KubeProxyIPTablesConfiguration.MasqueradeBit",
+            ),
         ] {
             let error = config(json).resolve().expect_err(json).to_string();
             assert!(error.starts_with(want), "{error}");

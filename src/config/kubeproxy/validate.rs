@@ -1,6 +1,6 @@
 //! What is wrong with a configuration: every problem, with upstream's path and message (spec section 1.4). PURE.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 
 use super::defaults::MIN_SYNC_PERIOD;
 use super::document::{Conntrack, KubeProxyConfiguration};
@@ -201,7 +201,8 @@ fn quoted(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            // Writing to a String does not fail.
+            c if c.is_ascii_control() => drop(write!(out, "\\x{:02x}", u32::from(c))),
             c => out.push(c),
         }
     }

@@ -15,6 +15,7 @@ fn the_defaults_are_fine() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "the table of the spec, row by row")]
 fn every_rule_has_upstreams_path_and_words() {
     const CONNTRACK: &str = "KubeProxyConfiguration.KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.";
     for (json, want) in [
@@ -153,5 +154,8 @@ fn several_problems_come_in_brackets() {
 
 #[test]
 fn addresses_may_have_leading_zeros() {
-    assert_eq!(found(r#"{"bindAddress":"010.000.0.1","nodePortAddresses":["010.0.0.0/08"],"clusterCIDR":"010.0.0.0/08"}"#), Vec::<String>::new());
+    assert_eq!(
+        found(r#"{"bindAddress":"010.000.0.1","nodePortAddresses":["010.0.0.0/08"],"clusterCIDR":"010.0.0.0/08"}"#),
+        Vec::<String>::new()
+    );
 }
