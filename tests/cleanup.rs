@@ -139,7 +139,9 @@ fn a_chain_that_others_use_stays_empty_and_is_named() {
 #[test]
 fn the_variant_that_is_not_in_use_is_cleaned_on_its_own() {
     let node = Netns::new();
-    VARIANTS.iter().for_each(|variant| write_rules(&node, variant));
+    for variant in VARIANTS {
+        write_rules(&node, variant);
+    }
     node.run("iptables-nft -t mangle -N KUBE-IPTABLES-HINT");
     let nft = tables(&node, "nft");
     let (status, log) = cleanup(&node, &["--other-variant"]);
