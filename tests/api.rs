@@ -270,7 +270,8 @@ fn a_held_lock_is_waited_for() {
     let output = tempfile::NamedTempFile::new().expect("writable");
     let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
     lab.wait("the start");
-    let mut holder = Command::new("flock").args(["/run/xtables.lock", "sleep", "20"]).spawn().expect("flock (util-linux) is there");
+    // The lock is the machine's, and other tests need it as well: a little longer than what iptables waits for it.
+    let mut holder = Command::new("flock").args(["/run/xtables.lock", "sleep", "8"]).spawn().expect("flock (util-linux) is there");
     std::thread::sleep(Duration::from_millis(300));
     lab.move_endpoint(0, 10);
     let log = || std::fs::read_to_string(output.path()).expect("readable");

@@ -14,6 +14,9 @@ use super::runner::IptablesError;
 /// Chains by which kubelet tells which variant the node uses.
 const MARKS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
+/// How often the xtables lock is waited for before a family counts as not usable.
+const LOCK_TRIES: u32 = 12;
+
 /// iptables as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -192,16 +195,30 @@ pub async fn support(found: &Found, ipv6_enabled: bool) -> Support {
     support
 }
 
+/// A lock that somebody else holds says nothing about support: it is waited for, for about a minute.
 async fn nat_works(program: String) -> Result<(), String> {
-    let listed = tokio::task::spawn_blocking(move || {
-        // The crate looks programs up by static names; the few there can be live as long as the process.
-        let cmd: &'static str = Box::leak(program.clone().into_boxed_str());
-        // Its own `--wait` would have no end.
-        let door = IPTables { cmd, has_check: true, has_wait: false, is_numeric: false };
-        let output = door.execute("nat", &format!("-w {LOCK_WAIT} -S POSTROUTING")).map_err(|error| format!("{program}: {error}"))?;
-        if output.status.success() { Ok(()) } else { Err(failure(&program, &output).to_string()) }
-    });
-    listed.await.map_err(|error| error.to_string())?
+    // The crate looks programs up by static names; the few there can be live as long as the process.
+    let program: &'static str = Box::leak(program.into_boxed_str());
+    let mut tries_left = LOCK_TRIES;
+    loop {
+        tries_left -= 1;
+        match list_nat(program).await {
+            Err(locked @ IptablesError::Locked { .. }) if tries_left > 0 => tracing::warn!("{locked}; waiting on"),
+            listed => return listed.map_err(|error| error.to_string()),
+        }
+    }
+}
+
+async fn list_nat(program: &'static str) -> Result<(), IptablesError> {
+    // The crate's own `--wait` would have no end.
+    let door = IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
+    let list = move || door.execute("nat", &format!("-w {LOCK_WAIT} -S POSTROUTING")).map_err(|error| error.to_string());
+    let listed = tokio::task::spawn_blocking(list).await.map_err(|error| error.to_string()).flatten();
+    match listed {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(failure(program, &output)),
+        Err(output) => Err(IptablesError::Failed { command: program.to_owned(), output }),
+    }
 }
 
 /// The number in `iptables v1.8.9 (nf_tables)`.
