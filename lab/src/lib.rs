@@ -1,6 +1,7 @@
 //! Network namespaces to try sepal in: for its tests, its benchmarks and its demo. Nothing of the host's own network is touched.
 //!
 //! - [`cluster`]: clusters of any size, as objects.
+//! - [`http`]: one request from a namespace.
 //! - [`netns`]: a namespace, programs and sockets within it.
 //! - [`site`]: a node between its pods and the world outside.
 //! - [`traffic`]: one try of a client at a server.
@@ -16,6 +17,7 @@
 )]
 
 pub mod cluster;
+pub mod http;
 pub mod netns;
 pub mod site;
 pub mod traffic;

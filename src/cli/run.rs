@@ -90,7 +90,8 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let Effective { proxy, daemon, config, .. } = &setup.effective;
     set_conntrack(&Kernel, &daemon.conntrack)?;
     if families.contains(&Family::V4) && needs_route_localnet(proxy, source.inputs.snapshot.node()) {
-        allow_route_localnet(&Kernel)?;
+        let whose = if families.len() > 1 { "ipv4 proxier" } else { "proxier" };
+        allow_route_localnet(&Kernel).with_context(|| format!("unable to create {whose}"))?;
     }
     if flags.proxy.init_only {
         tracing::info!("--init-only: kernel settings are as they should be");

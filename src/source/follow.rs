@@ -106,6 +106,8 @@ pub struct Watch {
     /// Holds the kernel's watches; they end with it.
     _watcher: RecommendedWatcher,
     events: mpsc::UnboundedReceiver<notify::Result<Event>>,
+    /// The one file that is watched, if it is not a folder; what is written to its neighbours does not matter.
+    file: Option<PathBuf>,
     /// Files written to since they were last closed.
     writing: HashSet<PathBuf>,
 }
@@ -129,7 +131,8 @@ impl Watch {
                 watcher.watch(&folder, RecursiveMode::NonRecursive)?;
             }
         }
-        Ok(Self { _watcher: watcher, events, writing: HashSet::new() })
+        let file = (!path.is_dir()).then(|| path.to_owned());
+        Ok(Self { _watcher: watcher, events, file, writing: HashSet::new() })
     }
 
     /// Waits for the next change to come to rest.
@@ -165,6 +168,7 @@ impl Watch {
             }
         };
         match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) if !self.concerns(&event.paths) => return false,
             EventKind::Modify(ModifyKind::Data(_)) => self.writing.extend(event.paths),
             EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
                 self.writing.retain(|path| !event.paths.contains(path));
@@ -173,6 +177,14 @@ impl Watch {
             _ => {}
         }
         true
+    }
+
+    /// Whether data written to these files can be what is watched: by its name, or that of what links lead to.
+    fn concerns(&self, paths: &[PathBuf]) -> bool {
+        let Some(file) = &self.file else { return true };
+        let real = file.canonicalize().ok();
+        let names = [file.file_name(), real.as_deref().and_then(Path::file_name)];
+        paths.iter().any(|path| names.contains(&path.file_name()))
     }
 }
 

@@ -1,0 +1,405 @@
+//! The program in kube-proxy's place: its command line, its configuration file, its ports and answers, its ends.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "tests start programs, wait, and fail where they cannot")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use sepal_apiserver::ApiServer;
+use sepal_lab::http::{Answer, ask, get};
+use sepal_lab::{Cluster, Netns, Running, eventually};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
+const HEALTHZ: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
+const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 10249);
+const SMALL: Cluster = Cluster { services: 3, endpoints: 2 };
+
+/// A folder with the program under kube-proxy's name in it.
+fn installed() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("kube-proxy");
+    symlink(SEPAL, &program).expect("a link");
+    (folder, program)
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).stdin(Stdio::null()).output().expect("it starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// kubeadm's configuration, but for where the API server is and what a network namespace cannot set.
+fn kubeadm(kubeconfig: &Path) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/config/kubeadm.yaml");
+    let text = fs::read_to_string(file).expect("readable");
+    let text = text.replace("/var/lib/kube-proxy/kubeconfig.conf", &kubeconfig.display().to_string());
+    text.replace("maxPerCore: null", "maxPerCore: 0")
+}
+
+/// A node with an API server, and a ConfigMap's folder with a configuration in it.
+struct Lab {
+    node: Netns,
+    server: ApiServer,
+    folder: TempDir,
+    program: PathBuf,
+    log: PathBuf,
+    version: std::cell::Cell<u32>,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let node = Netns::new();
+        let objects = SMALL.objects().collect();
+        let listener = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let server = node.within(move || ApiServer::serve_objects(listener(), objects).expect("it serves"));
+        let (folder, program) = installed();
+        fs::write(folder.path().join("kubeconfig.conf"), server.kubeconfig()).expect("writable");
+        let log = folder.path().join("log");
+        let lab = Self { node, server, folder, program, log, version: std::cell::Cell::new(0) };
+        lab.configure(|text| text);
+        lab
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("config.conf")
+    }
+
+    /// Writes the configuration as kubelet updates a ConfigMap: a new folder, and a link that is swapped.
+    fn configure(&self, change: impl Fn(String) -> String) {
+        let version = self.version.get() + 1;
+        self.version.set(version);
+        let (at, name) = (self.folder.path(), format!("..version-{version}"));
+        fs::create_dir(at.join(&name)).expect("writable");
+        fs::write(at.join(&name).join("config.conf"), change(kubeadm(&at.join("kubeconfig.conf")))).expect("writable");
+        symlink(&name, at.join("..data_tmp")).expect("writable");
+        fs::rename(at.join("..data_tmp"), at.join("..data")).expect("writable");
+        if version == 1 {
+            symlink("..data/config.conf", self.config()).expect("writable");
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.node.command(self.program.to_str().expect("UTF-8"));
+        command.arg("--config").arg(self.config()).arg("--hostname-override=bench").args(arguments).stdin(Stdio::null());
+        command.stderr(fs::File::options().create(true).append(true).open(&self.log).expect("writable"));
+        command
+    }
+
+    fn start(&self, arguments: &[&str]) -> Running {
+        Running(self.command(arguments).spawn().expect("it starts"))
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn get(&self, to: ([u8; 4], u16), path: &str) -> Option<Answer> {
+        get(&self.node, SocketAddr::from(to), path).ok()
+    }
+
+    fn page(&self, path: &str) -> Answer {
+        self.get(METRICS, path).unwrap_or_else(|| panic!("{path} is answered"))
+    }
+
+    fn wait_for_rules(&self) {
+        eventually("there are rules", || {
+            let rules = self.node.run("iptables-nft-save -t nat; iptables-legacy-save -t nat 2>/dev/null");
+            (0..SMALL.services).all(|service| rules.contains(&format!("bench/{}:http cluster IP", Cluster::name(service))))
+        });
+    }
+
+    fn change_node(&self, change: impl FnOnce(&mut Value)) {
+        let mut node = self.server.get("nodes", "bench").expect("there is a Node");
+        change(&mut node);
+        self.server.put(node).expect("a Node");
+    }
+}
+
+#[test]
+fn the_command_line_is_kube_proxys() {
+    let (_folder, program) = installed();
+    let version = run(&program, &["--version"]);
+    assert_eq!((version.status.code(), text(&version.stdout).as_str()), (Some(0), "Kubernetes v1.36.2\n"));
+    for (arguments, want) in [
+        (&["--bogus"][..], "Error: unknown flag: --bogus"),
+        (&["--dry-run"], "Error: unknown flag: --dry-run"),
+        (&["run"], "Error: \"kube-proxy\" does not take any arguments, got [\"run\"]"),
+        (&["--bind-address", "x"], "Error: invalid argument \"x\" for \"--bind-address\" flag: \"x\" is not a valid IP address"),
+    ] {
+        let output = run(&program, arguments);
+        assert_eq!((output.status.code(), text(&output.stderr).lines().last()), (Some(1), Some(want)), "{arguments:?}");
+    }
+    for (arguments, want) in [
+        (&["--metrics-port=0"][..], "failed validate: KubeProxyConfiguration.MetricsBindAddress: Invalid value: \"\": must be IP:port"),
+        (&["--proxy_mode=ipvs"], "mode: \"ipvs\" is a mode of kube-proxy that sepal does not have"),
+        (&["--config=/nowhere"], "failed complete: cannot read the configuration file /nowhere: No such file or directory"),
+        (&["--hostname-override= "], "empty hostname-override is invalid"),
+        (
+            &["--feature-gates=MultiCIDRServiceAllocator=false"],
+            "failed complete: cannot set feature gate MultiCIDRServiceAllocator to false",
+        ),
+    ] {
+        let output = run(&program, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains(want), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn the_resolved_configuration_is_written() {
+    let (folder, program) = installed();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::write(&from, kubeadm(Path::new("/kubeconfig"))).expect("writable");
+    let arguments = ["--config", from.to_str().expect("UTF-8"), "--write-config-to", to.to_str().expect("UTF-8"), "-v=4"];
+    let output = run(&program, &arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written = fs::read_to_string(&to).expect("it is there");
+    for line in [
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1",
+        "kind: KubeProxyConfiguration",
+        "bindAddress: 0.0.0.0",
+        "healthzBindAddress: 0.0.0.0:10256",
+        "metricsBindAddress: 127.0.0.1:10249",
+        "clusterCIDR: 10.244.0.0/16",
+        "configSyncPeriod: 15m0s",
+        "detectLocalMode: ClusterCIDR",
+        "mode: iptables",
+        "nodePortAddresses: null",
+        "oomScoreAdj: -999",
+        "  masqueradeBit: 14",
+        "  localhostNodePorts: true",
+        "  minSyncPeriod: 1s",
+        "  syncPeriod: 30s",
+        "  tcpEstablishedTimeout: 24h0m0s",
+        "  verbosity: 4",
+        "  contentType: application/vnd.kubernetes.protobuf",
+    ] {
+        assert!(written.lines().any(|written| written.replace('"', "") == line), "{line} is not in\n{written}");
+    }
+    // What was written is a configuration that says the same.
+    let again = folder.path().join("again");
+    let output = run(&program, &["--config", to.to_str().expect("UTF-8"), "--write-config-to", again.to_str().expect("UTF-8")]);
+    assert!(output.status.success() && !text(&output.stderr).contains("WARN"), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(&again).expect("it is there"), written);
+}
+
+#[test]
+fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
+    let lab = Lab::new();
+    let proxy = lab.start(&[]);
+    lab.wait_for_rules();
+    eventually("it is healthy", || lab.get(HEALTHZ, "/healthz").is_some_and(|answer| answer.status == 200));
+    let healthz = lab.get(HEALTHZ, "/healthz").expect("it is healthy");
+    assert!(healthz.body.contains(r#""nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":""#), "{}", healthz.body);
+    assert!(healthz.body.contains(r#""IPv6":{"#) && healthz.head.contains("application/json"), "{healthz:?}");
+    assert_eq!(lab.get(HEALTHZ, "/readyz").map(|answer| answer.status), Some(404));
+
+    assert_eq!(lab.page("/proxyMode").body, "iptables");
+    assert_eq!((lab.page("/healthz").body.as_str(), lab.page("/livez").status), ("ok", 404));
+    assert_eq!(lab.page("/healthz?verbose").body, "[+]ping ok\nhealthz check passed\n");
+    let configz: Value = serde_json::from_str(&lab.page("/configz").body).expect("JSON");
+    let config = &configz["kubeproxy.config.k8s.io"];
+    assert_eq!(
+        (&config["mode"], &config["clusterCIDR"], &config["conntrack"]["min"], &config["kind"]),
+        (&json!("iptables"), &json!("10.244.0.0/16"), &json!(131_072), &json!("KubeProxyConfiguration"))
+    );
+    let flagz = lab.page("/flagz").body;
+    assert!(flagz.starts_with("\nkube-proxy flagz\n"), "{flagz}");
+    for flag in ["hostname-override=bench", "iptables-masquerade-bit=14", "cleanup=false", "v="] {
+        assert!(flagz.lines().any(|line| line == flag), "{flag} is not in {flagz}");
+    }
+    assert!(!flagz.contains("dry-run"), "flags of sepal's own are none of kube-proxy's");
+    let accept = "Accept: application/json;v=v1beta1;g=config.k8s.io;as=Statusz\r\n";
+    let statusz = ask(&lab.node, METRICS.into(), "GET", "/statusz", accept, "").expect("an answer");
+    let statusz: Value = serde_json::from_str(&statusz.body).expect("JSON");
+    assert_eq!((&statusz["kind"], &statusz["emulationVersion"]), (&json!("Statusz"), &json!("1.36")));
+    let pprof = lab.page("/debug/pprof/");
+    assert!(pprof.status == 404 && pprof.body.contains("no Go profiles"), "{pprof:?}");
+
+    let metrics = lab.page("/metrics").body;
+    for line in [
+        "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
+        "# TYPE kubeproxy_sync_proxy_rules_service_changes_total counter",
+        "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv4\",table=\"nat\"}",
+        "kubeproxy_proxy_healthz_total{code=\"200\"}",
+        "kubernetes_feature_enabled{name=\"AllowServiceExternalIPs\",stage=\"\"} 1",
+        "sepal_iptables_info{",
+        "process_resident_memory_bytes ",
+        "rest_client_requests_total{",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    eventually("its start is an Event", || {
+        lab.server.list("events.events.k8s.io").iter().any(|event| {
+            (&event["reason"], &event["type"], &event["action"], &event["reportingController"], &event["metadata"]["namespace"])
+                == (&json!("Starting"), &json!("Normal"), &json!("StartKubeProxy"), &json!("kube-proxy"), &json!("default"))
+        })
+    });
+
+    // A client that keeps its connection open holds nothing up.
+    let idle = lab.node.within(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
+    let start = Instant::now();
+    assert_eq!(proxy.terminate(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?} to end", start.elapsed());
+    drop(idle);
+    assert_eq!(lab.get(HEALTHZ, "/healthz"), None);
+    lab.wait_for_rules();
+}
+
+#[test]
+fn a_node_that_leaves_or_moves_is_followed() {
+    let lab = Lab::new();
+    lab.configure(|text| {
+        let text = text.replace("nodePortAddresses: null", "nodePortAddresses: [primary]");
+        text.replace("detectLocalMode: \"\"", "detectLocalMode: NodeCIDR")
+    });
+    lab.node.run(
+        "ip link add eth0 type veth peer name eth1; ip link set eth0 up; ip addr add 192.168.61.13/24 dev eth0; ip addr add 192.168.61.14/24 dev eth0",
+    );
+    let _proxy = lab.start(&[]);
+    eventually("it waits for a pod CIDR", || lab.said().contains("waiting for Node bench to get a pod CIDR"));
+    assert!(!lab.node.run("iptables-nft-save -t nat").contains("KUBE-SVC-"));
+    lab.change_node(|node| node["spec"] = json!({"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]}));
+    lab.wait_for_rules();
+    let rules = |what: &str| lab.node.run("iptables-nft-save -t nat").contains(what);
+    assert!(rules("! -s 10.244.7.0/24") && rules("-d 192.168.61.13/32"), "{}", lab.node.run("iptables-nft-save -t nat"));
+
+    lab.change_node(|node| {
+        node["spec"] = json!({"podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"]});
+        node["status"]["addresses"] = json!([{"type": "InternalIP", "address": "192.168.61.14"}]);
+    });
+    eventually("rules follow the Node", || rules("! -s 10.244.9.0/24") && rules("-d 192.168.61.14/32") && !rules("-d 192.168.61.13/32"));
+
+    let status = |path| lab.get(HEALTHZ, path).map(|answer| answer.status);
+    eventually("it is healthy", || status("/healthz") == Some(200));
+    lab.change_node(|node| node["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]));
+    eventually("the node is not eligible", || status("/healthz") == Some(503));
+    assert_eq!(status("/livez"), Some(200));
+    lab.change_node(|node| node["spec"]["taints"] = json!([]));
+    eventually("the node is eligible", || status("/healthz") == Some(200));
+}
+
+#[test]
+fn a_changed_configuration_holds_at_once_or_ends_the_program() {
+    let lab = Lab::new();
+    let mut proxy = lab.start(&[]);
+    lab.wait_for_rules();
+    let mark = |mark: &str| lab.node.run("iptables-nft-save -t nat").contains(mark);
+    assert!(mark("0x4000/0x4000"));
+    lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 20"));
+    eventually("rules follow the configuration", || mark("0x100000/0x100000") && !mark("0x4000/0x4000"));
+    let configz: Value = serde_json::from_str(&lab.page("/configz").body).expect("JSON");
+    assert_eq!(configz["kubeproxy.config.k8s.io"]["iptables"]["masqueradeBit"], 20);
+
+    lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 99"));
+    eventually("nonsense is named", || lab.said().contains("must be within the range [0, 31]; what it said before still holds"));
+    assert!(mark("0x100000/0x100000"));
+    lab.configure(|text| text.replace("healthzBindAddress: \"\"", "healthzBindAddress: 127.0.0.1:9999"));
+    let status = proxy.0.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    assert!(lab.said().contains("content of the proxy server's configuration file was updated"), "{}", lab.said());
+}
+
+#[test]
+fn ports_that_are_taken_are_tried_again_or_end_the_program() {
+    let lab = Lab::new();
+    let taken = lab.node.within(|| std::net::TcpListener::bind("0.0.0.0:10256").expect("free"));
+    let _proxy = lab.start(&[]);
+    eventually("it says so", || lab.said().contains("failed to start proxy healthz on 0.0.0.0:10256"));
+    lab.wait_for_rules();
+    lab.configure(|text| {
+        text.replace("bindAddressHardFail: false", "bindAddressHardFail: true")
+            .replace("metricsBindAddress: \"\"", "metricsBindAddress: 127.0.0.1:10250")
+    });
+    let hard = lab.command(&[]).status().expect("it starts");
+    assert_eq!(hard.code(), Some(1));
+    let events = lab.server.list("events.events.k8s.io");
+    let event = events.iter().find(|event| event["reason"] == "FailedToStartProxierHealthcheck").expect("it was told");
+    assert!(event["note"].as_str().is_some_and(|note| note.starts_with("failed to start proxy healthz on 0.0.0.0:10256")), "{event}");
+    assert_eq!((&event["type"], &event["regarding"]["kind"]), (&json!("Warning"), &json!("Node")));
+    drop(taken);
+}
+
+#[test]
+fn init_only_sets_the_kernel_and_writes_no_rules() {
+    let lab = Lab::new();
+    lab.node.run("sysctl -qw net.ipv4.conf.all.route_localnet=0");
+    let status = lab.command(&["--init-only"]).status().expect("it starts");
+    assert_eq!(status.code(), Some(0), "{}", lab.said());
+    let values = lab.node.run("sysctl -n net.ipv4.conf.all.route_localnet net.netfilter.nf_conntrack_tcp_timeout_close_wait");
+    assert_eq!(values, "1\n3600\n");
+    assert!(!lab.node.run("iptables-nft-save").contains("KUBE-SERVICES"));
+}
+
+#[test]
+fn cleanup_leaves_nothing_of_ours() {
+    let lab = Lab::new();
+    let proxy = lab.start(&[]);
+    lab.wait_for_rules();
+    assert_eq!(proxy.terminate(), Some(0));
+    let status = lab.command(&["--cleanup"]).status().expect("it starts");
+    assert_eq!(status.code(), Some(0), "{}", lab.said());
+    for save in ["iptables-nft-save", "ip6tables-nft-save"] {
+        let left: Vec<String> = lab.node.run(save).lines().filter(|line| line.contains("KUBE-")).map(str::to_owned).collect();
+        // KUBE-FIREWALL is kubelet's, too, and is never deleted (spec section 1.8).
+        assert!(left.iter().all(|line| line.contains("KUBE-FIREWALL")), "{left:?}");
+    }
+}
+
+/// A LoadBalancer with Local policy, its slice on the named node, both answered for in both families' sockets.
+#[test]
+fn health_check_node_ports_follow_local_endpoints() {
+    let lab = Lab::new();
+    let outside = Netns::new();
+    lab.node.link("ext0", &outside, "eth0");
+    lab.node.run("ip addr add 192.168.61.13/24 dev ext0");
+    outside.run("ip addr add 192.168.61.50/24 dev eth0");
+    let service = |port: u16| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.200.1", "clusterIPs": ["10.96.200.1"], "ipFamilies": ["IPv4"],
+                "externalTrafficPolicy": "Local", "healthCheckNodePort": port, "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}},
+        })
+    };
+    let slice = |node: &str, ready: bool| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "balanced-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "balanced"}},
+            "endpoints": [{"addresses": ["10.128.9.1"], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}},
+                {"addresses": ["10.128.9.2"], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}}],
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        })
+    };
+    lab.server.put(service(32_100)).expect("a Service");
+    lab.server.put(slice("bench", true)).expect("a slice");
+    let _proxy = lab.start(&[]);
+    let check = |port: u16| get(&outside, SocketAddr::from(([192, 168, 61, 13], port)), "/anything").ok();
+    let body = |count: usize| {
+        format!(
+            "{{\n\t\"service\": {{\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"balanced\"\n\t}},\n\t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": true\n}}"
+        )
+    };
+    eventually("there are local endpoints", || check(32_100).is_some_and(|answer| answer.status == 200));
+    let answer = check(32_100).expect("an answer");
+    assert_eq!(answer.body, body(2));
+    assert!(answer.head.contains("X-Load-Balancing-Endpoint-Weight: 2"), "{}", answer.head);
+    lab.server.put(slice("bench", false)).expect("a slice");
+    eventually("what drains does not count", || check(32_100).is_some_and(|answer| answer.status == 503 && answer.body == body(0)));
+    lab.server.put(slice("bench", true)).expect("a slice");
+    eventually("they are back", || check(32_100).is_some_and(|answer| answer.status == 200));
+    lab.server.put(slice("elsewhere", true)).expect("a slice");
+    eventually("they are elsewhere", || check(32_100).is_some_and(|answer| answer.status == 503));
+    lab.server.put(service(32_200)).expect("a Service");
+    eventually("the port has changed", || check(32_200).is_some() && check(32_100).is_none());
+    assert!(lab.server.remove("services", "shop/balanced"));
+    eventually("the port is closed", || check(32_200).is_none());
+}
