@@ -213,7 +213,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     );
     let flagz = lab.page("/flagz").body;
     assert!(flagz.starts_with("\nkube-proxy flagz\n"), "{flagz}");
-    for flag in ["hostname-override=bench", "iptables-masquerade-bit=14", "cleanup=false", "v="] {
+    for flag in ["hostname-override=bench", "iptables-masquerade-bit=14", "cleanup=false", "v=0", "iptables-sync-period=30s"] {
         assert!(flagz.lines().any(|line| line == flag), "{flag} is not in {flagz}");
     }
     assert!(!flagz.contains("dry-run"), "flags of sepal's own are none of kube-proxy's");

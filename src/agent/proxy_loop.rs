@@ -143,7 +143,8 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         loop {
             let ready = self.awaited.is_empty() && self.complete();
             let next = match self.next() {
-                Some(next) if ready && self.awaits_node_ip() => Some(next.max(patience)),
+                // Without it they would open every address for a while.
+                Some(next) if ready && !self.inputs.knows_node_ip() => Some(next.max(patience)),
                 next => next.filter(|_| ready),
             };
             tokio::select! {
@@ -243,14 +244,6 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         if let Some(node) = self.inputs.snapshot.node() {
             self.report.health.node_seen(!node.leaving);
         }
-    }
-
-    /// Whether rules depend on an IP of this node that is not known yet. Without it they would open every address for a while.
-    fn awaits_node_ip(&self) -> bool {
-        let settings = &self.inputs.settings;
-        settings.node_port_addresses == NodePortAddresses::Primary
-            && settings.bind_address.is_none()
-            && self.inputs.snapshot.node().is_none_or(|node| node.addresses.is_empty())
     }
 
     /// Counts so many Service events as kube-proxy does: each family is told of each, and Services that changed wait for the next sync

@@ -40,10 +40,19 @@ pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
     arguments.map(normalize).collect()
 }
 
+/// Lets every flag that takes a value take one that starts with a dash: whatever follows it is its value.
+pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
+    command.mut_args(|argument| {
+        let takes = argument.get_action().takes_values() && !argument.is_require_equals_set() && argument.get_long().is_some();
+        argument.allow_hyphen_values(takes)
+    })
+}
+
 /// Takes the command line of kube-proxy: flags to run with, or what to print, whether it is a failure.
 pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
-    let parsed =
-        KubeProxy::command().try_get_matches_from(arguments).and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
+    let parsed = with_any_values(KubeProxy::command())
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
     let failed = |error: String| Ending { text: format!("{}\nError: {error}\n", KubeProxy::command().render_help()), failed: true };
     match parsed {
         Ok((KubeProxy { arguments, .. }, _)) if !arguments.is_empty() => {
@@ -115,7 +124,7 @@ mod tests {
         let config = parse(
             "--bind_address=10.0.0.1 --cluster-cidr 10.0.0.0/8,fd00::/64 --iptables-min-sync-period=0 --masquerade_all \
              --iptables-localhost-nodeports=F --nodeport-addresses=10.0.0.0/8,11.0.0.0/8 --nodeport-addresses 12.0.0.0/8 \
-             --oom-score-adj -5 --healthz-bind-address 10.0.0.2 --ipvs-scheduler=rr --feature-gates=AllAlpha=true,AllBeta=false",
+             --oom-score-adj -5 --iptables-sync-period -1s --ipvs-exclude-cidrs= --healthz-bind-address 10.0.0.2 --ipvs-scheduler=rr --feature-gates=AllAlpha=true,AllBeta=false",
         )
         .expect("good flags")
         .proxy
@@ -151,6 +160,7 @@ mod tests {
             ("--bind-address=x", "invalid argument \"x\" for \"--bind-address\" flag: \"x\" is not a valid IP address"),
             ("--iptables-masquerade-bit=x", "invalid argument \"x\" for \"--iptables-masquerade-bit\" flag: invalid digit found in string"),
             ("--config", "flag needs an argument: --config"),
+            ("--conntrack-min -x", "invalid argument \"-x\" for \"--conntrack-min\" flag: invalid digit found in string"),
             ("--dry-run", "unknown flag: --dry-run"),
         ] {
             let ending = parse(arguments).expect_err(arguments);

@@ -86,10 +86,20 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
 struct Fields(Map<String, Value>);
 
 impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = write!(text, "{value:?}");
+        self.put(field, text);
+    }
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, text: String) {
         let name = if field.name() == "message" { "msg" } else { field.name() };
         self.0.insert(name.into(), text.into());
     }
@@ -122,12 +132,13 @@ mod tests {
         let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::info!("all is \"well\"\nreally");
-            tracing::error!("it is not");
+            tracing::error!(why = "a \"reason\"", "it is not");
         });
         let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("UTF-8");
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
         assert_eq!((&lines[0]["msg"], &lines[0]["v"], &lines[0]["level"]), (&"all is \"well\"\nreally".into(), &0.into(), &"info".into()));
         assert_eq!((&lines[1]["msg"], lines[1].get("v")), (&"it is not".into(), None));
+        assert_eq!(lines[1]["why"], "a \"reason\"");
         assert!(lines[0]["ts"].as_f64().is_some_and(|ts| ts > 1.7e12));
     }
 

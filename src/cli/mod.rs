@@ -5,6 +5,7 @@ mod cleanup;
 mod config_watch;
 mod dry_run;
 mod logs;
+mod own_node;
 mod pages;
 mod run;
 mod setup;
@@ -65,8 +66,10 @@ pub fn main() -> ExitCode {
                 return end(&Ending { text, failed: false });
             }
             let setup = Setup::new(&flags);
-            let daemon = setup.as_ref().map(|setup| setup.effective.daemon.clone()).unwrap_or_default();
-            logs::init(daemon.verbosity, daemon.log_format);
+            match &setup {
+                Ok(setup) => logs::init(setup.effective.daemon.verbosity, setup.effective.daemon.log_format),
+                Err(_) => logs::init(0, flags.proxy.logging.format()),
+            }
             setup.and_then(|setup| start(setup, *flags))
         }
     };
@@ -83,7 +86,10 @@ fn name(arguments: &[OsString]) -> String {
 }
 
 fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
-    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let parsed = arguments::with_any_values(Cli::command())
+        .mut_subcommand("run", arguments::with_any_values)
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {
         Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { typed: pages::values(&matches), ..run }))),
         Ok((Cli { command: Some(Command::Run(mut run)), .. }, matches)) => {
@@ -110,6 +116,9 @@ fn end(ending: &Ending) -> ExitCode {
 fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
     for note in &setup.effective.notes {
         tracing::warn!("{note}");
+    }
+    if setup.effective.daemon.verbosity > 0 {
+        flags.typed.iter().for_each(|(name, value)| tracing::info!("FLAG: --{name}={value:?}"));
     }
     if !flags.proxy.write_config_to.is_empty() {
         setup.write_config(Path::new(&flags.proxy.write_config_to))?;

@@ -20,14 +20,14 @@ use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::report::Report;
 use crate::agent::{healthz, metrics_server};
-use crate::cluster::{Family, Node};
+use crate::cluster::{Change, Family, Node};
 use crate::config::checks;
 use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
 use crate::config::kubeproxy::gates::{GATES, enabled};
 use crate::conntrack::Reconciler;
 use crate::conntrack::flows::KernelFlows;
-use crate::iptables::detect::Found;
+use crate::iptables::detect::Support;
 use crate::iptables::{detect, other_modes};
 use crate::netlink::sysctl::{allow_route_localnet, set_conntrack, set_oom_score_adj};
 use crate::netlink::{Host, Kernel};
@@ -38,15 +38,12 @@ use crate::source::follow::{Files, Watch, follow};
 use crate::source::{Kind, Update};
 
 use super::config_watch::{self, Told};
+use super::own_node;
 use super::pages::pages;
 use super::setup::Setup;
 
 /// Updates that may wait for the loop before their source has to wait, too.
 const WAITING_UPDATES: usize = 1024;
-
-/// How long the Node may take to show an IP where the primary family hangs on it (spec section 1.5).
-const NODE_IP_TRIES: u32 = 30;
-const NODE_IP_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long the last Events may take to be told.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -79,17 +76,25 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         tracing::debug!("{left}");
     }
     let (sender, updates) = mpsc::channel(WAITING_UPDATES);
-    let source = match &flags.manifests {
+    let mut source = match &flags.manifests {
         Some(path) => start_manifests(path, &setup, sender.clone()).await?,
         None => start_api(&setup, sender.clone(), Arc::clone(&metrics)).await?,
     };
-    let families = families(&setup, &found, &source).await?;
+    let support = detect::support(&found, Kernel.ipv6_enabled()).await;
+    let both = support.usable()?.len() == Family::ALL.len();
+    if let Some(client) = &source.client
+        && let Some(node) = own_node::wait(client, &setup, &source.inputs, both).await?
+    {
+        source.inputs.snapshot.apply(Change::Node(Some(node)));
+    }
+    let families = families(&setup, &support, source.inputs.snapshot.node())?;
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", source.inputs.node_name, names.join(" and "));
 
     let Effective { proxy, daemon, config, .. } = &setup.effective;
     set_conntrack(&Kernel, &daemon.conntrack)?;
-    if families.contains(&Family::V4) && needs_route_localnet(proxy, source.inputs.snapshot.node()) {
+    // The loop does this, too; here it tells early, and is all there is with --init-only.
+    if families.contains(&Family::V4) && source.inputs.knows_node_ip() && needs_route_localnet(proxy, source.inputs.snapshot.node()) {
         let whose = if families.len() > 1 { "ipv4 proxier" } else { "proxier" };
         allow_route_localnet(&Kernel).with_context(|| format!("unable to create {whose}"))?;
     }
@@ -159,18 +164,12 @@ async fn last_words(events: &Events, (reason, failed): (&'static str, StartError
 }
 
 /// The families to run: those that this host can program, if the node's primary family is among them.
-async fn families(setup: &Setup, found: &Found, source: &Source) -> anyhow::Result<Vec<Family>> {
-    let support = detect::support(found, Kernel.ipv6_enabled()).await;
-    let both = support.usable()?.len() == Family::ALL.len();
-    let node = match &source.client {
-        Some(client) => own_node(client, setup, &source.inputs.node_name, both).await,
-        None => source.inputs.snapshot.node().cloned(),
-    };
-    let of_node = node.as_ref().and_then(|node| node.addresses.first()).copied();
+fn families(setup: &Setup, support: &Support, node: Option<&Node>) -> anyhow::Result<Vec<Family>> {
+    let of_node = node.and_then(|node| node.addresses.first()).copied();
     let primary = setup.effective.proxy.bind_address.or(of_node).map_or(Family::V4, Family::of);
     let mut families = support.to_run(primary)?;
-    let pod_cidrs = node.map(|node| node.pod_cidrs).unwrap_or_default();
-    for mismatch in checks::mismatches(&setup.effective, primary, &families, &pod_cidrs) {
+    let pod_cidrs = node.map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
+    for mismatch in checks::mismatches(&setup.effective, primary, &families, pod_cidrs) {
         anyhow::ensure!(!mismatch.fatal, "kube-proxy configuration is incorrect: {}", mismatch.what);
         tracing::warn!("kube-proxy configuration may be incorrect: {}", mismatch.what);
     }
@@ -180,26 +179,6 @@ async fn families(setup: &Setup, found: &Found, source: &Source) -> anyhow::Resu
     families.retain(|family| setup.families.contains(family));
     anyhow::ensure!(!families.is_empty(), "this host cannot program the family of --ip-family");
     Ok(families)
-}
-
-/// This node's Node, as far as it matters now: where only one family can be programmed, its IP says whether that is the right one, and it
-/// is waited for.
-async fn own_node(client: &Client, setup: &Setup, node_name: &str, any_family: bool) -> Option<Node> {
-    let patient = !any_family && setup.effective.proxy.bind_address.is_none();
-    for _ in 0..NODE_IP_TRIES {
-        match api::node(client, node_name).await {
-            Ok(node) if !patient || node.as_ref().is_some_and(|node| !node.addresses.is_empty()) => return node,
-            Ok(_) => {}
-            Err(error) if patient => tracing::warn!("{error:#}"),
-            Err(error) => {
-                tracing::debug!("{error:#}");
-                return None;
-            }
-        }
-        tokio::time::sleep(NODE_IP_PAUSE).await;
-    }
-    tracing::error!("can't determine this node's IP: Node {node_name} shows none; taken to be IPv4");
-    None
 }
 
 async fn start_manifests(path: &Path, setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Result<Source> {

@@ -58,12 +58,6 @@ impl GoDuration {
     }
 }
 
-impl From<Duration> for GoDuration {
-    fn from(duration: Duration) -> Self {
-        Self(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
-    }
-}
-
 impl fmt::Display for GoDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanoseconds = self.0.unsigned_abs();

@@ -49,8 +49,11 @@ pub enum Unusable {
     #[error("failed validate: {0}")]
     Invalid(String),
     /// What only this program refuses.
-    #[error("{0}")]
+    #[error(transparent)]
     Setting(#[from] BadSetting),
+    /// The node's name is blank.
+    #[error("failed complete: {0}")]
+    NodeName(&'static str),
 }
 
 impl Effective {
@@ -72,7 +75,7 @@ impl Effective {
         };
         flags.logging.over(&mut config);
         config.complete();
-        let node_name = flags.node_name()?.or_else(|| config.node_name());
+        let node_name = flags.node_name().map_err(Unusable::NodeName)?.or_else(|| config.node_name());
         if let Some(name) = &node_name {
             config.hostname_override.clone_from(name);
         }
@@ -97,6 +100,10 @@ impl Effective {
             ("hostnameOverride", self.node_name != other.node_name),
             ("healthzBindAddress", self.daemon.healthz != other.daemon.healthz),
             ("metricsBindAddress", self.daemon.metrics != other.daemon.metrics),
+            ("enableProfiling", self.daemon.profiling != other.daemon.profiling),
+            ("featureGates", here.feature_gates != there.feature_gates),
+            // Rules have asked the kernel once what this made of it.
+            ("conntrack.tcpBeLiberal", here.conntrack.tcp_be_liberal != there.conntrack.tcp_be_liberal),
             ("bindAddressHardFail", self.daemon.hard_fail != other.daemon.hard_fail),
             ("logging.format", self.daemon.log_format != other.daemon.log_format),
             // Family detection has asked for these.

@@ -38,15 +38,37 @@ pub(super) fn address_and_port(text: &str) -> Result<String, String> {
     Err(format!("{text:?} is neither an IP nor IP:port"))
 }
 
+/// Feature gates of one flag.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gates(pub Vec<(String, bool)>);
+
+/// Feature gates, separated by commas; empty items count for nothing.
+pub(super) fn gates(text: &str) -> Result<Gates, String> {
+    items(text).map(gate).collect::<Result<_, _>>().map(Gates)
+}
+
+/// Patterns of one `--vmodule`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patterns(pub Vec<VModule>);
+
+/// Patterns, separated by commas; empty items count for nothing.
+pub(super) fn patterns(text: &str) -> Result<Patterns, String> {
+    items(text).map(vmodule).collect::<Result<_, _>>().map(Patterns)
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
 /// A feature gate, `NAME=true|false`.
-pub(super) fn gate(text: &str) -> Result<(String, bool), String> {
+fn gate(text: &str) -> Result<(String, bool), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("missing bool value for {text}"))?;
     let value = go_bool(value.trim()).map_err(|error| format!("invalid value of {name}={value}, err: {error}"))?;
     Ok((name.trim().to_owned(), value))
 }
 
 /// One entry of `--vmodule`, `PATTERN=LEVEL`.
-pub(super) fn vmodule(text: &str) -> Result<VModule, String> {
+fn vmodule(text: &str) -> Result<VModule, String> {
     let (pattern, level) = text
         .split_once('=')
         .filter(|(pattern, _)| !pattern.is_empty())
@@ -80,6 +102,8 @@ mod tests {
             assert!(address_and_port(bad).is_err(), "{bad}");
         }
         assert_eq!(gate("AllAlpha=true"), Ok(("AllAlpha".into(), true)));
+        assert_eq!(gates("A=true,,B=0,").map(|gates| gates.0.len()), Ok(2));
+        assert_eq!(gates(""), Ok(Gates::default()));
         assert!(gate("AllAlpha").is_err() && gate("AllAlpha=maybe").is_err());
         assert_eq!(vmodule("proxier=4"), Ok(VModule { file_pattern: "proxier".into(), verbosity: 4 }));
         assert!(vmodule("proxier").is_err() && vmodule("=4").is_err() && vmodule("a=b").is_err());

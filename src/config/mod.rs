@@ -3,7 +3,7 @@
 pub mod checks;
 pub mod duration;
 pub mod effective;
-mod flag_values;
+pub mod flag_values;
 pub mod flags;
 pub mod host_facts;
 pub mod kernel;

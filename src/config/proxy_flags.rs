@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::duration::GoDuration;
-use super::flag_values::{address_and_port, duration, gate, go_bool, ip, version};
+use super::flag_values::{Gates, Patterns, address_and_port, duration, gates, go_bool, ip, patterns, version};
+use super::kubeproxy::defaults;
 use super::kubeproxy::defaults::{HEALTHZ_PORT, METRICS_PORT, append_port};
-use super::kubeproxy::document::{KubeProxyConfiguration, VModule};
-use super::kubeproxy::{BadSetting, defaults};
+use super::kubeproxy::document::KubeProxyConfiguration;
+use super::settings::LogFormat;
 
 /// Every flag of kube-proxy in iptables mode; those of other modes are taken and have no effect.
 #[derive(Args, Clone, Debug, Default)]
@@ -30,8 +31,8 @@ pub struct ProxyFlags {
     #[arg(long, value_name = "true|false|raw", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = version)]
     pub version: String,
     /// Feature gates: NAME=true|false, separated by commas
-    #[arg(long, value_name = "GATES", value_delimiter = ',', value_parser = gate)]
-    pub feature_gates: Vec<(String, bool)>,
+    #[arg(long, value_name = "GATES", value_parser = gates)]
+    pub feature_gates: Vec<Gates>,
     /// How to reach the API server; if not given, $KUBECONFIG, ~/.kube/config or in-cluster
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
     pub kubeconfig: String,
@@ -108,31 +109,31 @@ pub struct ProxyFlags {
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
     /// Score for the kernel's out-of-memory killer, -1000 to 1000
-    #[arg(long, value_name = "SCORE", default_value_t = -999, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SCORE", default_value_t = -999)]
     pub oom_score_adj: i32,
     /// Connections to track per CPU core; 0 leaves the kernel's limit alone
-    #[arg(long, value_name = "N", default_value_t = 32768, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", default_value_t = 32768)]
     pub conntrack_max_per_core: i32,
     /// Connections to track, at least
-    #[arg(long, value_name = "N", default_value_t = 131_072, allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
     pub conntrack_min: i32,
     /// Idle time of established TCP connections; 0 leaves it alone
-    #[arg(long, value_name = "DURATION", default_value = "24h0m0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", default_value = "24h0m0s", value_parser = duration)]
     pub conntrack_tcp_timeout_established: GoDuration,
     /// Time of TCP connections that wait to be closed; 0 leaves it alone
-    #[arg(long, value_name = "DURATION", default_value = "1h0m0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", default_value = "1h0m0s", value_parser = duration)]
     pub conntrack_tcp_timeout_close_wait: GoDuration,
     /// Let out-of-window TCP packets pass
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub conntrack_tcp_be_liberal: bool,
     /// Idle time of UDP flows without an answer; 0 leaves it alone
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub conntrack_udp_timeout: GoDuration,
     /// Idle time of UDP flows with one; 0 leaves it alone
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub conntrack_udp_timeout_stream: GoDuration,
     /// Accepted; watches need no refresh
-    #[arg(long, value_name = "DURATION", default_value = "15m0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION", default_value = "15m0s", value_parser = duration)]
     pub config_sync_period: GoDuration,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
@@ -149,8 +150,8 @@ pub struct LoggingFlags {
     #[arg(short = 'v', long = "v", value_name = "LEVEL")]
     pub verbosity: Option<u32>,
     /// Accepted: PATTERN=LEVEL, separated by commas
-    #[arg(long, value_name = "PATTERNS", value_delimiter = ',', value_parser = super::flag_values::vmodule)]
-    pub vmodule: Vec<VModule>,
+    #[arg(long, value_name = "PATTERNS", value_parser = patterns)]
+    pub vmodule: Vec<Patterns>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub logging_format: Option<String>,
@@ -175,9 +176,9 @@ pub struct LoggingFlags {
 #[derive(Args, Clone, Debug, Default)]
 #[allow(missing_docs, reason = "flags of a mode that is not this program's; they are kept, and that is all")]
 pub struct IgnoredFlags {
-    #[arg(long, hide = true, default_value = "30s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, hide = true, default_value = "30s", value_parser = duration)]
     pub ipvs_sync_period: GoDuration,
-    #[arg(long, hide = true, default_value = "0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, hide = true, default_value = "0s", value_parser = duration)]
     pub ipvs_min_sync_period: GoDuration,
     #[arg(long, hide = true, default_value = "")]
     pub ipvs_scheduler: String,
@@ -185,11 +186,11 @@ pub struct IgnoredFlags {
     pub ipvs_exclude_cidrs: Vec<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub ipvs_strict_arp: bool,
-    #[arg(long, hide = true, default_value = "0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, hide = true, default_value = "0s", value_parser = duration)]
     pub ipvs_tcp_timeout: GoDuration,
-    #[arg(long, hide = true, default_value = "0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, hide = true, default_value = "0s", value_parser = duration)]
     pub ipvs_tcpfin_timeout: GoDuration,
-    #[arg(long, hide = true, default_value = "0s", value_parser = duration, allow_hyphen_values = true)]
+    #[arg(long, hide = true, default_value = "0s", value_parser = duration)]
     pub ipvs_udp_timeout: GoDuration,
     #[arg(long, hide = true, default_value = "/proc/sys/kernel/random/boot_id")]
     pub boot_id_file: String,
@@ -209,7 +210,7 @@ impl ProxyFlags {
     #[must_use]
     pub fn configuration(&self) -> KubeProxyConfiguration {
         let mut config = KubeProxyConfiguration::built_in();
-        config.feature_gates = self.feature_gates.iter().cloned().collect();
+        config.feature_gates = self.feature_gates.iter().flat_map(|gates| gates.0.iter().cloned()).collect();
         let client = &mut config.client_connection;
         client.kubeconfig.clone_from(&self.kubeconfig);
         client.content_type.clone_from(&self.kube_api_content_type);
@@ -235,7 +236,7 @@ impl ProxyFlags {
         config.detect_local.bridge_interface.clone_from(&self.pod_bridge_interface);
         config.detect_local.interface_name_prefix.clone_from(&self.pod_interface_name_prefix);
         config.cluster_cidr.clone_from(&self.cluster_cidr);
-        config.node_port_addresses = (!self.nodeport_addresses.is_empty()).then(|| self.nodeport_addresses.clone());
+        config.node_port_addresses = some(&self.nodeport_addresses);
         config.oom_score_adj = Some(self.oom_score_adj);
         let conntrack = &mut config.conntrack;
         (conntrack.max_per_core, conntrack.min) = (Some(self.conntrack_max_per_core), Some(self.conntrack_min));
@@ -252,15 +253,19 @@ impl ProxyFlags {
     ///
     /// # Errors
     /// It is blank.
-    pub fn node_name(&self) -> Result<Option<String>, BadSetting> {
+    pub fn node_name(&self) -> Result<Option<String>, &'static str> {
         let Some(name) = self.hostname_override.as_ref().filter(|name| !name.is_empty()) else { return Ok(None) };
         match name.trim().to_lowercase() {
-            name if name.is_empty() => {
-                Err(BadSetting { field: "--hostname-override".into(), cause: "empty hostname-override is invalid".into() })
-            }
+            name if name.is_empty() => Err("empty hostname-override is invalid"),
             name => Ok(Some(name)),
         }
     }
+}
+
+/// The items of a list that are not empty; `None` if there are none.
+fn some(items: &[String]) -> Option<Vec<String>> {
+    let items: Vec<String> = items.iter().filter(|item| !item.is_empty()).cloned().collect();
+    (!items.is_empty()).then_some(items)
 }
 
 /// An address to listen on, from its flag and that of its port.
@@ -274,11 +279,17 @@ fn listen(flag: &str, default: String, default_port: u16, port: Option<u16>) -> 
 }
 
 impl LoggingFlags {
+    /// How to log where nothing else is known.
+    #[must_use]
+    pub fn format(&self) -> LogFormat {
+        if self.logging_format.as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text }
+    }
+
     /// Puts what was typed over what the configuration says.
     pub fn over(&self, config: &mut KubeProxyConfiguration) {
         let logging = &mut config.logging;
         logging.verbosity = self.verbosity.unwrap_or(logging.verbosity);
-        logging.vmodule.splice(0..0, self.vmodule.iter().cloned());
+        logging.vmodule.splice(0..0, self.vmodule.iter().flat_map(|patterns| patterns.0.iter().cloned()));
         if let Some(format) = &self.logging_format {
             logging.format.clone_from(format);
         }
@@ -300,7 +311,7 @@ impl IgnoredFlags {
         let ipvs = &mut config.ipvs;
         (ipvs.sync_period, ipvs.min_sync_period) = (self.ipvs_sync_period, self.ipvs_min_sync_period);
         ipvs.scheduler.clone_from(&self.ipvs_scheduler);
-        ipvs.exclude_cidrs = (!self.ipvs_exclude_cidrs.is_empty()).then(|| self.ipvs_exclude_cidrs.clone());
+        ipvs.exclude_cidrs = some(&self.ipvs_exclude_cidrs);
         ipvs.strict_arp = self.ipvs_strict_arp;
         (ipvs.tcp_timeout, ipvs.tcp_fin_timeout, ipvs.udp_timeout) =
             (self.ipvs_tcp_timeout, self.ipvs_tcpfin_timeout, self.ipvs_udp_timeout);

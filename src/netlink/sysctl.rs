@@ -35,19 +35,19 @@ impl SettingError {
 /// Connection tracking is not as the configuration wants it.
 #[derive(Debug, thiserror::Error)]
 #[error("could not set conntrack parameters from kube-proxy configuration: {0}")]
-pub struct ConntrackError(#[from] pub SettingError);
+pub struct ConntrackError(pub SettingError);
 
 /// NodePorts on loopback are wanted, and the kernel does not let 127.0.0.0/8 be routed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}, or use --iptables-localhost-nodeports=false")]
-pub struct RouteLocalnetError(#[from] pub SettingError);
+pub struct RouteLocalnetError(pub SettingError);
 
 /// Sets what connection tracking should be like, in order.
 ///
 /// # Errors
 /// The first number that cannot be set; those after it were not tried.
 pub fn set_conntrack(host: &impl Host, settings: &ConntrackSettings) -> Result<(), ConntrackError> {
-    kernel::conntrack(settings, host.cores()).iter().try_for_each(|setting| Ok(set(host, setting)?))
+    kernel::conntrack(settings, host.cores()).iter().try_for_each(|setting| set(host, setting)).map_err(ConntrackError)
 }
 
 /// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need.
@@ -55,7 +55,7 @@ pub fn set_conntrack(host: &impl Host, settings: &ConntrackSettings) -> Result<(
 /// # Errors
 /// It is not, and cannot be switched on.
 pub fn allow_route_localnet(host: &impl Host) -> Result<(), RouteLocalnetError> {
-    Ok(set(host, &ROUTE_LOCALNET)?)
+    set(host, &ROUTE_LOCALNET).map_err(RouteLocalnetError)
 }
 
 fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {

@@ -2,7 +2,7 @@
 
 use crate::cluster::Snapshot;
 use crate::config::host_facts::WrittenFacts;
-use crate::config::settings::{DetectLocal, ProxySettings};
+use crate::config::settings::{DetectLocal, NodePortAddresses, ProxySettings};
 
 /// The cluster, this node's name and what was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,14 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Whether rules that name this node's IPs can: it is known, or nothing hangs on it.
+    #[must_use]
+    pub fn knows_node_ip(&self) -> bool {
+        self.settings.node_port_addresses != NodePortAddresses::Primary
+            || self.settings.bind_address.is_some()
+            || self.snapshot.node().is_some_and(|node| !node.addresses.is_empty())
+    }
+
     /// What rules have to wait for, if they do: in mode NodeCIDR, for the Node to get its pod CIDR (spec section 1.5).
     #[must_use]
     pub fn missing(&self) -> Option<String> {

@@ -107,12 +107,6 @@ impl<'t> Leftovers<'t> {
         }
     }
 
-    /// The table.
-    #[must_use]
-    pub const fn table(&self) -> &'static str {
-        self.table
-    }
-
     /// How many jumps go.
     #[must_use]
     pub const fn jumps(&self) -> usize {

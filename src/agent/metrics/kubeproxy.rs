@@ -135,12 +135,14 @@ impl KubeProxy {
             self.iptables_total.get_or_create(&of_table).set(tally.rules.of(table) as u64);
             self.iptables_last.get_or_create(&of_table).set(attempt.written.of(table) as u64);
         }
-        // Nothing is shown of failures before there is one.
         for (counter, count) in [(&self.restore_failures, attempt.failures), (&self.partial_restore_failures, attempt.partial_failures)] {
-            if count > 0 {
-                counter.get_or_create(&of).inc_by(count as u64);
-            }
+            counter.get_or_create(&of).inc_by(count as u64);
         }
+        // What has no first use yet is there all the same: who looks for a name after one sync finds it.
+        for unused in [&self.full_duration, &self.partial_duration, &self.network_programming, &self.conntrack_duration] {
+            drop(unused.get_or_create(&of));
+        }
+        drop(self.conntrack_deleted.get_or_create(&of));
     }
 
     /// A sync ended well.

@@ -4,7 +4,6 @@ mod kubeproxy;
 mod process;
 mod sepal;
 mod shared;
-mod slis;
 mod text;
 
 use std::sync::atomic::AtomicU64;
@@ -29,7 +28,6 @@ use sepal::Own;
 use shared::Shared;
 use text::Catalogue;
 
-pub use slis::Slis;
 pub use text::Format;
 
 /// Labels of what is counted per IP family.
@@ -68,7 +66,7 @@ type Count = Gauge<u64, AtomicU64>;
 /// Histograms by label.
 type Durations<L = OfFamily> = Labelled<L, Histogram, fn() -> Histogram>;
 
-/// All metrics but those of health checks, which have a page of their own ([`Slis`]).
+/// All metrics but those of health checks, which have a page of their own.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,

@@ -52,6 +52,11 @@ pub fn text(text: &str) -> Result<Decoded, BadConfiguration> {
         return Err(BadConfiguration::Kind { kind, api_version });
     }
     // Where a field may be null the path has a step without a name.
+    // A list has fields by position for serde, and for nobody else.
+    let list = |(name, value): (&String, &Value)| (value.is_array() && name != "nodePortAddresses").then(|| name.clone());
+    if let Some(name) = value.as_object().and_then(|fields| fields.iter().find_map(list)) {
+        return Err(BadConfiguration::Text(format!("{name}: a list, where fields are wanted")));
+    }
     let mut ignored = |path: serde_ignored::Path<'_>| {
         leniences.push(format!("unknown field \"{}\"", path.to_string().replace(".?", "")));
     };
@@ -107,6 +112,7 @@ mod tests {
             ("iptables: {masqueradeAll: 'yes'}", "failed to decode: iptables.masqueradeAll: "),
             ("iptables: {syncPeriod: soon}", "failed to decode: iptables.syncPeriod: \"soon\" is not a duration (like 30s or 1m30s)"),
             ("iptables: {syncPeriod: 30}", "failed to decode: iptables.syncPeriod: "),
+            ("conntrack: [7, 8]", "failed to decode: conntrack: a list, where fields are wanted"),
             ("oomScoreAdj: 99999999999", "failed to decode: oomScoreAdj: "),
         ] {
             let error = text(&format!("{HEAD}{body}")).expect_err(body).to_string();

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use super::BadSetting;
 use super::document::KubeProxyConfiguration;
 use super::gates;
-use super::validate::{joined, problems, split_host_port};
+use super::validate::{joined, number, problems, split_host_port};
 use crate::cluster::ip::{parse_cidr, parse_ip};
 use crate::config::duration::GoDuration;
 use crate::config::settings::{ConntrackSettings, DaemonSettings, DetectLocal, LogFormat, NodePortAddresses, ProxySettings};
@@ -135,7 +135,7 @@ fn positive(duration: GoDuration) -> Duration {
 
 fn address(field: &str, text: &str) -> Result<SocketAddr, BadSetting> {
     let parts = split_host_port(text);
-    let parsed: Option<(IpAddr, u16)> = parts.and_then(|(host, port)| Some((parse_ip(host)?, port.parse().ok()?)));
+    let parsed: Option<(IpAddr, u16)> = parts.and_then(|(host, port)| Some((parse_ip(host)?, number(port)?)));
     parsed.map(SocketAddr::from).ok_or_else(|| bad(field, format!("{text:?} is not IP:port")))
 }
 

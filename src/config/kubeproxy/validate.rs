@@ -118,7 +118,12 @@ fn host_and_port(found: &mut Problems, path: &str, text: &str) {
         return found.invalid(path, quoted(text), "must be IP:port");
     };
     found.unless(parse_ip(host).is_some(), path, quoted(host), "must be a valid IP");
-    found.unless(port.parse::<u16>().is_ok_and(|port| port > 0), path, quoted(port), "must be a valid port");
+    found.unless(number(port).is_some_and(|port| port > 0), path, quoted(port), "must be a valid port");
+}
+
+/// A port number, in digits only.
+pub(super) fn number(text: &str) -> Option<u16> {
+    text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 /// `host:port` or `[host]:port` in parts; `None` if it is neither.
