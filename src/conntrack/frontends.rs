@@ -246,7 +246,7 @@ fn may_leave_stale(before: Option<&Allowed>, now: Option<&Allowed>) -> bool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::cluster::{Change, Conditions, Service, ServicePort, Slice, SliceEndpoint, SliceKey, SlicePort};
+    use crate::cluster::{Change, Conditions, Hints, Service, ServicePort, Slice, SliceEndpoint, SliceKey, SlicePort};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -287,8 +287,7 @@ pub(super) mod tests {
             ip: [10, 0, 0, last].into(),
             conditions: Conditions { ready, serving, terminating },
             node: "".into(),
-            zone_hints: vec!["elsewhere".into()],
-            node_hints: vec![],
+            hints: Some(Box::new(Hints { zones: vec!["elsewhere".into()], nodes: vec![] })),
         };
         let slice = Slice {
             service: "dns".into(),
@@ -404,8 +403,7 @@ pub(super) mod tests {
             ip: [10, 0, 0, last].into(),
             conditions: Conditions { ready: serving, serving, terminating: !serving },
             node: "".into(),
-            zone_hints: vec![],
-            node_hints: vec![],
+            hints: None,
         });
         let slice = (name(), prop_oneof![Just(""), Just("x")], vec(endpoint, 0..3)).prop_map(|(service, port, endpoints)| Slice {
             service: service.into(),
