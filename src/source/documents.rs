@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use super::plain_yaml;
 use crate::parallel;
 
 /// Text is handed to the parsers in portions of about this many bytes.
@@ -195,6 +196,9 @@ impl Piece<'_> {
     }
 
     fn yaml(&self) -> Result<Value, BadDocument> {
+        if let Some(value) = plain_yaml::value(self.text) {
+            return Ok(value);
+        }
         // No budget: manifests are the operator's own, and a large cluster's are large.
         let options = serde_saphyr::options! { budget: None };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
