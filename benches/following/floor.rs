@@ -12,7 +12,7 @@ use sepal::config::settings::{Asked, HostFacts};
 use sepal::netlink::record::FakeHost;
 use sepal::rules::inputs::Inputs;
 use sepal::rules::jumps::{JUMPS, Table};
-use sepal::rules::{self, Renderer};
+use sepal::rules::{self, Renderer, ServicePortRules};
 use sepal::source::convert;
 use sepal::source::manifests::Manifests;
 use sepal::source::object::{Kind, ObjectId};
@@ -23,6 +23,9 @@ use serde_json::Value;
 /// On nft, whole services go into one COMMIT until it mentions about so many chains; the best of these is the floor.
 const GROUPS: [usize; 2] = [256, 512];
 
+/// In tables that are full already a COMMIT costs more, for the kernel looks through all of them: fewer and larger ones are best then.
+const GROUP_OF_CHANGES: usize = 1024;
+
 /// Rules by chain.
 type Chains = BTreeMap<String, String>;
 
@@ -30,7 +33,6 @@ type Chains = BTreeMap<String, String>;
 pub(crate) struct Floor {
     node: Netns,
     variant: Variant,
-    group: usize,
     inputs: Inputs,
     facts: HostFacts,
 }
@@ -46,10 +48,10 @@ impl Floor {
         let filled = groups.iter().map(|&group| {
             let node = Netns::new();
             let time = restore(&node, variant, &everything(&inputs, &facts, group));
-            (node, group, time)
+            (node, time)
         });
-        let (node, group, time) = filled.min_by(|(.., a), (.., b)| a.total_cmp(b)).expect("there are some");
-        (Self { node, variant, group, inputs, facts }, time)
+        let (node, time) = filled.min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("there are some");
+        (Self { node, variant, inputs, facts }, time)
     }
 
     /// Makes these changes; gives the time, in seconds. Of each service only those chains are written that are other than before, with its
@@ -82,7 +84,7 @@ impl Floor {
         let (mut text, mut group) = (String::new(), Group::default());
         for key in &touched {
             group.add(chains(&self.inputs, &self.facts, key), chains(&after, &self.facts, key));
-            if group.mentioned >= self.group {
+            if group.mentioned >= GROUP_OF_CHANGES && self.variant == Variant::Nft {
                 text += &std::mem::take(&mut group).text();
             }
         }
@@ -144,7 +146,7 @@ fn chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chains, Stri
     let renderer = Renderer::new(inputs, facts, Family::V4).for_size(usize::MAX);
     let ports = renderer.service(key);
     let chains = ports.iter().flat_map(|port| port.chains().map(|(chain, rules)| (chain.to_string(), rules.to_owned())));
-    (chains.collect(), ports.iter().map(|port| port.nat_dispatch()).collect())
+    (chains.collect(), ports.iter().map(ServicePortRules::nat_dispatch).collect())
 }
 
 /// Everything into empty tables: `filter`, then service ports in groups, then what leads to them.
