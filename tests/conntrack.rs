@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use sepal::cluster::Family;
 use sepal::conntrack::flows::{End, FlowError, FlowTable, KernelFlows};
-use sepal::conntrack::frontends::Frontends;
+use sepal::conntrack::frontends::Changes;
 use sepal::conntrack::stale::{Flow, LocalAddresses};
 use sepal::conntrack::{Cleaned, Reconciler};
 use sepal_lab::{Netns, eventually};
@@ -136,8 +136,7 @@ impl Lab {
         let text = common::into_empty_tables(&inputs, self.family);
         restore.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
         assert!(restore.wait().expect("it ends").success(), "{text}");
-        let frontends = Frontends::of_snapshot(&inputs.snapshot, self.family, true);
-        self.reconciler.as_mut().expect("it is here").note(frontends)
+        self.reconciler.as_mut().expect("it is here").note(Changes::whole(&inputs.snapshot, self.family, true))
     }
 
     /// A round, if one is owed.

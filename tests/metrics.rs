@@ -16,9 +16,9 @@ use sepal::agent::health::SharedHealth;
 use sepal::agent::metrics::{Format, Metrics};
 use sepal::agent::proxy_loop::ProxyLoop;
 use sepal::agent::report::Report;
-use sepal::cluster::Family;
+use sepal::cluster::{Family, ServiceKey};
 use sepal::conntrack::Reconciler;
-use sepal::conntrack::frontends::{Allowed, Frontends};
+use sepal::conntrack::frontends::{Allowed, Changes, Place, Reached};
 use sepal::conntrack::record::{self, FakeFlows};
 use sepal::conntrack::stale::{Flow, Tuple, UDP};
 use sepal::iptables::{IptablesError, Runner};
@@ -32,7 +32,7 @@ use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
 use sepal_lab::Netns;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
@@ -407,15 +407,16 @@ fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     };
     let table = FakeFlows::new((0..count).map(|id| Flow { id: Some(id), ..stale }));
     table.fault.set(fault);
-    let mut frontends = Frontends::default();
-    frontends.add_address(service, &Allowed::new([at("10.0.0.2:53")]));
-    let (told, news) = watch::channel(Some(flow_loop::Acknowledged { frontends, local: Arc::default() }));
+    let mut reached = Reached::default();
+    reached.add(Place::Address(service), &Allowed::new([at("10.0.0.2:53")]));
+    let key = ServiceKey { namespace: "kube-system".into(), name: "dns".into() };
+    let (teller, unheard) = flow_loop::channel();
+    teller.say(flow_loop::News { changes: Changes::of([(key, reached)]), local: Arc::default() });
     block_on(async {
-        let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), news);
-        told.send_modify(|_| {});
+        let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), unheard);
         let _ = tokio::time::timeout(Duration::from_secs(20), run).await;
     });
-    drop(told);
+    drop(teller);
 }
 
 /// A look that cannot delete all of what it found counts, too; one that cannot even list does not.

@@ -3,18 +3,15 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::mpsc::Receiver;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::health_checks;
 use crate::cluster::{Change, Family, Protocol, ServiceKey, Touched};
 use crate::config::settings::{HostFacts, NodePortAddresses};
-use crate::conntrack::frontends::Frontends;
 use crate::iptables::Runner;
 use crate::netlink::Host;
 use crate::netlink::sysctl::{RouteLocalnetError, allow_route_localnet};
@@ -24,7 +21,7 @@ use crate::source::{Kind, Known, Update};
 
 use super::facts::usable_facts;
 use super::family::FamilyRules;
-use super::flow_loop;
+use super::flow_loop::Teller;
 use super::report::Report;
 use super::service_health::ServiceHealth;
 
@@ -52,9 +49,8 @@ struct Kept {
     audit: Instant,
     /// When what is not written yet happened, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
-    /// UDP services may have changed since their flows were last looked after.
-    flows_due: bool,
-    flows: Option<watch::Sender<Option<flow_loop::Acknowledged>>>,
+    /// Tells whoever looks after UDP flows.
+    flows: Option<Teller>,
     /// Answers load balancers' health checks, where that is wanted.
     checks: Option<ServiceHealth>,
 }
@@ -108,7 +104,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// Looks after a family, too; tells what its rules say about UDP to whoever looks after its flows.
     #[must_use]
-    pub fn with_family(mut self, family: Family, flows: Option<watch::Sender<Option<flow_loop::Acknowledged>>>) -> Self {
+    pub fn with_family(mut self, family: Family, flows: Option<Teller>) -> Self {
         let now = Instant::now();
         self.families.push(Kept {
             rules: FamilyRules::new(family),
@@ -117,7 +113,6 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             canary: now,
             audit: now + self.inputs.settings.sync_period,
             triggers: HashMap::new(),
-            flows_due: true,
             flows,
             checks: None,
         });
@@ -266,10 +261,12 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         if touched.services.is_empty() {
             return;
         }
-        let udp = udp || touched.services.iter().any(|key| self.serves_udp(key));
+        let serving: Vec<ServiceKey> = touched.services.iter().filter(|key| udp || self.serves_udp(key)).cloned().collect();
         for kept in &mut self.families {
             kept.rules.touch(&touched.services);
-            kept.flows_due |= udp;
+            if let Some(flows) = &mut kept.flows {
+                flows.touch(&serving);
+            }
             let asked = family.is_none_or(|family| family == kept.rules.family());
             if asked && self.awaited.is_empty() {
                 self.report.queued(kept.rules.family());
@@ -281,7 +278,9 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         self.facts = None;
         for kept in &mut self.families {
             kept.rules.touch_everything();
-            kept.flows_due = true;
+            if let Some(flows) = &mut kept.flows {
+                flows.touch_everything();
+            }
             if self.awaited.is_empty() {
                 self.report.queued(kept.rules.family());
             }
@@ -395,8 +394,8 @@ impl Kept {
                 let end = Instant::now();
                 // Without an order from outside, writing may take two thirds of the time, but not all of it.
                 self.not_before = end + inputs.settings.min_sync_period.unwrap_or((end - start) / 2);
-                if self.flows_due {
-                    self.tell_flows(host, inputs);
+                if let Some(flows) = &mut self.flows {
+                    flows.tell(host, inputs, self.rules.family());
                 }
                 self.answer_checks(host, inputs, report).await;
                 true
@@ -448,16 +447,5 @@ impl Kept {
             tracing::error!("node {} {failed}", inputs.node_name);
             report.tell(failed.event(&inputs.node_name));
         }
-    }
-
-    fn tell_flows(&mut self, host: &impl Host, inputs: &Inputs) {
-        self.flows_due = false;
-        let Some(flows) = &self.flows else { return };
-        let local = host.addresses().unwrap_or_else(|error| {
-            tracing::warn!("cannot list this host's addresses, so stale flows to NodePorts stay: {error}");
-            Vec::new()
-        });
-        let frontends = Frontends::of_snapshot(&inputs.snapshot, self.rules.family(), inputs.settings.allow_external_ips);
-        flows.send_replace(Some(flow_loop::Acknowledged { frontends, local: Arc::new(local.into_iter().collect()) }));
     }
 }

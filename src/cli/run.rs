@@ -112,9 +112,9 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let random_fully = found.random_fully();
     let mut proxy_loop = ProxyLoop::new(found.exec, Kernel, random_fully, source.inputs, report);
     for family in families {
-        let (told, news) = watch::channel(None);
-        tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, Arc::clone(&metrics), news));
-        proxy_loop = proxy_loop.with_family(family, Some(told));
+        let (teller, unheard) = flow_loop::channel();
+        tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, Arc::clone(&metrics), unheard));
+        proxy_loop = proxy_loop.with_family(family, Some(teller));
     }
     proxy_loop = proxy_loop.with_health_checks(daemon.healthz.is_some());
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);

@@ -83,16 +83,32 @@ pub struct SliceEndpoint {
     pub conditions: Conditions,
     /// The node it runs on; empty if not given.
     pub node: Box<str>,
-    /// Zones this endpoint is meant for.
-    pub zone_hints: Vec<String>,
-    /// Nodes this endpoint is meant for.
-    pub node_hints: Vec<String>,
+    /// Whom it is meant for, where it says so. Most endpoints don't.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whom an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Zones.
+    pub zones: Vec<String>,
+    /// Nodes.
+    pub nodes: Vec<String>,
 }
 
 impl SliceEndpoint {
+    fn zone_hints(&self) -> &[String] {
+        self.hints.as_ref().map(|hints| hints.zones.as_slice()).unwrap_or_default()
+    }
+
+    fn node_hints(&self) -> &[String] {
+        self.hints.as_ref().map(|hints| hints.nodes.as_slice()).unwrap_or_default()
+    }
+
     fn bytes(&self) -> usize {
-        let hints = self.zone_hints.iter().chain(&self.node_hints).map(|hint| size_of::<String>() + hint.len()).sum::<usize>();
-        size_of::<Self>() + self.node.len() + hints
+        let hints = self.zone_hints().iter().chain(self.node_hints()).map(|hint| size_of::<String>() + hint.len()).sum::<usize>();
+        let own = self.hints.as_ref().map_or(0, |_| size_of::<Hints>());
+        size_of::<Self>() + self.node.len() + own + hints
     }
 }
 
@@ -137,8 +153,8 @@ pub fn of_service_port<'a>(
                 id: endpoint_id(endpoint.ip, slice_port.port),
                 conditions: endpoint.conditions,
                 local: !endpoint.node.is_empty() && *endpoint.node == *node_name,
-                zone_hints: &endpoint.zone_hints,
-                node_hints: &endpoint.node_hints,
+                zone_hints: endpoint.zone_hints(),
+                node_hints: endpoint.node_hints(),
             }));
         }
     }
@@ -188,8 +204,7 @@ mod tests {
                     ip: ip.parse().expect("an address"),
                     conditions: Conditions { ready: !terminating, serving: true, terminating: *terminating },
                     node: "".into(),
-                    zone_hints: vec![],
-                    node_hints: vec![],
+                    hints: None,
                 })
                 .collect(),
         }

@@ -72,8 +72,7 @@ mod tests {
             ip: ip.parse().expect("an address"),
             conditions: *conditions,
             node: (*node).into(),
-            zone_hints: vec![],
-            node_hints: vec![],
+            hints: None,
         };
         let port = |(at, name): (usize, &&str)| SlicePort { name: (*name).into(), protocol: Protocol::Tcp, port: 8080 + at as u16 };
         Slice {

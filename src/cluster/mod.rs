@@ -11,7 +11,7 @@ pub mod service;
 pub mod snapshot;
 pub mod topology;
 
-pub use endpoints::{Conditions, Endpoint, Slice, SliceEndpoint, SliceKey, SlicePort};
+pub use endpoints::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SliceKey, SlicePort};
 pub use ip::Family;
 pub use node::Node;
 pub use service::{Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType};

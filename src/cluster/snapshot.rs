@@ -10,7 +10,8 @@ use super::service::{Service, ServiceKey};
 /// The cluster as this node sees it. What is absent here does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    services: BTreeMap<ServiceKey, Service>,
+    /// Boxed, because a tree's nodes are half empty.
+    services: BTreeMap<ServiceKey, Box<Service>>,
     /// By Service, then sorted by the slices' names. Most Services have one slice.
     slices: BTreeMap<ServiceKey, Vec<(Arc<str>, Slice)>>,
     /// Under which Service each slice is filed, so that a slice that moves to another Service leaves the first one.
@@ -54,8 +55,10 @@ impl Snapshot {
         let mut touched = Touched::default();
         match change {
             Change::Service(key, service) => {
-                let (before, after) = (self.services.get(&key).map_or(0, Service::bytes), service.as_ref().map_or(0, Service::bytes));
-                if put(&mut self.services, key.clone(), service) {
+                let key = self.shared(key);
+                let (before, after) =
+                    (self.services.get(&key).map_or(0, |known| known.bytes()), service.as_ref().map_or(0, Service::bytes));
+                if put(&mut self.services, key.clone(), service.map(Box::new)) {
                     self.bytes = self.bytes + after - before;
                     touched.services.push(key);
                 }
@@ -71,8 +74,24 @@ impl Snapshot {
         touched
     }
 
-    fn apply_slice(&mut self, key: SliceKey, slice: Option<Slice>, touched: &mut Touched) {
-        let service = slice.as_ref().map(|s| ServiceKey { namespace: key.namespace.clone(), name: s.service.clone() });
+    /// The same key, of texts that are in memory already where possible.
+    fn shared(&self, key: ServiceKey) -> ServiceKey {
+        let known = self.services.get_key_value(&key).map(|(known, _)| known);
+        let Some(known) = known.or_else(|| self.slices.get_key_value(&key).map(|(known, _)| known)) else {
+            let before = self.services.range(..&key).next_back().map(|(before, _)| before);
+            let namespace = before.map(|before| &before.namespace).filter(|namespace| **namespace == key.namespace);
+            return ServiceKey { namespace: namespace.unwrap_or(&key.namespace).clone(), name: key.name };
+        };
+        known.clone()
+    }
+
+    fn apply_slice(&mut self, mut key: SliceKey, mut slice: Option<Slice>, touched: &mut Touched) {
+        let service = slice.as_mut().map(|slice| {
+            let service = self.shared(ServiceKey { namespace: key.namespace.clone(), name: slice.service.clone() });
+            slice.service = service.name.clone();
+            key.namespace = service.namespace.clone();
+            service
+        });
         if let Some(old) = self.filed.get(&key).filter(|old| Some(*old) != service.as_ref()).cloned() {
             self.filed.remove(&key);
             if let Some(of_service) = self.slices.get_mut(&old) {
@@ -95,6 +114,8 @@ impl Snapshot {
             }
             Err(at) => {
                 self.bytes += slice.bytes();
+                // One, for there will hardly be more.
+                of_service.reserve_exact(1);
                 of_service.insert(at, (key.name.clone(), slice));
             }
         }
@@ -123,13 +144,13 @@ impl Snapshot {
 
     /// All Services, sorted by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
-        self.services.iter()
+        self.services.iter().map(|(key, service)| (key, &**service))
     }
 
     /// One Service.
     #[must_use]
     pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        self.services.get(key)
+        self.services.get(key).map(|service| &**service)
     }
 
     /// The slices of one Service, by slice name.
@@ -227,6 +248,25 @@ mod tests {
         assert_eq!((snapshot.slices(&key("a")).count(), snapshot.slices(&key("b")).count()), (0, 1));
         assert_eq!(snapshot.apply(Change::Slice(slice_key, None)), of(&["b"]));
         assert_eq!(snapshot, Snapshot::default());
+    }
+
+    #[test]
+    fn names_are_in_memory_once() {
+        let mut snapshot = Snapshot::default();
+        let apply = |snapshot: &mut Snapshot, name: &str| {
+            snapshot.apply(Change::Service(key(name), Some(Service::default())));
+            snapshot.apply(Change::Slice(SliceKey { namespace: "ns".into(), name: name.into() }, Some(slice(name))));
+        };
+        apply(&mut snapshot, "a");
+        apply(&mut snapshot, "b");
+        let keys: Vec<&ServiceKey> = snapshot.services.keys().chain(snapshot.slices.keys()).chain(snapshot.filed.values()).collect();
+        assert!(keys.iter().all(|key| Arc::ptr_eq(&key.namespace, &keys[0].namespace)));
+        assert!(snapshot.filed.keys().all(|slice| Arc::ptr_eq(&slice.namespace, &keys[0].namespace)));
+        for name in ["a", "b"] {
+            let of_name: Vec<_> = keys.iter().filter(|key| &*key.name == name).collect();
+            assert_eq!(of_name.len(), 3);
+            assert!(of_name.iter().all(|key| Arc::ptr_eq(&key.name, &of_name[0].name)));
+        }
     }
 
     #[test]

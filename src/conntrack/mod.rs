@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::Family;
 
 use flows::{End, FlowError, FlowTable};
-use frontends::Frontends;
+use frontends::{Changes, Frontends};
 use stale::LocalAddresses;
 
 /// Stale flows that are held in memory at once, 9 MB of them.
@@ -61,22 +61,20 @@ impl Reconciler {
         self.family
     }
 
-    /// Takes the frontends that the rules now have, and says whether a round is owed.
+    /// Takes what changed about the frontends that the rules have, all of them the first time; says whether a round is owed.
     ///
     /// One is owed at the start, for whatever went stale while nobody looked; later whenever a frontend lost a backend, went away with
     /// its backends, or has some for the first time; and as long as the last round has not come to a good end. A frontend that
     /// went away is remembered until then.
-    pub fn note(&mut self, mut frontends: Frontends) -> bool {
-        match &self.frontends {
-            None => self.owed = !frontends.is_empty(),
-            Some(before) => {
-                self.owed |= frontends.may_leave_stale(before);
-                if self.owed {
-                    frontends.remember_gone(before);
-                }
-            }
+    pub fn note(&mut self, changes: Changes) -> bool {
+        let first = self.frontends.is_none();
+        // No listing is under way, so nothing is copied.
+        let frontends = Arc::make_mut(self.frontends.get_or_insert_default());
+        let may_be_stale = frontends.take(changes);
+        self.owed |= if first { !frontends.is_empty() } else { may_be_stale };
+        if !self.owed {
+            frontends.forget_gone();
         }
-        self.frontends = Some(Arc::new(frontends));
         self.owed
     }
 
@@ -121,7 +119,8 @@ impl Reconciler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conntrack::frontends::Allowed;
+    use crate::conntrack::frontends::Place;
+    use crate::conntrack::frontends::tests::change;
     use crate::conntrack::record::{FakeFlows, Fault};
     use crate::conntrack::stale::tests::{at, flow};
 
@@ -129,10 +128,15 @@ mod tests {
     const ONE: &str = "10.0.0.1:53";
     const TWO: &str = "10.0.0.2:53";
 
-    fn frontends(backends: &[&str]) -> Frontends {
-        let mut frontends = Frontends::default();
-        frontends.add_address(at(SERVICE), &Allowed::new(backends.iter().map(|backend| at(backend))));
-        frontends
+    /// One Service with these backends.
+    fn with(backends: &[&str]) -> Changes {
+        let backends: Vec<_> = backends.iter().map(|backend| at(backend)).collect();
+        change("dns", &[(Place::Address(at(SERVICE)), &backends)])
+    }
+
+    /// It is gone, or was never there.
+    fn without() -> Changes {
+        change("dns", &[])
     }
 
     fn round(reconciler: &mut Reconciler, table: &FakeFlows) -> Result<Option<(usize, usize)>, FlowError> {
@@ -142,9 +146,9 @@ mod tests {
     }
 
     /// A reconciler with nothing owed.
-    fn settled(frontends: Frontends) -> Reconciler {
+    fn settled(changes: Changes) -> Reconciler {
         let mut reconciler = Reconciler::new(Family::V4);
-        assert!(reconciler.note(frontends), "one round at the start");
+        assert!(reconciler.note(changes), "one round at the start");
         round(&mut reconciler, &FakeFlows::default()).expect("no fault");
         assert!(!reconciler.owed());
         reconciler
@@ -155,9 +159,9 @@ mod tests {
     fn a_restart_without_change_deletes_nothing_and_looks_once() {
         let table = FakeFlows::new([flow(SERVICE, ONE), flow(SERVICE, TWO), flow("192.0.2.1:443", "192.0.2.1:443")]);
         let mut reconciler = Reconciler::new(Family::V4);
-        assert!(reconciler.note(frontends(&[ONE, TWO])));
+        assert!(reconciler.note(with(&[ONE, TWO])));
         assert_eq!(round(&mut reconciler, &table).expect("no fault"), Some((3, 0)));
-        assert!(!reconciler.note(frontends(&[ONE, TWO])));
+        assert!(!reconciler.note(with(&[ONE, TWO])));
         assert_eq!(round(&mut reconciler, &table).expect("no fault"), None);
         assert_eq!(table.listings.get(), 1);
     }
@@ -165,33 +169,33 @@ mod tests {
     #[test]
     fn without_udp_services_nobody_looks() {
         let mut reconciler = Reconciler::new(Family::V4);
-        assert!(!reconciler.note(Frontends::default()));
-        assert!(!reconciler.note(Frontends::default()));
+        assert!(!reconciler.note(without()));
+        assert!(!reconciler.note(without()));
     }
 
     #[test]
     fn new_backends_beside_the_old_need_no_round() {
-        let mut reconciler = settled(frontends(&[ONE]));
-        assert!(!reconciler.note(frontends(&[ONE, TWO])));
-        assert!(reconciler.note(frontends(&[TWO])));
+        let mut reconciler = settled(with(&[ONE]));
+        assert!(!reconciler.note(with(&[ONE, TWO])));
+        assert!(reconciler.note(with(&[TWO])));
     }
 
     /// k/k#141371: what went away is remembered until a round has succeeded, over any number of failures and changes.
     #[test]
     fn a_failed_round_is_owed_until_one_succeeds() {
         for fault in [Fault::List, Fault::Delete, Fault::Interrupt] {
-            let mut reconciler = settled(frontends(&[ONE]));
+            let mut reconciler = settled(with(&[ONE]));
             let table = FakeFlows::new([flow("192.0.2.1:443", "192.0.2.1:443"), flow(SERVICE, ONE), flow(SERVICE, TWO)]);
-            assert!(reconciler.note(Frontends::default()), "the Service is gone");
+            assert!(reconciler.note(without()), "the Service is gone");
             table.fault.set(Some(fault));
             assert_eq!(round(&mut reconciler, &table).is_err(), fault != Fault::Interrupt);
             assert!(reconciler.owed(), "{fault:?}");
-            assert!(reconciler.note(Frontends::default()), "still owed: {fault:?}");
+            assert!(reconciler.note(without()), "still owed: {fault:?}");
             table.fault.set(None);
             let left = table.flows.borrow().len() - 1;
             assert_eq!(round(&mut reconciler, &table).expect("no fault"), Some((left + 1, left)), "{fault:?}");
             assert_eq!(table.flows.borrow().len(), 1);
-            assert!(!reconciler.note(Frontends::default()), "and then it is forgotten");
+            assert!(!reconciler.note(without()), "and then it is forgotten");
             assert_eq!(round(&mut reconciler, &table).expect("no fault"), None);
         }
     }
@@ -203,7 +207,7 @@ mod tests {
         let six = stale::Flow { original: stale::Tuple { source, ..six.original }, ..six };
         let table = FakeFlows::new([six]);
         let mut reconciler = Reconciler::new(Family::V4);
-        reconciler.note(frontends(&[ONE]));
+        reconciler.note(with(&[ONE]));
         assert_eq!(round(&mut reconciler, &table).expect("no fault"), Some((0, 0)));
     }
 
@@ -212,7 +216,7 @@ mod tests {
         let many = (0..=MOST_AT_ONCE).map(|n| stale::Flow { id: u32::try_from(n).ok(), ..flow(SERVICE, TWO) });
         let table = BigTable(std::cell::Cell::new(many.count()));
         let mut reconciler = Reconciler::new(Family::V4);
-        reconciler.note(frontends(&[ONE]));
+        reconciler.note(with(&[ONE]));
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let cleaned = runtime.block_on(reconciler.round(&table, &Arc::default())).expect("no fault").expect("one was owed");
         assert_eq!((cleaned.deleted, cleaned.whole, table.0.get()), (MOST_AT_ONCE + 1, true, 0));

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::frontends::Frontends;
+use super::frontends::{Frontends, Place};
 
 /// The protocol number of UDP in IP headers and conntrack tuples.
 pub const UDP: u8 = 17;
@@ -77,16 +77,16 @@ pub fn stale(flow: &Flow, frontends: &Frontends, local: &LocalAddresses) -> bool
         return false;
     }
     let meant_for = flow.original.destination;
-    let node_port = || frontends.node_port(meant_for.port()).filter(|_| local.contains(meant_for.ip()));
-    let Some(allowed) = frontends.address(meant_for).or_else(node_port) else { return false };
+    let node_port = || frontends.at(Place::NodePort(meant_for.port())).filter(|_| local.contains(meant_for.ip()));
+    let Some(allowed) = frontends.at(Place::Address(meant_for)).or_else(node_port) else { return false };
     let backend = flow.reply.source;
-    if allowed.is_empty() { backend != meant_for } else { allowed.binary_search(&backend).is_err() }
+    if allowed.is_empty() { backend != meant_for } else { !allowed.contains(backend) }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::conntrack::frontends::Allowed;
+    use crate::conntrack::frontends::tests::change;
     use proptest::collection::{hash_map, vec};
     use proptest::prelude::*;
 
@@ -111,18 +111,15 @@ pub(super) mod tests {
     }
 
     fn cluster() -> Frontends {
-        let dns = Allowed::new([at("10.0.0.1:53"), at("10.0.0.2:53")]);
-        let mut before = Frontends::default();
-        before.add_address(at("10.96.0.30:53"), &dns);
-        before.add_node_port(30055, &dns);
+        let dns = [at("10.0.0.1:53"), at("10.0.0.2:53")];
         let mut frontends = Frontends::default();
-        for address in ["10.96.0.10:53", "203.0.113.1:53", "192.0.2.1:53", "192.168.0.1:30054"] {
-            frontends.add_address(at(address), &dns);
-        }
-        frontends.add_node_port(30053, &dns);
-        frontends.add_address(at("10.96.0.20:53"), &Allowed::new([]));
-        frontends.add_node_port(30054, &Allowed::new([]));
-        frontends.remember_gone(&before);
+        frontends.take(change("gone", &[(Place::Address(at("10.96.0.30:53")), &dns), (Place::NodePort(30055), &dns)]));
+        frontends.take(change("gone", &[]));
+        let addresses = ["10.96.0.10:53", "203.0.113.1:53", "192.0.2.1:53", "192.168.0.1:30054"];
+        let mut places: Vec<(Place, &[SocketAddr])> = addresses.map(|address| (Place::Address(at(address)), &dns[..])).to_vec();
+        places.push((Place::NodePort(30053), &dns));
+        frontends.take(change("dns", &places));
+        frontends.take(change("empty", &[(Place::Address(at("10.96.0.20:53")), &[]), (Place::NodePort(30054), &[])]));
         frontends
     }
 
@@ -176,17 +173,13 @@ pub(super) mod tests {
             local in vec(some_address(), 0..3),
             (to, backend, protocol) in (some_address(), some_address(), prop_oneof![Just(UDP), Just(6), Just(132)]),
         ) {
-            let (mut frontends, mut before) = (Frontends::default(), Frontends::default());
-            for (address, backends) in &addresses {
-                frontends.add_address(*address, &Allowed::new(backends.iter().copied()));
-            }
-            for (port, backends) in &node_ports {
-                frontends.add_node_port(*port, &Allowed::new(backends.iter().copied()));
-            }
+            let mut frontends = Frontends::default();
             for address in &gone {
-                before.add_address(*address, &Allowed::new([]));
+                frontends.take(change("a", &[(Place::Address(*address), &[])]));
             }
-            frontends.remember_gone(&before);
+            let addressed = addresses.iter().map(|(address, backends)| (Place::Address(*address), &backends[..]));
+            let ported = node_ports.iter().map(|(port, backends)| (Place::NodePort(*port), &backends[..]));
+            frontends.take(change("a", &addressed.chain(ported).collect::<Vec<_>>()));
             let local: LocalAddresses = local.iter().map(SocketAddr::ip).collect();
             let flow = Flow { protocol, ..flow(&to.to_string(), &backend.to_string()) };
             let found = stale(&flow, &frontends, &local);

@@ -17,8 +17,8 @@ use super::fields;
 use super::object::{Kind, ObjectId, Problem};
 use crate::cluster::ip::{Family, parse_cidr, parse_ip};
 use crate::cluster::{
-    Change, Conditions, Node, Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType, Slice, SliceEndpoint, SliceKey,
-    SlicePort,
+    Change, Conditions, Hints, Node, Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType, Slice, SliceEndpoint,
+    SliceKey, SlicePort,
 };
 
 /// The longest printed service port name that still fits a comment of iptables (255 bytes) together with the longest words
@@ -300,15 +300,17 @@ fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<S
             return None;
         }
     };
-    let mut ports = Vec::new();
-    for object in object.ports.as_deref().unwrap_or_default() {
+    let (all_ports, all_endpoints) = (object.ports.as_deref().unwrap_or_default(), object.endpoints.as_deref().unwrap_or_default());
+    // Lists that grow by themselves take room for more than they hold, and there are thousands.
+    let mut ports = Vec::with_capacity(all_ports.len());
+    for object in all_ports {
         match slice_port(object) {
             Ok(port) => ports.extend(port),
             Err(why) => problems.push(format!("port {:?} skipped: {why}", object.name.as_deref().unwrap_or_default())),
         }
     }
-    let mut endpoints = Vec::new();
-    for endpoint in object.endpoints.as_deref().unwrap_or_default() {
+    let mut endpoints = Vec::with_capacity(all_endpoints.len());
+    for endpoint in all_endpoints {
         let Some(text) = endpoint.addresses.as_deref().unwrap_or_default().first() else { continue };
         match parse_ip(text).filter(|ip| Family::of(*ip) == family) {
             Some(ip) => endpoints.push(slice_endpoint(ip, endpoint)),
@@ -331,6 +333,7 @@ fn slice_port(object: &fields::EndpointPort) -> Result<Option<SlicePort>, String
 fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
     let conditions = object.conditions.as_ref();
     let hints = object.hints.as_ref();
+    let names = |hints: Option<&[fields::Hint]>| hints.unwrap_or_default().iter().map(|hint| hint.name.clone()).collect();
     SliceEndpoint {
         ip,
         conditions: Conditions {
@@ -339,8 +342,12 @@ fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         },
         node: object.node_name.as_deref().unwrap_or_default().into(),
-        zone_hints: hints.and_then(|h| h.for_zones.as_deref()).unwrap_or_default().iter().map(|zone| zone.name.clone()).collect(),
-        node_hints: hints.and_then(|h| h.for_nodes.as_deref()).unwrap_or_default().iter().map(|node| node.name.clone()).collect(),
+        hints: Some(Hints {
+            zones: names(hints.and_then(|h| h.for_zones.as_deref())),
+            nodes: names(hints.and_then(|h| h.for_nodes.as_deref())),
+        })
+        .filter(|hints| *hints != Hints::default())
+        .map(Box::new),
     }
 }
 

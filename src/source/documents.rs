@@ -1,12 +1,14 @@
 //! Text into documents: multi-document YAML and JSON, parsed on all cores.
 //!
 //! A cluster's manifest is tens of megabytes, most of it in one document where it comes from `kubectl get -o yaml`. Such a list is
-//! cut at its items, so that the pieces parse side by side; if any piece fails, the document is parsed whole, and that decides.
+//! cut at its items, however far they are indented, so that the pieces parse side by side; if any piece fails, the document is parsed
+//! whole, and that decides.
 
 use std::ops::Range;
 
 use serde_json::Value;
 
+use super::plain_yaml;
 use crate::parallel;
 
 /// Text is handed to the parsers in portions of about this many bytes.
@@ -87,32 +89,65 @@ fn has_content(text: &str) -> bool {
     text.lines().map(str::trim).any(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with('%') && line != "...")
 }
 
-/// The items of a list as kubectl prints it (`items:` and every item's dash at the left margin), in portions: line and range.
+/// The items of a list in block style, in portions: line and range. `items:` stands at the left margin, and every item's dash as far to
+/// the right as the first one's.
 fn list_items(text: &str) -> Vec<(usize, Range<usize>)> {
     if text.len() < 2 * PORTION {
         return Vec::new();
     }
     let mut items: Vec<(usize, Range<usize>)> = Vec::new();
     let mut offset = 0;
-    let mut inside = false;
+    let mut place = Place::Before;
     let mut list = false;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let end = offset + line.len();
         list |= line.trim_end() == "kind: List";
-        if line.trim_end() == "items:" && items.is_empty() {
-            inside = true;
-        } else if inside && line.starts_with("- ") && items.last().is_none_or(|(_, range)| range.len() >= PORTION) {
-            items.push((index, offset..end));
-        } else if inside && (line.starts_with(['-', ' ', '#', '\n', '\r'])) {
-            if let Some((_, range)) = items.last_mut() {
-                range.end = end;
+        place = place.after(line);
+        if let Place::Within { dashes } = place {
+            let dash = line.as_bytes().get(dashes..dashes + 2) == Some(b"- ") && indentation(line) == dashes;
+            match items.last_mut() {
+                Some((_, range)) if !dash || range.len() < PORTION => range.end = end,
+                _ if dash => items.push((index, offset..end)),
+                _ => {}
             }
-        } else {
-            inside = false;
         }
         offset = end;
     }
     if list { items } else { Vec::new() }
+}
+
+/// Where in a document a line is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Before the items.
+    Before,
+    /// After the line that says that items follow.
+    Announced,
+    /// Within the items, whose dashes stand at this column.
+    Within { dashes: usize },
+    /// After them.
+    Behind,
+}
+
+impl Place {
+    /// Where the next line is, which is this one.
+    fn after(self, line: &str) -> Self {
+        let column = indentation(line);
+        let content = line[column..].trim_end();
+        match self {
+            Self::Before if line.trim_end() == "items:" => Self::Announced,
+            // Blank lines and comments stand wherever they like.
+            Self::Announced | Self::Within { .. } if content.is_empty() || content.starts_with('#') => self,
+            Self::Announced if content.starts_with("- ") => Self::Within { dashes: column },
+            Self::Within { dashes } if column > dashes || (column == dashes && content.starts_with('-')) => self,
+            Self::Announced | Self::Within { .. } => Self::Behind,
+            Self::Before | Self::Behind => self,
+        }
+    }
+}
+
+fn indentation(line: &str) -> usize {
+    line.len() - line.trim_start_matches(' ').len()
 }
 
 impl<'a> Document<'a> {
@@ -161,6 +196,9 @@ impl Piece<'_> {
     }
 
     fn yaml(&self) -> Result<Value, BadDocument> {
+        if let Some(value) = plain_yaml::value(self.text) {
+            return Ok(value);
+        }
         // No budget: manifests are the operator's own, and a large cluster's are large.
         let options = serde_saphyr::options! { budget: None };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
@@ -205,15 +243,17 @@ mod tests {
         parse(text, |value| value["metadata"]["name"].as_str().unwrap_or_default().to_owned()).map_err(|bad| bad.to_string())
     }
 
-    /// A List as kubectl prints it, large enough to be parsed in pieces.
-    fn large_list(tail: &str) -> String {
+    /// A List as kubectl prints it, but with its items indented so far; large enough to be parsed in pieces.
+    fn large_list(indentation: usize, tail: &str) -> String {
         let item = |i: usize| {
             format!(
                 "- apiVersion: v1\n  kind: Service\n  metadata:\n    name: s{i}\n    annotations:\n      text: |\n        - a\n        ---x\n"
             )
         };
-        let items: String = (0..4000).map(item).collect();
-        format!("apiVersion: v1\nitems:\n{items}{tail}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
+        let items: String = (0..4000).map(item).chain([tail.to_owned()]).collect();
+        let margin = " ".repeat(indentation);
+        let items: String = items.split_inclusive('\n').map(|line| format!("{margin}{line}")).collect();
+        format!("apiVersion: v1\nitems:\n# all there are\n\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
     }
 
     #[test]
@@ -238,17 +278,41 @@ mod tests {
 
     #[test]
     fn a_large_list_comes_as_its_items_in_order() {
-        let found = names(&large_list("")).expect("a list");
-        assert_eq!(found.len(), 4000);
-        assert_eq!(found[3999], "s3999");
+        for indentation in [0, 1, 2, 4] {
+            let text = large_list(indentation, "");
+            assert!(split(&text)[0].pieces().count() > 4, "it is cut");
+            let found = names(&text).expect("a list");
+            assert_eq!(found.len(), 4000);
+            assert_eq!(found[3999], "s3999");
+        }
     }
 
     #[test]
     fn a_large_list_with_an_error_names_its_line() {
-        let text = large_list("- kind: 'x\n");
-        let line = text.lines().position(|line| line == "- kind: 'x").expect("it is there") + 1;
-        let found = names(&text).expect_err("a broken item");
-        let named: usize = found.trim_start_matches("document 1, line ").split(':').next().and_then(|n| n.parse().ok()).expect("a line");
-        assert!(named.abs_diff(line) <= 5, "{found}; it is line {line}");
+        for indentation in [0, 2] {
+            let text = large_list(indentation, "- kind: 'x\n");
+            let line = text.lines().position(|line| line.trim() == "- kind: 'x").expect("it is there") + 1;
+            let found = names(&text).expect_err("a broken item");
+            let named = found.trim_start_matches("document 1, line ").split(':').next().and_then(|n| n.parse().ok());
+            let named: usize = named.expect("a line");
+            assert!(named.abs_diff(line) <= 5, "{found}; it is line {line}");
+        }
+    }
+
+    /// Whatever stands between and after the items, cut or whole makes no difference.
+    #[test]
+    fn a_list_that_is_no_longer_in_step_is_read_as_it_is() {
+        for (indentation, tail, more) in [
+            (2, "# a comment\n\n- metadata: {name: last}\n", 1),
+            (2, "- metadata:\n    name: last\n    annotations: {text: 'a\n\n      - b'}\n", 1),
+            (0, "-\n  metadata: {name: last}\n", 1),
+            (1, "- metadata: {name: last}\n- metadata: {name: more}\n", 2),
+        ] {
+            let found = names(&large_list(indentation, tail)).expect("a list");
+            assert_eq!(found.len(), 4000 + more, "{tail}");
+            assert_eq!(found[4000], "last");
+        }
+        let nested = large_list(2, "").replace("kind: List", "other: {items: []}\nkind: List");
+        assert_eq!(names(&nested).map(|names| names.len()), Ok(4000));
     }
 }
