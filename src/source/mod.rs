@@ -7,6 +7,7 @@ mod fields;
 pub mod follow;
 pub mod manifests;
 pub mod object;
+mod outage;
 pub mod requests;
 mod watching;
 
