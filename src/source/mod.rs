@@ -9,6 +9,7 @@ pub mod manifests;
 pub mod object;
 mod outage;
 pub mod requests;
+mod tracker;
 mod watching;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

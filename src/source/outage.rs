@@ -126,9 +126,10 @@ impl Outages {
     /// A kind cannot be followed for now.
     pub(super) fn failed(&self, kind: Kind, failure: &Failure) {
         let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).failed(kind, failure, Instant::now());
-        match line {
-            Some(line) => tracing::warn!("{line}"),
-            None => tracing::debug!("watch of {kind:?} failed again: {}", failure.why),
+        if let Some(line) = line {
+            tracing::warn!("{line}");
+        } else {
+            tracing::debug!("watch of {}s failed again: {}", kind.as_str(), failure.why);
         }
     }
 

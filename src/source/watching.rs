@@ -8,7 +8,6 @@
 //!   backup), in which our version means something else, or nothing yet. Only a new list is safe, even if versions look as before.
 //! - One that says 429 is there; its watches go on, as listing would make it busier still.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +17,11 @@ use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, timeout};
 
+use super::Update;
 use super::api::{Raw, Watched};
-use super::object::{Kind, ObjectId};
+use super::object::Kind;
 use super::outage::{Failure, Outages, Pace};
-use super::{Complaints, Known, Update, convert};
+use super::tracker::Tracker;
 
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
@@ -126,6 +126,13 @@ struct Watch {
 impl Watch {
     fn new(events: Events, version: String) -> Self {
         Self { events, version, began: Instant::now(), silent: true }
+    }
+
+    /// It has told everything up to here. An object that is broken enough to have no version is told, and leaves it where it was.
+    fn at(&mut self, version: Option<&str>) {
+        if let Some(version) = version.filter(|version| !version.is_empty()) {
+            version.clone_into(&mut self.version);
+        }
     }
 }
 
@@ -307,15 +314,6 @@ impl Following {
     }
 }
 
-impl Watch {
-    /// It has told everything up to here. An object that is broken enough to have no version is told, and leaves it where it was.
-    fn at(&mut self, version: Option<&str>) {
-        if let Some(version) = version.filter(|version| !version.is_empty()) {
-            version.clone_into(&mut self.version);
-        }
-    }
-}
-
 /// Versions grow within a history. Fails if the server is at one that is lower than ours.
 fn same_history(ours: &str, servers: &str) -> Result<(), Failure> {
     match (ours.parse::<u64>(), servers.parse::<u64>()) {
@@ -323,64 +321,6 @@ fn same_history(ours: &str, servers: &str) -> Result<(), Failure> {
             Err(Failure::unanswered(format!("the API server has another history than before, it is at version {servers} after {ours}")))
         }
         _ => Ok(()),
-    }
-}
-
-/// Turns what is told of one kind into updates. What a list leaves out is gone.
-#[derive(Debug)]
-struct Tracker {
-    kind: Kind,
-    /// What a list that is under way has told; nothing is kept of the first one, before which there was nothing.
-    seen: Option<HashSet<ObjectId>>,
-    told_any: bool,
-    complaints: Complaints,
-}
-
-impl Tracker {
-    fn new(kind: Kind) -> Self {
-        Self { kind, seen: None, told_any: false, complaints: Complaints::default() }
-    }
-
-    /// A list begins; one that was under way is forgotten.
-    fn begin(&mut self) {
-        self.seen = self.told_any.then(HashSet::new);
-    }
-
-    /// An object of the list.
-    fn listed(&mut self, object: &Raw) -> Update {
-        if let Some(seen) = &mut self.seen {
-            seen.insert(object.id(self.kind));
-        }
-        self.applied(object)
-    }
-
-    /// The list is complete.
-    fn complete(&mut self) -> Vec<Update> {
-        let listed = self.seen.take().and_then(|seen| self.known(&seen)).map(Update::Listed);
-        listed.into_iter().chain([Update::Complete(self.kind)]).collect()
-    }
-
-    fn applied(&mut self, object: &Raw) -> Update {
-        self.told_any = true;
-        let id = object.id(self.kind);
-        let converted = convert::text(&id, object.text.get());
-        self.complaints.note(&id, converted.problem.as_ref());
-        Update::Change(converted.change, converted.trigger)
-    }
-
-    fn deleted(&mut self, object: &Raw) -> Update {
-        let id = object.id(self.kind);
-        self.complaints.note(&id, None);
-        Update::Change(convert::gone(&id), None)
-    }
-
-    fn known(&self, seen: &HashSet<ObjectId>) -> Option<Known> {
-        match self.kind {
-            Kind::Service => Some(Known::Services(seen.iter().map(convert::service_key).collect())),
-            Kind::EndpointSlice => Some(Known::Slices(seen.iter().map(convert::slice_key).collect())),
-            // A deleted Node keeps its last facts.
-            Kind::Node => None,
-        }
     }
 }
 
@@ -401,38 +341,6 @@ mod tests {
 
     use super::*;
     use crate::cluster::Change;
-
-    fn raw(name: &str) -> Raw {
-        let value =
-            json!({"metadata": {"name": name, "namespace": "ns", "managedFields": [1]}, "spec": {"clusterIP": "10.0.0.1", "ports": []}});
-        serde_json::from_str(&value.to_string()).expect("any object is taken")
-    }
-
-    #[test]
-    fn what_a_new_list_leaves_out_is_gone() {
-        let mut tracker = Tracker::new(Kind::Service);
-        tracker.begin();
-        assert!(matches!(tracker.listed(&raw("a")), Update::Change(Change::Service(key, Some(_)), None) if &*key.name == "a"));
-        tracker.listed(&raw("b"));
-        assert!(matches!(tracker.complete().as_slice(), [Update::Complete(Kind::Service)]));
-        // One that does not come to its end counts for nothing.
-        tracker.begin();
-        tracker.listed(&raw("a"));
-        tracker.begin();
-        tracker.listed(&raw("b"));
-        let updates = tracker.complete();
-        let [Update::Listed(Known::Services(known)), Update::Complete(_)] = updates.as_slice() else { panic!("{updates:?}") };
-        assert_eq!(known.iter().map(|key| &*key.name).collect::<Vec<_>>(), ["b"]);
-    }
-
-    #[test]
-    fn a_broken_object_costs_only_itself() {
-        for text in ["{\"metadata\": 7}", "[]", "{\"metadata\": {\"name\": \"x\", \"annotations\": 5}}"] {
-            let raw: Raw = serde_json::from_str(text).expect("any JSON is taken");
-            let mut tracker = Tracker::new(Kind::Service);
-            assert!(matches!(tracker.applied(&raw), Update::Change(Change::Service(_, None), None)), "{text}");
-        }
-    }
 
     /// What a server does with a request.
     enum Answer {
