@@ -16,7 +16,7 @@ use super::api::permission_hint;
 
 /// The first wait, and the least one, as client-go has it. Jitter makes it up to twice as long, as it does every other.
 const LEAST_WAIT: Duration = Duration::from_millis(800);
-/// Where waiting stops to grow if the server answers, and says no. Also client-go's.
+/// Where waiting stops to grow if the server does not let us, or does not know what is asked for. Also client-go's.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The same if there is no server, or it has troubles of its own: that passes, and rules that are behind the cluster cost more than a
 /// request. With jitter one of the three watches tries every two seconds or so, and takes the others along.
@@ -40,9 +40,9 @@ impl Failure {
         Self { code: None, why: why.into() }
     }
 
-    /// A failure that takes everybody's requests, and mostly passes by itself.
-    const fn is_outage(&self) -> bool {
-        matches!(self.code, None | Some(429 | 500..))
+    /// A failure that mostly passes by itself. What is left are requests that somebody has to do something about first.
+    const fn passes(&self) -> bool {
+        matches!(self.code, None | Some(401 | 410 | 429 | 500..))
     }
 
     /// The server is there and has what it had, only no time.
@@ -106,7 +106,7 @@ impl Pace {
     /// The next wait.
     pub(super) fn after(&mut self, failure: &Failure) -> Duration {
         let (wait, outage_wait) = self.0.next().unwrap_or((LONGEST_WAIT, LONGEST_OUTAGE_WAIT));
-        if failure.is_outage() { outage_wait } else { wait }
+        if failure.passes() { outage_wait } else { wait }
     }
 }
 
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn waits_grow_and_end_sooner_where_a_server_is_awaited() {
         let no_server = Failure::unanswered("refused");
-        for (failure, longest) in [(no_server, LONGEST_OUTAGE_WAIT), (status(429), LONGEST_OUTAGE_WAIT), (status(403), LONGEST_WAIT)] {
+        for (failure, longest) in [(no_server, LONGEST_OUTAGE_WAIT), (status(401), LONGEST_OUTAGE_WAIT), (status(403), LONGEST_WAIT)] {
             let mut pace = Pace::new();
             let first = pace.after(&failure);
             assert!((LEAST_WAIT..=LEAST_WAIT * 2).contains(&first), "{first:?}");
