@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sepal_apiserver::{ApiServer, Failure};
+use sepal_apiserver::{ApiServer, Failure, LogEntry};
 use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually};
 use serde_json::{Value, json};
 
@@ -58,9 +58,31 @@ impl Lab {
         self.server().put(Cluster::slice(service, &[Cluster::endpoint_ip(service, endpoint)])).expect("a slice");
     }
 
+    /// The server goes, and leaves its objects.
+    fn stop(&mut self) -> Gone {
+        let server = self.server.take().expect("it runs");
+        server.stop();
+        Gone { address: Box::leak(server.address().to_string().into_boxed_str()), objects: server.objects() }
+    }
+
+    /// Another server comes in its place. Its versions start over, and count its objects.
+    fn come_back(&mut self, gone: Gone) {
+        self.server = Some(serve(&self.node, gone.address, gone.objects));
+    }
+
+    fn rules(&self) -> String {
+        self.iptables("IPT-save -t nat | grep -v '^[#:]'")
+    }
+
     fn iptables(&self, script: &str) -> String {
         self.node.run(&script.replace("IPT", &format!("iptables-{}", self.variant)))
     }
+}
+
+/// What is left of a server.
+struct Gone {
+    address: &'static str,
+    objects: Vec<Value>,
 }
 
 /// An API server within a namespace.
@@ -84,6 +106,8 @@ fn changes_arrive_whatever_the_server_does() {
     lab.server().drop_watches();
     lab.move_endpoint(1, 10);
     lab.wait("a change after dropped watches");
+    let told_anew = |entry: &LogEntry| entry.path.contains("endpointslices") && entry.path.contains("sendInitialEvents");
+    assert_eq!(lab.server().log().iter().filter(|entry| told_anew(entry)).count(), 1, "nothing was told anew for that");
     lab.server().compact();
     lab.server().drop_watches();
     lab.move_endpoint(2, 10);
@@ -105,20 +129,120 @@ fn changes_arrive_whatever_the_server_does() {
     lab.wait("a change after silence");
 
     // Gone altogether: the rules stay. Then back on the same address, with versions that start over.
-    let rules = |lab: &Lab| lab.iptables("IPT-save -t nat | grep -v '^[#:]'");
-    let before = rules(&lab);
-    let server = lab.server.take().expect("it runs");
-    let port = server.address().port();
-    server.stop();
+    let before = lab.rules();
+    let mut gone = lab.stop();
     std::thread::sleep(Duration::from_secs(2));
-    assert!(rules(&lab) == before, "without an API server the rules stay");
-    let mut objects = server.objects();
-    objects.retain(|object| object["metadata"]["name"] != "svc-00017");
-    let address: &'static str = Box::leak(format!("127.0.0.1:{port}").into_boxed_str());
-    lab.server = Some(serve(&lab.node, address, objects));
+    assert!(lab.rules() == before, "without an API server the rules stay");
+    gone.objects.retain(|object| object["metadata"]["name"] != "svc-00017");
+    lab.come_back(gone);
     lab.move_endpoint(5, 10);
     lab.wait("changes after the server's absence");
     assert_eq!(sepal.terminate(), Some(0));
+}
+
+/// Whatever versions a server comes back with, what it has now counts. Nothing changes after it is back, so no event helps.
+#[test]
+fn a_server_that_comes_back_with_another_history() {
+    let mut lab = Lab::new("nft", SMALL);
+    let _sepal = lab.sepal();
+    lab.wait("the start");
+    let slice_of = |service: usize, endpoint: usize| Cluster::slice(service, &[Cluster::endpoint_ip(service, endpoint)]);
+    let replace = |gone: &mut Gone, with: Value| {
+        let object = gone.objects.iter_mut().find(|object| object["metadata"]["name"] == with["metadata"]["name"]);
+        *object.expect("it is there") = with;
+    };
+    // Waits have stopped to grow after some seconds; a longer absence is more of the same.
+    let absence = Duration::from_secs(6);
+
+    let version = lab.server().version();
+    let mut gone = lab.stop();
+    replace(&mut gone, slice_of(0, 20));
+    std::thread::sleep(absence);
+    lab.come_back(gone);
+    assert_eq!(lab.server().version(), version);
+    lab.wait("the same version of other objects");
+
+    let mut gone = lab.stop();
+    gone.objects.retain(|object| object["metadata"]["name"] != "svc-00019");
+    replace(&mut gone, slice_of(1, 20));
+    std::thread::sleep(absence);
+    lab.come_back(gone);
+    assert!(lab.server().version() < version);
+    lab.wait("a lower version");
+
+    lab.server().new_history(1_000_000);
+    lab.move_endpoint(2, 20);
+    lab.wait("a much higher version");
+    let mut gone = lab.stop();
+    replace(&mut gone, slice_of(3, 20));
+    std::thread::sleep(absence);
+    lab.come_back(gone);
+    lab.wait("a much lower version");
+
+    let mut gone = lab.stop();
+    gone.objects.extend((20..60).map(Cluster::service));
+    std::thread::sleep(absence);
+    lab.come_back(gone);
+    assert!(lab.server().version() > version);
+    lab.wait("a higher version");
+    lab.move_endpoint(4, 20);
+    lab.wait("and a change after all that");
+}
+
+/// Without an API server for more than a minute: the rules stay, the log is short, and then the node is in step again.
+#[test]
+fn no_server_for_a_minute() {
+    let mut lab = Lab::new("nft", SMALL);
+    let output = tempfile::NamedTempFile::new().expect("writable");
+    let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    lab.wait("the start");
+    let before = lab.rules();
+    let mut gone = lab.stop();
+    std::thread::sleep(Duration::from_secs(65));
+    assert!(lab.rules() == before, "without an API server the rules stay");
+    gone.objects.retain(|object| object["metadata"]["name"] != "svc-00018");
+    lab.come_back(gone);
+    lab.wait("the objects of the server that came back");
+    let log = std::fs::read_to_string(output.path()).expect("readable");
+    let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(
+        (lines("interrupted"), lines("Services, EndpointSlices, Nodes interrupted for 6"), lines("is followed, after 6")),
+        (2, 1, 1),
+        "{log}"
+    );
+}
+
+/// A server that refuses everything for a time, or says nothing at all: the rules stay, and what changed meanwhile follows.
+#[test]
+fn a_server_that_answers_nothing_of_use() {
+    let lab = Lab::new("nft", SMALL);
+    let output = tempfile::NamedTempFile::new().expect("writable");
+    let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    lab.wait("the start");
+    // Waits have stopped to grow after some seconds; longer refusals are more of the same.
+    let (nearly, rest) = (Duration::from_secs(7), Duration::from_secs(1));
+    let time = nearly + rest;
+    for (service, code) in [Some(410), Some(500), Some(429), None].into_iter().enumerate() {
+        let before = lab.rules();
+        match code {
+            Some(code) => lab.server().fail(Failure::during(time, code)),
+            None => lab.server().pause(time),
+        }
+        lab.server().drop_watches();
+        lab.move_endpoint(service, 20);
+        std::thread::sleep(nearly);
+        assert!(lab.rules() == before, "while the server answers {code:?} the rules stay");
+        std::thread::sleep(rest);
+        lab.wait(&format!("a change after answers of {code:?}"));
+    }
+    let log = std::fs::read_to_string(output.path()).expect("readable");
+    for code in ["410", "500", "429"] {
+        assert_eq!(
+            log.lines().filter(|line| line.contains("interrupted") && line.contains(&format!("({code} "))).count(),
+            1,
+            "{code}: {log}"
+        );
+    }
 }
 
 /// A server without streaming lists is listed and watched in pages, as ever.

@@ -18,8 +18,8 @@ use crate::config::settings::LogFormat;
 /// Overrides the verbosity: a filter as `tracing-subscriber` reads it (`debug`, `sepal::iptables=trace`).
 const VARIABLE: &str = "SEPAL_LOG";
 
-/// Parts of libraries that say less than usual: what the client library logs comes back as an error, and is told once, by whoever asked.
-const QUIET: [&str; 2] = ["kube_client=off", "kube_runtime=off"];
+/// Says nothing: what the client library logs comes back as an error, and is told once, by whoever asked.
+const QUIET: &str = "kube_client=off";
 
 /// The filter, so that it can be changed while the program runs.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -55,7 +55,7 @@ fn filter(verbosity: u32) -> EnvFilter {
         _ => tracing::level_filters::LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).with_env_var(VARIABLE).from_env_lossy();
-    QUIET.iter().filter_map(|directive| directive.parse().ok()).fold(filter, EnvFilter::add_directive)
+    QUIET.parse().into_iter().fold(filter, EnvFilter::add_directive)
 }
 
 /// `{"ts":1764111155000.123,"level":"info","v":0,"msg":"..."}`: `ts` in milliseconds since 1970, `v` on everything but errors, as

@@ -20,8 +20,9 @@ use serde_json::value::RawValue;
 use tower::layer::layer_fn;
 
 use super::object::{Kind, ObjectId};
+use super::outage::Outages;
 use super::requests::{Observed, Observer};
-use super::watching::{History, follow};
+use super::watching::follow;
 use super::{Complaints, Update, convert};
 use crate::cluster::{Change, Node, Snapshot};
 
@@ -118,12 +119,14 @@ impl Connection {
         Client::try_from(config).context(NO_CONNECTION)
     }
 
-    /// A client for that server, whose every request somebody is told of.
+    /// A client for that server, whose every request somebody is told of. It does not try refused ones again, as [`Self::client`] does:
+    /// after a minute of refusals that would take another minute to notice that there are none any more.
     ///
     /// # Errors
     /// As for [`Self::client`].
     pub async fn observed_client(&self, observer: Arc<dyn Observer>) -> anyhow::Result<Client> {
-        let config = self.config().await?;
+        let mut config = self.config().await?;
+        config.default_retry = false;
         let host: Arc<str> = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
         let layer = layer_fn(move |inner| Observed::new(inner, Arc::clone(&host), Arc::clone(&observer)));
         Ok(ClientBuilder::try_from(config).context(NO_CONNECTION)?.with_layer(&layer).build())
@@ -144,7 +147,7 @@ impl Connection {
         if let Some(master) = &self.master {
             config.cluster_url = parse_url(master)?;
         }
-        // A watch is silent for minutes, and then the watcher's own time limit ends it; this is for servers that never answer.
+        // A watch is silent for minutes, and then its own time limit ends it; this is for servers that never answer.
         config.read_timeout = Some(SILENCE);
         tracing::info!("API server: {}", config.cluster_url);
         Ok(config)
@@ -231,9 +234,11 @@ pub(super) const fn permission_hint(kind: Kind) -> &'static str {
 }
 
 /// Everything that happens to the cluster, from its present state on, for good. Interruptions are logged and mended.
+///
+/// A client that tries refused requests again by itself delays that: see [`Connection::observed_client`].
 #[must_use]
 pub fn updates(client: &Client, node_name: &str) -> BoxStream<'static, Update> {
-    let history = Arc::new(History::default());
-    let streams = watched(node_name).map(|watched| follow(client, watched, history.clone()));
+    let outages = Arc::new(Outages::default());
+    let streams = watched(node_name).map(|watched| follow(client, watched, Arc::clone(&outages)));
     futures::stream::select_all(streams).boxed()
 }

@@ -7,8 +7,10 @@ mod fields;
 pub mod follow;
 pub mod manifests;
 pub mod object;
+mod outage;
 mod plain_yaml;
 pub mod requests;
+mod tracker;
 mod watching;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -29,7 +29,7 @@ pub trait Observer: Send + Sync + 'static {
     fn answered(&self, request: &Answered<'_>);
 }
 
-/// Passes requests on and tells of them. kube's own retries lie behind it: a request that is tried again counts once.
+/// Passes requests on and tells of them.
 pub(super) struct Observed<S> {
     inner: S,
     host: Arc<str>,

@@ -1,0 +1,105 @@
+//! What a list or a watch tells of one kind, as updates.
+
+use std::collections::HashSet;
+
+use super::api::Raw;
+use super::object::{Kind, ObjectId};
+use super::{Complaints, Known, Update, convert};
+
+/// Turns what is told of one kind into updates. What a list leaves out is gone.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    kind: Kind,
+    /// What a list that is under way has told; nothing is kept of the first one, before which there was nothing.
+    seen: Option<HashSet<ObjectId>>,
+    told_any: bool,
+    complaints: Complaints,
+}
+
+impl Tracker {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self { kind, seen: None, told_any: false, complaints: Complaints::default() }
+    }
+
+    /// A list begins; one that was under way is forgotten.
+    pub(super) fn begin(&mut self) {
+        self.seen = self.told_any.then(HashSet::new);
+    }
+
+    /// An object of the list.
+    pub(super) fn listed(&mut self, object: &Raw) -> Update {
+        if let Some(seen) = &mut self.seen {
+            seen.insert(object.id(self.kind));
+        }
+        self.applied(object)
+    }
+
+    /// The list is complete.
+    pub(super) fn complete(&mut self) -> Vec<Update> {
+        let listed = self.seen.take().and_then(|seen| self.known(&seen)).map(Update::Listed);
+        listed.into_iter().chain([Update::Complete(self.kind)]).collect()
+    }
+
+    pub(super) fn applied(&mut self, object: &Raw) -> Update {
+        self.told_any = true;
+        let id = object.id(self.kind);
+        let converted = convert::text(&id, object.text.get());
+        self.complaints.note(&id, converted.problem.as_ref());
+        Update::Change(converted.change, converted.trigger)
+    }
+
+    pub(super) fn deleted(&mut self, object: &Raw) -> Update {
+        let id = object.id(self.kind);
+        self.complaints.note(&id, None);
+        Update::Change(convert::gone(&id), None)
+    }
+
+    fn known(&self, seen: &HashSet<ObjectId>) -> Option<Known> {
+        match self.kind {
+            Kind::Service => Some(Known::Services(seen.iter().map(convert::service_key).collect())),
+            Kind::EndpointSlice => Some(Known::Slices(seen.iter().map(convert::slice_key).collect())),
+            // A deleted Node keeps its last facts.
+            Kind::Node => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cluster::Change;
+
+    fn raw(name: &str) -> Raw {
+        let value =
+            json!({"metadata": {"name": name, "namespace": "ns", "managedFields": [1]}, "spec": {"clusterIP": "10.0.0.1", "ports": []}});
+        serde_json::from_str(&value.to_string()).expect("any object is taken")
+    }
+
+    #[test]
+    fn what_a_new_list_leaves_out_is_gone() {
+        let mut tracker = Tracker::new(Kind::Service);
+        tracker.begin();
+        assert!(matches!(tracker.listed(&raw("a")), Update::Change(Change::Service(key, Some(_)), None) if &*key.name == "a"));
+        tracker.listed(&raw("b"));
+        assert!(matches!(tracker.complete().as_slice(), [Update::Complete(Kind::Service)]));
+        // One that does not come to its end counts for nothing.
+        tracker.begin();
+        tracker.listed(&raw("a"));
+        tracker.begin();
+        tracker.listed(&raw("b"));
+        let updates = tracker.complete();
+        let [Update::Listed(Known::Services(known)), Update::Complete(_)] = updates.as_slice() else { panic!("{updates:?}") };
+        assert_eq!(known.iter().map(|key| &*key.name).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn a_broken_object_costs_only_itself() {
+        for text in ["{\"metadata\": 7}", "[]", "{\"metadata\": {\"name\": \"x\", \"annotations\": 5}}"] {
+            let raw: Raw = serde_json::from_str(text).expect("any JSON is taken");
+            let mut tracker = Tracker::new(Kind::Service);
+            assert!(matches!(tracker.applied(&raw), Update::Change(Change::Service(_, None), None)), "{text}");
+        }
+    }
+}
