@@ -229,7 +229,7 @@ fn cold_input(cluster: Cluster, variant: Variant) -> (String, Inputs, HostFacts)
     let renderer = counter.for_size(desired.endpoints());
     let all = desired.refresh(&renderer, Refresh::All);
     let wanted = Wanted { services: desired.services(), fixed: &desired.fixed, spared: &[] };
-    let text = planner::plan(&wanted, &Acknowledged::default(), &all, variant).text(&renderer);
+    let text = planner::plan(&wanted, &Acknowledged::default(), &all, variant, planner::CHAINS_PER_TRANSACTION).text(&renderer);
     (text, inputs, facts)
 }
 
