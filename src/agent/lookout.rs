@@ -39,10 +39,10 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    /// Canaries are looked for at once; tables will just have been read.
+    /// Canaries are looked for at once; the first sync reads the tables.
     pub(super) fn new(period: Duration) -> Self {
         let now = Instant::now();
-        Self { look: now, look_affordable: now, audit: now + period, audit_affordable: now + period, disturbed: None }
+        Self { look: now, look_affordable: now, audit: now + period, audit_affordable: now, disturbed: None }
     }
 
     /// When there is something to look at.
