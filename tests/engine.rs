@@ -147,6 +147,25 @@ fn assert_one_form(nat: &Chains, forms: &Forms<'_>) -> Result<(), TestCaseError>
     Ok(())
 }
 
+/// What is written of one Service's own chains in one run takes effect in one COMMIT, all of its ports together.
+fn assert_together(run: &str, after: &Inputs, family: Family) -> Result<(), TestCaseError> {
+    let rules = common::rule_set(after, family);
+    let chains = rules.services.iter().flat_map(|service| service.chains().map(|(chain, _)| (chain.as_str(), &service.name.service)));
+    let owners: BTreeMap<&str, &ServiceKey> = chains.collect();
+    let mut written: BTreeMap<&ServiceKey, BTreeSet<usize>> = BTreeMap::new();
+    for (number, transaction) in run.split("COMMIT\n").enumerate() {
+        for line in transaction.lines() {
+            if let Some(owner) = owners.get(rule::split_line(line).0) {
+                written.entry(owner).or_default().insert(number);
+            }
+        }
+    }
+    for (service, transactions) in written {
+        prop_assert_eq!(transactions.len(), 1, "{} is written in several COMMITs:\n{}", service, run);
+    }
+    Ok(())
+}
+
 /// How many chains a transaction may mention: few, so that small clusters take several.
 fn limits() -> impl Strategy<Value = usize> {
     prop_oneof![Just(1_usize), Just(5), Just(CHAINS_PER_TRANSACTION)]
@@ -170,8 +189,10 @@ proptest! {
                 let after = common::inputs(&text(objects)).map_err(TestCaseError::fail)?;
                 touch(&mut rules, &before, &after);
                 memory.states.borrow_mut().clear();
+                let runs = memory.runs.borrow().len();
                 sync(&mut rules, &memory, &after).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 assert_kept(&memory, &before, &after, family)?;
+                memory.runs.borrow()[runs..].iter().try_for_each(|run| assert_together(run, &after, family))?;
                 prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, family, variant).tables.borrow()));
                 before = after;
             }

@@ -19,7 +19,7 @@ use sepal::table::plan::Variant;
 /// A cluster of so many Services; an endpoint of a bad one is in 10.66.0.0/16, of a good one in 10.62.0.0/16.
 fn cluster(services: usize, bad: impl Fn(usize) -> bool) -> Inputs {
     let mut text = String::new();
-    let mut put = |object: Value| text += &format!("{object}\n");
+    let mut put = |object: Value| text.extend([object.to_string().as_str(), "\n"]);
     for i in 0..services {
         let (name, place) = (format!("s{i:04}"), format!("{}.{}", i / 250, i % 250));
         put(plain::service(

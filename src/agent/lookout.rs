@@ -24,15 +24,46 @@ const TRUST: Duration = Duration::from_secs(3600);
 /// Transactions that canaries take.
 const CANARIES: usize = 3;
 
+/// Something that is done again and again.
+#[derive(Debug)]
+struct Round {
+    /// When it is done next, and from when on that is cheap enough.
+    next: Instant,
+    affordable: Instant,
+    /// How long it took the last time.
+    took: Duration,
+}
+
+impl Round {
+    fn new(next: Instant) -> Self {
+        Self { next, affordable: Instant::now(), took: Duration::MAX }
+    }
+
+    fn is_due(&self) -> bool {
+        self.next <= Instant::now()
+    }
+
+    /// It was done, begun then; next time after a period, or later if it takes long. One time that took long on a busy machine is no measure.
+    fn done(&mut self, start: Instant, period: Duration) {
+        let took = start.elapsed();
+        self.affordable = Instant::now() + took.min(self.took) * SHARE;
+        self.took = took;
+        self.next = self.affordable.max(Instant::now() + period);
+    }
+
+    /// It is done as soon as it is cheap enough.
+    fn hurry(&mut self) {
+        self.next = self.next.min(self.affordable);
+    }
+}
+
 /// When one family's tables are looked at.
 #[derive(Debug)]
 pub(super) struct Lookout {
-    /// When the canary and the jumps are looked for next, and from when on that is cheap enough.
-    look: Instant,
-    look_affordable: Instant,
-    /// When all live tables are read next, and from when on that is cheap enough.
-    audit: Instant,
-    audit_affordable: Instant,
+    /// Looking for the canary and the jumps.
+    look: Round,
+    /// Reading all live tables.
+    audit: Round,
     /// Whether somebody else may have changed tables since they were last read; `None` where that cannot be told. Until somebody has there
     /// is little to look at.
     disturbed: Option<bool>,
@@ -42,54 +73,54 @@ impl Lookout {
     /// Canaries are looked for at once; the first sync reads the tables.
     pub(super) fn new(period: Duration) -> Self {
         let now = Instant::now();
-        Self { look: now, look_affordable: now, audit: now + period, audit_affordable: now, disturbed: None }
+        Self { look: Round::new(now), audit: Round::new(now + period), disturbed: None }
     }
 
     /// When there is something to look at.
     pub(super) fn next(&self) -> Instant {
-        self.look.min(self.audit)
+        self.look.next.min(self.audit.next)
     }
 
     /// Nothing is looked at before this.
     pub(super) fn put_off(&mut self, until: Instant) {
-        (self.look, self.audit) = (self.look.max(until), self.audit.max(until));
+        for round in [&mut self.look, &mut self.audit] {
+            round.next = round.next.max(until);
+        }
     }
 
     /// It cannot be told whether somebody else changes tables.
     pub(super) fn blind(&mut self) {
         if self.disturbed.take() == Some(false) {
-            self.disturb();
-            self.disturbed = None;
+            self.look.hurry();
+            self.audit.hurry();
         }
     }
 
     /// Somebody else has changed tables: they are looked at as soon as that is affordable.
     pub(super) fn disturb(&mut self) {
         self.disturbed = Some(true);
-        self.look = self.look.min(self.look_affordable);
-        self.audit = self.audit.min(self.audit_affordable);
+        self.look.hurry();
+        self.audit.hurry();
     }
 
     /// Looks at the tables, where it is time; every `period`, where nothing tells whether that is needed. Gives the transactions it made.
     pub(super) async fn look_after(&mut self, rules: &mut FamilyRules, runner: &impl Runner, period: Duration, report: &Report) -> usize {
         let mut own = 0;
-        if self.look <= Instant::now() {
+        if self.look.is_due() {
             let start = Instant::now();
             own = self.look(rules, runner, report).await;
-            self.look_affordable = Instant::now() + start.elapsed() * SHARE;
-            self.look = self.look_affordable.max(Instant::now() + period);
+            self.look.done(start, period);
         }
-        if self.audit <= Instant::now() {
+        if self.audit.is_due() {
             let start = Instant::now();
             let outcome = rules.audit(runner).await;
-            self.audit_affordable = Instant::now() + start.elapsed() * SHARE;
-            self.audit = self.audit_affordable.max(Instant::now() + period);
+            self.audit.done(start, period);
             match outcome {
                 Ok(drift) => {
                     report.audited(rules.family(), &drift);
                     if let Some(disturbed) = &mut self.disturbed {
                         *disturbed = false;
-                        (self.look, self.audit) = (Instant::now() + TRUST, Instant::now() + TRUST);
+                        (self.look.next, self.audit.next) = (Instant::now() + TRUST, Instant::now() + TRUST);
                     }
                 }
                 Err(error) => tracing::warn!("{}: the live tables were not looked at: {error}", rules.family()),
@@ -108,7 +139,7 @@ impl Lookout {
         if runner.canary(family).await == Some(false) {
             if settled {
                 report.flushed(family);
-                self.audit = Instant::now();
+                self.audit.next = Instant::now();
             }
             own = CANARIES;
             if let Err(error) = runner.set_canary(family).await {
@@ -128,7 +159,7 @@ impl Lookout {
             let missing: Vec<&Jump> = tables.missing_jumps(table).collect();
             if !missing.is_empty() {
                 report.cut_off(family, &missing);
-                self.audit = Instant::now();
+                self.audit.next = Instant::now();
             }
         }
         own

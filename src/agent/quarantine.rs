@@ -120,8 +120,9 @@ impl Quarantine {
         let taken: Vec<ServicePortName> = self.on_trial.keys().filter(|name| names.contains(*name)).cloned().collect();
         for name in taken {
             let Some(cause) = self.on_trial.remove(&name) else { continue };
-            let freed = self.members.extract_if(.., |_, member| member.cause == cause);
-            released.extend(freed.map(|(name, _)| name));
+            let alike = self.members.iter().filter(|(_, member)| member.cause == cause);
+            released.extend(alike.map(|(name, _)| name.clone()));
+            self.members.retain(|_, member| member.cause != cause);
         }
         self.drop_causes();
         released

@@ -54,7 +54,7 @@ impl Found {
             }
         }
         if !doubles.is_empty() {
-            self.reason += &format!("; there are KUBE-* rules in {other}, too");
+            self.reason.extend(["; there are KUBE-* rules in ", other.as_str(), ", too"]);
         }
         doubles
     }

@@ -83,7 +83,7 @@ pub fn owner(arguments: &str) -> (String, Cow<'_, str>) {
     let mut words = Words(arguments);
     while let Some(word) = words.next() {
         match &*word {
-            "--comment" => name = words.next().unwrap_or_default().split(' ').next().unwrap_or_default().to_owned(),
+            "--comment" => words.next().unwrap_or_default().split(' ').next().unwrap_or_default().clone_into(&mut name),
             "-p" => protocol = words.next().unwrap_or_default(),
             _ => {}
         }
