@@ -14,6 +14,8 @@ const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
 /// A node with an API server of its own.
 struct Lab {
+    /// Legacy iptables has one lock for all network namespaces; with one of its own a test is held up by no other.
+    lock: tempfile::TempPath,
     node: Netns,
     server: Option<ApiServer>,
     kubeconfig: tempfile::NamedTempFile,
@@ -26,7 +28,8 @@ impl Lab {
         let server = serve(&node, "127.0.0.1:0", cluster.objects().collect());
         let mut kubeconfig = tempfile::NamedTempFile::new().expect("writable");
         kubeconfig.write_all(server.kubeconfig().as_bytes()).expect("writable");
-        Self { node, server: Some(server), kubeconfig, variant }
+        let lock = tempfile::NamedTempFile::new().expect("writable").into_temp_path();
+        Self { lock, node, server: Some(server), kubeconfig, variant }
     }
 
     fn server(&self) -> &ApiServer {
@@ -36,7 +39,7 @@ impl Lab {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.node.command(SEPAL);
         command.args(arguments).args(IN_NAMESPACE).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
-        command.env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
+        command.env("XTABLES_LOCKFILE", &self.lock).env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
         command
     }
 
@@ -75,7 +78,8 @@ impl Lab {
     }
 
     fn iptables(&self, script: &str) -> String {
-        self.node.run(&script.replace("IPT", &format!("iptables-{}", self.variant)))
+        let lock = format!("export XTABLES_LOCKFILE={};", self.lock.display());
+        self.node.run(&(lock + &script.replace("IPT", &format!("iptables-{}", self.variant))))
     }
 }
 
@@ -342,9 +346,8 @@ fn drift_is_put_right_legacy() {
 }
 
 /// Killed at any moment, over and over, while the cluster changes: the next start ends in step.
-#[test]
-fn killed_at_any_moment() {
-    let lab = Lab::new("nft", Cluster { services: 400, endpoints: 3 });
+fn killed_at_any_moment(variant: &'static str) {
+    let lab = Lab::new(variant, Cluster { services: 400, endpoints: 3 });
     for round in 0..12_u64 {
         let sepal = lab.sepal();
         std::thread::sleep(Duration::from_millis(15 + round * 23));
@@ -356,6 +359,16 @@ fn killed_at_any_moment() {
     }
     let _sepal = lab.sepal();
     lab.wait("the end of it");
+}
+
+#[test]
+fn killed_at_any_moment_nft() {
+    killed_at_any_moment("nft");
+}
+
+#[test]
+fn killed_at_any_moment_legacy() {
+    killed_at_any_moment("legacy");
 }
 
 /// Many changes in any order end in exactly what the objects ask for.
@@ -392,7 +405,9 @@ fn ten_thousand_changes() {
 fn a_held_lock_is_waited_for() {
     let lab = Lab::new("legacy", SMALL);
     let output = tempfile::NamedTempFile::new().expect("writable");
-    let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    // Here it is about the one that everybody uses.
+    let mut command = lab.command(&["run"]);
+    let _sepal = Running(command.env_remove("XTABLES_LOCKFILE").stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
     lab.wait("the start");
     // The lock is the machine's, and other tests need it as well: a little longer than what iptables waits for it.
     let mut holder = Command::new("flock").args(["/run/xtables.lock", "sleep", "8"]).spawn().expect("flock (util-linux) is there");
@@ -404,20 +419,60 @@ fn a_held_lock_is_waited_for() {
     lab.wait("the change, after the lock");
 }
 
+/// A folder with a program in the place of iptables-restore, and a PATH in which it comes first.
+fn in_place_of_restore(variant: &str, script: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let wrapper = folder.path().join(format!("iptables-{variant}-restore"));
+    std::fs::write(&wrapper, script).expect("writable");
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a path"));
+    (folder, path)
+}
+
+/// iptables-restore fails once, for no reason that it tells, before or after it has written: nothing is lost.
+fn one_failed_run(variant: &'static str) {
+    let lab = Lab::new(variant, SMALL);
+    // Only writing fails, not looking.
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *--test*) exec /usr/sbin/iptables-{variant}-restore \"$@\";; esac\n\
+         if rm \"$(dirname \"$0\")/before\" 2>/dev/null; then cat > /dev/null; echo iptables-restore: out of luck >&2; exit 4; fi\n\
+         /usr/sbin/iptables-{variant}-restore \"$@\" || exit\n\
+         if rm \"$(dirname \"$0\")/after\" 2>/dev/null; then echo iptables-restore: out of luck >&2; exit 4; fi\n"
+    );
+    let (folder, path) = in_place_of_restore(variant, &script);
+    let output = tempfile::NamedTempFile::new().expect("writable");
+    let mut command = lab.command(&["run"]);
+    let _sepal = Running(command.env("PATH", path).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    lab.wait("the start");
+    let failures = || std::fs::read_to_string(output.path()).expect("readable").matches("sync failed, next try in").count();
+    for (round, when) in ["before", "after"].into_iter().enumerate() {
+        std::fs::write(folder.path().join(when), "").expect("writable");
+        lab.move_endpoint(round, 10);
+        eventually("the failure is told", || failures() == round + 1);
+        lab.wait("the change, at the next try");
+    }
+}
+
+#[test]
+fn one_failed_run_nft() {
+    one_failed_run("nft");
+}
+
+#[test]
+fn one_failed_run_legacy() {
+    one_failed_run("legacy");
+}
+
 /// iptables-restore refuses one service for ever: the others go on, its events say so, and nothing else is disturbed.
 #[test]
 fn one_service_refused_for_ever() {
     let lab = Lab::new("nft", SMALL);
-    let folder = tempfile::tempdir().expect("a folder");
-    let wrapper = folder.path().join("iptables-nft-restore");
     // As the real one refuses a rule: with the line it stands in.
     let script = "#!/bin/sh\ninput=$(mktemp)\ncat > \"$input\"\nline=$(grep -n '10.129.129' \"$input\" | head -n 1 | cut -d: -f1)\n\
                   if [ -n \"$line\" ]; then rm \"$input\"; echo \"iptables-restore v1.8.9 (nf_tables):\" >&2\n\
                   echo \"line $line: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SEP\" >&2; exit 4; fi\n\
                   /usr/sbin/iptables-nft-restore \"$@\" < \"$input\"; status=$?; rm \"$input\"; exit $status\n";
-    std::fs::write(&wrapper, script).expect("writable");
-    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a path"));
+    let (_folder, path) = in_place_of_restore("nft", script);
     let _sepal = Running(lab.command(&["run"]).env("PATH", path).spawn().expect("sepal starts"));
     lab.wait("the start");
 

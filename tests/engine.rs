@@ -4,26 +4,27 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::objects::{cluster, text};
-use common::simulator::{Fault, Memory, Simulator};
+use common::simulator::{Chains, Fault, Memory, Simulator};
 use proptest::prelude::*;
 
 use sepal::agent::events::Events;
-use sepal::agent::family::{FamilyRules, Synced};
+use sepal::agent::family::{FamilyRules, Synced, Unsynced};
 use sepal::agent::health::SharedHealth;
 use sepal::agent::metrics::Format;
 use sepal::agent::proxy_loop::ProxyLoop;
 use sepal::agent::report::Report;
-use sepal::cluster::{Family, ServiceKey};
-use sepal::iptables::IptablesError;
+use sepal::cluster::{Family, ServiceKey, ServicePortName};
 use sepal::netlink::record::FakeHost;
+use sepal::rules::RuleSet;
 use sepal::rules::inputs::Inputs;
 use sepal::source::{Kind, ObjectId, Update, convert};
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
+use sepal::table::planner::CHAINS_PER_TRANSACTION;
 use sepal::table::{Table, rule};
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -31,11 +32,11 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(work)
 }
 
-fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<Synced, IptablesError> {
+fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<Synced, Unsynced> {
     block_on(rules.sync(memory, inputs, &common::facts(inputs)))
 }
 
-/// Chains as sets of meanings where their order has none, without what is not ours.
+/// Chains by meaning: where the order of service ports has none, in one order, each with its own rules in theirs; without what is not ours.
 fn meaning(tables: &Simulator) -> Vec<String> {
     let saved = tables.save();
     let mut read = Tables::default();
@@ -47,14 +48,15 @@ fn meaning(tables: &Simulator) -> Vec<String> {
             if *chain == "KUBE-FIREWALL" {
                 continue;
             }
-            let mut rules: Vec<String> = rules.iter().map(|rule| rule::canonical(rule)).collect();
+            let mut rules = rules.clone();
             if let Some(tail) = rules.iter().position(|rule| rule.contains("must be the last rule")) {
                 let last = rules[tail..].iter().all(|rule| rule.contains("must be the last rule"));
                 lines.push(format!("{table} {chain}: the way to the NodePorts is last: {last}"));
             }
             if matches!(*chain, "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-EXTERNAL-SERVICES" | "KUBE-PROXY-FIREWALL") {
-                rules.sort();
+                rules.sort_by_key(|rule| rule::owner(rule));
             }
+            let rules: Vec<String> = rules.iter().map(|rule| rule::canonical(rule)).collect();
             lines.push(format!("{table} {chain}: {rules:?}"));
         }
     }
@@ -81,9 +83,11 @@ fn touch(rules: &mut FamilyRules, before: &Inputs, after: &Inputs) {
     rules.touch(&all);
 }
 
-/// While a service port does not change, it is complete after every COMMIT.
+/// While a service port does not change, it is complete after every COMMIT; and one that changes is so in its old or in its new form,
+/// as far as packets reach it.
 fn assert_kept(memory: &Memory, before: &Inputs, after: &Inputs, family: Family) -> Result<(), TestCaseError> {
     let (old, new) = (common::rule_set(before, family), common::rule_set(after, family));
+    let forms = forms(&old, &new);
     for state in memory.states.borrow().iter() {
         let nat = &state.tables["nat"];
         for service in old.services.iter().filter(|service| new.services.contains(service)) {
@@ -96,8 +100,75 @@ fn assert_kept(memory: &Memory, before: &Inputs, after: &Inputs, family: Family)
                 prop_assert!(nat[chain].iter().any(|found| found == rule), "{}: gone from {chain}", service.name);
             }
         }
+        assert_one_form(nat, &forms)?;
     }
     Ok(())
+}
+
+/// A chain's owner, and its rules in their old and in their new form.
+type Forms<'a> = BTreeMap<&'a str, (&'a ServicePortName, Option<&'a str>, Option<&'a str>)>;
+
+fn forms<'a>(old: &'a RuleSet, new: &'a RuleSet) -> Forms<'a> {
+    let mut forms = Forms::new();
+    for service in &old.services {
+        forms.extend(service.chains().map(|(chain, rules)| (chain.as_str(), (&service.name, Some(rules), None))));
+    }
+    for service in &new.services {
+        for (chain, rules) in service.chains() {
+            forms.entry(chain.as_str()).or_insert((&service.name, None, None)).2 = Some(rules);
+        }
+    }
+    forms
+}
+
+/// Every chain that packets reach is whole, and those of one service port are of one form.
+fn assert_one_form(nat: &Chains, forms: &Forms<'_>) -> Result<(), TestCaseError> {
+    let targets = |chain: &str| nat.get(chain).into_iter().flatten().filter_map(|rule| rule::target(rule)).collect::<Vec<_>>();
+    let mut waiting: Vec<_> = ["KUBE-SERVICES", "KUBE-NODEPORTS"].into_iter().flat_map(targets).collect();
+    let mut reached = BTreeSet::new();
+    let mut of_form: BTreeMap<&ServicePortName, (bool, bool)> = BTreeMap::new();
+    while let Some(chain) = waiting.pop() {
+        let Some((name, old, new)) = forms.get(&*chain) else { continue };
+        if !reached.insert(chain.clone()) {
+            continue;
+        }
+        let rules: String = nat.get(&*chain).into_iter().flatten().map(|rule| format!("-A {chain} {rule}\n")).collect();
+        let (is_old, is_new) = (*old == Some(rules.as_str()), *new == Some(rules.as_str()));
+        prop_assert!(is_old || is_new, "{name}: {chain} is reached and not whole:\n{rules}");
+        if old.is_some() && new.is_some() {
+            let all = of_form.entry(name).or_insert((true, true));
+            *all = (all.0 && is_old, all.1 && is_new);
+        }
+        waiting.extend(targets(&chain));
+    }
+    for (name, (old, new)) in of_form {
+        prop_assert!(old || new, "{name} is half old, half new");
+    }
+    Ok(())
+}
+
+/// What is written of one Service's own chains in one run takes effect in one COMMIT, all of its ports together.
+fn assert_together(run: &str, after: &Inputs, family: Family) -> Result<(), TestCaseError> {
+    let rules = common::rule_set(after, family);
+    let chains = rules.services.iter().flat_map(|service| service.chains().map(|(chain, _)| (chain.as_str(), &service.name.service)));
+    let owners: BTreeMap<&str, &ServiceKey> = chains.collect();
+    let mut written: BTreeMap<&ServiceKey, BTreeSet<usize>> = BTreeMap::new();
+    for (number, transaction) in run.split("COMMIT\n").enumerate() {
+        for line in transaction.lines() {
+            if let Some(owner) = owners.get(rule::split_line(line).0) {
+                written.entry(owner).or_default().insert(number);
+            }
+        }
+    }
+    for (service, transactions) in written {
+        prop_assert_eq!(transactions.len(), 1, "{} is written in several COMMITs:\n{}", service, run);
+    }
+    Ok(())
+}
+
+/// How many chains a transaction may mention: few, so that small clusters take several.
+fn limits() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(1_usize), Just(5), Just(CHAINS_PER_TRANSACTION)]
 }
 
 fn variants() -> impl Strategy<Value = Variant> {
@@ -109,17 +180,19 @@ proptest! {
 
     /// Any sequence of changes ends in the tables of a fresh start; what does not change is never half there; and nothing is written twice.
     #[test]
-    fn any_changes_end_in_the_tables_of_a_fresh_start(steps in proptest::collection::vec(cluster(), 1..5), variant in variants()) {
+    fn any_changes_end_in_the_tables_of_a_fresh_start(steps in proptest::collection::vec(cluster(), 1..5), variant in variants(), limit in limits()) {
         for family in Family::ALL {
             let memory = Memory::new(variant);
-            let mut rules = FamilyRules::new(family);
+            let mut rules = FamilyRules::new(family).with_limit(limit);
             let mut before = Inputs::default();
             for objects in &steps {
                 let after = common::inputs(&text(objects)).map_err(TestCaseError::fail)?;
                 touch(&mut rules, &before, &after);
                 memory.states.borrow_mut().clear();
+                let runs = memory.runs.borrow().len();
                 sync(&mut rules, &memory, &after).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 assert_kept(&memory, &before, &after, family)?;
+                memory.runs.borrow()[runs..].iter().try_for_each(|run| assert_together(run, &after, family))?;
                 prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, family, variant).tables.borrow()));
                 before = after;
             }
@@ -135,14 +208,14 @@ proptest! {
 
     /// Stopped after any transaction and started again, or tried again: the end is the same.
     #[test]
-    fn an_end_in_the_middle_loses_nothing(before in cluster(), after in cluster(), killed in 0_usize..4, restart in any::<bool>(), variant in variants()) {
+    fn an_end_in_the_middle_loses_nothing(before in cluster(), after in cluster(), killed in 0_usize..8, restart in any::<bool>(), variant in variants(), limit in limits()) {
         let before = common::inputs(&text(&before)).map_err(TestCaseError::fail)?;
         let after = common::inputs(&text(&after)).map_err(TestCaseError::fail)?;
         let memory = fresh(&before, Family::V4, variant);
-        let mut rules = FamilyRules::new(Family::V4);
+        let mut rules = FamilyRules::new(Family::V4).with_limit(limit);
         sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
         touch(&mut rules, &before, &after);
-        memory.faults.borrow_mut().push_back(Fault::KilledAfter(killed));
+        memory.faults.borrow_mut().push_back(Some(Fault::KilledAfter(killed)));
         if sync(&mut rules, &memory, &after).is_err() {
             if restart {
                 rules = FamilyRules::new(Family::V4);
@@ -154,7 +227,7 @@ proptest! {
 
     /// Whatever is done to live tables by others is found by an audit and put right.
     #[test]
-    fn drift_is_put_right(objects in cluster(), edits in proptest::collection::vec((any::<usize>(), any::<usize>(), 0_u8..5), 1..4), variant in variants()) {
+    fn drift_is_put_right(objects in cluster(), edits in proptest::collection::vec((any::<usize>(), any::<usize>(), 0_u8..6), 1..4), variant in variants()) {
         let inputs = common::inputs(&text(&objects)).map_err(TestCaseError::fail)?;
         let memory = Memory::new(variant);
         let mut rules = FamilyRules::new(Family::V4);
@@ -168,6 +241,55 @@ proptest! {
         prop_assert_eq!(!drift.is_empty(), changed, "{:?}", drift);
         sync(&mut rules, &memory, &inputs).map_err(|error| TestCaseError::fail(error.to_string()))?;
         prop_assert_eq!(meaning(&memory.tables.borrow()), wanted);
+    }
+}
+
+/// Lines of one service port have an order in each shared chain, also when it comes while all others stay, and when they are there in
+/// another one: externalIPs go before load balancers, loopback before all of a NodePort.
+#[test]
+fn the_lines_of_a_service_port_stay_in_order() {
+    let balancer = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": "both"}, "spec": {"type": "LoadBalancer", "clusterIP": "10.61.0.3",
+        "externalIPs": ["198.51.100.9"], "loadBalancerSourceRanges": ["10.0.0.0/8"], "ports": [{"port": 83, "nodePort": 30083}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}}}
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "metadata": {"namespace": "ns", "name": "both", "labels": {"kubernetes.io/service-name": "both"}},
+        "endpoints": [{"addresses": ["10.61.1.3"]}], "ports": [{"name": "", "port": 8080}]}"#;
+    let first = common::inputs(TWO_SERVICES).expect("well formed");
+    let second = common::inputs(&format!("{TWO_SERVICES}{balancer}")).expect("well formed");
+    let mut facts = common::facts(&second);
+    facts.nfacct.localhost_node_ports = true;
+    for variant in [Variant::Nft, Variant::Legacy] {
+        let memory = Memory::new(variant);
+        let mut rules = FamilyRules::new(Family::V4);
+        let mut go = |rules: &mut FamilyRules, inputs| block_on(rules.sync(&memory, inputs, &facts)).expect("nothing is refused").extent;
+        go(&mut rules, &first);
+        touch(&mut rules, &first, &second);
+        let extent = go(&mut rules, &second);
+        assert!(extent.edits > 0, "it was put into what is there: {extent:?}");
+        let ways = |chain: &str| -> Vec<String> {
+            let tables = memory.tables.borrow();
+            let of_it = tables.tables["nat"][chain].iter().filter(|rule| rule.contains("ns/both"));
+            of_it
+                .map(|rule| if rule.contains("127.0.0.0/8") { "loopback".into() } else { rule::target(rule).expect("one")[..8].to_owned() })
+                .collect()
+        };
+        assert_eq!(ways("KUBE-SERVICES"), ["KUBE-SVC", "KUBE-EXT", "KUBE-FW-"], "{variant}");
+        assert_eq!(ways("KUBE-NODEPORTS"), ["loopback", "KUBE-EXT"], "{variant}");
+        let in_order = memory.tables.borrow().clone();
+
+        // Turned round by somebody: an audit sees it, and so does a start; both put it right.
+        for restart in [false, true] {
+            memory.tables.borrow_mut().tables.get_mut("nat").expect("a table").get_mut("KUBE-NODEPORTS").expect("a chain").reverse();
+            if restart {
+                rules = FamilyRules::new(Family::V4);
+            } else {
+                let drift = block_on(rules.audit(&memory)).expect("an audit");
+                assert_eq!(drift.services.len(), 1, "{drift:?}");
+            }
+            let extent = go(&mut rules, &second);
+            assert_eq!((extent.chains, extent.deleted), (0, 0), "{extent:?}");
+            assert_eq!(ways("KUBE-NODEPORTS"), ["loopback", "KUBE-EXT"], "{variant}");
+            assert_eq!(meaning(&memory.tables.borrow()), meaning(&in_order));
+        }
     }
 }
 
@@ -208,7 +330,7 @@ fn a_change_after_vandalism_blames_nobody() {
     }
 }
 
-/// Does something to one of our chains: a rule goes, comes, comes twice; the chain is emptied; a stranger appears.
+/// Does something to one of our chains: a rule goes, comes, comes twice, or moves; the chain is emptied; a stranger appears.
 fn vandalise(tables: &mut Simulator, chain: usize, place: usize, kind: u8) {
     let nat = tables.tables.get_mut("nat").expect("a table");
     if kind == 4 {
@@ -222,6 +344,7 @@ fn vandalise(tables: &mut Simulator, chain: usize, place: usize, kind: u8) {
         (0, Some(_)) => drop(rules.remove(place)),
         (1, Some(rule)) => rules.insert(place, rule),
         (2, _) => rules.clear(),
+        (5, Some(_)) => rules.rotate_left(place),
         _ => rules.insert(place, "-s 192.0.2.1/32 -j RETURN".into()),
     }
 }
@@ -320,7 +443,7 @@ fn a_lock_puts_off() {
     assert!(sync(&mut rules, &memory, &first).expect("a start").read);
     let second = common::inputs(&TWO_SERVICES.replace("10.61.1.1", "10.61.2.1")).expect("well formed");
     touch(&mut rules, &first, &second);
-    memory.faults.borrow_mut().push_back(Fault::Locked);
+    memory.faults.borrow_mut().push_back(Some(Fault::Locked));
     sync(&mut rules, &memory, &second).expect_err("locked");
     let synced = sync(&mut rules, &memory, &second).expect("free again");
     assert!(!synced.read);

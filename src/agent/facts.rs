@@ -68,5 +68,5 @@ pub fn whole<'a>(inputs: &'a Inputs, host: &HostFacts, family: Family, held: &Ac
     let renderer = counter.for_size(desired.endpoints());
     let all = desired.refresh(&renderer, Refresh::All);
     let wanted = Wanted { services: desired.services(), fixed: &desired.fixed, spared: &[] };
-    (planner::plan(&wanted, held, &all, Variant::Legacy), renderer)
+    (planner::plan(&wanted, held, &all, Variant::Legacy, planner::CHAINS_PER_TRANSACTION), renderer)
 }

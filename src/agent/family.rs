@@ -2,7 +2,7 @@
 //! so: what is desired is computed from the inputs, and whatever differs from what was acknowledged is written.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,14 +19,16 @@ use crate::table::acknowledged::{Acknowledged, Drift};
 use crate::table::desired::{Desired, Outline, Outlines, Refresh};
 use crate::table::live::Reader;
 use crate::table::plan::{Extent, Plan, Variant};
-use crate::table::planner::{self, Wanted};
+use crate::table::planner::{self, CHAINS_PER_TRANSACTION, Wanted};
 use crate::table::tally::{RuleCounts, Tally};
 
-/// A service port that iptables refused is tried again after this long, and when it changes.
-const QUARANTINE: Duration = Duration::from_secs(240);
+use super::quarantine::{Quarantine, Refusal};
 
-/// More refusals than this in one sync are no matter of single service ports.
-const MOST_REFUSALS: usize = 64;
+/// After so many refusals a sync ends and leaves the rest to the next one: other changes do not wait for it longer.
+const MOST_REFUSALS: usize = 16;
+
+/// After so many refusals in a row there may be hundreds; smaller portions let pass what is between them.
+const IN_A_ROW: usize = 8;
 
 /// What has changed since the rules were last computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +50,22 @@ pub struct Synced {
     pub read: bool,
     /// Service ports that iptables refused in the course of this.
     pub refused: Vec<Refusal>,
+    /// Service ports that are still to be written: there were so many refusals that this is done in several syncs.
+    pub unfinished: usize,
     /// Time for computing rules and the plan.
     pub planning: Duration,
     /// Time for reading and writing tables.
     pub applying: Duration,
+}
+
+/// A sync that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unsynced {
+    /// Why.
+    pub error: IptablesError,
+    /// Service ports that iptables refused before that.
+    pub refused: Vec<Refusal>,
 }
 
 /// What every sync comes to, also one that fails.
@@ -65,24 +79,8 @@ pub struct Attempt {
     pub failures: usize,
     /// How often it failed before the sync became a full one.
     pub partial_failures: usize,
-}
-
-/// A service port whose rules iptables refuses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Whose rules.
-    pub name: ServicePortName,
-    /// What iptables said.
-    pub cause: String,
-}
-
-/// A service port that is left alone for a while.
-#[derive(Clone, Debug)]
-struct Quarantined {
-    /// When it is tried again.
-    until: Instant,
-    /// The rules it had before; the kernel still holds them.
-    kept: Option<Rc<Outline>>,
+    /// Transactions that it was given, taken or not.
+    pub transactions: usize,
 }
 
 /// The rules of one family.
@@ -101,16 +99,19 @@ pub struct FamilyRules {
     /// Something that is no service port's differs from what the kernel holds.
     unsettled: bool,
     /// Service ports whose rules iptables refused.
-    quarantined: BTreeMap<ServicePortName, Quarantined>,
-    /// How many service ports are written in one go: fewer while it is not known which of them iptables refuses, none to see whether
-    /// it is any of them.
+    quarantine: Quarantine,
+    /// Service ports that were part of something that was refused; all others go before them.
+    suspects: BTreeSet<ServicePortName>,
+    /// How many suspects are written in one go: fewer while it is not known which of them iptables refuses.
     at_once: usize,
-    /// How many to go on with when it is one of them.
-    suspects: usize,
+    /// Whether what is nobody's was taken without them in this sync; `None` while that is not in question.
+    cleared: Option<bool>,
+    /// Refusals with nothing taken between them.
+    in_a_row: usize,
+    /// On nft, how many chains a transaction mentions.
+    limit: usize,
     /// Chains that iptables refused to delete: something foreign jumps to them.
     spared: Vec<ChainName>,
-    /// Refusals in syncs that failed in the end; the next one that does not tells of them.
-    untold: Vec<Refusal>,
     /// What the last sync came to.
     attempt: Attempt,
 }
@@ -128,13 +129,22 @@ impl FamilyRules {
             former: Outlines::new(),
             touched: BTreeSet::new(),
             unsettled: false,
-            quarantined: BTreeMap::new(),
+            quarantine: Quarantine::default(),
+            suspects: BTreeSet::new(),
             at_once: usize::MAX,
-            suspects: 0,
+            cleared: None,
+            in_a_row: 0,
+            limit: CHAINS_PER_TRANSACTION,
             spared: Vec::new(),
-            untold: Vec::new(),
             attempt: Attempt::default(),
         }
+    }
+
+    /// On nft, writes in transactions that take no more Services once they mention so many chains.
+    #[must_use]
+    pub fn with_limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// The family.
@@ -175,13 +185,13 @@ impl FamilyRules {
     /// The service ports that are left as they are because iptables refuses their rules.
     #[must_use]
     pub fn quarantined(&self) -> impl ExactSizeIterator<Item = &ServicePortName> {
-        self.quarantined.keys()
+        self.quarantine.names()
     }
 
     /// When the next of them is tried again.
     #[must_use]
     pub fn next_trial(&self) -> Option<Instant> {
-        self.quarantined.values().map(|quarantined| quarantined.until).min()
+        self.quarantine.next_trial()
     }
 
     /// What the last sync came to, well or not.
@@ -196,21 +206,21 @@ impl FamilyRules {
         self.desired.tally()
     }
 
-    /// Makes the kernel hold what is desired.
+    /// Makes the kernel hold what is desired. Where it refuses many service ports, what is left is for the next call.
     ///
     /// # Errors
     /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
-    /// next call tries everything that is not acknowledged.
-    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, IptablesError> {
-        let mut synced = Synced { refused: std::mem::take(&mut self.untold), ..Synced::default() };
+    /// next call tries everything that is not acknowledged. Service ports that were refused before that are told of with the error.
+    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, Unsynced> {
+        let mut synced = Synced::default();
         self.attempt = Attempt::default();
-        let outcome = self.try_sync(runner, inputs, host, &mut synced).await;
-        if let Err(error) = outcome {
-            self.untold = synced.refused;
-            return Err(error);
+        match self.try_sync(runner, inputs, host, &mut synced).await {
+            Ok(()) => {
+                synced.service_ports = self.desired.services().len();
+                Ok(synced)
+            }
+            Err(error) => Err(Unsynced { error, refused: synced.refused }),
         }
-        synced.service_ports = self.desired.services().len();
-        Ok(synced)
     }
 
     async fn try_sync(
@@ -225,6 +235,7 @@ impl FamilyRules {
         self.release();
         // What is fixed may have changed, too; that has no service port to be touched.
         self.unsettled = true;
+        self.cleared = None;
         synced.planning += start.elapsed();
         // Whether what is held was read since the last failure: nobody is to blame for tables that somebody else has changed.
         let mut fresh = false;
@@ -234,22 +245,20 @@ impl FamilyRules {
                 synced.read = true;
                 self.attempt.full = true;
                 let held = self.read(runner).await?;
-                for (name, quarantined) in &mut self.quarantined {
-                    quarantined.kept = held.services.get(name).cloned();
-                }
+                self.quarantine.keep(&held.services);
+                self.touch_different(&held);
                 self.held = Some(held);
                 fresh = true;
-                self.touched.extend(self.desired.services().keys().cloned());
             }
             synced.applying += start.elapsed();
 
             let start = Instant::now();
-            let now: BTreeSet<ServicePortName> =
-                self.touched.iter().filter(|name| !self.quarantined.contains_key(*name)).take(self.at_once).cloned().collect();
+            let now = self.next_portion();
             let plan = self.plan(&now, runner.variant());
             synced.planning += start.elapsed();
             if !plan.is_empty() {
                 let start = Instant::now();
+                self.attempt.transactions += plan.transactions.len();
                 let outcome = runner.restore(self.family, &plan, &renderer).await;
                 synced.applying += start.elapsed();
                 if let Err(error) = outcome {
@@ -260,6 +269,10 @@ impl FamilyRules {
                         continue;
                     }
                     self.learn(error, &plan, &now, &mut synced.refused)?;
+                    synced.unfinished = self.touched.iter().filter(|name| !self.quarantine.holds(name)).count();
+                    if self.attempt.failures >= MOST_REFUSALS && synced.unfinished > 0 {
+                        return Ok(());
+                    }
                     continue;
                 }
                 self.attempt.written += plan.rules(&renderer);
@@ -270,6 +283,7 @@ impl FamilyRules {
                 synced.extent.transactions += extent.transactions;
             }
             self.acknowledge(&now);
+            synced.unfinished = 0;
             if self.touched.is_empty() {
                 return Ok(());
             }
@@ -285,8 +299,8 @@ impl FamilyRules {
         let now = self.read(runner).await?;
         if self.is_due() {
             // What is still to be written differs, and is nobody's doing.
+            self.touch_different(&now);
             self.held = Some(now);
-            self.touched.extend(self.desired.services().keys().cloned());
             return Ok(Drift::default());
         }
         let drift = held.drift(&now, &self.desired.fixed);
@@ -315,18 +329,32 @@ impl FamilyRules {
         self.attempt.full = matches!(what, Refresh::All);
         let changed = self.desired.refresh(&renderer, what);
         // What changed may be acceptable now.
-        self.quarantined.retain(|name, _| !changed.contains(name));
+        self.quarantine.forget(&changed);
         self.touched.extend(changed);
         renderer
     }
 
     /// Lets those out of quarantine whose time has come.
     fn release(&mut self) {
-        let now = Instant::now();
-        let due: Vec<ServicePortName> =
-            self.quarantined.iter().filter(|(_, quarantined)| quarantined.until <= now).map(|(name, _)| name.clone()).collect();
-        self.quarantined.retain(|_, quarantined| quarantined.until > now);
-        self.touched.extend(due);
+        self.touched.extend(self.quarantine.release(Instant::now()));
+    }
+
+    /// Notes the service ports whose rules are not the desired ones in what was read.
+    fn touch_different(&mut self, held: &Acknowledged) {
+        let same = |name, outline| held.services.get(name).is_some_and(|held| Rc::ptr_eq(held, outline));
+        let different = self.desired.services().iter().filter(|(name, outline)| !same(name, outline));
+        self.touched.extend(different.map(|(name, _)| name.clone()));
+    }
+
+    /// The service ports to write next: none to see whether what is refused is theirs at all; all that nothing speaks against; else some
+    /// suspects.
+    fn next_portion(&self) -> BTreeSet<ServicePortName> {
+        if self.cleared == Some(false) {
+            return BTreeSet::new();
+        }
+        let free = || self.touched.iter().filter(|name| !self.quarantine.holds(name));
+        let innocent: BTreeSet<ServicePortName> = free().filter(|name| !self.suspects.contains(*name)).cloned().collect();
+        if innocent.is_empty() { free().take(self.at_once).cloned().collect() } else { innocent }
     }
 
     async fn read(&self, runner: &impl Runner) -> Result<Acknowledged, IptablesError> {
@@ -345,8 +373,8 @@ impl FamilyRules {
             let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.with(former)));
             overlay(claimed.to_mut(), name, Some(&outline));
         }
-        for (name, quarantined) in &self.quarantined {
-            overlay(claimed.to_mut(), name, quarantined.kept.as_ref());
+        for (name, kept) in self.quarantine.kept() {
+            overlay(claimed.to_mut(), name, kept);
         }
         claimed
     }
@@ -354,8 +382,8 @@ impl FamilyRules {
     /// What is to be written: what is desired, and for service ports in quarantine what they have.
     fn wanted(&self) -> Cow<'_, Outlines> {
         let mut wanted = Cow::Borrowed(self.desired.services());
-        for (name, quarantined) in &self.quarantined {
-            overlay(wanted.to_mut(), name, quarantined.kept.as_ref());
+        for (name, kept) in self.quarantine.kept() {
+            overlay(wanted.to_mut(), name, kept);
         }
         wanted
     }
@@ -370,11 +398,11 @@ impl FamilyRules {
     fn plan(&self, now: &BTreeSet<ServicePortName>, variant: Variant) -> Plan {
         let Some(held) = &self.held else { return Plan::default() };
         let mut services = self.wanted();
-        for later in self.touched.difference(now).filter(|name| !self.quarantined.contains_key(*name)) {
+        for later in self.touched.difference(now).filter(|name| !self.quarantine.holds(name)) {
             overlay(services.to_mut(), later, held.services.get(later));
         }
         let wanted = Wanted { services: &services, fixed: &self.desired.fixed, spared: &self.spared };
-        planner::plan(&wanted, held, now, variant)
+        planner::plan(&wanted, held, now, variant, self.limit)
     }
 
     fn acknowledge(&mut self, now: &BTreeSet<ServicePortName>) {
@@ -382,10 +410,19 @@ impl FamilyRules {
             held.took(self.desired.services(), &self.desired.fixed, now, &self.spared);
         }
         // Those in quarantine wait for their time, or for their change.
-        self.touched.retain(|name| !now.contains(name) && !self.quarantined.contains_key(name));
-        self.former.retain(|name, _| !now.contains(name) && !self.quarantined.contains_key(name));
+        self.touched.retain(|name| !now.contains(name) && !self.quarantine.holds(name));
+        self.former.retain(|name, _| !now.contains(name) && !self.quarantine.holds(name));
+        self.touched.extend(self.quarantine.took(now));
         self.unsettled = false;
-        self.at_once = if self.at_once == 0 { self.suspects } else { self.at_once.saturating_mul(2) };
+        self.in_a_row = 0;
+        if self.cleared == Some(false) {
+            self.cleared = Some(true);
+        } else if self.touched.is_empty() {
+            self.suspects.clear();
+            self.at_once = usize::MAX;
+        } else if now.iter().any(|name| self.suspects.remove(name)) {
+            self.at_once = self.at_once.saturating_mul(2);
+        }
     }
 
     /// Draws the conclusion from a plan that failed; an error if there is none but to try again later.
@@ -411,26 +448,35 @@ impl FamilyRules {
         let culprit = match owner {
             Some(owner) => (**owner).clone(),
             // What the kernel refuses as a whole has no line to its name. First, is it any service port? Then, which half of them?
-            None if text == "COMMIT" && self.at_once > 0 => match now.iter().next() {
-                Some(only) if now.len() == 1 && self.at_once == 1 => only.clone(),
-                _ => {
-                    self.suspects = (now.len() / 2).max(1);
-                    self.at_once = if self.at_once == usize::MAX { 0 } else { self.suspects };
+            None if text == "COMMIT" && self.cleared != Some(false) => match now.iter().next() {
+                Some(only) if now.len() == 1 && self.cleared == Some(true) => only.clone(),
+                Some(_) => {
+                    self.cleared.get_or_insert(false);
+                    self.suspect(now, now.len() / 2);
                     return Ok(());
                 }
+                None => return Err(error),
             },
-            None => {
-                self.at_once = usize::MAX;
-                return Err(error);
-            }
+            None => return Err(error),
         };
-        if refused.len() == MOST_REFUSALS || self.quarantined.contains_key(&culprit) {
-            return Err(error);
+        if self.quarantine.holds(&culprit) {
+            // Not even what it had is taken any more.
+            let gave_up = self.quarantine.give_up(&culprit);
+            self.distrust();
+            return if gave_up { Ok(()) } else { Err(error) };
         }
-        let kept = had.get(&culprit).cloned();
-        self.quarantined.insert(culprit.clone(), Quarantined { until: Instant::now() + QUARANTINE, kept });
+        self.in_a_row += 1;
+        self.suspect(now, if self.in_a_row < IN_A_ROW { self.at_once } else { now.len() / 2 });
+        self.suspects.remove(&culprit);
+        self.quarantine.put(&culprit, had.get(&culprit).cloned(), output, Instant::now());
         refused.push(Refusal { name: culprit, cause: error.to_string() });
         Ok(())
+    }
+
+    /// These were part of what was refused; so many of them are tried next.
+    fn suspect(&mut self, now: &BTreeSet<ServicePortName>, at_once: usize) {
+        self.suspects.extend(now.iter().cloned());
+        self.at_once = at_once.max(1);
     }
 }
 

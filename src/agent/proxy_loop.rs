@@ -22,6 +22,7 @@ use crate::source::{Kind, Known, Update};
 use super::facts::usable_facts;
 use super::family::FamilyRules;
 use super::flow_loop::Teller;
+use super::lookout::Lookout;
 use super::report::Report;
 use super::service_health::ServiceHealth;
 
@@ -31,8 +32,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// How long rules that depend on the node's IPs wait for the Node to have one (spec section 1.5).
 const NODE_IP_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Reading all live tables may take one part in this many of the time.
-const AUDIT_SHARE: u32 = 200;
+/// Where the kernel tells whether anybody changes tables, it is asked this often.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// Changes of one Service whose time is noted while they wait to be written; more say nothing new.
 const TRIGGERS: usize = 64;
@@ -43,16 +44,15 @@ struct Kept {
     /// No sync before this.
     not_before: Instant,
     retry: Duration,
-    /// When the canary is looked for next.
-    canary: Instant,
-    /// When all live tables are read next.
-    audit: Instant,
+    lookout: Lookout,
     /// When what is not written yet happened, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
     /// Tells whoever looks after UDP flows.
     flows: Option<Teller>,
     /// Answers load balancers' health checks, where that is wanted.
     checks: Option<ServiceHealth>,
+    /// When health checks whose port could not be opened are tried again.
+    checks_again: Option<Instant>,
 }
 
 /// The loop and what it knows.
@@ -65,9 +65,13 @@ pub struct ProxyLoop<R, H> {
     inputs: Inputs,
     facts: Option<HostFacts>,
     families: Vec<Kept>,
+    /// The generation of the tables as of what is known of them, where there is such a thing.
+    generation: Option<u32>,
     report: Report,
     /// Services that changed since the last sync: only their hashes, for they are only counted.
     changed: HashSet<u64>,
+    /// The most updates that waited at once since the last sync.
+    waiting: usize,
     /// Kinds that have not been seen in full yet.
     awaited: BTreeSet<Kind>,
     /// What the last complaint about missing input was, so that it is made once.
@@ -95,8 +99,10 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             inputs,
             facts: None,
             families: Vec::new(),
+            generation: None,
             report,
             changed: HashSet::new(),
+            waiting: 0,
             awaited,
             complaint: None,
         }
@@ -110,11 +116,11 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             rules: FamilyRules::new(family),
             not_before: now,
             retry: FIRST_RETRY,
-            canary: now,
-            audit: now + self.inputs.settings.sync_period,
+            lookout: Lookout::new(self.inputs.settings.sync_period),
             triggers: HashMap::new(),
             flows,
             checks: None,
+            checks_again: None,
         });
         self
     }
@@ -135,6 +141,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         self.families.iter().for_each(|kept| self.report.started(kept.rules.family()));
         self.note_node();
         let patience = Instant::now() + NODE_IP_PATIENCE;
+        let mut glance = Instant::now();
         loop {
             let ready = self.awaited.is_empty() && self.complete();
             let next = match self.next() {
@@ -147,12 +154,16 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 biased;
                 update = updates.recv() => match update {
                     Some(update) => {
-                        self.report.metrics.waiting(updates.len());
+                        self.waiting = self.waiting.max(updates.len() + 1);
                         self.take(update);
                     }
                     None => return,
                 },
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.act().await,
+                () = sleep_until(glance), if ready => {
+                    self.glance(0);
+                    glance = Instant::now() + GLANCE;
+                }
             }
         }
     }
@@ -160,6 +171,18 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// When there is something to do.
     fn next(&self) -> Option<Instant> {
         self.families.iter().map(Kept::next).min()
+    }
+
+    /// Looks whether tables were changed by anybody but ourselves, who made at most so many transactions since the last time.
+    fn glance(&mut self, own: usize) {
+        let before = std::mem::replace(&mut self.generation, self.runner.generation());
+        let Some(now) = self.generation else {
+            self.families.iter_mut().for_each(|kept| kept.lookout.blind());
+            return;
+        };
+        if before.is_none_or(|before| now.wrapping_sub(before) as usize > own) {
+            self.families.iter_mut().for_each(|kept| kept.lookout.disturb());
+        }
     }
 
     /// Takes one update.
@@ -308,21 +331,31 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             Err(error) => {
                 for kept in &mut self.families {
                     let pause = kept.failed(self.inputs.settings.sync_period);
-                    (kept.canary, kept.audit) = (kept.canary.max(kept.not_before), kept.audit.max(kept.not_before));
+                    kept.lookout.put_off(kept.not_before);
+                    kept.checks_again = kept.checks_again.map(|again| again.max(kept.not_before));
                     tracing::error!("{}: no sync for now, next try in {} s: {error}", kept.rules.family(), pause.as_secs_f32());
                 }
                 return;
             }
         };
         let mut failed = false;
-        for kept in &mut self.families {
-            kept.look_after(&self.runner, &self.inputs, &self.report).await;
+        for i in 0..self.families.len() {
+            // What changes while tables are read is seen the next time.
+            self.glance(0);
+            let kept = &mut self.families[i];
+            let period = self.inputs.settings.sync_period;
+            let mut own = kept.lookout.look_after(&mut kept.rules, &self.runner, period, &self.report).await;
             if kept.rules.is_due() && kept.not_before <= Instant::now() {
                 self.changed = HashSet::new();
                 self.report.metrics.checked_out();
+                self.report.metrics.waiting(std::mem::take(&mut self.waiting));
                 self.report.metrics.knows(&self.inputs.snapshot);
                 failed |= !kept.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
+                own += kept.rules.attempt().transactions;
+            } else if kept.checks_again.is_some_and(|again| again <= Instant::now()) {
+                kept.answer_checks(&self.host, &self.inputs, &self.report).await;
             }
+            self.glance(own);
         }
         // After a failure the host is asked again: a counter that a rule names may be gone.
         self.facts = (!failed).then_some(facts);
@@ -349,10 +382,9 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
 impl Kept {
     fn next(&self) -> Instant {
-        let looking = self.canary.min(self.audit);
         let trial = self.rules.next_trial().map(|trial| trial.max(self.not_before));
         let sync = self.rules.is_due().then_some(self.not_before);
-        [trial, sync].into_iter().flatten().fold(looking, Instant::min)
+        [trial, sync, self.checks_again].into_iter().flatten().fold(self.lookout.next(), Instant::min)
     }
 
     /// Notes when something happened to Services. A slice that goes takes what was noted of its Service along (spec section 4).
@@ -384,6 +416,12 @@ impl Kept {
         let outcome = self.rules.sync(runner, inputs, facts).await;
         report.attempted(&self.rules, start.elapsed());
         match outcome {
+            Ok(synced) if synced.unfinished > 0 => {
+                let end = Instant::now();
+                self.not_before = end + inputs.settings.min_sync_period.unwrap_or(end - start);
+                report.unfinished(self.rules.family(), &synced, (self.not_before - end).as_secs_f32());
+                true
+            }
             Ok(synced) => {
                 report.synced(&self.rules, &synced);
                 self.retry = FIRST_RETRY;
@@ -408,32 +446,6 @@ impl Kept {
         }
     }
 
-    /// Looks whether somebody else changed the tables, where it is time.
-    async fn look_after(&mut self, runner: &impl Runner, inputs: &Inputs, report: &Report) {
-        let family = self.rules.family();
-        let period = inputs.settings.sync_period;
-        if self.canary <= Instant::now() {
-            if runner.canary(family).await == Some(false) {
-                if self.rules.is_settled() {
-                    report.flushed(family);
-                    self.audit = Instant::now();
-                }
-                if let Err(error) = runner.set_canary(family).await {
-                    tracing::warn!("{family}: {error}");
-                }
-            }
-            self.canary = Instant::now() + period;
-        }
-        if self.audit <= Instant::now() {
-            let start = Instant::now();
-            match self.rules.audit(runner).await {
-                Ok(drift) => report.audited(family, &drift),
-                Err(error) => tracing::warn!("{family}: the live tables were not looked at: {error}"),
-            }
-            self.audit = Instant::now() + period.max(start.elapsed() * AUDIT_SHARE);
-        }
-    }
-
     /// Answers the health checks of this family as the cluster wants it now.
     async fn answer_checks(&mut self, host: &impl Host, inputs: &Inputs, report: &Report) {
         let family = self.rules.family();
@@ -443,9 +455,11 @@ impl Kept {
             let local = host.addresses().inspect_err(|error| tracing::warn!("cannot list this host's addresses: {error}")).ok();
             checks.move_to(health_check_addresses(&inputs.settings, local.as_deref(), inputs.snapshot.node(), family)).await;
         }
-        for failed in checks.sync(&wanted).await {
+        let failed = checks.sync(&wanted).await;
+        for failed in &failed {
             tracing::error!("node {} {failed}", inputs.node_name);
             report.tell(failed.event(&inputs.node_name));
         }
+        self.checks_again = (!failed.is_empty()).then(|| Instant::now() + inputs.settings.sync_period);
     }
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use crate::cluster::Family;
 use crate::iptables::IptablesError;
-use crate::rules::jumps::JUMPS;
+use crate::rules::jumps::{JUMPS, Jump};
 use crate::table::acknowledged::Drift;
 
 use super::events::{Event, Events, Regarding};
-use super::family::{FamilyRules, Refusal, Synced};
+use super::family::{FamilyRules, Synced, Unsynced};
 use super::health::SharedHealth;
 use super::metrics::Metrics;
+use super::quarantine::Refusal;
 
 /// Names of single things in one log line or Event; the rest is counted.
 const NAMED: usize = 5;
@@ -53,6 +54,13 @@ impl Report {
     /// A sync ended, well or not, after so long.
     pub fn attempted(&self, rules: &FamilyRules, took: Duration) {
         self.metrics.attempted(rules.family(), rules.attempt(), &rules.tally(), took);
+        self.metrics.quarantined(rules.family(), rules.quarantined().len());
+    }
+
+    /// The live tables were read and are as they should be.
+    pub fn confirmed(&self, family: Family) {
+        self.health.updated(family);
+        self.metrics.confirmed(family);
     }
 
     /// A sync succeeded.
@@ -60,10 +68,7 @@ impl Report {
         let family = rules.family();
         self.health.updated(family);
         self.metrics.synced(family, synced, &rules.tally());
-        self.metrics.quarantined(family, rules.quarantined().len());
-        for refusal in &synced.refused {
-            self.refused(family, refusal);
-        }
+        self.refused(family, &synced.refused);
         let (extent, milliseconds) = (synced.extent, (synced.planning + synced.applying).as_millis());
         if extent.transactions > 0 {
             tracing::info!(
@@ -80,20 +85,32 @@ impl Report {
         }
     }
 
-    fn refused(&self, family: Family, refusal: &Refusal) {
-        let Refusal { name, cause } = refusal;
-        tracing::error!("{family}: service port {name} is left as it is until it changes, and tried again in a few minutes: {cause}");
-        self.events.tell(Event {
-            regarding: Regarding::Service(name.service.clone()),
-            reason: "RulesRefused",
-            action: "Sync",
-            warning: true,
-            note: format!("iptables refuses the {family} rules of port {name}; this node keeps those it had. {cause}"),
-        });
+    fn refused(&self, family: Family, refused: &[Refusal]) {
+        for Refusal { name, cause } in refused {
+            tracing::error!("{family}: service port {name} is left as it is until it changes, and tried again in a few minutes: {cause}");
+            self.events.tell(Event {
+                regarding: Regarding::Service(name.service.clone()),
+                reason: "RulesRefused",
+                action: "Sync",
+                warning: true,
+                note: format!("iptables refuses the {family} rules of port {name}; this node keeps those it had. {cause}"),
+            });
+        }
+    }
+
+    /// A sync ended before everything was written, for iptables refused a lot; the next one goes on in so many seconds.
+    pub fn unfinished(&self, family: Family, synced: &Synced, seconds: f32) {
+        self.refused(family, &synced.refused);
+        tracing::warn!(
+            "{family}: iptables refuses the rules of many service ports; {} are still to be written, going on in {seconds} s",
+            synced.unfinished
+        );
     }
 
     /// A sync failed as a whole.
-    pub fn failed(&self, family: Family, error: &IptablesError, seconds: f32) {
+    pub fn failed(&self, family: Family, unsynced: &Unsynced, seconds: f32) {
+        let Unsynced { error, refused } = unsynced;
+        self.refused(family, refused);
         self.metrics.failed(family);
         if let IptablesError::Locked { seconds, .. } = error {
             self.metrics.locked_out(family, *seconds);
@@ -105,8 +122,7 @@ impl Report {
     pub fn audited(&self, family: Family, drift: &Drift) {
         let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
         let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
-        let jumps: Vec<String> =
-            drift.jumps.iter().map(|i| format!("{} {} to {}", JUMPS[*i].table, JUMPS[*i].from, JUMPS[*i].to)).collect();
+        let jumps: Vec<String> = drift.jumps.iter().map(|i| name(&JUMPS[*i])).collect();
         let mut told = Vec::new();
         for (kind, what, names) in [("service", "service ports", services), ("chain", "chains", chains), ("jump", "jumps", jumps)] {
             self.metrics.audited(family, kind, names.len());
@@ -130,6 +146,16 @@ impl Report {
     pub fn flushed(&self, family: Family) {
         tracing::warn!("{family}: chain KUBE-PROXY-CANARY is gone, so tables were flushed; they are read again and put right");
     }
+
+    /// Jumps into our chains are gone.
+    pub fn cut_off(&self, family: Family, missing: &[&Jump]) {
+        let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
+        tracing::warn!("{family}: jumps are gone: {}; the live tables are read again and put right", some(&jumps));
+    }
+}
+
+fn name(jump: &Jump) -> String {
+    format!("{} {} to {}", jump.table, jump.from, jump.to)
 }
 
 fn some(all: &[String]) -> String {

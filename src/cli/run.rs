@@ -69,8 +69,15 @@ struct Source {
 
 async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(Kernel));
-    let found = detect::find(flags.iptables_variant.wanted()).await?;
+    let mut found = detect::find(flags.iptables_variant.wanted()).await?;
     tracing::info!("iptables {} ({}): {}", found.variant, found.version, found.reason);
+    for family in found.find_doubles().await {
+        tracing::warn!(
+            "{family}: iptables-{other} holds KUBE-* rules, too, and packets go through both: services may answer that are gone. Remove those \
+             rules with: sepal cleanup --iptables-variant {other}",
+            other = found.variant.other(),
+        );
+    }
     metrics.iptables(&found);
     for left in other_modes::delete_nftables().await {
         tracing::debug!("{left}");

@@ -6,6 +6,7 @@
 use iptables::IPTables;
 
 use crate::cluster::Family;
+use crate::rules::names;
 use crate::table::plan::Variant;
 
 use super::exec::{Exec, LOCK_WAIT, failure, output};
@@ -35,6 +36,30 @@ impl Found {
     #[must_use]
     pub fn random_fully(&self) -> bool {
         random_fully(&self.version)
+    }
+
+    /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so. Looking makes
+    /// no tables, as legacy iptables otherwise does.
+    pub async fn find_doubles(&mut self) -> Vec<Family> {
+        let other = self.variant.other();
+        let mut doubles = Vec::new();
+        for family in Family::ALL {
+            let tables = match family {
+                Family::V4 => "/proc/net/ip_tables_names",
+                Family::V6 => "/proc/net/ip6_tables_names",
+            };
+            let there = other == Variant::Nft || std::fs::read_to_string(tables).is_ok_and(|names| names.lines().any(|name| name == "nat"));
+            let program = Exec::new(other, false).program(family, "");
+            let list = ["-w", LOCK_WAIT, "-t", "nat", "-S", names::SERVICES];
+            // Where the chain is not there, or the variant does not work, there is nothing to tell of.
+            if there && output(&program, &list).await.is_ok_and(|rules| rules.contains("\n-A ")) {
+                doubles.push(family);
+            }
+        }
+        if !doubles.is_empty() {
+            self.reason.extend(["; there are KUBE-* rules in ", other.as_str(), ", too"]);
+        }
+        doubles
     }
 }
 

@@ -1,16 +1,19 @@
 //! Running the real programs: `iptables-save` and `iptables-restore` of one variant, for both families.
 
 use std::borrow::Cow;
-use std::process::Stdio;
+use std::collections::BTreeSet;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use crate::cluster::{Family, ServicePortName};
+use crate::netlink::generation;
 use crate::rules::Renderer;
 use crate::rules::names;
 use crate::table::Table;
+use crate::table::live::jumps_of;
 use crate::table::plan::{Plan, Variant};
 
 use super::lock;
@@ -82,22 +85,39 @@ impl Exec {
         line: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
     ) -> Result<(), IptablesError> {
         let program = self.program(family, "-restore");
-        let mut child = command(&program)
-            .args(["-w", LOCK_WAIT, "--noflush", "--counters"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(|cause| start_error(&program, cause))?;
-        let stdin = child.stdin.take();
-        let work = async {
-            // Told nothing of a broken pipe: a program that stops reading says why on its way out.
-            let (written, output) = tokio::join!(write_all(stdin, texts), child.wait_with_output());
-            output.map(|output| (written, output))
-        };
-        let (written, output) = timed(&program, work).await?;
+        let (written, output) = fed(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
         if !output.status.success() {
             return Err(refusal(&program, &output, line));
         }
         written.map_err(|cause| IptablesError::Run { command: program, cause })
+    }
+
+    /// What `iptables -S` prints of some chains of a table.
+    async fn list(&self, family: Family, table: Table, chains: &[&str]) -> Result<String, IptablesError> {
+        let table = table.as_str();
+        match self.variant {
+            // It reads no chain but the one that is asked for.
+            Variant::Nft => {
+                let program = self.program(family, "");
+                let mut text = String::new();
+                for chain in chains {
+                    text += &output(&program, &["-t", table, "-S", chain]).await?;
+                }
+                Ok(text)
+            }
+            // It reads the whole table each time, so this is one run: iptables-restore lists chains, too. Nobody waits for the lock.
+            Variant::Legacy => {
+                let program = self.program(family, "-restore");
+                let lists: String = chains.iter().map(|chain| format!("-S {chain}\n")).collect();
+                let input = format!("*{table}\n{lists}COMMIT\n");
+                let (_, output) = fed(&program, &["--noflush", "--test"], std::iter::once(input.into())).await?;
+                if output.status.success() {
+                    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+                } else {
+                    Err(failure(&program, &output))
+                }
+            }
+        }
     }
 }
 
@@ -137,9 +157,32 @@ impl Runner for Exec {
     }
 
     async fn canary(&self, family: Family) -> Option<bool> {
+        // iptables-nft-save reads all tables even for one of them that is nearly empty; `-S` of one chain does not.
+        let there = self.variant == Variant::Nft && output(&self.program(family, ""), &["-t", "mangle", "-S", names::CANARY]).await.is_ok();
+        if there {
+            return Some(true);
+        }
         // `-S` of a chain that is not there is told in other words by every version, and by iptables-nft 1.8.9 in misleading ones.
         let saved = self.save_table(family, "mangle").await.ok()?;
         Some(saved.lines().any(|line| line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(names::CANARY))))
+    }
+
+    async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+        let chains: BTreeSet<&str> = jumps_of(table).map(|(_, jump)| jump.from).collect();
+        let chains: Vec<&str> = chains.into_iter().collect();
+        let rules = self.list(family, table, &chains).await?;
+        // Each has a policy; one that is not told of was not read.
+        match chains.iter().find(|chain| !rules.lines().any(|line| line.starts_with(&format!("-P {chain} ")))) {
+            None => Ok(format!("*{table}\n{rules}COMMIT\n")),
+            Some(chain) => {
+                let output = format!("nothing was printed of {table} {chain}: {rules}");
+                Err(IptablesError::Failed { command: self.program(family, ""), output })
+            }
+        }
+    }
+
+    fn generation(&self) -> Option<u32> {
+        (self.variant == Variant::Nft).then(generation::of_nf_tables).flatten()
     }
 
     async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
@@ -151,6 +194,22 @@ impl Runner for Exec {
 /// Said where somebody used nft on the table; and then the program ends as if the table were empty.
 fn is_incompatible(line: &str) -> bool {
     line.starts_with('#') && line.contains("is incompatible")
+}
+
+/// Runs a program with input, and says how the writing went and what came of it.
+async fn fed<'t>(
+    program: &str,
+    arguments: &[&str],
+    texts: impl Iterator<Item = Cow<'t, str>>,
+) -> Result<(std::io::Result<()>, Output), IptablesError> {
+    let mut child = command(program).args(arguments).stdin(Stdio::piped()).spawn().map_err(|cause| start_error(program, cause))?;
+    let stdin = child.stdin.take();
+    let work = async {
+        // Told nothing of a broken pipe: a program that stops reading says why on its way out.
+        let (written, output) = tokio::join!(write_all(stdin, texts), child.wait_with_output());
+        output.map(|output| (written, output))
+    };
+    timed(program, work).await
 }
 
 async fn write_all<'t>(stdin: Option<ChildStdin>, texts: impl Iterator<Item = Cow<'t, str>>) -> std::io::Result<()> {
@@ -205,14 +264,14 @@ fn start_error(program: &str, cause: std::io::Error) -> IptablesError {
     }
 }
 
-fn said(output: &std::process::Output) -> String {
+fn said(output: &Output) -> String {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
     if lines.is_empty() { output.status.to_string() } else { lines.join("; ") }
 }
 
-pub(super) fn failure(program: &str, output: &std::process::Output) -> IptablesError {
+pub(super) fn failure(program: &str, output: &Output) -> IptablesError {
     let text = said(output);
     let command = program.to_owned();
     if text.contains("holding the xtables lock") {
@@ -224,11 +283,7 @@ pub(super) fn failure(program: &str, output: &std::process::Output) -> IptablesE
     }
 }
 
-fn refusal(
-    program: &str,
-    output: &std::process::Output,
-    find: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
-) -> IptablesError {
+fn refusal(program: &str, output: &Output, find: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>) -> IptablesError {
     let error = failure(program, output);
     let IptablesError::Failed { command, output } = error else { return error };
     match named_line(&output).and_then(|line| find(line).map(|found| (line, found))) {

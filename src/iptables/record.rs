@@ -58,6 +58,14 @@ impl<W: Write> Runner for Recorder<W> {
         Some(true)
     }
 
+    async fn entrances(&self, _family: Family, _table: Table) -> Result<String, IptablesError> {
+        Ok(String::new())
+    }
+
+    fn generation(&self) -> Option<u32> {
+        None
+    }
+
     async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! The door to the rest of the kernel: addresses, sysctls, nfacct counters.
+//! The door to the rest of the kernel: addresses, sysctls, nfacct counters, the generation of `nf_tables`.
 
+pub mod generation;
 pub mod host;
 pub mod nfacct;
 pub mod record;

@@ -23,16 +23,16 @@ const MESSAGE_GET: u16 = SUBSYSTEM_ACCT | 1;
 const ATTRIBUTE_NAME: u16 = 1;
 const ATTRIBUTE_PACKETS: u16 = 2;
 /// An attribute's number, without the flags above it.
-const ATTRIBUTE_KIND: u16 = 0x3fff;
-const FLAG_REQUEST: u16 = 0x1;
+pub(super) const ATTRIBUTE_KIND: u16 = 0x3fff;
+pub(super) const FLAG_REQUEST: u16 = 0x1;
 const FLAG_ACK: u16 = 0x4;
 const FLAG_CREATE: u16 = 0x400;
 const NLMSG_ERROR: u16 = 2;
-const HEADER_LEN: usize = 16;
-const NFGENMSG_LEN: usize = 4;
-const ATTRIBUTE_HEADER_LEN: usize = 4;
+pub(super) const HEADER_LEN: usize = 16;
+pub(super) const NFGENMSG_LEN: usize = 4;
+pub(super) const ATTRIBUTE_HEADER_LEN: usize = 4;
 const ENOENT: i32 = 2;
-const MSG_DONTWAIT: i32 = 0x40;
+pub(super) const MSG_DONTWAIT: i32 = 0x40;
 
 /// How many packets the two counters have seen; `None` for one that is not there, or not to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(super) fn counters(create: bool) -> NfacctCounters {
     NfacctCounters { ct_state_invalid: usable(CT_STATE_INVALID), localhost_node_ports: usable(LOCALHOST_NODE_PORTS) }
 }
 
-fn open() -> Option<Socket> {
+pub(super) fn open() -> Option<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER).ok()?;
     socket.bind_auto().ok()?;
     Some(socket)
@@ -151,7 +151,7 @@ fn packets(datagram: &[u8]) -> Option<u64> {
 }
 
 /// The messages in a datagram: what each is, and what follows its header. Ends where one is not whole.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;

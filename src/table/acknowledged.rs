@@ -11,7 +11,7 @@ use crate::rules::names::{self, ChainName};
 use super::Table;
 use super::desired::{Outline, Outlines};
 use super::live::{FixedChain, Live};
-use super::rule::Digest;
+use super::rule::{Digest, split_line};
 
 /// The tables of one family as the kernel is known to hold them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,20 +113,30 @@ impl Acknowledged {
 
 /// What of a service port's rules is there; takes it from what is live.
 fn live_outline(live: &mut Live, wanted: &Outline) -> Outline {
-    let mut there = |table| {
-        let mut text = String::new();
-        for line in wanted.dispatch(table).split_inclusive('\n') {
-            match live.missing.get_mut(&(table, Digest::of_line(line.trim_end()))) {
-                Some(count) if *count > 0 => *count -= 1,
-                _ => text.push_str(line),
-            }
-        }
-        text.into_boxed_str()
-    };
-    let (nat, filter) = (there(Table::Nat), there(Table::Filter));
+    let (nat, filter) = (live_lines(live, wanted, Table::Nat), live_lines(live, wanted, Table::Filter));
     let chains = wanted.chains.iter().filter_map(|(name, _)| live.chains.remove(name).map(|digest| (*name, digest))).collect();
     // What is counted goes with the rules; whether they are there, their digests say.
     Outline { chains, nat, filter, rules: wanted.rules, without_local: wanted.without_local }
+}
+
+/// A service port's lines in the shared chains of a table as they are there, in desired spelling: those of one chain in their live order.
+fn live_lines(live: &mut Live, wanted: &Outline, table: Table) -> Box<str> {
+    let mut found: Vec<(&str, u32, &str)> = Vec::new();
+    for line in wanted.dispatch(table).split_inclusive('\n') {
+        let places = live.take(table, Digest::of_line(line.trim_end()));
+        found.extend(places.into_iter().map(|at| (split_line(line).0, at, line)));
+    }
+    // Chains take turns as they do in what is desired.
+    let turns: Vec<&str> = found.iter().map(|(chain, ..)| *chain).collect();
+    found.sort_by_key(|(chain, at, _)| (*chain, *at));
+    let next = |chain: &str| found.partition_point(|(other, ..)| *other < chain);
+    let mut places: BTreeMap<&str, usize> = turns.iter().map(|chain| (*chain, next(chain))).collect();
+    let in_turn = turns.iter().filter_map(|chain| {
+        let place = places.get_mut(chain)?;
+        *place += 1;
+        found.get(*place - 1).map(|(.., line)| *line)
+    });
+    in_turn.collect::<String>().into_boxed_str()
 }
 
 /// The fixed chains there should be, each with the digest of its fixed rules.

@@ -9,9 +9,9 @@ use crate::rules::names::{self, ChainKind};
 
 use super::Table;
 use super::parse::Tables;
-use super::rule::canonical;
+use super::rule::{canonical, owner};
 
-/// Chains whose order means nothing, but for the NodePort rule at the end.
+/// Chains in which the order of service ports means nothing, but for the NodePort rule at the end.
 const SHARED: [&str; 4] = [names::SERVICES, names::NODEPORTS, names::EXTERNAL_SERVICES, names::PROXY_FIREWALL];
 
 const LAST: &str = "this must be the last rule in this chain";
@@ -40,13 +40,15 @@ pub fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
     out
 }
 
-/// A chain as text in canonical spelling, the chain's own line first: an empty chain is not a missing one.
+/// A chain as text in canonical spelling, the chain's own line first: an empty chain is not a missing one. The rules of one service port
+/// stay in their order.
 fn lines(chain: &str, rules: &[&str]) -> String {
-    let mut lines: Vec<String> = rules.iter().map(|rule| format!("-A {chain} {}\n", canonical(rule))).collect();
+    let mut rules = rules.to_vec();
     if SHARED.contains(&chain) {
-        lines.sort_by_cached_key(|line| (line.contains(LAST), line.clone()));
+        rules.sort_by_cached_key(|rule| (rule.contains(LAST), owner(rule)));
     }
-    format!(":{chain}\n{}", lines.concat())
+    let lines = rules.iter().map(|rule| format!("-A {chain} {}\n", canonical(rule)));
+    format!(":{chain}\n{}", lines.collect::<String>())
 }
 
 fn difference(out: &mut String, table: Table, chain: &str, old: &str, new: &str) {

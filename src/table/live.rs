@@ -11,7 +11,8 @@ use super::Table;
 use super::desired::Outlines;
 use super::rule::Digest;
 
-/// The chains that all service ports share. But for the end of `nat`'s KUBE-SERVICES their order means nothing.
+/// The chains that all service ports share. The order of service ports in them means nothing, that of one service port's own lines
+/// does; and the end of `nat`'s KUBE-SERVICES is fixed.
 pub const SHARED: [(Table, &str); 6] = [
     (Table::Filter, names::SERVICES),
     (Table::Filter, names::EXTERNAL_SERVICES),
@@ -36,18 +37,42 @@ pub struct Live {
     /// Fixed chains that are there, each with the digest of its fixed rules. A shared chain whose fixed rules are not at its end is
     /// left out: it has to be written anew.
     pub fixed: BTreeMap<FixedChain, Digest>,
-    /// Desired lines that are not there, with how often each is missing.
-    pub missing: HashMap<(Table, Digest), usize>,
+    /// Desired lines, with where each was found.
+    pub lines: HashMap<(Table, Digest), Places>,
     /// Lines in shared chains that are not desired: `-A` lines in their table.
     pub strange_lines: Vec<(Table, String)>,
     /// How often each jump is there, in the order of [`JUMPS`].
     pub jumps: [usize; JUMPS.len()],
 }
 
+/// Where a desired line was found in a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// How many times it is desired and not yet somebody's.
+    wanted: u32,
+    /// Where it was found, counted in lines, and not yet somebody's.
+    at: Vec<u32>,
+}
+
+impl Live {
+    /// Takes away the places of a desired line for one service port: one place if others want the same line, too, else all there are.
+    /// Of a line that is there too often all places are its owner's: which of them is deleted matters for the order.
+    pub fn take(&mut self, table: Table, line: Digest) -> Vec<u32> {
+        let Some(places) = self.lines.get_mut(&(table, line)) else { return Vec::new() };
+        if places.wanted > 1 && !places.at.is_empty() {
+            places.wanted -= 1;
+            return vec![places.at.remove(0)];
+        }
+        std::mem::take(&mut places.at)
+    }
+}
+
 /// Reads the output of iptables-save.
 #[derive(Debug)]
 pub struct Reader {
     live: Live,
+    /// Lines read so far.
+    read: u32,
     table: Option<Table>,
     /// The service port's chain that is being read, and its digest so far: iptables-save prints a chain's rules one after the other.
     current: Option<(ChainName, Digest)>,
@@ -66,12 +91,13 @@ impl Reader {
         for outline in services.values() {
             for table in Table::ALL {
                 for line in outline.dispatch(table).lines() {
-                    *live.missing.entry((table, Digest::of_line(line))).or_default() += 1;
+                    live.lines.entry((table, Digest::of_line(line))).or_default().wanted += 1;
                 }
             }
         }
         Self {
             live,
+            read: 0,
             table: None,
             current: None,
             tail: fixed.nat_tail.lines().map(Digest::of_line).collect(),
@@ -83,6 +109,7 @@ impl Reader {
     /// Takes one line. Other tables than ours and lines that are none of `*table`, `:chain`, `-A` are passed over: iptables prints
     /// warnings among its output.
     pub fn line(&mut self, line: &str) {
+        self.read += 1;
         if let Some(name) = line.strip_prefix('*') {
             self.table = Table::ALL.into_iter().find(|table| table.as_str() == name.trim_end());
         } else if line == "COMMIT" {
@@ -146,9 +173,8 @@ impl Reader {
         if self.live.fixed.get(&shared).is_some_and(|fixed| *fixed != Digest::default()) {
             self.out_of_order.insert(shared);
         }
-        match self.live.missing.get_mut(&(shared.0, digest)) {
-            Some(count) if *count > 1 => *count -= 1,
-            Some(_) => drop(self.live.missing.remove(&(shared.0, digest))),
+        match self.live.lines.get_mut(&(shared.0, digest)) {
+            Some(places) => places.at.push(self.read),
             None => self.live.strange_lines.push((shared.0, line.to_owned())),
         }
     }

@@ -1,6 +1,6 @@
 //! Makes the plan: compares what should be with what is, and puts the difference in order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::cluster::ServicePortName;
@@ -17,7 +17,7 @@ use super::rule::{Digest, split_line};
 
 /// On nft, a transaction is closed once it mentions this many service port chains. A COMMIT costs some 5-10 ms whatever it
 /// holds, and chains cost quadratically; this is where the sum is smallest, and it is flat around there.
-const CHAINS_PER_TRANSACTION: usize = 512;
+pub const CHAINS_PER_TRANSACTION: usize = 512;
 
 /// A shared chain is written anew if it would take more single edits than this, and more than one for [`LINES_PER_EDIT`] of its lines.
 const EDITS: usize = 32;
@@ -37,13 +37,13 @@ pub struct Wanted<'a> {
 }
 
 /// Plans the way from what the kernel holds to what is wanted, for the service ports that may differ; what is fixed and what is nobody's
-/// is always compared.
+/// is always compared. On nft a transaction takes no more Services once it mentions so many chains: [`CHAINS_PER_TRANSACTION`].
 #[must_use]
-pub fn plan(wanted: &Wanted<'_>, held: &Acknowledged, touched: &BTreeSet<ServicePortName>, variant: Variant) -> Plan {
+pub fn plan(wanted: &Wanted<'_>, held: &Acknowledged, touched: &BTreeSet<ServicePortName>, variant: Variant, limit: usize) -> Plan {
     let planner = Planner::new(wanted, held, touched);
     let nat = match variant {
         Variant::Legacy => planner.nat_whole().into_iter().collect(),
-        Variant::Nft => planner.nat_nft(),
+        Variant::Nft => planner.nat_nft(limit.max(1)),
     };
     let transactions = planner.filter_before().into_iter().chain(nat).chain(planner.filter_after()).filter(|t| !t.steps.is_empty());
     Plan { transactions: transactions.collect() }
@@ -57,8 +57,11 @@ struct Difference<'a> {
     write: Vec<ChainName>,
     /// Own chains to delete.
     delete: Vec<ChainName>,
-    /// Lines to put into shared chains and to take out of them.
+    /// Lines to put into shared chains, in their order.
     add: Vec<(Table, &'a str)>,
+    /// Lines among them that are there in a place that they cannot stay in: they are taken out first.
+    moved: Vec<(Table, &'a str)>,
+    /// Lines to take out of shared chains.
     remove: Vec<(Table, &'a str)>,
 }
 
@@ -77,7 +80,8 @@ impl<'a> Planner<'a> {
         let mut rewritten: BTreeSet<FixedChain> =
             digests.iter().filter(|(chain, digest)| held.fixed.get(chain) != Some(digest)).map(|(chain, _)| *chain).collect();
         let lines_of = |shared: &FixedChain| {
-            let of_difference = |d: &Difference<'_>| d.add.iter().chain(&d.remove).filter(|line| in_chain(line, *shared)).count();
+            let of_difference =
+                |d: &Difference<'_>| d.add.iter().chain(&d.moved).chain(&d.remove).filter(|line| in_chain(line, *shared)).count();
             differences.iter().map(of_difference).sum::<usize>()
                 + held.strange_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
         };
@@ -172,9 +176,9 @@ impl<'a> Planner<'a> {
     }
 
     /// `nat` in transactions of bounded size.
-    fn nat_nft(&self) -> Vec<Transaction> {
+    fn nat_nft(&self, limit: usize) -> Vec<Transaction> {
         let mentioned: usize = self.differences.iter().map(|difference| difference.write.len() + difference.delete.len()).sum();
-        if mentioned + self.held.strange_chains.len() <= CHAINS_PER_TRANSACTION {
+        if mentioned + self.held.strange_chains.len() <= limit {
             return self.nat_whole().into_iter().collect();
         }
         let table = Table::Nat;
@@ -184,7 +188,7 @@ impl<'a> Planner<'a> {
         let (mut declarations, mut contents): (Vec<Step>, Vec<Step>) =
             (self.declarations(table, |chain| !chain.rules.is_empty()).collect(), self.fixed_rules(table).collect());
         let mut mentioned = 0;
-        for difference in &self.differences {
+        for (i, difference) in self.differences.iter().enumerate() {
             // A chain can only go when nothing jumps to it; what dispatch may still lead to waits until dispatch is written.
             let at_once = difference.delete.iter().all(|chain| chain.kind() == ChainKind::Endpoint) && !difference.write.is_empty();
             declarations.extend(declare_own(difference));
@@ -197,7 +201,9 @@ impl<'a> Planner<'a> {
             } else {
                 later.extend(difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
             }
-            if mentioned >= CHAINS_PER_TRANSACTION {
+            // The ports of one Service stay together.
+            let last = self.differences.get(i + 1).is_none_or(|next| next.name.service != difference.name.service);
+            if mentioned >= limit && last {
                 declarations.append(&mut contents);
                 transactions.push(Transaction { table, steps: std::mem::take(&mut declarations) });
                 mentioned = 0;
@@ -209,7 +215,7 @@ impl<'a> Planner<'a> {
         later.extend(self.strange_chains());
         later.sort_by_key(|(_, chain)| (chain.kind(), *chain));
         // All of them are emptied before any is deleted: within a group they may jump to each other, and to later groups only.
-        transactions.extend(later.chunks(CHAINS_PER_TRANSACTION).map(|group| {
+        transactions.extend(later.chunks(limit).map(|group| {
             let steps = group.iter().map(declare_to_delete).chain(group.iter().map(|chain| delete(*chain))).collect();
             Transaction { table, steps }
         }));
@@ -247,19 +253,20 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Lines to put at the top of shared chains that are not written anew.
+    /// Lines to put at the top of shared chains that are not written anew: one above the other, so the last one first.
     fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
-        self.edits(difference.name, &difference.add, table, "-I ")
+        let text = self.edits(&difference.moved, table, "-D ") + &self.edits(difference.add.iter().rev(), table, "-I ");
+        (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
     }
 
     fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
-        self.edits(difference.name, &difference.remove, table, "-D ")
+        let text = self.edits(&difference.remove, table, "-D ");
+        (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
     }
 
-    fn edits(&self, name: &ServicePortName, lines: &[(Table, &str)], table: Table, operation: &str) -> Option<Step> {
-        let lines = lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
-        let text: String = lines.filter_map(|(_, line)| edit(operation, line)).collect();
-        (!text.is_empty()).then(|| owned(name, Write::Lines(text)))
+    fn edits<'l>(&self, lines: impl IntoIterator<Item = &'l (Table, &'l str)>, table: Table, operation: &str) -> String {
+        let lines = lines.into_iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
+        lines.filter_map(|(_, line)| edit(operation, line)).collect()
     }
 
     fn strange_lines(&self, table: Table) -> Option<Step> {
@@ -320,21 +327,43 @@ fn difference<'a>(name: &'a ServicePortName, wanted: &'a Wanted<'a>, held: &'a A
     let write = chains(new).iter().filter(|(chain, digest)| held_chain(chain) != Some(*digest)).map(|(chain, _)| *chain).collect();
     let delete = chains(old).iter().filter(|(chain, _)| !wanted_chain(chain)).map(|(chain, _)| *chain);
     let delete = delete.filter(|chain| !wanted.spared.contains(chain)).collect();
-    let (mut add, mut remove) = (Vec::new(), Vec::new());
+    let mut difference = Difference { name, wanted: new, write, delete, add: Vec::new(), moved: Vec::new(), remove: Vec::new() };
     for table in Table::ALL {
-        let lines = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| outline.dispatch(table)).unwrap_or_default().lines();
-        let mut left: Vec<&str> = lines(old).collect();
-        for line in lines(new) {
-            match left.iter().position(|held| *held == line) {
-                Some(at) => drop(left.swap_remove(at)),
-                None => add.push((table, line)),
+        let lines = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| outline.dispatch(table)).unwrap_or_default();
+        if lines(new) == lines(old) {
+            continue;
+        }
+        let mut chains: BTreeMap<&str, (Vec<&'a str>, Vec<&'a str>)> = BTreeMap::new();
+        lines(new).lines().for_each(|line| chains.entry(split_line(line).0).or_default().0.push(line));
+        lines(old).lines().for_each(|line| chains.entry(split_line(line).0).or_default().1.push(line));
+        for (new, old) in chains.into_values() {
+            difference.edit_chain(table, &new, &old);
+        }
+    }
+    let Difference { write, delete, add, remove, .. } = &difference;
+    let same = write.is_empty() && delete.is_empty() && add.is_empty() && remove.is_empty();
+    (!same).then_some(difference)
+}
+
+impl<'a> Difference<'a> {
+    /// Notes which of a service port's lines in one chain have to go and to come so that they are there in their order. What comes is put
+    /// at the top, and of lines alike the first one goes; so what can stay is found from the end.
+    fn edit_chain(&mut self, table: Table, new: &[&'a str], old: &[&'a str]) {
+        let mut kept = 0;
+        let mut gone: Vec<&'a str> = Vec::new();
+        for line in old.iter().rev() {
+            if new.iter().rev().nth(kept) == Some(line) && !gone.contains(line) {
+                kept += 1;
+            } else {
+                gone.push(line);
             }
         }
-        remove.extend(left.into_iter().map(|line| (table, line)));
+        let add = &new[..new.len() - kept];
+        self.add.extend(add.iter().map(|line| (table, *line)));
+        for line in gone.into_iter().rev() {
+            if add.contains(&line) { &mut self.moved } else { &mut self.remove }.push((table, line));
+        }
     }
-    let difference = Difference { name, wanted: new, write, delete, add, remove };
-    let same = difference.write.is_empty() && difference.delete.is_empty() && difference.add.is_empty() && difference.remove.is_empty();
-    (!same).then_some(difference)
 }
 
 fn in_chain(line: &(Table, &str), chain: FixedChain) -> bool {

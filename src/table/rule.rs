@@ -75,6 +75,22 @@ pub fn target(arguments: &str) -> Option<Cow<'_, str>> {
     None
 }
 
+/// Whose a rule in a shared chain is, as far as it says so: the first word of its comment, which is a service port's name, and its
+/// protocol. Both are empty for a rule of nobody's.
+#[must_use]
+pub fn owner(arguments: &str) -> (String, Cow<'_, str>) {
+    let (mut name, mut protocol) = (String::new(), Cow::default());
+    let mut words = Words(arguments);
+    while let Some(word) = words.next() {
+        match &*word {
+            "--comment" => words.next().unwrap_or_default().split(' ').next().unwrap_or_default().clone_into(&mut name),
+            "-p" => protocol = words.next().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    (name, protocol)
+}
+
 /// The canonical form of a rule's arguments: addresses, interfaces and protocol, then matches sorted, then the target; equal texts mean
 /// equal rules.
 #[must_use]

@@ -12,10 +12,13 @@ use sepal::cluster::Family;
 use sepal::config::settings::{Asked, HostFacts};
 use sepal::netlink::record::FakeHost;
 use sepal::rules::inputs::Inputs;
-use sepal::rules::{self, RuleSet};
+use sepal::rules::{self, Renderer, RuleSet};
 use sepal::source::manifests::Manifests;
 use sepal::table::acknowledged::Acknowledged;
-use sepal::table::planner;
+use sepal::table::desired::{Desired, Refresh};
+use sepal::table::live::Reader;
+use sepal::table::plan::Variant;
+use sepal::table::planner::{self, Wanted};
 
 /// The inputs a manifest text stands for.
 pub fn inputs(text: &str) -> Result<Inputs, String> {
@@ -38,6 +41,21 @@ pub fn rule_set(inputs: &Inputs, family: Family) -> RuleSet {
 pub fn rendered(inputs: &Inputs, family: Family) -> String {
     let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::unknown());
     plan.text(&renderer)
+}
+
+/// What is left to write where iptables-save prints this.
+pub fn left_to_write(inputs: &Inputs, family: Family, saved: &str) -> String {
+    let facts = facts(inputs);
+    let mut desired = Desired::default();
+    let counter = Renderer::new(inputs, &facts, family);
+    desired.count(&counter, Refresh::All);
+    let renderer = counter.for_size(desired.endpoints());
+    let all = desired.refresh(&renderer, Refresh::All);
+    let mut reader = Reader::new(desired.services(), &desired.fixed);
+    saved.lines().for_each(|line| reader.line(line));
+    let held = Acknowledged::of_live(reader.finish(), desired.services());
+    let wanted = Wanted { services: desired.services(), fixed: &desired.fixed, spared: &[] };
+    planner::plan(&wanted, &held, &all, Variant::Nft, planner::CHAINS_PER_TRANSACTION).text(&renderer)
 }
 
 /// The restore input that fills tables in which there is nothing: the jumps, too.

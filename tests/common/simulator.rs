@@ -1,7 +1,8 @@
 //! iptables-restore in memory, as strict as the real one about what exists.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal::iptables::{IptablesError, Runner};
@@ -9,6 +10,7 @@ use sepal::rules::Renderer;
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
 use sepal::table::rule::Digest;
+use tokio::time::Instant;
 
 /// One table: chains by name, rules in order, each as its words after the chain's name.
 pub type Chains = BTreeMap<String, Vec<String>>;
@@ -121,19 +123,30 @@ pub enum Fault {
     Locked,
 }
 
+/// When a run of iptables-restore began and ended.
+pub type Times = (Instant, Instant);
+
 /// Tables in memory behind the same door as the kernel's.
 #[derive(Debug)]
 pub struct Memory {
     pub variant: Variant,
     pub tables: RefCell<Simulator>,
-    /// What goes wrong with the next runs.
-    pub faults: RefCell<VecDeque<Fault>>,
+    /// What goes wrong with the next runs, if anything.
+    pub faults: RefCell<VecDeque<Option<Fault>>>,
     /// Input with this text in it is refused: by its line, or as a whole, as a kernel does it.
     pub refused: RefCell<Option<(String, bool)>>,
     /// The input of every run.
     pub runs: RefCell<Vec<String>>,
-    /// The tables after every COMMIT.
+    /// The tables after every COMMIT, where they are wanted.
     pub states: RefCell<Vec<Simulator>>,
+    pub keeps_states: Cell<bool>,
+    /// How long a run takes, and when each one was.
+    pub takes: Cell<Duration>,
+    pub times: RefCell<Vec<Times>>,
+    /// How often a table was saved.
+    pub saves: Cell<usize>,
+    /// What moves with every transaction, where there is such a thing.
+    pub generation: Cell<Option<u32>>,
 }
 
 impl Memory {
@@ -145,7 +158,18 @@ impl Memory {
             refused: RefCell::default(),
             runs: RefCell::default(),
             states: RefCell::default(),
+            keeps_states: Cell::new(true),
+            takes: Cell::default(),
+            times: RefCell::default(),
+            saves: Cell::default(),
+            generation: Cell::default(),
         }
+    }
+
+    /// Somebody else changes the tables.
+    pub fn meddle(&self, change: impl FnOnce(&mut Simulator)) {
+        change(&mut self.tables.borrow_mut());
+        self.generation.set(self.generation.get().map(|generation| generation.wrapping_add(1)));
     }
 
     fn transactions(plan: &Plan, renderer: &Renderer<'_>) -> Vec<String> {
@@ -160,16 +184,20 @@ impl Runner for Memory {
     }
 
     async fn save(&self, _family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        self.saves.set(self.saves.get() + 1);
         self.tables.borrow().save_table(table.as_str()).lines().for_each(line);
         Ok(())
     }
 
     async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
         let command = || "restore".to_owned();
-        let fault = self.faults.borrow_mut().pop_front();
+        let fault = self.faults.borrow_mut().pop_front().flatten();
         if fault == Some(Fault::Locked) {
             return Err(IptablesError::Locked { command: command(), holder: "a test".into(), seconds: 0 });
         }
+        let start = Instant::now();
+        tokio::time::sleep(self.takes.get()).await;
+        self.times.borrow_mut().push((start, Instant::now()));
         let mut line = 0;
         for (number, text) in Self::transactions(plan, renderer).iter().enumerate() {
             if fault == Some(Fault::KilledAfter(number)) {
@@ -188,7 +216,12 @@ impl Runner for Memory {
                     output: "refused".into(),
                 });
             }
-            let taken = self.tables.borrow_mut().restore(text, |state| self.states.borrow_mut().push(state.clone()));
+            let taken = self.tables.borrow_mut().restore(text, |state| {
+                self.generation.set(self.generation.get().map(|generation| generation.wrapping_add(1)));
+                if self.keeps_states.get() {
+                    self.states.borrow_mut().push(state.clone());
+                }
+            });
             if let Err(output) = taken {
                 // By its line, or as a whole with the COMMIT, as the real one does it.
                 let named = text.lines().position(|found| output.ends_with(&format!(": {found}"))).map_or(lines, |at| at + 1);
@@ -205,7 +238,49 @@ impl Runner for Memory {
         Some(true)
     }
 
+    async fn entrances(&self, _family: Family, table: Table) -> Result<String, IptablesError> {
+        let tables = self.tables.borrow();
+        let built_in = tables.tables[table.as_str()].iter().filter(|(chain, _)| !chain.starts_with("KUBE-"));
+        let rules = built_in.flat_map(|(chain, rules)| rules.iter().map(move |rule| format!("-A {chain} {rule}\n")));
+        Ok(format!("*{table}\n{}COMMIT\n", rules.collect::<String>()))
+    }
+
+    fn generation(&self) -> Option<u32> {
+        self.generation.get()
+    }
+
     async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
         Ok(())
+    }
+}
+
+/// So that a test can look at what a loop writes.
+impl Runner for &Memory {
+    fn variant(&self) -> Variant {
+        (**self).variant()
+    }
+
+    async fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        (**self).save(family, table, line).await
+    }
+
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+        (**self).restore(family, plan, renderer).await
+    }
+
+    async fn canary(&self, family: Family) -> Option<bool> {
+        (**self).canary(family).await
+    }
+
+    async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+        (**self).entrances(family, table).await
+    }
+
+    fn generation(&self) -> Option<u32> {
+        (**self).generation()
+    }
+
+    async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
+        (**self).set_canary(family).await
     }
 }

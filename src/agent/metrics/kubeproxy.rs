@@ -145,6 +145,11 @@ impl KubeProxy {
         drop(self.conntrack_deleted.get_or_create(&of));
     }
 
+    /// Rules were looked at and are as they should be, which is as good as a sync.
+    pub(super) fn confirmed(&self, family: Family) {
+        self.last_timestamp.get_or_create(&OfFamily::new(family)).set(now());
+    }
+
     /// A sync ended well.
     pub(super) fn synced(&self, family: Family, tally: &Tally) {
         self.last_timestamp.get_or_create(&OfFamily::new(family)).set(now());

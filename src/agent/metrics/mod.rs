@@ -126,6 +126,11 @@ impl Metrics {
         self.kubeproxy.queued(family);
     }
 
+    /// A family's rules were looked at and are as they should be.
+    pub fn confirmed(&self, family: Family) {
+        self.kubeproxy.confirmed(family);
+    }
+
     /// Rules follow what happened in the cluster so many seconds ago.
     pub fn programmed(&self, family: Family, seconds: f64) {
         self.kubeproxy.programmed(family, seconds);

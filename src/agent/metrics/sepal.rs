@@ -125,7 +125,7 @@ impl Own {
         catalogue.add("sepal_quarantined_service_ports", "Service ports whose rules iptables refuses", self.quarantined.clone());
         catalogue.add("sepal_xtables_lock_timeouts", "Syncs put off because another program held the xtables lock", self.lock_timeouts.clone());
         catalogue.add("sepal_xtables_lock_wait_seconds", "Time that was waited in vain for the xtables lock", self.lock_wait.clone());
-        catalogue.add("sepal_updates_waiting", "Updates that wait to be taken", self.waiting.clone());
+        catalogue.add("sepal_updates_waiting", "The most updates that waited at once before the last sync", self.waiting.clone());
         catalogue.add("sepal_services", "Services known", self.services.clone());
         catalogue.add("sepal_endpoint_slices", "EndpointSlices known", self.slices.clone());
         catalogue.add("sepal_service_ports", "Service ports with rules", self.service_ports.clone());
