@@ -334,8 +334,7 @@ mod tests {
     use http_body_util::StreamBody;
     use http_body_util::combinators::BoxBody;
     use hyper::body::{Bytes, Frame};
-    use k8s_openapi::api::core::v1 as core;
-    use kube::api::ApiResource;
+    use kube::api::{ApiResource, GroupVersionKind};
     use serde_json::json;
     use tokio::time::sleep;
 
@@ -394,7 +393,12 @@ mod tests {
                 Ok(Response::builder().status(code).body(body(lines)).expect("an answer"))
             }
         });
-        let watched = Watched { kind: Kind::Service, resource: ApiResource::erase::<core::Service>(&()), labels: None, fields: None };
+        let watched = Watched {
+            kind: Kind::Service,
+            resource: ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Service")),
+            labels: None,
+            fields: None,
+        };
         let mut following = Following::new(&Client::new(service, "default"), watched, Arc::default());
         let (start, mut updates) = (Instant::now(), Vec::new());
         while !left.lock().expect("nobody panics").is_empty() {
