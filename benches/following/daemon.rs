@@ -37,7 +37,14 @@ impl Sepal {
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (sender, log) = channel();
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| {
+                if line.contains(" ERROR ") {
+                    println!("{line}");
+                }
+                sender.send(line)
+            })
+        });
         Self { child, log }
     }
 

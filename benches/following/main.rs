@@ -32,18 +32,18 @@ fn main() {
     for cluster in clusters("SEPAL_BENCH", "1000x10,5000x50,10000x3") {
         for variant in variants.clone() {
             journey::whole(cluster, variant, &mut table.of(cluster, variant));
+            table.keep();
         }
     }
     for cluster in clusters("SEPAL_BENCH_GROWTH", "5000x3,20000x3") {
         journey::single_changes(cluster, Variant::Nft, &mut table.of(cluster, Variant::Nft));
+        table.keep();
     }
     for cluster in clusters("SEPAL_BENCH_DRY_RUN", "10000x3") {
         dry_run::measure(cluster, &mut table.of(cluster, Variant::Legacy));
+        table.keep();
     }
     println!("\n{}", table.text());
-    if let Some(path) = std::env::var_os("SEPAL_BENCH_KEEP") {
-        table.keep(path.as_ref());
-    }
 }
 
 /// The clusters that a variable of the environment names.

@@ -1,7 +1,5 @@
 //! The table of figures.
 
-use std::path::Path;
-
 use sepal::table::plan::Variant;
 use sepal_lab::Cluster;
 
@@ -26,9 +24,11 @@ impl Table {
         HEAD.to_owned() + &self.0.concat()
     }
 
-    /// Puts the figures into the table of a file: each in place of the one of the same name, or at the end.
-    pub(crate) fn keep(&self, path: &Path) {
-        let text = std::fs::read_to_string(path).expect("readable");
+    /// Puts the figures into the table of the file that `SEPAL_BENCH_KEEP` names: each in place of the one of the same name, or at the
+    /// end.
+    pub(crate) fn keep(&self) {
+        let Some(path) = std::env::var_os("SEPAL_BENCH_KEEP") else { return };
+        let text = std::fs::read_to_string(&path).expect("readable");
         let (before, kept) = text.split_once(HEAD).expect("it has the table");
         let end = kept.split_inclusive('\n').take_while(|line| line.starts_with('|')).map(str::len).sum();
         let (kept, after) = kept.split_at(end);
