@@ -260,7 +260,7 @@ fn the_lines_of_a_service_port_stay_in_order() {
     for variant in [Variant::Nft, Variant::Legacy] {
         let memory = Memory::new(variant);
         let mut rules = FamilyRules::new(Family::V4);
-        let mut go = |rules: &mut FamilyRules, inputs| block_on(rules.sync(&memory, inputs, &facts)).expect("nothing is refused").extent;
+        let go = |rules: &mut FamilyRules, inputs| block_on(rules.sync(&memory, inputs, &facts)).expect("nothing is refused").extent;
         go(&mut rules, &first);
         touch(&mut rules, &first, &second);
         let extent = go(&mut rules, &second);
