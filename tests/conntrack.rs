@@ -99,9 +99,11 @@ impl Lab {
     fn new(family: Family) -> Self {
         let lab = Self { family, node: Netns::new(), reconciler: Some(Reconciler::new(family)) };
         let Addresses { node, service_range, pods: [one, two], .. } = addresses(family);
+        // Even on the loopback an IPv6 address is tentative for a moment.
+        let at_once = if family == Family::V6 { "nodad" } else { "" };
         lab.node.run(&format!(
             "ip link add here type veth peer name there; ip link set here up; ip link set there up
-             for ip in {node} {one} {two}; do ip addr add $ip dev lo; done
+             for ip in {node} {one} {two}; do ip addr add $ip dev lo {at_once}; done
              ip route add {service_range} dev here src {node}",
         ));
         for pod in [one, two] {
