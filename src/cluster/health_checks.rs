@@ -19,9 +19,8 @@ pub struct HealthCheck {
 /// The health checks of one family, by Service. A Service without cluster IP in the family, or without ports, has none in it.
 #[must_use]
 pub fn of_family(snapshot: &Snapshot, family: Family, node_name: &str) -> BTreeMap<ServiceKey, HealthCheck> {
-    let checked =
-        |service: &Service| service.health_check_node_port != 0 && service.cluster_ip(family).is_some() && !service.ports.is_empty();
-    let services = snapshot.services().filter(|(_, service)| checked(service));
+    let checked = |service: &Service| service.cluster_ip(family).is_some() && !service.ports.is_empty();
+    let services = snapshot.health_checked().filter(|(_, service)| checked(service));
     let check = |(key, service): (&ServiceKey, &Service)| {
         let local_endpoints = local_ready(snapshot, key, family, node_name).len();
         (key.clone(), HealthCheck { port: service.health_check_node_port, local_endpoints })

@@ -1,6 +1,6 @@
 //! Everything known about the cluster at one moment, and the changes that move it on.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::endpoints::{Slice, SliceKey};
@@ -16,6 +16,8 @@ pub struct Snapshot {
     slices: BTreeMap<ServiceKey, Vec<(Arc<str>, Slice)>>,
     /// Under which Service each slice is filed, so that a slice that moves to another Service leaves the first one.
     filed: HashMap<SliceKey, ServiceKey>,
+    /// Services with a health check node port: few, but looked at with every change.
+    checked: BTreeSet<ServiceKey>,
     node: Option<Node>,
     /// What Services and slices take in memory.
     bytes: usize,
@@ -58,6 +60,11 @@ impl Snapshot {
                 let key = self.shared(key);
                 let (before, after) =
                     (self.services.get(&key).map_or(0, |known| known.bytes()), service.as_ref().map_or(0, Service::bytes));
+                if service.as_ref().is_some_and(|service| service.health_check_node_port != 0) {
+                    self.checked.insert(key.clone());
+                } else {
+                    self.checked.remove(&key);
+                }
                 if put(&mut self.services, key.clone(), service.map(Box::new)) {
                     self.bytes = self.bytes + after - before;
                     touched.services.push(key);
@@ -128,6 +135,7 @@ impl Snapshot {
         let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
         for key in &gone {
             self.bytes -= self.services.remove(key).map_or(0, |service| service.bytes());
+            self.checked.remove(key);
         }
         Touched { services: gone, node: false }
     }
@@ -145,6 +153,11 @@ impl Snapshot {
     /// All Services, sorted by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
         self.services.iter().map(|(key, service)| (key, &**service))
+    }
+
+    /// The Services with a health check node port, sorted.
+    pub fn health_checked(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
+        self.checked.iter().filter_map(|key| Some((key, self.service(key)?)))
     }
 
     /// One Service.
@@ -247,6 +260,24 @@ mod tests {
         assert_eq!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("b")))), of(&["a", "b"]));
         assert_eq!((snapshot.slices(&key("a")).count(), snapshot.slices(&key("b")).count()), (0, 1));
         assert_eq!(snapshot.apply(Change::Slice(slice_key, None)), of(&["b"]));
+        assert_eq!(snapshot, Snapshot::default());
+    }
+
+    #[test]
+    fn health_checked_services_are_those_with_a_port() {
+        let mut snapshot = Snapshot::default();
+        let with = |health_check_node_port| Some(Service { health_check_node_port, ..Service::default() });
+        let mut names = |key: &str, service| {
+            snapshot.apply(Change::Service(self::key(key), service));
+            snapshot.health_checked().map(|(key, _)| key.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("b", with(31000)), ["b"]);
+        assert_eq!(names("c", with(0)), ["b"]);
+        assert_eq!(names("a", with(31001)), ["a", "b"]);
+        assert_eq!(names("b", with(0)), ["a"]);
+        assert_eq!(names("a", None), [""; 0]);
+        names("a", with(31001));
+        snapshot.retain_services(&HashSet::new());
         assert_eq!(snapshot, Snapshot::default());
     }
 
