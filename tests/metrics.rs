@@ -70,6 +70,14 @@ impl Runner for Both {
         Some(true)
     }
 
+    async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+        self.of(family).entrances(family, table).await
+    }
+
+    fn generation(&self) -> Option<u32> {
+        None
+    }
+
     async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
         Ok(())
     }
@@ -184,7 +192,7 @@ fn every_metric_is_kube_proxys() {
         lab.tell(Kind::Service, &service("a", &json!({}))).await;
         lab.complete().await;
         lab.pass(10).await;
-        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Fault::Locked);
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
         let mut changed = slice("a", "IPv4", &["10.61.1.1"]);
         let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
         changed["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": later.to_string()});
@@ -307,7 +315,7 @@ fn failures_are_counted() {
         let durations = |lab: &Lab| counts.map(|name| lab.value(&of(name)).map_or(0, |count| count.parse().expect("a number")));
         let success = of("proxy_rules_last_timestamp_seconds");
 
-        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Fault::Locked);
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
         lab.tell(Kind::Service, &service("a", &json!({}))).await;
         lab.complete().await;
         lab.pass(1).await;
@@ -326,7 +334,7 @@ fn failures_are_counted() {
         assert!(first.is_some());
         lab.shows("kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"}", "5");
 
-        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Fault::Locked);
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.1.1"])).await;
         lab.pass(10).await;
         lab.shows(&failures, "2");
@@ -335,7 +343,7 @@ fn failures_are_counted() {
         lab.pass(5000).await;
         assert!(lab.value(&success) > first);
         // What broke off in the middle has the tables read, which makes the next one a full sync.
-        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Fault::KilledAfter(0));
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::KilledAfter(0)));
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.1.2"])).await;
         let before = durations(&lab);
         lab.pass(5000).await;
@@ -344,7 +352,7 @@ fn failures_are_counted() {
         let after = durations(&lab);
         assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [2, 1, 1]);
         // One transaction that does not get the lock has changed nothing: the next try is a partial sync again.
-        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Fault::Locked);
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.1.3"])).await;
         lab.pass(5000).await;
         lab.shows(&partial, "3");
