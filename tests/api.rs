@@ -14,8 +14,6 @@ const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
 /// A node with an API server of its own.
 struct Lab {
-    /// Legacy iptables has one lock for all network namespaces; with one of its own a test is held up by no other.
-    lock: tempfile::TempPath,
     node: Netns,
     server: Option<ApiServer>,
     kubeconfig: tempfile::NamedTempFile,
@@ -28,8 +26,7 @@ impl Lab {
         let server = serve(&node, "127.0.0.1:0", cluster.objects().collect());
         let mut kubeconfig = tempfile::NamedTempFile::new().expect("writable");
         kubeconfig.write_all(server.kubeconfig().as_bytes()).expect("writable");
-        let lock = tempfile::NamedTempFile::new().expect("writable").into_temp_path();
-        Self { lock, node, server: Some(server), kubeconfig, variant }
+        Self { node, server: Some(server), kubeconfig, variant }
     }
 
     fn server(&self) -> &ApiServer {
@@ -39,7 +36,7 @@ impl Lab {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.node.command(SEPAL);
         command.args(arguments).args(IN_NAMESPACE).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
-        command.env("XTABLES_LOCKFILE", &self.lock).env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
+        command.env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
         command
     }
 
@@ -78,8 +75,7 @@ impl Lab {
     }
 
     fn iptables(&self, script: &str) -> String {
-        let lock = format!("export XTABLES_LOCKFILE={};", self.lock.display());
-        self.node.run(&(lock + &script.replace("IPT", &format!("iptables-{}", self.variant))))
+        self.node.run(&script.replace("IPT", &format!("iptables-{}", self.variant)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,10 +37,16 @@ impl Netns {
         self.holder.id().to_string()
     }
 
+    /// Legacy iptables has one lock for all network namespaces; with one of its own a test is held up by nothing outside.
+    fn xtables_lock(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("xtables-{}.lock", self.pid()))
+    }
+
     /// A program in the namespace, ready to be started.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid(), "-n", "--", program]);
+        command.env("XTABLES_LOCKFILE", self.xtables_lock());
         command
     }
 
@@ -80,6 +87,7 @@ impl Drop for Netns {
     fn drop(&mut self) {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
+        let _ = std::fs::remove_file(self.xtables_lock());
     }
 }
 
