@@ -14,7 +14,7 @@ build:
 
 # Prints and writes the rules of the bundled cluster, and sends real traffic through them, in network namespaces that end with it.
 demo: tools build
-	$(AS_ROOT) target/release/sepal-lab demo testdata/traffic.yaml
+	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab demo testdata/traffic.yaml
 
 test: tools
 	$(CARGO) test --workspace --locked --no-run
