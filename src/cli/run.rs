@@ -101,7 +101,10 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let Effective { proxy, daemon, config, .. } = &setup.effective;
     set_conntrack(&Kernel, &daemon.conntrack)?;
     // The loop does this, too; here it tells early, and is all there is with --init-only.
-    if families.contains(&Family::V4) && source.inputs.knows_node_ip() && needs_route_localnet(proxy, source.inputs.snapshot.node()) {
+    if families.contains(&Family::V4)
+        && source.inputs.knows_node_ip()
+        && needs_route_localnet(&source.inputs.settings, source.inputs.snapshot.node())
+    {
         let whose = if families.len() > 1 { "ipv4 proxier" } else { "proxier" };
         allow_route_localnet(&Kernel).with_context(|| format!("unable to create {whose}"))?;
     }
