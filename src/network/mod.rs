@@ -1,8 +1,0 @@
-//! The pod network as values: leases, peers, and the links, addresses, routes, neighbours and FDB entries that they call for. PURE.
-//!
-//! What is desired is computed from the configuration, this node's lease and the other nodes' ([`desired`]); what is live is dumped from
-//! the kernel; [`plan`] is the difference. Names are flannel's, so that flanneld nodes and these can be one cluster.
-
-pub mod entry;
-pub mod link;
-pub mod mac;
