@@ -7,6 +7,7 @@
 //! - [`config`]: what the operator asked for.
 //! - [`rules`]: the rules this node should have, computed as plain values. Pure.
 //! - [`table`]: rules as text, live tables parsed, the difference, and the plan of writes. Pure.
+//! - [`network`]: the pod network: links, routes, neighbours and forwarding entries as values. Pure.
 //! - [`iptables`] and [`netlink`]: the only doors to the kernel, each behind a trait.
 //! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
 //! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces.
@@ -20,6 +21,7 @@ pub mod config;
 pub mod conntrack;
 pub mod iptables;
 pub mod netlink;
+pub mod network;
 pub mod parallel;
 pub mod rules;
 pub mod source;

@@ -271,7 +271,7 @@ fn entrances_are_read_alone() {
                     assert!(!text.contains("-A KUBE-"), "{text}");
                     let mut tables = Tables::default();
                     tables.read(&text);
-                    tables.missing_jumps(table).count()
+                    tables.missing_jumps(table, |_, chain| chain.starts_with("KUBE-")).count()
                 };
                 Family::ALL.map(|family| Table::ALL.map(|table| of(family, table)))
             })
@@ -342,7 +342,7 @@ fn kube_proxys_rules_are_taken_over(variant: &str) {
         let mut child = restore.arg("--noflush").stdin(Stdio::piped()).spawn().expect("it starts");
         child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
         assert!(child.wait().expect("it ends").success());
-        for jump in JUMPS {
+        for jump in JUMPS.iter().filter(|jump| !jump.pod_network) {
             lab.node.run(&format!(
                 "{iptables} -N {to} -t {table} 2>/dev/null || true; {iptables} -I {from} -t {table} {arguments}",
                 to = jump.to,
@@ -370,6 +370,84 @@ fn kube_proxys_rules_are_taken_over_nft() {
 #[test]
 fn kube_proxys_rules_are_taken_over_legacy() {
     kube_proxys_rules_are_taken_over("legacy");
+}
+
+/// What real flanneld writes with `iptables-restore` and `iptables`, into tables that hold other rules.
+const FLANNELD: &str = r#"
+{restore} --noflush <<END
+*filter
+:FLANNEL-FWD - [0:0]
+-A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT
+-A FLANNEL-FWD -d {network} -m comment --comment "flanneld forward" -j ACCEPT
+-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+COMMIT
+*nat
+:FLANNEL-POSTRTG - [0:0]
+-A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s {subnet} -d {network} -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG ! -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s {network} ! -d {multicast} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
+-A FLANNEL-POSTRTG ! -s {network} -d {network} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+COMMIT
+END
+"#;
+
+fn flannels_rules_are_taken_over(variant: &str) {
+    let lab = Lab::new();
+    for (family, network, subnet, multicast) in
+        [(Family::V4, "10.61.0.0/16", "10.61.3.0/24", "224.0.0.0/4"), (Family::V6, "fd61:a::/48", "fd61:a:0:3::/64", "ff00::/8")]
+    {
+        let restore = format!("{}-{variant}-restore", pick(family, "iptables", "ip6tables"));
+        let of_family = [("{restore}", restore.as_str()), ("{network}", network), ("{subnet}", subnet), ("{multicast}", multicast)];
+        lab.node.run(&of_family.iter().fold(FLANNELD.to_owned(), |script, (word, value)| script.replace(word, value)));
+    }
+    let save = |family| lab.node.run(&format!("{}-{variant}-save | grep '^-A'", pick(family, "iptables", "ip6tables")));
+    let by_flanneld = Family::ALL.map(save);
+    let run = |manifests: &Path| {
+        let output = tempfile::NamedTempFile::new().expect("writable");
+        let mut command = lab.node.command(SEPAL);
+        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests).stdin(Stdio::null());
+        let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+        eventually("both families are known", || {
+            fs::read_to_string(output.path()).expect("readable").matches("service ports").count() == 2
+        });
+        assert_eq!(sepal.terminate(), Some(0));
+        fs::read_to_string(output.path()).expect("readable")
+    };
+    // Alone: nothing to write.
+    let alone = tempfile::Builder::new().suffix(".yaml").tempfile().expect("writable");
+    let text =
+        fs::read_to_string(testdata("pod-network.yaml")).expect("readable").replace("  ipMasq: true\n", "  ipMasq: true\n  proxy: false\n");
+    fs::write(alone.path(), text).expect("writable");
+    let log = run(alone.path());
+    assert_eq!(log.matches("the live tables are as they should be").count(), 2, "{log}");
+    assert_eq!(Family::ALL.map(save), by_flanneld);
+    // With the proxy: its jump comes first, and flannel's chains stay to the byte.
+    let log = run(&testdata("pod-network.yaml"));
+    assert_eq!(log.matches("chains written").count(), 2, "{log}");
+    for (family, before) in Family::ALL.into_iter().zip(&by_flanneld) {
+        let after = save(family);
+        let of_flannel = |text: &str| text.lines().filter(|line| line.contains("FLANNEL-")).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(of_flannel(&after), of_flannel(before));
+        let postrouting: Vec<&str> = after.lines().filter(|line| line.starts_with("-A POSTROUTING")).collect();
+        let leads: Vec<&str> = postrouting.iter().map(|line| line.rsplit(' ').next().expect("a target")).collect();
+        assert_eq!(leads, ["KUBE-POSTROUTING", "MASQUERADE", "FLANNEL-POSTRTG"], "{after}");
+    }
+    let log = run(&testdata("pod-network.yaml"));
+    assert_eq!(log.matches("the live tables are as they should be").count(), 2, "{log}");
+}
+
+#[test]
+fn flannels_rules_are_taken_over_nft() {
+    flannels_rules_are_taken_over("nft");
+}
+
+#[test]
+fn flannels_rules_are_taken_over_legacy() {
+    flannels_rules_are_taken_over("legacy");
 }
 
 /// `--diff` sees what was changed by hand, says where, and exits 2.

@@ -200,6 +200,12 @@ impl FamilyRules {
         &self.attempt
     }
 
+    /// Whether a chain that is no service port's should be there.
+    #[must_use]
+    pub fn wants_chain(&self, table: Table, chain: &str) -> bool {
+        self.desired.fixed.has(table, chain)
+    }
+
     /// What the desired rules come to, as of the last sync.
     #[must_use]
     pub fn tally(&self) -> Tally {

@@ -4,6 +4,7 @@ mod arguments;
 mod cleanup;
 mod config_watch;
 mod dry_run;
+pub mod flanneld;
 mod logs;
 mod own_node;
 mod pages;

@@ -5,7 +5,7 @@ use super::kubeproxy::document::VModule;
 use crate::cluster::ip::parse_ip;
 
 /// A bool as Go takes it.
-pub(super) fn go_bool(text: &str) -> Result<bool, String> {
+pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),

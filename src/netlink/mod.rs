@@ -1,9 +1,20 @@
-//! The door to the rest of the kernel: addresses, sysctls, nfacct counters, the generation of `nf_tables`.
+//! The door to the rest of the kernel: addresses, sysctls, nfacct counters, the generation of `nf_tables`; links, routes, neighbours and
+//! forwarding entries.
 
+pub mod error;
+pub mod fake_network;
 pub mod generation;
 pub mod host;
+pub mod kernel;
+pub mod monitor;
 pub mod nfacct;
+mod offload;
+mod readings;
 pub mod record;
+mod requests;
+pub mod socket;
 pub mod sysctl;
 
+pub use error::{Cause, NetlinkError};
 pub use host::{Host, Kernel};
+pub use kernel::NetworkKernel;

@@ -3,6 +3,7 @@
 use crate::cluster::Snapshot;
 use crate::config::host_facts::WrittenFacts;
 use crate::config::settings::{DetectLocal, NodePortAddresses, ProxySettings};
+use crate::network::masquerade::PodRules;
 
 /// The cluster, this node's name and what was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,10 @@ pub struct Inputs {
     pub settings: ProxySettings,
     /// What is written about the host; it goes before what the host says.
     pub written_facts: Option<WrittenFacts>,
+    /// What the pod network's rules are made from; `None` if that is not known yet, or the pod network is somebody else's.
+    pub pod_rules: Option<PodRules>,
+    /// The service proxy is somebody else's: only the pod network's rules are ours.
+    pub without_proxy: bool,
 }
 
 impl Inputs {
@@ -30,7 +35,7 @@ impl Inputs {
     #[must_use]
     pub fn missing(&self) -> Option<String> {
         let has_pod_cidr = self.snapshot.node().is_some_and(|node| !node.pod_cidrs.is_empty());
-        (self.settings.detect_local == DetectLocal::NodeCidr && !has_pod_cidr).then(|| {
+        (!self.without_proxy && self.settings.detect_local == DetectLocal::NodeCidr && !has_pod_cidr).then(|| {
             format!(
                 "waiting for Node {} to get a pod CIDR: detectLocalMode NodeCIDR needs it. Does kube-controller-manager run with --allocate-node-cidrs?",
                 self.node_name

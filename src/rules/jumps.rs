@@ -1,4 +1,4 @@
-//! The rules in built-in chains that lead to ours (spec section 6.2).
+//! The rules in built-in chains that lead to ours (spec section 6.2; network spec section 8.1).
 
 use std::fmt;
 
@@ -46,11 +46,29 @@ pub struct Jump {
     new_only: bool,
     /// Comment; empty for none.
     comment: &'static str,
+    /// It leads to a chain of the pod network, not of the service proxy.
+    pub pod_network: bool,
 }
 
 impl Jump {
     const fn new(table: Table, from: &'static str, to: &'static str, new_only: bool, comment: &'static str) -> Self {
-        Self { table, from, to, new_only, comment }
+        Self { table, from, to, new_only, comment, pod_network: false }
+    }
+
+    const fn of_pod_network(table: Table, from: &'static str, to: &'static str, comment: &'static str) -> Self {
+        Self { table, from, to, new_only: false, comment, pod_network: true }
+    }
+
+    /// How it gets into its chain where it is missing: at the top, or behind everything that is there.
+    #[must_use]
+    pub const fn operation(&self) -> &'static str {
+        if self.pod_network { "-A" } else { "-I" }
+    }
+
+    /// Whether it should be there, by the chains that should. The proxy's jumps come all or not at all.
+    #[must_use]
+    pub fn is_wanted(&self, has: impl Fn(Table, &'static str) -> bool) -> bool {
+        has(self.table, if self.pod_network { self.to } else { names::SERVICES })
     }
 
     /// The rule after its chain, in restore spelling: `-m conntrack ... -j CHAIN`.
@@ -67,8 +85,9 @@ const EXTERNAL: &str = "kubernetes externally-visible service portals";
 const BALANCER: &str = "kubernetes load balancer firewall";
 
 /// Every jump, in the order they are ensured. Each missing one goes to the *top* of its chain, so on a clean host they end up
-/// in reverse; one that is there is never moved (spec section 12.7).
-pub const JUMPS: [Jump; 14] = [
+/// in reverse; one that is there is never moved (spec section 12.7). The pod network's go to the end of theirs: packets pass the
+/// proxy's chains first, whichever came first.
+pub const JUMPS: [Jump; 16] = [
     Jump::new(Table::Filter, "INPUT", names::EXTERNAL_SERVICES, true, EXTERNAL),
     Jump::new(Table::Filter, "FORWARD", names::EXTERNAL_SERVICES, true, EXTERNAL),
     Jump::new(Table::Filter, "INPUT", names::NODEPORTS, false, "kubernetes health check service ports"),
@@ -83,6 +102,8 @@ pub const JUMPS: [Jump; 14] = [
     Jump::new(Table::Nat, "POSTROUTING", names::POSTROUTING, false, "kubernetes postrouting rules"),
     Jump::new(Table::Filter, "INPUT", names::FIREWALL, false, ""),
     Jump::new(Table::Filter, "OUTPUT", names::FIREWALL, false, ""),
+    Jump::of_pod_network(Table::Filter, "FORWARD", names::FLANNEL_FORWARD, "flanneld forward"),
+    Jump::of_pod_network(Table::Nat, "POSTROUTING", names::FLANNEL_POSTROUTING, "flanneld masq"),
 ];
 
 #[cfg(test)]
@@ -91,8 +112,9 @@ mod tests {
 
     #[test]
     fn prepending_in_order_gives_upstreams_chains() {
-        let top_down =
-            |table, from| -> Vec<&str> { JUMPS.iter().rev().filter(|j| j.table == table && j.from == from).map(|j| j.to).collect() };
+        let top_down = |table, from| -> Vec<&str> {
+            JUMPS.iter().rev().filter(|j| j.table == table && j.from == from && !j.pod_network).map(|j| j.to).collect()
+        };
         assert_eq!(top_down(Table::Filter, "INPUT"), ["KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES"]);
         assert_eq!(top_down(Table::Filter, "FORWARD"), ["KUBE-PROXY-FIREWALL", "KUBE-FORWARD", "KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES"]);
         assert_eq!(top_down(Table::Filter, "OUTPUT"), ["KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-SERVICES"]);
@@ -101,5 +123,6 @@ mod tests {
             "-m conntrack --ctstate NEW -m comment --comment \"kubernetes externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES"
         );
         assert_eq!(JUMPS[13].arguments(), "-j KUBE-FIREWALL");
+        assert_eq!(JUMPS[15].arguments(), "-m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG");
     }
 }

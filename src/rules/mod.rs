@@ -8,13 +8,16 @@ pub mod inputs;
 pub mod jumps;
 pub mod names;
 pub mod nat;
+pub mod pod_network;
 pub mod policy;
 pub mod render;
 pub mod view;
 
 use crate::cluster::{ServiceKey, ServicePort, ServicePortName, Snapshot, endpoints};
 use crate::config::settings::HostFacts;
+use crate::network::masquerade::PodRules;
 use inputs::Inputs;
+use jumps::{Jump, Table};
 use names::ChainName;
 use nat::ServicePortInput;
 use policy::WithoutLocal;
@@ -82,6 +85,43 @@ pub struct Fixed {
     pub nat: Vec<Chain<&'static str>>,
     /// The end of KUBE-SERVICES in `nat`: on to the NodePorts. Has to stay last in its chain.
     pub nat_tail: String,
+    /// Chains of ours that should do nothing: where they are, nothing leads to them and they are empty.
+    pub unwanted: Vec<(Table, &'static str)>,
+}
+
+impl Fixed {
+    /// The chains of one table.
+    #[must_use]
+    pub fn chains(&self, table: Table) -> &[Chain<&'static str>] {
+        match table {
+            Table::Filter => &self.filter,
+            Table::Nat => &self.nat,
+        }
+    }
+
+    /// Whether a chain should be there.
+    #[must_use]
+    pub fn has(&self, table: Table, chain: &str) -> bool {
+        self.chains(table).iter().any(|fixed| fixed.name == chain)
+    }
+
+    /// Whether the service proxy's chains are among them; if not, those that are there are somebody else's.
+    #[must_use]
+    pub fn has_proxy(&self) -> bool {
+        self.has(Table::Nat, names::SERVICES)
+    }
+
+    /// Whether a jump should be there.
+    #[must_use]
+    pub fn wants(&self, jump: &Jump) -> bool {
+        jump.is_wanted(|table, chain| self.has(table, chain))
+    }
+
+    /// Whether a jump should not be there.
+    #[must_use]
+    pub fn drops(&self, jump: &Jump) -> bool {
+        self.unwanted.contains(&(jump.table, jump.to))
+    }
 }
 
 /// Every rule of one IP family.
@@ -111,6 +151,11 @@ pub struct Renderer<'a> {
     snapshot: &'a Snapshot,
     view: View<'a>,
     large: bool,
+    /// The service proxy is on.
+    proxy: bool,
+    pod_rules: Option<&'a PodRules>,
+    /// The "masquerade" mark.
+    mark: u32,
 }
 
 impl<'a> Renderer<'a> {
@@ -118,7 +163,8 @@ impl<'a> Renderer<'a> {
     #[must_use]
     pub fn new(inputs: &'a Inputs, host: &HostFacts, family: Family) -> Self {
         let view = View::new(&inputs.settings, host, inputs.snapshot.node(), &inputs.node_name, family);
-        Self { snapshot: &inputs.snapshot, view, large: false }
+        let mark = 1_u32.checked_shl(inputs.settings.masquerade_bit.into()).unwrap_or_default();
+        Self { snapshot: &inputs.snapshot, view, large: false, proxy: !inputs.without_proxy, pod_rules: inputs.pod_rules.as_ref(), mark }
     }
 
     /// For a cluster whose service ports have this many endpoints in all (see [`Self::endpoints`]).
@@ -136,19 +182,30 @@ impl<'a> Renderer<'a> {
     /// What does not belong to a service port.
     #[must_use]
     pub fn fixed(&self) -> Fixed {
-        Fixed { filter: filter::fixed_chains(&self.view), nat: nat::fixed_chains(&self.view), nat_tail: nat::tail(&self.view) }
+        let view = &self.view;
+        let mut fixed = Fixed::default();
+        if self.proxy {
+            (fixed.filter, fixed.nat, fixed.nat_tail) = (filter::fixed_chains(view), nat::fixed_chains(view), nat::tail(view));
+        }
+        if let Some(rules) = self.pod_rules {
+            pod_network::add(&mut fixed, rules, self.mark, view.random_fully, view.family);
+        }
+        fixed
     }
 
-    /// The Services there are, sorted.
+    /// The Services there are, sorted; none without the service proxy.
     pub fn services(&self) -> impl Iterator<Item = &'a ServiceKey> {
-        self.snapshot.services().map(|(key, _)| key)
+        self.snapshot.services().filter(|_| self.proxy).map(|(key, _)| key)
     }
 
     /// How many endpoints a Service's ports have together. Those in any state count (spec section 12.27).
     #[must_use]
     pub fn endpoints(&self, key: &ServiceKey) -> usize {
-        let ports =
-            self.snapshot.service(key).filter(|service| service.cluster_ip(self.view.family).is_some()).map(|service| &service.ports);
+        let ports = self
+            .snapshot
+            .service(key)
+            .filter(|service| self.proxy && service.cluster_ip(self.view.family).is_some())
+            .map(|service| &service.ports);
         let of_port = |port: &ServicePort| endpoints::count(self.snapshot.slices(key), self.view.family, &port.name, port.protocol);
         ports.into_iter().flatten().map(of_port).sum()
     }
@@ -169,7 +226,7 @@ impl<'a> Renderer<'a> {
 
     fn port(&self, key: &ServiceKey, port: &ServicePort) -> Option<ServicePortRules> {
         let view = &self.view;
-        let service = self.snapshot.service(key)?;
+        let service = self.snapshot.service(key).filter(|_| self.proxy)?;
         let name = ServicePortName { service: key.clone(), port: port.name.clone(), protocol: port.protocol };
         let input = ServicePortInput {
             spn: name.to_string(),

@@ -23,6 +23,10 @@ pub const FIREWALL: &str = "KUBE-FIREWALL";
 pub const POSTROUTING: &str = "KUBE-POSTROUTING";
 /// `nat`: marks what is to be masqueraded.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+/// `nat`: masquerades what leaves the pod network; flannel's.
+pub const FLANNEL_POSTROUTING: &str = "FLANNEL-POSTRTG";
+/// `filter`: what is forwarded for the pod network is accepted; flannel's.
+pub const FLANNEL_FORWARD: &str = "FLANNEL-FWD";
 /// `mangle`, `nat` and `filter`: by it one can tell that tables were flushed (spec section 7.3).
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
 

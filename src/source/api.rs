@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, ListParams, ObjectMeta};
@@ -15,16 +16,19 @@ use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DynamicResourceScope;
 use kube::{Api, Client, Config, Resource};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tower::layer::layer_fn;
 
-use super::object::{Kind, ObjectId};
+use super::nodes::{NodeEvent, NodeTracker};
+use super::object::{Kind, ObjectId, Subject};
 use super::outage::Outages;
 use super::requests::{Observed, Observer};
-use super::watching::follow;
+use super::tracker::Tracker;
+use super::watching::{Tracks, follow};
 use super::{Complaints, Update, convert};
 use crate::cluster::{Change, Node, Snapshot};
+use crate::network::annotations::Prefix;
 
 /// An object as the server sends it: its text, and the little that a watch has to know. Nothing in it can make a whole list fail: it is
 /// only looked at when it is converted.
@@ -63,6 +67,12 @@ impl<'de> Deserialize<'de> for Raw {
         let Identity { name, namespace, resource_version, annotations } =
             serde_json::from_str::<Identified>(text.get()).unwrap_or_default().metadata;
         Ok(Self { metadata: ObjectMeta { name, namespace, resource_version, annotations, ..ObjectMeta::default() }, text })
+    }
+}
+
+impl Serialize for Raw {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.text.serialize(serializer)
     }
 }
 
@@ -162,33 +172,42 @@ fn parse_url(master: &str) -> anyhow::Result<http::Uri> {
 
 /// What is read of one kind.
 pub(super) struct Watched {
-    pub kind: Kind,
+    pub subject: Subject,
     pub resource: ApiResource,
-    pub labels: Option<&'static str>,
+    /// All namespaces, or only this one.
+    pub namespace: Option<String>,
+    pub labels: Option<String>,
     pub fields: Option<String>,
 }
 
-fn watched(node_name: &str) -> [Watched; 3] {
-    [
-        Watched {
-            kind: Kind::Service,
-            resource: ApiResource::erase::<core::Service>(&()),
-            labels: Some("!service.kubernetes.io/service-proxy-name"),
+impl Watched {
+    pub(super) const fn all(subject: Subject, resource: ApiResource) -> Self {
+        Self { subject, resource, namespace: None, labels: None, fields: None }
+    }
+}
+
+fn watched(kind: Kind, node_name: &str) -> Watched {
+    let subject = Subject::Proxy(kind);
+    match kind {
+        Kind::Service => Watched {
+            labels: Some("!service.kubernetes.io/service-proxy-name".into()),
             fields: Some("spec.clusterIP!=None".into()),
+            ..Watched::all(subject, ApiResource::erase::<core::Service>(&()))
         },
-        Watched {
-            kind: Kind::EndpointSlice,
-            resource: ApiResource::erase::<EndpointSlice>(&()),
-            labels: Some("!service.kubernetes.io/headless"),
-            fields: None,
+        Kind::EndpointSlice => Watched {
+            labels: Some("!service.kubernetes.io/headless".into()),
+            ..Watched::all(subject, ApiResource::erase::<EndpointSlice>(&()))
         },
-        Watched {
-            kind: Kind::Node,
-            resource: ApiResource::erase::<core::Node>(&()),
-            labels: None,
-            fields: Some(format!("metadata.name={node_name}")),
-        },
-    ]
+        Kind::Node => Watched { fields: Some(format!("metadata.name={node_name}")), ..Watched::all(subject, node_resource()) },
+    }
+}
+
+pub(super) fn lease_resource() -> ApiResource {
+    ApiResource::erase::<Lease>(&())
+}
+
+fn node_resource() -> ApiResource {
+    ApiResource::erase::<core::Node>(&())
 }
 
 /// The cluster as it is at this moment.
@@ -198,10 +217,12 @@ fn watched(node_name: &str) -> [Watched; 3] {
 pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapshot> {
     let mut snapshot = Snapshot::default();
     let mut complaints = Complaints::default();
-    for Watched { kind, resource, labels, fields } in watched(node_name) {
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        let Watched { subject, resource, labels, fields, .. } = watched(kind, node_name);
         let api: Api<Raw> = Api::all_with(client.clone(), &resource);
-        let parameters = ListParams { label_selector: labels.map(str::to_owned), field_selector: fields, ..ListParams::default() };
-        let list = api.list(&parameters).await.with_context(|| format!("cannot list {}{}", resource.plural, permission_hint(kind)))?;
+        let parameters = ListParams { label_selector: labels, field_selector: fields, ..ListParams::default() };
+        let listed = api.list(&parameters).await;
+        let list = listed.with_context(|| format!("cannot list {}{}", resource.plural, subject.permission_hint()))?;
         for object in list {
             let id = object.id(kind);
             let converted = convert::text(&id, object.text.get());
@@ -217,8 +238,9 @@ pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapsh
 /// # Errors
 /// The server does not say.
 pub async fn node(client: &Client, node_name: &str) -> anyhow::Result<Option<Node>> {
-    let api: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<core::Node>(&()));
-    let found = api.get_opt(node_name).await.with_context(|| format!("cannot get Node {node_name}{}", permission_hint(Kind::Node)))?;
+    let api: Api<Raw> = Api::all_with(client.clone(), &node_resource());
+    let hint = Subject::Proxy(Kind::Node).permission_hint();
+    let found = api.get_opt(node_name).await.with_context(|| format!("cannot get Node {node_name}{hint}"))?;
     let converted = found.map(|object| convert::text(&object.id(Kind::Node), object.text.get()).change);
     Ok(match converted {
         Some(Change::Node(node)) => node,
@@ -226,19 +248,51 @@ pub async fn node(client: &Client, node_name: &str) -> anyhow::Result<Option<Nod
     })
 }
 
-pub(super) const fn permission_hint(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Service | Kind::EndpointSlice => " (needs the verbs list and watch; ClusterRole system:node-proxier has them)",
-        Kind::Node => " (needs the verbs get, list and watch; ClusterRole system:node-proxier has them)",
+/// The watches of one process. They share what they know of the server: the first one to get through after an outage tells the others.
+#[derive(Clone)]
+pub struct Watches {
+    client: Client,
+    outages: Arc<Outages>,
+}
+
+impl Watches {
+    /// Watches by a client. One that tries refused requests again by itself delays them: see [`Connection::observed_client`].
+    #[must_use]
+    pub fn new(client: &Client) -> Self {
+        Self { client: client.clone(), outages: Arc::default() }
+    }
+
+    /// Everything that happens to what the proxy needs, from its present state on, for good. Interruptions are logged and mended.
+    #[must_use]
+    pub fn cluster(&self, node_name: &str) -> BoxStream<'static, Update> {
+        self.kinds(&[Kind::Service, Kind::EndpointSlice, Kind::Node], node_name)
+    }
+
+    /// The same without this node's Node: for whoever takes that from [`Self::nodes`].
+    #[must_use]
+    pub fn services(&self) -> BoxStream<'static, Update> {
+        self.kinds(&[Kind::Service, Kind::EndpointSlice], "")
+    }
+
+    fn kinds(&self, kinds: &[Kind], node_name: &str) -> BoxStream<'static, Update> {
+        let streams = kinds.iter().map(|kind| self.follow(watched(*kind, node_name), Tracker::new(*kind)));
+        futures::stream::select_all(streams.collect::<Vec<_>>()).boxed()
+    }
+
+    /// Everything that happens to all Nodes, in the few parts that the pod network needs; and, for the proxy, to the Node of this name.
+    /// `prefix` is what names of flannel's annotations begin with.
+    #[must_use]
+    pub fn nodes(&self, prefix: &Prefix, own: Option<&str>) -> BoxStream<'static, NodeEvent> {
+        self.follow(Watched::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix, own))
+    }
+
+    pub(super) fn follow<T: Tracks>(&self, watched: Watched, tracker: T) -> BoxStream<'static, T::Told> {
+        follow(&self.client, watched, tracker, Arc::clone(&self.outages))
     }
 }
 
-/// Everything that happens to the cluster, from its present state on, for good. Interruptions are logged and mended.
-///
-/// A client that tries refused requests again by itself delays that: see [`Connection::observed_client`].
+/// Everything that happens to the cluster, from its present state on, for good: [`Watches::cluster`] where there are no other watches.
 #[must_use]
 pub fn updates(client: &Client, node_name: &str) -> BoxStream<'static, Update> {
-    let outages = Arc::new(Outages::default());
-    let streams = watched(node_name).map(|watched| follow(client, watched, Arc::clone(&outages)));
-    futures::stream::select_all(streams).boxed()
+    Watches::new(client).cluster(node_name)
 }

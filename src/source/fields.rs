@@ -1,6 +1,8 @@
 //! The fields of API objects that matter here. Whatever else an object holds is passed over while it is read: it costs no memory, and
 //! cannot be wrong.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// Labels that matter, of any object.
@@ -195,4 +197,41 @@ pub(super) struct NodeAddress {
     #[serde(rename = "type")]
     pub kind: String,
     pub address: String,
+}
+
+/// `v1` Node, as the pod network needs it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct NetworkNode {
+    pub metadata: NamedMetadata,
+    pub spec: Option<NodeSpec>,
+    pub status: Option<NodeStatus>,
+}
+
+/// Metadata by which versions of objects are told apart, and all annotations.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct NamedMetadata {
+    pub name: Option<String>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub creation_timestamp: Option<String>,
+    pub annotations: Option<BTreeMap<String, String>>,
+}
+
+/// `coordination.k8s.io/v1` Lease.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Lease {
+    pub metadata: NamedMetadata,
+    pub spec: Option<LeaseSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct LeaseSpec {
+    pub holder_identity: Option<String>,
+    pub lease_duration_seconds: Option<u32>,
+    pub renew_time: Option<String>,
+    pub lease_transitions: Option<i32>,
 }

@@ -13,6 +13,7 @@ use super::object::{Kind, ObjectId};
 use crate::cluster::Snapshot;
 use crate::config::host_facts::{self, WrittenFacts};
 use crate::config::kubeproxy::{self, BadSetting};
+use crate::config::network_facts::{self, NetworkFacts};
 use crate::config::settings::{Asked, HostFacts, ProxySettings};
 use crate::rules::inputs::Inputs;
 
@@ -58,6 +59,7 @@ enum Item {
     Object(ObjectId, Box<Converted>),
     Config(Value),
     HostFacts(Value),
+    NetworkFacts(Value),
     Skipped(String),
 }
 
@@ -67,6 +69,7 @@ pub struct Manifests {
     objects: BTreeMap<ObjectId, Converted>,
     config: Option<Config>,
     host_facts: Option<WrittenFacts>,
+    network_facts: Option<NetworkFacts>,
     /// Documents of kinds that are not needed, counted by kind.
     skipped: BTreeMap<String, usize>,
 }
@@ -101,6 +104,9 @@ impl Manifests {
                     facts.over(HostFacts::default()).map_err(setting(host_facts::KIND))?;
                     self.host_facts = Some(facts);
                 }
+                Item::NetworkFacts(value) => {
+                    self.network_facts = Some(NetworkFacts::from_value(&value).map_err(setting(network_facts::KIND))?);
+                }
                 Item::Skipped(kind) => *self.skipped.entry(kind).or_default() += 1,
             }
         }
@@ -120,6 +126,7 @@ impl Manifests {
         self.objects.extend(other.objects);
         self.config = other.config.or(self.config.take());
         self.host_facts = other.host_facts.or(self.host_facts.take());
+        self.network_facts = other.network_facts.or(self.network_facts.take());
         for (kind, count) in other.skipped {
             *self.skipped.entry(kind).or_default() += count;
         }
@@ -139,7 +146,9 @@ impl Manifests {
                 snapshot.apply(converted.change);
             }
         }
-        Inputs { snapshot, node_name, settings, written_facts: self.host_facts }
+        let without_proxy = self.network_facts.as_ref().is_some_and(|facts| facts.without_proxy);
+        let pod_rules = self.network_facts.map(|facts| facts.rules);
+        Inputs { snapshot, node_name, settings, written_facts: self.host_facts, pod_rules, without_proxy }
     }
 
     fn only_node(&self) -> Option<&str> {
@@ -217,6 +226,8 @@ fn items(mut value: Value) -> Vec<Item> {
         Item::Config(value)
     } else if (api_version.as_str(), kind.as_str()) == (host_facts::API_VERSION, host_facts::KIND) {
         Item::HostFacts(value)
+    } else if (api_version.as_str(), kind.as_str()) == (host_facts::API_VERSION, network_facts::KIND) {
+        Item::NetworkFacts(value)
     } else if value.is_null() {
         return Vec::new();
     } else if kind.is_empty() {

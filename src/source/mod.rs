@@ -5,9 +5,12 @@ pub mod convert;
 pub mod documents;
 mod fields;
 pub mod follow;
+pub mod leases;
 pub mod manifests;
+pub mod nodes;
 pub mod object;
 mod outage;
+pub mod permission;
 mod plain_yaml;
 pub mod requests;
 mod tracker;
@@ -22,6 +25,7 @@ use crate::config::settings::ProxySettings;
 use crate::rules::inputs::Inputs;
 
 pub use object::{Kind, ObjectId, Problem};
+pub(crate) use outage::causes;
 
 /// What a source tells the loop.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! An API object as it was read, before anything is made of it.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -41,6 +42,59 @@ impl Kind {
     #[must_use]
     pub const fn namespaced(self) -> bool {
         !matches!(self, Self::Node)
+    }
+}
+
+/// What a watch is about: the objects that it follows together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    /// All Services and the like, or this node's Node.
+    Proxy(Kind),
+    /// All Nodes.
+    Nodes,
+    /// The Leases of subnets.
+    Leases,
+}
+
+impl Subject {
+    /// Its name in the log: `EndpointSlices`.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Proxy(Kind::Service) => "Services",
+            Self::Proxy(Kind::EndpointSlice) => "EndpointSlices",
+            Self::Proxy(Kind::Node) | Self::Nodes => "Nodes",
+            Self::Leases => "Leases",
+        }
+    }
+
+    /// How many of its objects are listed at a time.
+    pub(super) const fn page(self) -> u32 {
+        match self {
+            Self::Proxy(_) | Self::Leases => 500,
+            // Ten kilobytes each, and an answer is in memory as a whole.
+            Self::Nodes => 100,
+        }
+    }
+
+    /// The longest wait between two tries to follow it.
+    pub(super) const fn longest_wait(self) -> Duration {
+        match self {
+            Self::Proxy(_) => Duration::MAX,
+            // Pods on this node have no network until it may.
+            Self::Nodes | Self::Leases => Duration::from_secs(15),
+        }
+    }
+
+    /// What to do if it must not be read.
+    pub(super) const fn permission_hint(self) -> &'static str {
+        match self {
+            Self::Proxy(Kind::Service | Kind::EndpointSlice) => {
+                " (needs the verbs list and watch; ClusterRole system:node-proxier has them)"
+            }
+            Self::Proxy(Kind::Node) => " (needs the verbs get, list and watch; ClusterRole system:node-proxier has them)",
+            Self::Nodes => " (needs the verbs list and watch on nodes)",
+            Self::Leases => " (needs the verbs list and watch on leases of the API group coordination.k8s.io)",
+        }
     }
 }
 

@@ -11,8 +11,7 @@ use kube::core::Status;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::Kind;
-use super::api::permission_hint;
+use super::object::Subject;
 
 /// The first wait, and the least one, as client-go has it. Jitter makes it up to twice as long, as it does every other.
 const LEAST_WAIT: Duration = Duration::from_millis(800);
@@ -77,7 +76,7 @@ impl From<Box<Status>> for Failure {
 }
 
 /// An error and everything behind it in one line, without repeating what an outer one says already.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -124,18 +123,18 @@ impl Outages {
     }
 
     /// A kind cannot be followed for now.
-    pub(super) fn failed(&self, kind: Kind, failure: &Failure) {
-        let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).failed(kind, failure, Instant::now());
+    pub(super) fn failed(&self, subject: Subject, failure: &Failure) {
+        let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).failed(subject, failure, Instant::now());
         if let Some(line) = line {
             tracing::warn!("{line}");
         } else {
-            tracing::debug!("watch of {}s failed again: {}", kind.as_str(), failure.why);
+            tracing::debug!("watch of {} failed again: {}", subject.as_str(), failure.why);
         }
     }
 
     /// A kind is followed: everything up to now was told, and more will be.
-    pub(super) fn followed(&self, kind: Kind) {
-        let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).followed(kind, Instant::now());
+    pub(super) fn followed(&self, subject: Subject) {
+        let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).followed(subject, Instant::now());
         if let Some(line) = line {
             tracing::info!("{line}");
         }
@@ -157,7 +156,7 @@ impl Outages {
 #[derive(Debug, Default)]
 struct Record {
     /// Kinds that are not followed.
-    failing: BTreeSet<Kind>,
+    failing: BTreeSet<Subject>,
     /// Since when there are any.
     since: Option<Instant>,
     /// When each sort of failure, that is each status, was told last.
@@ -167,23 +166,23 @@ struct Record {
 }
 
 impl Record {
-    fn failed(&mut self, kind: Kind, failure: &Failure, now: Instant) -> Option<String> {
-        self.failing.insert(kind);
+    fn failed(&mut self, subject: Subject, failure: &Failure, now: Instant) -> Option<String> {
+        self.failing.insert(subject);
         let since = *self.since.get_or_insert(now);
         if self.told.get(&failure.code).is_some_and(|told| now.duration_since(*told) < REPEAT) {
             return None;
         }
         self.told.insert(failure.code, now);
         self.open = true;
-        let hint = if failure.code == Some(403) { permission_hint(kind) } else { "" };
+        let hint = if failure.code == Some(403) { subject.permission_hint() } else { "" };
         let seconds = now.duration_since(since).as_secs();
         let duration = if seconds == 0 { String::new() } else { format!(" for {seconds} s now") };
-        let kinds: Vec<String> = self.failing.iter().map(|kind| format!("{}s", kind.as_str())).collect();
+        let kinds: Vec<&str> = self.failing.iter().map(|subject| subject.as_str()).collect();
         Some(format!("watch of {} interrupted{duration}{hint}: {}; what was known before holds", kinds.join(", "), failure.why))
     }
 
-    fn followed(&mut self, kind: Kind, now: Instant) -> Option<String> {
-        self.failing.remove(&kind);
+    fn followed(&mut self, subject: Subject, now: Instant) -> Option<String> {
+        self.failing.remove(&subject);
         if !self.failing.is_empty() {
             return None;
         }
@@ -197,6 +196,7 @@ impl Record {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::Kind;
     use super::*;
 
     fn status(code: u16) -> Failure {
@@ -221,13 +221,15 @@ mod tests {
         let start = Instant::now();
         let mut lines = Vec::new();
         for second in 0..130 {
-            for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node].map(Subject::Proxy) {
                 let failure = Failure::unanswered("connection refused");
                 lines.extend(record.failed(kind, &failure, start + Duration::from_secs(second)));
             }
         }
         let end = start + Duration::from_millis(130_500);
-        lines.extend([Kind::Node, Kind::Service, Kind::EndpointSlice].into_iter().filter_map(|kind| record.followed(kind, end)));
+        lines.extend(
+            [Kind::Node, Kind::Service, Kind::EndpointSlice].into_iter().filter_map(|kind| record.followed(Subject::Proxy(kind), end)),
+        );
         assert_eq!(
             lines,
             [
@@ -238,10 +240,10 @@ mod tests {
             ]
         );
         // The next one within the minute is not told, and neither is its end.
-        assert_eq!(record.failed(Kind::Node, &Failure::unanswered("again"), end), None);
-        assert_eq!(record.followed(Kind::Node, end), None);
+        assert_eq!(record.failed(Subject::Proxy(Kind::Node), &Failure::unanswered("again"), end), None);
+        assert_eq!(record.followed(Subject::Proxy(Kind::Node), end), None);
         // Another sort of failure is news.
-        let line = record.failed(Kind::Node, &status(403), end).expect("news");
+        let line = record.failed(Subject::Proxy(Kind::Node), &status(403), end).expect("news");
         assert!(line.starts_with("watch of Nodes interrupted (needs the verbs get, list and watch;"), "{line}");
     }
 

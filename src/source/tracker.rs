@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::api::Raw;
 use super::object::{Kind, ObjectId};
+use super::watching::Tracks;
 use super::{Complaints, Known, Update, convert};
 
 /// Turns what is told of one kind into updates. What a list leaves out is gone.
@@ -21,39 +22,6 @@ impl Tracker {
         Self { kind, seen: None, told_any: false, complaints: Complaints::default() }
     }
 
-    /// A list begins; one that was under way is forgotten.
-    pub(super) fn begin(&mut self) {
-        self.seen = self.told_any.then(HashSet::new);
-    }
-
-    /// An object of the list.
-    pub(super) fn listed(&mut self, object: &Raw) -> Update {
-        if let Some(seen) = &mut self.seen {
-            seen.insert(object.id(self.kind));
-        }
-        self.applied(object)
-    }
-
-    /// The list is complete.
-    pub(super) fn complete(&mut self) -> Vec<Update> {
-        let listed = self.seen.take().and_then(|seen| self.known(&seen)).map(Update::Listed);
-        listed.into_iter().chain([Update::Complete(self.kind)]).collect()
-    }
-
-    pub(super) fn applied(&mut self, object: &Raw) -> Update {
-        self.told_any = true;
-        let id = object.id(self.kind);
-        let converted = convert::text(&id, object.text.get());
-        self.complaints.note(&id, converted.problem.as_ref());
-        Update::Change(converted.change, converted.trigger)
-    }
-
-    pub(super) fn deleted(&mut self, object: &Raw) -> Update {
-        let id = object.id(self.kind);
-        self.complaints.note(&id, None);
-        Update::Change(convert::gone(&id), None)
-    }
-
     fn known(&self, seen: &HashSet<ObjectId>) -> Option<Known> {
         match self.kind {
             Kind::Service => Some(Known::Services(seen.iter().map(convert::service_key).collect())),
@@ -61,6 +29,40 @@ impl Tracker {
             // A deleted Node keeps its last facts.
             Kind::Node => None,
         }
+    }
+}
+
+impl Tracks for Tracker {
+    type Told = Update;
+
+    fn begin(&mut self) {
+        self.seen = self.told_any.then(HashSet::new);
+    }
+
+    fn listed(&mut self, object: &Raw) -> Vec<Update> {
+        if let Some(seen) = &mut self.seen {
+            seen.insert(object.id(self.kind));
+        }
+        self.applied(object)
+    }
+
+    fn complete(&mut self) -> Vec<Update> {
+        let listed = self.seen.take().and_then(|seen| self.known(&seen)).map(Update::Listed);
+        listed.into_iter().chain([Update::Complete(self.kind)]).collect()
+    }
+
+    fn applied(&mut self, object: &Raw) -> Vec<Update> {
+        self.told_any = true;
+        let id = object.id(self.kind);
+        let converted = convert::text(&id, object.text.get());
+        self.complaints.note(&id, converted.problem.as_ref());
+        vec![Update::Change(converted.change, converted.trigger)]
+    }
+
+    fn deleted(&mut self, object: &Raw) -> Vec<Update> {
+        let id = object.id(self.kind);
+        self.complaints.note(&id, None);
+        vec![Update::Change(convert::gone(&id), None)]
     }
 }
 
@@ -81,7 +83,7 @@ mod tests {
     fn what_a_new_list_leaves_out_is_gone() {
         let mut tracker = Tracker::new(Kind::Service);
         tracker.begin();
-        assert!(matches!(tracker.listed(&raw("a")), Update::Change(Change::Service(key, Some(_)), None) if &*key.name == "a"));
+        assert!(matches!(tracker.listed(&raw("a")).as_slice(), [Update::Change(Change::Service(key, Some(_)), None)] if &*key.name == "a"));
         tracker.listed(&raw("b"));
         assert!(matches!(tracker.complete().as_slice(), [Update::Complete(Kind::Service)]));
         // One that does not come to its end counts for nothing.
@@ -99,7 +101,7 @@ mod tests {
         for text in ["{\"metadata\": 7}", "[]", "{\"metadata\": {\"name\": \"x\", \"annotations\": 5}}"] {
             let raw: Raw = serde_json::from_str(text).expect("any JSON is taken");
             let mut tracker = Tracker::new(Kind::Service);
-            assert!(matches!(tracker.applied(&raw), Update::Change(Change::Service(_, None), None)), "{text}");
+            assert!(matches!(tracker.applied(&raw).as_slice(), [Update::Change(Change::Service(_, None), None)]), "{text}");
         }
     }
 }

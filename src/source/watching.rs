@@ -17,14 +17,10 @@ use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use tokio::time::{Instant, timeout};
 
-use super::Update;
 use super::api::{Raw, Watched};
-use super::object::Kind;
+use super::object::Subject;
 use super::outage::{Failure, Outages, Pace};
-use super::tracker::Tracker;
 
-/// Objects in one answer to a list.
-const PAGE: u32 = 500;
 /// How long an answer may take to begin; the server itself gives up after 60 s.
 const ANSWER: Duration = Duration::from_secs(70);
 /// How long a watch may be silent: the server ends it after 290 s, which is kube's default.
@@ -35,8 +31,8 @@ const STEADY: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(1);
 
 /// Everything that happens to the objects of one kind, for good.
-pub(super) fn follow(client: &Client, watched: Watched, outages: Arc<Outages>) -> BoxStream<'static, Update> {
-    let following = Following::new(client, watched, outages);
+pub(super) fn follow<T: Tracks>(client: &Client, watched: Watched, tracker: T, outages: Arc<Outages>) -> BoxStream<'static, T::Told> {
+    let following = Following::new(client, watched, tracker, outages);
     futures::stream::unfold(following, |mut following| async move {
         let updates = following.next().await;
         Some((futures::stream::iter(updates), following))
@@ -45,13 +41,29 @@ pub(super) fn follow(client: &Client, watched: Watched, outages: Arc<Outages>) -
     .boxed()
 }
 
+/// What is made of the objects of one kind, as they are told.
+pub(super) trait Tracks: Send + 'static {
+    /// What it tells in turn.
+    type Told: Send + 'static;
+    /// A list begins; one that was under way is forgotten.
+    fn begin(&mut self);
+    /// An object of the list.
+    fn listed(&mut self, object: &Raw) -> Vec<Self::Told>;
+    /// The list is complete.
+    fn complete(&mut self) -> Vec<Self::Told>;
+    /// An object is new, or is different now.
+    fn applied(&mut self, object: &Raw) -> Vec<Self::Told>;
+    /// An object was deleted.
+    fn deleted(&mut self, object: &Raw) -> Vec<Self::Told>;
+}
+
 type Events = BoxStream<'static, kube::Result<WatchEvent<Raw>>>;
 
 /// The requests for one kind.
 struct Requests {
     client: Client,
     api: Api<Raw>,
-    labels: Option<&'static str>,
+    labels: Option<String>,
     fields: Option<String>,
 }
 
@@ -70,7 +82,7 @@ impl Requests {
     /// A page of a list: the first, or the one after another.
     async fn list(&self, limit: u32, after: Option<String>) -> Result<ObjectList<Raw>, Failure> {
         let parameters = ListParams {
-            label_selector: self.labels.map(str::to_owned),
+            label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),
             limit: Some(limit),
             continue_token: after,
@@ -82,7 +94,7 @@ impl Requests {
     /// A watch for what happens after a version; or one that begins with everything there is.
     async fn watch(&self, version: Option<&str>) -> Result<Events, Failure> {
         let parameters = WatchParams {
-            label_selector: self.labels.map(str::to_owned),
+            label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),
             send_initial_events: version.is_none(),
             ..WatchParams::default()
@@ -137,10 +149,10 @@ impl Watch {
 }
 
 /// One kind, followed for good.
-struct Following {
+struct Following<T> {
     requests: Requests,
-    kind: Kind,
-    tracker: Tracker,
+    subject: Subject,
+    tracker: T,
     place: Place,
     /// Whether the server has watches that begin with everything; `None` if it has not been asked.
     streaming: Option<bool>,
@@ -150,13 +162,17 @@ struct Following {
     outages: Arc<Outages>,
 }
 
-impl Following {
-    fn new(client: &Client, watched: Watched, outages: Arc<Outages>) -> Self {
-        let Watched { kind, resource, labels, fields } = watched;
+impl<T: Tracks> Following<T> {
+    fn new(client: &Client, watched: Watched, tracker: T, outages: Arc<Outages>) -> Self {
+        let Watched { subject, resource, namespace, labels, fields } = watched;
+        let api = match namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
         Self {
-            requests: Requests { client: client.clone(), api: Api::all_with(client.clone(), &resource), labels, fields },
-            kind,
-            tracker: Tracker::new(kind),
+            requests: Requests { client: client.clone(), api, labels, fields },
+            subject,
+            tracker,
             place: Place::Outset,
             streaming: None,
             was_short: false,
@@ -166,7 +182,7 @@ impl Following {
     }
 
     /// The updates that the next answer or event brings. After a failure it waits, and there are none.
-    async fn next(&mut self) -> Vec<Update> {
+    async fn next(&mut self) -> Vec<T::Told> {
         let failure = match self.step().await {
             Ok(updates) => return updates,
             Err(failure) => failure,
@@ -178,12 +194,12 @@ impl Following {
             // It may come back as another release.
             self.streaming = None;
         }
-        self.outages.failed(self.kind, &failure);
-        self.outages.wait(self.pace.after(&failure)).await;
+        self.outages.failed(self.subject, &failure);
+        self.outages.wait(self.pace.after(&failure).min(self.subject.longest_wait())).await;
         Vec::new()
     }
 
-    async fn step(&mut self) -> Result<Vec<Update>, Failure> {
+    async fn step(&mut self) -> Result<Vec<T::Told>, Failure> {
         match &mut self.place {
             Place::Outset => self.begin().await,
             Place::Listing(after) => {
@@ -198,7 +214,7 @@ impl Following {
                 let events = self.requests.watch(Some(version)).await?;
                 self.place = Place::Watching(Watch::new(events, std::mem::take(version)));
                 self.outages.answered();
-                self.outages.followed(self.kind);
+                self.outages.followed(self.subject);
                 Ok(Vec::new())
             }
             Place::Doubted(version) => {
@@ -216,7 +232,7 @@ impl Following {
     }
 
     /// Asks for everything there is.
-    async fn begin(&mut self) -> Result<Vec<Update>, Failure> {
+    async fn begin(&mut self) -> Result<Vec<T::Told>, Failure> {
         let streaming = match self.streaming {
             Some(streaming) => streaming,
             None => self.requests.streams_lists().await?,
@@ -230,7 +246,7 @@ impl Following {
                     self.place = Place::Telling(events);
                 }
                 Err(failure) if failure.is_unknown_request() => {
-                    tracing::debug!("the API server has no streaming list of {}s: {}", self.kind.as_str(), failure.why);
+                    tracing::debug!("the API server has no streaming list of {}: {}", self.subject.as_str(), failure.why);
                     self.streaming = Some(false);
                 }
                 Err(failure) => return Err(failure),
@@ -240,10 +256,10 @@ impl Following {
         Ok(Vec::new())
     }
 
-    async fn list(&mut self, after: Option<String>) -> Result<Vec<Update>, Failure> {
-        let list = self.requests.list(PAGE, after).await?;
+    async fn list(&mut self, after: Option<String>) -> Result<Vec<T::Told>, Failure> {
+        let list = self.requests.list(self.subject.page(), after).await?;
         self.outages.answered();
-        let mut updates: Vec<Update> = list.items.into_iter().map(|object| self.tracker.listed(&object)).collect();
+        let mut updates: Vec<T::Told> = list.items.into_iter().flat_map(|object| self.tracker.listed(&object)).collect();
         if let Some(after) = list.metadata.continue_.filter(|after| !after.is_empty()) {
             self.place = Place::Listing(Some(after));
             return Ok(updates);
@@ -255,14 +271,14 @@ impl Following {
     }
 
     /// An event of a watch that begins with everything there is.
-    fn told(&mut self, event: WatchEvent<Raw>) -> Result<Vec<Update>, Failure> {
+    fn told(&mut self, event: WatchEvent<Raw>) -> Result<Vec<T::Told>, Failure> {
         match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => Ok(vec![self.tracker.listed(&object)]),
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => Ok(self.tracker.listed(&object)),
             WatchEvent::Bookmark(bookmark) if bookmark.metadata.annotations.contains_key("k8s.io/initial-events-end") => {
                 if let Place::Telling(events) = std::mem::replace(&mut self.place, Place::Outset) {
                     self.place = Place::Watching(Watch::new(events, bookmark.metadata.resource_version));
                 }
-                self.outages.followed(self.kind);
+                self.outages.followed(self.subject);
                 Ok(self.tracker.complete())
             }
             // Nothing can be deleted that was not told.
@@ -272,17 +288,17 @@ impl Following {
     }
 
     /// An event of a watch.
-    fn happened(&mut self, event: WatchEvent<Raw>) -> Result<Vec<Update>, Failure> {
+    fn happened(&mut self, event: WatchEvent<Raw>) -> Result<Vec<T::Told>, Failure> {
         let Place::Watching(watch) = &mut self.place else { return Ok(Vec::new()) };
         watch.silent = false;
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 watch.at(object.metadata.resource_version.as_deref());
-                Ok(vec![self.tracker.applied(&object)])
+                Ok(self.tracker.applied(&object))
             }
             WatchEvent::Deleted(object) => {
                 watch.at(object.metadata.resource_version.as_deref());
-                Ok(vec![self.tracker.deleted(&object)])
+                Ok(self.tracker.deleted(&object))
             }
             WatchEvent::Bookmark(bookmark) => {
                 same_history(&watch.version, &bookmark.metadata.resource_version)?;
@@ -297,7 +313,7 @@ impl Following {
     }
 
     /// A watch is over, and nothing is wrong; it goes on from where it was.
-    fn ended(&mut self) -> Result<Vec<Update>, Failure> {
+    fn ended(&mut self) -> Result<Vec<T::Told>, Failure> {
         let Place::Watching(watch) = &mut self.place else { return Ok(Vec::new()) };
         let lived = watch.began.elapsed();
         if lived >= STEADY {
@@ -308,7 +324,7 @@ impl Following {
         // A server whose history is behind our version has nothing to tell until it gets there, not even by bookmarks.
         let doubted = watch.silent && lived >= STEADY;
         let version = std::mem::take(&mut watch.version);
-        tracing::debug!("watch of {}s ended after {lived:?}, at version {version}", self.kind.as_str());
+        tracing::debug!("watch of {} ended after {lived:?}, at version {version}", self.subject.as_str());
         self.place = if doubted { Place::Doubted(version) } else { Place::At(version) };
         if twice_short { Err(Failure::unanswered("watches end as soon as they begin")) } else { Ok(Vec::new()) }
     }
@@ -338,6 +354,9 @@ mod tests {
     use serde_json::json;
     use tokio::time::sleep;
 
+    use super::super::Update;
+    use super::super::object::Kind;
+    use super::super::tracker::Tracker;
     use super::*;
     use crate::cluster::Change;
 
@@ -393,13 +412,9 @@ mod tests {
                 Ok(Response::builder().status(code).body(body(lines)).expect("an answer"))
             }
         });
-        let watched = Watched {
-            kind: Kind::Service,
-            resource: ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Service")),
-            labels: None,
-            fields: None,
-        };
-        let mut following = Following::new(&Client::new(service, "default"), watched, Arc::default());
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Service"));
+        let watched = Watched::all(Subject::Proxy(Kind::Service), resource);
+        let mut following = Following::new(&Client::new(service, "default"), watched, Tracker::new(Kind::Service), Arc::default());
         let (start, mut updates) = (Instant::now(), Vec::new());
         while !left.lock().expect("nobody panics").is_empty() {
             updates.extend(following.next().await);

@@ -82,15 +82,24 @@ impl Acknowledged {
         let firewall = (Table::Filter, names::FIREWALL);
         let mut chains: Vec<FixedChain> =
             fixed_digests(fixed).into_keys().filter(|chain| self.fixed.get(chain) != now.fixed.get(chain)).collect();
-        if !now.fixed.contains_key(&firewall) && !chains.contains(&firewall) {
+        chains.extend(fixed.unwanted.iter().filter(|chain| now.has_rules(chain) && !self.has_rules(chain)));
+        if fixed.has_proxy() && !now.fixed.contains_key(&firewall) && !chains.contains(&firewall) {
             chains.push(firewall);
         }
         Drift {
             services: changed.map(|(name, _)| name.clone()).collect(),
             chains,
-            jumps: (0..JUMPS.len()).filter(|i| self.jumps[*i] != now.jumps[*i]).collect(),
+            jumps: (0..JUMPS.len())
+                .filter(|i| self.jumps[*i] != now.jumps[*i] && (fixed.wants(&JUMPS[*i]) || fixed.drops(&JUMPS[*i])))
+                .collect(),
             strangers: now.strange_chains.len().saturating_sub(self.strange_chains.len()) + now.strange_lines.len(),
         }
+    }
+
+    /// Whether a chain is there with rules in it.
+    #[must_use]
+    pub fn has_rules(&self, chain: &FixedChain) -> bool {
+        self.fixed.get(chain).is_some_and(|digest| *digest != Digest::default())
     }
 
     /// The kernel has taken a plan for these service ports: their rules, and everything fixed, are as desired now. Chains that could not
@@ -103,9 +112,18 @@ impl Acknowledged {
             }
         }
         // What KUBE-FIREWALL held before it was ours alone to fill stays known as there.
-        self.fixed.entry((Table::Filter, names::FIREWALL)).or_default();
+        if fixed.has_proxy() {
+            self.fixed.entry((Table::Filter, names::FIREWALL)).or_default();
+        }
         self.fixed.extend(fixed_digests(fixed));
-        self.jumps = [1; JUMPS.len()];
+        for chain in &fixed.unwanted {
+            self.fixed.entry(*chain).and_modify(|digest| *digest = Digest::default());
+        }
+        for (held, jump) in self.jumps.iter_mut().zip(&JUMPS) {
+            if fixed.wants(jump) || fixed.drops(jump) {
+                *held = usize::from(fixed.wants(jump));
+            }
+        }
         self.strange_chains.retain(|chain| spared.contains(chain));
         self.strange_lines.clear();
     }
@@ -142,14 +160,12 @@ fn live_lines(live: &mut Live, wanted: &Outline, table: Table) -> Box<str> {
 /// The fixed chains there should be, each with the digest of its fixed rules.
 #[must_use]
 pub fn fixed_digests(fixed: &Fixed) -> BTreeMap<FixedChain, Digest> {
-    let of = |table: Table| match table {
-        Table::Filter => &fixed.filter,
-        Table::Nat => &fixed.nat,
-    };
     let mut digests: BTreeMap<FixedChain, Digest> = Table::ALL
         .into_iter()
-        .flat_map(|table| of(table).iter().map(move |chain| ((table, chain.name), Digest::of_chain(&chain.rules))))
+        .flat_map(|table| fixed.chains(table).iter().map(move |chain| ((table, chain.name), Digest::of_chain(&chain.rules))))
         .collect();
-    digests.insert((Table::Nat, names::SERVICES), Digest::of_chain(&fixed.nat_tail));
+    if fixed.has_proxy() {
+        digests.insert((Table::Nat, names::SERVICES), Digest::of_chain(&fixed.nat_tail));
+    }
     digests
 }

@@ -1,5 +1,5 @@
 //! What kube-proxy's iptables and IPVS modes, and this program, leave in a table, and the restore input that takes it away (spec section
-//! 1.8). PURE.
+//! 1.8), and likewise flannel (network spec section 8.1). PURE.
 //!
 //! kubelet's KUBE-FIREWALL and KUBE-KUBELET-CANARY are none of it, and neither are rules that others made. Where such a rule leads to one
 //! of our chains the kernel would refuse to delete the chain, and the whole transaction with it; so that chain is emptied and kept.
@@ -36,6 +36,12 @@ const FILTER: [&str; 10] = [
     "KUBE-IPVS-OUT-FILTER",
 ];
 
+/// The pod network's chains in `nat`; flannel looks for the second one there, too, where it never was.
+const POD_NETWORK_NAT: [&str; 2] = [names::FLANNEL_POSTROUTING, names::FLANNEL_FORWARD];
+
+/// The pod network's chains in `filter`.
+const POD_NETWORK_FILTER: [&str; 1] = [names::FLANNEL_FORWARD];
+
 /// Jumps of the IPVS mode, all in `filter`, by the chain they are in; its others are the same as in iptables mode.
 const IPVS_JUMPS: [(&str, &str); 6] = [
     ("FORWARD", "-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD"),
@@ -67,10 +73,19 @@ pub struct Leftovers<'t> {
 }
 
 impl<'t> Leftovers<'t> {
-    /// Finds in what iptables-save prints of a table what is to go.
+    /// Finds in what iptables-save prints of a table what the service proxy has left there.
     #[must_use]
     pub fn of(table: &'static str, saved: &'t str) -> Self {
-        let ours = OwnRules::of(table);
+        Self::find(table, saved, &OwnRules::of(table))
+    }
+
+    /// Finds what the pod network has left there.
+    #[must_use]
+    pub fn of_pod_network(table: &'static str, saved: &'t str) -> Self {
+        Self::find(table, saved, &OwnRules::of_pod_network(table))
+    }
+
+    fn find(table: &'static str, saved: &'t str, ours: &OwnRules) -> Self {
         let mut left = Self { table, jumps: Vec::new(), chains: Vec::new(), keepers: Vec::new() };
         let mut of_services = Vec::new();
         let mut there = BTreeSet::new();
@@ -88,7 +103,7 @@ impl<'t> Leftovers<'t> {
                     of_services.push(chain);
                 }
             } else if inside && line.starts_with("-A ") {
-                left.rule(&ours, line);
+                left.rule(ours, line);
             }
         }
         left.chains = ours.fixed.iter().filter_map(|chain| there.get(chain).copied()).chain(of_services).collect();
@@ -158,6 +173,8 @@ struct OwnRules {
     fixed: &'static [&'static str],
     /// Jumps, each with the chain it is in.
     jumps: BTreeSet<(&'static str, Digest)>,
+    /// Service ports' chains are ours.
+    proxy: bool,
 }
 
 impl OwnRules {
@@ -168,14 +185,24 @@ impl OwnRules {
             _ => &[names::CANARY],
         };
         // The jumps to KUBE-FIREWALL are kubelet's as well.
-        let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.to != names::FIREWALL);
+        let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.to != names::FIREWALL && !jump.pod_network);
         let jumps = jumps.map(|jump| (jump.from, Digest::of_rule(&jump.arguments())));
         let ipvs = IPVS_JUMPS.iter().filter(|_| table == "filter").map(|(from, arguments)| (*from, Digest::of_rule(arguments)));
-        Self { table, fixed, jumps: jumps.chain(ipvs).collect() }
+        Self { table, fixed, jumps: jumps.chain(ipvs).collect(), proxy: true }
+    }
+
+    fn of_pod_network(table: &'static str) -> Self {
+        let fixed: &[&str] = match table {
+            "nat" => &POD_NETWORK_NAT,
+            "filter" => &POD_NETWORK_FILTER,
+            _ => &[],
+        };
+        let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.pod_network);
+        Self { table, fixed, jumps: jumps.map(|jump| (jump.from, Digest::of_rule(&jump.arguments()))).collect(), proxy: false }
     }
 
     fn is_chain(&self, name: &str) -> bool {
-        self.fixed.contains(&name) || self.table == "nat" && ChainKind::of(name).is_some()
+        self.fixed.contains(&name) || self.proxy && self.table == "nat" && ChainKind::of(name).is_some()
     }
 }
 
@@ -260,7 +287,7 @@ COMMIT
         let mut found = 0;
         for table in TABLES {
             let mut saved = format!("*{table}\n");
-            for jump in JUMPS.iter().filter(|jump| jump.table.as_str() == table) {
+            for jump in JUMPS.iter().filter(|jump| jump.table.as_str() == table && !jump.pod_network) {
                 saved.extend([format!("-A {} {}\n", jump.from, jump.arguments())]);
             }
             if table == "filter" {
@@ -271,6 +298,18 @@ COMMIT
             found += left.jumps();
         }
         assert_eq!(found, 12 + IPVS_JUMPS.len());
+    }
+
+    #[test]
+    fn the_pod_networks_rules_are_left_to_its_own_clean_up() {
+        let saved = "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n:KUBE-POSTROUTING - [0:0]\n\
+            -A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING\n\
+            -A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n\
+            -A FLANNEL-POSTRTG -s 10.244.0.0/16 -m comment --comment \"flanneld masq\" -j MASQUERADE\nCOMMIT\n";
+        let (proxy, network) = (Leftovers::of("nat", saved), Leftovers::of_pod_network("nat", saved));
+        assert_eq!((proxy.jumps(), proxy.deleted().collect::<Vec<_>>()), (1, vec!["KUBE-POSTROUTING"]));
+        assert_eq!((network.jumps(), network.deleted().collect::<Vec<_>>()), (1, vec!["FLANNEL-POSTRTG"]));
+        assert_eq!(Leftovers::of_pod_network("mangle", saved).input(Variant::Nft), "");
     }
 
     #[test]

@@ -22,7 +22,7 @@ const LAST: &str = "this must be the last rule in this chain";
 pub fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
     let mut out = String::new();
     for table in Table::ALL {
-        for (chain, missing) in missing_jumps(table, live) {
+        for (chain, missing) in missing_jumps(table, desired, live) {
             difference(&mut out, table, chain, "", &missing);
         }
         let (have, want) = (live.chains(table), desired.chains(table));
@@ -59,12 +59,13 @@ fn difference(out: &mut String, table: Table, chain: &str, old: &str, new: &str)
 }
 
 /// Jumps that are missing, as text by the chain they belong in: only these of a built-in chain's rules are ours to have an opinion on.
-fn missing_jumps(table: Table, live: &Tables<'_>) -> BTreeMap<&'static str, String> {
+fn missing_jumps(table: Table, desired: &Tables<'_>, live: &Tables<'_>) -> BTreeMap<&'static str, String> {
     let mut missing: BTreeMap<_, String> = BTreeMap::new();
-    for jump in live.missing_jumps(table) {
+    for jump in live.missing_jumps(table, |table, chain| desired.chains(table).contains_key(chain)) {
         let rule = format!("-A {} {}\n", jump.from, canonical(&jump.arguments()));
-        // The last one ensured ends up first.
-        missing.entry(jump.from).or_default().insert_str(0, &rule);
+        // The last one ensured ends up first, but for those that go to the end.
+        let rules = missing.entry(jump.from).or_default();
+        rules.insert_str(if jump.pod_network { rules.len() } else { 0 }, &rule);
     }
     missing
 }

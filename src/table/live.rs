@@ -23,8 +23,14 @@ pub const SHARED: [(Table, &str); 6] = [
 ];
 
 /// The chains with fixed rules only.
-const FIXED: [(Table, &str); 4] =
-    [(Table::Filter, names::FORWARD), (Table::Filter, names::FIREWALL), (Table::Nat, names::POSTROUTING), (Table::Nat, names::MARK_MASQ)];
+const FIXED: [(Table, &str); 6] = [
+    (Table::Filter, names::FORWARD),
+    (Table::Filter, names::FIREWALL),
+    (Table::Filter, names::FLANNEL_FORWARD),
+    (Table::Nat, names::POSTROUTING),
+    (Table::Nat, names::MARK_MASQ),
+    (Table::Nat, names::FLANNEL_POSTROUTING),
+];
 
 /// A fixed chain: its table and its name.
 pub type FixedChain = (Table, &'static str);
@@ -74,6 +80,8 @@ pub struct Reader {
     /// Lines read so far.
     read: u32,
     table: Option<Table>,
+    /// Service ports' chains and lines are ours.
+    proxy: bool,
     /// The service port's chain that is being read, and its digest so far: iptables-save prints a chain's rules one after the other.
     current: Option<(ChainName, Digest)>,
     /// Fixed rules in shared chains: the way on to the NodePorts.
@@ -99,6 +107,7 @@ impl Reader {
             live,
             read: 0,
             table: None,
+            proxy: fixed.has_proxy(),
             current: None,
             tail: fixed.nat_tail.lines().map(Digest::of_line).collect(),
             out_of_order: BTreeSet::new(),
@@ -126,14 +135,14 @@ impl Reader {
     fn chain(&mut self, table: Table, name: &str) {
         if let Some(fixed) = fixed_chain(table, name) {
             self.live.fixed.insert(fixed, Digest::default());
-        } else if let Some(name) = ChainName::from_text(name).filter(|_| table == Table::Nat) {
+        } else if let Some(name) = ChainName::from_text(name).filter(|_| table == Table::Nat && self.proxy) {
             self.live.chains.insert(name, Digest::default());
         }
     }
 
     fn rule(&mut self, table: Table, line: &str) {
         let (chain, arguments) = super::rule::split_line(line);
-        if table == Table::Nat {
+        if table == Table::Nat && self.proxy {
             if let Some((_, digest)) = self.current.as_mut().filter(|(name, _)| name.as_str() == chain) {
                 *digest = digest.then(Digest::of_rule(arguments));
                 return;
@@ -145,7 +154,7 @@ impl Reader {
                 return;
             }
         }
-        if let Some(shared) = SHARED.into_iter().find(|shared| *shared == (table, chain)) {
+        if let Some(shared) = SHARED.into_iter().find(|shared| *shared == (table, chain) && self.proxy) {
             self.shared_rule(shared, line);
         } else if let Some(digest) = fixed_chain(table, chain).and_then(|fixed| self.live.fixed.get_mut(&fixed)) {
             *digest = digest.then(Digest::of_rule(arguments));

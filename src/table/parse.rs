@@ -46,9 +46,14 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// The jumps into our chains that a table lacks, in the order they are ensured.
-    pub fn missing_jumps(&self, table: Table) -> impl Iterator<Item = &'static Jump> {
-        JUMPS.iter().filter(move |jump| jump.table == table).filter(move |jump| {
+    /// The jumps into desired chains that a table lacks, in the order they are ensured. `has` says which chains are desired.
+    pub fn missing_jumps<'b>(
+        &'b self,
+        table: Table,
+        has: impl Fn(Table, &'static str) -> bool + 'b,
+    ) -> impl Iterator<Item = &'static Jump> + 'b {
+        let is_wanted = move |jump: &&Jump| jump.is_wanted(&has);
+        JUMPS.iter().filter(move |jump| jump.table == table).filter(is_wanted).filter(move |jump| {
             let wanted = canonical(&jump.arguments());
             let rules = self.chains(table).get(jump.from).map(Vec::as_slice).unwrap_or_default();
             !rules.iter().any(|rule| rule.ends_with(jump.to) && canonical(rule) == wanted)

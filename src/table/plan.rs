@@ -147,7 +147,10 @@ impl Plan {
         for transaction in &self.transactions {
             for step in &transaction.steps {
                 let count = match &step.write {
-                    Write::Lines(text) => text.lines().filter(|line| line.starts_with("-A KUBE-") || line.starts_with("-I KUBE-")).count(),
+                    Write::Lines(text) => {
+                        let ours = ["-A KUBE-", "-I KUBE-", "-A FLANNEL-"];
+                        text.lines().filter(|line| ours.iter().any(|start| line.starts_with(start))).count()
+                    }
                     Write::Dispatch(outline, table) => lines(outline.dispatch(*table)),
                     Write::OwnAll(outline) => outline.rules as usize,
                     Write::Own(_) => lines(&step.text(renderer)),

@@ -97,10 +97,13 @@ impl<'a> Planner<'a> {
     }
 
     fn fixed(&self, table: Table) -> &'a [Chain<&'static str>] {
-        match table {
-            Table::Filter => &self.wanted.fixed.filter,
-            Table::Nat => &self.wanted.fixed.nat,
-        }
+        self.wanted.fixed.chains(table)
+    }
+
+    /// Chains that are there and should do nothing: declaring them empties them.
+    fn emptied(&self, table: Table) -> impl Iterator<Item = Step> {
+        let chains = self.wanted.fixed.unwanted.iter().filter(move |chain| chain.0 == table && self.held.has_rules(chain));
+        chains.map(|(_, chain)| shared(Write::Declare(chain)))
     }
 
     fn is_rewritten(&self, table: Table, chain: &str) -> bool {
@@ -120,9 +123,9 @@ impl<'a> Planner<'a> {
     /// Everything in `filter` but what is taken away.
     fn filter_before(&self) -> Option<Transaction> {
         let table = Table::Filter;
-        let mut steps: Vec<Step> = self.declarations(table, |_| true).collect();
+        let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
         // Where we have no rule for it, KUBE-FIREWALL is only there to be jumped to; declaring it would empty it.
-        let ours = self.fixed(table).iter().any(|chain| chain.name == names::FIREWALL);
+        let ours = self.wanted.fixed.has(table, names::FIREWALL) || !self.wanted.fixed.has_proxy();
         if !ours && !self.held.fixed.contains_key(&(table, names::FIREWALL)) {
             steps.push(shared(Write::Declare(names::FIREWALL)));
         }
@@ -145,7 +148,7 @@ impl<'a> Planner<'a> {
     fn nat_whole(&self) -> Option<Transaction> {
         let table = Table::Nat;
         let deleted = self.deleted();
-        let mut steps: Vec<Step> = self.declarations(table, |_| true).collect();
+        let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
         steps.extend(self.differences.iter().flat_map(declare_own));
         steps.extend(deleted.iter().map(declare_to_delete));
         steps.extend(self.fixed_rules(table));
@@ -226,7 +229,7 @@ impl<'a> Planner<'a> {
     /// The shared chains of `nat`.
     fn nat_dispatch(&self) -> Vec<Step> {
         let table = Table::Nat;
-        let mut steps: Vec<Step> = self.declarations(table, |chain| chain.rules.is_empty()).collect();
+        let mut steps: Vec<Step> = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table)).collect();
         steps.extend(self.rewritten_lines(table));
         for difference in &self.differences {
             steps.extend(self.additions(difference, table));
@@ -280,17 +283,23 @@ impl<'a> Planner<'a> {
         (self.is_rewritten(Table::Nat, names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
     }
 
-    /// Jumps that are missing go to the top of their chains; of several alike one is kept. Where nothing is known of the live tables,
-    /// jumps are none of the plan's business.
+    /// Jumps that are missing go to the top, or the end, of their chains; of several alike one is kept. Where nothing is known of the
+    /// live tables, jumps are none of the plan's business.
     fn jumps(&self, table: Table) -> Option<Step> {
         let mut text = String::new();
         for (i, jump) in jumps_of(table) {
+            let fixed = self.wanted.fixed;
+            let wanted = usize::from(fixed.wants(jump));
+            // What is not there leads nowhere.
+            if wanted == 0 && !(fixed.drops(jump) && self.held.fixed.contains_key(&(table, jump.to))) {
+                continue;
+            }
             let there = self.held.jumps[i];
             let line = format!("{} {}\n", jump.from, jump.arguments());
-            if there == 0 {
-                text.extend(["-I ", &line]);
+            if there < wanted {
+                text.extend([jump.operation(), " ", &line]);
             }
-            for _ in 1..there {
+            for _ in wanted..there {
                 text.extend(["-D ", &line]);
             }
         }

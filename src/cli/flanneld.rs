@@ -1,0 +1,382 @@
+//! The command line of flanneld, with its spelling and its environment (network spec section 2).
+//!
+//! Flags are Go's: one dash or two, `-flag=value` or `-flag value`, and a bool takes its value only with `=`. Whatever cannot be read
+//! prints the usage and ends with status 0, as there.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::flag_values::go_bool;
+use crate::config::network_flags::NetworkFlags;
+
+/// What flanneld's command line and environment ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flanneld {
+    /// The pod network; the service proxy is off.
+    pub network: NetworkFlags,
+    /// `--kubeconfig-file`; empty for none.
+    pub kubeconfig: String,
+    /// `--kube-api-url`; empty for none.
+    pub master: String,
+    /// Where `/healthz` and `/readyz` are answered; `None` for nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// `--v`: how much is logged.
+    pub verbosity: u32,
+    /// What was read past and is worth a line in the log.
+    pub notes: Vec<String>,
+}
+
+/// What is printed on standard error before the program ends at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The text.
+    pub text: String,
+    /// The exit status.
+    pub status: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bool,
+    Int,
+    Text,
+    /// May be given more than once.
+    List,
+}
+
+/// A flag: its name, what it takes, its default and what it is for.
+struct Flag(&'static str, Kind, &'static str, &'static str);
+
+/// Every flag of flanneld, in the order of its usage.
+const FLAGS: [Flag; 31] = [
+    Flag("etcd-cafile", Kind::Text, "", UNUSED_ETCD),
+    Flag("etcd-certfile", Kind::Text, "", UNUSED_ETCD),
+    Flag("etcd-endpoints", Kind::Text, "http://127.0.0.1:4001,http://127.0.0.1:2379", UNUSED_ETCD),
+    Flag("etcd-keyfile", Kind::Text, "", UNUSED_ETCD),
+    Flag("etcd-password", Kind::Text, "", UNUSED_ETCD),
+    Flag("etcd-prefix", Kind::Text, "/coreos.com/network", UNUSED_ETCD),
+    Flag("etcd-username", Kind::Text, "", UNUSED_ETCD),
+    Flag("healthz-ip", Kind::Text, "0.0.0.0", "address of the health server"),
+    Flag("healthz-port", Kind::Int, "0", "port of the health server; 0 for none"),
+    Flag("iface", Kind::List, "", "interface to other nodes, by name or address; may be repeated, the first that is there counts"),
+    Flag("iface-can-reach", Kind::Text, "", "address that packets reach by that interface"),
+    Flag("iface-regex", Kind::List, "", "pattern for its addresses or its name; may be repeated, tried after all iface"),
+    Flag("ip-blackhole-route", Kind::Bool, "false", "swallow what is sent to addresses of this node's subnet that no pod has"),
+    Flag("ip-masq", Kind::Bool, "false", "give what leaves the pod network this node's address"),
+    Flag("ip-masq-fully-random-disable", Kind::Bool, "false", "but not a random port"),
+    Flag("iptables-forward-rules", Kind::Bool, "true", "accept what is forwarded from or to pods"),
+    Flag("iptables-resync", Kind::Int, "5", "accepted; rules are put right when they change, and looked at now and then"),
+    Flag("kube-annotation-prefix", Kind::Text, "flannel.alpha.coreos.com", "what the names of the Nodes' annotations start with"),
+    Flag("kube-api-url", Kind::Text, "", "address of the API server"),
+    Flag("kube-subnet-mgr", Kind::Bool, "false", "take subnets from the Kubernetes API; needed here, etcd is not spoken"),
+    Flag("kubeconfig-file", Kind::Text, "", "how to reach the API server; in-cluster if neither this nor kube-api-url is given"),
+    Flag("log_backtrace_at", Kind::Text, "", "accepted, and has no effect"),
+    Flag("net-config-path", Kind::Text, "/etc/kube-flannel/net-conf.json", "the network's configuration"),
+    Flag("public-ip", Kind::Text, "", "address that other nodes send to"),
+    Flag("public-ipv6", Kind::Text, "", "the same for IPv6"),
+    Flag("set-node-network-unavailable", Kind::Bool, "true", "let the Node's condition NetworkUnavailable say whether the network works"),
+    Flag("subnet-file", Kind::Text, "/run/flannel/subnet.env", "where the CNI plugin reads this node's subnet"),
+    Flag("subnet-lease-renew-margin", Kind::Int, "60", "accepted (1 to 1439); for etcd only"),
+    Flag("v", Kind::Int, "0", "how much is logged"),
+    Flag("version", Kind::Bool, "false", "print the version and end"),
+    Flag("vmodule", Kind::Text, "", "accepted, and has no effect"),
+];
+
+const UNUSED_ETCD: &str = "accepted; subnets come from the Kubernetes API here";
+
+/// Takes a command line without the program's name, and the environment.
+///
+/// # Errors
+/// There is nothing to run: the usage, the version, or what is wrong, to be printed on standard error.
+pub fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Option<String>) -> Result<Flanneld, Ended> {
+    let mut values = Values::default();
+    values.read_arguments(arguments).map_err(|complaint| usage(program, &complaint))?;
+    if values.bool("version") {
+        return Err(Ended { text: format!("sepal {} (in place of flanneld 0.28.9)\n", env!("CARGO_PKG_VERSION")), status: 0 });
+    }
+    let notes = values.read_environment(environment);
+    let refuse = |text: String| Ended { text: text + "\n", status: 1 };
+    if !(1..=1439).contains(&values.int("subnet-lease-renew-margin")) {
+        return Err(refuse(
+            "Invalid subnet-lease-renew-margin option, out of acceptable range: it has to be from 1 to 1439 minutes".into(),
+        ));
+    }
+    if !values.bool("kube-subnet-mgr") {
+        return Err(refuse(
+            "Failed to create SubnetManager: subnets come from the Kubernetes API here, not from etcd: say --kube-subnet-mgr".into(),
+        ));
+    }
+    values.resolve(notes).map_err(refuse)
+}
+
+fn usage(program: &str, complaint: &str) -> Ended {
+    let mut text = String::new();
+    if !complaint.is_empty() {
+        let _ = writeln!(text, "{complaint}");
+    }
+    let _ = writeln!(text, "Usage: {program} [OPTION]...");
+    for Flag(name, kind, default, what) in &FLAGS {
+        let (takes, quote) = match kind {
+            Kind::Bool => ("", ""),
+            Kind::Int => (" int", ""),
+            Kind::Text => (" string", "\""),
+            Kind::List => (" value", ""),
+        };
+        let shown = if matches!(*default, "" | "0" | "false") { String::new() } else { format!(" (default {quote}{default}{quote})") };
+        let _ = writeln!(text, "  -{name}{takes}\n    \t{what}{shown}");
+    }
+    Ended { text, status: 0 }
+}
+
+/// What flags are given.
+#[derive(Default)]
+struct Values(BTreeMap<&'static str, Vec<String>>);
+
+impl Values {
+    fn read_arguments(&mut self, arguments: &[String]) -> Result<(), String> {
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            let Some(text) = argument.strip_prefix('-').filter(|text| !text.is_empty()) else { return Ok(()) };
+            let text = text.strip_prefix('-').unwrap_or(text);
+            if text.is_empty() {
+                return Ok(());
+            }
+            if text.starts_with(['-', '=']) {
+                return Err(format!("bad flag syntax: {argument}"));
+            }
+            let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value.to_owned())));
+            let Some(flag) = FLAGS.iter().find(|flag| flag.0 == name) else {
+                let asks = matches!(name, "help" | "h");
+                return Err(if asks { String::new() } else { format!("flag provided but not defined: -{name}") });
+            };
+            let value = match (value, flag.1) {
+                (Some(value), _) => value,
+                (None, Kind::Bool) => "true".into(),
+                (None, _) => rest.next().cloned().ok_or_else(|| format!("flag needs an argument: -{name}"))?,
+            };
+            self.set(flag, &value).map_err(|cause| match flag.1 {
+                Kind::Bool => format!("invalid boolean value {value:?} for -{name}: {cause}"),
+                _ => format!("invalid value {value:?} for flag -{name}: {cause}"),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The environment has its say where the command line has none; what is wrong there is told and passed over.
+    fn read_environment(&mut self, environment: impl Fn(&str) -> Option<String>) -> Vec<String> {
+        let mut notes = Vec::new();
+        for flag in &FLAGS {
+            let key = format!("FLANNELD_{}", flag.0.to_uppercase().replace('-', "_"));
+            let value = environment(&key).filter(|value| !value.is_empty() && !self.0.contains_key(flag.0));
+            if let Some(value) = value
+                && let Err(cause) = self.set(flag, &value)
+            {
+                notes.push(format!("Failed to set flag FLANNELD env: invalid value {value:?} for {key}: {cause}"));
+            }
+        }
+        notes
+    }
+
+    fn set(&mut self, flag: &Flag, value: &str) -> Result<(), &'static str> {
+        match flag.1 {
+            Kind::Bool => drop(go_bool(value).map_err(|_| "parse error")?),
+            Kind::Int => drop(go_int(value).ok_or("parse error")?),
+            Kind::Text | Kind::List => {}
+        }
+        let values = self.0.entry(flag.0).or_default();
+        if flag.1 != Kind::List {
+            values.clear();
+        }
+        values.push(value.to_owned());
+        Ok(())
+    }
+
+    fn list(&self, name: &str) -> Vec<String> {
+        self.0.get(name).cloned().unwrap_or_default()
+    }
+
+    fn text(&self, name: &str) -> String {
+        let default = || FLAGS.iter().find(|flag| flag.0 == name).map_or("", |flag| flag.2).to_owned();
+        self.0.get(name).and_then(|values| values.last().cloned()).unwrap_or_else(default)
+    }
+
+    fn bool(&self, name: &str) -> bool {
+        go_bool(&self.text(name)).unwrap_or_default()
+    }
+
+    fn int(&self, name: &str) -> i64 {
+        go_int(&self.text(name)).unwrap_or_default()
+    }
+
+    fn resolve(&self, notes: Vec<String>) -> Result<Flanneld, String> {
+        let network = NetworkFlags {
+            pod_network: true,
+            proxy: false,
+            net_config_path: self.text("net-config-path"),
+            subnet_file: self.text("subnet-file"),
+            iface: self.list("iface"),
+            iface_regex: self.list("iface-regex"),
+            iface_can_reach: self.text("iface-can-reach"),
+            public_ip: self.text("public-ip"),
+            public_ipv6: self.text("public-ipv6"),
+            ip_masq: self.bool("ip-masq"),
+            ip_masq_fully_random_disable: self.bool("ip-masq-fully-random-disable"),
+            iptables_forward_rules: self.bool("iptables-forward-rules"),
+            ip_blackhole_route: self.bool("ip-blackhole-route"),
+            kube_annotation_prefix: self.text("kube-annotation-prefix"),
+            set_node_network_unavailable: self.bool("set-node-network-unavailable"),
+            ..NetworkFlags::default()
+        };
+        Ok(Flanneld {
+            network,
+            kubeconfig: self.text("kubeconfig-file"),
+            master: self.text("kube-api-url"),
+            healthz: self.healthz()?,
+            verbosity: u32::try_from(self.int("v")).unwrap_or_default(),
+            notes,
+        })
+    }
+
+    fn healthz(&self) -> Result<Option<SocketAddr>, String> {
+        let port = self.int("healthz-port");
+        if port <= 0 {
+            return Ok(None);
+        }
+        let port = u16::try_from(port).map_err(|_| format!("healthz-port: {port} is not a port"))?;
+        let ip: IpAddr =
+            self.text("healthz-ip").parse().map_err(|_| format!("healthz-ip: {:?} is not an IP address", self.text("healthz-ip")))?;
+        Ok(Some((ip, port).into()))
+    }
+}
+
+/// A number as Go's flags take it: decimal, or with 0x, 0o, 0b, or a plain 0 before an octal one; `_` may stand between digits.
+fn go_int(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.strip_prefix(['-', '+']) {
+        Some(digits) => (text.starts_with('-'), digits),
+        None => (false, text),
+    };
+    let lower = digits.to_lowercase();
+    let prefixed = [("0x", 16), ("0o", 8), ("0b", 2)].into_iter().find_map(|(prefix, radix)| Some((lower.strip_prefix(prefix)?, radix)));
+    let (digits, radix) = prefixed.unwrap_or(if lower.len() > 1 && lower.starts_with('0') { (&lower[1..], 8) } else { (&lower, 10) });
+    let plain = digits.replace('_', "");
+    if plain.is_empty() || plain.starts_with(['-', '+']) || digits.ends_with('_') || digits.contains("__") {
+        return None;
+    }
+    let number = i64::from_str_radix(&plain, radix).ok()?;
+    Some(if negative { -number } else { number })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::network_settings::NetworkSettings;
+
+    fn run(arguments: &str, environment: &[(&str, &str)]) -> Result<Flanneld, Ended> {
+        let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+        parse("flanneld", &arguments, |key| environment.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_shipped_manifests_arguments() {
+        let flanneld = run("--ip-masq --kube-subnet-mgr --healthz-port=8081", &[]).expect("good");
+        assert_eq!(flanneld.healthz, "0.0.0.0:8081".parse().ok());
+        assert!(flanneld.network.pod_network && !flanneld.network.proxy);
+        assert_eq!(flanneld.network.settings(), Ok(NetworkSettings { masquerade: true, ..NetworkSettings::default() }));
+    }
+
+    #[test]
+    fn flags_are_gos() {
+        let flanneld = run(
+            "-kube-subnet-mgr=T -iface eth1 --iface=eth2 -iface-regex ^e --iface-can-reach 10.0.0.1 -public-ip=192.0.2.1 --public-ipv6 fd00::1 \
+             --ip-masq-fully-random-disable --iptables-forward-rules=0 -ip-blackhole-route --set-node-network-unavailable=false --subnet-file /s \
+             -net-config-path /n -kube-annotation-prefix a.b/c --kubeconfig-file /k --kube-api-url https://x -v 0x4 --healthz-ip ::1 -healthz-port 1 \
+             -etcd-endpoints x --iptables-resync=7 -- --ip-masq",
+            &[],
+        )
+        .expect("good");
+        let network = &flanneld.network;
+        assert_eq!((network.iface.as_slice(), network.iface_regex.as_slice()), (&["eth1".into(), "eth2".into()][..], &["^e".into()][..]));
+        assert!(network.ip_masq_fully_random_disable && network.ip_blackhole_route && !network.ip_masq);
+        assert!(!network.iptables_forward_rules && !network.set_node_network_unavailable);
+        assert_eq!(
+            (network.subnet_file.as_str(), network.net_config_path.as_str(), network.kube_annotation_prefix.as_str()),
+            ("/s", "/n", "a.b/c")
+        );
+        assert_eq!(
+            (network.public_ip.as_str(), network.public_ipv6.as_str(), network.iface_can_reach.as_str()),
+            ("192.0.2.1", "fd00::1", "10.0.0.1")
+        );
+        assert_eq!((flanneld.kubeconfig.as_str(), flanneld.master.as_str(), flanneld.verbosity), ("/k", "https://x", 4));
+        assert_eq!(flanneld.healthz, "[::1]:1".parse().ok());
+    }
+
+    #[test]
+    fn the_environment_counts_where_the_command_line_is_silent() {
+        let environment = [
+            ("FLANNELD_KUBE_SUBNET_MGR", "true"),
+            ("FLANNELD_IP_MASQ", "true"),
+            ("FLANNELD_IFACE", "eth3"),
+            ("FLANNELD_V", "x"),
+            ("FLANNELD_SUBNET_FILE", ""),
+        ];
+        let flanneld = run("--ip-masq=false", &environment).expect("good");
+        assert_eq!((flanneld.network.ip_masq, flanneld.network.iface.as_slice()), (false, &["eth3".into()][..]));
+        assert_eq!(flanneld.network.subnet_file, "/run/flannel/subnet.env");
+        assert_eq!(flanneld.notes, ["Failed to set flag FLANNELD env: invalid value \"x\" for FLANNELD_V: parse error"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_prints_the_usage_and_is_no_failure() {
+        for (arguments, first) in [
+            ("--bogus", "flag provided but not defined: -bogus"),
+            ("-iface", "flag needs an argument: -iface"),
+            ("--healthz-port=x", "invalid value \"x\" for flag -healthz-port: parse error"),
+            ("--ip-masq=maybe", "invalid boolean value \"maybe\" for -ip-masq: parse error"),
+            ("---x", "bad flag syntax: ---x"),
+            ("--help", "Usage: flanneld [OPTION]..."),
+            ("-h", "Usage: flanneld [OPTION]..."),
+        ] {
+            let ended = run(arguments, &[]).expect_err(arguments);
+            assert_eq!((ended.status, ended.text.lines().next()), (0, Some(first)), "{arguments}");
+            assert!(ended.text.contains(
+                "\n  -net-config-path string\n    \tthe network's configuration (default \"/etc/kube-flannel/net-conf.json\")\n"
+            ));
+        }
+        assert!(run("--version", &[]).is_err_and(|ended| ended.status == 0 && ended.text.starts_with("sepal ")));
+        // A bool without = takes nothing, and what is no flag ends the flags.
+        assert!(run("--kube-subnet-mgr false --bogus", &[]).is_ok());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_failure() {
+        for (arguments, start) in [
+            ("--ip-masq", "Failed to create SubnetManager: subnets come from the Kubernetes API here"),
+            ("--kube-subnet-mgr --subnet-lease-renew-margin=0", "Invalid subnet-lease-renew-margin option, out of acceptable range"),
+            ("--kube-subnet-mgr --healthz-port=70000", "healthz-port: 70000 is not a port"),
+            ("--kube-subnet-mgr --healthz-port=1 --healthz-ip=x", "healthz-ip: \"x\" is not an IP address"),
+        ] {
+            let ended = run(arguments, &[]).expect_err(arguments);
+            assert!(ended.status == 1 && ended.text.starts_with(start), "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_gos() {
+        for (text, want) in [
+            ("10", Some(10)),
+            ("-5", Some(-5)),
+            ("0x1F", Some(31)),
+            ("010", Some(8)),
+            ("1_000", Some(1000)),
+            ("0", Some(0)),
+            ("", None),
+            ("x", None),
+            ("1_", None),
+            ("0x", None),
+            ("--1", None),
+        ] {
+            assert_eq!(go_int(text), want, "{text}");
+        }
+    }
+}

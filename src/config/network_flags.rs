@@ -1,0 +1,238 @@
+//! The pod network's flags: flannel's names and defaults (spec section 2), and a few of sepal's own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use regex::Regex;
+
+use super::flag_values::go_bool;
+use super::kubeproxy::BadSetting;
+use super::network_settings::{NetworkSettings, SubnetSource};
+use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
+use crate::network::families::PerFamily;
+use crate::network::interface::InterfaceOptions;
+
+/// Every flag about the pod network.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(next_help_heading = "Flags of the pod network")]
+pub struct NetworkFlags {
+    /// Look after the pod network, too: what flannel does
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub pod_network: bool,
+    /// Look after Services: what kube-proxy does
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub proxy: bool,
+    /// Where this node's subnet comes from: its Node's podCIDRs, or a Lease that it takes
+    #[arg(long, value_name = "SOURCE", default_value = "node")]
+    pub subnet_source: SubnetSourceFlag,
+    /// flannel's net-conf.json
+    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json")]
+    pub net_config_path: String,
+    /// Where the CNI plugin reads this node's subnet
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_file: String,
+    /// The interface to other nodes, by name or address; the first of several that is there
+    #[arg(long, value_name = "INTERFACE")]
+    pub iface: Vec<String>,
+    /// A pattern for its addresses, or else its name; tried after all --iface
+    #[arg(long, value_name = "REGEX")]
+    pub iface_regex: Vec<String>,
+    /// An address that packets reach by it; tried last
+    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
+    pub iface_can_reach: String,
+    /// The address that other nodes send to, if it is not the interface's
+    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
+    pub public_ip: String,
+    /// The same for IPv6
+    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
+    pub public_ipv6: String,
+    /// Give what leaves the pod network this node's address
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub ip_masq: bool,
+    /// But not a random port
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub ip_masq_fully_random_disable: bool,
+    /// Accept what is forwarded from or to pods
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub iptables_forward_rules: bool,
+    /// Swallow what is sent to addresses of this node's subnet that no pod has
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub ip_blackhole_route: bool,
+    /// What the names of the Nodes' annotations start with
+    #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX)]
+    pub kube_annotation_prefix: String,
+    /// Let the Node's condition NetworkUnavailable say whether the network works
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
+    pub set_node_network_unavailable: bool,
+    /// Whether VXLAN links leave checksums to the hardware; off helps where it gets them wrong and connections stall
+    #[arg(long, value_name = "SETTING", default_value = "kernel")]
+    pub vxlan_checksum_offload: ChecksumOffloadFlag,
+}
+
+/// Sources of subnets on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SubnetSourceFlag {
+    /// podCIDRs of the Node.
+    #[default]
+    Node,
+    /// A Lease.
+    Lease,
+}
+
+/// What to do about checksum offload, on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ChecksumOffloadFlag {
+    /// Leave it as the kernel has it.
+    #[default]
+    Kernel,
+    /// Switch it on.
+    On,
+    /// Switch it off.
+    Off,
+}
+
+impl Default for NetworkFlags {
+    fn default() -> Self {
+        Self {
+            pod_network: false,
+            proxy: true,
+            subnet_source: SubnetSourceFlag::Node,
+            net_config_path: "/etc/kube-flannel/net-conf.json".into(),
+            subnet_file: "/run/flannel/subnet.env".into(),
+            iface: Vec::new(),
+            iface_regex: Vec::new(),
+            iface_can_reach: String::new(),
+            public_ip: String::new(),
+            public_ipv6: String::new(),
+            ip_masq: false,
+            ip_masq_fully_random_disable: false,
+            iptables_forward_rules: true,
+            ip_blackhole_route: false,
+            kube_annotation_prefix: DEFAULT_PREFIX.into(),
+            set_node_network_unavailable: true,
+            vxlan_checksum_offload: ChecksumOffloadFlag::Kernel,
+        }
+    }
+}
+
+impl NetworkFlags {
+    /// The settings these flags amount to.
+    ///
+    /// # Errors
+    /// One that makes no sense, by its name.
+    pub fn settings(&self) -> Result<NetworkSettings, BadSetting> {
+        let bad = |flag: &str, cause: String| BadSetting { field: flag.into(), cause };
+        for pattern in &self.iface_regex {
+            Regex::new(pattern)
+                .map_err(|error| bad("--iface-regex", format!("could not compile the IP address regex '{pattern}': {error}")))?;
+        }
+        let v4 = optional::<Ipv4Addr>(&self.public_ip).map_err(|text| bad("--public-ip", format!("invalid public IP address: {text}")))?;
+        let v6 =
+            optional::<Ipv6Addr>(&self.public_ipv6).map_err(|text| bad("--public-ipv6", format!("invalid public IPv6 address: {text}")))?;
+        let can_reach =
+            optional::<IpAddr>(&self.iface_can_reach).map_err(|text| bad("--iface-can-reach", format!("{text:?} is not an IP address")))?;
+        let prefix = Prefix::new(&self.kube_annotation_prefix).map_err(|error| bad("--kube-annotation-prefix", error.to_string()))?;
+        Ok(NetworkSettings {
+            subnet_source: match self.subnet_source {
+                SubnetSourceFlag::Node => SubnetSource::Node,
+                SubnetSourceFlag::Lease => SubnetSource::Lease,
+            },
+            net_config_path: self.net_config_path.clone().into(),
+            subnet_file: self.subnet_file.clone().into(),
+            interface: InterfaceOptions {
+                names: self.iface.clone(),
+                patterns: self.iface_regex.clone(),
+                can_reach,
+                public: PerFamily { v4: v4.map(IpAddr::V4), v6: v6.map(IpAddr::V6) },
+            },
+            masquerade: self.ip_masq,
+            random_fully: !self.ip_masq_fully_random_disable,
+            forward_rules: self.iptables_forward_rules,
+            blackhole_route: self.ip_blackhole_route,
+            annotation_prefix: self.kube_annotation_prefix.clone(),
+            prefix,
+            set_network_unavailable: self.set_node_network_unavailable,
+            checksum_offload: match self.vxlan_checksum_offload {
+                ChecksumOffloadFlag::Kernel => None,
+                ChecksumOffloadFlag::On => Some(true),
+                ChecksumOffloadFlag::Off => Some(false),
+            },
+        })
+    }
+}
+
+/// What a text says, if it says anything; the text, if that is nonsense.
+fn optional<T: FromStr>(text: &str) -> Result<Option<T>, &str> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct OnlyFlags {
+        #[command(flatten)]
+        network: NetworkFlags,
+    }
+
+    fn parse(arguments: &str) -> NetworkFlags {
+        OnlyFlags::try_parse_from(std::iter::once("x").chain(arguments.split_whitespace()))
+            .unwrap_or_else(|error| panic!("{error}"))
+            .network
+    }
+
+    #[test]
+    fn defaults_are_flannels() {
+        assert_eq!(parse(""), NetworkFlags::default());
+        assert_eq!(parse("").settings(), Ok(NetworkSettings::default()));
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let flags = parse(
+            "--pod-network --proxy=false --subnet-source=lease --net-config-path=/n --subnet-file /s --iface=eth1 --iface 10.0.0.1 --iface-regex ^eth \
+             --iface-can-reach=10.0.0.9 --public-ip=192.0.2.1 --public-ipv6=fd00::1 --ip-masq --ip-masq-fully-random-disable=true \
+             --iptables-forward-rules=false --ip-blackhole-route --kube-annotation-prefix=a.b/c --set-node-network-unavailable=F --vxlan-checksum-offload=off",
+        );
+        assert!(flags.pod_network && !flags.proxy);
+        let want = NetworkSettings {
+            subnet_source: SubnetSource::Lease,
+            net_config_path: "/n".into(),
+            subnet_file: "/s".into(),
+            interface: InterfaceOptions {
+                names: vec!["eth1".into(), "10.0.0.1".into()],
+                patterns: vec!["^eth".into()],
+                can_reach: "10.0.0.9".parse().ok(),
+                public: PerFamily { v4: "192.0.2.1".parse().ok(), v6: "fd00::1".parse().ok() },
+            },
+            masquerade: true,
+            random_fully: false,
+            forward_rules: false,
+            blackhole_route: true,
+            annotation_prefix: "a.b/c".into(),
+            prefix: Prefix::new("a.b/c").expect("a good one"),
+            set_network_unavailable: false,
+            checksum_offload: Some(false),
+        };
+        assert_eq!(flags.settings(), Ok(want));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_the_flags_name() {
+        for (arguments, want) in [
+            ("--iface-regex=(", "--iface-regex: could not compile the IP address regex '('"),
+            ("--public-ip=fd00::1", "--public-ip: invalid public IP address: fd00::1"),
+            ("--public-ipv6=10.0.0.1", "--public-ipv6: invalid public IPv6 address: 10.0.0.1"),
+            ("--iface-can-reach=host", "--iface-can-reach: \"host\" is not an IP address"),
+            ("--kube-annotation-prefix=a.b/c/d", "--kube-annotation-prefix: subnet/kube: prefix can contain at most single slash"),
+            ("--kube-annotation-prefix=flannel", "--kube-annotation-prefix: subnet/kube: prefix must be in a format: fqdn/[0-9a-z-_]*"),
+        ] {
+            let error = parse(arguments).settings().expect_err(arguments).to_string();
+            assert!(error.starts_with(want), "{error}");
+        }
+    }
+}

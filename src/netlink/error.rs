@@ -1,0 +1,186 @@
+//! How work with links, addresses, routes, neighbours and FDB entries fails, in words that name the call, the object and the cure.
+
+use std::fmt;
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::network::entry::{EntryChange, FdbEntry, LinkChange, Neighbour, Route};
+
+/// A piece of work that the kernel did not do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {call} {object}: {cause}{}", self.cure())]
+pub struct NetlinkError {
+    /// What was tried.
+    pub call: &'static str,
+    /// What with.
+    pub object: String,
+    /// Why it failed.
+    pub cause: Cause,
+}
+
+/// Why something failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// The kernel refused, or the socket failed.
+    #[error("{}{}{said}", .errno.desc(), if .said.is_empty() { "" } else { ": " })]
+    Kernel {
+        /// The number of the error.
+        errno: Errno,
+        /// The kernel's words beside it (`NETLINK_EXT_ACK`); often empty.
+        said: String,
+    },
+    /// No answer came.
+    #[error("no answer from the kernel within {0} s; is the node out of CPU time?")]
+    Timeout(i64),
+    /// What was to be read changed while it was read, as often as it was tried.
+    #[error("it changed each of the {0} times it was read; try again when less is going on")]
+    Interrupted(u32),
+    /// The kernel was not asked, or did something else.
+    #[error("{0}")]
+    Unfit(&'static str),
+}
+
+impl Cause {
+    /// The number of the kernel's error, if it is one.
+    #[must_use]
+    pub const fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Kernel { errno, .. } => Some(*errno),
+            Self::Timeout(_) | Self::Interrupted(_) | Self::Unfit(_) => None,
+        }
+    }
+}
+
+impl From<Errno> for Cause {
+    fn from(errno: Errno) -> Self {
+        Self::Kernel { errno, said: String::new() }
+    }
+}
+
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        error.raw_os_error().map_or(Errno::EIO, Errno::from_raw).into()
+    }
+}
+
+/// What is said of making a VXLAN link.
+const CREATE_VXLAN: &str = "create VXLAN link";
+/// What is said of setting a neighbour.
+const SET_NEIGHBOUR: &str = "set neighbour";
+
+impl NetlinkError {
+    /// A listing that failed.
+    pub(super) fn listing(what: &'static str) -> impl Fn(Cause) -> Self {
+        move |cause| Self { call: "list", object: what.to_owned(), cause }
+    }
+
+    /// A change of the tables that failed.
+    pub(super) fn entry(change: &EntryChange, cause: Cause) -> Self {
+        let (call, object) = match change {
+            EntryChange::Route(route) => ("set route", route_words(route)),
+            EntryChange::NoRoute(route) => ("delete route", route_words(route)),
+            EntryChange::Neighbour(neighbour) => (SET_NEIGHBOUR, neighbour_words(neighbour)),
+            EntryChange::NoNeighbour(neighbour) => ("delete neighbour", neighbour_words(neighbour)),
+            EntryChange::Fdb(entry) => ("set FDB entry", fdb_words(entry)),
+            EntryChange::NoFdb(entry) => ("delete FDB entry", fdb_words(entry)),
+        };
+        Self { call, object, cause }
+    }
+
+    /// A change of a link that failed.
+    pub(super) fn link(change: &LinkChange, cause: Cause) -> Self {
+        let (call, object) = match change {
+            LinkChange::CreateVxlan { name, vxlan, .. } => (CREATE_VXLAN, format!("{name} (VNI {})", vxlan.vni)),
+            LinkChange::Delete(index) => ("delete", link_words(*index)),
+            LinkChange::Mtu(index, mtu) => ("set the MTU of", format!("{} to {mtu}", link_words(*index))),
+            LinkChange::Mac(index, mac) => ("set the hardware address of", format!("{} to {mac}", link_words(*index))),
+            LinkChange::Up(index) => ("set up", link_words(*index)),
+            LinkChange::AddAddress(index, net) => ("add address", format!("{net} to {}", link_words(*index))),
+            LinkChange::DeleteAddress(index, net) => ("delete address", format!("{net} from {}", link_words(*index))),
+            LinkChange::ChecksumOffload(index, on) => {
+                ("switch checksum offload", format!("{} for {}", if *on { "on" } else { "off" }, link_words(*index)))
+            }
+        };
+        Self { call, object, cause }
+    }
+
+    fn cure(&self) -> &'static str {
+        match (self.cause.errno(), self.call) {
+            (Some(Errno::EPERM), _) => ". Run as root, or with the capability NET_ADMIN in this network namespace",
+            (Some(Errno::EOPNOTSUPP), CREATE_VXLAN) => ". Load the module (modprobe vxlan), or use a kernel with CONFIG_VXLAN",
+            // Before Linux 5.0 permanent neighbours count like all others.
+            (Some(Errno::ENOBUFS), SET_NEIGHBOUR) => {
+                ". The neighbour table is full: raise the sysctls net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3"
+            }
+            (Some(Errno::EAFNOSUPPORT), _) => ". Is that IP family switched off on this node?",
+            _ => "",
+        }
+    }
+}
+
+fn link_words(index: u32) -> String {
+    format!("link {index}")
+}
+
+fn route_words(route: &Route) -> String {
+    let part = |word: &str, value: Option<String>| value.map(|value| format!(" {word} {value}")).unwrap_or_default();
+    let Route { destination, gateway, link, blackhole, metric, .. } = route;
+    let kind = if *blackhole { "blackhole " } else { "" };
+    let [via, over] = [part("via", gateway.map(text)), part("over link", link.map(text))];
+    format!("{kind}{destination}{via}{over}{}", part("metric", (*metric != 0).then(|| text(*metric))))
+}
+
+fn neighbour_words(neighbour: &Neighbour) -> String {
+    format!("{} at {} of link {}", neighbour.ip, neighbour.mac, neighbour.link)
+}
+
+fn fdb_words(entry: &FdbEntry) -> String {
+    format!("{} at {} of link {}", entry.mac, entry.host, entry.link)
+}
+
+fn text(value: impl fmt::Display) -> String {
+    value.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::link::Vxlan;
+    use crate::network::mac::Mac;
+
+    fn said(errno: Errno, said: &str) -> Cause {
+        Cause::Kernel { errno, said: said.to_owned() }
+    }
+
+    #[test]
+    fn errors_name_call_object_cause_and_cure() {
+        let vxlan =
+            Vxlan { vni: 1, port: 8472, local: None, underlay: None, learning: false, gbp: false, reports_misses: false, checksum: true };
+        let create = LinkChange::CreateVxlan { name: "flannel.1".to_owned(), vxlan, mac: Mac::default(), mtu: 1450 };
+        let missing = NetlinkError::link(&create, said(Errno::EOPNOTSUPP, "Unknown device type"));
+        assert_eq!(
+            missing.to_string(),
+            "cannot create VXLAN link flannel.1 (VNI 1): Operation not supported on transport endpoint: Unknown device type. \
+             Load the module (modprobe vxlan), or use a kernel with CONFIG_VXLAN"
+        );
+        let route = Route {
+            destination: "10.244.2.0/24".parse().expect("a network"),
+            gateway: "10.244.2.0".parse().ok(),
+            link: Some(5),
+            onlink: true,
+            blackhole: false,
+            source: None,
+            protocol: 83,
+            metric: 7,
+        };
+        let refused = NetlinkError::entry(&EntryChange::NoRoute(route), Errno::EPERM.into());
+        assert_eq!(
+            refused.to_string(),
+            "cannot delete route 10.244.2.0/24 via 10.244.2.0 over link 5 metric 7: Operation not permitted. \
+             Run as root, or with the capability NET_ADMIN in this network namespace"
+        );
+        let silent = NetlinkError::listing("links")(Cause::Timeout(10));
+        assert_eq!(silent.to_string(), "cannot list links: no answer from the kernel within 10 s; is the node out of CPU time?");
+    }
+}

@@ -1,0 +1,372 @@
+//! A kernel made of values, for tests of what uses one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+
+use crate::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, Route};
+use crate::network::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
+use crate::network::mac::Mac;
+
+use super::error::{Cause, NetlinkError};
+use super::kernel::{NetworkKernel, check_name};
+use super::requests;
+
+/// The port of a VXLAN link that was made without one.
+const DEFAULT_PORT: u16 = 8472;
+
+/// A call of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// [`NetworkKernel::dump`].
+    Dump,
+    /// [`NetworkKernel::links`].
+    Links,
+    /// One change of [`NetworkKernel::change_entries`].
+    Entry(EntryChange),
+    /// [`NetworkKernel::change_link`].
+    Link(LinkChange),
+    /// [`NetworkKernel::route_to`].
+    RouteTo(IpAddr),
+}
+
+/// A kernel with the tables it was given, keyed as the real one's are. It does what it is told, remembers it, and fails on demand.
+/// Other than the real one it makes no routes and neighbours of its own, and does not ask whether a next hop can be reached.
+#[derive(Debug, Default)]
+pub struct FakeNetwork(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    links: BTreeMap<u32, Link>,
+    /// The highest number that a link ever had.
+    last: u32,
+    /// By destination and metric.
+    routes: BTreeMap<(IpNetwork, u32), Route>,
+    neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
+    fdb: BTreeMap<(u32, Mac), FdbEntry>,
+    faults: Vec<Fault>,
+    calls: Vec<Call>,
+}
+
+struct Fault {
+    times: usize,
+    errno: Errno,
+    hits: Box<dyn Fn(&Call) -> bool + Send>,
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fault").field("times", &self.times).field("errno", &self.errno).finish_non_exhaustive()
+    }
+}
+
+impl FakeNetwork {
+    /// A kernel with these tables.
+    #[must_use]
+    pub fn new(live: Live) -> Self {
+        let fake = Self::default();
+        fake.lock().put(live);
+        fake
+    }
+
+    /// The next `times` calls that `hits` says fail with this error, and do nothing.
+    pub fn fail(&self, times: usize, errno: Errno, hits: impl Fn(&Call) -> bool + Send + 'static) {
+        self.lock().faults.push(Fault { times, errno, hits: Box::new(hits) });
+    }
+
+    /// Changes the tables behind everybody's back. No call is remembered.
+    pub fn meddle(&self, with: impl FnOnce(&mut Live)) {
+        let mut state = self.lock();
+        let mut live = state.live();
+        with(&mut live);
+        state.put(live);
+    }
+
+    /// The tables. No call is remembered, and it never fails.
+    #[must_use]
+    pub fn live(&self) -> Live {
+        self.lock().live()
+    }
+
+    /// The calls since this was last asked, in order, those that failed included.
+    #[must_use]
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.lock().calls)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NetworkKernel for FakeNetwork {
+    fn dump(&self) -> Result<Live, NetlinkError> {
+        let mut state = self.lock();
+        state.called(Call::Dump).map_err(NetlinkError::listing("links"))?;
+        Ok(state.live())
+    }
+
+    fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let mut state = self.lock();
+        state.called(Call::Links).map_err(NetlinkError::listing("links"))?;
+        Ok(state.links.values().cloned().collect())
+    }
+
+    fn change_entries(&self, changes: &[EntryChange]) -> Vec<Result<(), NetlinkError>> {
+        let mut state = self.lock();
+        let mut one = |change: &EntryChange| {
+            state.called(Call::Entry(*change)).and_then(|()| state.change(change)).map_err(|cause| NetlinkError::entry(change, cause))
+        };
+        changes.iter().map(&mut one).collect()
+    }
+
+    fn change_link(&self, change: &LinkChange) -> Result<(), NetlinkError> {
+        let mut state = self.lock();
+        let outcome = state.called(Call::Link(change.clone())).and_then(|()| state.change_link(change));
+        outcome.map_err(|cause| NetlinkError::link(change, cause))
+    }
+
+    fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError> {
+        let mut state = self.lock();
+        let outcome = state.called(Call::RouteTo(ip)).and_then(|()| state.route_to(ip));
+        outcome.map_err(|cause| NetlinkError { call: "find the way to", object: ip.to_string(), cause })
+    }
+}
+
+impl State {
+    fn live(&self) -> Live {
+        Live {
+            links: self.links.values().cloned().collect(),
+            routes: self.routes.values().copied().collect(),
+            neighbours: self.neighbours.values().copied().collect(),
+            fdb: self.fdb.values().copied().collect(),
+        }
+    }
+
+    fn put(&mut self, live: Live) {
+        self.links = live.links.into_iter().map(|link| (link.index, link)).collect();
+        self.last = self.last.max(self.links.keys().next_back().copied().unwrap_or(0));
+        self.routes = live.routes.into_iter().map(|route| ((route.destination, route.metric), route)).collect();
+        self.neighbours = live.neighbours.into_iter().map(|neighbour| ((neighbour.link, neighbour.ip), neighbour)).collect();
+        self.fdb = live.fdb.into_iter().map(|entry| ((entry.link, entry.mac), entry)).collect();
+    }
+
+    /// Remembers a call, and fails it where that was asked for.
+    fn called(&mut self, call: Call) -> Result<(), Cause> {
+        let fault = self.faults.iter_mut().find(|fault| fault.times > 0 && (fault.hits)(&call));
+        self.calls.push(call);
+        fault.map_or(Ok(()), |fault| {
+            fault.times -= 1;
+            Err(fault.errno.into())
+        })
+    }
+
+    fn change(&mut self, change: &EntryChange) -> Result<(), Cause> {
+        match change {
+            EntryChange::Route(route) => {
+                if let Some(link) = route.link
+                    && !self.links.get(&link).ok_or(Errno::ENODEV)?.up
+                {
+                    return Err(Errno::ENETDOWN.into());
+                }
+                let metric = requests::metric(&route.destination, route.metric);
+                self.routes.insert((route.destination, metric), Route { metric, ..*route });
+            }
+            EntryChange::NoRoute(route) => {
+                let found = self.routes.iter().find(|(_, there)| is_meant(route, there)).map(|(key, _)| *key);
+                found.map(|key| self.routes.remove(&key));
+            }
+            EntryChange::Neighbour(neighbour) => {
+                self.links.get(&neighbour.link).ok_or(Errno::ENODEV)?;
+                self.neighbours.insert((neighbour.link, neighbour.ip), *neighbour);
+            }
+            EntryChange::NoNeighbour(neighbour) => {
+                self.neighbours.remove(&(neighbour.link, neighbour.ip));
+            }
+            EntryChange::Fdb(entry) => {
+                let link = self.links.get(&entry.link).ok_or(Errno::ENODEV)?;
+                let LinkKind::Vxlan(vxlan) = link.kind else { return Err(Errno::EOPNOTSUPP.into()) };
+                if vxlan.local.is_some_and(|local| local.is_ipv4() != entry.host.is_ipv4()) {
+                    return Err(Errno::EAFNOSUPPORT.into());
+                }
+                self.fdb.insert((entry.link, entry.mac), *entry);
+            }
+            EntryChange::NoFdb(entry) => {
+                let key = (entry.link, entry.mac);
+                if self.fdb.get(&key).is_some_and(|there| there.host == entry.host) {
+                    self.fdb.remove(&key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn change_link(&mut self, change: &LinkChange) -> Result<(), Cause> {
+        match change {
+            LinkChange::CreateVxlan { name, vxlan, mac, mtu } => self.create_vxlan(name, *vxlan, *mac, *mtu)?,
+            LinkChange::Delete(index) => self.delete(*index),
+            LinkChange::Mtu(index, mtu) => self.link(*index)?.mtu = *mtu,
+            LinkChange::Mac(index, mac) => self.link(*index)?.mac = Some(*mac),
+            LinkChange::Up(index) => self.link(*index)?.up = true,
+            LinkChange::AddAddress(index, net) => {
+                let address = LinkAddress { net: *net, scope: Scope::Universe, permanent: true, temporary: false, deprecated: false };
+                let addresses = &mut self.link(*index)?.addresses;
+                addresses.retain(|there| there.net != *net);
+                addresses.push(address);
+            }
+            LinkChange::DeleteAddress(index, net) => {
+                if let Ok(link) = self.link(*index) {
+                    link.addresses.retain(|there| there.net != *net);
+                }
+            }
+            LinkChange::ChecksumOffload(index, _) => self.link(*index).map(|_| ())?,
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, index: u32) -> Result<&mut Link, Cause> {
+        self.links.get_mut(&index).ok_or(Errno::ENODEV.into())
+    }
+
+    fn create_vxlan(&mut self, name: &str, vxlan: Vxlan, mac: Mac, mtu: u32) -> Result<(), Cause> {
+        check_name(name)?;
+        let vxlan = Vxlan { port: if vxlan.port == 0 { DEFAULT_PORT } else { vxlan.port }, ..vxlan };
+        let v6 = vxlan.local.is_some_and(|local| local.is_ipv6());
+        let same =
+            |other: &Vxlan| (other.vni, other.port) == (vxlan.vni, vxlan.port) && other.local.is_some_and(|local| local.is_ipv6()) == v6;
+        if self.links.values().any(|link| link.name == name || matches!(&link.kind, LinkKind::Vxlan(other) if same(other))) {
+            return Err(Errno::EEXIST.into());
+        }
+        let room = match vxlan.underlay {
+            // The outer headers have to fit as well.
+            Some(underlay) => self.link(underlay)?.mtu.saturating_sub(if v6 { 70 } else { 50 }),
+            None => mtu,
+        };
+        self.last += 1;
+        let (index, kind) = (self.last, LinkKind::Vxlan(vxlan));
+        let link =
+            Link { index, name: name.to_owned(), mac: Some(mac), mtu: mtu.min(room), up: false, master: None, kind, addresses: Vec::new() };
+        self.links.insert(index, link);
+        Ok(())
+    }
+
+    /// Deletes a link with all that hangs on it, VXLAN links over it included.
+    fn delete(&mut self, index: u32) {
+        self.links.remove(&index);
+        self.routes.retain(|_, route| route.link != Some(index));
+        self.neighbours.retain(|(link, _), _| *link != index);
+        self.fdb.retain(|(link, _), _| *link != index);
+        for link in self.links.values_mut().filter(|link| link.master == Some(index)) {
+            link.master = None;
+        }
+        let over = |link: &&Link| matches!(&link.kind, LinkKind::Vxlan(vxlan) if vxlan.underlay == Some(index));
+        let above: Vec<u32> = self.links.values().filter(over).map(|link| link.index).collect();
+        for index in above {
+            self.delete(index);
+        }
+    }
+
+    /// The longest prefix counts, and among those the lowest metric.
+    fn route_to(&self, ip: IpAddr) -> Result<Route, Cause> {
+        let best = self.routes.values().filter(|route| route.destination.contains(ip));
+        let best = best.min_by_key(|route| (u8::MAX - route.destination.prefix(), route.metric)).ok_or(Errno::ENETUNREACH)?;
+        if best.blackhole {
+            return Err(Errno::EINVAL.into());
+        }
+        let usable = |address: &&LinkAddress| address.net.is_ipv4() == ip.is_ipv4() && address.scope == Scope::Universe;
+        let addresses = best.link.and_then(|link| self.links.get(&link)).map_or(&[][..], |link| &link.addresses);
+        let source = best.source.or_else(|| addresses.iter().find(usable).map(|address| address.net.ip()));
+        Ok(Route { destination: ip.into(), source, metric: 0, ..*best })
+    }
+}
+
+/// Whether a request to delete a route means this one: what it leaves open it leaves to the kernel, IPv4's metric 0 included.
+fn is_meant(asked: &Route, there: &Route) -> bool {
+    let metric = requests::metric(&asked.destination, asked.metric);
+    asked.destination == there.destination
+        && asked.blackhole == there.blackhole
+        && asked.protocol == there.protocol
+        && (metric == 0 || metric == there.metric)
+        && (asked.link.is_none() || asked.link == there.link)
+        && (asked.gateway.is_none() || asked.gateway == there.gateway)
+        && (asked.source.is_none() || asked.source == there.source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VXLAN: Vxlan =
+        Vxlan { vni: 1, port: 0, local: None, underlay: Some(2), learning: false, gbp: false, reports_misses: false, checksum: true };
+
+    fn node() -> FakeNetwork {
+        let eth0 = Link {
+            index: 2,
+            name: "eth0".to_owned(),
+            mac: Some(Mac([2, 0, 0, 0, 0, 2])),
+            mtu: 1500,
+            up: true,
+            master: None,
+            kind: LinkKind::Other("veth".to_owned()),
+            addresses: Vec::new(),
+        };
+        FakeNetwork::new(Live { links: vec![eth0], ..Live::default() })
+    }
+
+    fn create(local: &str, name: &str) -> LinkChange {
+        let vxlan = Vxlan { local: local.parse().ok(), ..VXLAN };
+        LinkChange::CreateVxlan { name: name.to_owned(), vxlan, mac: Mac([2, 0, 0, 0, 0, 9]), mtu: 1450 }
+    }
+
+    #[test]
+    fn links_come_with_room_for_headers_and_go_with_their_underlay() {
+        let fake = node();
+        fake.change_link(&create("192.168.0.1", "flannel.1")).expect("made");
+        fake.change_link(&create("fd00::1", "flannel-v6.1")).expect("made");
+        assert_eq!(fake.live().links.iter().map(|link| link.mtu).collect::<Vec<_>>(), [1500, 1450, 1430]);
+        let again = fake.change_link(&create("192.168.0.1", "other")).expect_err("the same VNI and port");
+        assert_eq!(again.cause.errno(), Some(Errno::EEXIST));
+        let entry = FdbEntry { link: 3, mac: Mac([2; 6]), host: "192.168.0.2".parse().expect("an address"), permanent: true };
+        assert!(fake.change_entries(&[EntryChange::Fdb(entry)])[0].is_ok());
+        fake.change_link(&LinkChange::Delete(2)).expect("gone");
+        assert_eq!(fake.live(), Live::default());
+        fake.change_link(&LinkChange::Delete(2)).expect("still gone");
+    }
+
+    #[test]
+    fn calls_are_remembered_and_fail_on_demand() {
+        let fake = node();
+        fake.fail(2, Errno::ENOBUFS, |call| matches!(call, Call::Entry(EntryChange::Neighbour(_))));
+        let neighbour = Neighbour { link: 2, ip: "10.0.0.2".parse().expect("an address"), mac: Mac([2; 6]), permanent: true };
+        let change = EntryChange::Neighbour(neighbour);
+        let outcomes = fake.change_entries(&[change, EntryChange::NoNeighbour(neighbour), change, change]);
+        assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false, true]);
+        assert_eq!(fake.live().neighbours, [neighbour]);
+        assert_eq!((fake.take_calls().len(), fake.take_calls().len()), (4, 0));
+        fake.meddle(|live| live.neighbours.clear());
+        assert_eq!(fake.dump().expect("listed").neighbours, []);
+        assert_eq!(fake.take_calls(), [Call::Dump]);
+    }
+
+    #[test]
+    fn the_longest_prefix_shows_the_way() {
+        let fake = node();
+        let route = |destination: &str, gateway: Option<&str>| {
+            let gateway = gateway.and_then(|ip| ip.parse().ok());
+            let destination = destination.parse().expect("a network");
+            Route { destination, gateway, link: Some(2), onlink: false, blackhole: false, source: None, protocol: 2, metric: 0 }
+        };
+        fake.change_link(&LinkChange::AddAddress(2, "192.168.0.1/24".parse().expect("a network"))).expect("added");
+        let changes = [route("192.168.0.0/24", None), route("0.0.0.0/0", Some("192.168.0.254"))].map(EntryChange::Route);
+        assert!(fake.change_entries(&changes).iter().all(Result::is_ok));
+        let near = fake.route_to("192.168.0.7".parse().expect("an address")).expect("a way");
+        assert_eq!((near.gateway, near.source), (None, "192.168.0.1".parse().ok()));
+        let far = fake.route_to("8.8.8.8".parse().expect("an address")).expect("a way");
+        assert_eq!(far.gateway, "192.168.0.254".parse().ok());
+        assert!(fake.route_to("fd00::1".parse().expect("an address")).is_err());
+    }
+}

@@ -1,0 +1,551 @@
+//! Which subnet a node takes: a decision over the leases there are (spec section 4). PURE: the clock and chance are passed in.
+//!
+//! Each subnet of each family has one Lease object, named after the subnet, so the API server itself lets nobody create it twice. One
+//! object for a pair of subnets would not do: the pairs (A, X) and (A, Y) have different names, and share A.
+//!
+//! A Lease without a duration is a reservation: its `holderIdentity` is the name of a Node or one of its addresses, and nobody else
+//! takes that subnet. Once taken it is renewed like any other, and remembers in an annotation whom it is reserved for.
+//!
+//! Expired leases of others are taken only where no subnet is free, so nearly never, and in doubt late.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::cluster::ip::{Family, parse_ip};
+
+/// Free subnets to choose from; more are not looked for (spec section 4).
+const CHOICE: usize = 100;
+/// What names of leases begin with.
+const NAME_PREFIX: &str = "sepal-";
+
+/// The subnets of one family that nodes may get: those of one length, from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// The pod network.
+    pub network: IpNetwork,
+    /// Prefix length of each subnet.
+    pub subnet_len: u8,
+    /// The first subnet (`SubnetMin`).
+    pub min: IpNetwork,
+    /// The last subnet (`SubnetMax`).
+    pub max: IpNetwork,
+}
+
+impl Space {
+    /// The family of its subnets.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        Family::of_net(self.network)
+    }
+
+    /// Whether a subnet is one of these.
+    #[must_use]
+    pub fn contains(&self, subnet: IpNetwork) -> bool {
+        let base = first(subnet);
+        Family::of_net(subnet) == self.family()
+            && subnet.prefix() == self.subnet_len
+            && subnet.ip() == subnet.network()
+            && (first(self.min)..=first(self.max)).contains(&base)
+    }
+
+    /// How many subnets there are.
+    #[must_use]
+    pub fn subnets(&self) -> u128 {
+        let span = first(self.max).saturating_sub(first(self.min));
+        self.size().map_or(0, |size| span / size).saturating_add(1)
+    }
+
+    /// Addresses in one subnet; `None` if all of IPv6 is one.
+    fn size(&self) -> Option<u128> {
+        let bits: u8 = if self.family() == Family::V4 { 32 } else { 128 };
+        1_u128.checked_shl(u32::from(bits.saturating_sub(self.subnet_len)))
+    }
+
+    fn subnet_at(&self, base: u128) -> Option<IpNetwork> {
+        let ip = match self.family() {
+            Family::V4 => IpAddr::V4(Ipv4Addr::from(u32::try_from(base).ok()?)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from(base)),
+        };
+        IpNetwork::new(ip, self.subnet_len).ok()
+    }
+
+    /// The first subnets that touch none of these.
+    fn free(&self, mut taken: Vec<(u128, u128)>, limit: usize) -> Vec<IpNetwork> {
+        taken.sort_unstable();
+        let mut taken = taken.into_iter().peekable();
+        let (start, end) = (first(self.min), first(self.max));
+        let mut free = Vec::new();
+        let mut base = Some(start);
+        while let Some(at) = base.filter(|at| *at <= end && free.len() < limit) {
+            let size = self.size();
+            let last = size.map_or(u128::MAX, |size| at.saturating_add(size - 1));
+            while taken.next_if(|(_, taken_last)| *taken_last < at).is_some() {}
+            let after = match taken.peek() {
+                // The next boundary behind what is taken.
+                Some((taken_first, taken_last)) if *taken_first <= last => {
+                    size.and_then(|size| start.checked_add(((taken_last - start) / size).checked_add(1)?.checked_mul(size)?))
+                }
+                _ => {
+                    free.extend(self.subnet_at(at));
+                    size.and_then(|size| at.checked_add(size))
+                }
+            };
+            base = after;
+        }
+        free
+    }
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {} /{} subnets from {} to {}", self.subnets(), self.subnet_len, self.min.network(), self.max.network())
+    }
+}
+
+fn first(net: IpNetwork) -> u128 {
+    range(net).0
+}
+
+/// The first and the last address, as numbers.
+fn range(net: IpNetwork) -> (u128, u128) {
+    let (first, bits) = match net {
+        IpNetwork::V4(net) => (u128::from(u32::from(net.network())), 32_u8),
+        IpNetwork::V6(net) => (u128::from(net.network()), 128),
+    };
+    let host_bits = u32::from(bits - net.prefix().min(bits));
+    (first, first | u128::MAX.checked_shr(128 - host_bits).unwrap_or(0))
+}
+
+/// Whether two subnets have an address in common.
+#[must_use]
+pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    let ((first, last), (other_first, other_last)) = (range(one), range(other));
+    Family::of_net(one) == Family::of_net(other) && first <= other_last && other_first <= last
+}
+
+/// The name of a subnet's Lease: `sepal-10-244-3-0-24`, `sepal-fc00-0-0-1-0-0-0-0-64`.
+#[must_use]
+pub fn lease_name(subnet: IpNetwork) -> String {
+    let parts: Vec<String> = match subnet.network() {
+        IpAddr::V4(ip) => ip.octets().iter().map(ToString::to_string).collect(),
+        IpAddr::V6(ip) => ip.segments().iter().map(|segment| format!("{segment:x}")).collect(),
+    };
+    format!("{NAME_PREFIX}{}-{}", parts.join("-"), subnet.prefix())
+}
+
+/// The subnet of the Lease of this name; `None` if no subnet's is called so.
+#[must_use]
+pub fn subnet_of(name: &str) -> Option<IpNetwork> {
+    let (address, prefix) = name.strip_prefix(NAME_PREFIX)?.rsplit_once('-')?;
+    let separator = if address.matches('-').count() == 3 { "." } else { ":" };
+    let subnet = IpNetwork::new(address.replace('-', separator).parse().ok()?, prefix.parse().ok()?).ok()?;
+    // There is one way only to write it.
+    (lease_name(subnet) == name).then_some(subnet)
+}
+
+/// A Lease on a subnet, as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetLease {
+    /// The subnet, by the object's name.
+    pub subnet: IpNetwork,
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// `metadata.resourceVersion`; only ever compared for equality.
+    pub version: Box<str>,
+    /// `spec.holderIdentity`; empty if nobody is named.
+    pub holder: Box<str>,
+    /// `spec.leaseDurationSeconds`. Without one it is a reservation that is not taken.
+    pub duration: Option<Duration>,
+    /// `spec.renewTime`, by the holder's clock.
+    pub renewed: Option<Timestamp>,
+    /// `spec.leaseTransitions`.
+    pub transitions: i32,
+    /// Whom the subnet is reserved for: the name of a Node, or one of its addresses.
+    pub reserved_for: Option<Box<str>>,
+}
+
+/// A node that wants a subnet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// The Node's name.
+    pub node: Arc<str>,
+    /// The Node's UID.
+    pub uid: Arc<str>,
+    /// Its addresses, by which subnets may be reserved for it.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Claimant {
+    /// What stands in `holderIdentity`: `name_uid`. Names of Nodes have no underscore.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        format!("{}_{}", self.node, self.uid)
+    }
+
+    /// Whether it holds a lease, be it from before its Node was registered anew.
+    #[must_use]
+    pub fn holds(&self, lease: &SubnetLease) -> bool {
+        lease.duration.is_some() && lease.holder.rsplit_once('_').is_some_and(|(node, _)| node == &*self.node)
+    }
+
+    /// Whether a subnet is reserved for it.
+    fn is_meant(&self, reserved_for: &str) -> bool {
+        let address = || parse_ip(reserved_for).is_some_and(|ip| self.addresses.contains(&ip));
+        reserved_for == &*self.node || reserved_for == self.identity() || address()
+    }
+
+    /// Whether a lease is one that it may have as soon as nobody holds it.
+    #[must_use]
+    pub fn may_have(&self, lease: &SubnetLease) -> bool {
+        lease.reserved_for.as_deref().is_none_or(|reserved_for| self.is_meant(reserved_for))
+    }
+}
+
+/// How long leases last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The duration of a lease since it was renewed.
+    pub duration: Duration,
+    /// How much longer an observer waits, who has watched the lease unchanged by its own clock.
+    pub grace: Duration,
+    /// How much longer one waits who has to trust the holder's clock and its own.
+    pub skew: Duration,
+}
+
+impl Terms {
+    /// etcd's time to live under flannel, and so the default.
+    pub const DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+    /// No grace is longer.
+    const LONGEST_GRACE: Duration = Duration::from_secs(60 * 60);
+    /// A clock set to local time instead of UTC is off by so much at most.
+    const LEAST_SKEW: Duration = Duration::from_secs(14 * 60 * 60);
+
+    /// The terms for a duration.
+    #[must_use]
+    pub fn of(duration: Duration) -> Self {
+        Self { duration, grace: (duration / 8).min(Self::LONGEST_GRACE), skew: duration.max(Self::LEAST_SKEW) }
+    }
+}
+
+/// The present, by a node's own clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Time since a moment of its own, by a clock that does not jump.
+    pub elapsed: Duration,
+    /// The time of day, which may be wrong.
+    pub wall: Timestamp,
+}
+
+/// A lease, and since when the observer has seen it as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The lease.
+    pub lease: SubnetLease,
+    /// When this version of it was seen first, as [`Now::elapsed`].
+    pub since: Duration,
+}
+
+impl Seen {
+    /// When it will count as expired unless it changes, as [`Now::elapsed`]; `None` if never.
+    ///
+    /// An observer goes by its own clock, as leader election does: the holder renewed the lease before it was seen. The time of day
+    /// decides sooner only if it leaves room for every clock that is off.
+    #[must_use]
+    pub fn expiry(&self, terms: &Terms, now: Now) -> Option<Duration> {
+        let duration = self.lease.duration?;
+        let watched = self.since.saturating_add(duration).saturating_add(terms.grace);
+        let told = self.lease.renewed.map(|renewed| {
+            let age = now.wall.duration_since(renewed);
+            let left = SignedDuration::try_from(duration.saturating_add(terms.skew)).unwrap_or(SignedDuration::MAX).saturating_sub(age);
+            now.elapsed.saturating_add(Duration::try_from(left).unwrap_or_default())
+        });
+        Some(told.map_or(watched, |told| told.min(watched)))
+    }
+
+    fn is_expired(&self, terms: &Terms, now: Now) -> bool {
+        self.expiry(terms, now).is_some_and(|expiry| expiry <= now.elapsed)
+    }
+}
+
+/// Everything a decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The subnets there are.
+    pub space: &'a Space,
+    /// Who wants one.
+    pub who: &'a Claimant,
+    /// Subnets it had before, the most recent first: what its Node was assigned, and what subnet.env says.
+    pub previous: &'a [IpNetwork],
+    /// The leases there are, of this family.
+    pub leases: &'a BTreeMap<IpNetwork, Seen>,
+    /// Subnets that turned out to be taken, whatever the leases say.
+    pub blocked: &'a BTreeMap<IpNetwork, Duration>,
+    /// How long leases last.
+    pub terms: &'a Terms,
+    /// The present.
+    pub now: Now,
+}
+
+/// What to do for a subnet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It has a lease: renew that.
+    Renew(SubnetLease),
+    /// Take over a lease that has expired, or is reserved for it.
+    Take(SubnetLease),
+    /// Take a free subnet.
+    Create(IpNetwork),
+    /// First give up a lease: its own, which does not fit; or one that has expired and is in the way.
+    Release(SubnetLease),
+    /// There is none to be had.
+    OutOfSubnets(Shortage),
+}
+
+/// Why there is no subnet to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// The subnets there are.
+    pub space: Space,
+    /// Leases on them.
+    pub held: usize,
+    /// Reservations of them for others that are not taken.
+    pub reserved: usize,
+    /// Subnets whose Lease exists, but without the labels to find it by.
+    pub unlisted: usize,
+    /// When the next lease expires unless it is renewed, as [`Now::elapsed`].
+    pub next_expiry: Option<Duration>,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { space, held, reserved, unlisted, next_expiry: _ } = self;
+        write!(f, "out of subnets: of {space} {held} are leased and {reserved} reserved for others")?;
+        if *unlisted > 0 {
+            write!(f, ", and for {unlisted} there is a Lease without the labels of this network")?;
+        }
+        write!(f, "; make Network larger or SubnetLen longer, or delete the Leases of nodes that will not come back")
+    }
+}
+
+/// A number below the one given, at random.
+pub type Random<'a> = dyn FnMut(usize) -> usize + 'a;
+
+/// Decides which subnet to take (spec section 4): one's own first, then a reserved one, the previous one, a random one of those that are
+/// free, and last one whose lease has expired.
+#[must_use]
+pub fn decide(view: &View<'_>, random: &mut Random<'_>) -> Decision {
+    let View { space, who, previous, leases, blocked, .. } = *view;
+    let rank = |lease: &&SubnetLease| previous.iter().position(|subnet| *subnet == lease.subnet).unwrap_or(previous.len());
+    let own = || leases.values().map(|seen| &seen.lease).filter(|lease| who.holds(lease));
+    if let Some(lease) = own().filter(|lease| space.contains(lease.subnet)).min_by_key(rank) {
+        return Decision::Renew(lease.clone());
+    }
+    if let Some(lease) = own().next() {
+        return Decision::Release(lease.clone());
+    }
+    // Leases of subnets of another length may reach into one.
+    let clear = |lease: &&SubnetLease| {
+        let alone = |subnet: IpNetwork| !leases.keys().any(|other| *other != subnet && overlap(*other, subnet));
+        space.contains(lease.subnet) && alone(lease.subnet)
+    };
+    let reserved = |lease: &&SubnetLease| lease.duration.is_none() && who.may_have(lease) && clear(lease);
+    if let Some(lease) = leases.values().map(|seen| &seen.lease).find(reserved) {
+        return Decision::Take(lease.clone());
+    }
+    let taken = || leases.keys().chain(blocked.keys());
+    let free = |subnet: &&IpNetwork| space.contains(**subnet) && !taken().any(|other| overlap(*other, **subnet));
+    if let Some(subnet) = previous.iter().find(free) {
+        return Decision::Create(*subnet);
+    }
+    let free = space.free(taken().map(|subnet| range(*subnet)).collect(), CHOICE);
+    if let Some(subnet) = pick(&free, random) {
+        return Decision::Create(*subnet);
+    }
+    let (usable, in_the_way): (Vec<_>, Vec<_>) = view.expired().take(CHOICE).partition(clear);
+    if let Some(lease) = pick(&usable, random) {
+        return Decision::Take((*lease).clone());
+    }
+    match in_the_way.into_iter().find(|lease| lease.reserved_for.is_none()) {
+        Some(lease) => Decision::Release(lease.clone()),
+        None => Decision::OutOfSubnets(view.shortage()),
+    }
+}
+
+fn pick<'a, T>(choice: &'a [T], random: &mut Random<'_>) -> Option<&'a T> {
+    if choice.is_empty() { None } else { choice.get(random(choice.len()) % choice.len()) }
+}
+
+impl<'a> View<'a> {
+    /// The leases of others that reach into the space, and that it may have once they are expired.
+    fn awaited(&self) -> impl Iterator<Item = &'a Seen> {
+        let Self { space, who, leases, .. } = *self;
+        let (start, end) = (first(space.min), range(space.max).1);
+        let within = move |subnet: IpNetwork| range(subnet).0 <= end && range(subnet).1 >= start;
+        leases.values().filter(move |seen| within(seen.lease.subnet) && who.may_have(&seen.lease))
+    }
+
+    fn expired(&self) -> impl Iterator<Item = &'a SubnetLease> {
+        let Self { terms, now, .. } = *self;
+        self.awaited().filter(move |seen| seen.is_expired(terms, now)).map(|seen| &seen.lease)
+    }
+
+    fn shortage(&self) -> Shortage {
+        let Self { space, who, leases, blocked, terms, now, .. } = *self;
+        let taken = leases.values().filter(|seen| seen.lease.duration.is_some()).count();
+        Shortage {
+            space: *space,
+            held: taken,
+            reserved: leases.values().filter(|seen| seen.lease.duration.is_none() && !who.may_have(&seen.lease)).count(),
+            unlisted: blocked.keys().filter(|subnet| !leases.contains_key(subnet)).count(),
+            next_expiry: self.awaited().filter_map(|seen| seen.expiry(terms, now)).filter(|expiry| *expiry > now.elapsed).min(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNetwork {
+        text.parse().expect("a CIDR")
+    }
+
+    fn space(network: &str, subnet_len: u8, min: &str, max: &str) -> Space {
+        Space { network: net(network), subnet_len, min: net(min), max: net(max) }
+    }
+
+    fn lease(subnet: &str, holder: &str) -> SubnetLease {
+        SubnetLease {
+            subnet: net(subnet),
+            uid: "u".into(),
+            version: "1".into(),
+            holder: holder.into(),
+            duration: Some(Duration::from_secs(100)),
+            renewed: Some(Timestamp::UNIX_EPOCH),
+            transitions: 0,
+            reserved_for: None,
+        }
+    }
+
+    fn reservation(subnet: &str, holder: &str) -> SubnetLease {
+        SubnetLease { duration: None, renewed: None, reserved_for: Some(holder.into()), ..lease(subnet, holder) }
+    }
+
+    const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(1000) };
+
+    /// Decides for the node `me` at a number of seconds, where leases were seen first at zero.
+    fn decided(space: &Space, previous: &[&str], leases: &[SubnetLease], seconds: u64) -> Decision {
+        let who = Claimant { node: "me".into(), uid: "2".into(), addresses: vec!["192.0.2.1".parse().expect("an address")] };
+        let previous: Vec<IpNetwork> = previous.iter().map(|subnet| net(subnet)).collect();
+        let leases = leases.iter().map(|lease| (lease.subnet, Seen { lease: lease.clone(), since: Duration::ZERO })).collect();
+        let wall = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(i64::try_from(seconds).expect("small"));
+        let now = Now { elapsed: Duration::from_secs(seconds), wall };
+        let blocked = BTreeMap::new();
+        let view = View { space, who: &who, previous: &previous, leases: &leases, blocked: &blocked, terms: &TERMS, now };
+        decide(&view, &mut |_| 0)
+    }
+
+    fn small() -> Space {
+        space("10.0.0.0/22", 24, "10.0.1.0/24", "10.0.3.0/24")
+    }
+
+    #[test]
+    fn names_are_one_to_one() {
+        for (subnet, name) in [
+            ("10.244.3.0/24", "sepal-10-244-3-0-24"),
+            ("fc00:0:0:1::/64", "sepal-fc00-0-0-1-0-0-0-0-64"),
+            ("::/0", "sepal-0-0-0-0-0-0-0-0-0"),
+        ] {
+            assert_eq!((lease_name(net(subnet)).as_str(), subnet_of(name)), (name, Some(net(subnet))));
+        }
+        for name in ["sepal-10-244-3-1-24", "sepal-10-244-03-0-24", "sepal-10-244-3-0-33", "sepal-10-244-3-24", "x-10-244-3-0-24", "sepal-"]
+        {
+            assert_eq!(subnet_of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_order_is_own_reserved_previous_random() {
+        let space = small();
+        let own = lease("10.0.2.0/24", "me_2");
+        let reserved = reservation("10.0.3.0/24", "me");
+        assert_eq!(decided(&space, &["10.0.1.0/24"], &[own.clone(), reserved.clone()], 0), Decision::Renew(own));
+        assert_eq!(decided(&space, &["10.0.1.0/24"], std::slice::from_ref(&reserved), 0), Decision::Take(reserved));
+        assert_eq!(decided(&space, &["10.0.2.0/24"], &[], 0), Decision::Create(net("10.0.2.0/24")));
+        assert_eq!(decided(&space, &["10.0.2.0/24"], &[lease("10.0.2.0/24", "it_1")], 0), Decision::Create(net("10.0.1.0/24")));
+        // What does not fit is no candidate.
+        assert_eq!(decided(&space, &["10.0.0.0/24", "10.0.2.0/25", "10.1.2.0/24"], &[], 0), Decision::Create(net("10.0.1.0/24")));
+    }
+
+    #[test]
+    fn reservations_are_for_a_node_or_an_address() {
+        let space = space("10.0.0.0/23", 24, "10.0.1.0/24", "10.0.1.0/24");
+        for holder in ["me", "me_2", "192.0.2.1"] {
+            let reserved = reservation("10.0.1.0/24", holder);
+            assert_eq!(decided(&space, &[], std::slice::from_ref(&reserved), 0), Decision::Take(reserved), "{holder}");
+        }
+        for holder in ["it", "m", "192.0.2.2", ""] {
+            let refused = decided(&space, &["10.0.1.0/24"], &[reservation("10.0.1.0/24", holder)], 1_000_000);
+            let Decision::OutOfSubnets(shortage) = refused else { panic!("{holder}: {refused:?}") };
+            assert_eq!((shortage.held, shortage.reserved, shortage.next_expiry), (0, 1, None), "{holder}");
+        }
+        // Taken by one it is meant for, and expired: still nobody else's.
+        let taken = SubnetLease { reserved_for: Some("it".into()), ..lease("10.0.1.0/24", "it_1") };
+        assert!(matches!(decided(&space, &[], &[taken], 1_000_000), Decision::OutOfSubnets(_)));
+    }
+
+    #[test]
+    fn a_lease_expires_by_the_observers_clock_or_long_after_by_its_holders() {
+        let space = space("10.0.0.0/23", 24, "10.0.1.0/24", "10.0.1.0/24");
+        let held = lease("10.0.1.0/24", "it_1");
+        let Decision::OutOfSubnets(shortage) = decided(&space, &[], std::slice::from_ref(&held), 109) else { panic!("it is held") };
+        assert_eq!((shortage.held, shortage.next_expiry), (1, Some(Duration::from_secs(110))));
+        assert!(shortage.to_string().starts_with("out of subnets: of the 1 /24 subnets from 10.0.1.0 to 10.0.1.0 1 are leased"));
+        assert_eq!(decided(&space, &[], std::slice::from_ref(&held), 110), Decision::Take(held.clone()));
+        // Seen just now, but renewed long ago.
+        let now = Now { elapsed: Duration::from_secs(5), wall: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1099) };
+        let seen = Seen { lease: held, since: Duration::from_secs(5) };
+        assert_eq!(seen.expiry(&TERMS, now), Some(Duration::from_secs(6)));
+        // A renewal in the observer's future says nothing.
+        let now = Now { wall: Timestamp::UNIX_EPOCH - SignedDuration::from_secs(10_000), ..now };
+        assert_eq!(seen.expiry(&TERMS, now), Some(Duration::from_secs(115)));
+    }
+
+    #[test]
+    fn a_lease_of_the_nodes_former_registration_is_its_own() {
+        let former = lease("10.0.3.0/24", "me_1");
+        assert_eq!(decided(&small(), &[], std::slice::from_ref(&former), 0), Decision::Renew(former));
+    }
+
+    #[test]
+    fn what_does_not_fit_goes_first() {
+        let own = lease("10.0.1.0/25", "me_2");
+        assert_eq!(decided(&small(), &[], std::slice::from_ref(&own), 0), Decision::Release(own));
+        // Another length: the whole of what it touches is taken.
+        let wide = lease("10.0.0.0/23", "it_1");
+        assert_eq!(decided(&small(), &["10.0.1.0/24"], std::slice::from_ref(&wide), 0), Decision::Create(net("10.0.2.0/24")));
+        let all = lease("10.0.0.0/22", "it_1");
+        assert!(matches!(decided(&small(), &[], std::slice::from_ref(&all), 109), Decision::OutOfSubnets(_)));
+        assert_eq!(decided(&small(), &[], std::slice::from_ref(&all), 110), Decision::Release(all));
+    }
+
+    #[test]
+    fn free_subnets_are_found_beside_taken_ones_in_huge_spaces() {
+        let huge = space("fc00::/16", 64, "fc00:0:0:1::/64", "fc00:ffff:ffff:ffff::/64");
+        let mut taken: Vec<(u128, u128)> = (1..=5000).map(|i| range(net(&format!("fc00:0:0:{i:x}::/64")))).collect();
+        taken.push(range(net("fc00:0:0:1388::/62")));
+        let free = huge.free(taken, CHOICE);
+        assert_eq!((free.len(), free[0]), (CHOICE, net("fc00:0:0:138c::/64")));
+        let end = space("255.255.255.0/24", 26, "255.255.255.64/26", "255.255.255.192/26");
+        assert_eq!((end.free(Vec::new(), CHOICE).len(), end.subnets()), (3, 3));
+        let everything = space("::/0", 0, "::/0", "::/0");
+        assert_eq!((everything.free(Vec::new(), CHOICE), everything.subnets()), (vec![net("::/0")], 1));
+        assert!(everything.free(vec![range(net("fc00::/64"))], CHOICE).is_empty());
+    }
+}

@@ -1,0 +1,119 @@
+//! Entries of the kernel's tables: routes, neighbours, the forwarding database (FDB) of VXLAN links.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::mac::Mac;
+
+/// `rtm_protocol` of the routes that are ours (`/etc/iproute2/rt_protos` has nothing there). flannel's own say `boot`.
+pub const OUR_PROTOCOL: u8 = 83;
+/// `rtm_protocol` of routes that administrators, and flannel, add (`RTPROT_BOOT`).
+pub const BOOT_PROTOCOL: u8 = 3;
+
+/// A unicast or blackhole route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// Where to; host bits are zero. A prefix of length 0 is the default route.
+    pub destination: IpNetwork,
+    /// The next hop, if there is one.
+    pub gateway: Option<IpAddr>,
+    /// The link to leave by, by number; `None` for a blackhole or several next hops.
+    pub link: Option<u32>,
+    /// The next hop counts as reachable over the link, whatever other routes say.
+    pub onlink: bool,
+    /// Packets are dropped without a word.
+    pub blackhole: bool,
+    /// The source address that this host's own packets prefer.
+    pub source: Option<IpAddr>,
+    /// Who made it (`RTPROT_*`).
+    pub protocol: u8,
+    /// Of two routes to one destination the lower counts; 0 is printed as none for IPv4, and IPv6 makes it 1024.
+    pub metric: u32,
+}
+
+/// A neighbour (ARP or NDP entry) of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Neighbour {
+    /// The link, by number.
+    pub link: u32,
+    /// The neighbour's address.
+    pub ip: IpAddr,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// It is never probed and never forgotten (`NUD_PERMANENT`).
+    pub permanent: bool,
+}
+
+/// An entry of a VXLAN link's forwarding database: frames to this hardware address go to that host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FdbEntry {
+    /// The link, by number.
+    pub link: u32,
+    /// The hardware address.
+    pub mac: Mac,
+    /// The host.
+    pub host: IpAddr,
+    /// It is never forgotten (`NUD_PERMANENT`).
+    pub permanent: bool,
+}
+
+/// Everything of the kernel's that the pod network looks at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Every link, in the kernel's order of numbers, with its addresses.
+    pub links: Vec<super::link::Link>,
+    /// Every unicast and blackhole route of the main table.
+    pub routes: Vec<Route>,
+    /// Every neighbour of VXLAN links.
+    pub neighbours: Vec<Neighbour>,
+    /// Every FDB entry of VXLAN links.
+    pub fdb: Vec<FdbEntry>,
+}
+
+/// One step of the kernel's tables. What is to be there replaces what is in its way; what is to go and is gone already has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EntryChange {
+    /// A route that should be there; it takes the place of one to the same destination with the same metric.
+    Route(Route),
+    /// A route that should go.
+    NoRoute(Route),
+    /// A neighbour that should be there.
+    Neighbour(Neighbour),
+    /// A neighbour that should go.
+    NoNeighbour(Neighbour),
+    /// An FDB entry that should be there; it takes the place of one for the same hardware address.
+    Fdb(FdbEntry),
+    /// An FDB entry that should go.
+    NoFdb(FdbEntry),
+}
+
+/// One step of the links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkChange {
+    /// Make a VXLAN link with these attributes, a hardware address and an MTU.
+    CreateVxlan {
+        /// Its name.
+        name: String,
+        /// Its attributes.
+        vxlan: super::link::Vxlan,
+        /// Its hardware address, set while it is made so that nobody else gets to choose one.
+        mac: Mac,
+        /// Largest packet, in bytes.
+        mtu: u32,
+    },
+    /// Delete a link.
+    Delete(u32),
+    /// Set the MTU.
+    Mtu(u32, u32),
+    /// Set the hardware address.
+    Mac(u32, Mac),
+    /// Set it up.
+    Up(u32),
+    /// Add an address.
+    AddAddress(u32, IpNetwork),
+    /// Take an address away.
+    DeleteAddress(u32, IpNetwork),
+    /// Switch transmit checksum offload (`tx-checksum-ip-generic`) off or on.
+    ChecksumOffload(u32, bool),
+}

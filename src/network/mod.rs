@@ -1,0 +1,22 @@
+//! The pod network as values: leases, peers, and the links, addresses, routes, neighbours and FDB entries that they call for. PURE.
+//!
+//! What is desired is computed from the configuration, this node's lease and the other nodes' ([`desired`]); what is live is dumped from
+//! the kernel; [`plan`] is the difference. Names are flannel's, so that flanneld nodes and these can be one cluster.
+
+pub mod allocation;
+pub mod annotations;
+pub mod claim;
+pub mod desired;
+pub mod entry;
+pub mod families;
+pub mod interface;
+pub mod link;
+pub mod mac;
+pub mod masquerade;
+pub mod mtu;
+pub mod node;
+pub mod own_lease;
+pub mod peers;
+pub mod plan;
+pub mod routing;
+pub mod subnet_env;
