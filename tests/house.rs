@@ -31,7 +31,7 @@ fn pure_rooms_are_pure() {
             "config/netconf.rs",
             "config/network_settings.rs",
             "config/settings.rs",
-            "config/subnet_range.rs",
+            "config/subnet_space.rs",
             "conntrack/frontends.rs",
             "conntrack/stale.rs",
             "conntrack/wire.rs",

@@ -26,6 +26,8 @@ const CONTROLLER: &str = "kube-proxy";
 pub enum Regarding {
     /// This node.
     Node,
+    /// Another node, by its name.
+    OtherNode(Box<str>),
     /// A Service.
     Service(ServiceKey),
 }
@@ -171,6 +173,7 @@ pub async fn send(client: Client, node_name: String, host_name: String, mut even
 fn object(event: &Event, node_name: &str, host_name: &str, counter: u32) -> (String, serde_json::Value) {
     let (namespace, regarding) = match &event.regarding {
         Regarding::Node => ("default".to_owned(), json!({"apiVersion": "v1", "kind": "Node", "name": node_name})),
+        Regarding::OtherNode(name) => ("default".to_owned(), json!({"apiVersion": "v1", "kind": "Node", "name": name})),
         Regarding::Service(key) => {
             (key.namespace.to_string(), json!({"apiVersion": "v1", "kind": "Service", "namespace": &*key.namespace, "name": &*key.name}))
         }

@@ -24,12 +24,12 @@ pub fn described_facts(inputs: &Inputs, host: &impl Host, random_fully: bool) ->
 }
 
 /// The host's facts for writing rules. Here the kernel has a veto: a match that it does not have would make it refuse everything,
-/// whatever is written about it. Missing nfacct counters are made.
+/// whatever is written about it. Missing nfacct counters are made, where the service proxy is ours.
 ///
 /// # Errors
 /// What is written makes no sense.
 pub fn usable_facts(inputs: &Inputs, host: &impl Host, random_fully: bool) -> Result<HostFacts, BadSetting> {
-    let real = ask(inputs, host, random_fully, true);
+    let real = ask(inputs, host, random_fully, !inputs.without_proxy);
     let Some(written) = &inputs.written_facts else { return Ok(real) };
     let mut facts = written.over(real.clone())?;
     facts.nfacct.ct_state_invalid &= real.nfacct.ct_state_invalid;

@@ -103,8 +103,16 @@ impl Lookout {
         self.audit.hurry();
     }
 
-    /// Looks at the tables, where it is time; every `period`, where nothing tells whether that is needed. Gives the transactions it made.
-    pub(super) async fn look_after(&mut self, rules: &mut FamilyRules, runner: &impl Runner, period: Duration, report: &Report) -> usize {
+    /// Looks at the tables, where it is time; every `period`, where nothing tells whether that is needed. The canary is kube-proxy's, and
+    /// only set where the service proxy is ours (`canary`). Gives the transactions it made.
+    pub(super) async fn look_after(
+        &mut self,
+        rules: &mut FamilyRules,
+        runner: &impl Runner,
+        period: Duration,
+        canary: bool,
+        report: &Report,
+    ) -> usize {
         let mut own = 0;
         if self.look.is_due() && self.disturbed == Some(false) {
             // That nobody has changed anything is as good as having looked.
@@ -114,7 +122,7 @@ impl Lookout {
             self.look.next = Instant::now() + period;
         } else if self.look.is_due() {
             let start = Instant::now();
-            own = self.look(rules, runner, report).await;
+            own = self.look(rules, runner, canary, report).await;
             self.look.done(start, period);
         }
         if self.audit.is_due() {
@@ -140,12 +148,12 @@ impl Lookout {
 
     /// Looks for what is lost when tables are flushed: the canary, and the jumps into our chains. Without them all tables are read at once,
     /// whatever that costs. Gives the transactions it made.
-    async fn look(&mut self, rules: &FamilyRules, runner: &impl Runner, report: &Report) -> usize {
+    async fn look(&mut self, rules: &FamilyRules, runner: &impl Runner, canary: bool, report: &Report) -> usize {
         let family = rules.family();
         let mut own = 0;
         // While syncs fail, they read the tables themselves.
         let settled = rules.is_settled() && rules.attempt().failures == 0;
-        if runner.canary(family).await == Some(false) {
+        if canary && runner.canary(family).await == Some(false) {
             if settled {
                 report.flushed(family);
                 self.audit.next = Instant::now();

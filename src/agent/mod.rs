@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod metrics_server;
 pub mod node_name;
 pub mod node_writes;
+pub mod pod_network;
 pub mod proxy_loop;
 pub mod quarantine;
 pub mod readiness;

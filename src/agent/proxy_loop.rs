@@ -230,6 +230,12 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     self.touch_everything();
                 }
             }
+            Update::PodRules(rules) => {
+                if self.inputs.pod_rules.as_ref() != Some(&*rules) {
+                    self.inputs.pod_rules = Some(*rules);
+                    self.touch_everything();
+                }
+            }
             Update::Listed(known) => {
                 let touched = match known {
                     Known::Services(known) => {
@@ -247,7 +253,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 self.touch(&touched, true, None);
             }
             Update::Complete(kind) => {
-                if self.awaited.remove(&kind) && self.awaited.is_empty() && self.inputs.snapshot.node().is_none() {
+                if self.awaited.remove(&kind) && self.awaited.is_empty() && !self.inputs.without_proxy && self.inputs.snapshot.node().is_none() {
                     tracing::warn!(
                         "there is no Node {:?}: its IPs, zone and pod CIDR count as unknown. Is --hostname-override right?",
                         self.inputs.node_name
@@ -344,7 +350,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             self.glance(0);
             let kept = &mut self.families[i];
             let period = self.inputs.settings.sync_period;
-            let mut own = kept.lookout.look_after(&mut kept.rules, &self.runner, period, &self.report).await;
+            let mut own = kept.lookout.look_after(&mut kept.rules, &self.runner, period, !self.inputs.without_proxy, &self.report).await;
             if kept.rules.is_due() && kept.not_before <= Instant::now() {
                 self.changed = HashSet::new();
                 self.report.metrics.checked_out();
@@ -369,7 +375,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             return Ok(facts);
         }
         let v4 = self.families.iter().any(|kept| kept.rules.family() == Family::V4);
-        if v4 && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
+        if v4 && !self.inputs.without_proxy && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
             allow_route_localnet(&self.host)?;
         }
         let facts = usable_facts(&self.inputs, &self.host, self.random_fully)?;

@@ -7,7 +7,8 @@ use clap::Args;
 
 use crate::config::flags::VariantFlag;
 use crate::iptables::clean::clean;
-use crate::iptables::{IptablesError, detect, other_modes};
+use crate::iptables::other_modes::{self, NftTables};
+use crate::iptables::{IptablesError, detect};
 
 /// What `sepal cleanup` takes; `kube-proxy --cleanup` is the same without any of it.
 #[derive(Args, Clone, Debug)]
@@ -42,7 +43,7 @@ pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
         complain(&error);
     }
     if !flags.other_variant {
-        let left = [other_modes::clean_ipvs().await, other_modes::delete_nftables().await];
+        let left = [other_modes::clean_ipvs().await, other_modes::delete_nftables(NftTables::KubeProxy).await];
         left.iter().flatten().for_each(|error| complain(error));
     }
     if !clean {

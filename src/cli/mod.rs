@@ -4,10 +4,11 @@ mod arguments;
 mod cleanup;
 mod config_watch;
 mod dry_run;
-pub mod flanneld;
+mod flanneld;
 mod logs;
 mod own_node;
 mod pages;
+mod pod_network;
 mod run;
 mod setup;
 

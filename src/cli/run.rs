@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
+use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -18,6 +18,7 @@ use crate::agent::health::SharedHealth;
 use crate::agent::http::StartError;
 use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
+use crate::agent::readiness::{Part, Readiness};
 use crate::agent::report::Report;
 use crate::agent::{healthz, metrics_server};
 use crate::cluster::{Change, Family, Node};
@@ -27,19 +28,20 @@ use crate::config::flags::RunFlags;
 use crate::config::kubeproxy::gates::{GATES, enabled};
 use crate::conntrack::Reconciler;
 use crate::conntrack::flows::KernelFlows;
-use crate::iptables::detect::Support;
-use crate::iptables::{detect, other_modes};
+use crate::iptables::detect::{self, Found, Support};
+use crate::iptables::other_modes::{self, NftTables};
 use crate::netlink::sysctl::{allow_route_localnet, set_conntrack, set_oom_score_adj};
 use crate::netlink::{Host, Kernel};
 use crate::rules::inputs::Inputs;
 use crate::rules::view::needs_route_localnet;
-use crate::source::api;
+use crate::source::api::Watches;
 use crate::source::follow::{Files, Watch, follow};
 use crate::source::{Kind, Update};
 
 use super::config_watch::{self, Told};
 use super::own_node;
 use super::pages::pages;
+use super::pod_network::{Joined, PodNetwork};
 use super::setup::Setup;
 
 /// Updates that may wait for the loop before their source has to wait, too.
@@ -65,10 +67,96 @@ struct Source {
     inputs: Inputs,
     client: Option<Client>,
     events: Events,
+    /// What the pod network is joined with, where there is one.
+    network: Option<Joined>,
 }
 
 async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
+    let network = PodNetwork::asked(flags)?;
+    let proxy = flags.network.proxy;
+    anyhow::ensure!(proxy || network.is_some(), "--proxy=false without --pod-network leaves nothing to do");
     let metrics = Arc::new(Metrics::new(Kernel));
+    let found = find_iptables(flags, proxy, network.is_some()).await?;
+    metrics.iptables(&found);
+    let (sender, updates) = mpsc::channel(WAITING_UPDATES);
+    let mut source = match (&flags.manifests, &network) {
+        (Some(_), Some(_)) => anyhow::bail!("--pod-network needs an API server: with --manifests rules can only be printed (--dry-run)"),
+        (Some(path), None) => start_manifests(path, &setup, sender.clone()).await?,
+        (None, network) => start_api(&setup, flags, network.as_ref(), sender.clone(), Arc::clone(&metrics)).await?,
+    };
+    let support = detect::support(&found, Kernel.ipv6_enabled()).await;
+    let both = support.usable()?.len() == Family::ALL.len();
+    if proxy
+        && let Some(client) = &source.client
+        && let Some(node) = own_node::wait(client, &setup, &source.inputs, both).await?
+    {
+        source.inputs.snapshot.apply(Change::Node(Some(node)));
+    }
+    let families = match &network {
+        Some(network) if !proxy => network.families(support.usable()?)?,
+        _ => families(&setup, &support, source.inputs.snapshot.node())?,
+    };
+    let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
+    tracing::info!("node {}, families {}", source.inputs.node_name, names.join(" and "));
+    if proxy {
+        set_kernel(&setup, &source.inputs, &families)?;
+    }
+    if flags.proxy.init_only {
+        tracing::info!("--init-only: kernel settings are as they should be");
+        return Ok(());
+    }
+    let Effective { proxy: settings, daemon, config, .. } = &setup.effective;
+    if proxy {
+        set_oom_score_adj(&Kernel, daemon.oom_score_adj).await;
+    }
+    for gate in GATES {
+        metrics.feature(gate.name, gate.stage, enabled(&config.feature_gates, gate.name));
+    }
+
+    let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
+    let of_network = network.iter().flat_map(PodNetwork::parts);
+    let readiness = Readiness::new(of_proxy.chain(of_network));
+    metrics.parts(&readiness);
+    let network_loop = {
+        let joined = network.zip(source.network.take());
+        let (families, readiness, metrics, sender) = (families.clone(), readiness.clone(), Arc::clone(&metrics), sender.clone());
+        async move {
+            match joined {
+                Some((network, joined)) => network.run(joined, &families, readiness, metrics, sender).await,
+                None => std::future::pending().await,
+            }
+        }
+    };
+    let health = SharedHealth::new(settings.sync_period);
+    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone());
+    let random_fully = found.random_fully();
+    let mut proxy_loop = ProxyLoop::new(found.exec, Kernel, random_fully, source.inputs, report);
+    for family in families {
+        let teller = proxy.then(|| {
+            let (teller, unheard) = flow_loop::channel();
+            tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, Arc::clone(&metrics), unheard));
+            teller
+        });
+        proxy_loop = proxy_loop.with_family(family, teller);
+    }
+    if proxy {
+        proxy_loop = proxy_loop.with_health_checks(daemon.healthz.is_some());
+        source.events.tell(Event::starting());
+    }
+    let (configz, shown) = watch::channel(serde_json::to_value(config)?);
+    tokio::select! {
+        failed = serve(&setup, health, readiness.clone(), Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
+        changed = config_watch::follow(flags, setup.effective.clone(), Told { updates: sender.clone(), configz }) => {
+            let Err(error) = changed;
+            Err(error)
+        }
+        ended = network_loop => ended,
+        () = proxy_loop.run(updates) => anyhow::bail!("the source of updates has ended"),
+    }
+}
+
+/// The iptables to use; says what is left of other ways to do the same.
+async fn find_iptables(flags: &RunFlags, proxy: bool, network: bool) -> anyhow::Result<Found> {
     let mut found = detect::find(flags.iptables_variant.wanted()).await?;
     tracing::info!("iptables {} ({}): {}", found.variant, found.version, found.reason);
     for family in found.find_doubles().await {
@@ -78,71 +166,32 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
             other = found.variant.other(),
         );
     }
-    metrics.iptables(&found);
-    for left in other_modes::delete_nftables().await {
-        tracing::debug!("{left}");
+    for (ours, tables) in [(proxy, NftTables::KubeProxy), (network, NftTables::Flannel)] {
+        if ours {
+            for left in other_modes::delete_nftables(tables).await {
+                tracing::debug!("{left}");
+            }
+        }
     }
-    let (sender, updates) = mpsc::channel(WAITING_UPDATES);
-    let mut source = match &flags.manifests {
-        Some(path) => start_manifests(path, &setup, sender.clone()).await?,
-        None => start_api(&setup, sender.clone(), Arc::clone(&metrics)).await?,
-    };
-    let support = detect::support(&found, Kernel.ipv6_enabled()).await;
-    let both = support.usable()?.len() == Family::ALL.len();
-    if let Some(client) = &source.client
-        && let Some(node) = own_node::wait(client, &setup, &source.inputs, both).await?
-    {
-        source.inputs.snapshot.apply(Change::Node(Some(node)));
-    }
-    let families = families(&setup, &support, source.inputs.snapshot.node())?;
-    let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
-    tracing::info!("node {}, families {}", source.inputs.node_name, names.join(" and "));
+    Ok(found)
+}
 
-    let Effective { proxy, daemon, config, .. } = &setup.effective;
-    set_conntrack(&Kernel, &daemon.conntrack)?;
+/// Sets what the service proxy needs of the kernel.
+fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family]) -> anyhow::Result<()> {
+    set_conntrack(&Kernel, &setup.effective.daemon.conntrack)?;
     // The loop does this, too; here it tells early, and is all there is with --init-only.
-    if families.contains(&Family::V4)
-        && source.inputs.knows_node_ip()
-        && needs_route_localnet(&source.inputs.settings, source.inputs.snapshot.node())
-    {
+    if families.contains(&Family::V4) && inputs.knows_node_ip() && needs_route_localnet(&inputs.settings, inputs.snapshot.node()) {
         let whose = if families.len() > 1 { "ipv4 proxier" } else { "proxier" };
         allow_route_localnet(&Kernel).with_context(|| format!("unable to create {whose}"))?;
     }
-    if flags.proxy.init_only {
-        tracing::info!("--init-only: kernel settings are as they should be");
-        return Ok(());
-    }
-    set_oom_score_adj(&Kernel, daemon.oom_score_adj).await;
-    for gate in GATES {
-        metrics.feature(gate.name, gate.stage, enabled(&config.feature_gates, gate.name));
-    }
-
-    let health = SharedHealth::new(proxy.sync_period);
-    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone());
-    let random_fully = found.random_fully();
-    let mut proxy_loop = ProxyLoop::new(found.exec, Kernel, random_fully, source.inputs, report);
-    for family in families {
-        let (teller, unheard) = flow_loop::channel();
-        tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, Arc::clone(&metrics), unheard));
-        proxy_loop = proxy_loop.with_family(family, Some(teller));
-    }
-    proxy_loop = proxy_loop.with_health_checks(daemon.healthz.is_some());
-    let (configz, shown) = watch::channel(serde_json::to_value(config)?);
-    source.events.tell(Event::starting());
-    tokio::select! {
-        failed = serve(&setup, health, Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
-        changed = config_watch::follow(flags, setup.effective.clone(), Told { updates: sender, configz }) => {
-            let Err(error) = changed;
-            Err(error)
-        }
-        () = proxy_loop.run(updates) => anyhow::bail!("the source of updates has ended"),
-    }
+    Ok(())
 }
 
 /// Runs the health and the metrics server; ends only with `bindAddressHardFail`, when one of them cannot listen.
 async fn serve(
     setup: &Setup,
     health: SharedHealth,
+    readiness: Readiness,
     metrics: Arc<Metrics>,
     configz: watch::Receiver<serde_json::Value>,
     flags: &RunFlags,
@@ -206,21 +255,51 @@ async fn start_manifests(path: &Path, setup: &Setup, sender: mpsc::Sender<Update
             None => sender.closed().await,
         }
     });
-    Ok(Source { inputs, client: None, events: Events::none() })
+    Ok(Source { inputs, client: None, events: Events::none(), network: None })
 }
 
-async fn start_api(setup: &Setup, sender: mpsc::Sender<Update>, metrics: Arc<Metrics>) -> anyhow::Result<Source> {
-    let inputs = setup.empty_inputs();
+async fn start_api(
+    setup: &Setup,
+    flags: &RunFlags,
+    network: Option<&PodNetwork>,
+    sender: mpsc::Sender<Update>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<Source> {
+    let mut inputs = setup.empty_inputs();
     let client = setup.connection.observed_client(metrics).await?;
-    let mut stream = api::updates(&client, &inputs.node_name);
-    tokio::spawn(async move {
-        while let Some(update) = stream.next().await {
-            if sender.send(update).await.is_err() {
-                return;
-            }
-        }
-    });
+    inputs.without_proxy = !flags.network.proxy;
+    if let Some(network) = network {
+        inputs.node_name = network.node_name(&client, setup).await?;
+    }
     let (events, told) = Events::channel();
     tokio::spawn(events::send(client.clone(), inputs.node_name.clone(), setup.asked.host_name.clone(), told));
-    Ok(Source { inputs, client: Some(client), events })
+    let watches = Watches::new(&client);
+    let name = inputs.node_name.clone();
+    let follow = |network: &PodNetwork, own: Option<&str>| Joined {
+        client: client.clone(),
+        watches: watches.clone(),
+        node: name.clone(),
+        events: events.clone(),
+        nodes: network.follow_nodes(&watches, own, sender.clone()),
+    };
+    let (joined, updates) = match (network, flags.network.proxy) {
+        (None, _) => (None, watches.cluster(&name)),
+        (Some(network), true) => (Some(follow(network, Some(&name))), watches.services()),
+        (Some(network), false) => {
+            // Nothing of these is needed, and more is never told.
+            let known = [Kind::Service, Kind::EndpointSlice, Kind::Node].map(Update::Complete);
+            (Some(follow(network, None)), stream::iter(known).chain(stream::pending()).boxed())
+        }
+    };
+    tokio::spawn(pass_on(updates, sender));
+    Ok(Source { inputs, client: Some(client), events, network: joined })
+}
+
+/// Passes updates on for as long as somebody takes them.
+async fn pass_on(mut updates: BoxStream<'static, Update>, sender: mpsc::Sender<Update>) {
+    while let Some(update) = updates.next().await {
+        if sender.send(update).await.is_err() {
+            return;
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! The command line as typed: flags of sepal's own; those of kube-proxy are in [`super::proxy_flags`].
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::network_flags::NetworkFlags;
 use super::proxy_flags::ProxyFlags;
 use crate::cluster::Family;
 use crate::table::plan::Variant;
@@ -30,9 +32,28 @@ pub struct RunFlags {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
     pub proxy: ProxyFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
+    pub network: NetworkFlags,
+    /// Under which name the program runs.
+    #[arg(skip)]
+    pub face: Face,
     /// Every flag with its value as text, for `/flagz`.
     #[arg(skip)]
     pub typed: BTreeMap<String, String>,
+}
+
+/// Names under which the daemon runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Face {
+    /// Its own, or kube-proxy's.
+    #[default]
+    Sepal,
+    /// flanneld's: health is answered as flanneld does, at this address, and nothing else is.
+    Flanneld {
+        /// `--healthz-ip` and `--healthz-port`; `None` for nowhere.
+        healthz: Option<SocketAddr>,
+    },
 }
 
 /// IP families on the command line.

@@ -14,4 +14,4 @@ pub mod network_flags;
 pub mod network_settings;
 pub mod proxy_flags;
 pub mod settings;
-pub mod subnet_range;
+pub mod subnet_space;

@@ -2,16 +2,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use regex::Regex;
 
-use super::flag_values::go_bool;
+use super::flag_values::{duration, go_bool};
 use super::kubeproxy::BadSetting;
 use super::network_settings::{NetworkSettings, SubnetSource};
+use crate::network::allocation::Terms;
 use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::network::families::PerFamily;
 use crate::network::interface::InterfaceOptions;
+
+/// A lease has to outlast a few tries to renew it.
+const SHORTEST_LEASE: Duration = Duration::from_secs(10);
 
 /// Every flag about the pod network.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -26,6 +31,9 @@ pub struct NetworkFlags {
     /// Where this node's subnet comes from: its Node's podCIDRs, or a Lease that it takes
     #[arg(long, value_name = "SOURCE", default_value = "node")]
     pub subnet_source: SubnetSourceFlag,
+    /// With --subnet-source=lease: how long a node that is gone keeps its subnet
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lease_duration)]
+    pub subnet_lease_duration: Duration,
     /// flannel's net-conf.json
     #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json")]
     pub net_config_path: String,
@@ -98,6 +106,7 @@ impl Default for NetworkFlags {
             pod_network: false,
             proxy: true,
             subnet_source: SubnetSourceFlag::Node,
+            subnet_lease_duration: Terms::DURATION,
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: "/run/flannel/subnet.env".into(),
             iface: Vec::new(),
@@ -138,6 +147,7 @@ impl NetworkFlags {
                 SubnetSourceFlag::Node => SubnetSource::Node,
                 SubnetSourceFlag::Lease => SubnetSource::Lease,
             },
+            lease_terms: Terms::of(self.subnet_lease_duration),
             net_config_path: self.net_config_path.clone().into(),
             subnet_file: self.subnet_file.clone().into(),
             interface: InterfaceOptions {
@@ -160,6 +170,12 @@ impl NetworkFlags {
             },
         })
     }
+}
+
+/// A duration that a lease can have.
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let asked = duration(text)?.positive().filter(|asked| *asked >= SHORTEST_LEASE);
+    asked.ok_or_else(|| format!("{text} is less than {} s, in which no lease could be renewed", SHORTEST_LEASE.as_secs()))
 }
 
 /// What a text says, if it says anything; the text, if that is nonsense.
@@ -194,13 +210,14 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let flags = parse(
-            "--pod-network --proxy=false --subnet-source=lease --net-config-path=/n --subnet-file /s --iface=eth1 --iface 10.0.0.1 --iface-regex ^eth \
+            "--pod-network --proxy=false --subnet-source=lease --subnet-lease-duration=10m --net-config-path=/n --subnet-file /s --iface=eth1 --iface 10.0.0.1 --iface-regex ^eth \
              --iface-can-reach=10.0.0.9 --public-ip=192.0.2.1 --public-ipv6=fd00::1 --ip-masq --ip-masq-fully-random-disable=true \
              --iptables-forward-rules=false --ip-blackhole-route --kube-annotation-prefix=a.b/c --set-node-network-unavailable=F --vxlan-checksum-offload=off",
         );
         assert!(flags.pod_network && !flags.proxy);
         let want = NetworkSettings {
             subnet_source: SubnetSource::Lease,
+            lease_terms: Terms::of(Duration::from_secs(600)),
             net_config_path: "/n".into(),
             subnet_file: "/s".into(),
             interface: InterfaceOptions {

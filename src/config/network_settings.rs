@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::network::allocation::Terms;
 use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::network::interface::InterfaceOptions;
 
@@ -11,6 +12,8 @@ use crate::network::interface::InterfaceOptions;
 pub struct NetworkSettings {
     /// Where this node's subnets come from.
     pub subnet_source: SubnetSource,
+    /// How long leases of subnets last, where this node takes one.
+    pub lease_terms: Terms,
     /// net-conf.json.
     pub net_config_path: PathBuf,
     /// subnet.env.
@@ -39,6 +42,7 @@ impl Default for NetworkSettings {
     fn default() -> Self {
         Self {
             subnet_source: SubnetSource::Node,
+            lease_terms: Terms::of(Terms::DURATION),
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: "/run/flannel/subnet.env".into(),
             interface: InterfaceOptions::default(),

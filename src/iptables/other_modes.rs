@@ -12,8 +12,24 @@ use super::runner::IptablesError;
 /// The device that holds all service IPs in IPVS mode.
 const DEVICE: &str = "kube-ipvs0";
 
-/// The nftables mode's table, in both families.
-const TABLES: [&str; 2] = ["ip kube-proxy", "ip6 kube-proxy"];
+/// Tables of nftables that take the place of chains here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NftTables {
+    /// Those of kube-proxy's nftables mode.
+    KubeProxy,
+    /// Those of flannel with `EnableNFTables` (network spec section 8.2).
+    Flannel,
+}
+
+impl NftTables {
+    /// Their names, one in each family.
+    const fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::KubeProxy => ["ip kube-proxy", "ip6 kube-proxy"],
+            Self::Flannel => ["ip flannel-ipv4", "ip6 flannel-ipv6"],
+        }
+    }
+}
 
 /// Sets of the IPVS mode, without their prefix.
 const SETS: [&str; 17] = [
@@ -62,8 +78,8 @@ impl fmt::Display for Why {
     }
 }
 
-/// Deletes the table of kube-proxy's nftables mode in both families. Where nft is not there or not usable nothing happens.
-pub async fn delete_nftables() -> Vec<LeftBehind> {
+/// Deletes tables of nftables, in both families. Where nft is not there or not usable nothing happens.
+pub async fn delete_nftables(which: NftTables) -> Vec<LeftBehind> {
     let mut left = Vec::new();
     let tables = match output("nft", &["list", "tables"]).await {
         Ok(tables) => tables,
@@ -72,7 +88,7 @@ pub async fn delete_nftables() -> Vec<LeftBehind> {
             return left;
         }
     };
-    for name in TABLES {
+    for name in which.names() {
         if tables.lines().any(|line| line.trim().strip_prefix("table ") == Some(name)) {
             let [family, table] = name.split_once(' ').map_or(["", name], |(family, table)| [family, table]);
             left.extend(remove(&format!("nftables table {name}"), "nft", &["delete", "table", family, table]).await);

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::network::entry::{EntryChange, FdbEntry, LinkChange, Neighbour, Route};
+use crate::network::entry::{CREATE_VXLAN, EntryChange, FdbEntry, LinkChange, Neighbour, Route};
 
 /// A piece of work that the kernel did not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,8 +64,6 @@ impl From<io::Error> for Cause {
     }
 }
 
-/// What is said of making a VXLAN link.
-const CREATE_VXLAN: &str = "create VXLAN link";
 /// What is said of setting a neighbour.
 const SET_NEIGHBOUR: &str = "set neighbour";
 
@@ -90,18 +88,7 @@ impl NetlinkError {
 
     /// A change of a link that failed.
     pub(super) fn link(change: &LinkChange, cause: Cause) -> Self {
-        let (call, object) = match change {
-            LinkChange::CreateVxlan { name, vxlan, .. } => (CREATE_VXLAN, format!("{name} (VNI {})", vxlan.vni)),
-            LinkChange::Delete(index) => ("delete", link_words(*index)),
-            LinkChange::Mtu(index, mtu) => ("set the MTU of", format!("{} to {mtu}", link_words(*index))),
-            LinkChange::Mac(index, mac) => ("set the hardware address of", format!("{} to {mac}", link_words(*index))),
-            LinkChange::Up(index) => ("set up", link_words(*index)),
-            LinkChange::AddAddress(index, net) => ("add address", format!("{net} to {}", link_words(*index))),
-            LinkChange::DeleteAddress(index, net) => ("delete address", format!("{net} from {}", link_words(*index))),
-            LinkChange::ChecksumOffload(index, on) => {
-                ("switch checksum offload", format!("{} for {}", if *on { "on" } else { "off" }, link_words(*index)))
-            }
-        };
+        let (call, object) = change.words();
         Self { call, object, cause }
     }
 
@@ -117,10 +104,6 @@ impl NetlinkError {
             _ => "",
         }
     }
-}
-
-fn link_words(index: u32) -> String {
-    format!("link {index}")
 }
 
 fn route_words(route: &Route) -> String {

@@ -146,6 +146,19 @@ impl NodeAnnotations {
         found
     }
 
+    /// Those that nodes write of themselves, as annotations with their whole names.
+    #[must_use]
+    pub fn written(&self, prefix: &Prefix) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        let mut add = |suffix: &str, value: Option<&str>| all.extend(value.map(|value| (prefix.name(suffix), value.to_owned())));
+        add(MANAGED, self.managed.then_some("true"));
+        add(BACKEND_TYPE, self.backend_type.as_deref());
+        for (names, values) in [(BACKEND_DATA, &self.data), (PUBLIC_IP, &self.public_ips)] {
+            names.into_iter().for_each(|(family, suffix)| add(suffix, values.get(family).map(|value| &**value)));
+        }
+        all
+    }
+
     /// The address that the node publishes in a family, if it does.
     ///
     /// # Errors

@@ -90,15 +90,6 @@ pub struct DesiredEntries {
     pub refused: Vec<Refusal>,
 }
 
-/// A number in `/proc/sys`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sysctl {
-    /// Its path below `/proc/sys`.
-    pub path: String,
-    /// What it should be.
-    pub value: u64,
-}
-
 /// What is asked for, and what it is asked of.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -142,13 +133,6 @@ impl Wanted<'_> {
             })
         };
         self.conf.networks.iter().filter_map(of_family).collect()
-    }
-
-    /// The numbers in `/proc/sys` that go with the links, once these are there.
-    #[must_use]
-    pub fn sysctls(&self) -> Vec<Sysctl> {
-        let of_link = |link: DesiredLink| Sysctl { path: format!("net/ipv6/conf/{}/accept_ra", link.name), value: 0 };
-        self.links().into_iter().map(of_link).collect()
     }
 
     /// The entries for these peers, where the links have these numbers (a family without a link has to wait for it) and the main table

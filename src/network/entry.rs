@@ -1,5 +1,6 @@
 //! Entries of the kernel's tables: routes, neighbours, the forwarding database (FDB) of VXLAN links.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -10,6 +11,9 @@ use super::mac::Mac;
 pub const OUR_PROTOCOL: u8 = 83;
 /// `rtm_protocol` of routes that administrators, and flannel, add (`RTPROT_BOOT`).
 pub const BOOT_PROTOCOL: u8 = 3;
+
+/// What is said of making a VXLAN link.
+pub const CREATE_VXLAN: &str = "create VXLAN link";
 
 /// A unicast or blackhole route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,4 +120,52 @@ pub enum LinkChange {
     DeleteAddress(u32, IpNetwork),
     /// Switch transmit checksum offload (`tx-checksum-ip-generic`) off or on.
     ChecksumOffload(u32, bool),
+}
+
+impl EntryChange {
+    /// A word for what it changes, for metrics.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Route(_) | Self::NoRoute(_) => "route",
+            Self::Neighbour(_) | Self::NoNeighbour(_) => "neighbour",
+            Self::Fdb(_) | Self::NoFdb(_) => "fdb",
+        }
+    }
+}
+
+impl LinkChange {
+    /// A word for what it changes, for metrics.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::CreateVxlan { .. } | Self::Delete(_) | Self::Up(_) => "link",
+            Self::Mtu(..) => "mtu",
+            Self::Mac(..) => "mac",
+            Self::AddAddress(..) | Self::DeleteAddress(..) => "address",
+            Self::ChecksumOffload(..) => "offload",
+        }
+    }
+
+    /// The call, and what it is made with.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, String) {
+        match self {
+            Self::CreateVxlan { name, vxlan, .. } => (CREATE_VXLAN, format!("{name} (VNI {})", vxlan.vni)),
+            Self::Delete(link) => ("delete", format!("link {link}")),
+            Self::Mtu(link, mtu) => ("set the MTU of", format!("link {link} to {mtu}")),
+            Self::Mac(link, mac) => ("set the hardware address of", format!("link {link} to {mac}")),
+            Self::Up(link) => ("set up", format!("link {link}")),
+            Self::AddAddress(link, net) => ("add address", format!("{net} to link {link}")),
+            Self::DeleteAddress(link, net) => ("delete address", format!("{net} from link {link}")),
+            Self::ChecksumOffload(link, on) => ("switch checksum offload", format!("{} for link {link}", if *on { "on" } else { "off" })),
+        }
+    }
+}
+
+impl fmt::Display for LinkChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (call, object) = self.words();
+        write!(f, "{call} {object}")
+    }
 }

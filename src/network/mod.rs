@@ -5,6 +5,7 @@
 
 pub mod allocation;
 pub mod annotations;
+pub mod bridge;
 pub mod claim;
 pub mod desired;
 pub mod entry;

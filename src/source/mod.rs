@@ -22,6 +22,7 @@ use jiff::Timestamp;
 
 use crate::cluster::{Change, ServiceKey, SliceKey};
 use crate::config::settings::ProxySettings;
+use crate::network::masquerade::PodRules;
 use crate::rules::inputs::Inputs;
 
 pub use object::{Kind, ObjectId, Problem};
@@ -36,6 +37,8 @@ pub enum Update {
     Inputs(Box<Inputs>),
     /// Something else is asked for now.
     Settings(Box<ProxySettings>),
+    /// The pod network's rules are made from this now.
+    PodRules(Box<PodRules>),
     /// These are all there are; whatever else was told of before is gone.
     Listed(Known),
     /// Every object of a kind has been told.

@@ -6,58 +6,16 @@ use ipnetwork::IpNetwork;
 
 use super::netconf::{AskedSubnets, BadNetConf, NetConf, bad, network_key};
 use crate::cluster::Family;
-
-/// The subnets that can be handed out in one family: all of one length, from the first to the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SubnetRange {
-    /// The network.
-    pub network: IpNetwork,
-    /// Prefix length of a subnet.
-    pub length: u8,
-    /// Base address of the first subnet.
-    pub min: IpAddr,
-    /// Base address of the last subnet.
-    pub max: IpAddr,
-}
-
-impl SubnetRange {
-    /// How many subnets there are.
-    #[must_use]
-    pub fn count(&self) -> u128 {
-        ((number(self.max) - number(self.min)) >> self.host_bits()) + 1
-    }
-
-    /// The subnet at a place, counted from 0.
-    #[must_use]
-    pub fn subnet(&self, place: u128) -> Option<IpNetwork> {
-        if place >= self.count() {
-            return None;
-        }
-        IpNetwork::new(address(number(self.min) + (place << self.host_bits()), family(self)), self.length).ok()
-    }
-
-    /// Whether a subnet is one of these.
-    #[must_use]
-    pub fn contains(&self, subnet: IpNetwork) -> bool {
-        Family::of_net(subnet) == family(self)
-            && subnet.prefix() == self.length
-            && subnet.ip() == subnet.network()
-            && (self.min..=self.max).contains(&subnet.ip())
-    }
-
-    fn host_bits(&self) -> u32 {
-        u32::from(bits(family(self)) - self.length)
-    }
-}
+use crate::network::allocation::Space;
 
 impl NetConf {
     /// The subnets to hand out in one family; `None` if it is off.
     ///
     /// # Errors
     /// What is asked for does not fit together, in flannel's words.
-    pub fn subnet_range(&self, family: Family) -> Result<Option<SubnetRange>, BadNetConf> {
+    pub fn subnet_space(&self, family: Family) -> Result<Option<Space>, BadNetConf> {
         match (self.networks.get(family), self.subnets.get(family)) {
-            (Some(network), Some(asked)) => range(*network, asked).map(Some),
+            (Some(network), Some(asked)) => space(*network, asked).map(Some),
             _ => Ok(None),
         }
     }
@@ -91,7 +49,7 @@ const V6: Rules = Rules {
     too_small: "IPv6Network is too small. Minimum useful network prefix is /124",
 };
 
-fn range(network: IpNetwork, asked: &AskedSubnets) -> Result<SubnetRange, BadNetConf> {
+fn space(network: IpNetwork, asked: &AskedSubnets) -> Result<Space, BadNetConf> {
     let family = Family::of_net(network);
     let rules = if family == Family::V4 { V4 } else { V6 };
     let [length_key, min_key, max_key] = rules.keys;
@@ -124,11 +82,8 @@ fn range(network: IpNetwork, asked: &AskedSubnets) -> Result<SubnetRange, BadNet
     if min > max {
         return Err(bad(max_key, format!("{max} is before {min_key}, {min}: that leaves no subnet")));
     }
-    Ok(SubnetRange { network, length, min, max })
-}
-
-const fn family(range: &SubnetRange) -> Family {
-    Family::of_net(range.network)
+    let subnet = |ip| IpNetwork::new(ip, length).map_err(|error| bad(length_key, error.to_string()));
+    Ok(Space { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
 }
 
 const fn bits(family: Family) -> u8 {
@@ -156,15 +111,15 @@ fn address(number: u128, family: Family) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn of(keys: &str, family: Family) -> Result<SubnetRange, String> {
+    fn of(keys: &str, family: Family) -> Result<Space, String> {
         let text =
             format!(r#"{{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32",{keys}"Backend":{{"Type":"vxlan"}}}}"#);
         let conf = NetConf::parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
-        conf.subnet_range(family).map(|range| range.expect("both families are on")).map_err(|error| error.to_string())
+        conf.subnet_space(family).map(|space| space.expect("both families are on")).map_err(|error| error.to_string())
     }
 
-    fn shown(range: &SubnetRange) -> String {
-        format!("{}/{len} to {}/{len}", range.min, range.max, len = range.length)
+    fn shown(space: &Space) -> String {
+        format!("{} to {}", space.min, space.max)
     }
 
     #[test]
@@ -180,13 +135,11 @@ mod tests {
             (r#""IPv6Network":"fd00::/124","#, Family::V6, "fd00::4/126 to fd00::c/126", 3),
             (r#""IPv6SubnetLen":48,"IPv6SubnetMin":"fd10:244:2::","#, Family::V6, "fd10:244:2::/48 to fd10:244:ffff::/48", 0xfffe),
         ] {
-            let range = of(keys, family).unwrap_or_else(|error| panic!("{keys}: {error}"));
-            assert_eq!((shown(&range).as_str(), range.count()), (want, count), "{keys}");
-            assert_eq!(range.subnet(0).map(|net| net.ip()), Some(range.min));
-            assert_eq!(range.subnet(count - 1).map(|net| net.ip()), Some(range.max));
-            assert!(range.subnet(count).is_none() && range.subnet(count - 1).is_some_and(|net| range.contains(net)));
+            let space = of(keys, family).unwrap_or_else(|error| panic!("{keys}: {error}"));
+            assert_eq!((shown(&space).as_str(), space.subnets()), (want, count), "{keys}");
+            assert!(space.contains(space.min) && space.contains(space.max));
         }
-        let range = of("", Family::V4).expect("good");
+        let space = of("", Family::V4).expect("good");
         for (subnet, inside) in [
             ("10.244.1.0/24", true),
             ("10.244.0.0/24", false),
@@ -195,7 +148,7 @@ mod tests {
             ("10.244.1.1/24", false),
             ("fd10:244::/64", false),
         ] {
-            assert_eq!(range.contains(subnet.parse().expect("a CIDR")), inside, "{subnet}");
+            assert_eq!(space.contains(subnet.parse().expect("a CIDR")), inside, "{subnet}");
         }
     }
 
@@ -225,9 +178,9 @@ mod tests {
 
     #[test]
     fn the_largest_networks_do_not_overflow() {
-        let range = of(r#""IPv6Network":"::/0","IPv6SubnetLen":126,"#, Family::V6).expect("good");
-        assert_eq!(range.count(), (1 << 126) - 1);
-        let range = of(r#""Network":"0.0.0.0/0","#, Family::V4).expect("good");
-        assert_eq!(shown(&range), "0.0.1.0/24 to 255.255.255.0/24");
+        let space = of(r#""IPv6Network":"::/0","IPv6SubnetLen":126,"#, Family::V6).expect("good");
+        assert_eq!(space.subnets(), (1 << 126) - 1);
+        let space = of(r#""Network":"0.0.0.0/0","#, Family::V4).expect("good");
+        assert_eq!(shown(&space), "0.0.1.0/24 to 255.255.255.0/24");
     }
 }

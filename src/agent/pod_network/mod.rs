@@ -1,0 +1,365 @@
+//! Keeps this node's part of the pod network as it should be: takes what is told of Nodes, of the configuration and of the kernel,
+//! computes what should be there, compares it with what is, and makes the difference.
+//!
+//! Two ways lead to the kernel. A [`round`] looks at everything that the kernel holds and puts right what differs; it comes at the start,
+//! after whatever else changes anything there, and now and then in any case. Other nodes' changes take the short way ([`follow`]): they
+//! are compared with what the kernel has acknowledged, and only what differs is written.
+
+mod agenda;
+pub mod conf;
+mod follow;
+pub mod publish;
+pub mod report;
+mod round;
+pub(crate) mod subnet_file;
+pub mod subnets;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::agent::node_writes::Condition;
+use crate::agent::readiness::{Part, Readiness};
+use crate::config::netconf::NetConf;
+use crate::config::network_settings::NetworkSettings;
+use crate::netlink::NetworkKernel;
+use crate::netlink::monitor::{Event, Monitor};
+use crate::network::bridge::BRIDGE;
+use crate::network::desired::{DesiredLink, Entry, link_name};
+use crate::network::entry::{OUR_PROTOCOL, Route};
+use crate::network::families::PerFamily;
+use crate::network::interface::External;
+use crate::network::mtu::Mtu;
+use crate::network::node::NetworkNode;
+use crate::network::own_lease::OwnLease;
+use crate::source::follow::Watch;
+use crate::source::nodes::NodeUpdate;
+
+use super::node_name::pace;
+use agenda::Agenda;
+use publish::Publisher;
+use report::NetworkReport;
+use round::Retry;
+use subnets::Source;
+
+/// `rtm_protocol` of routes that the kernel makes with addresses (`RTPROT_KERNEL`).
+const KERNEL_PROTOCOL: u8 = 2;
+/// A socket that failed is replaced after this long.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// What this node is, and what is asked of it.
+#[derive(Debug)]
+pub struct Asked {
+    /// The name of this node's Node.
+    pub node: Box<str>,
+    /// net-conf.json, as it is in force.
+    pub conf: watch::Receiver<NetConf>,
+    /// The rest.
+    pub settings: NetworkSettings,
+    /// Where this node's subnets come from.
+    pub source: Source,
+}
+
+/// The loop and what it knows.
+pub struct NetworkLoop<K> {
+    kernel: Arc<K>,
+    asked: Asked,
+    nodes: HashMap<Box<str>, Box<NetworkNode>>,
+    /// Every Node has been told.
+    complete: bool,
+    /// This node's Node as it was last seen.
+    own_node: Option<Box<NetworkNode>>,
+    /// What the kernel has acknowledged; nothing before the first round that came to its end.
+    known: Option<Known>,
+    /// Transmit checksum offload of links, as it was set.
+    offloads: BTreeMap<u32, bool>,
+    /// Peers whose entries the kernel did not take; without a name, what is no peer's.
+    retries: BTreeMap<Option<Box<str>>, Retry>,
+    agenda: Agenda,
+    /// Waits after rounds that failed.
+    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+    publisher: Publisher,
+    readiness: Readiness,
+    report: NetworkReport,
+    /// When the oldest change of a peer came in that is not written yet.
+    since: Option<Instant>,
+}
+
+/// What the kernel holds of what should be there, and what that follows from.
+#[derive(Clone, Debug)]
+struct Known {
+    own: OwnLease,
+    external: External,
+    mtu: Mtu,
+    desired: Vec<DesiredLink>,
+    links: PerFamily<u32>,
+    /// Routes of others.
+    routes: Vec<Route>,
+    /// The peers' entries.
+    held: BTreeMap<Box<str>, Vec<Entry>>,
+}
+
+impl<K: NetworkKernel> NetworkLoop<K> {
+    /// A loop that waits for all Nodes before it touches anything.
+    pub fn new(kernel: K, asked: Asked, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
+        Self {
+            kernel: Arc::new(kernel),
+            asked,
+            nodes: HashMap::new(),
+            complete: false,
+            own_node: None,
+            known: None,
+            offloads: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            agenda: Agenda::new(),
+            pauses: Box::new(pace()),
+            publisher,
+            readiness,
+            report,
+            since: None,
+        }
+    }
+
+    /// Runs until no more is told of Nodes; each update comes with the moment at which it came in.
+    pub async fn run(mut self, mut nodes: mpsc::Receiver<(Instant, NodeUpdate)>) {
+        let mut monitor = self.listen().await;
+        let mut file = Watched::new(self.asked.settings.subnet_file.clone());
+        let mut states = self.readiness.subscribe();
+        let mut annotations = self.publisher.annotations_state();
+        let start = "the list of all Nodes is awaited: does the API server answer, and allow to list and watch nodes?";
+        self.readiness.not_ready(Part::Subnet, start);
+        loop {
+            let (ready, next, condition) = (self.complete, self.agenda.next(), self.publisher.next());
+            tokio::select! {
+                biased;
+                () = sleep_until(next), if ready => {
+                    while let Ok(update) = nodes.try_recv() {
+                        self.take(update);
+                    }
+                    self.act().await;
+                }
+                update = nodes.recv() => match update {
+                    Some(update) => self.take(update),
+                    None => return,
+                },
+                events = monitor.next() => match events {
+                    Ok(events) => self.notice(&events),
+                    Err(error) => {
+                        self.report.failed(&error);
+                        tracing::warn!("pod network: {error}; everything is looked at anew");
+                        sleep(REOPEN).await;
+                        monitor = self.listen().await;
+                        self.agenda.ask();
+                    }
+                },
+                Ok(()) = self.asked.conf.changed() => self.agenda.ask(),
+                () = self.asked.source.changed() => self.agenda.ask(),
+                () = file.changed() => self.publish_file(),
+                Ok(()) = annotations.changed() => {
+                    let state = annotations.borrow_and_update().clone();
+                    self.registered(&state);
+                }
+                Ok(()) = states.changed() => self.tell_condition(),
+                () = sleep_until(condition.unwrap_or_else(Instant::now)), if condition.is_some() => self.tell_condition(),
+            }
+        }
+    }
+
+    /// Listens for changes in the kernel, as soon as that can be had.
+    async fn listen(&mut self) -> Monitor {
+        loop {
+            match Monitor::open() {
+                Ok(monitor) => return monitor,
+                Err(error) => {
+                    self.report.failed(&error);
+                    self.report.complain("monitor", Some(&error));
+                    sleep(REOPEN).await;
+                }
+            }
+        }
+    }
+
+    /// Takes what is told of Nodes.
+    fn take(&mut self, (at, update): (Instant, NodeUpdate)) {
+        match update {
+            NodeUpdate::Changed(node) if node.name == self.asked.node => {
+                self.publisher.node_seen(self.own_node.as_deref(), &node);
+                self.asked.source.tell(&node);
+                self.own_node = Some(node);
+                self.agenda.ask();
+            }
+            NodeUpdate::Changed(node) => {
+                self.nodes.insert(node.name.clone(), node);
+                self.followed(at);
+            }
+            NodeUpdate::Gone(name) if name == self.asked.node => self.own_node_gone(),
+            NodeUpdate::Gone(name) => {
+                if self.nodes.remove(&name).is_some() {
+                    self.followed(at);
+                }
+            }
+            NodeUpdate::Listed(known) => {
+                let before = self.nodes.len();
+                self.nodes.retain(|name, _| known.contains(name));
+                if self.nodes.len() != before {
+                    self.followed(at);
+                }
+                if self.own_node.is_some() && !known.contains(&self.asked.node) {
+                    self.own_node_gone();
+                }
+            }
+            NodeUpdate::Complete => {
+                if !std::mem::replace(&mut self.complete, true) {
+                    self.agenda.ask();
+                }
+            }
+        }
+    }
+
+    fn followed(&mut self, at: Instant) {
+        self.since.get_or_insert(at);
+        self.agenda.follow();
+    }
+
+    /// A Node that is deleted is mostly about to be registered again: what it had stays until then.
+    fn own_node_gone(&mut self) {
+        tracing::warn!("pod network: Node {} is gone; what it had stays until it is registered again", self.asked.node);
+        self.publisher.node_gone();
+    }
+
+    /// Takes note of what changes in the kernel.
+    fn notice(&mut self, events: &[Event]) {
+        if events.iter().any(|event| self.concerns(event)) {
+            self.agenda.disturbed();
+        }
+    }
+
+    /// Whether an event can be about anything that the network hangs on. Pods come and go all the time, and their links, addresses and
+    /// neighbours are none of it.
+    fn concerns(&self, event: &Event) -> bool {
+        let Some(known) = &self.known else { return true };
+        let links: Vec<u32> = known.links.iter().map(|(_, link)| *link).chain([known.external.index]).collect();
+        let conf = self.asked.conf.borrow();
+        let is_named = |name: &str| {
+            let ours = |vni| conf.networks.families().any(|family| link_name(family, vni) == name);
+            name == known.external.name || name == BRIDGE || conf.backend.vxlan().is_some_and(|vxlan| ours(vxlan.vni))
+        };
+        match event {
+            Event::Link { index, name, .. } => links.contains(index) || is_named(name),
+            Event::Address { link, .. } => links.contains(link),
+            // The neighbours on the interface to other nodes are the kernel's affair.
+            Event::Neighbour { link, .. } | Event::Fdb { link, .. } => known.links.iter().any(|(_, ours)| ours == link),
+            Event::Route { link, protocol, .. } => {
+                *protocol == OUR_PROTOCOL || *protocol != KERNEL_PROTOCOL || link.is_some_and(|link| links.contains(&link))
+            }
+            Event::Lost => true,
+        }
+    }
+
+    /// Does what is due.
+    async fn act(&mut self) {
+        if self.agenda.take_follow() && !self.follow().await {
+            self.agenda.ask();
+        }
+        if self.agenda.look_is_due() {
+            let start = Instant::now();
+            let outcome = self.round().await;
+            let pause = match &outcome {
+                Ok(()) => {
+                    self.pauses = Box::new(pace());
+                    None
+                }
+                Err(_) => self.pauses.next(),
+            };
+            self.agenda.looked(start, pause);
+            self.settle(outcome.err());
+        }
+        if let Some(at) = self.retries.values().map(|retry| retry.at).min() {
+            self.agenda.by(at);
+        }
+    }
+}
+
+/// What keeps the network from being as it should be.
+#[derive(Debug, thiserror::Error)]
+enum Unsettled {
+    /// This node has no Node.
+    #[error("there is no Node {0:?} yet: kubelet registers it. Is the node's name right (--hostname-override, NODE_NAME)?")]
+    NoNode(Box<str>),
+    /// Its subnets are not known, or not all.
+    #[error("{}", .0.message)]
+    Subnets(Condition),
+    /// There is no interface to other nodes.
+    #[error("{0}")]
+    Interface(#[from] crate::network::interface::NoInterface),
+    /// An annotation of the user's makes no sense.
+    #[error("Node {0}: {1}")]
+    Annotation(Box<str>, crate::network::annotations::BadAnnotation),
+    /// The interface's MTU is too small.
+    #[error("{0}")]
+    Mtu(#[from] crate::network::mtu::TooSmall),
+    /// The kernel does not do something.
+    #[error("{0}")]
+    Kernel(#[from] crate::netlink::NetlinkError),
+    /// A link of somebody else's is in the way.
+    #[error("{0}")]
+    InTheWay(crate::network::plan::LinkInTheWay),
+    /// Links do not stay as they are made.
+    #[error("the links of the pod network do not stay as they are made: somebody else changes them all the time ({0} changes open). Does NetworkManager or systemd-networkd manage them? Tell it not to")]
+    Restless(usize),
+    /// The work ended without an outcome.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl Unsettled {
+    /// The part of the daemon that does not do its work, and a word for why.
+    const fn part(&self) -> (Part, &'static str) {
+        match self {
+            Self::NoNode(_) => (Part::Subnet, "NodeMissing"),
+            Self::Subnets(condition) => (Part::Subnet, condition.reason),
+            Self::Interface(_) | Self::Annotation(..) => (Part::Interface, "InterfaceMissing"),
+            Self::Mtu(_) => (Part::Interface, "MTUTooSmall"),
+            Self::Kernel(_) | Self::InTheWay(_) | Self::Restless(_) | Self::Broken(_) => (Part::Links, "LinksFailed"),
+        }
+    }
+}
+
+/// A file that is watched, if that can be had.
+struct Watched {
+    path: PathBuf,
+    watch: Option<Watch>,
+}
+
+impl Watched {
+    fn new(path: PathBuf) -> Self {
+        Self { path, watch: None }
+    }
+
+    /// Waits until the file may have changed. Its folder may have to be made first; that it cannot be watched is no trouble, for it is
+    /// looked at in every round.
+    async fn changed(&mut self) {
+        /// How long a folder is waited for.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        loop {
+            match &mut self.watch {
+                Some(watch) => {
+                    watch.changed().await;
+                    if self.path.parent().is_some_and(|folder| !folder.is_dir()) {
+                        // The folder that was watched is no more.
+                        self.watch = None;
+                    }
+                    return;
+                }
+                None => match Watch::new(&self.path) {
+                    Ok(watch) => self.watch = Some(watch),
+                    Err(_) => sleep(PATIENCE).await,
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What others are told of this node's part of the network: other nodes and kubelet by its Node, the CNI plugin by subnet.env, the owner
+//! of the rules by an update.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::agent::node_writes::{Condition, NodeWrites, WriteState};
+use crate::agent::readiness::{Part, Readiness, State, all_ready};
+use crate::config::netconf::NetConf;
+use crate::config::network_settings::NetworkSettings;
+use crate::netlink::NetworkKernel;
+use crate::network::annotations::{PublishedEnd, VxlanData, patch, published};
+use crate::network::masquerade::PodRules;
+use crate::network::node::NetworkNode;
+use crate::network::own_lease::OwnLease;
+use crate::network::subnet_env::SubnetEnv;
+use crate::source::Update;
+use crate::source::leases::LeaseData;
+
+use super::subnet_file::{self, Written};
+use super::{Known, NetworkLoop, Unsettled};
+
+/// A network that worked may take so long to work again before its condition says that it does not.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Tells others.
+#[derive(Debug)]
+pub struct Publisher {
+    writes: Arc<NodeWrites>,
+    /// What stands beside leases.
+    lease_data: watch::Sender<LeaseData>,
+    /// Whoever owns the rules.
+    updates: mpsc::Sender<Update>,
+    /// The annotations that were asked for since the Node was last seen.
+    wished: Option<Value>,
+    /// What the condition says, and since when it should say something else.
+    condition: Option<Condition>,
+    due: Option<Instant>,
+    rules: Option<PodRules>,
+    /// What subnet.env should say.
+    file: Option<String>,
+    trouble: Option<Condition>,
+}
+
+impl Publisher {
+    /// Writes to the Node, to leases, and to the owner of the rules.
+    #[must_use]
+    pub const fn new(writes: Arc<NodeWrites>, lease_data: watch::Sender<LeaseData>, updates: mpsc::Sender<Update>) -> Self {
+        Self { writes, lease_data, updates, wished: None, condition: None, due: None, rules: None, file: None, trouble: None }
+    }
+
+    /// The Node is different now; before it was this.
+    pub(super) fn node_seen(&mut self, before: Option<&NetworkNode>, node: &NetworkNode) {
+        self.wished = None;
+        if before.is_some_and(|before| before.uid != node.uid) {
+            // Another Node of the same name knows nothing of what the former one was told.
+            self.condition = None;
+        }
+    }
+
+    /// The Node was deleted.
+    pub(super) fn node_gone(&mut self) {
+        self.wished = None;
+    }
+
+    /// When the condition has to be told, if that is known.
+    pub(super) const fn next(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// What becomes of the annotations.
+    pub(super) fn annotations_state(&self) -> watch::Receiver<WriteState> {
+        self.writes.annotations_state()
+    }
+
+    /// Asks for the annotations that the Node lacks; says whether it lacks none.
+    fn annotations(&mut self, settings: &NetworkSettings, conf: &NetConf, node: &NetworkNode, own: &OwnLease) -> bool {
+        let wanted = wanted_annotations(settings, conf, own);
+        let found = node.annotations.written(&settings.prefix);
+        let found = found.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let patch = patch(&wanted, found);
+        let complete = patch.is_none();
+        if let Some(patch) = patch.filter(|patch| self.wished.as_ref() != Some(patch)) {
+            self.writes.annotations(&patch);
+            self.wished = Some(patch);
+        }
+        let data: LeaseData = wanted.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        self.lease_data.send_if_modified(|before| {
+            let news = *before != data;
+            *before = data;
+            news
+        });
+        complete
+    }
+
+    /// Makes the condition say this; gives what is worth an Event.
+    fn say(&mut self, condition: Condition) -> Option<Condition> {
+        self.due = None;
+        if self.condition.as_ref() == Some(&condition) {
+            return None;
+        }
+        self.condition = Some(condition.clone());
+        Some(condition)
+    }
+}
+
+fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
+    let vni = conf.backend.vxlan().map(|vxlan| vxlan.vni);
+    let end = |family| {
+        let vxlan = vni.zip(own.macs.get(family)).map(|(vni, mac)| VxlanData { vni: Some(vni), mac: *mac });
+        own.published.get(family).map(|ip| PublishedEnd { public_ip: *ip, vxlan })
+    };
+    let ends = own.subnets.families().filter_map(|family| Some((family, end(family)?))).collect();
+    published(&settings.prefix, &conf.backend, &ends)
+}
+
+impl<K: NetworkKernel> NetworkLoop<K> {
+    /// Tells everybody how things stand after a round.
+    pub(super) fn settle(&mut self, unsettled: Option<Unsettled>) {
+        self.report.trouble(unsettled.as_ref().map(ToString::to_string));
+        self.publisher.trouble = unsettled.as_ref().map(|unsettled| {
+            let (part, reason) = unsettled.part();
+            let message = unsettled.to_string();
+            self.readiness.not_ready(part, &message);
+            match unsettled {
+                Unsettled::Subnets(condition) => condition.clone(),
+                _ => Condition::down(reason, message),
+            }
+        });
+        if let Some(known) = self.known.take() {
+            self.publish(&known, unsettled.as_ref());
+            self.known = Some(known);
+        }
+        self.tell_condition();
+    }
+
+    fn publish(&mut self, known: &Known, unsettled: Option<&Unsettled>) {
+        let conf = self.asked.conf.borrow().clone();
+        let settings = &self.asked.settings;
+        // Others are told of links that are there as they are told.
+        if unsettled.is_none()
+            && let Some(node) = &self.own_node
+        {
+            if self.publisher.annotations(settings, &conf, node, &known.own) {
+                self.readiness.ready(Part::Registration);
+            }
+        }
+        let rules = PodRules::new(settings, &conf, &known.own);
+        if self.publisher.rules.as_ref() != Some(&rules) {
+            for family in conf.networks.families() {
+                self.readiness.not_ready(Part::PodRules(family), "they are about to be written");
+            }
+            // An owner with so much to do that this does not fit gets it after the next round.
+            match self.publisher.updates.try_send(Update::PodRules(Box::new(rules.clone()))) {
+                Ok(()) => self.publisher.rules = Some(rules),
+                Err(_) => self.agenda.by(Instant::now() + Duration::from_secs(1)),
+            }
+        }
+        let lost = known.own.subnets.families().count() < conf.networks.families().count();
+        let env = SubnetEnv::new(&conf, &known.own, known.mtu.pods, settings.masquerade);
+        self.publisher.file = (!lost).then(|| env.to_string());
+        self.publish_file();
+    }
+
+    /// Makes subnet.env say what it should.
+    pub(super) fn publish_file(&mut self) {
+        let path: PathBuf = self.asked.settings.subnet_file.clone();
+        let outcome = match (&self.publisher.file, &self.known) {
+            (Some(text), _) => subnet_file::write(&path, text),
+            // A subnet that is another's must not be given to any more pods.
+            (None, Some(_)) => subnet_file::remove(&path).map(|()| Written::Unchanged),
+            (None, None) => return,
+        };
+        match outcome {
+            Ok(written) => {
+                let was_ready = self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready);
+                if written == Written::Created && was_ready {
+                    self.report.repaired(&[("subnet_file", 1)].into());
+                }
+                self.report.complain("subnet-file", None::<String>);
+                if self.publisher.file.is_some() {
+                    self.readiness.ready(Part::SubnetFile);
+                } else {
+                    self.readiness.not_ready(Part::SubnetFile, "this node has no subnets");
+                }
+            }
+            Err(error) => {
+                self.readiness.not_ready(Part::SubnetFile, error.to_string());
+                self.report.complain("subnet-file", Some(error));
+            }
+        }
+    }
+
+    /// Takes note of what became of the annotations.
+    pub(super) fn registered(&self, state: &WriteState) {
+        match state {
+            WriteState::Written => self.readiness.ready(Part::Registration),
+            WriteState::Failing(why) | WriteState::Refused(why) => self.readiness.not_ready(Part::Registration, why),
+            WriteState::Idle | WriteState::Writing => {}
+        }
+    }
+
+    /// Lets the Node's condition say whether the network works. One that works is given some time to work again before it is said to be
+    /// broken; one that has not worked yet is only said to be broken where it is known why.
+    pub(super) fn tell_condition(&mut self) {
+        let mut states = self.readiness.states();
+        // The proxy may have troubles of its own.
+        states.retain(|part, _| !matches!(part, Part::Proxy(_)));
+        let works = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
+        let broken = || {
+            let degraded = states.iter().find_map(|(part, state)| match state {
+                State::Degraded(why) => Some(Condition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
+                State::Starting(_) | State::Ready => None,
+            });
+            self.publisher.trouble.clone().or(degraded)
+        };
+        let news = if all_ready(&states) && self.publisher.trouble.is_none() {
+            self.publisher.say(Condition::up())
+        } else if let Some(broken) = broken() {
+            let now = Instant::now();
+            let due = *self.publisher.due.get_or_insert(if works { now + GRACE } else { now });
+            if due > now { None } else { self.publisher.say(broken) }
+        } else {
+            None
+        };
+        if let Some(condition) = news {
+            if self.asked.settings.set_network_unavailable {
+                self.publisher.writes.condition(&condition);
+            }
+            self.report.event(condition.event());
+        }
+    }
+}

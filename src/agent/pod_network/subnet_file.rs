@@ -1,0 +1,100 @@
+//! subnet.env on disk (spec section 9): written as a whole or not at all.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Everybody may read it.
+const MODE: u32 = 0o644;
+const FOLDER_MODE: u32 = 0o755;
+
+/// What was done to the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// It says that already.
+    Unchanged,
+    /// It says that now.
+    Changed,
+    /// There was none.
+    Created,
+}
+
+/// The file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}: {cause}. Is its folder mounted into this container, and writable?")]
+pub(super) struct NotWritten {
+    path: PathBuf,
+    cause: io::Error,
+}
+
+/// Makes a file say this. Whoever reads it sees what it said before or this, and nothing in between.
+pub(super) fn write(path: &Path, text: &str) -> Result<Written, NotWritten> {
+    let before = fs::read(path).ok();
+    if before.as_deref() == Some(text.as_bytes()) {
+        return Ok(Written::Unchanged);
+    }
+    replace(path, text).map_err(|cause| NotWritten { path: path.to_owned(), cause })?;
+    Ok(if before.is_some() { Written::Changed } else { Written::Created })
+}
+
+/// Takes a file away; one that is gone has gone.
+pub(super) fn remove(path: &Path) -> Result<(), NotWritten> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(NotWritten { path: path.to_owned(), cause }),
+        _ => Ok(()),
+    }
+}
+
+/// What a file says; nothing if it is not there.
+pub(crate) fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        fs::create_dir_all(folder)?;
+        fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE))?;
+    }
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is the path of a folder"))?;
+    let temporary = folder.join(format!(".{}.new", name.to_string_lossy()));
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        // Whatever the umask is.
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        file.sync_all()
+    });
+    let placed = written.and_then(|()| fs::rename(&temporary, path));
+    if placed.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    placed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_written_whole_and_only_if_it_differs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("run/flannel/subnet.env");
+        assert_eq!(write(&path, "A=1\n").expect("writable"), Written::Created);
+        assert_eq!(write(&path, "A=1\n").expect("writable"), Written::Unchanged);
+        assert_eq!(write(&path, "A=2\n").expect("writable"), Written::Changed);
+        assert_eq!(read(&path), "A=2\n");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().expect("a folder"))), (0o644, 0o755));
+        assert_eq!(fs::read_dir(path.parent().expect("a folder")).expect("readable").count(), 1, "nothing else is left there");
+        remove(&path).expect("removable");
+        remove(&path).expect("gone already");
+        assert_eq!(read(&path), "");
+        // A folder in its place, or a file in its folder's.
+        fs::create_dir(&path).expect("a folder");
+        let error = write(&path, "A=1\n").expect_err("a folder is in its place").to_string();
+        assert!(error.starts_with("cannot write ") && error.contains("subnet.env"), "{error}");
+        fs::write(folder.path().join("file"), "").expect("writable");
+        assert!(write(&folder.path().join("file/subnet.env"), "").is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! The pod network's part of the daemon: what is asked for, and how its loop is joined with the rest.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use futures::StreamExt;
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::agent::events::Events;
+use crate::agent::metrics::Metrics;
+use crate::agent::node_name::{NameSource, NodeNameError};
+use crate::agent::node_writes::NodeWrites;
+use crate::agent::pod_network::publish::Publisher;
+use crate::agent::pod_network::report::NetworkReport;
+use crate::agent::pod_network::subnets::Source as Subnets;
+use crate::agent::pod_network::{Asked, NetworkLoop, conf, subnet_file};
+use crate::agent::readiness::{Part, Readiness};
+use crate::agent::subnet_lease::{SubnetHolder, show_subnets};
+use crate::cluster::Family;
+use crate::config::flags::{Face, RunFlags};
+use crate::config::netconf::NetConf;
+use crate::config::network_settings::{NetworkSettings, SubnetSource};
+use crate::netlink::Kernel;
+use crate::network::claim::Standing;
+use crate::network::families::PerFamily;
+use crate::network::subnet_env::SubnetEnv;
+use crate::source::Update;
+use crate::source::api::Watches;
+use crate::source::leases::{LeaseData, LeaseStore};
+use crate::source::nodes::{NodeEvent, NodeUpdate};
+
+use super::setup::Setup;
+
+/// Updates of Nodes that may wait for the loop before their source has to wait, too.
+const WAITING_NODES: usize = 1024;
+
+/// What is told of Nodes, each with the moment at which it came in.
+pub(super) type Nodes = mpsc::Receiver<(Instant, NodeUpdate)>;
+
+/// A pod network that is asked for.
+#[derive(Debug)]
+pub(super) struct PodNetwork {
+    conf: NetConf,
+    settings: NetworkSettings,
+    /// The node's name comes from the environment alone, as flanneld has it.
+    strict: bool,
+}
+
+impl PodNetwork {
+    /// What a command line asks for; `None` if the pod network is somebody else's.
+    ///
+    /// # Errors
+    /// A flag or net-conf.json makes no sense.
+    pub(super) fn asked(flags: &RunFlags) -> anyhow::Result<Option<Self>> {
+        if !flags.network.pod_network {
+            return Ok(None);
+        }
+        let settings = flags.network.settings()?;
+        let conf = conf::read(&settings.net_config_path)?;
+        for (family, _) in conf.networks.iter().filter(|_| settings.subnet_source == SubnetSource::Lease) {
+            conf.subnet_space(family).with_context(|| format!("error parsing subnet config {}", settings.net_config_path.display()))?;
+        }
+        Ok(Some(Self { conf, settings, strict: matches!(flags.face, Face::Flanneld { .. }) }))
+    }
+
+    /// The families to run where there is no service proxy: those of the network, if this host can program them.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(super) fn families(&self, usable: &[Family]) -> anyhow::Result<Vec<Family>> {
+        let families: Vec<Family> = self.conf.networks.families().collect();
+        self.check(usable)?;
+        Ok(families)
+    }
+
+    fn check(&self, usable: &[Family]) -> anyhow::Result<()> {
+        match self.conf.networks.families().find(|family| !usable.contains(family)) {
+            Some(family) => Err(anyhow!(
+                "net-conf.json switches {family} on, and this program does not write {family} rules here: either iptables cannot, or \
+                 --ip-family says so. Switch it off in net-conf.json, or mend that"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The parts of the daemon that belong to it.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let rules = self.conf.networks.families().map(Part::PodRules);
+        [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::Registration, Part::SubnetFile].into_iter().chain(rules).collect()
+    }
+
+    /// The name of this node's Node: as asked for, else as the environment says, else the host's.
+    ///
+    /// # Errors
+    /// As flanneld, the program needs the environment to say something.
+    pub(super) async fn node_name(&self, client: &Client, setup: &Setup) -> anyhow::Result<String> {
+        if let Some(name) = setup.asked.node_name.clone().filter(|_| !self.strict) {
+            return Ok(name);
+        }
+        match NameSource::from_environment(|name| std::env::var(name).ok()) {
+            Ok(source) => Ok(source.awaited_node_name(client).await),
+            Err(NodeNameError::Unset) if !self.strict => Ok(setup.asked.host_name.clone()),
+            Err(error) => Err(anyhow!("Failed to create SubnetManager: {error}")),
+        }
+    }
+
+    /// Follows all Nodes, for the pod network; and the one of this name, for the proxy.
+    pub(super) fn follow_nodes(&self, watches: &Watches, own: Option<&str>, proxy: mpsc::Sender<Update>) -> Nodes {
+        let mut events = watches.nodes(&self.settings.prefix, own);
+        let (sender, nodes) = mpsc::channel(WAITING_NODES);
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                let taken = match event {
+                    NodeEvent::Network(update) => sender.send((Instant::now(), update)).await.is_ok(),
+                    NodeEvent::Proxy(update) => proxy.send(update).await.is_ok(),
+                };
+                if !taken {
+                    return;
+                }
+            }
+        });
+        nodes
+    }
+
+    /// Runs the pod network for good.
+    ///
+    /// # Errors
+    /// It cannot run with what it was given.
+    pub(super) async fn run(
+        self,
+        joined: Joined,
+        families: &[Family],
+        readiness: Readiness,
+        metrics: Arc<Metrics>,
+        updates: mpsc::Sender<Update>,
+    ) -> anyhow::Result<()> {
+        self.check(families)?;
+        check_bridge_filter(families);
+        let Joined { client, watches, node, events, nodes } = joined;
+        let (writes, writing) = NodeWrites::new(&client, &node, &events);
+        tokio::spawn(writing);
+        let writes = Arc::new(writes);
+        let lease_data = watch::Sender::new(LeaseData::new());
+        let subnets = match self.settings.subnet_source {
+            SubnetSource::Node => Subnets::Node,
+            SubnetSource::Lease => self.hold_subnets(&client, &watches, &lease_data, &writes, &events, &metrics)?,
+        };
+        let conf = watch::Sender::new(self.conf);
+        let asked = Asked { node: node.into(), conf: conf.subscribe(), settings: self.settings.clone(), source: subnets };
+        let publisher = Publisher::new(writes, lease_data, updates);
+        let report = NetworkReport::new(metrics, events);
+        let network = NetworkLoop::new(Kernel, asked, publisher, readiness, report);
+        tokio::select! {
+            never = conf::follow(&self.settings.net_config_path, conf) => match never {},
+            () = network.run(nodes) => Err(anyhow!("the source of Nodes has ended")),
+        }
+    }
+
+    /// Holds a subnet of each family by a Lease.
+    fn hold_subnets(
+        &self,
+        client: &Client,
+        watches: &Watches,
+        data: &watch::Sender<LeaseData>,
+        writes: &Arc<NodeWrites>,
+        events: &Events,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Subnets> {
+        let node = watch::Sender::new(None);
+        let previous = SubnetEnv::read(&subnet_file::read(&self.settings.subnet_file)).subnets;
+        let mut standings = PerFamily::default();
+        for family in self.conf.networks.families() {
+            let Some(space) = self.conf.subnet_space(family)? else { continue };
+            let standing = watch::Sender::new(Standing::default());
+            standings.set(family, Some(standing.subscribe()));
+            let holder = SubnetHolder {
+                store: LeaseStore::new(client, watches, NETWORK),
+                space,
+                terms: self.settings.lease_terms,
+                previous: previous.get(family).copied(),
+                node: node.subscribe(),
+                data: data.subscribe(),
+                standing,
+                events: events.clone(),
+                metrics: Arc::clone(metrics),
+            };
+            tokio::spawn(holder.run());
+        }
+        let receivers = standings.iter().map(|(_, standing)| standing.clone()).collect();
+        tokio::spawn(show_subnets(node.subscribe(), receivers, Arc::clone(writes), events.clone()));
+        Ok(Subnets::Leases { standings, node })
+    }
+}
+
+/// The name of the network on its leases.
+pub(super) const NETWORK: &str = "pods";
+
+/// What the loop is joined with.
+pub(super) struct Joined {
+    pub client: Client,
+    pub watches: Watches,
+    /// This node's name.
+    pub node: String,
+    pub events: Events,
+    pub nodes: Nodes,
+}
+
+/// Without this setting what pods of one node send to each other passes no rules, and their answers through a Service come from the wrong
+/// address (network spec section 2).
+fn check_bridge_filter(families: &[Family]) {
+    for family in families {
+        let name = if *family == Family::V4 { "bridge-nf-call-iptables" } else { "bridge-nf-call-ip6tables" };
+        if !Path::new("/proc/sys/net/bridge").join(name).exists() {
+            tracing::warn!(
+                "Failed to check br_netfilter: there is no /proc/sys/net/bridge/{name}. Pods on one node may not reach each other through \
+                 Services: load the module on the host (modprobe br_netfilter)"
+            );
+        }
+    }
+}
