@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use ipnetwork::IpNetwork;
 use kube::Client;
 use sepal::agent::events::{self, Events};
+use sepal::agent::metrics::{Format, Metrics};
 use sepal::agent::node_name::{NameSource, NodeNameError};
 use sepal::agent::node_writes::{Condition, NodeWrites, WriteState};
 use sepal::agent::subnet_lease::{Registered, SubnetHolder, show_subnets};
@@ -56,6 +57,7 @@ struct Holder {
     standing: watch::Receiver<Standing>,
     node: watch::Sender<Option<Registered>>,
     data: watch::Sender<LeaseData>,
+    metrics: Metrics,
     task: JoinHandle<()>,
 }
 
@@ -84,6 +86,7 @@ impl Site {
         let data = LeaseData::from([("x/public-ip".to_owned(), Some(name.to_owned())), ("x/none".to_owned(), None)]);
         let (data, datas) = watch::channel(data);
         let (tell, standing) = watch::channel(Standing::default());
+        let metrics = Metrics::default();
         let holder = SubnetHolder {
             store: self.store.clone(),
             space: self.space,
@@ -93,8 +96,9 @@ impl Site {
             data: datas,
             standing: tell,
             events: Events::none(),
+            metrics: metrics.network().clone(),
         };
-        Holder { standing, node, data, task: tokio::spawn(holder.run()) }
+        Holder { standing, node, data, metrics, task: tokio::spawn(holder.run()) }
     }
 }
 
@@ -170,6 +174,9 @@ async fn a_lease_is_what_it_should_be() {
         .await;
     holder.node.send_modify(|node| node.as_mut().expect("there is one").uid = "new".into());
     eventually("the holder follows", || lease(&server, "sepal-10-0-2-0-24")["spec"]["holderIdentity"] == json!("a_new")).await;
+    let twice = "sepal_network_lease_renewals_total{ip_family=\"IPv4\"} 2\n";
+    eventually("both renewals are counted", || holder.metrics.text(Format::Classic).1.contains(twice)).await;
+    assert!(holder.metrics.text(Format::Classic).1.contains("\nsepal_network_lease_age_seconds{ip_family=\"IPv4\"} "));
     // A restart finds its own.
     holder.task.abort();
     assert_eq!(site.holder("a", None).held().await, net("10.0.2.0/24"));

@@ -11,7 +11,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::events::{Event, Events, Regarding};
+use super::metrics::NetworkMetrics;
 use super::node_writes::{NodeWrites, permission_missing};
+use crate::cluster::Family;
 use crate::network::allocation::{Claimant, Now, Space, Terms};
 use crate::network::claim::{Answer, Claim, News, Observed, Request, Scope, Standing, Step};
 use crate::source::leases::{LeaseData, LeaseError, LeaseStore};
@@ -53,6 +55,8 @@ pub struct SubnetHolder {
     pub standing: watch::Sender<Standing>,
     /// Where it tells what happens.
     pub events: Events,
+    /// Where it counts.
+    pub metrics: NetworkMetrics,
 }
 
 impl SubnetHolder {
@@ -135,13 +139,18 @@ impl SubnetHolder {
         for news in claim.take_news() {
             match news {
                 News::Leased(subnet) => {
+                    self.metrics.leased(Family::of_net(subnet));
                     let note = format!("subnet {subnet} is leased to this node");
                     tracing::info!("{note}");
                     self.event("SubnetLeased", false, note);
                 }
-                News::Renewed(subnet) => tracing::debug!("the lease of subnet {subnet} was renewed"),
+                News::Renewed(subnet) => {
+                    self.metrics.renewed(Family::of_net(subnet));
+                    tracing::debug!("the lease of subnet {subnet} was renewed");
+                }
                 News::Lost(loss) => {
                     let subnet = loss.subnet;
+                    self.metrics.lease_lost(Family::of_net(subnet));
                     let note = match loss.holder {
                         Some(holder) => format!("the lease of subnet {subnet} is lost: {holder} has it now; another subnet is looked for"),
                         None => format!("the lease of subnet {subnet} is lost: it was deleted; it is taken again unless another is faster"),
@@ -150,6 +159,7 @@ impl SubnetHolder {
                     self.event("SubnetLost", true, note);
                 }
                 News::Overlapped(subnet, other) => {
+                    self.metrics.lease_lost(Family::of_net(subnet));
                     tracing::warn!(
                         "subnet {subnet} is given up at once: the lease of {other} reaches into it; is SubnetLen the same everywhere?"
                     );

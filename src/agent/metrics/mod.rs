@@ -1,6 +1,8 @@
 //! What is counted: kube-proxy's own metrics under their names, what all programs of Kubernetes show, and sepal's own.
 
 mod kubeproxy;
+mod network;
+mod parts;
 mod process;
 mod sepal;
 mod shared;
@@ -22,12 +24,16 @@ use crate::table::Table;
 use crate::table::tally::Tally;
 
 use super::family::{Attempt, Synced};
+use super::readiness::Readiness;
 use kubeproxy::{AtScrape, KubeProxy};
+use network::OnDemand;
+use parts::Parts;
 use process::Process;
 use sepal::Own;
 use shared::Shared;
 use text::Catalogue;
 
+pub use network::NetworkMetrics;
 pub use text::Format;
 
 /// Labels of what is counted per IP family.
@@ -73,6 +79,8 @@ pub struct Metrics {
     kubeproxy: KubeProxy,
     shared: Shared,
     own: Own,
+    network: OnDemand,
+    parts: Parts,
 }
 
 impl Default for Metrics {
@@ -91,11 +99,14 @@ impl Metrics {
         kubeproxy.register(&mut catalogue);
         shared.register(&mut catalogue);
         own.register(&mut catalogue);
+        let (network, parts) = (OnDemand::default(), Parts::default());
         let mut registry = Registry::default();
         registry.register_collector(Box::new(catalogue));
+        registry.register_collector(Box::new(network.clone()));
+        registry.register_collector(Box::new(parts.clone()));
         registry.register_collector(Box::new(AtScrape(counters)));
         registry.register_collector(Box::new(Process));
-        Self { registry, kubeproxy, shared, own }
+        Self { registry, kubeproxy, shared, own, network, parts }
     }
 
     /// The text, and what the header `Content-Type` says of it.
@@ -194,6 +205,17 @@ impl Metrics {
     /// This is known of the cluster.
     pub fn knows(&self, snapshot: &Snapshot) {
         self.own.knows(snapshot);
+    }
+
+    /// The pod network's metrics, which are shown from now on.
+    #[must_use]
+    pub fn network(&self) -> &NetworkMetrics {
+        self.network.get()
+    }
+
+    /// Shows from now on which of these parts do their work.
+    pub fn parts(&self, readiness: &Readiness) {
+        self.parts.show(readiness);
     }
 
     /// This iptables is used.
