@@ -253,7 +253,11 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 self.touch(&touched, true, None);
             }
             Update::Complete(kind) => {
-                if self.awaited.remove(&kind) && self.awaited.is_empty() && !self.inputs.without_proxy && self.inputs.snapshot.node().is_none() {
+                if self.awaited.remove(&kind)
+                    && self.awaited.is_empty()
+                    && !self.inputs.without_proxy
+                    && self.inputs.snapshot.node().is_none()
+                {
                     tracing::warn!(
                         "there is no Node {:?}: its IPs, zone and pod CIDR count as unknown. Is --hostname-override right?",
                         self.inputs.node_name

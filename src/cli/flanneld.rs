@@ -4,15 +4,36 @@
 //! prints the usage and ends with status 0, as there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::flag_values::go_bool;
+use crate::config::flags::{Face, RunFlags};
 use crate::config::network_flags::NetworkFlags;
+
+use super::arguments;
+
+/// The name under which the program takes exactly flanneld's command line.
+pub(super) const FLANNELD: &str = "flanneld";
+
+/// The flags of the daemon that this process's command line and environment amount to, and what was read past.
+///
+/// # Errors
+/// There is nothing to run.
+pub(super) fn run_flags() -> Result<(RunFlags, Vec<String>), Ended> {
+    let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    let program = arguments.next().unwrap_or_else(|| FLANNELD.into());
+    let arguments: Vec<String> = arguments.collect();
+    let Flanneld { network, kubeconfig, master, healthz, verbosity, notes } = parse(&program, &arguments, |key| std::env::var(key).ok())?;
+    let proxy = ["kube-proxy".into(), format!("--kubeconfig={kubeconfig}"), format!("--master={master}"), format!("--v={verbosity}")];
+    let flags = arguments::kube_proxy(&proxy.map(OsString::from)).map_err(|ending| Ended { text: ending.text, status: 1 })?;
+    Ok((RunFlags { network, face: Face::Flanneld { healthz }, ..flags }, notes))
+}
 
 /// What flanneld's command line and environment ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flanneld {
+struct Flanneld {
     /// The pod network; the service proxy is off.
     pub network: NetworkFlags,
     /// `--kubeconfig-file`; empty for none.
@@ -29,7 +50,7 @@ pub struct Flanneld {
 
 /// What is printed on standard error before the program ends at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub(super) struct Ended {
     /// The text.
     pub text: String,
     /// The exit status.
@@ -89,7 +110,7 @@ const UNUSED_ETCD: &str = "accepted; subnets come from the Kubernetes API here";
 ///
 /// # Errors
 /// There is nothing to run: the usage, the version, or what is wrong, to be printed on standard error.
-pub fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Option<String>) -> Result<Flanneld, Ended> {
+fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Option<String>) -> Result<Flanneld, Ended> {
     let mut values = Values::default();
     values.read_arguments(arguments).map_err(|complaint| usage(program, &complaint))?;
     if values.bool("version") {

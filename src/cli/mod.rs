@@ -56,6 +56,9 @@ const KUBE_PROXY: &str = "kube-proxy";
 pub fn main() -> ExitCode {
     let arguments = arguments::normalized(std::env::args_os());
     let kube_proxy = name(&arguments) == KUBE_PROXY;
+    if name(&arguments) == flanneld::FLANNELD {
+        return flanneld();
+    }
     let command = if kube_proxy { arguments::kube_proxy(&arguments).map(|flags| Command::Run(Box::new(flags))) } else { sepal(&arguments) };
     let outcome = match command {
         Err(ending) => return end(&ending),
@@ -67,14 +70,37 @@ pub fn main() -> ExitCode {
             if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
                 return end(&Ending { text, failed: false });
             }
-            let setup = Setup::new(&flags);
-            match &setup {
-                Ok(setup) => logs::init(setup.effective.daemon.verbosity, setup.effective.daemon.log_format),
-                Err(_) => logs::init(0, flags.proxy.logging.format()),
-            }
-            setup.and_then(|setup| start(setup, *flags))
+            set_up(*flags, &[])
         }
     };
+    ended(outcome)
+}
+
+/// Runs the daemon under the name of flanneld.
+fn flanneld() -> ExitCode {
+    match flanneld::run_flags() {
+        Ok((flags, notes)) => ended(set_up(flags, &notes)),
+        Err(last) => {
+            let _ = anstream::stderr().write_all(last.text.as_bytes());
+            ExitCode::from(last.status)
+        }
+    }
+}
+
+/// Resolves the flags and starts what they ask for; what was read past is logged.
+fn set_up(flags: RunFlags, notes: &[String]) -> anyhow::Result<ExitCode> {
+    let setup = Setup::new(&flags);
+    match &setup {
+        Ok(setup) => logs::init(setup.effective.daemon.verbosity, setup.effective.daemon.log_format),
+        Err(_) => logs::init(0, flags.proxy.logging.format()),
+    }
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    start(setup?, flags)
+}
+
+fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE

@@ -185,7 +185,7 @@ impl PodNetwork {
                 data: data.subscribe(),
                 standing,
                 events: events.clone(),
-                metrics: Arc::clone(metrics),
+                metrics: metrics.network().clone(),
             };
             tokio::spawn(holder.run());
         }

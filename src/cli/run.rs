@@ -71,6 +71,18 @@ struct Source {
     network: Option<Joined>,
 }
 
+impl Source {
+    /// Waits for what has to be known of this node's Node.
+    async fn wait_for_node(&mut self, setup: &Setup, any_family: bool) -> anyhow::Result<()> {
+        if let Some(client) = &self.client
+            && let Some(node) = own_node::wait(client, setup, &self.inputs, any_family).await?
+        {
+            self.inputs.snapshot.apply(Change::Node(Some(node)));
+        }
+        Ok(())
+    }
+}
+
 async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let network = PodNetwork::asked(flags)?;
     let proxy = flags.network.proxy;
@@ -85,12 +97,8 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         (None, network) => start_api(&setup, flags, network.as_ref(), sender.clone(), Arc::clone(&metrics)).await?,
     };
     let support = detect::support(&found, Kernel.ipv6_enabled()).await;
-    let both = support.usable()?.len() == Family::ALL.len();
-    if proxy
-        && let Some(client) = &source.client
-        && let Some(node) = own_node::wait(client, &setup, &source.inputs, both).await?
-    {
-        source.inputs.snapshot.apply(Change::Node(Some(node)));
+    if proxy {
+        source.wait_for_node(&setup, support.usable()?.len() == Family::ALL.len()).await?;
     }
     let families = match &network {
         Some(network) if !proxy => network.families(support.usable()?)?,
@@ -112,7 +120,6 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     for gate in GATES {
         metrics.feature(gate.name, gate.stage, enabled(&config.feature_gates, gate.name));
     }
-
     let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
     let of_network = network.iter().flat_map(PodNetwork::parts);
     let readiness = Readiness::new(of_proxy.chain(of_network));

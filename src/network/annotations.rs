@@ -154,7 +154,9 @@ impl NodeAnnotations {
         add(MANAGED, self.managed.then_some("true"));
         add(BACKEND_TYPE, self.backend_type.as_deref());
         for (names, values) in [(BACKEND_DATA, &self.data), (PUBLIC_IP, &self.public_ips)] {
-            names.into_iter().for_each(|(family, suffix)| add(suffix, values.get(family).map(|value| &**value)));
+            for (family, suffix) in names {
+                add(suffix, values.get(family).map(|value| &**value));
+            }
         }
         all
     }

@@ -32,7 +32,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let destinations: HashSet<IpNetwork> = now.values().flatten().filter_map(destination).collect();
         let others = known.routes.iter().filter(|route| destinations.contains(&route.destination)).copied().collect();
         let partial = DesiredEntries { peers: now, ..DesiredEntries::default() };
-        let plan = plan::entries(&partial, &known.links, &live_of(before.values().copied().flatten(), others));
+        let plan = plan::entries(&partial, &known.links, &live_of(before.values().flatten(), others));
         self.report.refused(&[peers.refused, desired.refused].concat());
 
         let blocked = !plan.in_the_way.is_empty();
@@ -50,7 +50,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             self.known = Some(known);
         } else {
             // What is known stays of use to a round, but for the peers in question.
-            let in_question: Vec<Box<str>> = partial.peers.into_keys().chain(before.into_keys().cloned()).collect();
+            let in_question: Vec<Box<str>> = partial.peers.into_keys().chain(before.into_keys()).collect();
             known.held.retain(|node, _| !in_question.contains(node));
             self.known = Some(known);
             self.since = Some(since);
@@ -61,11 +61,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
 type Held = BTreeMap<Box<str>, Vec<Entry>>;
 
-/// What differs: the peers as they should be, and as they are.
-fn difference<'a>(desired: &Held, held: &'a Held) -> (Held, BTreeMap<&'a Box<str>, &'a Vec<Entry>>) {
-    let now = desired.iter().filter(|(node, entries)| held.get(*node) != Some(*entries));
-    let before = held.iter().filter(|(node, entries)| desired.get(*node) != Some(*entries));
-    (now.map(|(node, entries)| (node.clone(), entries.clone())).collect(), before.collect())
+/// The peers that differ, as they should be and as they are.
+fn difference(desired: &Held, held: &Held) -> (Held, Held) {
+    let only = |here: &Held, there: &Held| -> Held {
+        let different = here.iter().filter(|(node, entries)| there.get(*node) != Some(*entries));
+        different.map(|(node, entries)| (node.clone(), entries.clone())).collect()
+    };
+    (only(desired, held), only(held, desired))
 }
 
 /// The kernel as far as it holds these entries and these routes.

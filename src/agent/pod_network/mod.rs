@@ -276,7 +276,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 Err(_) => self.pauses.next(),
             };
             self.agenda.looked(start, pause);
-            self.settle(outcome.err());
+            self.settle(outcome.err().as_ref());
         }
         if let Some(at) = self.retries.values().map(|retry| retry.at).min() {
             self.agenda.by(at);
@@ -309,7 +309,9 @@ enum Unsettled {
     #[error("{0}")]
     InTheWay(crate::network::plan::LinkInTheWay),
     /// Links do not stay as they are made.
-    #[error("the links of the pod network do not stay as they are made: somebody else changes them all the time ({0} changes open). Does NetworkManager or systemd-networkd manage them? Tell it not to")]
+    #[error(
+        "the links of the pod network do not stay as they are made: somebody else changes them all the time ({0} changes open). Does NetworkManager or systemd-networkd manage them? Tell it not to"
+    )]
     Restless(usize),
     /// The work ended without an outcome.
     #[error("{0}")]

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::agent::node_writes::{Condition, NodeWrites, WriteState};
-use crate::agent::readiness::{Part, Readiness, State, all_ready};
+use crate::agent::readiness::{Part, State, all_ready};
 use crate::config::netconf::NetConf;
 use crate::config::network_settings::NetworkSettings;
 use crate::netlink::NetworkKernel;
@@ -122,9 +122,9 @@ fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Tells everybody how things stand after a round.
-    pub(super) fn settle(&mut self, unsettled: Option<Unsettled>) {
-        self.report.trouble(unsettled.as_ref().map(ToString::to_string));
-        self.publisher.trouble = unsettled.as_ref().map(|unsettled| {
+    pub(super) fn settle(&mut self, unsettled: Option<&Unsettled>) {
+        self.report.trouble(unsettled.map(ToString::to_string));
+        self.publisher.trouble = unsettled.map(|unsettled| {
             let (part, reason) = unsettled.part();
             let message = unsettled.to_string();
             self.readiness.not_ready(part, &message);
@@ -134,22 +134,21 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
         });
         if let Some(known) = self.known.take() {
-            self.publish(&known, unsettled.as_ref());
+            self.publish(&known, unsettled.is_none());
             self.known = Some(known);
         }
         self.tell_condition();
     }
 
-    fn publish(&mut self, known: &Known, unsettled: Option<&Unsettled>) {
+    fn publish(&mut self, known: &Known, settled: bool) {
         let conf = self.asked.conf.borrow().clone();
         let settings = &self.asked.settings;
         // Others are told of links that are there as they are told.
-        if unsettled.is_none()
+        if settled
             && let Some(node) = &self.own_node
+            && self.publisher.annotations(settings, &conf, node, &known.own)
         {
-            if self.publisher.annotations(settings, &conf, node, &known.own) {
-                self.readiness.ready(Part::Registration);
-            }
+            self.readiness.ready(Part::Registration);
         }
         let rules = PodRules::new(settings, &conf, &known.own);
         if self.publisher.rules.as_ref() != Some(&rules) {

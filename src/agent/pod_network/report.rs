@@ -126,10 +126,11 @@ impl NetworkReport {
 
     /// The kernel did not take these entries, each with the peer it is for; all others it took.
     pub(super) fn untaken(&mut self, failed: &BTreeMap<Option<Box<str>>, NetlinkError>) {
-        failed.values().for_each(|error| self.failed(error));
+        for error in failed.values() {
+            self.failed(error);
+        }
         let now: BTreeMap<Option<Box<str>>, String> = failed.iter().map(|(node, error)| (node.clone(), error.to_string())).collect();
-        let news: Vec<(&Option<Box<str>>, &String)> =
-            now.iter().filter(|(node, text)| self.failures.get(*node) != Some(*text)).collect();
+        let news: Vec<(&Option<Box<str>>, &String)> = now.iter().filter(|(node, text)| self.failures.get(*node) != Some(*text)).collect();
         for (node, text) in news.iter().take(NAMED) {
             let whose = node.as_ref().map(|node| format!("node {node}: ")).unwrap_or_default();
             tracing::error!("pod network: {whose}{text}; tried again");
@@ -148,7 +149,9 @@ impl NetworkReport {
         if kinds.is_empty() {
             return;
         }
-        kinds.iter().for_each(|(kind, count)| self.metrics.network().repaired(kind, *count));
+        for (kind, count) in kinds {
+            self.metrics.network().repaired(kind, *count);
+        }
         let counts: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         let note = format!("what somebody else changed is put right (changes by kind: {})", counts.join(", "));
         tracing::warn!("pod network: {note}");

@@ -98,14 +98,12 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         held.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
         self.known = Some(Known { own, external, mtu, desired, links, routes, held });
-        match trouble.or(missing) {
-            Some(trouble) => Err(trouble),
-            None => {
-                self.readiness.ready(Part::Links);
-                self.readiness.ready(Part::Peers);
-                Ok(())
-            }
+        if let Some(trouble) = trouble.or(missing) {
+            return Err(trouble);
         }
+        self.readiness.ready(Part::Links);
+        self.readiness.ready(Part::Peers);
+        Ok(())
     }
 
     /// Everything that the kernel holds.
@@ -125,9 +123,9 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             external.check_host_gw()?;
         }
         let mtu = mtu(conf, external.mtu)?;
-        let too_large = mtu.too_large.map(|asked| {
-            format!("Backend.MTU is {asked}, and interface {} takes {} only: that counts", external.name, external.mtu)
-        });
+        let too_large = mtu
+            .too_large
+            .map(|asked| format!("Backend.MTU is {asked}, and interface {} takes {} only: that counts", external.name, external.mtu));
         self.report.complain("mtu", too_large);
         if self.known.as_ref().is_none_or(|known| known.external != external || known.mtu != mtu) {
             let ips: Vec<String> = external.local.iter().map(|(_, ip)| ip.to_string()).collect();
@@ -176,7 +174,9 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
         }
         self.report.repaired(&repaired);
-        desired.iter().for_each(|link| self.report.metrics.network().mtu(&link.name, link.mtu));
+        for link in desired {
+            self.report.metrics.network().mtu(&link.name, link.mtu);
+        }
         Ok((live, trouble))
     }
 

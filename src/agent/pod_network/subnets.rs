@@ -48,7 +48,9 @@ impl Source {
                 Err(NoSubnet::Unassigned(name)) => Subnets::Awaited(Condition::pod_cidr_missing(&name)),
                 Err(bad) => Subnets::Awaited(Condition::down("PodCIDRUnusable", bad.to_string())),
             },
-            Self::Leases { standings, .. } => leased(&standings.iter().map(|(family, of)| (family, of.borrow().clone())).collect::<Vec<_>>()),
+            Self::Leases { standings, .. } => {
+                leased(&standings.iter().map(|(family, of)| (family, of.borrow().clone())).collect::<Vec<_>>())
+            }
         }
     }
 
