@@ -152,7 +152,7 @@ impl PodNetwork {
         let asked = Asked { node: node.into(), conf: conf.subscribe(), settings: self.settings.clone(), source: subnets };
         let publisher = Publisher::new(writes, lease_data, updates);
         let report = NetworkReport::new(metrics, events);
-        let network = NetworkLoop::new(Kernel, asked, publisher, readiness, report);
+        let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, readiness, report);
         tokio::select! {
             never = conf::follow(&self.settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => Err(anyhow!("the source of Nodes has ended")),

@@ -105,9 +105,9 @@ struct Known {
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// A loop that waits for all Nodes before it touches anything.
-    pub fn new(kernel: K, asked: Asked, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
+    pub fn new(kernel: Arc<K>, asked: Asked, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
         Self {
-            kernel: Arc::new(kernel),
+            kernel,
             asked,
             nodes: HashMap::new(),
             complete: false,

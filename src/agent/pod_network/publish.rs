@@ -162,8 +162,15 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
         }
         let lost = known.own.subnets.families().count() < conf.networks.families().count();
-        let env = SubnetEnv::new(&conf, &known.own, known.mtu.pods, settings.masquerade);
-        self.publisher.file = (!lost).then(|| env.to_string());
+        if lost {
+            self.publisher.file = None;
+        } else if settled || self.publisher.file.is_some() {
+            let env = SubnetEnv::new(&conf, &known.own, known.mtu.pods, settings.masquerade);
+            self.publisher.file = Some(env.to_string());
+        } else {
+            // Pods come when they can be reached, and not before.
+            return;
+        }
         self.publish_file();
     }
 

@@ -107,7 +107,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Everything that the kernel holds.
-    async fn dump(&self) -> Result<Live, Unsettled> {
+    async fn dump(&mut self) -> Result<Live, Unsettled> {
         let kernel = Arc::clone(&self.kernel);
         let live = within(move || kernel.dump()).await?;
         live.inspect_err(|error| self.report.failed(error)).map_err(Unsettled::Kernel)

@@ -1,0 +1,282 @@
+//! The pod network's loop with a kernel made of values: what it asks of the kernel, and what it makes of a kernel that refuses.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use sepal::agent::events::Events;
+use sepal::agent::metrics::{Format, Metrics};
+use sepal::agent::node_writes::NodeWrites;
+use sepal::agent::pod_network::publish::Publisher;
+use sepal::agent::pod_network::report::NetworkReport;
+use sepal::agent::pod_network::subnets::Source;
+use sepal::agent::pod_network::{Asked, NetworkLoop};
+use sepal::agent::readiness::{Part, Readiness, State};
+use sepal::config::netconf::NetConf;
+use sepal::config::network_settings::NetworkSettings;
+use sepal::netlink::fake_network::{Call, FakeNetwork};
+use sepal::network::annotations::Prefix;
+use sepal::network::entry::{EntryChange, LinkChange, Live, OUR_PROTOCOL, Route};
+use sepal::network::link::{Link, LinkAddress, LinkKind, Scope};
+use sepal::network::node::{NetworkNode, NodeText};
+use sepal::source::Update;
+use sepal::source::api::Connection;
+use sepal::source::leases::LeaseData;
+use sepal::source::nodes::NodeUpdate;
+use sepal_apiserver::ApiServer;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+const UNDERLAY: u32 = 2;
+
+/// A host with one interface.
+fn host() -> Live {
+    let net = "192.0.2.1/24".parse().expect("an address");
+    let underlay = Link {
+        index: UNDERLAY,
+        name: "eth0".into(),
+        mac: None,
+        mtu: 1500,
+        up: true,
+        master: None,
+        kind: LinkKind::Other("veth".into()),
+        addresses: vec![LinkAddress { net, scope: Scope::Universe, permanent: true, temporary: false, deprecated: false }],
+    };
+    Live { links: vec![underlay], ..Live::default() }
+}
+
+/// Node number `n`: subnet 10.244.n.0/24, address 192.0.2.n.
+fn node(n: u8, mac: u8) -> NodeUpdate {
+    let (name, subnet, ip) = (format!("node-{n}"), format!("10.244.{n}.0/24"), format!("192.0.2.{n}"));
+    let data = format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:{mac:02x}\"}}");
+    let full = |suffix: &str| Prefix::default().name(suffix);
+    let annotations =
+        [("kube-subnet-manager", "true"), ("backend-type", "vxlan"), ("backend-data", data.as_str()), ("public-ip", ip.as_str())]
+            .map(|(suffix, value)| (full(suffix), value.to_owned()));
+    let text = NodeText {
+        name: &name,
+        uid: &name,
+        pod_cidrs: vec![&subnet],
+        annotations: annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        internal_ips: vec![&ip],
+        ..NodeText::default()
+    };
+    NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))
+}
+
+/// The loop on node number 1.
+struct Loop {
+    kernel: Arc<FakeNetwork>,
+    nodes: mpsc::Sender<(Instant, NodeUpdate)>,
+    updates: mpsc::Receiver<Update>,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    folder: TempDir,
+    task: JoinHandle<()>,
+    _server: ApiServer,
+    _conf: watch::Sender<NetConf>,
+}
+
+impl Loop {
+    async fn start(kernel: Arc<FakeNetwork>) -> Self {
+        let server = ApiServer::start().expect("it serves");
+        server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
+        let client = Connection { kubeconfig: None, master: Some(server.url()) }.client().await.expect("a client");
+        let (writes, writing) = NodeWrites::new(&client, "node-1", &Events::none());
+        tokio::spawn(writing);
+        let folder = TempDir::new().expect("a folder");
+        let conf = watch::Sender::new(NetConf::parse(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("good"));
+        let settings = NetworkSettings { subnet_file: folder.path().join("subnet.env"), ..NetworkSettings::default() };
+        let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source: Source::Node };
+        let (sender, updates) = mpsc::channel(16);
+        let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
+        let readiness = Readiness::new([Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile]);
+        let metrics = Arc::new(Metrics::default());
+        let report = NetworkReport::new(Arc::clone(&metrics), Events::none());
+        let (nodes, told) = mpsc::channel(1024);
+        let network = NetworkLoop::new(Arc::clone(&kernel), asked, publisher, readiness.clone(), report);
+        let task = tokio::spawn(network.run(told));
+        Self { kernel, nodes, updates, readiness, metrics, folder, task, _server: server, _conf: conf }
+    }
+
+    async fn tell(&self, update: NodeUpdate) {
+        self.nodes.send((Instant::now(), update)).await.expect("the loop runs");
+    }
+
+    async fn tell_all(&self, nodes: impl IntoIterator<Item = NodeUpdate>) {
+        for node in nodes {
+            self.tell(node).await;
+        }
+        self.tell(NodeUpdate::Complete).await;
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready)).await;
+    }
+
+    /// Where packets to a subnet of a node go in the end.
+    fn way(&self, n: u8) -> Option<(IpNetwork, IpAddr)> {
+        let live = self.kernel.live();
+        let destination: IpNetwork = format!("10.244.{n}.0/24").parse().expect("a CIDR");
+        let route = live.routes.iter().find(|route| route.destination == destination)?;
+        let neighbour = live.neighbours.iter().find(|neighbour| Some(neighbour.ip) == route.gateway)?;
+        let fdb = live.fdb.iter().find(|entry| entry.mac == neighbour.mac)?;
+        Some((route.destination, fdb.host))
+    }
+
+    fn reaches(&self, n: u8) -> bool {
+        self.way(n).is_some_and(|(_, host)| host == IpAddr::from([192, 0, 2, n]))
+    }
+
+    fn metric(&self, line: &str) -> bool {
+        self.metrics.text(Format::of_accept("")).1.lines().any(|found| found == line)
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < limit, "still not so after 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn changes(calls: &[Call]) -> Vec<&Call> {
+    calls.iter().filter(|call| matches!(call, Call::Entry(_) | Call::Link(_))).collect()
+}
+
+#[tokio::test]
+async fn a_start_makes_everything_and_the_next_one_nothing() {
+    let mut network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    network.tell_all((1..=20).map(|n| node(n, n))).await;
+    assert!((2..=20).all(|n| network.reaches(n)));
+    let calls = network.kernel.take_calls();
+    assert!(matches!(calls.first(), Some(Call::Dump)), "nothing is changed before it is looked at");
+    assert_eq!(changes(&calls).len(), 3 + 3 * 19, "a link, its address, up; three entries for each of the others");
+    assert!(matches!(network.updates.recv().await, Some(Update::PodRules(rules)) if rules.ranges.v4.is_some()));
+    let env = std::fs::read_to_string(network.folder.path().join("subnet.env")).expect("it is there");
+    assert_eq!(env, "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
+
+    network.task.abort();
+    let again = Loop::start(Arc::clone(&network.kernel)).await;
+    again.tell_all((1..=20).map(|n| node(n, n))).await;
+    let calls = again.kernel.take_calls();
+    assert_eq!(changes(&calls), Vec::<&Call>::new(), "all of it was there");
+}
+
+#[tokio::test]
+async fn other_nodes_take_the_short_way() {
+    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    network.tell_all((1..=20).map(|n| node(n, n))).await;
+    drop(network.kernel.take_calls());
+    // Another hardware address: the neighbour, the new FDB entry, and the old one goes.
+    network.tell(node(7, 77)).await;
+    eventually("it is known by its new address", || network.reaches(7) && network.kernel.live().fdb.len() == 19).await;
+    network.tell(NodeUpdate::Gone("node-8".into())).await;
+    eventually("it is gone", || network.kernel.live().fdb.len() == 18).await;
+    assert_eq!(network.way(8), None);
+    network.tell(node(21, 21)).await;
+    eventually("it is there", || network.reaches(21)).await;
+    let calls = network.kernel.take_calls();
+    assert!(!calls.contains(&Call::Dump), "{calls:?}");
+    assert_eq!(changes(&calls).len(), 3 + 3 + 3);
+    // What is gone from a new list is gone.
+    let known: HashSet<Box<str>> = (1..=5).map(|n| format!("node-{n}").into()).collect();
+    network.tell(NodeUpdate::Listed(known)).await;
+    eventually("only those of the list are left", || network.kernel.live().fdb.len() == 4).await;
+    assert!(network.metric("sepal_network_peers{state=\"desired\"} 4"));
+}
+
+#[tokio::test]
+async fn a_peer_that_the_kernel_refuses_is_tried_again_alone() {
+    let kernel = Arc::new(FakeNetwork::new(host()));
+    let refused: IpNetwork = "10.244.3.0/24".parse().expect("a CIDR");
+    kernel.fail(2, Errno::ENOBUFS, move |call| matches!(call, Call::Entry(EntryChange::Route(route)) if route.destination == refused));
+    let network = Loop::start(kernel).await;
+    network.tell_all((1..=20).map(|n| node(n, n))).await;
+    assert!((2..=20).filter(|n| *n != 3).all(|n| network.reaches(n)), "it holds up nobody");
+    assert!(network.metric("sepal_network_peers{state=\"programmed\"} 18"));
+    assert!(network.metric("sepal_network_netlink_errors_total{call=\"set route\"} 1"));
+    // Others' changes go on meanwhile.
+    network.tell(node(4, 44)).await;
+    eventually("the other is written", || network.kernel.live().fdb.iter().any(|entry| entry.mac.to_string() == "02:00:00:00:00:2c")).await;
+    eventually("it is taken at last", || network.reaches(3)).await;
+    eventually("that is counted", || network.metric("sepal_network_peers{state=\"programmed\"} 19")).await;
+}
+
+#[tokio::test]
+async fn a_kernel_that_cannot_be_read_is_asked_again() {
+    let kernel = Arc::new(FakeNetwork::new(host()));
+    kernel.fail(2, Errno::ENOMEM, |call| matches!(call, Call::Dump));
+    kernel.fail(1, Errno::EPERM, |call| matches!(call, Call::Link(LinkChange::CreateVxlan { .. })));
+    let network = Loop::start(kernel).await;
+    for n in 1..=3 {
+        network.tell(node(n, n)).await;
+    }
+    network.tell(NodeUpdate::Complete).await;
+    eventually("it is told", || {
+        matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
+    })
+    .await;
+    network.ready().await;
+    assert!(network.reaches(2) && network.reaches(3));
+}
+
+#[tokio::test]
+async fn what_others_made_is_left_alone_and_in_nobodys_way() {
+    let mut live = host();
+    let theirs = Route {
+        destination: "10.244.3.0/24".parse().expect("a CIDR"),
+        gateway: Some([192, 0, 2, 99].into()),
+        link: Some(UNDERLAY),
+        onlink: false,
+        blackhole: false,
+        source: None,
+        protocol: 4,
+        metric: 0,
+    };
+    let stale = Route { destination: "10.244.99.0/24".parse().expect("a CIDR"), protocol: OUR_PROTOCOL, ..theirs };
+    live.routes = vec![theirs, stale];
+    let network = Loop::start(Arc::new(FakeNetwork::new(live))).await;
+    network.tell_all((1..=4).map(|n| node(n, n))).await;
+    assert!(network.kernel.live().routes.contains(&theirs));
+    assert!(!network.kernel.live().routes.contains(&stale), "what was ours goes");
+    assert!(network.reaches(2) && network.reaches(4) && !network.reaches(3));
+    // The same for a node that comes later, by the short way.
+    drop(network.kernel.take_calls());
+    network.tell(node(3, 33)).await;
+    network.tell(node(5, 5)).await;
+    eventually("the next one is there", || network.reaches(5)).await;
+    assert!(network.kernel.live().routes.contains(&theirs));
+}
+
+#[tokio::test]
+async fn a_node_without_a_subnet_touches_nothing() {
+    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    let bare = NodeText { name: "node-1", uid: "u", internal_ips: vec!["192.0.2.1"], ..NodeText::default() };
+    network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&bare, &Prefix::default())))).await;
+    network.tell(node(2, 2)).await;
+    network.tell(NodeUpdate::Complete).await;
+    eventually("it is told why", || {
+        matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
+    })
+    .await;
+    assert_eq!(changes(&network.kernel.take_calls()), Vec::<&Call>::new());
+    network.tell(node(1, 1)).await;
+    network.ready().await;
+    assert!(network.reaches(2));
+    // Deleted and not yet registered again: what was there stays, and peers are followed.
+    network.tell(NodeUpdate::Gone("node-1".into())).await;
+    network.tell(node(3, 3)).await;
+    eventually("peers are followed", || network.reaches(3)).await;
+    assert!(network.reaches(2));
+}
