@@ -18,6 +18,7 @@ use crate::agent::health::SharedHealth;
 use crate::agent::http::StartError;
 use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
+use crate::agent::readiness::{Part, Readiness};
 use crate::agent::report::Report;
 use crate::agent::{healthz, metrics_server};
 use crate::cluster::{Change, Family, Node};
@@ -118,7 +119,9 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     }
 
     let health = SharedHealth::new(proxy.sync_period);
-    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone());
+    let readiness = Readiness::new(families.iter().copied().map(Part::Proxy));
+    metrics.parts(&readiness);
+    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone()).with_readiness(readiness.clone());
     let random_fully = found.random_fully();
     let mut proxy_loop = ProxyLoop::new(found.exec, Kernel, random_fully, source.inputs, report);
     for family in families {
@@ -130,7 +133,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     source.events.tell(Event::starting());
     tokio::select! {
-        failed = serve(&setup, health, Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
+        failed = serve(&setup, (health, readiness), Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
         changed = config_watch::follow(flags, setup.effective.clone(), Told { updates: sender, configz }) => {
             let Err(error) = changed;
             Err(error)
@@ -142,7 +145,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
 /// Runs the health and the metrics server; ends only with `bindAddressHardFail`, when one of them cannot listen.
 async fn serve(
     setup: &Setup,
-    health: SharedHealth,
+    (health, readiness): (SharedHealth, Readiness),
     metrics: Arc<Metrics>,
     configz: watch::Receiver<serde_json::Value>,
     flags: &RunFlags,
@@ -153,9 +156,10 @@ async fn serve(
         healthz::Probe::Healthz => counts.healthz(status.as_u16()),
         healthz::Probe::Livez => counts.livez(status.as_u16()),
     });
+    let readiness = (!flags.as_kube_proxy).then_some(readiness);
     let healthz = async {
         match daemon.healthz {
-            Some(address) => healthz::serve(address, daemon.hard_fail, health, answered).await,
+            Some(address) => healthz::serve(address, daemon.hard_fail, health, readiness, answered).await,
             None => std::future::pending::<Result<Infallible, _>>().await,
         }
     };

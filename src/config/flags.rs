@@ -33,6 +33,9 @@ pub struct RunFlags {
     /// Every flag with its value as text, for `/flagz`.
     #[arg(skip)]
     pub typed: BTreeMap<String, String>,
+    /// The program runs by kube-proxy's name: what kube-proxy does not answer is not answered.
+    #[arg(skip)]
+    pub as_kube_proxy: bool,
 }
 
 /// IP families on the command line.
