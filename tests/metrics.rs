@@ -15,6 +15,7 @@ use sepal::agent::flow_loop;
 use sepal::agent::health::SharedHealth;
 use sepal::agent::metrics::{Format, Metrics};
 use sepal::agent::proxy_loop::ProxyLoop;
+use sepal::agent::readiness::{Part, Readiness, show};
 use sepal::agent::report::Report;
 use sepal::cluster::{Family, ServiceKey};
 use sepal::conntrack::Reconciler;
@@ -25,6 +26,8 @@ use sepal::iptables::{IptablesError, Runner};
 use sepal::netlink::nfacct::{PacketCounters, Packets};
 use sepal::netlink::record::FakeHost;
 use sepal::netlink::{Host, Kernel};
+use sepal::network::families::PerFamily;
+use sepal::network::masquerade::{PodRanges, PodRules};
 use sepal::rules::Renderer;
 use sepal::source::api::{self, Connection};
 use sepal::source::{Kind, ObjectId, Update, convert};
@@ -88,19 +91,23 @@ struct Lab {
     metrics: Arc<Metrics>,
     tables: Both,
     updates: mpsc::Sender<Update>,
+    readiness: Readiness,
 }
 
 /// Runs a loop for both families beside a script that tells it things.
 fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
     block_on(async {
         let tables = Both::new();
+        let readiness = Readiness::new(Family::ALL.into_iter().flat_map(|family| [Part::Proxy(family), Part::PodRules(family)]));
+        metrics.parts(&readiness);
         let report = Report::new(Arc::clone(metrics), SharedHealth::new(Duration::from_secs(30)), Events::none());
+        let report = report.with_readiness(readiness.clone());
         let mut inputs = common::inputs("").expect("nothing");
         inputs.settings.min_sync_period = Some(Duration::from_secs(1));
         let proxy = ProxyLoop::new(tables.clone(), FakeHost::default(), true, inputs, report);
         let proxy = proxy.with_family(Family::V4, None).with_family(Family::V6, None);
         let (updates, receiver) = mpsc::channel(64);
-        let lab = Lab { metrics: Arc::clone(metrics), tables, updates };
+        let lab = Lab { metrics: Arc::clone(metrics), tables, updates, readiness };
         tokio::join!(proxy.run(receiver), script(lab));
     });
 }
@@ -299,6 +306,43 @@ fn changes_are_counted_as_two_proxies_count_them() {
         lab.shows("sepal_service_ports{ip_family=\"IPv4\"}", "2");
         lab.shows("sepal_service_ports{ip_family=\"IPv6\"}", "1");
         lab.shows("sepal_updates_waiting", "0");
+    });
+}
+
+/// A family is ready from its first sync on, and not while the last one failed; the pod network's rules are once they were part of one.
+#[test]
+fn families_are_ready_when_their_rules_are_in_force() {
+    let metrics = Arc::new(Metrics::default());
+    with_loop(&metrics, async |lab| {
+        let ready = |part: &str| lab.value(&format!("sepal_part_ready{{part=\"{part}\"}}")).expect("it is shown");
+        lab.pass(1).await;
+        assert_eq!([ready("proxy-ipv4"), ready("proxy-ipv6")], ["0", "0"]);
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
+        lab.complete().await;
+        lab.pass(1).await;
+        assert_eq!([ready("proxy-ipv4"), ready("proxy-ipv6")], ["0", "1"]);
+        let shown = show(&lab.readiness.states());
+        assert!(shown.starts_with("[-]proxy-ipv4 not yet: ") && shown.contains("xtables lock"), "{shown}");
+        lab.pass(10_000).await;
+        assert_eq!(ready("proxy-ipv4"), "1");
+        assert_eq!(ready("pod-rules-ipv4"), "0", "nothing is known of the pod network");
+
+        let mut inputs = common::inputs("").expect("nothing");
+        let range =
+            |network: &str, subnet: &str| PodRanges { network: network.parse().expect("one"), subnet: subnet.parse().expect("one") };
+        let ranges = PerFamily { v4: Some(range("10.244.0.0/16", "10.244.1.0/24")), v6: None };
+        inputs.pod_rules = Some(PodRules { ranges, masquerade: true, random_fully: true, forward: true });
+        lab.updates.send(Update::Inputs(Box::new(inputs))).await.expect("taken");
+        lab.pass(10_000).await;
+        assert_eq!(ready("pod-rules-ipv4"), "1");
+
+        lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
+        lab.tell(Kind::Service, &service("a", &json!({}))).await;
+        lab.pass(1).await;
+        let shown = show(&lab.readiness.states());
+        assert!(shown.contains("[-]proxy-ipv4 failed: ") && shown.contains("[-]pod-rules-ipv4 failed: "), "{shown}");
+        lab.pass(10_000).await;
+        assert_eq!([ready("proxy-ipv4"), ready("pod-rules-ipv4"), ready("proxy-ipv6")], ["1", "1", "1"]);
     });
 }
 

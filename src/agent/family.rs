@@ -50,6 +50,8 @@ pub struct Synced {
     pub read: bool,
     /// Service ports that iptables refused in the course of this.
     pub refused: Vec<Refusal>,
+    /// The pod network's rules were among those that are in force now.
+    pub pod_rules: bool,
     /// Service ports that are still to be written: there were so many refusals that this is done in several syncs.
     pub unfinished: usize,
     /// Time for computing rules and the plan.
@@ -218,7 +220,7 @@ impl FamilyRules {
     /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
     /// next call tries everything that is not acknowledged. Service ports that were refused before that are told of with the error.
     pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, Unsynced> {
-        let mut synced = Synced::default();
+        let mut synced = Synced { pod_rules: inputs.pod_rules.is_some(), ..Synced::default() };
         self.attempt = Attempt::default();
         match self.try_sync(runner, inputs, host, &mut synced).await {
             Ok(()) => {

@@ -1,4 +1,5 @@
-//! The health server (`healthzBindAddress`, spec section 9.1): `/healthz` for load balancers, `/livez` for whoever restarts sepal.
+//! The health server (`healthzBindAddress`, spec section 9.1): `/healthz` for load balancers, `/livez` for whoever restarts sepal, and
+//! `/readyz`, which kube-proxy has not, for whoever waits for this node's network.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use super::health::{FamilyHealth, Health, SharedHealth};
 use super::http::{self, Answer, Handler, Request, StartError};
 use super::listen::Place;
+use super::readiness::{self, Readiness};
 
 /// What Go prints for a time that was never set.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -28,21 +30,28 @@ pub enum Probe {
 /// Told of every answer, to count it (`proxy_healthz_total` and `proxy_livez_total`).
 pub type Answered = Arc<dyn Fn(Probe, StatusCode) + Send + Sync>;
 
-/// Answers for as long as it is kept. `hard_fail` is `bindAddressHardFail`.
+/// Answers for as long as it is kept. `hard_fail` is `bindAddressHardFail`. Without a table of parts there is no `/readyz`.
 ///
 /// # Errors
 /// The address cannot be had, and that counts as failure. Reads `failed to start proxy healthz on ADDR: ERR`.
-pub async fn serve(address: SocketAddr, hard_fail: bool, health: SharedHealth, answered: Answered) -> Result<Infallible, StartError> {
-    http::keep_serving(Place::tcp(address), hard_fail, format!("failed to start proxy healthz on {address}"), handler(health, answered))
-        .await
+pub async fn serve(
+    address: SocketAddr,
+    hard_fail: bool,
+    health: SharedHealth,
+    readiness: Option<Readiness>,
+    answered: Answered,
+) -> Result<Infallible, StartError> {
+    let what = format!("failed to start proxy healthz on {address}");
+    http::keep_serving(Place::tcp(address), hard_fail, what, handler(health, readiness, answered)).await
 }
 
-fn handler(health: SharedHealth, answered: Answered) -> Arc<dyn Handler> {
+fn handler(health: SharedHealth, readiness: Option<Readiness>, answered: Answered) -> Arc<dyn Handler> {
     let zone = TimeZone::system();
     Arc::new(move |request: &Request| {
-        let probe = match request.path.as_str() {
-            "/healthz" => Probe::Healthz,
-            "/livez" => Probe::Livez,
+        let probe = match (request.path.as_str(), &readiness) {
+            ("/healthz", _) => Probe::Healthz,
+            ("/livez", _) => Probe::Livez,
+            ("/readyz", Some(readiness)) => return readyz(readiness, request.asks_for("verbose")),
             _ => return Answer::not_found(),
         };
         let answer = answer(&health.now(), probe, &zone);
@@ -67,6 +76,17 @@ fn answer(health: &Health, probe: Probe, zone: &TimeZone) -> Answer {
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // Text and booleans have no way not to be JSON.
     Answer::new(status, "application/json", serde_json::to_vec(&body).unwrap_or_default()).nosniff()
+}
+
+/// Whether all parts do their work, as Kubernetes' own components say it: part by part if some do not, or if asked for.
+fn readyz(readiness: &Readiness, verbose: bool) -> Answer {
+    let states = readiness.states();
+    let ready = readiness::all_ready(&states);
+    if ready && !verbose {
+        return Answer::text(StatusCode::OK, "ok");
+    }
+    let (code, outcome) = if ready { (StatusCode::OK, "passed") } else { (StatusCode::SERVICE_UNAVAILABLE, "failed") };
+    Answer::text(code, format!("{}readyz check {outcome}\n", readiness::show(&states)))
 }
 
 #[derive(Serialize)]
@@ -114,6 +134,7 @@ mod tests {
     use crate::agent::http::Serving;
     use crate::agent::http::tests::get;
     use crate::agent::listen;
+    use crate::agent::readiness::Part;
     use crate::cluster::Family;
 
     fn at(elapsed: u64, time: &str) -> Moment {
@@ -201,7 +222,7 @@ mod tests {
         let answered: Answered = Arc::new(move |probe, status| count.lock().expect("one thread").push((probe, status.as_u16())));
         let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let _serving = Serving::start(listener, handler(health.clone(), answered));
+        let _serving = Serving::start(listener, handler(health.clone(), None, answered));
 
         assert!(get(address, "/healthz").await.expect("an answer").starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
         health.node_seen(true);
@@ -218,10 +239,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn readyz_says_what_is_missing() {
+        let readiness = Readiness::new([Part::Peers, Part::Proxy(Family::V4)]);
+        let answered: Answered = Arc::new(|probe, _| panic!("{probe:?} was not asked for"));
+        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let _serving = Serving::start(listener, handler(SharedHealth::new(Duration::from_secs(30)), Some(readiness.clone()), answered));
+        let answers = async |path: &str, status: &str, body: &str| {
+            let answer = get(address, path).await.expect("an answer");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+            assert!(answer.contains("\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"), "{answer}");
+        };
+        readiness.not_ready(Part::Peers, "3 of 5 have their entries");
+        readiness.ready(Part::Proxy(Family::V4));
+        let missing = "[-]peers not yet: 3 of 5 have their entries\n[+]proxy-ipv4 ok\nreadyz check failed\n";
+        for path in ["/readyz", "/readyz?verbose"] {
+            answers(path, "503 Service Unavailable", missing).await;
+        }
+        readiness.ready(Part::Peers);
+        answers("/readyz", "200 OK", "ok").await;
+        answers("/readyz?verbose", "200 OK", "[+]peers ok\n[+]proxy-ipv4 ok\nreadyz check passed\n").await;
+        readiness.not_ready(Part::Proxy(Family::V4), "iptables is gone");
+        answers("/readyz", "503 Service Unavailable", "[+]peers ok\n[-]proxy-ipv4 failed: iptables is gone\nreadyz check failed\n").await;
+        answers("/readyz/peers", "404 Not Found", "404 page not found\n").await;
+    }
+
+    #[tokio::test]
     async fn an_address_that_cannot_be_had_is_named() {
         let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = taken.local_addr().expect("an address");
-        let error = serve(address, true, SharedHealth::new(Duration::from_secs(30)), Arc::new(|_, _| {})).await.expect_err("it is taken");
+        let error =
+            serve(address, true, SharedHealth::new(Duration::from_secs(30)), None, Arc::new(|_, _| {})).await.expect_err("it is taken");
         let expected = format!("failed to start proxy healthz on {address}: listen tcp {address}: bind: Address already in use");
         assert!(error.to_string().starts_with(&expected), "{error}");
     }

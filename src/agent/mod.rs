@@ -3,6 +3,7 @@
 pub mod events;
 pub mod facts;
 pub mod family;
+pub mod flanneld_health;
 pub mod flow_loop;
 pub mod health;
 pub mod healthz;

@@ -329,6 +329,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         let missing = self.inputs.missing();
         if let Some(what) = missing.as_ref().filter(|what| self.complaint.as_ref() != Some(what)) {
             tracing::warn!("{what}");
+            self.families.iter().for_each(|kept| self.report.waits(kept.rules.family(), what));
         }
         self.complaint = missing;
         self.complaint.is_none()
@@ -340,6 +341,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             Ok(facts) => facts,
             Err(error) => {
                 for kept in &mut self.families {
+                    self.report.waits(kept.rules.family(), &error.to_string());
                     let pause = kept.failed(self.inputs.settings.sync_period);
                     kept.lookout.put_off(kept.not_before);
                     kept.checks_again = kept.checks_again.map(|again| again.max(kept.not_before));

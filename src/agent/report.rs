@@ -13,6 +13,7 @@ use super::family::{FamilyRules, Synced, Unsynced};
 use super::health::SharedHealth;
 use super::metrics::Metrics;
 use super::quarantine::Refusal;
+use super::readiness::{Part, Readiness, State};
 
 /// Names of single things in one log line or Event; the rest is counted.
 const NAMED: usize = 5;
@@ -25,19 +26,35 @@ pub struct Report {
     /// How well rules keep up.
     pub health: SharedHealth,
     events: Events,
+    readiness: Readiness,
 }
 
 impl Report {
     /// Counts in these metrics and tells by these events.
     #[must_use]
-    pub const fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
-        Self { metrics, health, events }
+    pub fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
+        Self { metrics, health, events, readiness: Readiness::new([]) }
+    }
+
+    /// Says in this table which families' rules are in force.
+    #[must_use]
+    pub fn with_readiness(mut self, readiness: Readiness) -> Self {
+        self.readiness = readiness;
+        self
     }
 
     /// The loop has begun to look after a family.
     pub fn started(&self, family: Family) {
         self.metrics.queued(family);
         self.health.updated(family);
+    }
+
+    /// A family's first sync waits for something.
+    pub fn waits(&self, family: Family, why: &str) {
+        let states = self.readiness.states();
+        for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(State::Starting(_)))) {
+            self.readiness.not_ready(part, why);
+        }
     }
 
     /// The loop is asked to sync a family.
@@ -69,6 +86,10 @@ impl Report {
         self.health.updated(family);
         self.metrics.synced(family, synced, &rules.tally());
         self.refused(family, &synced.refused);
+        self.readiness.ready(Part::Proxy(family));
+        if synced.pod_rules {
+            self.readiness.ready(Part::PodRules(family));
+        }
         let (extent, milliseconds) = (synced.extent, (synced.planning + synced.applying).as_millis());
         if extent.transactions > 0 {
             tracing::info!(
@@ -115,6 +136,9 @@ impl Report {
         if let IptablesError::Locked { seconds, .. } = error {
             self.metrics.locked_out(family, *seconds);
         }
+        for part in parts(family) {
+            self.readiness.not_ready(part, error.to_string());
+        }
         tracing::error!("{family}: sync failed, next try in {seconds} s: {error}");
     }
 
@@ -152,6 +176,11 @@ impl Report {
         let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
         tracing::warn!("{family}: jumps are gone: {}; the live tables are read again and put right", some(&jumps));
     }
+}
+
+/// What is ready when a family's rules are in force.
+const fn parts(family: Family) -> [Part; 2] {
+    [Part::Proxy(family), Part::PodRules(family)]
 }
 
 fn name(jump: &Jump) -> String {

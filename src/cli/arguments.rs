@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::config::flags::RunFlags;
+use crate::config::flags::{Face, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
 
 use super::pages;
@@ -59,7 +59,9 @@ pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
             let quoted: Vec<String> = arguments.iter().map(|argument| format!("{argument:?}")).collect();
             Err(failed(format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "))))
         }
-        Ok((KubeProxy { proxy, .. }, matches)) => Ok(RunFlags { proxy, typed: pages::values(&matches), ..RunFlags::default() }),
+        Ok((KubeProxy { proxy, .. }, matches)) => {
+            Ok(RunFlags { proxy, typed: pages::values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
+        }
         Err(error) if error.use_stderr() => Err(failed(complaint(&error))),
         Err(error) => Err(Ending { text: error.render().to_string(), failed: false }),
     }

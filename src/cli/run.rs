@@ -20,11 +20,11 @@ use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::readiness::{Part, Readiness};
 use crate::agent::report::Report;
-use crate::agent::{healthz, metrics_server};
+use crate::agent::{flanneld_health, healthz, metrics_server};
 use crate::cluster::{Change, Family, Node};
 use crate::config::checks;
 use crate::config::effective::Effective;
-use crate::config::flags::RunFlags;
+use crate::config::flags::{Face, RunFlags};
 use crate::config::kubeproxy::gates::{GATES, enabled};
 use crate::conntrack::Reconciler;
 use crate::conntrack::flows::KernelFlows;
@@ -135,7 +135,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         }
     };
     let health = SharedHealth::new(settings.sync_period);
-    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone());
+    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone()).with_readiness(readiness.clone());
     let random_fully = found.random_fully();
     let mut proxy_loop = ProxyLoop::new(found.exec, Kernel, random_fully, source.inputs, report);
     for family in families {
@@ -152,7 +152,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     }
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
-        failed = serve(&setup, health, readiness.clone(), Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
+        failed = serve(&setup, (health, readiness), Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
         changed = config_watch::follow(flags, setup.effective.clone(), Told { updates: sender.clone(), configz }) => {
             let Err(error) = changed;
             Err(error)
@@ -197,21 +197,26 @@ fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family]) -> anyhow::Re
 /// Runs the health and the metrics server; ends only with `bindAddressHardFail`, when one of them cannot listen.
 async fn serve(
     setup: &Setup,
-    health: SharedHealth,
-    readiness: Readiness,
+    (health, readiness): (SharedHealth, Readiness),
     metrics: Arc<Metrics>,
     configz: watch::Receiver<serde_json::Value>,
     flags: &RunFlags,
 ) -> (&'static str, StartError) {
+    if let Face::Flanneld { healthz } = flags.face {
+        let Some(address) = healthz else { return std::future::pending().await };
+        let Err(failed) = flanneld_health::serve(address, readiness).await;
+        return ("FailedToStartHealthz", failed);
+    }
     let daemon = &setup.effective.daemon;
     let counts = Arc::clone(&metrics);
     let answered = Arc::new(move |probe, status: hyper::StatusCode| match probe {
         healthz::Probe::Healthz => counts.healthz(status.as_u16()),
         healthz::Probe::Livez => counts.livez(status.as_u16()),
     });
+    let readiness = (flags.face == Face::Sepal).then_some(readiness);
     let healthz = async {
         match daemon.healthz {
-            Some(address) => healthz::serve(address, daemon.hard_fail, health, answered).await,
+            Some(address) => healthz::serve(address, daemon.hard_fail, health, readiness, answered).await,
             None => std::future::pending::<Result<Infallible, _>>().await,
         }
     };

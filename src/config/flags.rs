@@ -46,9 +46,11 @@ pub struct RunFlags {
 /// Names under which the daemon runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Face {
-    /// Its own, or kube-proxy's.
+    /// Its own.
     #[default]
     Sepal,
+    /// kube-proxy's: what kube-proxy does not answer is not answered.
+    KubeProxy,
     /// flanneld's: health is answered as flanneld does, at this address, and nothing else is.
     Flanneld {
         /// `--healthz-ip` and `--healthz-port`; `None` for nowhere.
