@@ -20,5 +20,6 @@ pub mod quarantine;
 pub mod readiness;
 pub mod report;
 pub mod service_health;
+pub mod service_manager;
 pub mod subnet_lease;
 pub mod zpages;

@@ -20,7 +20,7 @@ use super::setup::Setup;
 
 /// Prints what iptables-restore would get, family by family.
 pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
-    let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
+    let inputs = setup.read_inputs(flags).await?;
     warn_if_incomplete(&inputs);
     let host = described_facts(&inputs, &Kernel, random_fully(&inputs, flags.iptables_variant).await)?;
     let runner = Recorder::new(Variant::Legacy, BufWriter::with_capacity(1 << 16, io::stdout().lock()));
@@ -43,7 +43,7 @@ pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exi
 
 /// Prints what would have to change in the live tables; exit status 2 if anything would.
 pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
-    let inputs = setup.read_inputs(flags.manifests.as_deref()).await?;
+    let inputs = setup.read_inputs(flags).await?;
     warn_if_incomplete(&inputs);
     let found = detect::find(flags.iptables_variant.wanted()).await?;
     tracing::info!("comparing with iptables {} ({}): {}", found.variant, found.version, found.reason);

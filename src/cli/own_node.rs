@@ -18,13 +18,19 @@ const IP_TRIES: u32 = 30;
 const POD_CIDR_TRIES: u32 = 300;
 
 /// The Node, where it is there. It is waited for where something hangs on it: for an IP if that decides the family or where NodePorts
-/// answer, for a pod CIDR if that tells local traffic. An IP that does not come is only told of.
+/// answer, for a pod CIDR if that tells local traffic and somebody else assigns it. An IP that does not come is only told of.
 ///
 /// # Errors
 /// The pod CIDR did not come.
-pub(super) async fn wait(client: &Client, setup: &Setup, inputs: &Inputs, any_family: bool) -> anyhow::Result<Option<Node>> {
+pub(super) async fn wait(
+    client: &Client,
+    setup: &Setup,
+    inputs: &Inputs,
+    any_family: bool,
+    assigned: bool,
+) -> anyhow::Result<Option<Node>> {
     let settings = &inputs.settings;
-    let by_pod_cidr = settings.detect_local == DetectLocal::NodeCidr;
+    let by_pod_cidr = assigned && settings.detect_local == DetectLocal::NodeCidr;
     let hangs_on_ip = !any_family || by_pod_cidr || settings.node_port_addresses == NodePortAddresses::Primary;
     let patient = hangs_on_ip && setup.effective.proxy.bind_address.is_none();
     let name = &inputs.node_name;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use futures::StreamExt;
+use ipnetwork::IpNetwork;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use crate::agent::pod_network::report::NetworkReport;
 use crate::agent::pod_network::subnets::Source as Subnets;
 use crate::agent::pod_network::{Asked, NetworkLoop, conf, subnet_file};
 use crate::agent::readiness::{Part, Readiness};
+use crate::agent::service_manager;
 use crate::agent::subnet_lease::{SubnetHolder, show_subnets};
 use crate::cluster::Family;
 use crate::config::flags::{Face, RunFlags};
@@ -26,7 +28,10 @@ use crate::config::network_settings::{NetworkSettings, SubnetSource};
 use crate::netlink::Kernel;
 use crate::network::claim::Standing;
 use crate::network::families::PerFamily;
+use crate::network::masquerade::PodRules;
+use crate::network::own_lease::{OwnLease, within};
 use crate::network::subnet_env::SubnetEnv;
+use crate::rules::inputs::Inputs;
 use crate::source::Update;
 use crate::source::api::Watches;
 use crate::source::leases::{LeaseData, LeaseStore};
@@ -84,6 +89,22 @@ impl PodNetwork {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Whether it gives this node its subnets, so that nobody else has to.
+    pub(super) fn assigns_subnets(&self) -> bool {
+        self.settings.subnet_source == SubnetSource::Lease
+    }
+
+    /// Adds its rules to what rules are computed from, as far as its subnets are known from the Node.
+    pub(super) fn describe(&self, inputs: &mut Inputs) {
+        let Some(node) = inputs.snapshot.node() else { return };
+        let inside = |(family, network): (Family, &IpNetwork)| {
+            let subnet = node.pod_cidrs.iter().find(|cidr| Family::of_net(**cidr) == family)?;
+            within(*subnet, *network).then_some((family, *subnet))
+        };
+        let own = OwnLease { subnets: self.conf.networks.iter().filter_map(inside).collect(), ..OwnLease::default() };
+        inputs.pod_rules = Some(PodRules::new(&self.settings, &self.conf, &own));
     }
 
     /// The parts of the daemon that belong to it.
@@ -152,7 +173,8 @@ impl PodNetwork {
         let asked = Asked { node: node.into(), conf: conf.subscribe(), settings: self.settings.clone(), source: subnets };
         let publisher = Publisher::new(writes, lease_data, updates);
         let report = NetworkReport::new(metrics, events);
-        let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, readiness, report);
+        let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, readiness.clone(), report);
+        tokio::spawn(service_manager::tell_ready(readiness));
         tokio::select! {
             never = conf::follow(&self.settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => Err(anyhow!("the source of Nodes has ended")),

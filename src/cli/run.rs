@@ -73,9 +73,9 @@ struct Source {
 
 impl Source {
     /// Waits for what has to be known of this node's Node.
-    async fn wait_for_node(&mut self, setup: &Setup, any_family: bool) -> anyhow::Result<()> {
+    async fn wait_for_node(&mut self, setup: &Setup, any_family: bool, assigned: bool) -> anyhow::Result<()> {
         if let Some(client) = &self.client
-            && let Some(node) = own_node::wait(client, setup, &self.inputs, any_family).await?
+            && let Some(node) = own_node::wait(client, setup, &self.inputs, any_family, assigned).await?
         {
             self.inputs.snapshot.apply(Change::Node(Some(node)));
         }
@@ -98,7 +98,8 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     };
     let support = detect::support(&found, Kernel.ipv6_enabled()).await;
     if proxy {
-        source.wait_for_node(&setup, support.usable()?.len() == Family::ALL.len()).await?;
+        let assigned = !network.as_ref().is_some_and(PodNetwork::assigns_subnets);
+        source.wait_for_node(&setup, support.usable()?.len() == Family::ALL.len(), assigned).await?;
     }
     let families = match &network {
         Some(network) if !proxy => network.families(support.usable()?)?,
@@ -120,9 +121,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     for gate in GATES {
         metrics.feature(gate.name, gate.stage, enabled(&config.feature_gates, gate.name));
     }
-    let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
-    let of_network = network.iter().flat_map(PodNetwork::parts);
-    let readiness = Readiness::new(of_proxy.chain(of_network));
+    let readiness = parts(proxy, &families, network.as_ref());
     metrics.parts(&readiness);
     let network_loop = {
         let joined = network.zip(source.network.take());
@@ -149,6 +148,9 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     if proxy {
         proxy_loop = proxy_loop.with_health_checks(daemon.healthz.is_some());
         source.events.tell(Event::starting());
+    } else {
+        // Load balancers send nothing here for sepal's sake; what the Node wants is not looked at.
+        health.node_seen(true);
     }
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
@@ -160,6 +162,12 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         ended = network_loop => ended,
         () = proxy_loop.run(updates) => anyhow::bail!("the source of updates has ended"),
     }
+}
+
+/// The parts of the daemon, none of which is ready yet.
+fn parts(proxy: bool, families: &[Family], network: Option<&PodNetwork>) -> Readiness {
+    let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
+    Readiness::new(of_proxy.chain(network.into_iter().flat_map(PodNetwork::parts)))
 }
 
 /// The iptables to use; says what is left of other ways to do the same.

@@ -12,6 +12,8 @@ use crate::rules::inputs::Inputs;
 use crate::source::api::{self, Connection};
 use crate::source::follow::Files;
 
+use super::pod_network::PodNetwork;
+
 /// What the command line, and the configuration file it names, ask for.
 #[derive(Debug)]
 pub(super) struct Setup {
@@ -57,13 +59,20 @@ impl Setup {
     ///
     /// # Errors
     /// The source cannot be read.
-    pub(super) async fn read_inputs(&self, manifests: Option<&Path>) -> anyhow::Result<Inputs> {
-        if let Some(path) = manifests {
-            return Ok(Files::new(path.to_owned(), self.asked.clone()).read()?);
+    pub(super) async fn read_inputs(&self, flags: &RunFlags) -> anyhow::Result<Inputs> {
+        let network = PodNetwork::asked(flags)?;
+        let mut inputs = if let Some(path) = &flags.manifests {
+            Files::new(path.clone(), self.asked.clone()).read()?
+        } else {
+            let client = self.connection.client().await?;
+            let inputs = self.empty_inputs();
+            Inputs { snapshot: api::snapshot(&client, &inputs.node_name).await?, ..inputs }
+        };
+        // What is written down about the network goes before what follows from flags.
+        if let Some(network) = network.filter(|_| inputs.pod_rules.is_none()) {
+            network.describe(&mut inputs);
+            inputs.without_proxy = !flags.network.proxy;
         }
-        let mut inputs = self.empty_inputs();
-        let client = self.connection.client().await?;
-        inputs.snapshot = api::snapshot(&client, &inputs.node_name).await?;
         Ok(inputs)
     }
 

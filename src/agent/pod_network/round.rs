@@ -174,6 +174,10 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
         }
         self.report.repaired(&repaired);
+        let former = self.known.iter().flat_map(|known| &known.desired);
+        for link in former.filter(|link| desired.iter().all(|desired| desired.name != link.name)) {
+            self.report.metrics.network().no_link(&link.name);
+        }
         for link in desired {
             self.report.metrics.network().mtu(&link.name, link.mtu);
         }
