@@ -87,13 +87,17 @@ struct Loop {
 
 impl Loop {
     async fn start(kernel: Arc<FakeNetwork>) -> Self {
+        Self::start_with(kernel, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).await
+    }
+
+    async fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
         let client = Connection { kubeconfig: None, master: Some(server.url()) }.client().await.expect("a client");
         let (writes, writing) = NodeWrites::new(&client, "node-1", &Events::none());
         tokio::spawn(writing);
         let folder = TempDir::new().expect("a folder");
-        let conf = watch::Sender::new(NetConf::parse(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("good"));
+        let conf = watch::Sender::new(NetConf::parse(conf).expect("good"));
         let settings = NetworkSettings { subnet_file: folder.path().join("subnet.env"), ..NetworkSettings::default() };
         let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source: Source::Node };
         let (sender, updates) = mpsc::channel(16);
@@ -229,6 +233,37 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
     .await;
     network.ready().await;
     assert!(network.reaches(2) && network.reaches(3));
+}
+
+#[tokio::test]
+async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
+    let mut live = host();
+    let net = "fd77::1/64".parse().expect("an address");
+    live.links[0].addresses.push(LinkAddress { net, scope: Scope::Universe, permanent: true, temporary: false, deprecated: false });
+    let kernel = Arc::new(FakeNetwork::new(live));
+    kernel.fail(
+        usize::MAX,
+        Errno::EAFNOSUPPORT,
+        |call| matches!(call, Call::Link(LinkChange::CreateVxlan { name, .. }) if name == "flannel-v6.1"),
+    );
+    let conf = r#"{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32","Backend":{"Type":"vxlan"}}"#;
+    let network = Loop::start_with(kernel, conf).await;
+    let both = NodeText {
+        name: "node-1",
+        uid: "u",
+        pod_cidrs: vec!["10.244.1.0/24", "fd10:244:1::/64"],
+        internal_ips: vec!["192.0.2.1"],
+        ..NodeText::default()
+    };
+    network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&both, &Prefix::default())))).await;
+    network.tell(node(2, 2)).await;
+    network.tell(NodeUpdate::Complete).await;
+    eventually("the other family works", || network.reaches(2)).await;
+    eventually("it is told", || {
+        matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("Is that IP family switched off"))
+    })
+    .await;
+    assert!(!network.folder.path().join("subnet.env").exists(), "pods would have half a network");
 }
 
 #[tokio::test]

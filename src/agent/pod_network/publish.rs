@@ -24,7 +24,8 @@ use crate::source::Update;
 use crate::source::leases::LeaseData;
 
 use super::subnet_file::{self, Written};
-use super::{Known, NetworkLoop, Unsettled};
+use super::unsettled::Unsettled;
+use super::{Known, NetworkLoop};
 
 /// A network that worked may take so long to work again before its condition says that it does not.
 const GRACE: Duration = Duration::from_secs(10);

@@ -24,7 +24,8 @@ use crate::network::plan::{self, Group};
 
 use super::report::Kinds;
 use super::subnets::Subnets;
-use super::{Known, NetworkLoop, Unsettled};
+use super::unsettled::Unsettled;
+use super::{Known, NetworkLoop};
 
 /// Links are looked at again after they were changed; if they still differ after so many times, somebody works against it.
 const PASSES: usize = 4;
@@ -151,28 +152,27 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     ) -> Result<(Live, Option<Unsettled>), Unsettled> {
         let drifted = self.known.as_ref().is_some_and(|known| known.desired == desired);
         let mut repaired = Kinds::new();
-        let mut trouble = None;
-        for pass in 0..=PASSES {
+        let mut failed = None;
+        let mut before = Vec::new();
+        let mut passes = 0..PASSES;
+        let trouble = loop {
             let mut plan = plan::links(desired, &conf.networks, &live, &self.offloads);
             plan.changes.extend(bridge::mtu_change(&live.links, own, mtu.pods));
-            trouble = plan.in_the_way.into_iter().next().map(Unsettled::InTheWay);
             if plan.changes.is_empty() {
-                break;
+                break plan.in_the_way.into_iter().next().map(Unsettled::InTheWay);
             }
-            if pass == PASSES {
-                trouble = Some(Unsettled::Restless(plan.changes.len()));
-                break;
+            // What failed is still to be done, and nothing else is.
+            let pass = passes.next().filter(|_| plan.changes != before);
+            if pass.is_none() {
+                break Some(failed.map_or(Unsettled::Restless(plan.changes.len()), Unsettled::Kernel));
             }
-            if drifted && pass == 0 {
+            if drifted && pass == Some(0) {
                 plan.changes.iter().for_each(|change| *repaired.entry(change.kind()).or_default() += 1);
             }
-            let failed = self.change_links(plan.changes).await?;
+            before.clone_from(&plan.changes);
+            failed = self.change_links(plan.changes).await?;
             live = self.dump().await?;
-            if let Some(error) = failed {
-                trouble = Some(Unsettled::Kernel(error));
-                break;
-            }
-        }
+        };
         self.report.repaired(&repaired);
         let former = self.known.iter().flat_map(|known| &known.desired);
         for link in former.filter(|link| desired.iter().all(|desired| desired.name != link.name)) {
