@@ -15,8 +15,9 @@ use super::object::Subject;
 
 /// The first wait, and the least one, as client-go has it. Jitter makes it up to twice as long, as it does every other.
 const LEAST_WAIT: Duration = Duration::from_millis(800);
-/// Where waiting stops to grow if the server does not let us, or does not know what is asked for. Also client-go's.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Where waiting stops to grow if the server does not let us, or does not know what is asked for: a permission that is given is noticed
+/// within 15 s, where client-go may take a minute.
+const LONGEST_WAIT: Duration = Duration::from_millis(7_500);
 /// The same if there is no server, or it has troubles of its own: that passes, and rules that are behind the cluster cost more than a
 /// request. With jitter one of the three watches tries every two seconds or so, and takes the others along.
 const LONGEST_OUTAGE_WAIT: Duration = Duration::from_secs(3);
