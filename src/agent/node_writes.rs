@@ -147,8 +147,7 @@ pub struct NodeWrites {
 impl NodeWrites {
     /// Takes wishes for a Node, and what has to run for them to be written.
     pub fn new(client: &Client, node: &str, events: &Events) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Node"));
-        let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        let api = nodes(client);
         let written = |target, writer| write(api.clone(), node.to_owned(), target, writer, events.clone());
         let ((annotations, one), (condition, two), (pod_cidrs, three)) = (Wish::new(), Wish::new(), Wish::new());
         let all = join3(written(ANNOTATIONS, one), written(CONDITION, two), written(POD_CIDRS, three));
@@ -222,13 +221,7 @@ async fn write(api: Api<DynamicObject>, node: String, target: Target, mut writer
                 break;
             };
             let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
-            let why: Arc<str> = match (&error, code) {
-                (kube::Error::Api(status), Some(403)) => {
-                    let permission = Permission { verb: "patch", group: "", resource };
-                    format!("cannot write {what} of Node {node}: {}; {permission}", status.message).into()
-                }
-                _ => format!("cannot write {what} of Node {node}: {}", causes(&error)).into(),
-            };
+            let why: Arc<str> = unwritten(what, resource, &node, &error).into();
             if code.is_some_and(|code| last_words.contains(&code)) {
                 tracing::warn!("{why}");
                 writer.tell.send_replace(WriteState::Refused(why));
@@ -245,6 +238,35 @@ async fn write(api: Api<DynamicObject>, node: String, target: Target, mut writer
             sleep(waits.next().unwrap_or(LONGEST_WAIT)).await;
         }
     }
+}
+
+/// Why something could not be written.
+fn unwritten(what: &str, resource: &'static str, node: &str, error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            let permission = Permission { verb: "patch", group: "", resource };
+            format!("cannot write {what} of Node {node}: {}; {permission}", status.message)
+        }
+        error => format!("cannot write {what} of Node {node}: {}", causes(error)),
+    }
+}
+
+/// Takes annotations away from a Node, once and for all. Says whether there is such a Node.
+///
+/// # Errors
+/// They could not be, and why.
+pub async fn remove_annotations(client: &Client, node: &str, names: &[String]) -> Result<bool, String> {
+    let absent: serde_json::Map<String, Value> = names.iter().map(|name| (name.clone(), Value::Null)).collect();
+    let patch = Patch::Merge(serde_json::json!({"metadata": {"annotations": absent}}));
+    match nodes(client).patch_status(node, &PatchParams::default(), &patch).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(unwritten(ANNOTATIONS.what, ANNOTATIONS.resource, node, &error)),
+    }
+}
+
+fn nodes(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Node")))
 }
 
 /// An Event about a permission that is missing.

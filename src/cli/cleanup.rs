@@ -1,5 +1,7 @@
-//! `sepal cleanup`: takes away what kube-proxy and this program leave on a node (spec section 1.8).
+//! `sepal cleanup`: takes away what kube-proxy and this program leave on a node (spec section 1.8); or what the pod network leaves, and
+//! that only if asked for.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -9,6 +11,9 @@ use crate::config::flags::VariantFlag;
 use crate::iptables::clean::clean;
 use crate::iptables::other_modes::{self, NftTables};
 use crate::iptables::{IptablesError, detect};
+use crate::table::cleanup::Owner;
+
+use super::cleanup_pod_network::PodNetworkFlags;
 
 /// What `sepal cleanup` takes; `kube-proxy --cleanup` is the same without any of it.
 #[derive(Args, Clone, Debug)]
@@ -19,40 +24,55 @@ pub(super) struct CleanupFlags {
     /// Clean up the variant that the node does not use, and only that: what a change of variant has left behind
     #[arg(long)]
     other_variant: bool,
+    #[command(flatten)]
+    network: PodNetworkFlags,
 }
 
 impl CleanupFlags {
     /// Clean up this variant.
-    pub(super) const fn of_variant(iptables_variant: VariantFlag) -> Self {
-        Self { iptables_variant, other_variant: false }
+    pub(super) fn of_variant(iptables_variant: VariantFlag) -> Self {
+        Self { iptables_variant, other_variant: false, network: PodNetworkFlags::default() }
     }
 }
 
-/// Deletes the rules of all of kube-proxy's modes. What fails is logged, and the rest goes on. Sysctls, nfacct counters and tracked
-/// connections stay as they are.
+/// Deletes the rules of all of kube-proxy's modes, or everything of the pod network's. What fails is logged, and the rest goes on.
+/// Sysctls, nfacct counters and tracked connections stay as they are.
 ///
 /// # Errors
 /// Something is still there that should not be.
 pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
     let mut clean = true;
-    let mut complain = |error: &dyn std::fmt::Display| {
+    let mut complain = |error: &dyn Display| {
         tracing::error!("{error}");
         clean = false;
     };
-    if let Err(error) = clean_iptables(flags, &mut complain).await {
+    let owner = if flags.network.pod_network { Owner::PodNetwork } else { Owner::Proxy };
+    if let Err(error) = clean_iptables(flags, owner, &mut complain).await {
         complain(&error);
     }
-    if !flags.other_variant {
-        let left = [other_modes::clean_ipvs().await, other_modes::delete_nftables(NftTables::KubeProxy).await];
-        left.iter().flatten().for_each(|error| complain(error));
+    let rest = match (flags.other_variant, owner) {
+        (true, _) => Vec::new(),
+        (false, Owner::Proxy) => {
+            let mut left = other_modes::clean_ipvs().await;
+            left.extend(other_modes::delete_nftables(NftTables::KubeProxy).await);
+            left
+        }
+        (false, Owner::PodNetwork) => {
+            flags.network.clean_node(&mut complain).await;
+            flags.network.clean_api(&mut complain).await;
+            other_modes::delete_nftables(NftTables::Flannel).await
+        }
+    };
+    for error in &rest {
+        complain(error);
     }
     if !clean {
-        bail!("encountered an error while tearing down rules");
+        bail!("encountered an error while tearing down {}", if owner == Owner::PodNetwork { "the pod network" } else { "rules" });
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn clean_iptables(flags: &CleanupFlags, complain: &mut impl FnMut(&dyn std::fmt::Display)) -> Result<(), IptablesError> {
+async fn clean_iptables(flags: &CleanupFlags, owner: Owner, complain: &mut impl FnMut(&dyn Display)) -> Result<(), IptablesError> {
     let mut found = detect::find(flags.iptables_variant.wanted()).await?;
     if flags.other_variant {
         found = detect::find(Some(found.variant.other())).await?;
@@ -60,7 +80,7 @@ async fn clean_iptables(flags: &CleanupFlags, complain: &mut impl FnMut(&dyn std
     // IPv6 that is switched off may have left rules all the same.
     let support = detect::support(&found, true).await;
     for family in support.usable()? {
-        let cleaned = clean(&found.exec, *family).await;
+        let cleaned = clean(&found.exec, *family, owner).await;
         cleaned.errors.iter().for_each(|error| complain(error));
         match (cleaned.jumps, cleaned.chains) {
             (0, 0) => tracing::info!("{family}: iptables {} holds nothing to delete", found.variant),

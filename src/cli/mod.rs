@@ -2,6 +2,7 @@
 
 mod arguments;
 mod cleanup;
+mod cleanup_pod_network;
 mod config_watch;
 mod dry_run;
 mod flanneld;
@@ -41,7 +42,7 @@ struct Cli {
 enum Command {
     /// Keep this node's rules as they should be (what happens without a command, too)
     Run(Box<RunFlags>),
-    /// Delete the rules that kube-proxy and sepal keep on this node; stop both first
+    /// Delete the rules that kube-proxy and sepal keep on this node, or with --pod-network what the pod network has left; stop them first
     Cleanup(cleanup::CleanupFlags),
 }
 

@@ -34,8 +34,7 @@ impl Setup {
     /// A configuration file that cannot be read, a setting that makes no sense, a host without a name.
     pub(super) fn new(flags: &RunFlags) -> anyhow::Result<Self> {
         let effective = Effective::new(flags)?;
-        let host_name = nix::unistd::gethostname().context("cannot learn this host's name")?;
-        let host_name = host_name.to_string_lossy().trim().to_lowercase();
+        let host_name = host_name()?;
         if host_name.is_empty() && effective.node_name.is_none() {
             return Err(anyhow!("empty hostname is invalid: give --hostname-override"));
         }
@@ -87,4 +86,13 @@ impl Setup {
         tracing::info!("wrote the configuration to {}", path.display());
         Ok(())
     }
+}
+
+/// The name that the host gives itself, as kubelet makes a Node's name of it.
+///
+/// # Errors
+/// The host does not say.
+pub(super) fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("cannot learn this host's name")?;
+    Ok(name.to_string_lossy().trim().to_lowercase())
 }

@@ -1,7 +1,8 @@
-//! Taking away what is left of kube-proxy's rules, table by table; a failure is noted and the rest goes on (spec section 1.8).
+//! Taking away what is left of kube-proxy's or the pod network's rules, table by table; a failure is noted and the rest goes on (spec
+//! section 1.8).
 
 use crate::cluster::Family;
-use crate::table::cleanup::{Keeper, Leftovers, TABLES};
+use crate::table::cleanup::{Keeper, Owner, TABLES};
 
 use super::exec::Exec;
 use super::runner::{IptablesError, Runner};
@@ -32,7 +33,7 @@ pub enum CleanError {
     },
     /// A rule of somebody else's leads to a chain.
     #[error(
-        "chain {} of table {table} stays, empty: the rule {:?} leads to it and is not kube-proxy's. Delete that rule ({program} -t {table} -D {}) and clean up again",
+        "chain {} of table {table} stays, empty: the rule {:?} leads to it and is somebody else's. Delete that rule ({program} -t {table} -D {}) and clean up again",
         keeper.chain, keeper.rule, keeper.rule.trim_start_matches("-A ")
     )]
     Kept {
@@ -45,8 +46,8 @@ pub enum CleanError {
     },
 }
 
-/// Deletes every jump and chain of kube-proxy's and of ours in one family. What others made stays.
-pub async fn clean(exec: &Exec, family: Family) -> Cleaned {
+/// Deletes every jump and chain of an owner in one family. What others made stays.
+pub async fn clean(exec: &Exec, family: Family, owner: Owner) -> Cleaned {
     let mut cleaned = Cleaned::default();
     for table in TABLES {
         let saved = match exec.save_table(family, table).await {
@@ -61,7 +62,7 @@ pub async fn clean(exec: &Exec, family: Family) -> Cleaned {
                 continue;
             }
         };
-        let left = Leftovers::of(table, &saved);
+        let left = owner.leftovers(table, &saved);
         let input = left.input(exec.variant());
         if !input.is_empty() {
             match exec.restore_text(family, &input).await {

@@ -11,6 +11,7 @@ pub mod desired;
 pub mod entry;
 pub mod families;
 pub mod interface;
+pub mod leftovers;
 pub mod link;
 pub mod mac;
 pub mod masquerade;

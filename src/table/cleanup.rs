@@ -52,6 +52,26 @@ const IPVS_JUMPS: [(&str, &str); 6] = [
     ("OUTPUT", "-m comment --comment \"kubernetes ipvs access filter\" -j KUBE-IPVS-OUT-FILTER"),
 ];
 
+/// Whose rules are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The service proxy.
+    Proxy,
+    /// The pod network.
+    PodNetwork,
+}
+
+impl Owner {
+    /// Finds in what iptables-save prints of a table what the owner has left there.
+    #[must_use]
+    pub fn leftovers<'t>(self, table: &'static str, saved: &'t str) -> Leftovers<'t> {
+        match self {
+            Self::Proxy => Leftovers::of(table, saved),
+            Self::PodNetwork => Leftovers::of_pod_network(table, saved),
+        }
+    }
+}
+
 /// A rule that somebody else made and that leads to a chain of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keeper {

@@ -23,7 +23,7 @@ pub(super) enum Written {
 /// The file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}: {cause}. Is its folder mounted into this container, and writable?")]
-pub(super) struct NotWritten {
+pub(crate) struct NotWritten {
     path: PathBuf,
     cause: io::Error,
 }
@@ -39,7 +39,7 @@ pub(super) fn write(path: &Path, text: &str) -> Result<Written, NotWritten> {
 }
 
 /// Takes a file away; one that is gone has gone.
-pub(super) fn remove(path: &Path) -> Result<(), NotWritten> {
+pub(crate) fn remove(path: &Path) -> Result<(), NotWritten> {
     match fs::remove_file(path) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(NotWritten { path: path.to_owned(), cause }),
         _ => Ok(()),

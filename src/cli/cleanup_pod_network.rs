@@ -1,0 +1,159 @@
+//! `sepal cleanup --pod-network`: takes away what the pod network leaves on a node, and what its node has written into the API. The rules
+//! of the service proxy stay.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::agent::node_name::{NameSource, NodeNameError};
+use crate::agent::node_writes::remove_annotations;
+use crate::agent::pod_network::{conf, subnet_file};
+use crate::config::netconf::NetConf;
+use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
+use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
+use crate::network::entry::LinkChange;
+use crate::network::leftovers::{self, Known};
+use crate::network::subnet_env::SubnetEnv;
+use crate::source::api::{Connection, Watches};
+use crate::source::leases::{LeaseError, LeaseStore};
+
+use super::pod_network::NETWORK;
+use super::setup::host_name;
+
+/// How long the API server is asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is taken with `--pod-network`.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct PodNetworkFlags {
+    /// Clean up the pod network, and only that: its links, routes, rules and subnet.env; with --kubeconfig, --master or --node-name also
+    /// this node's annotations and Leases
+    #[arg(long)]
+    pub(super) pod_network: bool,
+    /// Where subnet.env is
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", requires = "pod_network")]
+    subnet_file: PathBuf,
+    /// flannel's net-conf.json; it need not be there
+    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json", requires = "pod_network")]
+    net_config_path: PathBuf,
+    /// What the names of the Nodes' annotations start with
+    #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX, requires = "pod_network")]
+    kube_annotation_prefix: String,
+    /// How to reach the API server
+    #[arg(long, value_name = "FILE", requires = "pod_network")]
+    kubeconfig: Option<String>,
+    /// Address of the API server, instead of the kubeconfig's
+    #[arg(long, value_name = "URL", requires = "pod_network")]
+    master: Option<String>,
+    /// This node's name; without it what the environment names, or else the host's name
+    #[arg(long, value_name = "NAME", requires = "pod_network")]
+    node_name: Option<String>,
+}
+
+impl PodNetworkFlags {
+    /// Takes away links and routes, and subnet.env once those are gone: it says which network they belong to.
+    pub(super) async fn clean_node(&self, complain: &mut impl FnMut(&dyn Display)) {
+        let known = Known { env: SubnetEnv::read(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
+        let errors = match spawn_blocking(move || clean_kernel(&Kernel, &known)).await {
+            Ok(errors) => errors,
+            Err(error) => return complain(&error),
+        };
+        for error in &errors {
+            complain(error);
+        }
+        if !errors.is_empty() {
+            tracing::info!("{} stays until all of that is gone", self.subnet_file.display());
+        } else if self.subnet_file.exists() {
+            match subnet_file::remove(&self.subnet_file) {
+                Ok(()) => tracing::info!("{} deleted", self.subnet_file.display()),
+                Err(error) => complain(&error),
+            }
+        }
+    }
+
+    fn net_conf(&self) -> Option<NetConf> {
+        if !self.net_config_path.exists() {
+            return None;
+        }
+        conf::read(&self.net_config_path).inspect_err(|error| tracing::warn!("{error}; it is done without")).ok()
+    }
+
+    /// Takes away what this node has written into the API, if it was said how to reach it.
+    pub(super) async fn clean_api(&self, complain: &mut impl FnMut(&dyn Display)) {
+        if self.kubeconfig.is_none() && self.master.is_none() && self.node_name.is_none() {
+            tracing::info!("no API server was named, so this node's annotations and Leases stay (--kubeconfig, --master, --node-name)");
+            return;
+        }
+        let asked = timeout(PATIENCE, self.ask_api(complain)).await;
+        let outcome = asked.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", PATIENCE.as_secs())));
+        if let Err(error) = outcome.context("what this node has written into the API may be there still") {
+            complain(&format!("{error:#}"));
+        }
+    }
+
+    async fn ask_api(&self, complain: &mut impl FnMut(&dyn Display)) -> anyhow::Result<()> {
+        let prefix = Prefix::new(&self.kube_annotation_prefix).context("--kube-annotation-prefix")?;
+        let client = Connection { kubeconfig: self.kubeconfig.clone(), master: self.master.clone() }.client().await?;
+        let node = match (&self.node_name, NameSource::from_environment(|name| std::env::var(name).ok())) {
+            (Some(name), _) => name.clone(),
+            (None, Ok(source)) => source.node_name(&client).await?,
+            (None, Err(NodeNameError::Unset)) => host_name()?,
+            (None, Err(error)) => return Err(error.into()),
+        };
+        match remove_annotations(&client, &node, &prefix.written()).await {
+            Ok(true) => tracing::info!("annotations of Node {node} deleted"),
+            Ok(false) => tracing::info!("there is no Node {node}, so it has no annotations"),
+            Err(error) => complain(&error),
+        }
+        match LeaseStore::new(&client, &Watches::new(&client), NETWORK).release_all(&node).await {
+            Ok(subnets) if subnets.is_empty() => tracing::info!("node {node} has no Leases of subnets"),
+            Ok(subnets) => {
+                let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+                tracing::info!("Leases of node {node} released: {}", subnets.join(", "));
+            }
+            // With --subnet-source=node nobody needs that permission; and a Lease that stays expires.
+            Err(error @ LeaseError::Forbidden { .. }) => tracing::warn!("{error}. If node {node} has a Lease, it stays until it expires"),
+            Err(error) => complain(&error),
+        }
+        Ok(())
+    }
+}
+
+/// Takes away links, and the routes that are left then. Gives what is still there.
+fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError> {
+    let live = match kernel.dump() {
+        Ok(live) => live,
+        Err(error) => return vec![error],
+    };
+    let mut errors = Vec::new();
+    for link in leftovers::links(&live, known) {
+        match kernel.change_link(&LinkChange::Delete(link.index)) {
+            Ok(()) => tracing::info!("link {} deleted", link.name),
+            Err(error) => errors.push(error),
+        }
+    }
+    for link in leftovers::doubtful(&live, known) {
+        let name = &link.name;
+        tracing::warn!(
+            "link {name} stays: it has no address in a network that subnet.env or net-conf.json names, and no route of sepal's. If it is \
+             not needed: ip link delete {name}"
+        );
+    }
+    match kernel.dump() {
+        Ok(live) => {
+            let routes = leftovers::routes(&live, known);
+            let failed: Vec<NetlinkError> = kernel.change_entries(&routes).into_iter().filter_map(Result::err).collect();
+            if routes.len() > failed.len() {
+                tracing::info!("{} routes deleted", routes.len() - failed.len());
+            }
+            errors.extend(failed);
+        }
+        Err(error) => errors.push(error),
+    }
+    errors
+}
