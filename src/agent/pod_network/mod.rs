@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::agent::readiness::{Part, Readiness};
+use crate::agent::readiness::{Part, Readiness, State};
 use crate::config::netconf::NetConf;
 use crate::config::network_settings::NetworkSettings;
 use crate::netlink::NetworkKernel;
@@ -163,7 +163,12 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     let state = annotations.borrow_and_update().clone();
                     self.registered(&state);
                 }
-                Ok(()) = states.changed() => self.tell_condition(),
+                Ok(()) = states.changed() => {
+                    if matches!(states.borrow_and_update().get(&Part::SubnetFile), Some(State::Starting(_))) {
+                        self.publish_file();
+                    }
+                    self.tell_condition();
+                }
                 () = sleep_until(condition.unwrap_or_else(Instant::now)), if condition.is_some() => self.tell_condition(),
             }
         }

@@ -175,9 +175,18 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.publish_file();
     }
 
-    /// Makes subnet.env say what it should.
+    /// Makes subnet.env say what it should. It is written for the first time when everything else works: that is when pods may come.
     pub(super) fn publish_file(&mut self) {
         let path: PathBuf = self.asked.settings.subnet_file.clone();
+        let states = self.readiness.states();
+        let waits = |(part, state): (&Part, &State)| *part != Part::SubnetFile && *state != State::Ready;
+        if matches!(states.get(&Part::SubnetFile), Some(State::Starting(_))) && self.publisher.file.is_some() {
+            let awaited: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
+            if !awaited.is_empty() {
+                self.readiness.not_ready(Part::SubnetFile, format!("it is written when these are ready: {}", awaited.join(", ")));
+                return;
+            }
+        }
         let outcome = match (&self.publisher.file, &self.known) {
             (Some(text), _) => subnet_file::write(&path, text),
             // A subnet that is another's must not be given to any more pods.
@@ -186,7 +195,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         };
         match outcome {
             Ok(written) => {
-                let was_ready = self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready);
+                let was_ready = states.get(&Part::SubnetFile) == Some(&State::Ready);
                 if written == Written::Created && was_ready {
                     self.report.repaired(&[("subnet_file", 1)].into());
                 }
