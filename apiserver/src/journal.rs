@@ -18,6 +18,10 @@ pub struct LogEntry {
     pub path: String,
     /// Status code of the answer.
     pub code: u16,
+    /// `Content-Type` as the client sent it; empty if it sent none.
+    pub content_type: String,
+    /// The body of a patch, as it was sent; empty for other requests.
+    pub patch: String,
 }
 
 /// Counters and log.

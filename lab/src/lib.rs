@@ -3,6 +3,9 @@
 //! - [`cluster`]: clusters of any size, as objects.
 //! - [`http`]: one request from a namespace.
 //! - [`netns`]: a namespace, programs and sockets within it.
+//! - [`pod`]: a pod on a node's bridge, and servers to talk to.
+//! - [`pod_cluster`]: nodes on one switch, each with the daemon that is tried, and an API server.
+//! - [`probe`]: a client that notices every lost packet.
 //! - [`site`]: a node between its pods and the world outside.
 //! - [`traffic`]: one try of a client at a server.
 
@@ -19,6 +22,9 @@
 pub mod cluster;
 pub mod http;
 pub mod netns;
+pub mod pod;
+pub mod pod_cluster;
+pub mod probe;
 pub mod site;
 pub mod traffic;
 
@@ -26,5 +32,8 @@ pub mod traffic;
 pub const IN_NAMESPACE: [&str; 1] = ["--conntrack-max-per-core=0"];
 
 pub use cluster::Cluster;
-pub use netns::{Netns, Running, eventually};
+pub use netns::{Netns, Running, eventually, eventually_within};
+pub use pod::Pod;
+pub use pod_cluster::{Families, Layout, PodCluster, PodNode};
+pub use probe::Prober;
 pub use site::Site;

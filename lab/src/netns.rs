@@ -112,10 +112,15 @@ impl Drop for Running {
 }
 
 /// Waits until something holds; fails the test if that takes too long.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(20);
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_within(Duration::from_secs(20), what, holds);
+}
+
+/// Waits until something holds, for at most so long; fails the test if it takes longer.
+pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
     while !holds() {
-        assert!(Instant::now() < limit, "still not so after 20 s: {what}");
+        assert!(start.elapsed() < limit, "still not so after {limit:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -14,8 +14,8 @@ use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourHeader, Neighbour
 use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteType};
 use nix::libc::{
     IFA_ADDRESS, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_FLAGS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA,
-    IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NDA_PORT, NDA_VNI, RTA_DST, RTA_GATEWAY,
-    RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
+    IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NDA_PORT, NDA_VNI, NUD_PERMANENT, RTA_DST,
+    RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
 };
 
 use crate::network::entry::{FdbEntry, Neighbour, Route};
@@ -187,8 +187,9 @@ pub(super) fn neighbour_link(body: &[u8]) -> Option<(u32, bool)> {
     Some((header.ifindex, header.family == AddressFamily::Bridge))
 }
 
+/// Tools set further bits beside the one that says so: `bridge fdb add` has `NUD_NOARP`, too.
 fn permanent(header: &NeighbourHeader) -> bool {
-    header.state == NeighbourState::Permanent
+    u16::from(header.state) & NUD_PERMANENT != 0
 }
 
 struct Found {
@@ -229,6 +230,7 @@ mod tests {
     use super::*;
     use crate::netlink::requests;
     use crate::network::entry::EntryChange;
+    use nix::libc::NUD_NOARP;
     use proptest::prelude::*;
 
     const VXLAN: Vxlan =
@@ -266,6 +268,9 @@ mod tests {
         let entry = FdbEntry { link: 7, mac: MAC, host: "192.168.0.9".parse().expect("an address"), permanent: false };
         let body = requests::entry(&EntryChange::Fdb(entry)).body;
         assert_eq!((fdb_entry(&body), super::neighbour(&body)), (Some(entry), None));
+        let mut body = body;
+        body[8] = (NUD_PERMANENT | NUD_NOARP) as u8;
+        assert_eq!(fdb_entry(&body), Some(FdbEntry { permanent: true, ..entry }), "as bridge fdb add makes it");
         for local in ["192.168.0.1", "fd00::1"] {
             let vxlan = Vxlan { local: local.parse().ok(), ..VXLAN };
             let link = link(&requests::create_vxlan("flannel.4096", &vxlan, MAC, 1450).body).expect("a link");

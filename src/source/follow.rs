@@ -110,6 +110,8 @@ pub struct Watch {
     file: Option<PathBuf>,
     /// Files written to since they were last closed.
     writing: HashSet<PathBuf>,
+    /// The last event of a change that was not told yet.
+    last: Option<Instant>,
 }
 
 impl Watch {
@@ -132,22 +134,24 @@ impl Watch {
             }
         }
         let file = (!path.is_dir()).then(|| path.to_owned());
-        Ok(Self { _watcher: watcher, events, file, writing: HashSet::new() })
+        Ok(Self { _watcher: watcher, events, file, writing: HashSet::new(), last: None })
     }
 
-    /// Waits for the next change to come to rest.
+    /// Waits for the next change to come to rest. Whoever stops waiting misses nothing: the next call tells of it.
     pub async fn changed(&mut self) {
-        let mut last: Option<Instant> = None;
         loop {
-            let at_rest = last.filter(|_| self.writing.is_empty()).map(|last| last + SETTLED);
+            let at_rest = self.last.filter(|_| self.writing.is_empty()).map(|last| last + SETTLED);
             tokio::select! {
                 event = self.events.recv() => match event {
                     // Whoever only reads the files puts nothing off.
-                    Some(event) => if self.take(event) { last = Some(Instant::now()) },
+                    Some(event) => if self.take(event) { self.last = Some(Instant::now()) },
                     // The watcher lives as long as this does, so its channel does not close.
                     None => std::future::pending().await,
                 },
-                () = sleep_until(at_rest.unwrap_or_else(Instant::now)), if at_rest.is_some() => return,
+                () = sleep_until(at_rest.unwrap_or_else(Instant::now)), if at_rest.is_some() => {
+                    self.last = None;
+                    return;
+                }
             }
         }
     }
@@ -215,5 +219,23 @@ pub async fn follow(mut files: Files, mut watch: Watch, updates: mpsc::Sender<Up
         if updates.send(Update::Inputs(Box::new(inputs))).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_outlasts_whoever_stops_waiting_for_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        let mut watch = Watch::new(&file).expect("it can be watched");
+        std::fs::write(&file, "1").expect("writable");
+        timeout(SETTLED / 2, watch.changed()).await.expect_err("it has not come to rest");
+        timeout(Duration::from_secs(10), watch.changed()).await.expect("it is told of");
+        timeout(SETTLED * 2, watch.changed()).await.expect_err("once");
     }
 }

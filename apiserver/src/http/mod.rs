@@ -18,7 +18,7 @@ use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
@@ -92,6 +92,8 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
         return body.and_then(|body| hooks::answer(&shared, hook, &query, &body)).unwrap_or_else(|refusal| refuse(&refusal));
     }
     let body = body::read(body, CLIENT_LIMIT).await;
+    let content_type = header(&head, CONTENT_TYPE).to_owned();
+    let patched = body.as_ref().ok().filter(|_| head.method == Method::PATCH).map(|body| String::from_utf8_lossy(body).into_owned());
     shared.faults.hold().await;
     let response = if let Some(refusal) = shared.faults.failure(&path) {
         shared.journal.count("failed");
@@ -99,19 +101,23 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
     } else {
         body.and_then(|body| route::route(&shared, &call(&head, body))).unwrap_or_else(|refusal| refuse(&refusal))
     };
-    shared.journal.log(LogEntry { at, method: head.method.to_string(), path, code: response.status().as_u16() });
+    let (method, code) = (head.method.to_string(), response.status().as_u16());
+    shared.journal.log(LogEntry { at, method, path, code, content_type, patch: patched.unwrap_or_default() });
     response
+}
+
+fn header(head: &Parts, name: HeaderName) -> &str {
+    head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
 /// What matters of a request.
 fn call(head: &Parts, body: Bytes) -> Call<'_> {
-    let header = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     Call {
         method: &head.method,
         path: head.uri.path(),
         query: Query::parse(head.uri.query().unwrap_or_default()),
-        metadata_only: header(ACCEPT).contains("as=PartialObjectMetadata"),
-        content_type: header(CONTENT_TYPE).split(';').next().unwrap_or_default().trim(),
+        metadata_only: header(head, ACCEPT).contains("as=PartialObjectMetadata"),
+        content_type: header(head, CONTENT_TYPE).split(';').next().unwrap_or_default().trim(),
         body,
     }
 }

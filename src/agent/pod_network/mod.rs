@@ -309,14 +309,16 @@ impl Watched {
             match &mut self.watch {
                 Some(watch) => {
                     watch.changed().await;
-                    if self.path.parent().is_some_and(|folder| !folder.is_dir()) {
-                        // The folder that was watched is no more.
-                        self.watch = None;
-                    }
+                    // Its folder may be another one of the same name by now.
+                    self.watch = Watch::new(&self.path).ok();
                     return;
                 }
                 None => match Watch::new(&self.path) {
-                    Ok(watch) => self.watch = Some(watch),
+                    Ok(watch) => {
+                        self.watch = Some(watch);
+                        // What happened before counts, too.
+                        return;
+                    }
                     Err(_) => sleep(PATIENCE).await,
                 },
             }

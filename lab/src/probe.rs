@@ -1,0 +1,112 @@
+//! A client that asks all the time and notices every answer that does not come.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::netns::Netns;
+
+/// Time from one question to the next.
+pub const PERIOD: Duration = Duration::from_millis(20);
+/// Longer than an answer takes, also on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What became of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Open,
+    Answered,
+    Lost,
+}
+
+/// Asks a UDP server every 20 ms, each time from a port of its own, so that rules take each question for a new connection. It stops when
+/// this is dropped.
+#[derive(Debug)]
+pub struct Prober {
+    fates: Arc<Mutex<Vec<Fate>>>,
+    /// The first question that was not yet reported about.
+    next: AtomicUsize,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prober {
+    /// Begins to ask from a namespace.
+    pub fn start(from: &Netns, to: SocketAddr) -> Self {
+        let fates = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (of_thread, stopped) = (Arc::clone(&fates), Arc::clone(&stop));
+        let thread = from.start(move || ask(to, &of_thread, &stopped));
+        Self { fates, next: AtomicUsize::new(0), stop, thread: Some(thread) }
+    }
+
+    /// How many questions got no answer since this was called last. Waits for the last of them.
+    pub fn lost(&self) -> usize {
+        let until = lock(&self.fates).len();
+        let from = self.next.swap(until, Ordering::Relaxed);
+        loop {
+            let fates = lock(&self.fates)[from..until].to_vec();
+            if !fates.contains(&Fate::Open) {
+                return fates.iter().filter(|fate| **fate == Fate::Lost).count();
+            }
+            thread::sleep(PERIOD);
+        }
+    }
+
+    /// How many were asked until now.
+    pub fn asked(&self) -> usize {
+        lock(&self.fates).len()
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(fates: &Mutex<Vec<Fate>>) -> MutexGuard<'_, Vec<Fate>> {
+    fates.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ask(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
+    let mut open: Vec<(usize, Instant, UdpSocket)> = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let asked = question(to);
+        let mut fates_now = lock(fates);
+        let number = fates_now.len();
+        match asked {
+            Ok(socket) => {
+                fates_now.push(Fate::Open);
+                open.push((number, Instant::now(), socket));
+            }
+            Err(_) => fates_now.push(Fate::Lost),
+        }
+        drop(fates_now);
+        thread::sleep(PERIOD);
+        open.retain(|(number, since, socket)| {
+            let fate = match socket.recv(&mut [0; 64]) {
+                Ok(_) => Fate::Answered,
+                Err(_) if since.elapsed() < PATIENCE => return true,
+                Err(_) => Fate::Lost,
+            };
+            lock(fates)[*number] = fate;
+            false
+        });
+    }
+}
+
+fn question(to: SocketAddr) -> std::io::Result<UdpSocket> {
+    let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    socket.set_nonblocking(true)?;
+    socket.send(b"?")?;
+    Ok(socket)
+}
