@@ -24,7 +24,7 @@ use sepal::network::annotations::Prefix;
 use sepal::network::entry::{EntryChange, LinkChange, Live, OUR_PROTOCOL, Route};
 use sepal::network::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::network::node::{NetworkNode, NodeText};
-use sepal::source::Update;
+use sepal::source::Wishes;
 use sepal::source::api::Connection;
 use sepal::source::leases::LeaseData;
 use sepal::source::nodes::NodeUpdate;
@@ -76,7 +76,7 @@ fn node(n: u8, mac: u8) -> NodeUpdate {
 struct Loop {
     kernel: Arc<FakeNetwork>,
     nodes: mpsc::Sender<(Instant, NodeUpdate)>,
-    updates: mpsc::Receiver<Update>,
+    wishes: watch::Receiver<Wishes>,
     readiness: Readiness,
     metrics: Arc<Metrics>,
     folder: TempDir,
@@ -100,7 +100,7 @@ impl Loop {
         let conf = watch::Sender::new(NetConf::parse(conf).expect("good"));
         let settings = NetworkSettings { subnet_file: folder.path().join("subnet.env"), ..NetworkSettings::default() };
         let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source: Source::Node };
-        let (sender, updates) = mpsc::channel(16);
+        let (sender, wishes) = watch::channel(Wishes::default());
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
         let readiness = Readiness::new([Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile]);
         let metrics = Arc::new(Metrics::default());
@@ -108,7 +108,7 @@ impl Loop {
         let (nodes, told) = mpsc::channel(1024);
         let network = NetworkLoop::new(Arc::clone(&kernel), asked, publisher, readiness.clone(), report);
         let task = tokio::spawn(network.run(told));
-        Self { kernel, nodes, updates, readiness, metrics, folder, task, _server: server, _conf: conf }
+        Self { kernel, nodes, wishes, readiness, metrics, folder, task, _server: server, _conf: conf }
     }
 
     async fn tell(&self, update: NodeUpdate) {
@@ -160,13 +160,13 @@ fn changes(calls: &[Call]) -> Vec<&Call> {
 
 #[tokio::test]
 async fn a_start_makes_everything_and_the_next_one_nothing() {
-    let mut network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     assert!((2..=20).all(|n| network.reaches(n)));
     let calls = network.kernel.take_calls();
     assert!(matches!(calls.first(), Some(Call::Dump)), "nothing is changed before it is looked at");
     assert_eq!(changes(&calls).len(), 3 + 3 * 19, "a link, its address, up; three entries for each of the others");
-    assert!(matches!(network.updates.recv().await, Some(Update::PodRules(rules)) if rules.ranges.v4.is_some()));
+    assert!(network.wishes.borrow().pod_rules.as_ref().is_some_and(|rules| rules.ranges.v4.is_some()));
     let env = std::fs::read_to_string(network.folder.path().join("subnet.env")).expect("it is there");
     assert_eq!(env, "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
 

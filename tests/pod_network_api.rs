@@ -20,7 +20,7 @@ use sepal::network::annotations::Prefix;
 use sepal::network::claim::{Loss, Standing};
 use sepal::source::api::{Connection, Watches};
 use sepal::source::leases::{LeaseData, LeaseStore};
-use sepal::source::nodes::{NodeEvent, NodeUpdate};
+use sepal::source::nodes::NodeUpdate;
 use sepal_apiserver::{ApiServer, Failure};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -307,17 +307,14 @@ async fn leased_subnets_are_shown_on_a_node_that_has_none() {
     assert_eq!(server.count("patch nodes"), 1, "what is set is left alone");
 }
 
-async fn next(nodes: &mut BoxStream<'static, NodeEvent>) -> NodeUpdate {
-    match timeout(PATIENCE, nodes.next()).await.expect("in time").expect("for good") {
-        NodeEvent::Network(update) => update,
-        NodeEvent::Proxy(update) => panic!("{update:?}"),
-    }
+async fn next(nodes: &mut BoxStream<'static, NodeUpdate>) -> NodeUpdate {
+    timeout(PATIENCE, nodes.next()).await.expect("in time").expect("for good")
 }
 
 #[tokio::test]
 async fn nodes_are_followed_whatever_the_server_does() {
     let server = server(&["a", "b"]);
-    let mut nodes = Watches::new(&client(&server).await).nodes(&Prefix::default(), None);
+    let mut nodes = Watches::new(&client(&server).await).nodes(&Prefix::default());
     let mut told = BTreeSet::new();
     loop {
         match next(&mut nodes).await {

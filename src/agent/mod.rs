@@ -22,4 +22,5 @@ pub mod report;
 pub mod service_health;
 pub mod service_manager;
 pub mod subnet_lease;
+pub mod supervise;
 pub mod zpages;

@@ -3,21 +3,21 @@
 
 use std::convert::Infallible;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
 use crate::netlink::Kernel;
 use crate::netlink::sysctl::{set_conntrack, set_oom_score_adj};
-use crate::source::Update;
+use crate::source::Wishes;
 use crate::source::follow::Watch;
 
 use super::logs;
 
 /// Who is told of a new configuration.
 pub(super) struct Told {
-    /// The loop that keeps the rules.
-    pub updates: mpsc::Sender<Update>,
+    /// Whoever keeps the rules.
+    pub wishes: watch::Sender<Wishes>,
     /// What `/configz` shows.
     pub configz: watch::Sender<serde_json::Value>,
 }
@@ -73,6 +73,5 @@ async fn apply(old: &Effective, new: &Effective, told: &Told) {
     if let Ok(value) = serde_json::to_value(&new.config) {
         told.configz.send_replace(value);
     }
-    // A loop that is gone needs no settings.
-    let _ = told.updates.send(Update::Settings(Box::new(new.proxy.clone()))).await;
+    told.wishes.send_modify(|wishes| wishes.settings = Some(new.proxy.clone()));
 }

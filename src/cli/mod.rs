@@ -10,6 +10,7 @@ mod logs;
 mod own_node;
 mod pages;
 mod pod_network;
+mod proxy;
 mod run;
 mod setup;
 
@@ -19,6 +20,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use tokio::task::LocalSet;
 
 use crate::config::flags::RunFlags;
 use crate::config::settings::LogFormat;
@@ -165,7 +168,7 @@ fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
 
 fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let code = runtime.block_on(work);
+    let code = LocalSet::new().block_on(&runtime, work);
     // A read of standard input or a slow parse may still be going on in the background; it has no say any more.
     runtime.shutdown_background();
     code

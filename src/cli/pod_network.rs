@@ -1,13 +1,16 @@
 //! The pod network's part of the daemon: what is asked for, and how its loop is joined with the rest.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use ipnetwork::IpNetwork;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::agent::events::Events;
@@ -19,7 +22,6 @@ use crate::agent::pod_network::report::NetworkReport;
 use crate::agent::pod_network::subnets::Source as Subnets;
 use crate::agent::pod_network::{Asked, NetworkLoop, conf, subnet_file};
 use crate::agent::readiness::{Part, Readiness};
-use crate::agent::service_manager;
 use crate::agent::subnet_lease::{SubnetHolder, show_subnets};
 use crate::cluster::Family;
 use crate::config::flags::{Face, RunFlags};
@@ -32,18 +34,15 @@ use crate::network::masquerade::PodRules;
 use crate::network::own_lease::{OwnLease, within};
 use crate::network::subnet_env::SubnetEnv;
 use crate::rules::inputs::Inputs;
-use crate::source::Update;
+use crate::source::Wishes;
 use crate::source::api::Watches;
 use crate::source::leases::{LeaseData, LeaseStore};
-use crate::source::nodes::{NodeEvent, NodeUpdate};
+use crate::source::nodes::NodeUpdate;
 
 use super::setup::Setup;
 
 /// Updates of Nodes that may wait for the loop before their source has to wait, too.
 const WAITING_NODES: usize = 1024;
-
-/// What is told of Nodes, each with the moment at which it came in.
-pub(super) type Nodes = mpsc::Receiver<(Instant, NodeUpdate)>;
 
 /// A pod network that is asked for.
 #[derive(Debug)]
@@ -81,7 +80,11 @@ impl PodNetwork {
         Ok(families)
     }
 
-    fn check(&self, usable: &[Family]) -> anyhow::Result<()> {
+    /// Whether this host can run it with these families.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub(super) fn check(&self, usable: &[Family]) -> anyhow::Result<()> {
         match self.conf.networks.families().find(|family| !usable.contains(family)) {
             Some(family) => Err(anyhow!(
                 "net-conf.json switches {family} on, and this program does not write {family} rules here: either iptables cannot, or \
@@ -127,112 +130,100 @@ impl PodNetwork {
             Err(error) => Err(anyhow!("Failed to create SubnetManager: {error}")),
         }
     }
+}
 
-    /// Follows all Nodes, for the pod network; and the one of this name, for the proxy.
-    pub(super) fn follow_nodes(&self, watches: &Watches, own: Option<&str>, proxy: mpsc::Sender<Update>) -> Nodes {
-        let mut events = watches.nodes(&self.settings.prefix, own);
-        let (sender, nodes) = mpsc::channel(WAITING_NODES);
-        tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                let taken = match event {
-                    NodeEvent::Network(update) => sender.send((Instant::now(), update)).await.is_ok(),
-                    NodeEvent::Proxy(update) => proxy.send(update).await.is_ok(),
-                };
-                if !taken {
-                    return;
-                }
-            }
-        });
-        nodes
-    }
+/// What the pod network's loop is made from, as often as it has to be started.
+pub(super) struct NetworkPart {
+    pub network: PodNetwork,
+    pub client: Client,
+    pub watches: Watches,
+    /// This node's name.
+    pub node: String,
+    pub metrics: Arc<Metrics>,
+    pub events: Events,
+    pub readiness: Readiness,
+    /// Whoever owns the rules is told there.
+    pub wishes: watch::Sender<Wishes>,
+}
 
-    /// Runs the pod network for good.
+impl NetworkPart {
+    /// Runs until it fails.
     ///
     /// # Errors
-    /// It cannot run with what it was given.
-    pub(super) async fn run(
-        self,
-        joined: Joined,
-        families: &[Family],
-        readiness: Readiness,
-        metrics: Arc<Metrics>,
-        updates: mpsc::Sender<Update>,
-    ) -> anyhow::Result<()> {
-        self.check(families)?;
-        check_bridge_filter(families);
-        let Joined { client, watches, node, events, nodes } = joined;
-        let (writes, writing) = NodeWrites::new(&client, &node, &events);
-        tokio::spawn(writing);
+    /// The source of Nodes has ended, or something that it is made of.
+    pub(super) async fn run(self: Rc<Self>) -> anyhow::Result<()> {
+        let PodNetwork { settings, conf, .. } = &self.network;
+        // They end with this.
+        let mut tasks = JoinSet::new();
+        let (writes, writing) = NodeWrites::new(&self.client, &self.node, &self.events);
+        tasks.spawn(writing);
         let writes = Arc::new(writes);
         let lease_data = watch::Sender::new(LeaseData::new());
-        let subnets = match self.settings.subnet_source {
+        let subnets = match settings.subnet_source {
             SubnetSource::Node => Subnets::Node,
-            SubnetSource::Lease => self.hold_subnets(&client, &watches, &lease_data, &writes, &events, &metrics)?,
+            SubnetSource::Lease => self.hold_subnets(&lease_data, &writes, &mut tasks)?,
         };
-        let conf = watch::Sender::new(self.conf);
-        let asked = Asked { node: node.into(), conf: conf.subscribe(), settings: self.settings.clone(), source: subnets };
-        let publisher = Publisher::new(writes, lease_data, updates);
-        let report = NetworkReport::new(metrics, events);
-        let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, readiness.clone(), report);
-        tokio::spawn(service_manager::tell_ready(readiness));
+        let conf = watch::Sender::new(conf.clone());
+        let asked = Asked { node: self.node.as_str().into(), conf: conf.subscribe(), settings: settings.clone(), source: subnets };
+        let publisher = Publisher::new(writes, lease_data, self.wishes.clone());
+        let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
+        let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
+        let (sender, nodes) = mpsc::channel(WAITING_NODES);
+        tasks.spawn(follow_nodes(self.watches.nodes(&settings.prefix), sender));
         tokio::select! {
-            never = conf::follow(&self.settings.net_config_path, conf) => match never {},
-            () = network.run(nodes) => Err(anyhow!("the source of Nodes has ended")),
+            never = conf::follow(&settings.net_config_path, conf) => match never {},
+            () = network.run(nodes) => bail!("the source of Nodes has ended"),
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(()) => bail!("something that it is made of has ended"),
+                Err(error) => Err(error.into()),
+            },
         }
     }
 
     /// Holds a subnet of each family by a Lease.
-    fn hold_subnets(
-        &self,
-        client: &Client,
-        watches: &Watches,
-        data: &watch::Sender<LeaseData>,
-        writes: &Arc<NodeWrites>,
-        events: &Events,
-        metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Subnets> {
+    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut JoinSet<()>) -> anyhow::Result<Subnets> {
+        let PodNetwork { settings, conf, .. } = &self.network;
         let node = watch::Sender::new(None);
-        let previous = SubnetEnv::read(&subnet_file::read(&self.settings.subnet_file)).subnets;
+        let previous = SubnetEnv::read(&subnet_file::read(&settings.subnet_file)).subnets;
         let mut standings = PerFamily::default();
-        for family in self.conf.networks.families() {
-            let Some(space) = self.conf.subnet_space(family)? else { continue };
+        for family in conf.networks.families() {
+            let Some(space) = conf.subnet_space(family)? else { continue };
             let standing = watch::Sender::new(Standing::default());
             standings.set(family, Some(standing.subscribe()));
             let holder = SubnetHolder {
-                store: LeaseStore::new(client, watches, NETWORK),
+                store: LeaseStore::new(&self.client, &self.watches, NETWORK),
                 space,
-                terms: self.settings.lease_terms,
+                terms: settings.lease_terms,
                 previous: previous.get(family).copied(),
                 node: node.subscribe(),
                 data: data.subscribe(),
                 standing,
-                events: events.clone(),
-                metrics: metrics.network().clone(),
+                events: self.events.clone(),
+                metrics: self.metrics.network().clone(),
             };
-            tokio::spawn(holder.run());
+            tasks.spawn(holder.run());
         }
         let receivers = standings.iter().map(|(_, standing)| standing.clone()).collect();
-        tokio::spawn(show_subnets(node.subscribe(), receivers, Arc::clone(writes), events.clone()));
+        tasks.spawn(show_subnets(node.subscribe(), receivers, Arc::clone(writes), self.events.clone()));
         Ok(Subnets::Leases { standings, node })
+    }
+}
+
+/// Passes on what is told of Nodes, each with the moment at which it came in.
+async fn follow_nodes(mut nodes: BoxStream<'static, NodeUpdate>, sender: mpsc::Sender<(Instant, NodeUpdate)>) {
+    while let Some(update) = nodes.next().await {
+        if sender.send((Instant::now(), update)).await.is_err() {
+            return;
+        }
     }
 }
 
 /// The name of the network on its leases.
 pub(super) const NETWORK: &str = "pods";
 
-/// What the loop is joined with.
-pub(super) struct Joined {
-    pub client: Client,
-    pub watches: Watches,
-    /// This node's name.
-    pub node: String,
-    pub events: Events,
-    pub nodes: Nodes,
-}
-
 /// Without this setting what pods of one node send to each other passes no rules, and their answers through a Service come from the wrong
 /// address (network spec section 2).
-fn check_bridge_filter(families: &[Family]) {
+pub(super) fn check_bridge_filter(families: &[Family]) {
     for family in families {
         let name = if *family == Family::V4 { "bridge-nf-call-iptables" } else { "bridge-nf-call-ip6tables" };
         if !Path::new("/proc/sys/net/bridge").join(name).exists() {

@@ -1,51 +1,45 @@
 //! `sepal run`: the daemon. Its start is in kube-proxy's order (spec section 1.1).
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::agent::events::{self, Event, Events};
-use crate::agent::flow_loop;
 use crate::agent::health::SharedHealth;
 use crate::agent::http::StartError;
 use crate::agent::metrics::Metrics;
-use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::readiness::{Part, Readiness};
-use crate::agent::report::Report;
-use crate::agent::{flanneld_health, healthz, metrics_server};
+use crate::agent::supervise::{Supervised, supervise};
+use crate::agent::{flanneld_health, healthz, metrics_server, service_manager};
 use crate::cluster::{Change, Family, Node};
 use crate::config::checks;
 use crate::config::effective::Effective;
 use crate::config::flags::{Face, RunFlags};
 use crate::config::kubeproxy::gates::{GATES, enabled};
-use crate::conntrack::Reconciler;
-use crate::conntrack::flows::KernelFlows;
 use crate::iptables::detect::{self, Found, Support};
 use crate::iptables::other_modes::{self, NftTables};
 use crate::netlink::sysctl::{allow_route_localnet, set_conntrack, set_oom_score_adj};
 use crate::netlink::{Host, Kernel};
 use crate::rules::inputs::Inputs;
 use crate::rules::view::needs_route_localnet;
+use crate::source::Wishes;
 use crate::source::api::Watches;
-use crate::source::follow::{Files, Watch, follow};
-use crate::source::{Kind, Update};
 
 use super::config_watch::{self, Told};
 use super::own_node;
 use super::pages::pages;
-use super::pod_network::{Joined, PodNetwork};
+use super::pod_network::{NetworkPart, PodNetwork, check_bridge_filter};
+use super::proxy::{self, Opened, ProxyPart};
 use super::setup::Setup;
-
-/// Updates that may wait for the loop before their source has to wait, too.
-const WAITING_UPDATES: usize = 1024;
 
 /// How long the last Events may take to be told.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -62,25 +56,20 @@ pub(super) async fn run(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where objects come from: what is known at the start, and the way to the API server, if there is one.
-struct Source {
+/// What is known of the cluster before anything is started.
+struct Start {
+    source: proxy::Source,
+    /// The source as it is followed already.
+    opened: Opened,
     inputs: Inputs,
-    client: Option<Client>,
+    /// The way to the API server, if there is one.
+    cluster: Option<Cluster>,
     events: Events,
-    /// What the pod network is joined with, where there is one.
-    network: Option<Joined>,
 }
 
-impl Source {
-    /// Waits for what has to be known of this node's Node.
-    async fn wait_for_node(&mut self, setup: &Setup, any_family: bool, assigned: bool) -> anyhow::Result<()> {
-        if let Some(client) = &self.client
-            && let Some(node) = own_node::wait(client, setup, &self.inputs, any_family, assigned).await?
-        {
-            self.inputs.snapshot.apply(Change::Node(Some(node)));
-        }
-        Ok(())
-    }
+struct Cluster {
+    client: Client,
+    watches: Watches,
 }
 
 async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
@@ -90,84 +79,106 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(Kernel));
     let found = find_iptables(flags, proxy, network.is_some()).await?;
     metrics.iptables(&found);
-    let (sender, updates) = mpsc::channel(WAITING_UPDATES);
-    let mut source = match (&flags.manifests, &network) {
+    let mut start = match (&flags.manifests, &network) {
         (Some(_), Some(_)) => anyhow::bail!("--pod-network needs an API server: with --manifests rules can only be printed (--dry-run)"),
-        (Some(path), None) => start_manifests(path, &setup, sender.clone()).await?,
-        (None, network) => start_api(&setup, flags, network.as_ref(), sender.clone(), Arc::clone(&metrics)).await?,
+        (Some(path), None) => start_manifests(path, &setup)?,
+        (None, network) => start_api(&setup, proxy, network.as_ref(), Arc::clone(&metrics)).await?,
     };
-    let support = detect::support(&found, Kernel.ipv6_enabled()).await;
-    if proxy {
-        let assigned = !network.as_ref().is_some_and(PodNetwork::assigns_subnets);
-        source.wait_for_node(&setup, support.usable()?.len() == Family::ALL.len(), assigned).await?;
-    }
-    let families = match &network {
-        Some(network) if !proxy => network.families(support.usable()?)?,
-        _ => families(&setup, &support, source.inputs.snapshot.node())?,
-    };
+    let families = families(&setup, &found, &mut start, proxy, network.as_ref()).await?;
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
-    tracing::info!("node {}, families {}", source.inputs.node_name, names.join(" and "));
+    tracing::info!("node {}, families {}", start.inputs.node_name, names.join(" and "));
     if proxy {
-        set_kernel(&setup, &source.inputs, &families)?;
+        set_kernel(&setup, &start.inputs, &families)?;
     }
     if flags.proxy.init_only {
         tracing::info!("--init-only: kernel settings are as they should be");
         return Ok(());
     }
-    let Effective { proxy: settings, daemon, config, .. } = &setup.effective;
-    if proxy {
-        set_oom_score_adj(&Kernel, daemon.oom_score_adj).await;
-    }
     for gate in GATES {
-        metrics.feature(gate.name, gate.stage, enabled(&config.feature_gates, gate.name));
-    }
-    let readiness = parts(proxy, &families, network.as_ref());
-    metrics.parts(&readiness);
-    let network_loop = {
-        let joined = network.zip(source.network.take());
-        let (families, readiness, metrics, sender) = (families.clone(), readiness.clone(), Arc::clone(&metrics), sender.clone());
-        async move {
-            match joined {
-                Some((network, joined)) => network.run(joined, &families, readiness, metrics, sender).await,
-                None => std::future::pending().await,
-            }
-        }
-    };
-    let health = SharedHealth::new(settings.sync_period);
-    let report = Report::new(Arc::clone(&metrics), health.clone(), source.events.clone()).with_readiness(readiness.clone());
-    let random_fully = found.random_fully();
-    let mut proxy_loop = ProxyLoop::new(found.exec, Kernel, random_fully, source.inputs, report);
-    for family in families {
-        let teller = proxy.then(|| {
-            let (teller, unheard) = flow_loop::channel();
-            tokio::spawn(flow_loop::run(Reconciler::new(family), KernelFlows, Arc::clone(&metrics), unheard));
-            teller
-        });
-        proxy_loop = proxy_loop.with_family(family, teller);
+        metrics.feature(gate.name, gate.stage, enabled(&setup.effective.config.feature_gates, gate.name));
     }
     if proxy {
-        proxy_loop = proxy_loop.with_health_checks(daemon.healthz.is_some());
-        source.events.tell(Event::starting());
-    } else {
+        set_oom_score_adj(&Kernel, setup.effective.daemon.oom_score_adj).await;
+        start.events.tell(Event::starting());
+    }
+    keep_running(&setup, flags, (start, network), (found, families), metrics).await
+}
+
+/// Starts the parts of the daemon, and starts them again when they fail. Ends when the configuration, or a server, wants that.
+async fn keep_running(
+    setup: &Setup,
+    flags: &RunFlags,
+    (start, network): (Start, Option<PodNetwork>),
+    (found, families): (Found, Vec<Family>),
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
+    let Effective { proxy: settings, daemon, config, .. } = &setup.effective;
+    let proxy = flags.network.proxy;
+    let (of_rules, of_network) = parts(proxy, &families, network.as_ref());
+    let readiness = Readiness::new(of_rules.iter().chain(&of_network).copied());
+    metrics.parts(&readiness);
+    tokio::spawn(service_manager::tell_ready(readiness.clone()));
+    let health = SharedHealth::new(settings.sync_period);
+    if !proxy {
         // Load balancers send nothing here for sepal's sake; what the Node wants is not looked at.
         health.node_seen(true);
     }
+    let Start { source, opened, inputs, cluster, events } = start;
+    let wishes = watch::Sender::new(Wishes::default());
+    let network_part = network.zip(cluster).map(|(network, Cluster { client, watches })| {
+        let (metrics, events, readiness) = (Arc::clone(&metrics), events.clone(), readiness.clone());
+        Rc::new(NetworkPart {
+            network,
+            client,
+            watches,
+            node: inputs.node_name.clone(),
+            metrics,
+            events,
+            readiness,
+            wishes: wishes.clone(),
+        })
+    });
+    let rules_part = Rc::new(ProxyPart {
+        source,
+        inputs,
+        first: RefCell::new(Some(opened)),
+        random_fully: found.random_fully(),
+        exec: found.exec,
+        families,
+        health_server: daemon.healthz.is_some(),
+        metrics: Arc::clone(&metrics),
+        health: health.clone(),
+        events: events.clone(),
+        readiness: readiness.clone(),
+        wishes: wishes.subscribe(),
+    });
+    let supervised = |name, parts| Supervised { name, parts, readiness: readiness.clone(), events: events.clone() };
+    let rules = supervise(supervised("keeper of the rules", of_rules), || Rc::clone(&rules_part).run());
+    let network = async {
+        match &network_part {
+            Some(part) => supervise(supervised("pod network", of_network), || Rc::clone(part).run()).await,
+            None => std::future::pending().await,
+        }
+    };
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
-        failed = serve(&setup, (health, readiness), Arc::clone(&metrics), shown, flags) => Err(last_words(&source.events, failed).await),
-        changed = config_watch::follow(flags, setup.effective.clone(), Told { updates: sender.clone(), configz }) => {
+        failed = serve(setup, (health, readiness.clone()), Arc::clone(&metrics), shown, flags) => Err(last_words(&events, failed).await),
+        changed = config_watch::follow(flags, setup.effective.clone(), Told { wishes, configz }) => {
             let Err(error) = changed;
             Err(error)
         }
-        ended = network_loop => ended,
-        () = proxy_loop.run(updates) => anyhow::bail!("the source of updates has ended"),
+        never = rules => match never {},
+        never = network => match never {},
     }
 }
 
-/// The parts of the daemon, none of which is ready yet.
-fn parts(proxy: bool, families: &[Family], network: Option<&PodNetwork>) -> Readiness {
+/// The parts of the daemon: those of whoever keeps the rules, and those of the pod network.
+fn parts(proxy: bool, families: &[Family], network: Option<&PodNetwork>) -> (Vec<Part>, Vec<Part>) {
     let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
-    Readiness::new(of_proxy.chain(network.into_iter().flat_map(PodNetwork::parts)))
+    let (rules, others) =
+        network.map(PodNetwork::parts).unwrap_or_default().into_iter().partition(|part| matches!(part, Part::PodRules(_)));
+    let rules: Vec<Part> = rules;
+    (of_proxy.chain(rules).collect(), others)
 }
 
 /// The iptables to use; says what is left of other ways to do the same.
@@ -242,8 +253,36 @@ async fn last_words(events: &Events, (reason, failed): (&'static str, StartError
     failed.into()
 }
 
-/// The families to run: those that this host can program, if the node's primary family is among them.
-fn families(setup: &Setup, support: &Support, node: Option<&Node>) -> anyhow::Result<Vec<Family>> {
+/// The families to run, once this node's Node is known as far as that has to be waited for.
+async fn families(
+    setup: &Setup,
+    found: &Found,
+    start: &mut Start,
+    proxy: bool,
+    network: Option<&PodNetwork>,
+) -> anyhow::Result<Vec<Family>> {
+    let support = detect::support(found, Kernel.ipv6_enabled()).await;
+    let usable = support.usable()?;
+    if let (false, Some(network)) = (proxy, network) {
+        check_bridge_filter(usable);
+        return network.families(usable);
+    }
+    if let Some(Cluster { client, .. }) = &start.cluster {
+        let assigned = !network.is_some_and(PodNetwork::assigns_subnets);
+        if let Some(node) = own_node::wait(client, setup, &start.inputs, usable.len() == Family::ALL.len(), assigned).await? {
+            start.inputs.snapshot.apply(Change::Node(Some(node)));
+        }
+    }
+    let families = of_proxy(setup, &support, start.inputs.snapshot.node())?;
+    if let Some(network) = network {
+        check_bridge_filter(&families);
+        network.check(&families)?;
+    }
+    Ok(families)
+}
+
+/// The families that this host can program, if the node's primary family is among them.
+fn of_proxy(setup: &Setup, support: &Support, node: Option<&Node>) -> anyhow::Result<Vec<Family>> {
     let of_node = node.and_then(|node| node.addresses.first()).copied();
     let primary = setup.effective.proxy.bind_address.or(of_node).map_or(Family::V4, Family::of);
     let mut families = support.to_run(primary)?;
@@ -260,66 +299,23 @@ fn families(setup: &Setup, support: &Support, node: Option<&Node>) -> anyhow::Re
     Ok(families)
 }
 
-async fn start_manifests(path: &Path, setup: &Setup, sender: mpsc::Sender<Update>) -> anyhow::Result<Source> {
-    let standard_input = path == Path::new("-");
-    let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
-    let mut files = Files::new(path.to_owned(), setup.asked.clone());
-    let inputs = files.read()?;
-    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-        sender.send(Update::Complete(kind)).await?;
-    }
-    tokio::spawn(async move {
-        match watch {
-            Some(watch) => follow(files, watch, sender).await,
-            // Standard input says it once, and that holds.
-            None => sender.closed().await,
-        }
-    });
-    Ok(Source { inputs, client: None, events: Events::none(), network: None })
+fn start_manifests(path: &Path, setup: &Setup) -> anyhow::Result<Start> {
+    let (opened, inputs) = proxy::Source::read(path, &setup.asked)?;
+    let source = proxy::Source::Manifests { path: path.to_owned(), asked: Box::new(setup.asked.clone()) };
+    Ok(Start { source, opened, inputs, cluster: None, events: Events::none() })
 }
 
-async fn start_api(
-    setup: &Setup,
-    flags: &RunFlags,
-    network: Option<&PodNetwork>,
-    sender: mpsc::Sender<Update>,
-    metrics: Arc<Metrics>,
-) -> anyhow::Result<Source> {
+async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, metrics: Arc<Metrics>) -> anyhow::Result<Start> {
     let mut inputs = setup.empty_inputs();
     let client = setup.connection.observed_client(metrics).await?;
-    inputs.without_proxy = !flags.network.proxy;
+    inputs.without_proxy = !proxy;
     if let Some(network) = network {
         inputs.node_name = network.node_name(&client, setup).await?;
     }
     let (events, told) = Events::channel();
     tokio::spawn(events::send(client.clone(), inputs.node_name.clone(), setup.asked.host_name.clone(), told));
     let watches = Watches::new(&client);
-    let name = inputs.node_name.clone();
-    let follow = |network: &PodNetwork, own: Option<&str>| Joined {
-        client: client.clone(),
-        watches: watches.clone(),
-        node: name.clone(),
-        events: events.clone(),
-        nodes: network.follow_nodes(&watches, own, sender.clone()),
-    };
-    let (joined, updates) = match (network, flags.network.proxy) {
-        (None, _) => (None, watches.cluster(&name)),
-        (Some(network), true) => (Some(follow(network, Some(&name))), watches.services()),
-        (Some(network), false) => {
-            // Nothing of these is needed, and more is never told.
-            let known = [Kind::Service, Kind::EndpointSlice, Kind::Node].map(Update::Complete);
-            (Some(follow(network, None)), stream::iter(known).chain(stream::pending()).boxed())
-        }
-    };
-    tokio::spawn(pass_on(updates, sender));
-    Ok(Source { inputs, client: Some(client), events, network: joined })
-}
-
-/// Passes updates on for as long as somebody takes them.
-async fn pass_on(mut updates: BoxStream<'static, Update>, sender: mpsc::Sender<Update>) {
-    while let Some(update) = updates.next().await {
-        if sender.send(update).await.is_err() {
-            return;
-        }
-    }
+    let node = inputs.node_name.clone();
+    let source = if proxy { proxy::Source::Cluster { watches: watches.clone(), node } } else { proxy::Source::Nothing };
+    Ok(Start { opened: source.follow(), source, inputs, cluster: Some(Cluster { client, watches }), events })
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tower::layer::layer_fn;
 
-use super::nodes::{NodeEvent, NodeTracker};
+use super::nodes::{NodeTracker, NodeUpdate};
 use super::object::{Kind, ObjectId, Subject};
 use super::outage::Outages;
 use super::requests::{Observed, Observer};
@@ -265,25 +265,15 @@ impl Watches {
     /// Everything that happens to what the proxy needs, from its present state on, for good. Interruptions are logged and mended.
     #[must_use]
     pub fn cluster(&self, node_name: &str) -> BoxStream<'static, Update> {
-        self.kinds(&[Kind::Service, Kind::EndpointSlice, Kind::Node], node_name)
+        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+        futures::stream::select_all(kinds.map(|kind| self.follow(watched(kind, node_name), Tracker::new(kind)))).boxed()
     }
 
-    /// The same without this node's Node: for whoever takes that from [`Self::nodes`].
+    /// Everything that happens to all Nodes, in the few parts that the pod network needs. `prefix` is what names of flannel's annotations
+    /// begin with.
     #[must_use]
-    pub fn services(&self) -> BoxStream<'static, Update> {
-        self.kinds(&[Kind::Service, Kind::EndpointSlice], "")
-    }
-
-    fn kinds(&self, kinds: &[Kind], node_name: &str) -> BoxStream<'static, Update> {
-        let streams = kinds.iter().map(|kind| self.follow(watched(*kind, node_name), Tracker::new(*kind)));
-        futures::stream::select_all(streams.collect::<Vec<_>>()).boxed()
-    }
-
-    /// Everything that happens to all Nodes, in the few parts that the pod network needs; and, for the proxy, to the Node of this name.
-    /// `prefix` is what names of flannel's annotations begin with.
-    #[must_use]
-    pub fn nodes(&self, prefix: &Prefix, own: Option<&str>) -> BoxStream<'static, NodeEvent> {
-        self.follow(Watched::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix, own))
+    pub fn nodes(&self, prefix: &Prefix) -> BoxStream<'static, NodeUpdate> {
+        self.follow(Watched::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix))
     }
 
     pub(super) fn follow<T: Tracks>(&self, watched: Watched, tracker: T) -> BoxStream<'static, T::Told> {

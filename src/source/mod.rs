@@ -45,6 +45,15 @@ pub enum Update {
     Complete(Kind),
 }
 
+/// What is asked for beside the objects, as it is now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wishes {
+    /// What was asked for; `None` where that is part of the inputs.
+    pub settings: Option<ProxySettings>,
+    /// What the pod network's rules are made from, once that is known.
+    pub pod_rules: Option<PodRules>,
+}
+
 /// All objects of a kind, by name.
 #[derive(Debug)]
 pub enum Known {

@@ -6,9 +6,8 @@ use std::hash::RandomState;
 
 use super::api::Raw;
 use super::object::Kind;
-use super::tracker::Tracker;
 use super::watching::Tracks;
-use super::{Complaints, Update, convert};
+use super::{Complaints, convert};
 use crate::network::annotations::Prefix;
 use crate::network::node::NetworkNode;
 
@@ -25,21 +24,10 @@ pub enum NodeUpdate {
     Complete,
 }
 
-/// What one watch of all Nodes tells, and whom.
-#[derive(Debug)]
-pub enum NodeEvent {
-    /// The pod network.
-    Network(NodeUpdate),
-    /// The proxy, of this node's Node.
-    Proxy(Update),
-}
-
 /// Turns what is told of Nodes into updates.
 #[derive(Debug)]
 pub(super) struct NodeTracker {
     prefix: Prefix,
-    /// This node's name, and what is told of its Node to the proxy.
-    own: Option<(Box<str>, Tracker)>,
     /// What was told of each Node last, as a fingerprint.
     known: HashMap<Box<str>, u64>,
     hasher: RandomState,
@@ -49,18 +37,11 @@ pub(super) struct NodeTracker {
 }
 
 impl NodeTracker {
-    pub(super) fn new(prefix: &Prefix, own: Option<&str>) -> Self {
-        Self {
-            prefix: prefix.clone(),
-            own: own.map(|name| (name.into(), Tracker::new(Kind::Node))),
-            known: HashMap::new(),
-            hasher: RandomState::new(),
-            seen: None,
-            complaints: Complaints::default(),
-        }
+    pub(super) fn new(prefix: &Prefix) -> Self {
+        Self { prefix: prefix.clone(), known: HashMap::new(), hasher: RandomState::new(), seen: None, complaints: Complaints::default() }
     }
 
-    fn network(&mut self, object: &Raw) -> Option<NodeUpdate> {
+    fn read(&mut self, object: &Raw) -> Option<NodeUpdate> {
         let id = object.id(Kind::Node);
         let converted = convert::network_node(&id, object.text.get(), &self.prefix, &self.hasher);
         self.complaints.note(&id, converted.problem.as_ref());
@@ -76,52 +57,35 @@ impl NodeTracker {
         self.known.insert(node.name.clone(), converted.fingerprint);
         Some(NodeUpdate::Changed(Box::new(node)))
     }
-
-    /// The proxy's part, if this is its Node.
-    fn own(&mut self, object: &Raw) -> Option<&mut Tracker> {
-        let (name, tracker) = self.own.as_mut()?;
-        (object.metadata.name.as_deref() == Some(name)).then_some(tracker)
-    }
-}
-
-fn events(network: impl IntoIterator<Item = NodeUpdate>, proxy: impl IntoIterator<Item = Update>) -> Vec<NodeEvent> {
-    network.into_iter().map(NodeEvent::Network).chain(proxy.into_iter().map(NodeEvent::Proxy)).collect()
 }
 
 impl Tracks for NodeTracker {
-    type Told = NodeEvent;
+    type Told = NodeUpdate;
 
     fn begin(&mut self) {
         self.seen = (!self.known.is_empty()).then(HashSet::new);
-        if let Some((_, tracker)) = &mut self.own {
-            tracker.begin();
-        }
     }
 
-    fn listed(&mut self, object: &Raw) -> Vec<NodeEvent> {
-        let proxy = self.own(object).map(|tracker| tracker.listed(object)).unwrap_or_default();
-        events(self.network(object), proxy)
+    fn listed(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+        self.applied(object)
     }
 
-    fn complete(&mut self) -> Vec<NodeEvent> {
+    fn complete(&mut self) -> Vec<NodeUpdate> {
         let seen = self.seen.take();
         if let Some(seen) = &seen {
             self.known.retain(|name, _| seen.contains(name));
         }
-        let proxy = self.own.as_mut().map(|(_, tracker)| tracker.complete()).unwrap_or_default();
-        events(seen.map(NodeUpdate::Listed).into_iter().chain([NodeUpdate::Complete]), proxy)
+        seen.map(NodeUpdate::Listed).into_iter().chain([NodeUpdate::Complete]).collect()
     }
 
-    fn applied(&mut self, object: &Raw) -> Vec<NodeEvent> {
-        let proxy = self.own(object).map(|tracker| tracker.applied(object)).unwrap_or_default();
-        events(self.network(object), proxy)
+    fn applied(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+        self.read(object).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &Raw) -> Vec<NodeEvent> {
-        let proxy = self.own(object).map(|tracker| tracker.deleted(object)).unwrap_or_default();
+    fn deleted(&mut self, object: &Raw) -> Vec<NodeUpdate> {
         let id = object.id(Kind::Node);
         self.complaints.note(&id, None);
-        events(self.known.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Gone(name)), proxy)
+        self.known.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Gone(name)).into_iter().collect()
     }
 }
 
@@ -130,7 +94,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::cluster::{Change, Family};
+    use crate::cluster::Family;
 
     fn raw(value: &Value) -> Raw {
         serde_json::from_str(&value.to_string()).expect("any object is taken")
@@ -155,15 +119,11 @@ mod tests {
         }))
     }
 
-    fn network(events: Vec<NodeEvent>) -> Vec<NodeUpdate> {
-        events.into_iter().filter_map(|event| if let NodeEvent::Network(update) = event { Some(update) } else { None }).collect()
-    }
-
     #[test]
     fn only_what_matters_is_told() {
-        let mut tracker = NodeTracker::new(&Prefix::default(), None);
+        let mut tracker = NodeTracker::new(&Prefix::default());
         tracker.begin();
-        let told = network(tracker.listed(&node("a", "1", "1")));
+        let told = tracker.listed(&node("a", "1", "1"));
         let [NodeUpdate::Changed(a)] = told.as_slice() else { panic!("{told:?}") };
         assert_eq!((&*a.name, &*a.uid), ("a", "uid-a"));
         assert_eq!(
@@ -175,16 +135,16 @@ mod tests {
         assert_eq!(a.internal_ips, ["192.0.2.1".parse::<std::net::IpAddr>().expect("an address")]);
         assert!(a.annotations.managed);
         assert_eq!(a.annotations.data.v4.as_deref(), Some("{\"VNI\":1,\"VtepMAC\":\"1\"}"));
-        assert_eq!(network(tracker.complete()), [NodeUpdate::Complete]);
-        assert!(network(tracker.applied(&node("a", "1", "2"))).is_empty(), "a heartbeat");
-        assert_eq!(network(tracker.applied(&node("a", "2", "3"))).len(), 1, "another MAC");
-        assert_eq!(network(tracker.deleted(&node("a", "2", "4"))), [NodeUpdate::Gone("a".into())]);
-        assert_eq!(network(tracker.applied(&node("a", "2", "5"))).len(), 1, "it came back");
+        assert_eq!(tracker.complete(), [NodeUpdate::Complete]);
+        assert!(tracker.applied(&node("a", "1", "2")).is_empty(), "a heartbeat");
+        assert_eq!(tracker.applied(&node("a", "2", "3")).len(), 1, "another MAC");
+        assert_eq!(tracker.deleted(&node("a", "2", "4")), [NodeUpdate::Gone("a".into())]);
+        assert_eq!(tracker.applied(&node("a", "2", "5")).len(), 1, "it came back");
     }
 
     #[test]
     fn a_new_list_tells_what_is_gone_and_not_what_is_the_same() {
-        let mut tracker = NodeTracker::new(&Prefix::default(), None);
+        let mut tracker = NodeTracker::new(&Prefix::default());
         tracker.begin();
         for name in ["a", "b"] {
             tracker.listed(&node(name, "1", "1"));
@@ -192,38 +152,21 @@ mod tests {
         tracker.complete();
         tracker.begin();
         assert!(tracker.listed(&node("b", "1", "9")).is_empty());
-        assert_eq!(network(tracker.complete()), [NodeUpdate::Listed(HashSet::from(["b".into()])), NodeUpdate::Complete]);
-        assert_eq!(network(tracker.applied(&node("a", "1", "10"))).len(), 1, "what was gone is new");
-    }
-
-    #[test]
-    fn the_proxy_is_told_of_its_own_node() {
-        let mut tracker = NodeTracker::new(&Prefix::default(), Some("a"));
-        tracker.begin();
-        assert!(matches!(
-            tracker.listed(&node("a", "1", "1")).as_slice(),
-            [NodeEvent::Network(_), NodeEvent::Proxy(Update::Change(Change::Node(Some(own)), None))] if own.addresses.len() == 1
-        ));
-        assert!(matches!(tracker.listed(&node("b", "1", "1")).as_slice(), [NodeEvent::Network(_)]));
-        assert!(matches!(
-            tracker.complete().as_slice(),
-            [NodeEvent::Network(NodeUpdate::Complete), NodeEvent::Proxy(Update::Complete(Kind::Node))]
-        ));
-        let gone = tracker.deleted(&node("a", "1", "2"));
-        assert!(matches!(gone.as_slice(), [NodeEvent::Network(_), NodeEvent::Proxy(Update::Change(Change::Node(None), None))]));
+        assert_eq!(tracker.complete(), [NodeUpdate::Listed(HashSet::from(["b".into()])), NodeUpdate::Complete]);
+        assert_eq!(tracker.applied(&node("a", "1", "10")).len(), 1, "what was gone is new");
     }
 
     #[test]
     fn nodes_may_be_odd() {
-        let mut tracker = NodeTracker::new(&Prefix::default(), None);
+        let mut tracker = NodeTracker::new(&Prefix::default());
         for bare in
             [json!({"metadata": {"name": "x"}}), json!({"metadata": {"name": "y", "annotations": null}, "spec": null, "status": {}})]
         {
-            assert!(matches!(network(tracker.applied(&raw(&bare))).as_slice(), [NodeUpdate::Changed(node)] if node.pod_cidrs.is_err()));
+            assert!(matches!(tracker.applied(&raw(&bare)).as_slice(), [NodeUpdate::Changed(node)] if node.pod_cidrs.is_err()));
         }
         // What cannot be read is gone, once.
         let broken = raw(&json!({"metadata": {"name": "x"}, "spec": 5}));
-        assert_eq!(network(tracker.applied(&broken)), [NodeUpdate::Gone("x".into())]);
+        assert_eq!(tracker.applied(&broken), [NodeUpdate::Gone("x".into())]);
         assert!(tracker.applied(&broken).is_empty());
         assert!(tracker.applied(&raw(&json!([]))).is_empty());
     }

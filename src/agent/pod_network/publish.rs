@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::agent::node_writes::{Condition, NodeWrites, WriteState};
@@ -20,7 +20,7 @@ use crate::network::masquerade::PodRules;
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::OwnLease;
 use crate::network::subnet_env::SubnetEnv;
-use crate::source::Update;
+use crate::source::Wishes;
 use crate::source::leases::LeaseData;
 
 use super::subnet_file::{self, Written};
@@ -36,14 +36,13 @@ pub struct Publisher {
     writes: Arc<NodeWrites>,
     /// What stands beside leases.
     lease_data: watch::Sender<LeaseData>,
-    /// Whoever owns the rules.
-    updates: mpsc::Sender<Update>,
+    /// Whoever owns the rules is told there.
+    wishes: watch::Sender<Wishes>,
     /// The annotations that were asked for since the Node was last seen.
     wished: Option<Value>,
     /// What the condition says, and since when it should say something else.
     condition: Option<Condition>,
     due: Option<Instant>,
-    rules: Option<PodRules>,
     /// What subnet.env should say.
     file: Option<String>,
     trouble: Option<Condition>,
@@ -52,8 +51,8 @@ pub struct Publisher {
 impl Publisher {
     /// Writes to the Node, to leases, and to the owner of the rules.
     #[must_use]
-    pub const fn new(writes: Arc<NodeWrites>, lease_data: watch::Sender<LeaseData>, updates: mpsc::Sender<Update>) -> Self {
-        Self { writes, lease_data, updates, wished: None, condition: None, due: None, rules: None, file: None, trouble: None }
+    pub const fn new(writes: Arc<NodeWrites>, lease_data: watch::Sender<LeaseData>, wishes: watch::Sender<Wishes>) -> Self {
+        Self { writes, lease_data, wishes, wished: None, condition: None, due: None, file: None, trouble: None }
     }
 
     /// The Node is different now; before it was this.
@@ -152,16 +151,16 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             self.readiness.ready(Part::Registration);
         }
         let rules = PodRules::new(settings, &conf, &known.own);
-        if self.publisher.rules.as_ref() != Some(&rules) {
-            for family in conf.networks.families() {
-                self.readiness.not_ready(Part::PodRules(family), "they are about to be written");
+        self.publisher.wishes.send_if_modified(|wishes| {
+            let news = wishes.pod_rules.as_ref() != Some(&rules);
+            if news {
+                for family in conf.networks.families() {
+                    self.readiness.not_ready(Part::PodRules(family), "they are about to be written");
+                }
+                wishes.pod_rules = Some(rules);
             }
-            // An owner with so much to do that this does not fit gets it after the next round.
-            match self.publisher.updates.try_send(Update::PodRules(Box::new(rules.clone()))) {
-                Ok(()) => self.publisher.rules = Some(rules),
-                Err(_) => self.agenda.by(Instant::now() + Duration::from_secs(1)),
-            }
-        }
+            news
+        });
         let lost = known.own.subnets.families().count() < conf.networks.families().count();
         if lost {
             self.publisher.file = None;

@@ -1,0 +1,196 @@
+//! The service proxy's part of the daemon: its source of objects and its loop, started as often as it takes. It owns the rules; those of
+//! the pod network are written by it, too, and where the proxy is off only those.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::events::Events;
+use crate::agent::flow_loop;
+use crate::agent::health::SharedHealth;
+use crate::agent::metrics::Metrics;
+use crate::agent::proxy_loop::ProxyLoop;
+use crate::agent::readiness::Readiness;
+use crate::agent::report::Report;
+use crate::cluster::Family;
+use crate::config::settings::Asked;
+use crate::conntrack::Reconciler;
+use crate::conntrack::flows::KernelFlows;
+use crate::iptables::exec::Exec;
+use crate::netlink::Kernel;
+use crate::rules::inputs::Inputs;
+use crate::source::api::Watches;
+use crate::source::follow::{Files, Watch, follow};
+use crate::source::{Kind, Update, Wishes};
+
+/// Updates that may wait for the loop before their source has to wait, too.
+const WAITING_UPDATES: usize = 1024;
+
+/// Where objects come from.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// Manifests.
+    Manifests {
+        /// Their path; `-` for standard input.
+        path: PathBuf,
+        /// What is asked for beside them.
+        asked: Box<Asked>,
+    },
+    /// An API server.
+    Cluster {
+        /// Its watches.
+        watches: Watches,
+        /// This node's name.
+        node: String,
+    },
+    /// No objects are needed.
+    Nothing,
+}
+
+/// A source that is being followed.
+pub(super) struct Opened {
+    updates: mpsc::Receiver<Update>,
+    sender: mpsc::Sender<Update>,
+    tasks: JoinSet<()>,
+}
+
+impl Source {
+    /// Begins to follow an API server, or nothing.
+    pub(super) fn follow(&self) -> Opened {
+        let (sender, updates) = mpsc::channel(WAITING_UPDATES);
+        let mut tasks = JoinSet::new();
+        match self {
+            Self::Cluster { watches, node } => drop(tasks.spawn(pass_on(watches.cluster(node), sender.clone()))),
+            Self::Manifests { .. } | Self::Nothing => tell_complete(&sender),
+        }
+        Opened { updates, sender, tasks }
+    }
+
+    /// Begins to follow manifests, and gives what they say now.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(super) fn read(path: &Path, asked: &Asked) -> anyhow::Result<(Opened, Inputs)> {
+        let (sender, updates) = mpsc::channel(WAITING_UPDATES);
+        let mut tasks = JoinSet::new();
+        let standard_input = path == Path::new("-");
+        let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
+        let mut files = Files::new(path.to_owned(), asked.clone());
+        let inputs = files.read()?;
+        tell_complete(&sender);
+        // Standard input says it once, and that holds.
+        if let Some(watch) = watch {
+            tasks.spawn(follow(files, watch, sender.clone()));
+        }
+        Ok((Opened { updates, sender, tasks }, inputs))
+    }
+}
+
+/// Every object has been told. The channel is empty, so there is room.
+fn tell_complete(sender: &mpsc::Sender<Update>) {
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        let _ = sender.try_send(Update::Complete(kind));
+    }
+}
+
+/// What the loop is made from.
+pub(super) struct ProxyPart {
+    pub source: Source,
+    /// What is known at the start.
+    pub inputs: Inputs,
+    /// The source as it is followed already; where that has failed it is opened anew.
+    pub first: RefCell<Option<Opened>>,
+    pub exec: Exec,
+    pub random_fully: bool,
+    pub families: Vec<Family>,
+    /// There is a health server.
+    pub health_server: bool,
+    pub metrics: Arc<Metrics>,
+    pub health: SharedHealth,
+    pub events: Events,
+    pub readiness: Readiness,
+    /// What is asked for now.
+    pub wishes: watch::Receiver<Wishes>,
+}
+
+impl ProxyPart {
+    /// Runs until it fails.
+    ///
+    /// # Errors
+    /// The source of objects has ended, or something that it is made of.
+    pub(super) async fn run(self: Rc<Self>) -> anyhow::Result<()> {
+        let (opened, mut inputs) = self.open()?;
+        let Opened { updates, sender, mut tasks } = opened;
+        let mut wishes = self.wishes.clone();
+        let Wishes { settings, pod_rules } = wishes.borrow_and_update().clone();
+        inputs.settings = settings.unwrap_or(inputs.settings);
+        inputs.pod_rules = pod_rules.or(inputs.pod_rules);
+        tasks.spawn(pass_wishes(wishes, sender));
+        let with_proxy = !inputs.without_proxy;
+        let report =
+            Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
+        let mut proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
+        for family in &self.families {
+            let teller = with_proxy.then(|| {
+                let (teller, unheard) = flow_loop::channel();
+                tasks.spawn(flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard));
+                teller
+            });
+            proxy_loop = proxy_loop.with_family(*family, teller);
+        }
+        if with_proxy {
+            proxy_loop = proxy_loop.with_health_checks(self.health_server);
+        }
+        tokio::select! {
+            () = proxy_loop.run(updates) => bail!("the source of updates has ended"),
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(()) => bail!("the source of updates has ended"),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    fn open(&self) -> anyhow::Result<(Opened, Inputs)> {
+        let inputs = self.inputs.clone();
+        if let Some(opened) = self.first.take() {
+            return Ok((opened, inputs));
+        }
+        match &self.source {
+            Source::Manifests { path, asked } if path != Path::new("-") => Source::read(path, asked),
+            source => Ok((source.follow(), inputs)),
+        }
+    }
+}
+
+/// Passes updates on for as long as somebody takes them.
+async fn pass_on(mut updates: BoxStream<'static, Update>, sender: mpsc::Sender<Update>) {
+    while let Some(update) = updates.next().await {
+        if sender.send(update).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Passes on what is asked for, as it changes; for good.
+async fn pass_wishes(mut wishes: watch::Receiver<Wishes>, sender: mpsc::Sender<Update>) {
+    while wishes.changed().await.is_ok() {
+        let now = wishes.borrow_and_update().clone();
+        let updates = [
+            now.settings.map(|settings| Update::Settings(Box::new(settings))),
+            now.pod_rules.map(|rules| Update::PodRules(Box::new(rules))),
+        ];
+        for update in updates.into_iter().flatten() {
+            if sender.send(update).await.is_err() {
+                return;
+            }
+        }
+    }
+    std::future::pending::<()>().await;
+}
