@@ -117,7 +117,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_told_as_what_it_is() {
         let local = LocalSet::new();
-        let panicked = local.run_until(spawn_local(async { panic!("index 7 of 3") })).await;
+        let panicked = local.run_until(async { spawn_local(async { panic!("index 7 of 3") }).await }).await;
         let error = panicked.map(|(): ()| ()).expect_err("it panicked");
         assert_eq!(last_words(error), "a defect of this program, please report it: index 7 of 3");
     }
