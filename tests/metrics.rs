@@ -30,6 +30,7 @@ use sepal::network::families::PerFamily;
 use sepal::network::masquerade::{PodRanges, PodRules};
 use sepal::rules::Renderer;
 use sepal::source::api::{self, Connection};
+use sepal::source::connections::Connections;
 use sepal::source::{Kind, ObjectId, Update, convert};
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
@@ -494,7 +495,7 @@ fn requests_are_counted() {
     let metrics = Arc::new(Metrics::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let snapshot = runtime.block_on(async {
-        let client = connection.observed_client(Arc::clone(&metrics) as _).await.expect("a client");
+        let client = connection.observed_client(Arc::clone(&metrics) as _, &Connections::default()).await.expect("a client");
         api::snapshot(&client, "here").await.expect("an answer")
     });
     assert_eq!(snapshot.service_count(), 0);

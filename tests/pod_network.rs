@@ -299,4 +299,21 @@ fn host_gw() {
     assert!(before.contains("10.244.2.0/24 via 192.168.77.2 dev eth0 proto 83") && !before.contains("vxlan"), "{before}");
     first.netns.run("ip route del 10.244.2.0/24; ip -6 route replace fd10:244:2::/64 via fd77::200 proto 83");
     eventually_within(SOON, "the routes are back", || first.state() == before);
+
+    let behind_the_router = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "far", "annotations": {
+            format!("{PREFIX}/kube-subnet-manager"): "true", format!("{PREFIX}/backend-type"): "host-gw",
+            format!("{PREFIX}/public-ip"): "203.0.113.99", format!("{PREFIX}/public-ipv6"): "2001:db8::99",
+        }},
+        "spec": {"podCIDRs": ["10.244.99.0/24", "fd10:244:99::/64"]},
+    });
+    cluster.server.put(behind_the_router).expect("a Node");
+    for (family, ip) in [("ipv4", "203.0.113.99"), ("ipv6", "2001:db8::99")] {
+        let refused = format!("refused: node far ({family}): its address {ip} ");
+        eventually_within(SOON, "a node that is no neighbour is refused", || {
+            first.log().lines().any(|line| line.contains(&refused) && line.contains("is not on a network of the external interface"))
+        });
+    }
+    assert_eq!(first.state(), before);
 }

@@ -150,9 +150,9 @@ fn broken_entries_files_and_rules_are_repaired() {
         &format!("rm {file}"),
         &format!("rm -r $(dirname {file})"),
         &format!("echo FLANNEL_MTU=9000 > {file}"),
-        "iptables-nft -t nat -F FLANNEL-POSTRTG; ip6tables-nft -t nat -D FLANNEL-POSTRTG 1",
-        "iptables-nft -t nat -F POSTROUTING; ip6tables-nft -F FORWARD",
-        "iptables-nft -F FLANNEL-FWD; ip6tables-nft -t nat -F; ip6tables-nft -t nat -X FLANNEL-POSTRTG",
+        // All at once: reading the tables again and again is not worth its while, and so the second change would be found later.
+        "iptables-nft -F FLANNEL-FWD; iptables-nft -t nat -F POSTROUTING; iptables-nft -t nat -D FLANNEL-POSTRTG 1
+         ip6tables-nft -F FORWARD; ip6tables-nft -t nat -F; ip6tables-nft -t nat -X FLANNEL-POSTRTG",
     ] {
         lab.repaired(script, &[V4, V6]);
     }

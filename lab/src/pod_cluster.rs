@@ -293,7 +293,7 @@ impl PodNode {
                 ip neigh show dev $link nud permanent | sed \"s/^/$link /\" | sort; bridge fdb show dev $link | sed \"s/^/$link /\" | sort
              done
              ip route | sort; ip -6 route | grep -v '^fe80' | sort
-             for tool in iptables ip6tables; do $tool-nft-save | grep -e '^\\*' -e FLANNEL; done",
+             for tool in iptables ip6tables; do $tool-nft-save | grep -e '^\\*' -e FLANNEL || true; done",
         );
         kernel.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>() + &self.subnet_env()
     }

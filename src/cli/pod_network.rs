@@ -36,6 +36,7 @@ use crate::network::subnet_env::SubnetEnv;
 use crate::rules::inputs::Inputs;
 use crate::source::Wishes;
 use crate::source::api::Watches;
+use crate::source::connections::Connections;
 use crate::source::leases::{LeaseData, LeaseStore};
 use crate::source::nodes::NodeUpdate;
 
@@ -136,6 +137,7 @@ impl PodNetwork {
 pub(super) struct NetworkPart {
     pub network: PodNetwork,
     pub client: Client,
+    pub connections: Connections,
     pub watches: Watches,
     /// This node's name.
     pub node: String,
@@ -168,6 +170,7 @@ impl NetworkPart {
         let publisher = Publisher::new(writes, lease_data, self.wishes.clone());
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
+        let network = network.with_connections(self.connections.clone());
         let (sender, nodes) = mpsc::channel(WAITING_NODES);
         tasks.spawn(follow_nodes(self.watches.nodes(&settings.prefix), sender));
         tokio::select! {

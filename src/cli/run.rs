@@ -33,6 +33,7 @@ use crate::rules::inputs::Inputs;
 use crate::rules::view::needs_route_localnet;
 use crate::source::Wishes;
 use crate::source::api::Watches;
+use crate::source::connections::Connections;
 
 use super::config_watch::{self, Told};
 use super::own_node;
@@ -69,6 +70,7 @@ struct Start {
 
 struct Cluster {
     client: Client,
+    connections: Connections,
     watches: Watches,
 }
 
@@ -125,11 +127,12 @@ async fn keep_running(
     }
     let Start { source, opened, inputs, cluster, events } = start;
     let wishes = watch::Sender::new(Wishes::default());
-    let network_part = network.zip(cluster).map(|(network, Cluster { client, watches })| {
+    let network_part = network.zip(cluster).map(|(network, Cluster { client, connections, watches })| {
         let (metrics, events, readiness) = (Arc::clone(&metrics), events.clone(), readiness.clone());
         Rc::new(NetworkPart {
             network,
             client,
+            connections,
             watches,
             node: inputs.node_name.clone(),
             metrics,
@@ -307,7 +310,8 @@ fn start_manifests(path: &Path, setup: &Setup) -> anyhow::Result<Start> {
 
 async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, metrics: Arc<Metrics>) -> anyhow::Result<Start> {
     let mut inputs = setup.empty_inputs();
-    let client = setup.connection.observed_client(metrics).await?;
+    let connections = Connections::default();
+    let client = setup.connection.observed_client(metrics, &connections).await?;
     inputs.without_proxy = !proxy;
     if let Some(network) = network {
         inputs.node_name = network.node_name(&client, setup).await?;
@@ -317,5 +321,5 @@ async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, met
     let watches = Watches::new(&client);
     let node = inputs.node_name.clone();
     let source = if proxy { proxy::Source::Cluster { watches: watches.clone(), node } } else { proxy::Source::Nothing };
-    Ok(Start { opened: source.follow(), source, inputs, cluster: Some(Cluster { client, watches }), events })
+    Ok(Start { opened: source.follow(), source, inputs, cluster: Some(Cluster { client, connections, watches }), events })
 }

@@ -19,7 +19,9 @@ use kube::{Api, Client, Config, Resource};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tower::layer::layer_fn;
+use tower::service_fn;
 
+use super::connections::{Connections, Renewed};
 use super::nodes::{NodeTracker, NodeUpdate};
 use super::object::{Kind, ObjectId, Subject};
 use super::outage::Outages;
@@ -130,16 +132,25 @@ impl Connection {
     }
 
     /// A client for that server, whose every request somebody is told of. It does not try refused ones again, as [`Self::client`] does:
-    /// after a minute of refusals that would take another minute to notice that there are none any more.
+    /// after a minute of refusals that would take another minute to notice that there are none any more. Its connections can be given up.
     ///
     /// # Errors
     /// As for [`Self::client`].
-    pub async fn observed_client(&self, observer: Arc<dyn Observer>) -> anyhow::Result<Client> {
+    pub async fn observed_client(&self, observer: Arc<dyn Observer>, connections: &Connections) -> anyhow::Result<Client> {
         let mut config = self.config().await?;
         config.default_retry = false;
         let host: Arc<str> = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
         let layer = layer_fn(move |inner| Observed::new(inner, Arc::clone(&host), Arc::clone(&observer)));
-        Ok(ClientBuilder::try_from(config).context(NO_CONNECTION)?.with_layer(&layer).build())
+        let namespace = config.default_namespace.clone();
+        let new = move || {
+            let client = Client::try_from(config.clone())?;
+            Ok::<_, kube::Error>(service_fn(move |request| {
+                let client = client.clone();
+                async move { client.send(request).await }
+            }))
+        };
+        let renewed = Renewed::new(new().context(NO_CONNECTION)?, move || new().ok(), connections);
+        Ok(ClientBuilder::new(renewed, namespace).with_layer(&layer).build())
     }
 
     async fn config(&self) -> anyhow::Result<Config> {

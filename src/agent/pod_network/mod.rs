@@ -36,6 +36,7 @@ use crate::network::interface::External;
 use crate::network::mtu::Mtu;
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::OwnLease;
+use crate::source::connections::Connections;
 use crate::source::follow::Watch;
 use crate::source::nodes::NodeUpdate;
 
@@ -87,6 +88,8 @@ pub struct NetworkLoop<K> {
     report: NetworkReport,
     /// When the oldest change of a peer came in that is not written yet.
     since: Option<Instant>,
+    /// Those to the API server: they are of no use once the address is gone that they come from.
+    connections: Option<Connections>,
 }
 
 /// What the kernel holds of what should be there, and what that follows from.
@@ -121,7 +124,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             readiness,
             report,
             since: None,
+            connections: None,
         }
+    }
+
+    /// The same, which gives up these connections when this node gets other addresses.
+    #[must_use]
+    pub fn with_connections(self, connections: Connections) -> Self {
+        Self { connections: Some(connections), ..self }
     }
 
     /// Runs until no more is told of Nodes; each update comes with the moment at which it came in.

@@ -138,6 +138,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 mtu.pods
             );
         }
+        if self.known.as_ref().is_some_and(|known| known.external.addresses != external.addresses)
+            && let Some(connections) = &self.connections
+        {
+            connections.renew();
+        }
         Ok((external, mtu))
     }
 
