@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sepal_apiserver::{ApiServer, Failure, LogEntry};
+use sepal_apiserver::{ApiServer, Failure};
 use sepal_lab::{Cluster, eventually};
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ fn granted(objects: &[Value]) -> BTreeSet<Permission> {
 }
 
 /// The permission that a request needs. What the server is itself, every account may ask it (`system:discovery`).
-fn needed(LogEntry { method, path, .. }: &LogEntry) -> Option<Permission> {
+fn needed(method: &str, path: &str) -> Option<Permission> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let (group, rest) = match parts.as_slice() {
@@ -61,7 +61,7 @@ fn needed(LogEntry { method, path, .. }: &LogEntry) -> Option<Permission> {
         _ => panic!("{method} {path} is no request for objects"),
     };
     let watches = query.split('&').any(|part| part == "watch=true" || part == "watch=1");
-    let verb = match (method.as_str(), name) {
+    let verb = match (method, name) {
         ("GET", Some(_)) => "get",
         ("GET", None) if watches => "watch",
         ("GET", None) => "list",
@@ -80,7 +80,7 @@ fn used(server: &ApiServer, granted: &BTreeSet<Permission>) -> BTreeSet<Permissi
         let anywhere = (what.clone(), None);
         if granted.contains(&anywhere) { anywhere } else { (what, namespace) }
     };
-    server.log().iter().filter_map(needed).map(everywhere).collect()
+    server.log().iter().filter_map(|entry| needed(&entry.method, &entry.path)).map(everywhere).collect()
 }
 
 fn has_event(server: &ApiServer, reason: &str) -> bool {
@@ -173,7 +173,6 @@ fn leases_and_their_clean_up_ask_for_what_they_may() {
 /// The test's own reading of requests.
 #[test]
 fn requests_are_told_apart() {
-    let entry = |method: &str, path: &str| LogEntry { at: Duration::ZERO, method: method.into(), path: path.into(), code: 200 };
     for (method, path, want, namespace) in [
         ("GET", "/api/v1/nodes?limit=5", "list nodes", None),
         ("GET", "/api/v1/nodes?watch=true&fieldSelector=x", "watch nodes", None),
@@ -181,7 +180,7 @@ fn requests_are_told_apart() {
         ("PATCH", "/api/v1/nodes/a/status", "patch nodes/status", None),
         ("DELETE", "/apis/coordination.k8s.io/v1/namespaces/x/leases/y", "delete leases.coordination.k8s.io", Some("x")),
     ] {
-        assert_eq!(needed(&entry(method, path)), Some((want.to_owned(), namespace.map(str::to_owned))));
+        assert_eq!(needed(method, path), Some((want.to_owned(), namespace.map(str::to_owned))));
     }
     let role = json!({"kind": "Role", "metadata": {"namespace": "x"}, "rules": [{"apiGroups": ["g"], "resources": ["a/b"], "verbs": ["get", "list"]}]});
     assert_eq!(
