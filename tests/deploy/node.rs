@@ -4,10 +4,12 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use sepal_apiserver::ApiServer;
 use sepal_lab::http::get;
-use sepal_lab::{Netns, Running, eventually};
+use sepal_lab::{Netns, Running};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -141,8 +143,10 @@ impl Node {
             let port = u16::try_from(asked["port"].as_u64().expect("a number")).expect("a port");
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             let content = || get(&self.netns, address, asked["path"].as_str().expect("text")).is_ok_and(|answer| answer.status == 200);
-            if !std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| eventually(probe, content))).is_ok() {
-                panic!("{probe}: {}", self.log());
+            let limit = Instant::now() + Duration::from_secs(20);
+            while !content() {
+                assert!(Instant::now() < limit, "{probe} fails: {}", self.log());
+                sleep(Duration::from_millis(50));
             }
         }
         running
