@@ -128,6 +128,11 @@ fn the_command_line_is_kube_proxys() {
     let (_folder, program) = installed();
     let version = run(&program, &["--version"]);
     assert_eq!((version.status.code(), text(&version.stdout).as_str()), (Some(0), "Kubernetes v1.36.2\n"));
+    let own = format!("sepal {} (in place of kube-proxy v1.36.2)\n", env!("CARGO_PKG_VERSION"));
+    for arguments in [["version"], ["--version"]] {
+        let version = run(Path::new(SEPAL), &arguments);
+        assert_eq!((version.status.code(), text(&version.stdout)), (Some(0), own.clone()));
+    }
     for (arguments, want) in [
         (&["--bogus"][..], "Error: unknown flag: --bogus"),
         (&["--dry-run"], "Error: unknown flag: --dry-run"),
@@ -328,9 +333,11 @@ fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     drop(taken);
 }
 
+/// And waits for no pod CIDR: its daemon may be the one that assigns it.
 #[test]
 fn init_only_sets_the_kernel_and_writes_no_rules() {
     let lab = Lab::new();
+    lab.configure(|text| text.replace("detectLocalMode: \"\"", "detectLocalMode: NodeCIDR"));
     lab.node.run("sysctl -qw net.ipv4.conf.all.route_localnet=0");
     let status = lab.command(&["--init-only"]).status().expect("it starts");
     assert_eq!(status.code(), Some(0), "{}", lab.said());

@@ -97,12 +97,17 @@ fn complaint(error: &clap::Error) -> String {
     }
 }
 
+/// What `sepal version` prints, and `sepal --version`.
+pub(super) fn own_version() -> String {
+    format!("sepal {} (in place of kube-proxy {KUBERNETES_VERSION})\n", env!("CARGO_PKG_VERSION"))
+}
+
 /// What `--version` prints; `None` if it was not asked for.
 pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
     let own = env!("CARGO_PKG_VERSION");
     match asked {
         "true" if kube_proxy => Some(format!("Kubernetes {KUBERNETES_VERSION}\n")),
-        "true" => Some(format!("sepal {own} (in place of kube-proxy {KUBERNETES_VERSION})\n")),
+        "true" => Some(own_version()),
         "raw" => Some(format!(
             "version.Info{{Major:\"1\", Minor:\"36\", GitVersion:\"{KUBERNETES_VERSION}\", Compiler:\"rustc\", Sepal:\"{own}\"}}\n"
         )),

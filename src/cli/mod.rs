@@ -47,6 +47,8 @@ enum Command {
     Run(Box<RunFlags>),
     /// Delete the rules that kube-proxy and sepal keep on this node, or with --pod-network what the pod network has left; stop them first
     Cleanup(cleanup::CleanupFlags),
+    /// Print the version
+    Version,
 }
 
 /// Exit status for "the rules differ".
@@ -66,6 +68,7 @@ pub fn main() -> ExitCode {
     let command = if kube_proxy { arguments::kube_proxy(&arguments).map(|flags| Command::Run(Box::new(flags))) } else { sepal(&arguments) };
     let outcome = match command {
         Err(ending) => return end(&ending),
+        Ok(Command::Version) => return end(&Ending { text: arguments::own_version(), failed: false }),
         Ok(Command::Cleanup(flags)) => {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))

@@ -86,7 +86,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         (Some(path), None) => start_manifests(path, &setup)?,
         (None, network) => start_api(&setup, proxy, network.as_ref(), Arc::clone(&metrics)).await?,
     };
-    let families = families(&setup, &found, &mut start, proxy, network.as_ref()).await?;
+    let families = families(&setup, flags, &found, &mut start, network.as_ref()).await?;
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", start.inputs.node_name, names.join(" and "));
     if proxy {
@@ -259,19 +259,20 @@ async fn last_words(events: &Events, (reason, failed): (&'static str, StartError
 /// The families to run, once this node's Node is known as far as that has to be waited for.
 async fn families(
     setup: &Setup,
+    flags: &RunFlags,
     found: &Found,
     start: &mut Start,
-    proxy: bool,
     network: Option<&PodNetwork>,
 ) -> anyhow::Result<Vec<Family>> {
     let support = detect::support(found, Kernel.ipv6_enabled()).await;
     let usable = support.usable()?;
-    if let (false, Some(network)) = (proxy, network) {
+    if let (false, Some(network)) = (flags.network.proxy, network) {
         check_bridge_filter(usable);
         return network.families(usable);
     }
     if let Some(Cluster { client, .. }) = &start.cluster {
-        let assigned = !network.is_some_and(PodNetwork::assigns_subnets);
+        // No kernel setting hangs on the pod CIDR, and an init container must not wait for what its daemon may have to assign.
+        let assigned = !flags.proxy.init_only && !network.is_some_and(PodNetwork::assigns_subnets);
         if let Some(node) = own_node::wait(client, setup, &start.inputs, usable.len() == Family::ALL.len(), assigned).await? {
             start.inputs.snapshot.apply(Change::Node(Some(node)));
         }

@@ -15,12 +15,15 @@ use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteType};
 use nix::libc::{
     IFA_ADDRESS, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_FLAGS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA,
     IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU, NDA_DST, NDA_IFINDEX, NDA_LLADDR, NDA_PORT, NDA_VNI, NUD_PERMANENT, RTA_DST,
-    RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
+    RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE,
 };
 
 use crate::network::entry::{FdbEntry, Neighbour, Route};
 use crate::network::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
 use crate::network::mac::Mac;
+
+/// The gateway of a route, in another family than the route's (`include/uapi/linux/rtnetlink.h`). libc has it for glibc alone.
+const RTA_VIA: u16 = 18;
 
 const LINK_HEADER_LEN: usize = 16;
 const ADDRESS_HEADER_LEN: usize = 8;
