@@ -2,6 +2,7 @@
 
 mod arguments;
 mod cleanup;
+mod cni;
 mod config_watch;
 mod dry_run;
 pub mod flanneld;
@@ -42,6 +43,8 @@ enum Command {
     Run(Box<RunFlags>),
     /// Delete the rules that kube-proxy and sepal keep on this node; stop both first
     Cleanup(cleanup::CleanupFlags),
+    /// Put the CNI plugin in place
+    Cni(cni::CniFlags),
 }
 
 /// Exit status for "the rules differ".
@@ -61,6 +64,10 @@ pub fn main() -> ExitCode {
         Ok(Command::Cleanup(flags)) => {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))
+        }
+        Ok(Command::Cni(flags)) => {
+            logs::init(0, LogFormat::Text);
+            cni::run(flags)
         }
         Ok(Command::Run(flags)) => {
             if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
