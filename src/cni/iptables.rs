@@ -120,9 +120,11 @@ fn spawn(program: &str, arguments: &[&str], stdin: Stdio) -> io::Result<Child> {
     Command::new(program).args(arguments).env("PATH", path).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
+/// Whether a chain is not there. iptables-nft calls it incompatible; where that is true of a whole table, changing it fails and says so.
 fn is_missing(output: &Output) -> bool {
-    let words = String::from_utf8_lossy(&output.stderr);
-    output.status.code() == Some(1) && (words.contains("No chain/target/match") || words.contains("does not exist"))
+    const WORDS: [&str; 3] = ["No chain/target/match", "does not exist", "is incompatible, use 'nft' tool"];
+    let said = String::from_utf8_lossy(&output.stderr);
+    output.status.code() == Some(1) && WORDS.iter().any(|words| said.contains(words))
 }
 
 fn said(program: &str, output: &Output) -> Failure {

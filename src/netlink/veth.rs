@@ -68,11 +68,11 @@ pub fn create(connection: &mut Connection, pair: &Pair<'_>, inner_namespace: imp
     let mtu = (pair.mtu > 0).then_some(LinkAttribute::Mtu(pair.mtu));
     let mut inner = LinkMessage::default();
     inner.attributes = named(pair.inner);
-    inner.attributes.push(LinkAttribute::NetNsFd(inner_namespace.as_fd().as_raw_fd()));
+    inner.attributes.extend([LinkAttribute::NetNsFd(inner_namespace.as_fd().as_raw_fd()), LinkAttribute::TxQueueLen(0)]);
     inner.attributes.extend(mtu.clone());
     inner.attributes.extend(pair.inner_mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     let mut port = named(pair.port);
-    port.extend([LinkAttribute::Address(pair.port_mac.0.to_vec()), LinkAttribute::Controller(pair.bridge)]);
+    port.extend([LinkAttribute::Address(pair.port_mac.0.to_vec()), LinkAttribute::Controller(pair.bridge), LinkAttribute::TxQueueLen(0)]);
     port.extend(mtu);
     port.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(inner)))]));
     connection.request(&Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &LinkHeader::default(), &port))

@@ -32,9 +32,6 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     if bridge.link.kind != LinkKind::Bridge {
         return Err(Failure::other(format!("{name:?} already exists but is not a bridge")));
     }
-    if config.mtu > 0 && bridge.link.mtu != config.mtu {
-        veth::set_mtu(host, bridge.link.index, config.mtu).map_err(cannot("set the MTU of bridge", name))?;
-    }
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
     }
@@ -42,6 +39,15 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
         veth::set_up(host, bridge.link.index, config.promiscuous).map_err(cannot("set up bridge", name))?;
     }
     Ok(bridge)
+}
+
+/// Gives the bridge the network's MTU. It takes the smallest of its ports by itself, unless it was told otherwise once: so this is done
+/// when it has its port.
+pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Result<(), Failure> {
+    if mtu == 0 || bridge.link.mtu == mtu {
+        return Ok(());
+    }
+    veth::set_mtu(host, bridge.link.index, mtu).map_err(cannot("set the MTU of bridge", &bridge.link.name))
 }
 
 /// Gives an interface exactly these gateways. What another time gave it of the same kind goes: of IPv4 every other address, of IPv6

@@ -150,6 +150,7 @@ fn connect(bridge: &BridgeConfig, config: &Config, call: &Call, pod: &Namespace,
     let port = if bridge.bare { find(&mut host, &port)? } else { wait_for(&mut host, &port)? };
     // Its hardware address may be another one since the first port.
     let found = find(&mut host, &bridge.bridge)?;
+    host::ensure_mtu(&mut host, &found, bridge.mtu)?;
     outcome.interfaces = vec![interface_of(&found, ""), interface_of(&port, ""), interface_of(&inner, &call.netns)];
     outcome.interfaces.extend(extra);
     if bridge.dns != Dns::default() {
