@@ -112,7 +112,8 @@ impl Node {
     /// The ports of the bridge.
     pub fn ports(&self) -> Vec<String> {
         let listed = self.netns.run("ip -o link show type veth");
-        listed.lines().filter_map(|line| line.split([':', '@']).nth(1)).map(|name| name.trim().to_owned()).collect()
+        let names = listed.lines().filter_map(|line| line.split([':', '@']).nth(1)).map(|name| name.trim().to_owned());
+        names.filter(|name| name.starts_with("veth")).collect()
     }
 
     /// The whole nat table of IPv4.
