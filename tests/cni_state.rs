@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use node::{Node, Pod, address, failed, reserve};
 use serde_json::{Value, json};
 
+#[allow(clippy::needless_pass_by_value, reason = "reads best where it is called")]
 fn host_local(node: &Node, ranges: Value) -> Value {
     json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "host-local", "ipam": {"type": "host-local", "dataDir": node.path("networks"), "ranges": ranges}})
 }
@@ -276,7 +277,7 @@ fn what_killed_plugins_leave_is_collected() {
     let (mut state, mut killed) = (20_260_730, 0);
     for round in 0..ROUNDS {
         let pod = &pods[usize::try_from(random(&mut state) % 8).expect("small")];
-        let verb = if random(&mut state) % 2 == 0 { "ADD" } else { "DEL" };
+        let verb = if random(&mut state).is_multiple_of(2) { "ADD" } else { "DEL" };
         // Some with ports of the host, which take programs of their own.
         config["runtimeConfig"] = if round % 4 == 0 {
             json!({"portMappings": [{"hostPort": 9000, "containerPort": 80, "protocol": "udp"}]})

@@ -131,6 +131,12 @@ fn save(path: &Path, delegate: &Map<String, Value>) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
+/// Whether a file was being written by a process that has gone.
+fn is_left_over(name: &str) -> bool {
+    let process = name.strip_prefix('.').and_then(|name| name.rsplit('.').next()).and_then(|process| process.parse::<u32>().ok());
+    process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
+}
+
 fn forget(path: &Path) -> Result<(), Failure> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::other(format!("cannot remove {}: {error}", path.display()))),
@@ -159,6 +165,15 @@ fn kept(path: &Path) -> Result<Kept, Failure> {
     }
 }
 
+/// The other plugin's configuration, as far as it is known without what was kept. Rules that masquerade are looked for only where
+/// subnet.env says that the network has some.
+fn frame(flannel: &FlannelConfig, config: &Config) -> Result<Config, Failure> {
+    let mut frame = flannel.frame(config)?;
+    let masquerade = subnet_env(flannel).is_ok_and(|env| !env.masquerade);
+    frame.all.entry("ipMasq".to_owned()).or_insert(Value::Bool(masquerade));
+    Ok(frame)
+}
+
 /// Disconnects a container. What was kept of it goes only when it is disconnected; where nothing was kept, or what was cannot be read, the
 /// network's configuration says enough.
 ///
@@ -169,11 +184,11 @@ pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), 
     let delegate = match kept(&state)? {
         Kept::Delegate(delegate) => delegate,
         Kept::Missing => {
-            let frame = flannel.frame(config)?;
+            let frame = frame(flannel, config)?;
             // Another plugin may want to know more than that; upstream does nothing, either.
             return if in_process(&frame)? { bridge::del(&frame, call) } else { Ok(()) };
         }
-        Kept::Broken(_) => flannel.frame(config)?,
+        Kept::Broken(_) => frame(flannel, config)?,
     };
     if in_process(&delegate)? {
         bridge::del(&delegate, call)?;
@@ -210,13 +225,10 @@ pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<()
 /// Something stays; all has been tried.
 pub fn collect(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
     let valid = config.valid()?;
-    let mut delegate = flannel.frame(config)?;
+    let mut delegate = frame(flannel, config)?;
     for (key, value) in config.all.iter().filter(|(key, _)| key.starts_with("cni.dev/")) {
         delegate.all.insert(key.clone(), value.clone());
     }
-    // Rules that masquerade are looked for only where the network has some; which it has, only subnet.env or what was kept can say.
-    let masquerade = subnet_env(flannel).is_ok_and(|env| !env.masquerade);
-    delegate.all.entry("ipMasq".to_owned()).or_insert(Value::Bool(masquerade));
     if in_process(&delegate)? {
         bridge::run(&delegate, call)?;
     } else {
@@ -227,8 +239,7 @@ pub fn collect(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<
         let name = state.file_name().to_string_lossy().into_owned();
         let gone = is_identifier(&name) && !valid.iter().any(|valid| valid.container == name);
         let of_network = || matches!(kept(&state.path()), Ok(Kept::Delegate(delegate)) if delegate.name == config.name);
-        let temporary = name.starts_with('.');
-        if gone && of_network() || temporary {
+        if gone && of_network() || is_left_over(&name) {
             failures.note(forget(&state.path()));
         }
     }

@@ -164,6 +164,7 @@ mod tests {
     use super::*;
     use serde_json::{Map, json};
 
+    #[allow(clippy::needless_pass_by_value, reason = "reads best where it is called")]
     fn read(keys: Value) -> Result<BridgeConfig, (u32, String)> {
         let mut all = Map::from_iter([("name".to_owned(), json!("n"))]);
         all.extend(keys.as_object().cloned().unwrap_or_default());

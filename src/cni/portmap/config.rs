@@ -199,6 +199,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    #[allow(clippy::needless_pass_by_value, reason = "reads best where it is called")]
     fn read(keys: Value) -> Result<PortmapConfig, String> {
         let mut all = keys.as_object().cloned().unwrap_or_default();
         all.insert("name".into(), json!("n"));

@@ -211,6 +211,7 @@ mod tests {
     use crate::cni::config::Config;
     use serde_json::{Value, json};
 
+    #[allow(clippy::needless_pass_by_value, reason = "reads best where it is called")]
     fn config(mut keys: Value, ports: Value) -> PortmapConfig {
         keys["name"] = json!("cbr0");
         keys["runtimeConfig"] = json!({"portMappings": ports});
