@@ -33,6 +33,7 @@ bench: tools
 golden:
 	UPDATE_GOLDEN=1 $(CARGO) test --locked --test golden
 
-# Feeds arbitrary text to the manifest reader for a minute; needs cargo-fuzz and a nightly toolchain.
+# Feeds arbitrary text to the manifest reader and to the CNI plugin's, a minute each; needs cargo-fuzz and a nightly toolchain.
 fuzz:
 	$(CARGO) +nightly fuzz run manifests -- -max_total_time=60
+	$(CARGO) +nightly fuzz run cni -- -max_total_time=60

@@ -10,13 +10,14 @@
 //! - [`network`]: the pod network: links, routes, neighbours and forwarding entries as values. Pure.
 //! - [`iptables`] and [`netlink`]: the only doors to the kernel, each behind a trait.
 //! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
-//! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces.
+//! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces. [`cni`]: the program as a plugin of container runtimes.
 //!
 //! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
 
 pub mod agent;
 pub mod cli;
 pub mod cluster;
+pub mod cni;
 pub mod config;
 pub mod conntrack;
 pub mod iptables;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    sepal::cli::main()
+    sepal::cni::main().unwrap_or_else(sepal::cli::main)
 }

@@ -37,6 +37,11 @@ impl Netns {
         self.holder.id().to_string()
     }
 
+    /// Its path, by which others can find it.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.pid())
+    }
+
     /// Legacy iptables has one lock for all network namespaces; with one of its own a test is held up by nothing outside.
     fn xtables_lock(&self) -> PathBuf {
         std::env::temp_dir().join(format!("xtables-{}.lock", self.pid()))
@@ -69,7 +74,7 @@ impl Netns {
 
     /// Starts a function on a thread of its own that is in the namespace.
     pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
-        let file = File::open(format!("/proc/{}/ns/net", self.pid())).expect("the namespace is there");
+        let file = File::open(self.path()).expect("the namespace is there");
         thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
             work()

@@ -3,6 +3,7 @@
 mod arguments;
 mod cleanup;
 mod cleanup_pod_network;
+mod cni;
 mod config_watch;
 mod dry_run;
 mod flanneld;
@@ -49,6 +50,8 @@ enum Command {
     Cleanup(cleanup::CleanupFlags),
     /// Print the version
     Version,
+    /// Put the CNI plugin in place
+    Cni(cni::CniFlags),
 }
 
 /// Exit status for "the rules differ".
@@ -72,6 +75,10 @@ pub fn main() -> ExitCode {
         Ok(Command::Cleanup(flags)) => {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))
+        }
+        Ok(Command::Cni(flags)) => {
+            logs::init(0, LogFormat::Text);
+            cni::run(flags)
         }
         Ok(Command::Run(flags)) => {
             if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {

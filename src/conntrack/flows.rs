@@ -153,7 +153,8 @@ impl FlowTable for KernelFlows {
     }
 }
 
-fn select(family: Family, most: usize, wanted: impl Fn(&Flow) -> bool) -> Result<Selection, FlowError> {
+/// [`FlowTable::select`] on this very thread.
+pub(crate) fn select(family: Family, most: usize, wanted: impl Fn(&Flow) -> bool) -> Result<Selection, FlowError> {
     let mut connection = Connection::open(LIST)?;
     let mut filtered = true;
     let mut attempt = 1;
@@ -170,7 +171,8 @@ fn select(family: Family, most: usize, wanted: impl Fn(&Flow) -> bool) -> Result
     }
 }
 
-fn delete(flows: &[Flow]) -> Result<usize, FlowError> {
+/// [`FlowTable::delete`] on this very thread.
+pub(crate) fn delete(flows: &[Flow]) -> Result<usize, FlowError> {
     let mut connection = Connection::open(DELETE)?;
     let mut failures = Failures::default();
     for batch in flows.chunks(BATCH) {

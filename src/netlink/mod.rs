@@ -1,6 +1,7 @@
 //! The door to the rest of the kernel: addresses, sysctls, nfacct counters, the generation of `nf_tables`; links, routes, neighbours and
 //! forwarding entries.
 
+pub mod device;
 pub mod error;
 pub mod fake_network;
 pub mod generation;
@@ -14,6 +15,7 @@ pub mod record;
 mod requests;
 pub mod socket;
 pub mod sysctl;
+pub mod veth;
 
 pub use error::{Cause, NetlinkError};
 pub use host::{Host, Kernel};

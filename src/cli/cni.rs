@@ -1,0 +1,48 @@
+//! `sepal cni install`: puts the CNI plugin in place.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use crate::cni::install::{CONFLIST, CONFLIST_NAME, Names, install, write_conflist};
+
+#[derive(Debug, Args)]
+pub(super) struct CniFlags {
+    #[command(subcommand)]
+    command: CniCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CniCommand {
+    /// Put the CNI plugin and its configuration in place, each file at once, also while the old plugin runs
+    Install {
+        /// Folder of the CNI plugins
+        #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+        bin_dir: PathBuf,
+        /// Folder of the networks' configurations; without it, none is written
+        #[arg(long, value_name = "DIR")]
+        conf_dir: Option<PathBuf>,
+        /// Plugins to put in place beside `sepal`, in place of whatever is there; without it, those that are missing
+        #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = ["flannel", "bridge", "host-local", "portmap", "loopback", "sepal"])]
+        names: Option<Vec<String>>,
+    },
+}
+
+/// Carries it out, and prints what was written.
+pub(super) fn run(flags: CniFlags) -> anyhow::Result<ExitCode> {
+    let CniCommand::Install { bin_dir, conf_dir, names } = flags.command;
+    let program = std::env::current_exe().context("cannot find out where this program is")?;
+    let mut written = install(&program, &bin_dir, &names.map_or(Names::Missing, Names::These))?;
+    // The plugin is there before anybody is told to use it.
+    if let Some(folder) = conf_dir
+        && write_conflist(&folder, CONFLIST_NAME, CONFLIST)?
+    {
+        written.push(folder.join(CONFLIST_NAME));
+    }
+    let text: String = written.iter().map(|path| format!("{}\n", path.display())).collect();
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print what was written")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,211 @@
+//! What the plugin `bridge` is told (spec section 10.3). PURE.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cni::config::Config;
+use crate::cni::failure::{Code, Failure};
+use crate::cni::protocol::Call;
+use crate::cni::result::{Dns, or_default};
+use crate::network::mac::Mac;
+
+/// The bridge of networks that name none.
+const BRIDGE: &str = "cni0";
+/// The largest VLAN.
+const LAST_VLAN: u16 = 4094;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Keys {
+    #[serde(deserialize_with = "or_default")]
+    bridge: String,
+    #[serde(deserialize_with = "or_default")]
+    is_gateway: bool,
+    #[serde(deserialize_with = "or_default")]
+    is_default_gateway: bool,
+    #[serde(deserialize_with = "or_default")]
+    force_address: bool,
+    #[serde(deserialize_with = "or_default")]
+    ip_masq: bool,
+    #[serde(deserialize_with = "or_default")]
+    ip_masq_backend: String,
+    #[serde(deserialize_with = "or_default")]
+    mtu: i64,
+    #[serde(deserialize_with = "or_default")]
+    hairpin_mode: bool,
+    #[serde(deserialize_with = "or_default")]
+    promisc_mode: bool,
+    #[serde(deserialize_with = "or_default")]
+    vlan: i64,
+    #[serde(deserialize_with = "or_default")]
+    vlan_trunk: Vec<Value>,
+    preserve_default_vlan: Option<bool>,
+    #[serde(deserialize_with = "or_default")]
+    macspoofchk: bool,
+    #[serde(deserialize_with = "or_default")]
+    enabledad: bool,
+    #[serde(deserialize_with = "or_default")]
+    disable_container_interface: bool,
+    #[serde(deserialize_with = "or_default")]
+    port_isolation: bool,
+    #[serde(deserialize_with = "or_default")]
+    dns: Dns,
+    #[serde(deserialize_with = "or_default")]
+    runtime_config: Wish,
+    #[serde(deserialize_with = "or_default")]
+    args: Args,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Args {
+    #[serde(deserialize_with = "or_default")]
+    cni: Wish,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Wish {
+    #[serde(deserialize_with = "or_default")]
+    mac: String,
+}
+
+/// What the plugin is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BridgeConfig {
+    /// Name of the bridge.
+    pub bridge: String,
+    /// The bridge has the gateway's address.
+    pub gateway: bool,
+    /// Containers have a default route by it.
+    pub default_gateway: bool,
+    /// What leaves the network by this host is masqueraded.
+    pub masquerade: bool,
+    /// Largest packet, in bytes; 0: the kernel's default.
+    pub mtu: u32,
+    /// Ports send packets back where they came from.
+    pub hairpin: bool,
+    /// The bridge takes packets that are not for it.
+    pub promiscuous: bool,
+    /// VLAN of the containers; 0: none.
+    pub vlan: u16,
+    /// Ports stay in VLAN 1, too.
+    pub keep_default_vlan: bool,
+    /// Containers look for duplicates of their IPv6 addresses.
+    pub detect_duplicates: bool,
+    /// The container's interface is made and nothing more.
+    pub bare: bool,
+    /// Ports do not reach each other.
+    pub isolated: bool,
+    /// What results say of name servers, in place of what IPAM says.
+    pub dns: Dns,
+    /// Hardware address of the container's interface.
+    pub mac: Option<Mac>,
+}
+
+impl BridgeConfig {
+    /// Reads a network's configuration, and what the runtime wishes.
+    ///
+    /// # Errors
+    /// It makes no sense, or asks for something that is not done here.
+    pub(super) fn read(config: &Config, call: &Call) -> Result<Self, Failure> {
+        let keys: Keys = config.parse()?;
+        let bad = |message: String| Err(Failure::new(Code::BAD_CONFIG, message));
+        let unsupported = |message: &str| Err(Failure::new(Code::UNSUPPORTED_FIELD, message));
+        if keys.hairpin_mode && keys.promisc_mode {
+            return bad("cannot set hairpin mode and promiscuous mode at the same time".to_owned());
+        }
+        if keys.macspoofchk {
+            return unsupported("macspoofchk is not supported: take it out, or use the bridge plugin of containernetworking");
+        }
+        if !keys.vlan_trunk.is_empty() {
+            return unsupported("vlanTrunk is not supported: use vlan, or the bridge plugin of containernetworking");
+        }
+        if keys.ip_masq && !matches!(keys.ip_masq_backend.as_str(), "" | "iptables") {
+            return unsupported("ipMasqBackend has to be \"iptables\"");
+        }
+        let Some(vlan) = u16::try_from(keys.vlan).ok().filter(|vlan| *vlan <= LAST_VLAN) else {
+            return bad(format!("invalid VLAN ID {} (must be between 0 and {LAST_VLAN})", keys.vlan));
+        };
+        let Ok(mtu) = u32::try_from(keys.mtu) else { return bad(format!("mtu {} is not the size of a packet", keys.mtu)) };
+        if keys.disable_container_interface && config.all.get("ipam").is_some_and(|ipam| ipam.get("type").is_some()) {
+            return bad("cannot use IPAM when DisableContainerInterface flag is set".to_owned());
+        }
+        let [argument] = call.known_args(["MAC"])?;
+        let wishes = [argument.unwrap_or_default(), &keys.args.cni.mac, &keys.runtime_config.mac];
+        let mac = match wishes.into_iter().rfind(|wish| !wish.is_empty()) {
+            None => None,
+            Some(wish) => match wish.parse::<Mac>() {
+                Ok(mac) if mac.is_unicast() => Some(mac),
+                _ => return bad(format!("{wish:?} is not a hardware address that an interface can have")),
+            },
+        };
+        Ok(Self {
+            bridge: if keys.bridge.is_empty() { BRIDGE.to_owned() } else { keys.bridge },
+            gateway: keys.is_gateway || keys.is_default_gateway,
+            default_gateway: keys.is_default_gateway,
+            masquerade: keys.ip_masq,
+            mtu,
+            hairpin: keys.hairpin_mode,
+            promiscuous: keys.promisc_mode,
+            vlan,
+            keep_default_vlan: keys.preserve_default_vlan.unwrap_or(true),
+            detect_duplicates: keys.enabledad,
+            bare: keys.disable_container_interface,
+            isolated: keys.port_isolation,
+            dns: keys.dns,
+            mac,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Map, json};
+
+    #[allow(clippy::needless_pass_by_value, reason = "reads best where it is called")]
+    fn read(keys: Value) -> Result<BridgeConfig, (u32, String)> {
+        let mut all = Map::from_iter([("name".to_owned(), json!("n"))]);
+        all.extend(keys.as_object().cloned().unwrap_or_default());
+        let environment = |name: &str| match name {
+            "CNI_COMMAND" => Some("DEL".to_owned()),
+            "CNI_CONTAINERID" | "CNI_IFNAME" | "CNI_PATH" => Some("a".to_owned()),
+            "CNI_ARGS" => Some("MAC=02:00:00:00:00:01".to_owned()),
+            _ => None,
+        };
+        let call = Call::read(environment).expect("all is there");
+        let refused = |failure: Failure| (failure.code.0, failure.message);
+        BridgeConfig::read(&Config::of(all).expect("a frame"), &call).map_err(refused)
+    }
+
+    #[test]
+    fn the_last_wish_for_a_hardware_address_counts() {
+        let mac = |keys: Value| read(keys).expect("good").mac.map(|mac| mac.0[5]);
+        assert_eq!(mac(json!({"bridge": null, "mtu": null})), Some(1));
+        assert_eq!(mac(json!({"args": {"cni": {"mac": "02:00:00:00:00:02"}}})), Some(2));
+        let both = json!({"args": {"cni": {"mac": "02:00:00:00:00:02"}}, "runtimeConfig": {"mac": "02:00:00:00:00:03"}});
+        assert_eq!(mac(both), Some(3));
+    }
+
+    #[test]
+    fn what_is_not_done_here_is_refused() {
+        let good = read(json!({"isDefaultGateway": true, "more": {"of": "it"}, "forceAddress": true})).expect("good");
+        assert!(good.gateway && good.default_gateway && good.keep_default_vlan && good.bridge == "cni0");
+        for (keys, code, words) in [
+            (json!({"hairpinMode": true, "promiscMode": true}), 7, "cannot set hairpin mode and promiscuous mode at the same time"),
+            (json!({"macspoofchk": true}), 2, "macspoofchk is not supported"),
+            (json!({"vlanTrunk": [{"id": 5}]}), 2, "vlanTrunk is not supported"),
+            (json!({"ipMasq": true, "ipMasqBackend": "nftables"}), 2, "ipMasqBackend has to be"),
+            (json!({"vlan": 4095}), 7, "invalid VLAN ID 4095"),
+            (json!({"vlan": -1}), 7, "invalid VLAN ID -1"),
+            (json!({"mtu": -5}), 7, "mtu -5 is not the size of a packet"),
+            (json!({"mtu": "x"}), 7, "failed to load netconf: mtu: invalid type: string \"x\", expected i64"),
+            (json!({"disableContainerInterface": true, "ipam": {"type": "x"}}), 7, "cannot use IPAM when"),
+            (json!({"runtimeConfig": {"mac": "ff:ff:ff:ff:ff:ff"}}), 7, "\"ff:ff:ff:ff:ff:ff\" is not a hardware address"),
+        ] {
+            let (found, message) = read(keys).expect_err(words);
+            assert!(found == code && message.starts_with(words), "{found} {message}");
+        }
+    }
+}

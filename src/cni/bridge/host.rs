@@ -1,0 +1,113 @@
+//! The bridge itself, with the gateway's addresses, and what the host needs to forward.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+
+use crate::cni::failure::Failure;
+use crate::netlink::socket::Connection;
+use crate::netlink::{Cause, device, device::Device, veth};
+use crate::network::link::{LinkKind, Scope};
+
+use super::config::BridgeConfig;
+
+/// Words for what the kernel refused.
+pub(super) fn cannot(call: &str, object: &str) -> impl Fn(Cause) -> Failure {
+    move |cause| Failure::other(format!("cannot {call} {object}: {cause}"))
+}
+
+/// Finds the bridge, makes it where it is missing, and brings it in line where it is not as the network wants it.
+pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Result<Device, Failure> {
+    let name = config.bridge.as_str();
+    let find = |host: &mut Connection| device::find(host, name).map_err(cannot("find bridge", name));
+    let mut found = find(host)?;
+    if found.is_none() {
+        veth::create_bridge(host, name, config.mtu, config.vlan > 0).map_err(cannot("make bridge", name))?;
+        refuse_router_advertisements(name);
+        found = find(host)?;
+    }
+    let bridge = found.ok_or_else(|| Failure::other(format!("bridge {name} was made and is gone again")))?;
+    if bridge.link.kind != LinkKind::Bridge {
+        return Err(Failure::other(format!("{name:?} already exists but is not a bridge")));
+    }
+    if config.vlan > 0 {
+        veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
+    }
+    if !bridge.link.up || config.promiscuous && !bridge.promiscuous {
+        veth::set_up(host, bridge.link.index, config.promiscuous).map_err(cannot("set up bridge", name))?;
+    }
+    Ok(bridge)
+}
+
+/// Gives the bridge the network's MTU. It takes the smallest of its ports by itself, unless it was told otherwise once: so this is done
+/// when it has its port.
+pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Result<(), Failure> {
+    if mtu == 0 || bridge.link.mtu == mtu {
+        return Ok(());
+    }
+    veth::set_mtu(host, bridge.link.index, mtu).map_err(cannot("set the MTU of bridge", &bridge.link.name))
+}
+
+/// Gives an interface exactly these gateways. What another time gave it of the same kind goes: of IPv4 every other address, of IPv6
+/// those whose network overlaps.
+pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &[IpNetwork]) -> Result<(), Failure> {
+    let (name, index) = (gateway.link.name.as_str(), gateway.link.index);
+    let present = device::addresses(host, index).map_err(cannot("list the addresses of", name))?;
+    for net in wanted {
+        if present.iter().any(|held| held.address.net == *net) {
+            continue;
+        }
+        let in_the_way = present.iter().map(|held| held.address).filter(|held| match net {
+            IpNetwork::V4(_) => held.net.is_ipv4() && !wanted.contains(&held.net),
+            IpNetwork::V6(_) => held.net.is_ipv6() && held.scope == Scope::Universe && overlap(held.net, *net),
+        });
+        for held in in_the_way {
+            device::delete_address(host, index, held.net).map_err(cannot("take an address that is another network's from", name))?;
+        }
+        device::add_address(host, index, *net).map_err(cannot(&format!("add address {net} to"), name))?;
+        // A bridge takes the smallest hardware address of its ports, until it is told to keep one. As a gateway it has to.
+        let now = device::find(host, name).map_err(cannot("find", name))?;
+        if let Some(mac) = now.and_then(|now| now.link.mac) {
+            veth::set_mac(host, index, mac).map_err(cannot("keep the hardware address of", name))?;
+        }
+    }
+    Ok(())
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+/// Lets the host forward packets of the families that these addresses are of.
+pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
+    for (v4, path) in [(true, "/proc/sys/net/ipv4/ip_forward"), (false, "/proc/sys/net/ipv6/conf/all/forwarding")] {
+        if addresses.iter().any(|net| net.is_ipv4() == v4) {
+            set_sysctl(path, "1")?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets a number of the kernel's, unless it is that already.
+pub(in crate::cni) fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
+    if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
+    fs::write(path, value).map_err(|cause| Failure::other(format!("cannot set {path} to {value}: {cause}")))
+}
+
+/// Without IPv6, or where sysctls are read-only, it does not matter.
+pub(super) fn refuse_router_advertisements(name: &str) {
+    let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
+    let _ = fs::write(path, "0");
+}
+
+/// The first address of a network behind its own.
+pub(super) fn first_host(net: IpNetwork) -> IpAddr {
+    match net.network() {
+        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip).wrapping_add(1)).into()),
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip).wrapping_add(1)).into()),
+    }
+}

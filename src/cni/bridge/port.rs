@@ -1,0 +1,75 @@
+//! The host's ends of containers' interfaces: names that can be found again. PURE.
+//!
+//! The real plugin takes random names and hardware addresses, and after a crash nobody can tell whose an interface is. Here both are
+//! made of the network and the attachment, so that whatever a killed process left can be found, and what is of this plugin's making can
+//! be told from the rest.
+
+use sha2::{Digest, Sha512};
+
+use crate::cni::protocol::Attachment;
+use crate::network::mac::Mac;
+
+/// How many names there are for an attachment, should somebody else have the first.
+pub(super) const TRIES: u8 = 10;
+
+/// A name and a hardware address for one end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PortName {
+    /// `veth` and eight hexadecimal digits, as the real plugin has it.
+    pub name: String,
+    /// Locally administered; half of it tells that it belongs to the name.
+    pub mac: Mac,
+}
+
+impl PortName {
+    /// The name to try at this turn.
+    pub(super) fn new(network: &str, attachment: &Attachment, turn: u8) -> Self {
+        // No name has a slash.
+        let text = format!("{network}/{}/{}/{turn}", attachment.container, attachment.interface);
+        let hash = Sha512::digest(text.as_bytes());
+        let name = format!("veth{}", hash[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let own = [hash[4], hash[5]];
+        let mac = mac(network, &name, own);
+        Self { name, mac }
+    }
+
+    /// All names of an attachment.
+    pub(super) fn all(network: &str, attachment: &Attachment) -> impl Iterator<Item = Self> {
+        (0..TRIES).map(move |turn| Self::new(network, attachment, turn))
+    }
+}
+
+/// Whether an interface is a port that this plugin made for some attachment of a network.
+pub(super) fn is_ours(network: &str, name: &str, found: Option<Mac>) -> bool {
+    found.is_some_and(|found| found == mac(network, name, [found.0[4], found.0[5]]))
+}
+
+fn mac(network: &str, name: &str, own: [u8; 2]) -> Mac {
+    let text = format!("{network}/{name}/{:02x}{:02x}", own[0], own[1]);
+    let check = Sha512::digest(text.as_bytes());
+    Mac::local([0, check[0], check[1], check[2], own[0], own[1]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_again_and_told_from_others() {
+        let attachment = |container: &str| Attachment { container: container.into(), interface: "eth0".into() };
+        let port = PortName::new("cbr0", &attachment("abc"), 0);
+        assert!(port.name.len() == 12 && port.mac.is_unicast());
+        assert_eq!(port, PortName::new("cbr0", &attachment("abc"), 0));
+        for other in [
+            PortName::new("cbr0", &attachment("abd"), 0),
+            PortName::new("cbr0", &attachment("abc"), 1),
+            PortName::new("cbr1", &attachment("abc"), 0),
+        ] {
+            assert_ne!((&port.name, port.mac), (&other.name, other.mac));
+        }
+        assert!(is_ours("cbr0", &port.name, Some(port.mac)));
+        assert!(!is_ours("cbr1", &port.name, Some(port.mac)) && !is_ours("cbr0", "veth00000000", Some(port.mac)));
+        assert!(!is_ours("cbr0", &port.name, None));
+        assert_eq!(PortName::all("cbr0", &attachment("abc")).count(), 10);
+    }
+}

@@ -1,0 +1,109 @@
+//! Other plugins, run as a runtime would (spec section 10.7).
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::failure::{Code, Failure};
+use super::protocol::{Call, Verb};
+use super::result::Outcome;
+
+/// How often a program is tried while it is being written.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs a plugin with a configuration, for the same attachment, and gives its result where it has one.
+///
+/// # Errors
+/// There is no such plugin, or it fails; its number stays.
+pub fn run(kind: &str, verb: Verb, call: &Call, config: &Map<String, Value>) -> Result<Option<Outcome>, Failure> {
+    let program = find(kind, &call.path)?;
+    let text = Value::Object(config.clone()).to_string();
+    let output = fed(&program, verb, &text).map_err(|cause| Failure::other(format!("cannot run {}: {cause}", program.display())))?;
+    if !output.status.success() {
+        return Err(failure(&output));
+    }
+    if verb != Verb::Add {
+        return Ok(None);
+    }
+    let result: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| Failure::new(Code::DECODE, format!("the result of {kind} cannot be read: {error}")))?;
+    Outcome::parse(&result).map(Some).map_err(|failure| failure.within(&format!("the result of {kind} cannot be read")))
+}
+
+/// Finds a plugin in the folders of a path.
+fn find(kind: &str, path: &str) -> Result<PathBuf, Failure> {
+    if kind.is_empty() || kind.contains('/') {
+        return Err(Failure::other(format!("invalid plugin name: {kind}")));
+    }
+    let is_program = |found: &PathBuf| found.metadata().is_ok_and(|file| file.is_file());
+    let found = path.split(':').filter(|folder| !folder.is_empty()).map(|folder| Path::new(folder).join(kind)).find(is_program);
+    found.ok_or_else(|| {
+        let folders: Vec<&str> = path.split(':').collect();
+        Failure::other(format!("failed to find plugin {kind:?} in path [{}]", folders.join(" ")))
+    })
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a plugin is a process of its own that does nothing meanwhile; its runtime has the time limit"
+)]
+fn fed(program: &Path, verb: Verb, config: &str) -> io::Result<Output> {
+    let mut tries = 1;
+    let mut child = loop {
+        let mut command = Command::new(program);
+        command.env("CNI_COMMAND", verb.as_str()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+            started => break started?,
+        }
+    };
+    // One that reads nothing may still do what it should.
+    let _ = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(config.as_bytes()));
+    Child::wait_with_output(child)
+}
+
+fn failure(output: &Output) -> Failure {
+    let (said, words) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if said.trim().is_empty() {
+        let status = output.status;
+        return Failure::other(match words.trim() {
+            "" => format!("netplugin failed with no error message: {status}"),
+            words => format!("netplugin failed: {words:?}"),
+        });
+    }
+    let read = |text: &str| -> Option<Failure> {
+        let document: Value = serde_json::from_str(text).ok()?;
+        let word = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let code = document.get("code")?.as_u64().and_then(|code| u32::try_from(code).ok())?;
+        Some(Failure { code: Code(code), message: word("msg"), details: word("details") })
+    };
+    read(&said).unwrap_or_else(|| Failure::other(format!("netplugin failed but error parsing its diagnostic message {said:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn failures_keep_their_numbers() {
+        let failed = |stdout: &str, stderr: &str| {
+            let output = Output { status: std::process::ExitStatus::from_raw(256), stdout: stdout.into(), stderr: stderr.into() };
+            let failure = failure(&output);
+            (failure.code.0, failure.to_string())
+        };
+        assert_eq!(failed("{\"code\": 11, \"msg\": \"later\", \"details\": \"busy\"}", "x"), (11, "later; busy".into()));
+        assert_eq!(failed("", "boom\n"), (999, "netplugin failed: \"boom\"".into()));
+        assert_eq!(failed(" ", ""), (999, "netplugin failed with no error message: exit status: 1".into()));
+        assert_eq!(failed("oops", ""), (999, "netplugin failed but error parsing its diagnostic message \"oops\"".into()));
+        assert!(find("../x", "/bin").is_err() && find("", "/bin").is_err());
+        assert_eq!(find("no-such", "/a:/b").expect_err("none").message, "failed to find plugin \"no-such\" in path [/a /b]");
+    }
+}

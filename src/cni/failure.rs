@@ -1,0 +1,107 @@
+//! How a CNI plugin fails: a number that the runtime understands and words for whoever reads its log (spec section 10.1).
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// Kinds of failures, by their numbers in the CNI specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code(pub u32);
+
+impl Code {
+    /// The version of the configuration is not one of those supported, or does not have the verb.
+    pub const INCOMPATIBLE_VERSION: Self = Self(1);
+    /// A key of the configuration is not supported.
+    pub const UNSUPPORTED_FIELD: Self = Self(2);
+    /// The environment is not as a runtime makes it.
+    pub const BAD_ENVIRONMENT: Self = Self(4);
+    /// Standard input cannot be read.
+    pub const INPUT: Self = Self(5);
+    /// The configuration cannot be decoded.
+    pub const DECODE: Self = Self(6);
+    /// The configuration makes no sense.
+    pub const BAD_CONFIG: Self = Self(7);
+    /// The pod's network namespace is the host's.
+    pub const SAME_NAMESPACE: Self = Self(8);
+    /// No pod can be connected at present (STATUS).
+    pub const NOT_AVAILABLE: Self = Self(50);
+    /// Anything else.
+    pub const OTHER: Self = Self(999);
+}
+
+/// Why a verb was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Failure {
+    /// What kind of failure.
+    pub code: Code,
+    /// What happened.
+    pub message: String,
+    /// More about it; often empty.
+    pub details: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if self.details.is_empty() { Ok(()) } else { write!(f, "; {}", self.details) }
+    }
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), details: String::new() }
+    }
+
+    /// A failure without a number of its own.
+    pub fn other(message: impl Into<String>) -> Self {
+        Self::new(Code::OTHER, message)
+    }
+
+    /// The same with words before it; number and details stay.
+    #[must_use]
+    pub fn within(self, words: &str) -> Self {
+        Self { message: format!("{words}: {}", self.message), ..self }
+    }
+
+    /// The same, with what went wrong while it was undone.
+    #[must_use]
+    pub fn and(self, undone: Result<(), Self>) -> Self {
+        match undone {
+            Ok(()) => self,
+            Err(other) => Self { message: format!("{}; {}", self.message, other.message), ..self },
+        }
+    }
+
+    /// The document that a runtime reads.
+    #[must_use]
+    pub fn render(&self, version: &str) -> Value {
+        let mut document = json!({"cniVersion": version, "code": self.code.0, "msg": self.message});
+        if !self.details.is_empty() {
+            document["details"] = json!(self.details);
+        }
+        document
+    }
+}
+
+/// Gives every failure a chance to be seen: all of what can be done is done, and the first failure is what is told, with the others.
+#[derive(Debug, Default)]
+pub struct Failures(Vec<Failure>);
+
+impl Failures {
+    /// Takes the outcome of one piece of work.
+    pub fn note<T>(&mut self, outcome: Result<T, Failure>) -> Option<T> {
+        outcome.map_err(|failure| self.0.push(failure)).ok()
+    }
+
+    /// What came of all of it.
+    ///
+    /// # Errors
+    /// Something failed.
+    pub fn outcome(self) -> Result<(), Failure> {
+        match self.0.into_iter().reduce(|first, other| first.and(Err(other))) {
+            None => Ok(()),
+            Some(failure) => Err(failure),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The plugin `flannel`: it makes a configuration of subnet.env and has a plugin for interfaces carry it out (spec section 10.2). Where
+//! that is `bridge` with `host-local`, this process does it itself.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::bridge::{self, HOST_LOCAL, Made};
+use super::config::Config;
+use super::delegate::FlannelConfig;
+use super::failure::{Code, Failure, Failures};
+use super::protocol::{Call, Verb, is_identifier};
+use super::result::Outcome;
+use super::subnet_env::SubnetEnv;
+use super::{exec, ipam};
+
+/// Carries out a verb.
+///
+/// # Errors
+/// It was not carried out.
+pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
+    let flannel = FlannelConfig::read(config, &[])?;
+    match call.verb {
+        Verb::Add => add(&flannel, config, call).map(|added| Some(added.outcome)),
+        Verb::Del => del(&flannel, config, call).map(|()| None),
+        Verb::Check => check(&flannel, config, call).map(|()| None),
+        Verb::Gc => collect(&flannel, config, call).map(|()| None),
+        Verb::Status => status(&flannel).map(|()| None),
+        Verb::Version => Ok(None),
+    }
+}
+
+fn in_process(delegate: &Config) -> Result<bool, Failure> {
+    Ok(delegate.kind() == "bridge" && ipam::kind(delegate)? == HOST_LOCAL)
+}
+
+fn subnet_env(flannel: &FlannelConfig) -> Result<SubnetEnv, Failure> {
+    let path = &flannel.subnet_file;
+    let text = match fs::read(path) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) => {
+            let why = if error.kind() == ErrorKind::NotFound { "no such file or directory".to_owned() } else { error.to_string() };
+            return Err(Failure::other(format!(
+                "failed to load flannel 'subnet.env' file: open {path}: {why}. Check the flannel pod log for this node."
+            )));
+        }
+    };
+    SubnetEnv::read(path, &text)
+        .map_err(|why| Failure::other(format!("failed to load flannel 'subnet.env' file: {why}. Check the flannel pod log for this node.")))
+}
+
+/// Says whether containers can be connected.
+///
+/// # Errors
+/// There is no subnet yet; number 50.
+pub fn status(flannel: &FlannelConfig) -> Result<(), Failure> {
+    subnet_env(flannel).map(|_| ()).map_err(|failure| Failure { code: Code::NOT_AVAILABLE, ..failure })
+}
+
+/// What an ADD has made.
+#[derive(Debug)]
+pub struct Added {
+    /// What the container got.
+    pub outcome: Outcome,
+    delegate: Config,
+    made: Option<Made>,
+    /// The file that was not there before.
+    new_state: Option<PathBuf>,
+}
+
+impl Added {
+    /// Undoes it all, for the sake of a plugin behind this one that failed.
+    ///
+    /// # Errors
+    /// Something stays. Then the configuration stays as well, for DEL.
+    pub fn undo(&self, call: &Call) -> Result<(), Failure> {
+        match &self.made {
+            Some(made) => made.undo(&self.delegate, call)?,
+            None => exec::run(self.delegate.kind(), Verb::Del, call, &self.delegate.all).map(|_| ())?,
+        }
+        self.new_state.as_ref().map_or(Ok(()), |path| forget(path))
+    }
+}
+
+/// Connects a container.
+///
+/// # Errors
+/// It is not connected.
+pub fn add(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<Added, Failure> {
+    let delegate = flannel.whole(config, &subnet_env(flannel)?)?;
+    let state = Path::new(&flannel.data).join(&call.attachment.container);
+    let is_new = !state.exists();
+    save(&state, &delegate.all).map_err(|cause| Failure::other(format!("cannot write {}: {cause}", state.display())))?;
+    let new_state = is_new.then(|| state.clone());
+    let within = |failure: Failure| failure.within("failed to delegate add");
+    if in_process(&delegate)? {
+        match bridge::add(&delegate, call) {
+            Ok((outcome, made)) => Ok(Added { outcome, delegate, made: Some(made), new_state }),
+            Err(failure) => {
+                // Nothing is left that DEL would need it for.
+                if is_new {
+                    let _ = forget(&state);
+                }
+                Err(within(failure))
+            }
+        }
+    } else {
+        let outcome = exec::run(delegate.kind(), Verb::Add, call, &delegate.all).map_err(within)?.unwrap_or_default();
+        Ok(Added { outcome, delegate, made: None, new_state })
+    }
+}
+
+/// Writes a container's configuration, whole or not at all.
+fn save(path: &Path, delegate: &Map<String, Value>) -> io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // No container's name starts with a dot.
+    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+    let mut file = match open() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            open()?
+        }
+        opened => opened?,
+    };
+    file.write_all(Value::Object(delegate.clone()).to_string().as_bytes())?;
+    fs::rename(&temporary, path)
+}
+
+/// Whether a file was being written by a process that has gone.
+fn is_left_over(name: &str) -> bool {
+    let process = name.strip_prefix('.').and_then(|name| name.rsplit('.').next()).and_then(|process| process.parse::<u32>().ok());
+    process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
+}
+
+fn forget(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::other(format!("cannot remove {}: {error}", path.display()))),
+        _ => Ok(()),
+    }
+}
+
+/// What is kept of a container.
+enum Kept {
+    /// Nothing.
+    Missing,
+    /// A configuration.
+    Delegate(Config),
+    /// Something that cannot be read.
+    Broken(String),
+}
+
+fn kept(path: &Path) -> Result<Kept, Failure> {
+    match fs::read(path) {
+        Ok(text) => Ok(match Config::read(&text) {
+            Ok(delegate) => Kept::Delegate(delegate),
+            Err(failure) => Kept::Broken(failure.message),
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Kept::Missing),
+        Err(error) => Err(Failure::other(format!("cannot read {}: {error}", path.display()))),
+    }
+}
+
+/// The other plugin's configuration, as far as it is known without what was kept. Rules that masquerade are looked for only where
+/// subnet.env says that the network has some.
+fn frame(flannel: &FlannelConfig, config: &Config) -> Result<Config, Failure> {
+    let mut frame = flannel.frame(config)?;
+    let masquerade = subnet_env(flannel).is_ok_and(|env| !env.masquerade);
+    frame.all.entry("ipMasq".to_owned()).or_insert(Value::Bool(masquerade));
+    Ok(frame)
+}
+
+/// Disconnects a container. What was kept of it goes only when it is disconnected; where nothing was kept, or what was cannot be read, the
+/// network's configuration says enough.
+///
+/// # Errors
+/// Something of it stays.
+pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
+    let state = Path::new(&flannel.data).join(&call.attachment.container);
+    let delegate = match kept(&state)? {
+        Kept::Delegate(delegate) => delegate,
+        Kept::Missing => {
+            let frame = frame(flannel, config)?;
+            // Another plugin may want to know more than that; upstream does nothing, either.
+            return if in_process(&frame)? { bridge::del(&frame, call) } else { Ok(()) };
+        }
+        Kept::Broken(_) => frame(flannel, config)?,
+    };
+    if in_process(&delegate)? {
+        bridge::del(&delegate, call)?;
+    } else {
+        exec::run(delegate.kind(), Verb::Del, call, &delegate.all).map_err(|failure| failure.within("failed to delegate del"))?;
+    }
+    forget(&state)
+}
+
+/// Sees that a container is still connected as the result says.
+///
+/// # Errors
+/// It is not.
+pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
+    let state = Path::new(&flannel.data).join(&call.attachment.container);
+    let mut delegate = match kept(&state)? {
+        Kept::Delegate(delegate) => delegate,
+        Kept::Missing => return Err(Failure::other(format!("{} is missing: nothing is known of the container", state.display()))),
+        Kept::Broken(why) => return Err(Failure::other(format!("{} cannot be read: {why}", state.display()))),
+    };
+    if let Some(previous) = config.all.get("prevResult") {
+        delegate.all.insert("prevResult".into(), previous.clone());
+    }
+    if in_process(&delegate)? {
+        bridge::run(&delegate, call).map(|_| ())
+    } else {
+        exec::run(delegate.kind(), Verb::Check, call, &delegate.all).map(|_| ())
+    }
+}
+
+/// Removes whatever is of no valid attachment.
+///
+/// # Errors
+/// Something stays; all has been tried.
+pub fn collect(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
+    let valid = config.valid()?;
+    let mut delegate = frame(flannel, config)?;
+    for (key, value) in config.all.iter().filter(|(key, _)| key.starts_with("cni.dev/")) {
+        delegate.all.insert(key.clone(), value.clone());
+    }
+    if in_process(&delegate)? {
+        bridge::run(&delegate, call)?;
+    } else {
+        exec::run(delegate.kind(), Verb::Gc, call, &delegate.all)?;
+    }
+    let mut failures = Failures::default();
+    for state in fs::read_dir(&flannel.data).into_iter().flatten().flatten() {
+        let name = state.file_name().to_string_lossy().into_owned();
+        let gone = is_identifier(&name) && !valid.iter().any(|valid| valid.container == name);
+        let of_network = || matches!(kept(&state.path()), Ok(Kept::Delegate(delegate)) if delegate.name == config.name);
+        if gone && of_network() || is_left_over(&name) {
+            failures.note(forget(&state.path()));
+        }
+    }
+    failures.outcome()
+}

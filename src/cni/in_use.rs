@@ -1,0 +1,76 @@
+//! Which addresses containers have at present, asked of the kernel and of nobody else.
+//!
+//! A reservation says that an address was given once. Whether it still is in use shows here: some network namespace has it on an
+//! interface. All namespaces count that this host can know of: this process's own, those at the other ends of its veths (named by the
+//! kernel, also where no path leads to them), those that are mounted where `ip netns` and runtimes mount them, and those of every
+//! process. If one of them cannot be asked, nobody can say, and nothing is freed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::netlink::device;
+use crate::netlink::socket::Connection;
+
+use super::failure::Failure;
+use super::netns::{Namespace, NoNamespace};
+
+/// A reservation that is younger than this may be on its way to its container: no ADD takes as long.
+pub const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
+/// Where namespaces are mounted by name.
+const MOUNTS: [&str; 3] = ["/run/netns", "/var/run/netns", "/run/docker/netns"];
+/// How often the namespaces at the other ends of veths are asked, while some of them go.
+const TRIES: u32 = 3;
+
+/// Every address that some container has.
+///
+/// # Errors
+/// It cannot be found out.
+pub fn addresses() -> Result<BTreeSet<IpAddr>, Failure> {
+    let cannot = |cause: &dyn std::fmt::Display| Failure::other(format!("cannot find out which addresses are in use: {cause}"));
+    let mut found = of_veths().map_err(|cause| cannot(&cause))?;
+    let mut seen = BTreeSet::new();
+    for path in namespaces() {
+        let Ok(namespace) = Namespace::open(&path.to_string_lossy()) else { continue };
+        // The name of the link is the namespace's number; files that are mounted have the number themselves.
+        if !seen.insert(fs::metadata(&path).map(|file| inode(&file)).unwrap_or_default()) {
+            continue;
+        }
+        match namespace.within(|| device::addresses_in(&mut Connection::route()?, None)) {
+            Ok(addresses) => found.extend(addresses.map_err(|cause| cannot(&cause))?),
+            Err(NoNamespace::Gone(_)) => {}
+            Err(NoNamespace::Other(cause)) => return Err(cannot(&cause)),
+        }
+    }
+    Ok(found)
+}
+
+fn inode(file: &fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (file.dev(), file.ino())
+}
+
+fn of_veths() -> Result<BTreeSet<IpAddr>, crate::netlink::Cause> {
+    let mut tries = 1;
+    loop {
+        let mut connection = Connection::route()?;
+        let own = device::addresses_in(&mut connection, None)?;
+        let ids: BTreeSet<i32> =
+            device::all(&mut connection)?.into_iter().filter_map(|device| device.peer_namespace).filter(|id| *id >= 0).collect();
+        let asked: Result<Vec<_>, _> = ids.into_iter().map(|id| device::addresses_in(&mut connection, Some(id))).collect();
+        match asked {
+            // A namespace that goes meanwhile cannot be asked.
+            Err(_) if tries < TRIES => tries += 1,
+            asked => return Ok(asked?.into_iter().flatten().chain(own).collect()),
+        }
+    }
+}
+
+fn namespaces() -> Vec<PathBuf> {
+    let entries = |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_process = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    let of_processes = entries("/proc").filter(is_process).map(|process| process.join("ns/net"));
+    MOUNTS.into_iter().flat_map(entries).chain(of_processes).collect()
+}

@@ -1,0 +1,173 @@
+//! Putting the plugin and a network's configuration where runtimes look for them.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The plugin's own name.
+pub const OWN_NAME: &str = "sepal";
+/// Names under which the program is a plugin that others know.
+pub const OTHER_NAMES: [&str; 5] = ["flannel", "bridge", "host-local", "portmap", "loopback"];
+/// Name of the file with the network's configuration. flannel's, where it is still there, comes before it.
+pub const CONFLIST_NAME: &str = "10-sepal.conflist";
+/// The network's configuration: under flannel's name for the network, so that addresses it gave are known.
+pub const CONFLIST: &str = r#"{
+  "cniVersion": "1.1.0",
+  "name": "cbr0",
+  "plugins": [
+    {
+      "type": "sepal",
+      "capabilities": {
+        "portMappings": true
+      }
+    }
+  ]
+}
+"#;
+
+/// A file that could not be put in its place.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot install {}: {cause}", path.display())]
+pub struct InstallError {
+    /// Where it should be.
+    pub path: PathBuf,
+    /// Why it is not.
+    pub cause: io::Error,
+}
+
+/// Which names of the program are put in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Its own, and those of other plugins that are missing, or that an earlier installation put there.
+    Missing,
+    /// Its own and exactly these, whatever is there.
+    These(Vec<String>),
+}
+
+/// Puts a program into a folder by its names; gives the paths that were written. Each is a file of its own: whoever writes over one
+/// (flannel's own installation does) leaves the others alone.
+///
+/// # Errors
+/// A file cannot be written; those before it are in place.
+pub fn install(program: &Path, folder: &Path, names: &Names) -> Result<Vec<PathBuf>, InstallError> {
+    let own = folder.join(OWN_NAME);
+    let others: Vec<PathBuf> = match names {
+        Names::These(names) => names.iter().filter(|name| *name != OWN_NAME).map(|name| folder.join(name)).collect(),
+        Names::Missing => {
+            let wanted = |path: &PathBuf| !path.exists() || same_content(path, &own) || same_content(path, program);
+            OTHER_NAMES.into_iter().map(|name| folder.join(name)).filter(wanted).collect()
+        }
+    };
+    let mut written = Vec::new();
+    // Its own name comes last: by what is there one can tell which of the others are of an earlier installation.
+    for path in others.into_iter().chain([own]) {
+        let failed = |cause: io::Error| InstallError { path: path.clone(), cause };
+        if same_content(&path, program) {
+            continue;
+        }
+        let mut source = File::open(program).map_err(failed)?;
+        replace(&path, 0o755, |file| io::copy(&mut source, file).map(|_| ())).map_err(failed)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Puts a network's configuration into a folder; says whether that changed anything. A runtime sees it whole or not at all.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, InstallError> {
+    let path = folder.join(name);
+    if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+        return Ok(false);
+    }
+    let written = fs::create_dir_all(folder).and_then(|()| replace(&path, 0o644, |file| file.write_all(text.as_bytes())));
+    written.map(|()| true).map_err(|cause| InstallError { path, cause })
+}
+
+/// Puts a file in the place of another: written beside it, on disk before it has its name.
+fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
+    // Runtimes do not look at names that start with a dot, nor at ones without their ending.
+    let temporary = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        write(&mut file)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn same_content(one: &Path, other: &Path) -> bool {
+    let length = |path: &Path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|file| file.len());
+    length(one).is_some_and(|len| Some(len) == length(other))
+        && matches!((fs::read(one), fs::read(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(folder: &Path) -> Vec<(String, String)> {
+        let mut found: Vec<_> = fs::read_dir(folder)
+            .expect("readable")
+            .map(|entry| entry.expect("readable"))
+            .map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read_to_string(entry.path()).expect("readable")))
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn what_others_put_there_stays_unless_it_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = tempfile::tempdir().expect("a folder");
+        let (first, second) = (program.path().join("first"), program.path().join("second"));
+        fs::write(&first, "first").expect("writable");
+        fs::write(&second, "later").expect("writable");
+        fs::write(folder.path().join("bridge"), "real").expect("writable");
+        install(&first, folder.path(), &Names::Missing).expect("writable");
+        let found = |name: &str| contents(folder.path()).into_iter().find(|(found, _)| found == name).map(|(_, text)| text);
+        assert_eq!(
+            (contents(folder.path()).len(), found("bridge").as_deref(), found("flannel").as_deref()),
+            (6, Some("real"), Some("first"))
+        );
+        assert_eq!(install(&first, folder.path(), &Names::Missing).expect("writable"), Vec::<PathBuf>::new());
+        // A newer one takes the place of an older one, also of one that was half-way.
+        fs::write(folder.path().join("portmap"), "later").expect("writable");
+        install(&second, folder.path(), &Names::Missing).expect("writable");
+        assert_eq!(
+            (found("bridge").as_deref(), found("flannel").as_deref(), found("sepal").as_deref()),
+            (Some("real"), Some("later"), Some("later"))
+        );
+        install(&first, folder.path(), &Names::These(vec!["bridge".into()])).expect("writable");
+        assert_eq!((found("bridge").as_deref(), found("flannel").as_deref()), (Some("first"), Some("later")));
+        let mode = fs::metadata(folder.path().join("bridge")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+        assert!(
+            install(&first, &folder.path().join("nowhere"), &Names::Missing)
+                .expect_err("no folder")
+                .to_string()
+                .starts_with("cannot install ")
+        );
+    }
+
+    #[test]
+    fn the_conflist_is_written_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().join("net.d");
+        assert!(write_conflist(&place, CONFLIST_NAME, CONFLIST).expect("writable"));
+        assert!(!write_conflist(&place, CONFLIST_NAME, CONFLIST).expect("writable"));
+        assert_eq!(contents(&place), [(CONFLIST_NAME.to_owned(), CONFLIST.to_owned())]);
+        serde_json::from_str::<serde_json::Value>(CONFLIST).expect("it is JSON");
+    }
+}

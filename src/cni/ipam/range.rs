@@ -1,0 +1,274 @@
+//! Ranges of addresses, and which address of them comes next (spec section 10.4). PURE.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+
+use crate::cni::failure::{Code, Failure};
+
+/// A range as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RangeConfig {
+    /// The network.
+    pub subnet: IpNetwork,
+    /// First address to give; none: the first one behind the network's own.
+    pub range_start: Option<IpAddr>,
+    /// Last address to give; none: the last one of the network that a host can have.
+    pub range_end: Option<IpAddr>,
+    /// The network's gateway; none: the first address behind the network's own.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A range whose parts fit each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The network.
+    pub subnet: IpNetwork,
+    /// Its gateway, which is never given.
+    pub gateway: IpAddr,
+    first: u128,
+    last: u128,
+}
+
+impl Range {
+    /// Fits a range's parts together.
+    ///
+    /// # Errors
+    /// They do not fit; the words are upstream's.
+    pub fn new(config: &RangeConfig) -> Result<Self, String> {
+        let subnet = config.subnet;
+        let (ip, prefix) = (number(subnet.ip()), subnet.prefix());
+        let bits = if subnet.is_ipv4() { 32 } else { 128 };
+        if prefix > bits - 2 {
+            return Err(format!("Network {subnet} too small to allocate from"));
+        }
+        if subnet.ip() != subnet.network() {
+            return Err(format!(
+                "Network has host bits set. For a subnet mask of length {prefix} the network address is {}",
+                subnet.network()
+            ));
+        }
+        let inside = |what: &str, found: Option<IpAddr>, default: u128| match found {
+            None => Ok(default),
+            Some(found) if subnet.contains(found) => Ok(number(found)),
+            Some(found) => Err(format!("{what} {found} not in network {subnet}")),
+        };
+        let all_ones = ip | (u128::MAX >> (128 - u32::from(bits - prefix)));
+        // The broadcast address of IPv4 is no host's.
+        let last = if subnet.is_ipv4() { all_ones - 1 } else { all_ones };
+        let first = inside("RangeStart", config.range_start, ip + 1)?;
+        let last = inside("RangeEnd", config.range_end, last)?;
+        if last < first {
+            return Err(format!("RangeEnd {} not in network {subnet}", address(last, subnet.is_ipv4())));
+        }
+        let gateway = config.gateway.unwrap_or_else(|| address(ip + 1, subnet.is_ipv4()));
+        Ok(Self { subnet, gateway, first, last })
+    }
+
+    /// Whether an address is one of those to give.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == self.subnet.is_ipv4() && (self.first..=self.last).contains(&number(ip))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.subnet.is_ipv4() == other.subnet.is_ipv4() && self.first <= other.last && other.first <= self.last
+    }
+
+    fn address(&self, number: u128) -> IpAddr {
+        address(number, self.subnet.is_ipv4())
+    }
+
+    /// How many addresses there are to give, the gateway's included.
+    fn len(&self) -> u128 {
+        (self.last - self.first).saturating_add(1)
+    }
+}
+
+/// Ranges of one family of which a container gets one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeSet(Vec<Range>);
+
+impl fmt::Display for RangeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> =
+            self.0.iter().map(|range| format!("{}-{}", range.address(range.first), range.address(range.last))).collect();
+        f.write_str(&parts.join(","))
+    }
+}
+
+impl RangeSet {
+    /// Fits the ranges of a set together.
+    ///
+    /// # Errors
+    /// They do not fit.
+    pub fn new(configs: &[RangeConfig]) -> Result<Self, String> {
+        let ranges: Vec<Range> = configs.iter().map(Range::new).collect::<Result<_, _>>()?;
+        let Some(first) = ranges.first() else { return Err("empty range set".to_owned()) };
+        if ranges.iter().any(|range| range.subnet.is_ipv4() != first.subnet.is_ipv4()) {
+            return Err("mixed address families".to_owned());
+        }
+        for (at, range) in ranges.iter().enumerate() {
+            if let Some(other) = ranges[at + 1..].iter().position(|other| range.overlaps(other)) {
+                return Err(format!("subnets {} and {} overlap", range.subnet, ranges[at + 1 + other].subnet));
+            }
+        }
+        Ok(Self(ranges))
+    }
+
+    /// Whether it is of IPv4.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.0.first().is_some_and(|range| range.subnet.is_ipv4())
+    }
+
+    /// The range that an address is of.
+    #[must_use]
+    pub fn range_of(&self, ip: IpAddr) -> Option<&Range> {
+        self.0.iter().find(|range| range.contains(ip))
+    }
+
+    /// Every address that can be given, once: round and round from the one behind `last`, which comes at the end itself. Where `last`
+    /// is of none of the ranges, from the start of the first.
+    pub fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
+        let found = last.and_then(|last| self.0.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
+        let (at, skipped) = found.map_or((0, 0), |(at, last)| (at, last - self.0[at].first + 1));
+        // The rest of one range, the others whole, and what was skipped.
+        let whole = |range: &Range| (0, range.len());
+        let rest = self.0.get(at).map(|range| (range, (skipped, range.len())));
+        let others = self.0.iter().skip(at + 1).chain(self.0.iter().take(at)).map(move |range| (range, whole(range)));
+        let start = self.0.get(at).map(|range| (range, (0, skipped)));
+        rest.into_iter().chain(others).chain(start).flat_map(|(range, (from, to))| {
+            (from..to).map(move |offset| (range.address(range.first + offset), range)).filter(|(ip, range)| *ip != range.gateway)
+        })
+    }
+}
+
+/// Fits sets of ranges together.
+///
+/// # Errors
+/// They do not fit, or there is none; number 7.
+pub fn sets(configs: &[Vec<RangeConfig>]) -> Result<Vec<RangeSet>, Failure> {
+    let bad = |message: String| Failure::new(Code::BAD_CONFIG, message);
+    let sets: Vec<RangeSet> = configs
+        .iter()
+        .enumerate()
+        .map(|(at, set)| RangeSet::new(set).map_err(|error| bad(format!("invalid range set {at}: {error}"))))
+        .collect::<Result<_, _>>()?;
+    if sets.is_empty() {
+        return Err(bad("no IP ranges specified".to_owned()));
+    }
+    for (at, set) in sets.iter().enumerate() {
+        let overlaps = |other: &RangeSet| set.0.iter().any(|range| other.0.iter().any(|other| range.overlaps(other)));
+        if let Some(other) = sets[at + 1..].iter().position(overlaps) {
+            return Err(bad(format!("range set {at} overlaps with {}", at + 1 + other)));
+        }
+    }
+    Ok(sets)
+}
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+/// Numbers of IPv4 addresses come from 32 bits, and stay within their network.
+fn address(number: u128, v4: bool) -> IpAddr {
+    if v4 { IpAddr::V4((number as u32).into()) } else { IpAddr::V6(number.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn config(subnet: &str, start: &str, end: &str) -> RangeConfig {
+        let ip = |text: &str| text.parse().ok();
+        RangeConfig { subnet: subnet.parse().expect("a network"), range_start: ip(start), range_end: ip(end), gateway: None }
+    }
+
+    fn set(configs: &[RangeConfig]) -> RangeSet {
+        RangeSet::new(configs).expect("it fits")
+    }
+
+    fn walk(set: &RangeSet, last: &str) -> Vec<String> {
+        set.candidates(last.parse().ok()).map(|(ip, _)| ip.to_string()).collect()
+    }
+
+    #[test]
+    fn the_walk_goes_round_and_leaves_gateways_out() {
+        let two = set(&[config("10.9.8.0/30", "", ""), config("10.9.9.0/24", "10.9.9.1", "10.9.9.4")]);
+        assert_eq!(two.to_string(), "10.9.8.1-10.9.8.2,10.9.9.1-10.9.9.4");
+        assert_eq!(walk(&two, ""), ["10.9.8.2", "10.9.9.2", "10.9.9.3", "10.9.9.4"]);
+        assert_eq!(walk(&two, "10.9.9.3"), ["10.9.9.4", "10.9.8.2", "10.9.9.2", "10.9.9.3"]);
+        assert_eq!(walk(&two, "10.9.9.4"), ["10.9.8.2", "10.9.9.2", "10.9.9.3", "10.9.9.4"]);
+        assert_eq!(walk(&two, "192.168.0.1"), walk(&two, ""));
+        let v6 = set(&[config("fd00:9::/64", "", "")]);
+        assert_eq!(v6.candidates(None).next().map(|(ip, _)| ip.to_string()).as_deref(), Some("fd00:9::2"));
+        assert_eq!(set(&[config("::/0", "", "")]).candidates(None).count_some(2), 2);
+    }
+
+    trait CountSome {
+        fn count_some(self, most: usize) -> usize;
+    }
+
+    impl<I: Iterator> CountSome for I {
+        fn count_some(self, most: usize) -> usize {
+            self.take(most).count()
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_upstreams_words() {
+        for (ranges, words) in [
+            (vec![config("10.0.0.0/31", "", "")], "Network 10.0.0.0/31 too small to allocate from"),
+            (
+                vec![config("10.0.0.5/24", "", "")],
+                "Network has host bits set. For a subnet mask of length 24 the network address is 10.0.0.0",
+            ),
+            (vec![config("10.0.0.0/24", "10.0.1.1", "")], "RangeStart 10.0.1.1 not in network 10.0.0.0/24"),
+            (vec![config("10.0.0.0/24", "", "fd00::1")], "RangeEnd fd00::1 not in network 10.0.0.0/24"),
+            (vec![config("10.0.0.0/24", "10.0.0.9", "10.0.0.8")], "RangeEnd 10.0.0.8 not in network 10.0.0.0/24"),
+            (vec![config("10.0.0.0/24", "", ""), config("fd00::/64", "", "")], "mixed address families"),
+            (vec![config("10.0.0.0/24", "", ""), config("10.0.0.0/25", "", "")], "subnets 10.0.0.0/24 and 10.0.0.0/25 overlap"),
+            (vec![], "empty range set"),
+        ] {
+            assert_eq!(RangeSet::new(&ranges), Err(words.to_owned()));
+        }
+        let one = vec![config("10.0.0.0/24", "", "")];
+        assert_eq!(sets(&[one.clone(), one]).expect_err("twice").message, "range set 0 overlaps with 1");
+        assert_eq!(sets(&[]).expect_err("none").message, "no IP ranges specified");
+    }
+
+    proptest! {
+        /// From wherever it starts, the walk comes by every address but the gateways, once.
+        #[test]
+        fn the_walk_is_whole(prefix in 24..=30_u8, last in any::<u8>()) {
+            let range = set(&[config(&format!("10.0.0.0/{prefix}"), "", ""), config("10.1.0.0/29", "", "")]);
+            let mut found: Vec<_> = range.candidates(Some([10, 0, 0, last].into())).map(|(ip, _)| ip).collect();
+            prop_assert_eq!(found.len(), (1 << (32 - prefix)) - 3 + 5);
+            found.sort();
+            found.dedup();
+            prop_assert_eq!(found.len(), (1 << (32 - prefix)) - 3 + 5);
+        }
+
+        #[test]
+        fn no_range_panics(ip in any::<[u8; 16]>(), v4 in any::<bool>(), prefix in 0..=128_u8, start in any::<[u8; 16]>(), end in any::<u32>()) {
+            let net = if v4 { IpNetwork::new(IpAddr::from([ip[0], ip[1], ip[2], ip[3]]), prefix.min(32)) } else { IpNetwork::new(ip.into(), prefix) };
+            let subnet = net.expect("a prefix that fits");
+            for subnet in [subnet, IpNetwork::new(subnet.network(), subnet.prefix()).expect("the same")] {
+                let config = RangeConfig { subnet, range_start: Some(start.into()), range_end: Some(IpAddr::V4(end.into())), gateway: None };
+                for config in [config.clone(), RangeConfig { range_start: None, range_end: None, ..config }] {
+                    if let Ok(set) = RangeSet::new(&[config]) {
+                        prop_assert!(set.candidates(Some(start.into())).take(3).count() >= 1);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! host-local's folder: one file per address, and a lock (spec section 10.4).
+//!
+//! An address is reserved by its file, and by nothing else; any plugin that keeps to the format may work in the same folder. Beside it,
+//! in `.sepal/<network>` of the same data folder, is an index of which attachment has which addresses, as symbolic links. It is only a
+//! hint that saves reading every file: what it says is looked up in the files, and it is made anew whenever the folder has been changed
+//! by somebody else.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cni::failure::Failure;
+use crate::cni::protocol::Attachment;
+
+/// What separates the container from the interface in a reservation.
+const LINE: &str = "\r\n";
+/// The file of the index that says what the folder was like when it was written.
+const STATE: &str = ".state";
+
+/// A network's folder.
+#[derive(Clone, Debug)]
+pub struct Store {
+    folder: PathBuf,
+    index: PathBuf,
+}
+
+/// Who an address is reserved for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The container.
+    pub container: String,
+    /// The interface; none in files of plugins before 0.7.
+    pub interface: Option<String>,
+}
+
+impl Holder {
+    fn read(text: &str) -> Self {
+        match text.trim().split_once(LINE) {
+            Some((container, interface)) => Self { container: container.trim().to_owned(), interface: Some(interface.trim().to_owned()) },
+            None => Self { container: text.trim().to_owned(), interface: None },
+        }
+    }
+
+    /// Whether that is an attachment; if nothing is said of the interface, any of the container's may be.
+    #[must_use]
+    pub fn is(&self, attachment: &Attachment) -> bool {
+        self.container == attachment.container && self.interface.as_ref().is_none_or(|interface| *interface == attachment.interface)
+    }
+}
+
+impl Holder {
+    /// The attachment, where it is told and has a place in the index.
+    fn attachment(&self) -> Option<Attachment> {
+        let found = Attachment { container: self.container.clone(), interface: self.interface.clone()? };
+        (is_file_name(&found.container) && is_file_name(&found.interface)).then_some(found)
+    }
+}
+
+/// A reservation: an address and who it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The address.
+    pub ip: IpAddr,
+    /// Who it is for.
+    pub holder: Holder,
+}
+
+/// The folder while no other plugin works in it.
+#[derive(Debug)]
+pub struct Locked<'s> {
+    store: &'s Store,
+    /// Nobody else has changed the folder since the index was written.
+    indexed: bool,
+    _lock: File,
+}
+
+impl Store {
+    /// The folder of a network.
+    #[must_use]
+    pub fn new(data: &Path, network: &str) -> Self {
+        Self { folder: data.join(network), index: data.join(".sepal").join(network) }
+    }
+
+    /// Waits until nobody else works in the folder; makes it where it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, or the lock cannot be opened.
+    pub fn lock(&self) -> Result<Locked<'_>, Failure> {
+        self.make().map_err(|cause| cannot("make the folder", &self.folder, &cause))?;
+        self.lock_there()
+    }
+
+    /// The same where the folder is there; nothing where it is not.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
+    pub fn lock_existing(&self) -> Result<Option<Locked<'_>>, Failure> {
+        if self.folder.is_dir() { self.lock_there().map(Some) } else { Ok(None) }
+    }
+
+    fn make(&self) -> io::Result<()> {
+        if self.folder.is_dir() {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)
+    }
+
+    fn lock_there(&self) -> Result<Locked<'_>, Failure> {
+        let path = self.folder.join("lock");
+        let open = || {
+            // Like upstream's, it is opened for reading only, and made where it is missing. The standard library makes files only with
+            // one that may be written.
+            match File::open(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    OpenOptions::new().write(true).create(true).truncate(false).mode(0o750).open(&path)
+                }
+                opened => opened,
+            }
+        };
+        let file = open().and_then(|file| file.lock().map(|()| file)).map_err(|cause| cannot("lock", &path, &cause))?;
+        let mut locked = Locked { store: self, indexed: true, _lock: file };
+        locked.indexed = fs::read_to_string(self.index.join(STATE)).is_ok_and(|state| state == locked.state());
+        Ok(locked)
+    }
+}
+
+impl Locked<'_> {
+    fn file(&self, ip: IpAddr) -> PathBuf {
+        self.store.folder.join(ip.to_string())
+    }
+
+    /// The address that was given last of a set of ranges.
+    #[must_use]
+    pub fn last(&self, set: usize) -> Option<IpAddr> {
+        fs::read_to_string(self.store.folder.join(format!("last_reserved_ip.{set}"))).ok()?.trim().parse().ok()
+    }
+
+    /// Reserves an address; says whether it was free. `set` is the place of its set of ranges.
+    ///
+    /// # Errors
+    /// Its file cannot be written. Then it is not reserved.
+    pub fn reserve(&mut self, ip: IpAddr, attachment: &Attachment, set: usize) -> Result<bool, Failure> {
+        let path = self.file(ip);
+        let failed = |cause: &io::Error| cannot("reserve an address by", &path, cause);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = match file {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+            opened => opened.map_err(|cause| failed(&cause))?,
+        };
+        let last = self.store.folder.join(format!("last_reserved_ip.{set}"));
+        let text = format!("{}{LINE}{}", attachment.container, attachment.interface);
+        let written = file.write_all(text.as_bytes()).and_then(|()| {
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&last)?.write_all(ip.to_string().as_bytes())
+        });
+        if let Err(cause) = written {
+            let _ = fs::remove_file(&path);
+            return Err(failed(&cause));
+        }
+        self.note(attachment, ip);
+        Ok(true)
+    }
+
+    /// Every address that is reserved for an attachment. Files that do not name the interface count only where none does.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn of(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+        if let Some(found) = self.hint(attachment).filter(|found| !found.is_empty()) {
+            return Ok(found);
+        }
+        if self.indexed {
+            return Ok(Vec::new());
+        }
+        let reservations = self.all()?;
+        self.index(&reservations);
+        let named = |named: bool| {
+            let is = |found: &&Reservation| found.holder.is(attachment) && found.holder.interface.is_some() == named;
+            reservations.iter().filter(is).map(|found| found.ip).collect::<Vec<_>>()
+        };
+        let exact = named(true);
+        Ok(if exact.is_empty() { named(false) } else { exact })
+    }
+
+    /// Frees every address of an attachment, and says which they were. The index alone is not believed that there is none.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or a file cannot be removed.
+    pub fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+        let mut found = self.of(attachment)?;
+        if found.is_empty() && self.indexed {
+            self.indexed = false;
+            found = self.of(attachment)?;
+        }
+        for ip in &found {
+            self.free(*ip)?;
+        }
+        self.forget(attachment);
+        Ok(found)
+    }
+
+    /// Frees one address.
+    ///
+    /// # Errors
+    /// Its file is there and cannot be removed.
+    pub fn free(&mut self, ip: IpAddr) -> Result<(), Failure> {
+        let path = self.file(ip);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(cannot("free an address by removing", &path, &error)),
+            _ => {
+                self.remember();
+                Ok(())
+            }
+        }
+    }
+
+    /// Who has an address.
+    #[must_use]
+    pub fn holder(&self, ip: IpAddr) -> Option<Holder> {
+        fs::read(self.file(ip)).ok().map(|text| Holder::read(&String::from_utf8_lossy(&text)))
+    }
+
+    /// How long ago an address was reserved.
+    #[must_use]
+    pub fn age(&self, ip: IpAddr) -> Option<Duration> {
+        fs::metadata(self.file(ip)).ok()?.modified().ok()?.elapsed().ok()
+    }
+
+    /// The addresses that are reserved, without looking at for whom.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn taken(&self) -> Result<BTreeSet<IpAddr>, Failure> {
+        let failed = |cause: io::Error| cannot("read the folder", &self.store.folder, &cause);
+        let mut taken = BTreeSet::new();
+        for entry in fs::read_dir(&self.store.folder).map_err(failed)? {
+            taken.extend(entry.map_err(failed)?.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()));
+        }
+        Ok(taken)
+    }
+
+    /// Every reservation.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn all(&self) -> Result<Vec<Reservation>, Failure> {
+        let taken = self.taken()?;
+        Ok(taken.into_iter().filter_map(|ip| self.holder(ip).map(|holder| Reservation { ip, holder })).collect())
+    }
+
+    /// What the folder is like: any change of it by somebody else changes this, too.
+    fn state(&self) -> String {
+        let changed = fs::metadata(&self.store.folder).map_or((0, 0), |folder| (folder.mtime(), folder.mtime_nsec()));
+        let mut state = format!("{}.{:09}", changed.0, changed.1);
+        // The clock of a file system may be too coarse to tell two changes apart; each reservation also moves one of these.
+        for set in 0..2 {
+            state += &self.last(set).map_or_else(|| " -".to_owned(), |ip| format!(" {ip}"));
+        }
+        state
+    }
+
+    fn link(&self, attachment: &Attachment) -> PathBuf {
+        self.store.index.join(format!("{}@{}", attachment.container, attachment.interface))
+    }
+
+    /// What the index says, as far as the files agree.
+    fn hint(&self, attachment: &Attachment) -> Option<Vec<IpAddr>> {
+        let addresses = fs::read_link(self.link(attachment)).ok()?;
+        let addresses = addresses.to_str()?.split(',').filter_map(|ip| ip.parse().ok());
+        let exact = |holder: &Holder| holder.interface.is_some() && holder.is(attachment);
+        Some(addresses.filter(|ip| self.holder(*ip).as_ref().is_some_and(exact)).collect())
+    }
+
+    fn note(&self, attachment: &Attachment, ip: IpAddr) {
+        if !self.indexed {
+            return;
+        }
+        let link = self.link(attachment);
+        let mut addresses: Vec<String> = self.hint(attachment).unwrap_or_default().iter().map(ToString::to_string).collect();
+        addresses.extend((!addresses.contains(&ip.to_string())).then(|| ip.to_string()));
+        let _ = fs::remove_file(&link);
+        // Where it cannot be written, the index is not up to date, and is made anew next time.
+        if symlink(addresses.join(","), link).is_ok() {
+            self.remember();
+        }
+    }
+
+    fn forget(&self, attachment: &Attachment) {
+        let _ = fs::remove_file(self.link(attachment));
+    }
+
+    /// Takes an attachment that has lost its addresses out of the index.
+    pub fn forget_holder(&self, holder: &Holder) {
+        if let Some(attachment) = holder.attachment() {
+            self.forget(&attachment);
+        }
+    }
+
+    /// Makes the index anew. Without one, everything works, and is slower.
+    fn index(&mut self, reservations: &[Reservation]) {
+        let _ = fs::remove_dir_all(&self.store.index);
+        // Reservations that have no place in the index are found by reading the files only.
+        let named: Option<Vec<_>> = reservations.iter().map(|found| Some((found.holder.attachment()?, found.ip))).collect();
+        let Some(named) = named else { return };
+        self.indexed = DirBuilder::new().recursive(true).mode(0o700).create(&self.store.index).is_ok();
+        for (attachment, ip) in named {
+            self.note(&attachment, ip);
+        }
+        self.remember();
+    }
+
+    fn remember(&self) {
+        if self.indexed {
+            let _ = fs::write(self.store.index.join(STATE), self.state());
+        }
+    }
+}
+
+/// What stands in a file that somebody else wrote may be anything.
+fn is_file_name(text: &str) -> bool {
+    !text.is_empty() && text.len() < 200 && !text.contains(['/', '\0'])
+}
+
+fn cannot(call: &str, path: &Path, cause: &io::Error) -> Failure {
+    Failure::other(format!("cannot {call} {}: {cause}", path.display()))
+}

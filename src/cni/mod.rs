@@ -1,0 +1,141 @@
+//! The program as a plugin of container runtimes (CNI): pods get their network from the same binary.
+//!
+//! A runtime starts it with its wishes in the environment and a network's configuration on standard input. By which name it is called
+//! decides what it is: `flannel`, `bridge`, `host-local`, `portmap`, `loopback`, or `sepal`, which does what the first four do together.
+//! State on disk and objects in the kernel are the real plugins', so that either can take over from the other while pods run.
+//!
+//! - [`protocol`], [`version`], [`config`], [`result`], [`failure`]: what is said on either side. Pure.
+//! - [`flannel`] with [`delegate`] and [`subnet_env`]; [`combined`], which is the plugin `sepal`.
+//! - [`bridge`], [`ipam`], [`portmap`], [`loopback`]: the plugins that do the work.
+//! - [`netns`], [`in_use`], [`iptables`], [`exec`]: what they share. [`install`]: putting it in place.
+//!
+//! A pod waits while this runs. So there is no runtime, no log and no parser of command lines on this path, and no other process is
+//! started where nothing is asked for that needs one.
+
+pub mod bridge;
+pub mod combined;
+pub mod config;
+pub mod delegate;
+pub mod exec;
+pub mod failure;
+pub mod flannel;
+pub mod in_use;
+pub mod install;
+pub mod ipam;
+pub mod iptables;
+pub mod loopback;
+pub mod netns;
+pub mod portmap;
+pub mod protocol;
+pub mod result;
+pub mod subnet_env;
+pub mod version;
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use config::{Config, MOST};
+use failure::{Code, Failure};
+use install::{OTHER_NAMES, OWN_NAME};
+use netns::Namespace;
+use protocol::{Call, Verb};
+use result::Outcome;
+use version::Version;
+
+/// Is a plugin, if that is what the program was started as; if not, there is no answer, and nothing has happened.
+#[must_use]
+pub fn main() -> Option<ExitCode> {
+    let mut arguments = env::args_os();
+    let name = name(arguments.next().as_ref());
+    let is_other = OTHER_NAMES.contains(&name.as_str());
+    let is_called = env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty()) && arguments.next().is_none();
+    match (is_called, is_other) {
+        (true, _) => Some(answer(&name)),
+        (false, true) => Some(about(&name)),
+        (false, false) => None,
+    }
+}
+
+fn name(argument: Option<&OsString>) -> String {
+    argument.map(Path::new).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Says what this is to somebody who starts it by hand.
+fn about(name: &str) -> ExitCode {
+    let versions = Version::names().join(", ");
+    let text = format!("CNI Plugin {name} version v{} (sepal)\nCNI protocol versions supported: {versions}\n", env!("CARGO_PKG_VERSION"));
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn answer(name: &str) -> ExitCode {
+    let mut version = Version::NEWEST;
+    let (document, code) = match carry_out(name, &mut version) {
+        Ok(document) => (document, ExitCode::SUCCESS),
+        Err(failure) => (Some(failure.render(version.as_str())), ExitCode::FAILURE),
+    };
+    let Some(document) = document else { return code };
+    let text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    // Without somebody who reads it, there is nobody to tell, either.
+    if std::io::stdout().write_all(text.as_bytes()).is_err() { ExitCode::FAILURE } else { code }
+}
+
+/// Carries out what the runtime asks for; gives the document to answer with, if there is one. `version` becomes the configuration's.
+fn carry_out(name: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
+    let call = Call::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
+    if call.verb == Verb::Version {
+        return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": Version::names()})));
+    }
+    let config = Config::read(&input()?)?;
+    *version = config.version;
+    call.verb.allowed(config.version)?;
+    check_namespace(&call)?;
+    let outcome = run(name, &config, &call)?;
+    Ok(outcome.map(|outcome| outcome.render(config.version)))
+}
+
+fn input() -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    // One byte more is enough to see that it is too much.
+    let most = u64::try_from(MOST).unwrap_or(u64::MAX).saturating_add(1);
+    let read = std::io::stdin().take(most).read_to_end(&mut text);
+    read.map_err(|cause| Failure::new(Code::INPUT, format!("error reading from stdin: {cause}")))?;
+    Ok(text)
+}
+
+/// A pod on the host's network has no interface of its own. Seen to before anything is done.
+fn check_namespace(call: &Call) -> Result<(), Failure> {
+    let is_own = !call.netns.is_empty()
+        && call.verb.has_attachment()
+        && !call.any_namespace
+        && Namespace::open(&call.netns).is_ok_and(|namespace| namespace.is_own().unwrap_or(false));
+    if is_own {
+        return Err(Failure::new(Code::SAME_NAMESPACE, "plugin's netns and netns from CNI_NETNS should not be the same"));
+    }
+    Ok(())
+}
+
+/// Carries out a verb of the plugin with this name. By any name but the real plugins', the configuration's type decides.
+///
+/// # Errors
+/// It was not carried out.
+pub fn run(name: &str, config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
+    let name = if OTHER_NAMES.contains(&name) { name } else { config.kind() };
+    match name {
+        "flannel" => flannel::run(config, call),
+        "bridge" => bridge::run(config, call),
+        "host-local" => ipam::run(config, call),
+        "portmap" => portmap::run(config, call),
+        "loopback" => loopback::run(config, call),
+        OWN_NAME => combined::run(config, call),
+        other => Err(Failure {
+            details: format!("types: {OWN_NAME}, {}", OTHER_NAMES.join(", ")),
+            ..Failure::new(Code::BAD_CONFIG, format!("there is no plugin of type {other:?} here"))
+        }),
+    }
+}

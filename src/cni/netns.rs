@@ -1,0 +1,92 @@
+//! Network namespaces: those of containers, and the one that this process is in.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+
+/// The namespace of the thread that looks.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// A network namespace.
+#[derive(Debug)]
+pub struct Namespace(File);
+
+/// Why a namespace cannot be had.
+#[derive(Debug)]
+pub enum NoNamespace {
+    /// There is nothing at its path, or what is there is no namespace (any more).
+    Gone(io::Error),
+    /// It is there and cannot be used.
+    Other(io::Error),
+}
+
+impl NoNamespace {
+    /// What the kernel said.
+    #[must_use]
+    pub const fn cause(&self) -> &io::Error {
+        match self {
+            Self::Gone(cause) | Self::Other(cause) => cause,
+        }
+    }
+}
+
+impl Namespace {
+    /// Opens a namespace by its path.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be opened.
+    pub fn open(path: &str) -> Result<Self, NoNamespace> {
+        match File::open(path) {
+            Ok(file) => Ok(Self(file)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Err(NoNamespace::Gone(error)),
+            Err(error) => Err(NoNamespace::Other(error)),
+        }
+    }
+
+    /// Whether this process is in it.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn is_own(&self) -> io::Result<bool> {
+        let (own, this) = (std::fs::metadata(OWN)?, self.0.metadata()?);
+        Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
+    }
+
+    /// Does a piece of work on a thread of its own that is in the namespace. Sockets that it opens stay there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NoNamespace> {
+        let enter = || setns(&self.0, CloneFlags::CLONE_NEWNET).map(|()| work());
+        let done = thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, enter).map(thread::ScopedJoinHandle::join));
+        let broken = || NoNamespace::Other(io::Error::other("the work in the network namespace broke off"));
+        match done.map_err(NoNamespace::Other)?.map_err(|_| broken())? {
+            Ok(done) => Ok(done),
+            // A file that is left where a namespace was mounted.
+            Err(Errno::EINVAL) => Err(NoNamespace::Gone(Errno::EINVAL.into())),
+            Err(errno) => Err(NoNamespace::Other(errno.into())),
+        }
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Keeps other processes of this kind from working with the rules of this process's own namespace, as long as it lives. The namespace
+/// itself is what is locked: no file has to be made for it.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn lock_own() -> io::Result<File> {
+    let own = File::open(OWN)?;
+    own.lock()?;
+    Ok(own)
+}

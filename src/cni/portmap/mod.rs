@@ -1,0 +1,241 @@
+//! Ports of the host that lead to containers, as the plugin `portmap` makes them, with iptables (spec section 10.5).
+
+mod config;
+mod flows;
+mod rules;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::cluster::Family;
+use crate::netlink::device;
+use crate::netlink::socket::Connection;
+
+use super::config::Config;
+use super::failure::{Code, Failure, Failures};
+use super::in_use;
+use super::iptables::{Nat, Refusal, names_of};
+use super::netns::lock_own;
+use super::protocol::{Call, Verb};
+use super::result::Outcome;
+use config::PortmapConfig;
+use rules::{DNAT, MASQUERADE, Other, Present, Rules, SET_MARK, chain_of};
+
+/// How often rules are made while others make the same chains.
+const TRIES: u32 = 5;
+
+/// Carries out a verb.
+///
+/// # Errors
+/// It was not carried out.
+pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
+    match call.verb {
+        Verb::Add => {
+            let result = previous(config)?;
+            add(config, call, &result)?;
+            Ok(Some(result))
+        }
+        Verb::Del => del(config, call).map(|()| None),
+        Verb::Check => check(config, call, &previous(config)?).map(|()| None),
+        Verb::Gc => collect(config).map(|()| None),
+        Verb::Status => PortmapConfig::read(config).map(|_| None),
+        Verb::Version => Ok(None),
+    }
+}
+
+fn previous(config: &Config) -> Result<Outcome, Failure> {
+    config.previous()?.ok_or_else(|| Failure::new(Code::BAD_CONFIG, "must be called as chained plugin"))
+}
+
+/// Makes the ports that the runtime asks for lead to a container; nothing is done where it asks for none.
+///
+/// # Errors
+/// They cannot be made, or another container has one. Then none of them is.
+pub fn add(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
+    let portmap = PortmapConfig::read(config)?;
+    if portmap.mappings.is_empty() {
+        return Ok(());
+    }
+    make(&portmap, config, call, result).map_err(|failure| failure.and(remove(&config.name, &call.attachment.container)))
+}
+
+fn make(portmap: &PortmapConfig, config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
+    for family in Family::ALL {
+        let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
+        if !portmap.mappings.iter().any(|mapping| mapping.is_for(family)) {
+            continue;
+        }
+        if portmap.snat && family == Family::V4 {
+            route_loopback(address.ip())?;
+        }
+        let rules = rules::rules(portmap, &config.name, &call.attachment.container, address);
+        make_rules(Nat(family), portmap, &rules, address.ip())?;
+        flows::forget(family, &portmap.mappings)?;
+    }
+    Ok(())
+}
+
+/// What comes from the loopback may be sent on to the container.
+fn route_loopback(ip: IpAddr) -> Result<(), Failure> {
+    let find = || {
+        let mut connection = Connection::route()?;
+        let way = device::way_to(&mut connection, ip)?;
+        let all = device::all(&mut connection)?;
+        Ok(all.into_iter().find(|device| Some(device.link.index) == way).map(|device| device.link.name))
+    };
+    let found: Result<_, crate::netlink::Cause> = find();
+    let name = found.map_err(|cause| Failure::other(format!("cannot find the way to {ip}: {cause}")))?;
+    let Some(name) = name else { return Err(Failure::other(format!("cannot find the way to {ip}"))) };
+    super::bridge::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
+}
+
+fn present(nat: Nat) -> Result<Present, Failure> {
+    let [prerouting, output, postrouting, dnat, masquerade, set_mark] =
+        nat.list(["PREROUTING", "OUTPUT", "POSTROUTING", DNAT, MASQUERADE, SET_MARK])?;
+    let [prerouting, output, postrouting] = [prerouting, output, postrouting].map(Option::unwrap_or_default);
+    Ok(Present { prerouting, output, postrouting, dnat, masquerade, set_mark })
+}
+
+fn locked() -> Result<std::fs::File, Failure> {
+    lock_own().map_err(|cause| Failure::other(format!("cannot lock the rules of this network namespace: {cause}")))
+}
+
+fn make_rules(nat: Nat, portmap: &PortmapConfig, rules: &Rules, own: IpAddr) -> Result<(), Failure> {
+    let _lock = locked()?;
+    let mut tries = 1;
+    loop {
+        let present = present(nat)?;
+        let stale = other_containers(nat, portmap, rules, &present, own)?;
+        let mut lines: Vec<String> =
+            stale.iter().flat_map(|other| rules::removal(present.dnat.as_deref().unwrap_or_default(), &other.chain)).collect();
+        lines.extend(rules::additions(portmap, rules, &present));
+        match nat.change(&lines) {
+            Err(Refusal::Raced) if tries < TRIES => tries += 1,
+            Err(Refusal::Raced) => return Err(Failure::other("the rules were changed by somebody else each time they were to be made")),
+            Err(Refusal::Failed(failure)) => return Err(failure),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// Finds containers that have one of the ports already. Those that are gone, and whose rules are what somebody forgot, may lose them:
+/// the address that the rules lead to is this container's own now, or nobody's.
+fn other_containers(nat: Nat, portmap: &PortmapConfig, rules: &Rules, present: &Present, own: IpAddr) -> Result<Vec<Other>, Failure> {
+    let mut stale = Vec::new();
+    let mut known = None;
+    for other in rules::suspects(&portmap.mappings, present.dnat.as_deref().unwrap_or_default(), &rules.chain) {
+        let [listed] = nat.list([&other.chain])?;
+        let Some((mapping, target)) = rules::conflict(&portmap.mappings, &listed.unwrap_or_default()) else { continue };
+        let gone = target == own || {
+            let in_use: BTreeSet<IpAddr> = known.take().map_or_else(in_use::addresses, Ok)?;
+            let gone = !in_use.contains(&target);
+            known = Some(in_use);
+            gone
+        };
+        if !gone {
+            let Other { network, container, .. } = other;
+            return Err(Failure::other(format!("host port {mapping} is taken by container {container} of network {network:?} ({target})")));
+        }
+        stale.push(other);
+    }
+    Ok(stale)
+}
+
+/// Takes a container's ports away; nothing is done where the runtime names none.
+///
+/// # Errors
+/// Some stay.
+pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
+    // What the configuration says beside the ports does not matter any more.
+    let named = config.all.get("runtimeConfig").and_then(|runtime| runtime.get("portMappings")).and_then(serde_json::Value::as_array);
+    if named.is_none_or(Vec::is_empty) {
+        return Ok(());
+    }
+    remove(&config.name, &call.attachment.container)
+}
+
+/// Takes a container's ports away.
+///
+/// # Errors
+/// Some stay.
+pub fn remove(network: &str, container: &str) -> Result<(), Failure> {
+    let chain = chain_of(network, container);
+    let _lock = locked()?;
+    let mut failures = Failures::default();
+    for nat in Nat::present() {
+        let removed = nat.list([DNAT, &chain]).and_then(|listed| match listed {
+            [dnat, Some(_)] => changed(nat, &rules::removal(&dnat.unwrap_or_default(), &chain)),
+            [_, None] => Ok(()),
+        });
+        failures.note(removed);
+    }
+    failures.outcome()
+}
+
+fn changed(nat: Nat, lines: &[String]) -> Result<(), Failure> {
+    nat.change(lines).map_err(|refusal| match refusal {
+        Refusal::Failed(failure) => failure,
+        Refusal::Raced => Failure::other("the rules were changed by somebody else meanwhile"),
+    })
+}
+
+/// Sees that the ports still lead to the container.
+///
+/// # Errors
+/// A chain or a rule is missing.
+pub fn check(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
+    let portmap = PortmapConfig::read(config)?;
+    if portmap.mappings.is_empty() {
+        return Ok(());
+    }
+    for family in Family::ALL {
+        let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
+        let rules = rules::rules(&portmap, &config.name, &call.attachment.container, address);
+        let [dnat, own] = Nat(family).list([DNAT, &rules.chain])?;
+        let missing =
+            |what: &str| Err(Failure::other(format!("{what} of host ports of container {} is missing", call.attachment.container)));
+        let (Some(dnat), Some(own)) = (dnat, own) else { return missing("a chain") };
+        // Listed rules name the match of the protocol, too.
+        let plain = |listed: &str| {
+            listed.replace(" -m tcp ", " ").replace(" -m udp ", " ").replace(" -m sctp ", " ").replace(" -s 0.0.0.0/0 ", " ")
+        };
+        let is_missing = |listed: &str, wanted: &[String]| {
+            let listed = plain(listed);
+            wanted
+                .iter()
+                .any(|rule| !listed.lines().any(|line| line.strip_prefix("-A ") == Some(plain(rule).replace(" -s ::/0 ", " ").as_str())))
+        };
+        if is_missing(&own, &rules.own) || is_missing(&dnat, &rules.entries) {
+            return missing("a rule");
+        }
+    }
+    Ok(())
+}
+
+/// Takes away the ports of a network's containers that are not valid any more.
+///
+/// # Errors
+/// Some stay; all have been tried.
+pub fn collect(config: &Config) -> Result<(), Failure> {
+    let valid = config.valid()?;
+    let _lock = locked()?;
+    let mut failures = Failures::default();
+    for nat in Nat::present() {
+        let Some([dnat]) = failures.note(nat.list([DNAT])) else { continue };
+        let dnat = dnat.unwrap_or_default();
+        let stale: BTreeSet<String> = dnat
+            .lines()
+            .filter_map(names_of)
+            .filter(|(network, container, chain)| {
+                *network == config.name
+                    && *chain == chain_of(network, container)
+                    && !valid.iter().any(|valid| valid.container == *container)
+            })
+            .map(|(_, _, chain)| chain)
+            .collect();
+        for chain in stale {
+            failures.note(changed(nat, &rules::removal(&dnat, &chain)));
+        }
+    }
+    failures.outcome()
+}

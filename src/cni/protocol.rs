@@ -1,0 +1,246 @@
+//! What a runtime asks of a plugin: the environment, judged (spec section 10.1). PURE.
+
+use super::failure::{Code, Failure};
+use super::version::Version;
+
+/// Longest name of an interface, in bytes.
+const NAME_LEN: usize = 15;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Connect a container with the network.
+    Add,
+    /// Disconnect it.
+    Del,
+    /// See that it is still connected.
+    Check,
+    /// Remove whatever is of no valid attachment.
+    Gc,
+    /// Say whether ADD would work.
+    Status,
+    /// Say which versions are spoken.
+    Version,
+}
+
+impl Verb {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            _ => return None,
+        })
+    }
+
+    /// Its name in `CNI_COMMAND`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
+    /// Whether it is about one attachment.
+    #[must_use]
+    pub const fn has_attachment(self) -> bool {
+        matches!(self, Self::Add | Self::Del | Self::Check)
+    }
+
+    const fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"],
+            Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"],
+            Self::Gc | Self::Status => &["CNI_PATH"],
+            Self::Version => &[],
+        }
+    }
+
+    /// Whether configurations of a version have this verb.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn allowed(self, version: Version) -> Result<(), Failure> {
+        let since = match self {
+            Self::Gc | Self::Status => Version::V1_1_0,
+            Self::Check => Version::V0_4_0,
+            Self::Add | Self::Del | Self::Version => return Ok(()),
+        };
+        if version < since {
+            return Err(Failure::new(Code::INCOMPATIBLE_VERSION, format!("config version does not allow {}", self.as_str())));
+        }
+        Ok(())
+    }
+}
+
+/// A container's interface: what is connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The runtime's name for the container.
+    pub container: String,
+    /// Name of the interface within it.
+    pub interface: String,
+}
+
+/// What the runtime says beside the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// What is to be done.
+    pub verb: Verb,
+    /// To what; empty for verbs that are about none.
+    pub attachment: Attachment,
+    /// Path of the container's network namespace; may be empty for DEL.
+    pub netns: String,
+    /// `CNI_ARGS`, in pairs.
+    pub args: Vec<(String, String)>,
+    /// Folders with plugins, separated by colons.
+    pub path: String,
+    /// The container's namespace may be the host's (`CNI_NETNS_OVERRIDE`).
+    pub any_namespace: bool,
+}
+
+impl Call {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// Something is missing, or is not as it has to be; number 4.
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
+        let bad = |message: String| Failure::new(Code::BAD_ENVIRONMENT, message);
+        let value = |name: &str| variable(name).unwrap_or_default();
+        let command = value("CNI_COMMAND");
+        if command.is_empty() {
+            return Err(bad("required env variables [CNI_COMMAND] missing".to_owned()));
+        }
+        let verb = Verb::named(&command).ok_or_else(|| bad(format!("unknown CNI_COMMAND: {command}")))?;
+        let missing: Vec<&str> = verb.needs().iter().copied().filter(|name| value(name).is_empty()).collect();
+        if !missing.is_empty() {
+            return Err(bad(format!("required env variables [{}] missing", missing.join(","))));
+        }
+        let attachment = if verb.has_attachment() {
+            Attachment { container: value("CNI_CONTAINERID"), interface: value("CNI_IFNAME") }
+        } else {
+            Attachment::default()
+        };
+        if verb.has_attachment() {
+            if !is_identifier(&attachment.container) {
+                return Err(Failure { details: attachment.container, ..bad("invalid characters in containerID".to_owned()) });
+            }
+            check_interface(&attachment.interface).map_err(|message| bad(message.to_owned()))?;
+        }
+        let any_namespace = matches!(value("CNI_NETNS_OVERRIDE").as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
+        Ok(Self { verb, attachment, netns: value("CNI_NETNS"), args: pairs(&value("CNI_ARGS"))?, path: value("CNI_PATH"), any_namespace })
+    }
+
+    /// The values of the arguments that a plugin knows. What it does not know is an error, unless the runtime says otherwise.
+    ///
+    /// # Errors
+    /// There is an argument that is not known; the words are upstream's.
+    pub fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], Failure> {
+        let find = |name: &str| self.args.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let ignore = find("IgnoreUnknown").is_some_and(|value| matches!(value, "1" | "true"));
+        let is_known = |key: &str| key == "IgnoreUnknown" || known.contains(&key);
+        let unknown: Vec<String> =
+            self.args.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
+        if !ignore && !unknown.is_empty() {
+            return Err(Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: unknown args [{}]", unknown.join(" "))));
+        }
+        Ok(known.map(find))
+    }
+}
+
+/// Letters, digits, `_`, `.` and `-`, and a letter or digit first: what container IDs and network names are made of. It is safe as the
+/// name of a file.
+#[must_use]
+pub fn is_identifier(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+}
+
+fn check_interface(name: &str) -> Result<(), &'static str> {
+    if name.len() > NAME_LEN {
+        return Err("interface name is too long");
+    }
+    if matches!(name, "." | "..") {
+        return Err("interface name is . or ..");
+    }
+    if name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace() || c == '\0') {
+        return Err("interface name contains / or : or whitespace characters");
+    }
+    Ok(())
+}
+
+fn pairs(args: &str) -> Result<Vec<(String, String)>, Failure> {
+    args.split(';')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: invalid pair {pair:?}"))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Call, (u32, String)> {
+        let value = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Call::read(value).map_err(|failure| (failure.code.0, failure.message))
+    }
+
+    fn add<'a>(changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let all = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "abc"),
+            ("CNI_NETNS", "/n"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/bin"),
+            ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=a;IP=10.0.0.9"),
+        ];
+        changes.iter().copied().chain(all).collect()
+    }
+
+    #[test]
+    fn the_environment_is_judged_as_upstream_does() {
+        let call = read(&add(&[])).expect("all is there");
+        assert_eq!((call.verb, call.attachment.container.as_str(), call.any_namespace), (Verb::Add, "abc", false));
+        assert_eq!(call.known_args(["MAC", "IP"]).expect("the rest is ignored"), [None, Some("10.0.0.9")]);
+        let strict = read(&add(&[("CNI_ARGS", "K8S_POD_NAME=a")])).expect("all is there");
+        assert_eq!(strict.known_args(["IP"]).expect_err("unknown").message, "ARGS: unknown args [\"K8S_POD_NAME=a\"]");
+        for (changes, message) in [
+            (&[("CNI_COMMAND", "")][..], "required env variables [CNI_COMMAND] missing"),
+            (&[("CNI_COMMAND", "FOO")], "unknown CNI_COMMAND: FOO"),
+            (
+                &[("CNI_CONTAINERID", ""), ("CNI_NETNS", ""), ("CNI_IFNAME", "")],
+                "required env variables [CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME] missing",
+            ),
+            (&[("CNI_CONTAINERID", "../a")], "invalid characters in containerID"),
+            (&[("CNI_IFNAME", "0123456789abcdef")], "interface name is too long"),
+            (&[("CNI_IFNAME", "..")], "interface name is . or .."),
+            (&[("CNI_IFNAME", "a/b")], "interface name contains / or : or whitespace characters"),
+            (&[("CNI_ARGS", "novalue")], "ARGS: invalid pair \"novalue\""),
+        ] {
+            assert_eq!(read(&add(changes)), Err((4, message.to_owned())));
+        }
+        assert!(read(&add(&[("CNI_COMMAND", "DEL"), ("CNI_NETNS", "")])).is_ok(), "a pod that has gone has no namespace");
+        assert!(read(&[("CNI_COMMAND", "VERSION")]).is_ok() && read(&[("CNI_COMMAND", "GC"), ("CNI_PATH", "/")]).is_ok());
+    }
+
+    #[test]
+    fn verbs_have_their_versions() {
+        let refused = |verb: Verb, version| verb.allowed(version).err().map(|failure| failure.message);
+        assert_eq!(refused(Verb::Gc, Version::V1_0_0).as_deref(), Some("config version does not allow GC"));
+        assert_eq!(refused(Verb::Check, Version::V0_3_1).as_deref(), Some("config version does not allow CHECK"));
+        assert_eq!((refused(Verb::Status, Version::V1_1_0), refused(Verb::Del, Version::V0_1_0)), (None, None));
+        let failure = Version::named("9.9.9").expect_err("no such version");
+        assert!(failure.code == Code::INCOMPATIBLE_VERSION && failure.details.starts_with("config is \"9.9.9\", plugin supports ["));
+    }
+}

@@ -1,0 +1,266 @@
+//! Results of ADD: what a container got, in the form of each version (spec section 10.1). PURE.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::config::parse;
+use super::failure::Failure;
+use super::version::Version;
+
+/// What a container got.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Outcome {
+    /// Interfaces, those of the host included.
+    #[serde(default, deserialize_with = "or_default")]
+    pub interfaces: Vec<Interface>,
+    /// Addresses.
+    #[serde(default, deserialize_with = "or_default")]
+    pub ips: Vec<Address>,
+    /// Routes.
+    #[serde(default, deserialize_with = "or_default")]
+    pub routes: Vec<Route>,
+    /// What resolv.conf should say.
+    #[serde(default, deserialize_with = "or_default")]
+    pub dns: Dns,
+}
+
+/// An interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    pub mac: String,
+    /// Path of the network namespace that it is in; empty for the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    pub sandbox: String,
+    /// What else was said of it.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// An address.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Address {
+    /// Which of the interfaces has it.
+    #[serde(default)]
+    pub interface: Option<usize>,
+    /// The address, with the length of its network's prefix.
+    pub address: IpNetwork,
+    /// The gateway of its network.
+    #[serde(default, deserialize_with = "or_default")]
+    pub gateway: Option<IpAddr>,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where to.
+    pub dst: IpNetwork,
+    /// By which gateway; none: the one of the first address of its family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gw: Option<IpAddr>,
+    /// Largest packet, in bytes (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Largest TCP segment, in bytes (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+    /// Metric (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// Routing table; none: the main one (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// Scope, as a number (1.1.0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+impl Route {
+    /// A route to a network by a gateway.
+    #[must_use]
+    pub const fn new(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
+        Self { dst, gw, mtu: None, advmss: None, priority: None, table: None, scope: None }
+    }
+}
+
+/// What resolv.conf should say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Addresses of name servers.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    pub nameservers: Vec<String>,
+    /// Domain of the host.
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    pub domain: String,
+    /// Domains to look in.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    pub search: Vec<String>,
+    /// Options of the resolver.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    pub options: Vec<String>,
+}
+
+/// `null` is the same as nothing, as in the programs that most of these documents come from.
+pub(super) fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Outcome {
+    /// Reads a result of any version.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub fn parse(value: &Value) -> Result<Self, Failure> {
+        #[derive(Deserialize)]
+        struct Old {
+            ip: IpNetwork,
+            #[serde(default)]
+            gateway: Option<IpAddr>,
+            #[serde(default, deserialize_with = "or_default")]
+            routes: Vec<Route>,
+        }
+        let mut outcome: Self = parse(value.clone(), "result")?;
+        for key in ["ip4", "ip6"] {
+            if let Some(old) = value.get(key).filter(|old| !old.is_null()) {
+                let old: Old = parse(old.clone(), key)?;
+                outcome.ips.push(Address { interface: None, address: old.ip, gateway: old.gateway });
+                outcome.routes.extend(old.routes);
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// The document of a version.
+    #[must_use]
+    pub fn render(&self, version: Version) -> Value {
+        if version <= Version::V0_2_0 {
+            return self.render_old(version);
+        }
+        let mut document = Map::new();
+        document.insert("cniVersion".into(), json!(version.as_str()));
+        if !self.interfaces.is_empty() {
+            document.insert("interfaces".into(), json!(self.interfaces));
+        }
+        let ips: Vec<Value> = self.ips.iter().map(|ip| ip.render(version)).collect();
+        if !ips.is_empty() {
+            document.insert("ips".into(), json!(ips));
+        }
+        if !self.routes.is_empty() {
+            let routes: Vec<Value> = self.routes.iter().map(|route| route.render(version)).collect();
+            document.insert("routes".into(), json!(routes));
+        }
+        if version < Version::V1_0_0 || self.dns != Dns::default() {
+            document.insert("dns".into(), json!(self.dns));
+        }
+        Value::Object(document)
+    }
+
+    /// One address of each family at most, with the routes of its family.
+    fn render_old(&self, version: Version) -> Value {
+        let mut document = json!({"cniVersion": version.as_str()});
+        for (key, v4) in [("ip4", true), ("ip6", false)] {
+            let Some(ip) = self.ips.iter().find(|ip| ip.address.is_ipv4() == v4) else { continue };
+            let mut old = json!({"ip": ip.address});
+            if let Some(gateway) = ip.gateway {
+                old["gateway"] = json!(gateway);
+            }
+            let routes: Vec<Value> =
+                self.routes.iter().filter(|route| route.dst.is_ipv4() == v4).map(|route| route.render(version)).collect();
+            if !routes.is_empty() {
+                old["routes"] = json!(routes);
+            }
+            document[key] = old;
+        }
+        document["dns"] = json!(self.dns);
+        document
+    }
+
+    /// The first address of a family that a container's own interface of this name has. Results without interfaces are about nothing
+    /// else.
+    #[must_use]
+    pub fn address_of(&self, interface: &str, v4: bool) -> Option<IpNetwork> {
+        let is_of = |ip: &&Address| match ip.interface.and_then(|index| self.interfaces.get(index)) {
+            Some(found) => !found.sandbox.is_empty() && found.name == interface,
+            None => ip.interface.is_none(),
+        };
+        self.ips.iter().filter(|ip| ip.address.is_ipv4() == v4).find(is_of).map(|ip| ip.address)
+    }
+}
+
+impl Address {
+    fn render(&self, version: Version) -> Value {
+        let mut document = Map::new();
+        if version < Version::V1_0_0 {
+            document.insert("version".into(), json!(if self.address.is_ipv4() { "4" } else { "6" }));
+        }
+        if let Some(interface) = self.interface {
+            document.insert("interface".into(), json!(interface));
+        }
+        document.insert("address".into(), json!(self.address));
+        if let Some(gateway) = self.gateway {
+            document.insert("gateway".into(), json!(gateway));
+        }
+        Value::Object(document)
+    }
+}
+
+impl Route {
+    fn render(&self, version: Version) -> Value {
+        if version < Version::V1_1_0 { json!(Self::new(self.dst, self.gw)) } else { json!(self) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome() -> Outcome {
+        let net = |text: &str| text.parse().expect("a network");
+        let ip = |text: &str| text.parse().ok();
+        Outcome {
+            interfaces: vec![Interface { name: "eth0".into(), mac: "02:00:00:00:00:01".into(), sandbox: "/n".into(), more: Map::new() }],
+            ips: vec![
+                Address { interface: Some(0), address: net("10.244.1.2/24"), gateway: ip("10.244.1.1") },
+                Address { interface: Some(0), address: net("fd00::2/64"), gateway: None },
+            ],
+            routes: vec![Route { mtu: Some(1400), ..Route::new(net("0.0.0.0/0"), ip("10.244.1.1")) }, Route::new(net("::/0"), None)],
+            dns: Dns::default(),
+        }
+    }
+
+    #[test]
+    fn each_version_has_its_form() {
+        let text = |version| outcome().render(version).to_string();
+        assert_eq!(
+            text(Version::V1_1_0),
+            r#"{"cniVersion":"1.1.0","interfaces":[{"mac":"02:00:00:00:00:01","name":"eth0","sandbox":"/n"}],"ips":[{"address":"10.244.1.2/24","gateway":"10.244.1.1","interface":0},{"address":"fd00::2/64","interface":0}],"routes":[{"dst":"0.0.0.0/0","gw":"10.244.1.1","mtu":1400},{"dst":"::/0"}]}"#
+        );
+        assert_eq!(
+            text(Version::V0_3_1),
+            r#"{"cniVersion":"0.3.1","dns":{},"interfaces":[{"mac":"02:00:00:00:00:01","name":"eth0","sandbox":"/n"}],"ips":[{"address":"10.244.1.2/24","gateway":"10.244.1.1","interface":0,"version":"4"},{"address":"fd00::2/64","interface":0,"version":"6"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.244.1.1"},{"dst":"::/0"}]}"#
+        );
+        assert_eq!(
+            text(Version::V0_2_0),
+            r#"{"cniVersion":"0.2.0","dns":{},"ip4":{"gateway":"10.244.1.1","ip":"10.244.1.2/24","routes":[{"dst":"0.0.0.0/0","gw":"10.244.1.1"}]},"ip6":{"ip":"fd00::2/64","routes":[{"dst":"::/0"}]}}"#
+        );
+    }
+
+    #[test]
+    fn every_form_is_read_back() {
+        assert_eq!(Outcome::parse(&outcome().render(Version::V1_1_0)), Ok(outcome()));
+        for version in Version::ALL {
+            let read = Outcome::parse(&outcome().render(version)).expect("it was just written");
+            assert_eq!(read.ips.len(), 2, "{version:?}");
+            assert_eq!(read.address_of("eth0", true), "10.244.1.2/24".parse().ok(), "{version:?}");
+        }
+        assert_eq!(Outcome::parse(&json!({"interfaces": null, "dns": null})), Ok(Outcome::default()));
+        assert!(Outcome::parse(&json!({"ips": [{"address": "10.0.0.1/99"}]})).is_err());
+    }
+}
