@@ -83,8 +83,8 @@ fn nodes_lease_subnets_and_wait_for_them() {
     });
     let shortage = "out of subnets: of the 2 /24 subnets from 10.244.5.0 to 10.244.6.0 2 are leased and 0 reserved for others";
     assert!(third.log().contains(shortage), "{}", third.log());
-    let events = cluster.server.list("events.events.k8s.io");
-    assert!(events.iter().any(|event| event["reason"] == json!("OutOfSubnets") && event["regarding"]["name"] == json!("node-3")));
+    let told = |event: &Value| event["reason"] == json!("OutOfSubnets") && event["regarding"]["name"] == json!("node-3");
+    eventually_within(SOON, "an Event tells", || cluster.server.list("events.events.k8s.io").iter().any(told));
     let (status, parts) = third.readiness().expect("it stays up");
     assert!(status == 503 && parts.contains("[-]subnet not yet: out of subnets"), "{parts}");
     assert_eq!((third.subnet_env(), cluster.node(3)["spec"].clone()), (String::new(), json!({})));
