@@ -27,3 +27,4 @@ pub mod parallel;
 pub mod rules;
 pub mod source;
 pub mod table;
+mod whole_file;

@@ -98,7 +98,11 @@ impl Loop {
         tokio::spawn(writing);
         let folder = TempDir::new().expect("a folder");
         let conf = watch::Sender::new(NetConf::parse(conf).expect("good"));
-        let settings = NetworkSettings { subnet_file: folder.path().join("subnet.env"), ..NetworkSettings::default() };
+        let settings = NetworkSettings {
+            subnet_file: folder.path().join("subnet.env"),
+            cni_conf_dir: Some(folder.path().join("net.d")),
+            ..NetworkSettings::default()
+        };
         let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source: Source::Node };
         let (sender, wishes) = watch::channel(Wishes::default());
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
@@ -169,6 +173,9 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     assert!(network.wishes.borrow().pod_rules.as_ref().is_some_and(|rules| rules.ranges.v4.is_some()));
     let env = std::fs::read_to_string(network.folder.path().join("subnet.env")).expect("it is there");
     assert_eq!(env, "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
+    let conflist = std::fs::read_to_string(network.folder.path().join("net.d/10-sepal.conflist")).expect("it is there");
+    let conflist: serde_json::Value = serde_json::from_str(&conflist).expect("it is JSON");
+    assert_eq!(conflist["plugins"][0]["subnetFile"], network.folder.path().join("subnet.env").display().to_string());
 
     network.task.abort();
     let again = Loop::start(Arc::clone(&network.kernel)).await;
@@ -264,6 +271,7 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     })
     .await;
     assert!(!network.folder.path().join("subnet.env").exists(), "pods would have half a network");
+    assert!(!network.folder.path().join("net.d").exists(), "no pods may come");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::result::or_default;
 use super::subnet_env::SubnetEnv;
 
 /// Where the daemon tells of this node's subnet.
-const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+pub(super) const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Where the configurations of other plugins are kept, one for each container.
 const DATA: &str = "/var/lib/cni/flannel";
 const BRIDGE: &str = "bridge";

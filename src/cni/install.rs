@@ -1,9 +1,11 @@
 //! Putting the plugin and a network's configuration where runtimes look for them.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use super::delegate::SUBNET_FILE;
+use crate::whole_file::replace;
 
 /// The plugin's own name.
 pub const OWN_NAME: &str = "sepal";
@@ -73,6 +75,16 @@ pub fn install(program: &Path, folder: &Path, names: &Names) -> Result<Vec<PathB
     Ok(written)
 }
 
+/// The network's configuration for a subnet.env that is somewhere else than usual.
+#[must_use]
+pub fn conflist(subnet_file: &Path) -> String {
+    if subnet_file == Path::new(SUBNET_FILE) {
+        return CONFLIST.to_owned();
+    }
+    let path = serde_json::Value::from(subnet_file.to_string_lossy().into_owned());
+    CONFLIST.replace("\"type\": \"sepal\",", &format!("\"type\": \"sepal\",\n      \"subnetFile\": {path},"))
+}
+
 /// Puts a network's configuration into a folder; says whether that changed anything. A runtime sees it whole or not at all.
 ///
 /// # Errors
@@ -86,27 +98,6 @@ pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, Ins
     written.map(|()| true).map_err(|cause| InstallError { path, cause })
 }
 
-/// Puts a file in the place of another: written beside it, on disk before it has its name.
-fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
-    // Runtimes do not look at names that start with a dot, nor at ones without their ending.
-    let temporary = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-        write(&mut file)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
 fn same_content(one: &Path, other: &Path) -> bool {
     let length = |path: &Path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|file| file.len());
     length(one).is_some_and(|len| Some(len) == length(other))
@@ -115,6 +106,8 @@ fn same_content(one: &Path, other: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn contents(folder: &Path) -> Vec<(String, String)> {
@@ -166,6 +159,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let place = folder.path().join("net.d");
         assert!(write_conflist(&place, CONFLIST_NAME, CONFLIST).expect("writable"));
+        assert_eq!(conflist(Path::new("/run/flannel/subnet.env")), CONFLIST);
+        let elsewhere: serde_json::Value = serde_json::from_str(&conflist(Path::new("/a/\"b\""))).expect("it is JSON");
+        assert_eq!(elsewhere["plugins"][0]["subnetFile"], "/a/\"b\"");
         assert!(!write_conflist(&place, CONFLIST_NAME, CONFLIST).expect("writable"));
         assert_eq!(contents(&place), [(CONFLIST_NAME.to_owned(), CONFLIST.to_owned())]);
         serde_json::from_str::<serde_json::Value>(CONFLIST).expect("it is JSON");

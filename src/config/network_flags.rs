@@ -40,6 +40,9 @@ pub struct NetworkFlags {
     /// Where the CNI plugin reads this node's subnet
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: String,
+    /// Put the CNI configuration there as soon as pods can have a network (/etc/cni/net.d)
+    #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
+    pub cni_conf_dir: String,
     /// The interface to other nodes, by name or address; the first of several that is there
     #[arg(long, value_name = "INTERFACE")]
     pub iface: Vec<String>,
@@ -109,6 +112,7 @@ impl Default for NetworkFlags {
             subnet_lease_duration: Terms::DURATION,
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: "/run/flannel/subnet.env".into(),
+            cni_conf_dir: String::new(),
             iface: Vec::new(),
             iface_regex: Vec::new(),
             iface_can_reach: String::new(),
@@ -150,6 +154,7 @@ impl NetworkFlags {
             lease_terms: Terms::of(self.subnet_lease_duration),
             net_config_path: self.net_config_path.clone().into(),
             subnet_file: self.subnet_file.clone().into(),
+            cni_conf_dir: (!self.cni_conf_dir.is_empty()).then(|| self.cni_conf_dir.clone().into()),
             interface: InterfaceOptions {
                 names: self.iface.clone(),
                 patterns: self.iface_regex.clone(),
@@ -210,7 +215,7 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let flags = parse(
-            "--pod-network --proxy=false --subnet-source=lease --subnet-lease-duration=10m --net-config-path=/n --subnet-file /s --iface=eth1 --iface 10.0.0.1 --iface-regex ^eth \
+            "--pod-network --proxy=false --subnet-source=lease --subnet-lease-duration=10m --net-config-path=/n --subnet-file /s --cni-conf-dir /c --iface=eth1 --iface 10.0.0.1 --iface-regex ^eth \
              --iface-can-reach=10.0.0.9 --public-ip=192.0.2.1 --public-ipv6=fd00::1 --ip-masq --ip-masq-fully-random-disable=true \
              --iptables-forward-rules=false --ip-blackhole-route --kube-annotation-prefix=a.b/c --set-node-network-unavailable=F --vxlan-checksum-offload=off",
         );
@@ -220,6 +225,7 @@ mod tests {
             lease_terms: Terms::of(Duration::from_secs(600)),
             net_config_path: "/n".into(),
             subnet_file: "/s".into(),
+            cni_conf_dir: Some("/c".into()),
             interface: InterfaceOptions {
                 names: vec!["eth1".into(), "10.0.0.1".into()],
                 patterns: vec!["^eth".into()],

@@ -18,6 +18,8 @@ pub struct NetworkSettings {
     pub net_config_path: PathBuf,
     /// subnet.env.
     pub subnet_file: PathBuf,
+    /// Where the CNI configuration is written once pods can have a network; `None` for nowhere.
+    pub cni_conf_dir: Option<PathBuf>,
     /// What is asked for about the external interface.
     pub interface: InterfaceOptions,
     /// What leaves the network has this node's address.
@@ -45,6 +47,7 @@ impl Default for NetworkSettings {
             lease_terms: Terms::of(Terms::DURATION),
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: "/run/flannel/subnet.env".into(),
+            cni_conf_dir: None,
             interface: InterfaceOptions::default(),
             masquerade: false,
             random_fully: true,

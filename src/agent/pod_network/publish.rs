@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::agent::node_writes::{Condition, NodeWrites, WriteState};
 use crate::agent::readiness::{Part, State, all_ready};
+use crate::cni::install;
 use crate::config::netconf::NetConf;
 use crate::config::network_settings::NetworkSettings;
 use crate::netlink::NetworkKernel;
@@ -201,6 +202,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 self.report.complain("subnet-file", None::<String>);
                 if self.publisher.file.is_some() {
                     self.readiness.ready(Part::SubnetFile);
+                    self.publish_conflist();
                 } else {
                     self.readiness.not_ready(Part::SubnetFile, "this node has no subnets");
                 }
@@ -210,6 +212,17 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 self.report.complain("subnet-file", Some(error));
             }
         }
+    }
+
+    /// Lets the container runtime know of the network, where that is asked for. It is never taken back.
+    fn publish_conflist(&mut self) {
+        let NetworkSettings { cni_conf_dir, subnet_file, .. } = &self.asked.settings;
+        let Some(folder) = cni_conf_dir else { return };
+        let written = install::write_conflist(folder, install::CONFLIST_NAME, &install::conflist(subnet_file));
+        if written.as_ref().is_ok_and(|changed| *changed) {
+            tracing::info!("pod network: {} is written: pods may come", folder.join(install::CONFLIST_NAME).display());
+        }
+        self.report.complain("conflist", written.err());
     }
 
     /// Takes note of what became of the annotations.

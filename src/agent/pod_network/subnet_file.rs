@@ -1,9 +1,11 @@
 //! subnet.env on disk (spec section 9): written as a whole or not at all.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use crate::whole_file;
 
 /// Everybody may read it.
 const MODE: u32 = 0o644;
@@ -57,19 +59,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE))?;
     }
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is the path of a folder"))?;
-    let temporary = folder.join(format!(".{}.new", name.to_string_lossy()));
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        // Whatever the umask is.
-        file.set_permissions(Permissions::from_mode(MODE))?;
-        file.sync_all()
-    });
-    let placed = written.and_then(|()| fs::rename(&temporary, path));
-    if placed.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    placed
+    whole_file::replace(path, MODE, |file| file.write_all(text.as_bytes()))
 }
 
 #[cfg(test)]
