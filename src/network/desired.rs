@@ -17,7 +17,8 @@ use super::link::Vxlan;
 use super::mac::Mac;
 use super::mtu::Mtu;
 use super::own_lease::OwnLease;
-use super::peers::{Peers, Reason, Refusal, Remote};
+use super::peers::{Peers, Remote};
+use super::refusal::{Reason, Refusal};
 use super::routing::RoutingTable;
 
 /// What IPv6 makes of a metric that is not given.

@@ -20,5 +20,6 @@ pub mod node;
 pub mod own_lease;
 pub mod peers;
 pub mod plan;
+pub mod refusal;
 pub mod routing;
 pub mod subnet_env;

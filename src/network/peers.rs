@@ -2,7 +2,6 @@
 //! makes no sense is refused, and costs only itself.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -10,12 +9,12 @@ use ipnetwork::IpNetwork;
 use crate::cluster::Family;
 use crate::config::netconf::NetConf;
 
-use super::annotations::BadAnnotation;
 use super::entry::Live;
 use super::families::PerFamily;
 use super::mac::Mac;
-use super::node::{BadPodCidrs, NetworkNode};
+use super::node::NetworkNode;
 use super::own_lease::{OwnLease, within};
+use super::refusal::{Reason, Refusal};
 
 /// Where one node's pods are, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,135 +36,6 @@ pub struct Peers {
     pub refused: Vec<Refusal>,
 }
 
-/// A node that is not programmed, or not in one family.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The node.
-    pub node: Box<str>,
-    /// The family; `None` for all of it.
-    pub family: Option<Family>,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// Why a node is not programmed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// It does not take part, or does no longer: it lacks the annotation.
-    NotManaged,
-    /// It uses another backend.
-    OtherBackend(Option<Box<str>>),
-    /// It has no pod CIDRs that make sense.
-    PodCidrs(BadPodCidrs),
-    /// It has no pod CIDR in this family.
-    NoPodCidr,
-    /// Its pod CIDR is not inside the network.
-    OutsideNetwork(IpNetwork, IpNetwork),
-    /// Its pod CIDR is the whole network.
-    WholeNetwork(IpNetwork),
-    /// Its pod CIDR overlaps this node's.
-    OverlapsOurs(IpNetwork, IpNetwork),
-    /// Its pod CIDR overlaps another node's.
-    Overlaps(IpNetwork, IpNetwork, Box<str>),
-    /// There is a node's address inside its pod CIDR, this one's or another's.
-    SwallowsNode(IpNetwork, IpAddr),
-    /// Its address lies inside another node's pod CIDR.
-    InsideSubnet(IpAddr, Box<str>),
-    /// It publishes no address.
-    NoPublicIp,
-    /// It publishes an address that no node can have.
-    BadPublicIp(IpAddr),
-    /// It publishes this node's address.
-    ClaimsOurAddress(IpAddr),
-    /// It publishes the address of another node.
-    SameAddress(IpAddr, Box<str>),
-    /// It says nothing of its VXLAN link.
-    NoBackendData,
-    /// Its VXLAN link belongs to another network.
-    OtherVni(u32, u32),
-    /// Its VXLAN link has the same hardware address as this node's.
-    ClaimsOurMac(Mac),
-    /// Its VXLAN link has the same hardware address as another node's.
-    SameMac(Mac, Box<str>),
-    /// An annotation makes no sense.
-    Annotation(BadAnnotation),
-    /// The backend needs neighbours, and it is none.
-    NotOnLink(IpAddr),
-}
-
-impl Reason {
-    /// A word for it, for metrics.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::NotManaged => "not_managed",
-            Self::OtherBackend(_) => "other_backend",
-            Self::PodCidrs(_) | Self::NoPodCidr => "pod_cidr",
-            Self::OutsideNetwork(..) | Self::WholeNetwork(_) => "outside_network",
-            Self::OverlapsOurs(..) | Self::Overlaps(..) => "overlap",
-            Self::SwallowsNode(..) | Self::InsideSubnet(..) => "address_in_subnet",
-            Self::NoPublicIp | Self::BadPublicIp(_) => "public_ip",
-            Self::ClaimsOurAddress(_) | Self::SameAddress(..) => "same_address",
-            Self::NoBackendData | Self::OtherVni(..) | Self::Annotation(_) => "annotation",
-            Self::ClaimsOurMac(_) | Self::SameMac(..) => "same_mac",
-            Self::NotOnLink(_) => "not_on_link",
-        }
-    }
-
-    /// Whether it is worth a line and an Event. A node that does not take part, or waits for its pod CIDR, is nothing out of order.
-    #[must_use]
-    pub const fn is_noteworthy(&self) -> bool {
-        !matches!(self, Self::NotManaged | Self::PodCidrs(BadPodCidrs::Unassigned))
-    }
-}
-
-const SAME_ADDRESS: &str = "Every node needs an address of its own: where all machines have one interface with the same address (Vagrant's first one has 10.0.2.15), say --iface, --iface-regex or --public-ip on each, or annotate its Node with public-ip-overwrite. If the other node is gone, delete its Node";
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {}", self.node)?;
-        if let Some(family) = self.family {
-            write!(f, " ({family})")?;
-        }
-        f.write_str(": ")?;
-        match &self.reason {
-            Reason::NotManaged => f.write_str("its annotation kube-subnet-manager is not true, so it does not take part"),
-            Reason::OtherBackend(Some(kind)) => write!(f, "its backend is {kind}; all nodes need the same Backend in net-conf.json"),
-            Reason::OtherBackend(None) => f.write_str("it does not say what its backend is (annotation backend-type)"),
-            Reason::PodCidrs(bad) => f.write_str(&bad.of_node(&self.node)),
-            Reason::NoPodCidr => f.write_str("it has no pod CIDR in this family"),
-            Reason::OutsideNetwork(subnet, network) => write!(f, "its pod CIDR {subnet} is not inside the network {network}"),
-            Reason::WholeNetwork(network) => {
-                write!(f, "its pod CIDR is all of the network {network}, which would leave nothing for other nodes")
-            }
-            Reason::OverlapsOurs(subnet, own) => write!(f, "its pod CIDR {subnet} overlaps this node's {own}"),
-            Reason::Overlaps(subnet, theirs, other) => write!(f, "its pod CIDR {subnet} overlaps {theirs} of node {other}, which keeps it"),
-            Reason::SwallowsNode(subnet, ip) => write!(f, "its pod CIDR {subnet} holds {ip}, which is a node's own address"),
-            Reason::InsideSubnet(ip, other) => write!(f, "its address {ip} is inside the pod CIDR of node {other}"),
-            Reason::NoPublicIp => f.write_str("it publishes no address (annotation public-ip or public-ipv6)"),
-            Reason::BadPublicIp(ip) => write!(f, "it publishes the address {ip}, which no node can have"),
-            Reason::ClaimsOurAddress(ip) => write!(f, "it publishes {ip}, which is this node's address. {SAME_ADDRESS}"),
-            Reason::SameAddress(ip, other) => write!(f, "it publishes {ip}, as node {other} does, which keeps it. {SAME_ADDRESS}"),
-            Reason::NoBackendData => f.write_str("it says nothing of its VXLAN link (annotation backend-data or backend-v6-data)"),
-            Reason::OtherVni(theirs, ours) => {
-                write!(f, "its VXLAN link has VNI {theirs}, and this node's {ours}; all nodes need the same net-conf.json")
-            }
-            Reason::ClaimsOurMac(mac) => write!(
-                f,
-                "its VXLAN link has the hardware address {mac} of this node's. Was one copied from the other? Delete its annotations backend-data and backend-v6-data and its VXLAN link, and start its daemon again"
-            ),
-            Reason::SameMac(mac, other) => write!(
-                f,
-                "its VXLAN link has the hardware address {mac}, as that of node {other}, which keeps it. Was one copied from the other? Delete its annotations backend-data and backend-v6-data and its VXLAN link, and start its daemon again"
-            ),
-            Reason::Annotation(bad) => write!(f, "{bad}"),
-            Reason::NotOnLink(ip) => {
-                write!(f, "its address {ip} is not on a network of the external interface, which backend host-gw needs; use vxlan")
-            }
-        }
-    }
-}
-
 /// What the kernel is programmed for: subnets, each with the node's address that its packets go to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Programmed(HashSet<(IpNetwork, IpAddr)>);
@@ -184,6 +54,55 @@ impl Programmed {
             Some((route.destination, *host.unwrap_or(&gateway)))
         };
         Self(live.routes.iter().filter_map(reached).collect())
+    }
+}
+
+impl Peers {
+    /// Takes the change of one node into account, or its end. False if the outcome hangs on other nodes, too: then all have to be sorted
+    /// anew ([`peers`]), and this is of no use any more.
+    pub fn follow(&mut self, name: &str, node: Option<&NetworkNode>, own: &OwnLease, conf: &NetConf) -> bool {
+        // Who is refused for another's sake may be the next in line.
+        if self.refused.iter().any(|refusal| refusal.reason.hangs_on_others()) {
+            return false;
+        }
+        self.refused.retain(|refusal| *refusal.node != *name);
+        self.accepted.remove(name);
+        let Some(node) = node.filter(|_| *name != *own.node) else { return true };
+        let mut refuse = |family, reason| self.refused.push(Refusal { node: name.into(), family, reason });
+        let mut remotes = PerFamily::default();
+        if let Err(reason) = takes_part(node, conf) {
+            refuse(None, reason);
+        } else {
+            for (family, network) in conf.networks.iter() {
+                match remote(node, family, *network, own, conf) {
+                    Ok(remote) => remotes.set(family, Some(remote)),
+                    Err(reason) => refuse(Some(family), reason),
+                }
+            }
+        }
+        let clashes = |(family, remote): (Family, &Remote)| {
+            let others = self.accepted.values().filter_map(|others| others.get(family));
+            others.into_iter().any(|other| other.clashes(remote)) || Taken::new(own, family).clash(remote).is_some()
+        };
+        if remotes.iter().any(clashes) || self.refused.iter().any(|refusal| refusal.reason.hangs_on_others()) {
+            return false;
+        }
+        if !remotes.is_empty() {
+            self.accepted.insert(name.into(), remotes);
+        }
+        self.refused.sort_by(|a, b| (&a.node, a.family).cmp(&(&b.node, b.family)));
+        true
+    }
+}
+
+impl Remote {
+    /// Whether it cannot be beside another one of the same family.
+    fn clashes(&self, other: &Self) -> bool {
+        overlap(self.subnet, other.subnet)
+            || self.public_ip == other.public_ip
+            || self.subnet.contains(other.public_ip)
+            || other.subnet.contains(self.public_ip)
+            || self.mac.is_some_and(|mac| other.mac == Some(mac))
     }
 }
 
@@ -507,5 +426,44 @@ mod tests {
         );
         assert_eq!(peers.refused, []);
         assert_eq!(peers.accepted["n2"].v4.map(|remote| remote.mac), Some(None));
+    }
+
+    /// Whatever changes, one node at a time: where the outcome hangs on nobody else it is that of sorting all.
+    #[test]
+    fn one_change_comes_to_the_same_as_all() {
+        let conf = NetConf::parse(CONF).expect("a good one");
+        let own = own();
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut nodes: BTreeMap<Box<str>, NetworkNode> = BTreeMap::new();
+        let mut sorted = Peers::default();
+        let (mut alone, mut all) = (0, 0);
+        for _ in 0..3000 {
+            let number = random.u8(1..9);
+            let annotations: &[(&str, &str)] = match random.u8(..12) {
+                0 => &[("kube-subnet-manager", "")],
+                1 => &[("podCIDR", "10.244.3.0/24,fd10:244:3::/64")],
+                2 => &[("public-ip", "192.168.0.4")],
+                3 => &[("backend-v6-data", "{}")],
+                4 => &[("backend-data", "{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:04:05\"}")],
+                5 => &[("podCIDR", "10.99.0.0/24,fd10:244:77::/64")],
+                _ => &[],
+            };
+            let changed = node(number, annotations);
+            let name = changed.name.clone();
+            if random.u8(..5) == 0 {
+                nodes.remove(&name)
+            } else {
+                nodes.insert(name.clone(), changed)
+            };
+            let whole = peers(nodes.values(), &own, &conf, &Programmed::default());
+            if sorted.follow(&name, nodes.get(&name), &own, &conf) {
+                assert_eq!(sorted, whole);
+                alone += 1;
+            } else {
+                all += 1;
+            }
+            sorted = whole;
+        }
+        assert!(alone > 300 && all > 300, "both happen: {alone} and {all}");
     }
 }

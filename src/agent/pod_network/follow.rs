@@ -1,39 +1,41 @@
 //! The short way from other nodes' changes to the kernel: what is desired now is compared with what the kernel has acknowledged, and only
-//! the peers that differ are written.
+//! the peers that differ are written. Mostly one node has changed and no other is concerned; then no other is looked at.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use ipnetwork::IpNetwork;
 
 use crate::netlink::NetworkKernel;
 use crate::network::desired::{DesiredEntries, Entry, Wanted};
 use crate::network::entry::{Live, Route};
-use crate::network::peers::{Programmed, peers};
+use crate::network::peers::{Peers, Programmed, peers};
 use crate::network::plan;
 
-use super::NetworkLoop;
+use super::{Known, NetworkLoop};
+
+/// With more changed nodes than these it is quicker to look at all.
+const FEW: usize = 64;
+
+/// What the peers in question should have and have, and what follows of that.
+struct Difference {
+    peers: Peers,
+    now: DesiredEntries,
+    before: Held,
+}
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Writes what other nodes have changed. Says whether that is done; if not, a round has to do it.
     pub(super) async fn follow(&mut self) -> bool {
         // What is still to be tried again is not known well enough.
-        let Some(mut known) = self.known.take().filter(|_| self.retries.is_empty()) else { return false };
-        let Some(since) = self.since.take() else {
-            self.known = Some(known);
-            return true;
-        };
-        let conf = self.asked.conf.borrow().clone();
-        let settings = &self.asked.settings;
-        let wanted = Wanted { conf: &conf, settings, own: &known.own, external: &known.external, mtu: &known.mtu };
-        let held = live_of(known.held.values().flatten(), Vec::new());
-        let peers = peers(self.nodes.values().map(|node| &**node), &known.own, &conf, &Programmed::of_live(&held));
-        let desired = wanted.entries(&peers, &known.links, &known.routes);
-        let (now, before) = difference(&desired.peers, &known.held);
-        let destinations: HashSet<IpNetwork> = now.values().flatten().filter_map(destination).collect();
+        if !self.retries.is_empty() {
+            return false;
+        }
+        let (Some(mut known), Some(since)) = (self.known.take(), self.since.take()) else { return false };
+        let changed = std::mem::take(&mut self.changed);
+        let Difference { peers, now, before } = self.difference(&known, &changed);
+        let destinations: HashSet<IpNetwork> = now.peers.values().flatten().filter_map(destination).collect();
         let others = known.routes.iter().filter(|route| destinations.contains(&route.destination)).copied().collect();
-        let partial = DesiredEntries { peers: now, ..DesiredEntries::default() };
-        let plan = plan::entries(&partial, &known.links, &live_of(before.values().flatten(), others));
-        self.report.refused(&[peers.refused, desired.refused].concat());
+        let plan = plan::entries(&now, &known.links, &live_of(before.values().flatten(), others));
 
         let blocked = !plan.in_the_way.is_empty();
         let done = match self.write(plan.groups).await {
@@ -43,31 +45,57 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 false
             }
         };
+        known.off_link.retain(|refusal| !changed.contains(&refusal.node));
+        known.off_link.extend(now.refused);
+        known.peers = peers;
+        known.held.retain(|node, _| !before.contains_key(node));
         if done {
-            self.report.metrics.network().peers(desired.peers.len(), desired.peers.len());
+            known.held.extend(now.peers);
+            self.report.refused(&[&known.peers.refused[..], &known.off_link].concat());
+            self.report.metrics.network().peers(known.held.len(), known.held.len());
             self.report.metrics.network().programmed_after(since.elapsed());
-            known.held = desired.peers;
-            self.known = Some(known);
         } else {
             // What is known stays of use to a round, but for the peers in question.
-            let in_question: Vec<Box<str>> = partial.peers.into_keys().chain(before.into_keys()).collect();
-            known.held.retain(|node, _| !in_question.contains(node));
-            self.known = Some(known);
             self.since = Some(since);
         }
+        self.known = Some(known);
         done
+    }
+
+    /// What has to be done about these nodes: what they should have that differs from what they have.
+    fn difference(&self, known: &Known, changed: &BTreeSet<Box<str>>) -> Difference {
+        let conf = self.asked.conf.borrow();
+        let wanted = Wanted { conf: &conf, settings: &self.asked.settings, own: &known.own, external: &known.external, mtu: &known.mtu };
+        let mut all = known.peers.clone();
+        let mut alone = |name: &str| all.follow(name, self.nodes.get(name).map(|node| &**node), &known.own, &conf);
+        let (asked, held) = if changed.len() <= FEW && changed.iter().all(|name| alone(name)) {
+            let accepted = changed.iter().filter_map(|name| Some((name.clone(), *all.accepted.get(name)?))).collect();
+            let few = Peers { accepted, refused: Vec::new() };
+            let held = changed.iter().filter_map(|name| Some((name.clone(), known.held.get(name)?.clone()))).collect();
+            (few, held)
+        } else {
+            let programmed = Programmed::of_live(&live_of(known.held.values().flatten(), Vec::new()));
+            all = peers(self.nodes.values().map(|node| &**node), &known.own, &conf, &programmed);
+            (all.clone(), known.held.clone())
+        };
+        let desired = wanted.entries(&asked, &known.links, &known.routes);
+        let (now, before) = different(desired.peers, held);
+        Difference { peers: all, now: DesiredEntries { peers: now, own: Vec::new(), refused: desired.refused }, before }
     }
 }
 
 type Held = BTreeMap<Box<str>, Vec<Entry>>;
 
 /// The peers that differ, as they should be and as they are.
-fn difference(desired: &Held, held: &Held) -> (Held, Held) {
-    let only = |here: &Held, there: &Held| -> Held {
-        let different = here.iter().filter(|(node, entries)| there.get(*node) != Some(*entries));
-        different.map(|(node, entries)| (node.clone(), entries.clone())).collect()
-    };
-    (only(desired, held), only(held, desired))
+fn different(mut desired: Held, mut held: Held) -> (Held, Held) {
+    held.retain(|node, entries| {
+        let same = desired.get(node) == Some(entries);
+        if same {
+            desired.remove(node);
+        }
+        !same
+    });
+    (desired, held)
 }
 
 /// The kernel as far as it holds these entries and these routes.

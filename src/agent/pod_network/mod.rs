@@ -15,7 +15,7 @@ pub(crate) mod subnet_file;
 pub mod subnets;
 mod unsettled;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,8 @@ use crate::network::interface::External;
 use crate::network::mtu::Mtu;
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::OwnLease;
+use crate::network::peers::Peers;
+use crate::network::refusal::Refusal;
 use crate::source::connections::Connections;
 use crate::source::follow::Watch;
 use crate::source::nodes::NodeUpdate;
@@ -88,6 +90,8 @@ pub struct NetworkLoop<K> {
     report: NetworkReport,
     /// When the oldest change of a peer came in that is not written yet.
     since: Option<Instant>,
+    /// The peers that have changed since the kernel was last brought up to them.
+    changed: BTreeSet<Box<str>>,
     /// Those to the API server: they are of no use once the address is gone that they come from.
     connections: Option<Connections>,
 }
@@ -102,6 +106,10 @@ struct Known {
     links: PerFamily<u32>,
     /// Routes of others.
     routes: Vec<Route>,
+    /// The other nodes, sorted.
+    peers: Peers,
+    /// Those of them that the backend does not reach.
+    off_link: Vec<Refusal>,
     /// The peers' entries.
     held: BTreeMap<Box<str>, Vec<Entry>>,
 }
@@ -124,6 +132,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             readiness,
             report,
             since: None,
+            changed: BTreeSet::new(),
             connections: None,
         }
     }
@@ -208,20 +217,20 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 self.agenda.ask();
             }
             NodeUpdate::Changed(node) => {
+                self.followed(at, node.name.clone());
                 self.nodes.insert(node.name.clone(), node);
-                self.followed(at);
             }
             NodeUpdate::Gone(name) if name == self.asked.node => self.own_node_gone(),
             NodeUpdate::Gone(name) => {
                 if self.nodes.remove(&name).is_some() {
-                    self.followed(at);
+                    self.followed(at, name);
                 }
             }
             NodeUpdate::Listed(known) => {
-                let before = self.nodes.len();
-                self.nodes.retain(|name, _| known.contains(name));
-                if self.nodes.len() != before {
-                    self.followed(at);
+                let gone: Vec<Box<str>> = self.nodes.keys().filter(|name| !known.contains(*name)).cloned().collect();
+                for name in gone {
+                    self.nodes.remove(&name);
+                    self.followed(at, name);
                 }
                 if self.own_node.is_some() && !known.contains(&self.asked.node) {
                     self.own_node_gone();
@@ -235,8 +244,9 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
     }
 
-    fn followed(&mut self, at: Instant) {
+    fn followed(&mut self, at: Instant, node: Box<str>) {
         self.since.get_or_insert(at);
+        self.changed.insert(node);
         self.agenda.follow();
     }
 

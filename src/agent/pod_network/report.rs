@@ -9,7 +9,7 @@ use crate::agent::events::{Event, Events, Regarding};
 use crate::agent::metrics::Metrics;
 use crate::cluster::Family;
 use crate::netlink::NetlinkError;
-use crate::network::peers::Refusal;
+use crate::network::refusal::Refusal;
 
 /// Single things that are named at once; the rest is counted.
 const NAMED: usize = 10;

@@ -49,6 +49,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     pub(super) async fn round(&mut self) -> Result<(), Unsettled> {
         let conf = self.asked.conf.borrow().clone();
         let since = self.since.take();
+        self.changed.clear();
         let node = self.own_node.clone().ok_or_else(|| Unsettled::NoNode(self.asked.node.clone()))?;
         let (subnets, missing) = match self.asked.source.subnets(&node, &conf) {
             Subnets::Known(subnets) => (subnets, None),
@@ -75,7 +76,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let peers = peers(self.nodes.values().map(|node| &**node), &own, &conf, &Programmed::of_live(&live));
         let entries = wanted.entries(&peers, &links, &live.routes);
         let plan = plan::entries(&entries, &links, &live);
-        self.report.refused(&[peers.refused, entries.refused].concat());
+        self.report.refused(&[&peers.refused[..], &entries.refused].concat());
         self.report.in_the_way(plan.in_the_way.iter().map(ToString::to_string));
 
         let before = self.known.take().filter(|known| known.desired == desired && known.links == links);
@@ -98,7 +99,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut held = entries.peers;
         held.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
-        self.known = Some(Known { own, external, mtu, desired, links, routes, held });
+        self.known = Some(Known { own, external, mtu, desired, links, routes, peers, off_link: entries.refused, held });
         if let Some(trouble) = trouble.or(missing) {
             return Err(trouble);
         }
