@@ -11,6 +11,8 @@ use sepal_apiserver::ApiServer;
 use sepal_lab::{Cluster, IN_NAMESPACE, Netns};
 use serde_json::Value;
 
+use crate::common;
+
 /// The program.
 pub(crate) const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
@@ -66,16 +68,12 @@ impl Sepal {
 
     /// A figure of `/proc/PID/status`, in MB of a million bytes.
     pub(crate) fn memory(&self, name: &str) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel says so");
-        line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).expect("a number") * 1024.0 / 1e6
+        common::memory(self.child.id(), name)
     }
 
     /// CPU time of all its threads, without its children's, in ms; to 10 ms.
     pub(crate) fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
-        fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number") * 10.0).sum()
+        common::cpu(self.child.id())
     }
 }
 

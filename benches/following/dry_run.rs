@@ -7,10 +7,10 @@ use sepal::table::plan::Variant;
 use sepal_lab::{Cluster, Netns};
 use serde_json::json;
 
+use crate::common::quantile;
+use crate::common::table::Rows;
 use crate::daemon::SEPAL;
 use crate::floor::restore;
-use crate::quantile;
-use crate::table::Rows;
 
 /// How often each is done; the median counts.
 const TIMES: usize = 5;

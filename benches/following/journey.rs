@@ -7,10 +7,10 @@ use sepal_apiserver::ApiServer;
 use sepal_lab::{Cluster, Netns};
 use serde_json::Value;
 
+use crate::common::quantile;
+use crate::common::table::Rows;
 use crate::daemon::{SERVERS, Sepal, address, serve, serve_endpoints, wait_for};
 use crate::floor::Floor;
-use crate::quantile;
-use crate::table::Rows;
 
 /// Single changes that are timed, and whose CPU is counted: this many, or what there is time for.
 const CHANGES: usize = 200;

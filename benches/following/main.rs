@@ -14,36 +14,41 @@
     reason = "an instrument: it starts programs, waits, and prints"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod daemon;
 mod dry_run;
 mod floor;
 mod journey;
-mod table;
 
 use sepal::table::plan::Variant;
 use sepal_lab::Cluster;
 
-use table::Table;
+use common::table::{Rows, Table};
 
 fn main() {
     let variants = std::env::var("SEPAL_BENCH_VARIANTS").unwrap_or_else(|_| "nft,legacy".into());
     let variants = [Variant::Nft, Variant::Legacy].into_iter().filter(|variant| variants.contains(variant.as_str()));
-    let mut table = Table::default();
+    let mut table = Table::new(&["cluster", "variant"]);
     for cluster in clusters("SEPAL_BENCH", "1000x10,5000x50,10000x3") {
         for variant in variants.clone() {
-            journey::whole(cluster, variant, &mut table.of(cluster, variant));
+            journey::whole(cluster, variant, &mut rows(&mut table, cluster, variant));
             table.keep();
         }
     }
     for cluster in clusters("SEPAL_BENCH_GROWTH", "5000x3,20000x3") {
-        journey::single_changes(cluster, Variant::Nft, &mut table.of(cluster, Variant::Nft));
+        journey::single_changes(cluster, Variant::Nft, &mut rows(&mut table, cluster, Variant::Nft));
         table.keep();
     }
     for cluster in clusters("SEPAL_BENCH_DRY_RUN", "10000x3") {
-        dry_run::measure(cluster, &mut table.of(cluster, Variant::Legacy));
+        dry_run::measure(cluster, &mut rows(&mut table, cluster, Variant::Legacy));
         table.keep();
     }
     println!("\n{}", table.text());
+}
+
+fn rows(table: &mut Table, cluster: Cluster, variant: Variant) -> Rows<'_> {
+    table.of(&[format!("{}x{}", cluster.services, cluster.endpoints), variant.to_string()])
 }
 
 /// The clusters that a variable of the environment names.
@@ -54,11 +59,4 @@ fn clusters(variable: &str, default: &str) -> Vec<Cluster> {
         Cluster { services: services.parse().expect("a number"), endpoints: endpoints.parse().expect("a number") }
     };
     text.split(',').filter(|cluster| !cluster.is_empty()).map(size).collect()
-}
-
-/// The value that this part of all values do not exceed.
-fn quantile(values: &mut [f64], part: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let place = (0..values.len()).find(|place| (place + 1) as f64 >= part * values.len() as f64);
-    values[place.expect("there are values")]
 }

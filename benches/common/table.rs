@@ -1,27 +1,33 @@
 //! The table of figures.
 
-use sepal::table::plan::Variant;
-use sepal_lab::Cluster;
-
-const HEAD: &str = "| cluster | variant | what | sepal | floor | ratio |\n|---|---|---|---|---|---|\n";
-
 /// All figures, as lines of Markdown.
-#[derive(Default)]
-pub(crate) struct Table(Vec<String>);
+pub(crate) struct Table {
+    /// What is measured is told by so many columns.
+    columns: usize,
+    head: String,
+    lines: Vec<String>,
+}
 
-/// The figures of one cluster and variant.
+/// The figures of one thing that is measured.
 pub(crate) struct Rows<'a> {
     table: &'a mut Table,
     of: String,
 }
 
 impl Table {
-    pub(crate) fn of(&mut self, cluster: Cluster, variant: Variant) -> Rows<'_> {
-        Rows { table: self, of: format!("{}x{} | {variant}", cluster.services, cluster.endpoints) }
+    /// An empty table; what is measured is told in these columns.
+    pub(crate) fn new(columns: &[&str]) -> Self {
+        let head = format!("| {} | what | sepal | floor | ratio |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len() + 4));
+        Self { columns: columns.len(), head, lines: Vec::new() }
+    }
+
+    /// The figures of what these cells tell.
+    pub(crate) fn of(&mut self, cells: &[String]) -> Rows<'_> {
+        Rows { table: self, of: cells.join(" | ") }
     }
 
     pub(crate) fn text(&self) -> String {
-        HEAD.to_owned() + &self.0.concat()
+        self.head.clone() + &self.lines.concat()
     }
 
     /// Puts the figures into the table of the file that `SEPAL_BENCH_KEEP` names: each in place of the one of the same name, or at the
@@ -29,23 +35,20 @@ impl Table {
     pub(crate) fn keep(&self) {
         let Some(path) = std::env::var_os("SEPAL_BENCH_KEEP") else { return };
         let text = std::fs::read_to_string(&path).expect("readable");
-        let (before, kept) = text.split_once(HEAD).expect("it has the table");
+        let (before, kept) = text.split_once(&self.head).expect("it has the table");
         let end = kept.split_inclusive('\n').take_while(|line| line.starts_with('|')).map(str::len).sum();
         let (kept, after) = kept.split_at(end);
         let mut lines: Vec<&str> = kept.split_inclusive('\n').collect();
-        for line in &self.0 {
+        // Its cells up to the one that says what.
+        let name = |line: &str| line.split('|').take(self.columns + 2).map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+        for line in &self.lines {
             match lines.iter().position(|kept| name(kept) == name(line)) {
                 Some(place) => lines[place] = line,
                 None => lines.push(line),
             }
         }
-        std::fs::write(path, format!("{before}{HEAD}{}{after}", lines.concat())).expect("writable");
+        std::fs::write(path, format!("{before}{}{}{after}", self.head, lines.concat())).expect("writable");
     }
-}
-
-/// The first three cells of a line.
-fn name(line: &str) -> Vec<&str> {
-    line.split('|').take(4).map(str::trim).collect()
 }
 
 impl Rows<'_> {
@@ -62,6 +65,6 @@ impl Rows<'_> {
     fn line(&mut self, what: &str, sepal: &str, floor: &str, ratio: &str) {
         let line = format!("| {} | {what} | {sepal} | {floor} | {ratio} |\n", self.of);
         print!("{line}");
-        self.table.0.push(line);
+        self.table.lines.push(line);
     }
 }
