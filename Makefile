@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Tests and the demo make network namespaces, which takes root; building does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
-.PHONY: all build demo test lint bench golden fuzz tools
+.PHONY: all build demo demo-clean test lint bench golden fuzz tools
 all: build
 
 tools:
@@ -12,9 +12,14 @@ tools:
 build:
 	$(CARGO) build --release --workspace --locked
 
-# Prints and writes the rules of the bundled cluster, and sends real traffic through them, in network namespaces that end with it.
+# Three nodes with pods and Services in network namespaces that end with it: real traffic of every kind, and how soon changes arrive.
+# KEEP=1 leaves it up and says how to look inside.
 demo: tools build
-	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab demo testdata/traffic.yaml
+	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab demo $(if $(KEEP),--keep)
+
+# Ends one that was left up; its namespaces, and all that is in them, end with it.
+demo-clean:
+	-$(AS_ROOT) pkill -f 'sepal-lab demo'
 
 test: tools
 	$(CARGO) test --workspace --locked --no-run

@@ -3,6 +3,7 @@
 //! - [`cluster`]: clusters of any size, as objects.
 //! - [`http`]: one request from a namespace.
 //! - [`netns`]: a namespace, programs and sockets within it.
+//! - [`plugin`]: pods that the CNI plugin connects.
 //! - [`pod`]: a pod on a node's bridge, and servers to talk to.
 //! - [`pod_cluster`]: nodes on one switch, each with the daemon that is tried, and an API server.
 //! - [`probe`]: a client that notices every lost packet.
@@ -22,6 +23,7 @@
 pub mod cluster;
 pub mod http;
 pub mod netns;
+pub mod plugin;
 pub mod pod;
 pub mod pod_cluster;
 pub mod probe;

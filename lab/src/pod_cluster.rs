@@ -207,8 +207,14 @@ impl PodNode {
         node
     }
 
-    fn file(&self, name: &str) -> String {
+    /// A path among the node's files.
+    pub(crate) fn file(&self, name: &str) -> String {
         self.folder.join(name).to_string_lossy().into_owned()
+    }
+
+    /// The program that is tried.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Writes net-conf.json, at once.

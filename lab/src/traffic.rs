@@ -17,9 +17,17 @@ const SOON: Duration = Duration::from_secs(2);
 /// # Errors
 /// `ConnectionRefused` where somebody says no, `TimedOut` where nobody says anything.
 pub fn tcp(from: &Netns, to: SocketAddr) -> io::Result<String> {
+    tcp_within(from, to, SOON)
+}
+
+/// The same with less patience, for whoever asks until an answer comes.
+///
+/// # Errors
+/// As for [`tcp`].
+pub fn tcp_within(from: &Netns, to: SocketAddr, patience: Duration) -> io::Result<String> {
     from.within(move || {
-        let mut stream = TcpStream::connect_timeout(&to, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
+        let mut stream = TcpStream::connect_timeout(&to, patience)?;
+        stream.set_read_timeout(Some(patience))?;
         let mut said = String::new();
         stream.read_to_string(&mut said)?;
         Ok(said)

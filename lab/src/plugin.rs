@@ -1,0 +1,63 @@
+//! Pods that the CNI plugin connects, as a container runtime has it done.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::netns::Netns;
+use crate::pod::{Pod, serve};
+use crate::pod_cluster::PodNode;
+
+impl PodNode {
+    /// Where the daemon writes the network's configuration for the runtime, with its flag `--cni-conf-dir`.
+    pub fn conf_dir(&self) -> String {
+        self.file("net.d")
+    }
+
+    /// Connects a new pod by the plugin, as the configuration that the daemon has written says; and starts its servers.
+    ///
+    /// # Errors
+    /// There is no configuration yet, or the plugin fails.
+    pub fn connect(&self, id: &str) -> io::Result<Pod> {
+        let netns = Netns::new();
+        let result = self.plugin("ADD", id, &netns)?;
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        let ips: Vec<_> = result["ips"].as_array().into_iter().flatten().filter_map(address).collect();
+        serve(&netns, &ips);
+        Ok(Pod { netns, ips })
+    }
+
+    /// Disconnects a pod.
+    ///
+    /// # Errors
+    /// The plugin fails.
+    pub fn disconnect(&self, id: &str, pod: &Pod) -> io::Result<()> {
+        self.plugin("DEL", id, &pod.netns).map(drop)
+    }
+
+    fn plugin(&self, verb: &str, id: &str, netns: &Netns) -> io::Result<Value> {
+        let conflist: Value = serde_json::from_str(&fs::read_to_string(Path::new(&self.conf_dir()).join("10-sepal.conflist"))?)?;
+        let mut config = conflist["plugins"][0].clone();
+        config["cniVersion"] = conflist["cniVersion"].clone();
+        config["name"] = conflist["name"].clone();
+        // Nothing of the host's own.
+        config["dataDir"] = json!(self.file("flannel"));
+        config["ipam"] = json!({"dataDir": self.file("networks")});
+        let mut command = self.netns.command(&self.program().to_string_lossy());
+        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", netns.path());
+        command.env("CNI_PATH", "/nowhere").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        if let Some(mut input) = child.stdin.take() {
+            input.write_all(config.to_string().as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() {
+            return if answer.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&answer)?) };
+        }
+        Err(io::Error::other(format!("the plugin answers {verb} with {answer}")))
+    }
+}
