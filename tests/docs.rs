@@ -88,7 +88,7 @@ fn every_reason_of_an_event_is_described() {
 #[test]
 fn every_part_and_every_refusal_is_described() {
     let operations = operations();
-    for (file, least) in [("src/agent/readiness.rs", 10), ("src/network/peers.rs", 11)] {
+    for (file, least) in [("src/agent/readiness.rs", 10), ("src/network/refusal.rs", 11)] {
         let text = code(&root().join(file));
         let (_, names) = text.split_once("fn as_str(").expect("it has names");
         let names = found("=> \"([a-z0-9_-]+)\"", names.split_once("\n    }").expect("an end").0);
