@@ -12,6 +12,8 @@
 //! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
 //! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces. [`cni`]: the program as a plugin of container runtimes.
 //!
+//! - [`preflight`]: what all of that needs of a node, and what was found there. Pure.
+//!
 //! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
 
 pub mod agent;
@@ -24,6 +26,7 @@ pub mod iptables;
 pub mod netlink;
 pub mod network;
 pub mod parallel;
+pub mod preflight;
 pub mod rules;
 pub mod source;
 pub mod table;

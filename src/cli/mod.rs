@@ -11,6 +11,7 @@ mod logs;
 mod own_node;
 mod pages;
 mod pod_network;
+mod preflight;
 mod proxy;
 mod run;
 mod setup;
@@ -48,6 +49,8 @@ enum Command {
     Run(Box<RunFlags>),
     /// Delete the rules that kube-proxy and sepal keep on this node, or with --pod-network what the pod network has left; stop them first
     Cleanup(cleanup::CleanupFlags),
+    /// Check what this node needs to run with these flags, and say what to do about what is missing; changes nothing
+    Preflight(Box<preflight::PreflightFlags>),
     /// Print the version
     Version,
     /// Put the CNI plugin in place
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))
         }
+        Ok(Command::Preflight(flags)) => block_on(preflight::preflight(*flags)),
         Ok(Command::Cni(flags)) => {
             logs::init(0, LogFormat::Text);
             cni::run(flags)
@@ -130,6 +134,7 @@ fn name(arguments: &[OsString]) -> String {
 fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
     let parsed = arguments::with_any_values(Cli::command())
         .mut_subcommand("run", arguments::with_any_values)
+        .mut_subcommand("preflight", arguments::with_any_values)
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {

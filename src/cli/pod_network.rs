@@ -48,8 +48,8 @@ const WAITING_NODES: usize = 1024;
 /// A pod network that is asked for.
 #[derive(Debug)]
 pub(super) struct PodNetwork {
-    conf: NetConf,
-    settings: NetworkSettings,
+    pub(super) conf: NetConf,
+    pub(super) settings: NetworkSettings,
     /// The node's name comes from the environment alone, as flanneld has it.
     strict: bool,
 }

@@ -189,6 +189,12 @@ impl Support {
         Ok(&self.usable)
     }
 
+    /// The families that cannot be programmed, and why.
+    #[must_use]
+    pub fn unusable(&self) -> &[(Family, String)] {
+        &self.unusable
+    }
+
     /// The families to run: both where both can be programmed, else the primary one alone.
     ///
     /// # Errors

@@ -197,7 +197,7 @@ fn is_incompatible(line: &str) -> bool {
 }
 
 /// Runs a program with input, and says how the writing went and what came of it.
-async fn fed<'t>(
+pub(super) async fn fed<'t>(
     program: &str,
     arguments: &[&str],
     texts: impl Iterator<Item = Cow<'t, str>>,

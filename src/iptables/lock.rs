@@ -13,12 +13,32 @@ pub(super) fn holder() -> String {
         let inode = std::fs::metadata(LOCK).ok()?.ino();
         process(&std::fs::read_to_string("/proc/locks").ok()?, inode)
     };
-    let Some(pid) = found() else { return "a program that cannot be told from here".into() };
+    found().map_or_else(|| "a program that cannot be told from here".into(), name)
+}
+
+/// A process, by number and name.
+fn name(pid: u32) -> String {
     let mut text = format!("process {pid}");
     if let Ok(name) = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")) {
         let _ = write!(text, " ({})", name.trim());
     }
     text
+}
+
+/// The program that holds the lock now; `None` if nobody does.
+///
+/// # Errors
+/// Its file is there and cannot be opened for writing, as the programs do.
+pub fn held() -> std::io::Result<Option<String>> {
+    match std::fs::OpenOptions::new().append(true).open(LOCK) {
+        Ok(file) => {
+            let inode = file.metadata()?.ino();
+            Ok(process(&std::fs::read_to_string("/proc/locks")?, inode).map(name))
+        }
+        // Whoever is the first to need it makes it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The process that holds a lock on a file, in a text like `/proc/locks` (proc(5)): `1: FLOCK ADVISORY WRITE 713 00:15:1180 0 EOF`.

@@ -3,9 +3,10 @@
 pub mod clean;
 pub mod detect;
 pub mod exec;
-mod lock;
+pub mod lock;
 pub mod other_modes;
 pub mod record;
 pub mod runner;
+mod trial;
 
 pub use runner::{IptablesError, Runner};

@@ -43,6 +43,12 @@ pub trait Host {
     /// It cannot be read, or is no number.
     fn read_setting(&self, path: &str) -> io::Result<u64>;
 
+    /// Whether such a number could be written.
+    ///
+    /// # Errors
+    /// It cannot, and why.
+    fn can_write_setting(&self, path: &str) -> io::Result<()>;
+
     /// Writes such a number, as text: not all of them are positive.
     ///
     /// # Errors
@@ -85,6 +91,10 @@ impl Host for Kernel {
 
     fn read_setting(&self, path: &str) -> io::Result<u64> {
         std::fs::read_to_string(path)?.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    fn can_write_setting(&self, path: &str) -> io::Result<()> {
+        std::fs::OpenOptions::new().write(true).open(path).map(drop)
     }
 
     fn write_setting(&self, path: &str, text: &str) -> io::Result<()> {

@@ -13,6 +13,7 @@ mod offload;
 mod readings;
 pub mod record;
 mod requests;
+pub mod scratch;
 pub mod socket;
 pub mod sysctl;
 pub mod veth;

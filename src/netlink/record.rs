@@ -51,6 +51,10 @@ impl Host for FakeHost {
         self.settings.borrow().get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    fn can_write_setting(&self, _path: &str) -> io::Result<()> {
+        self.refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
     fn write_setting(&self, path: &str, text: &str) -> io::Result<()> {
         if let Some(refusal) = self.refusal {
             self.refused.set(self.refused.get() + 1);

@@ -131,6 +131,14 @@ impl Connection {
         Client::try_from(config).context(NO_CONNECTION)
     }
 
+    /// The server's address.
+    ///
+    /// # Errors
+    /// As for [`Self::client`].
+    pub async fn url(&self) -> anyhow::Result<String> {
+        Ok(self.config().await?.cluster_url.to_string())
+    }
+
     /// A client for that server, whose every request somebody is told of. It does not try refused ones again, as [`Self::client`] does:
     /// after a minute of refusals that would take another minute to notice that there are none any more. Its connections can be given up.
     ///

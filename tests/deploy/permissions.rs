@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sepal::source::permission::{Needed, Permission, Uses, needed as needed_by};
 use sepal_apiserver::{ApiServer, Failure};
 use sepal_lab::{Cluster, eventually};
 use serde_json::{Value, json};
@@ -11,14 +12,14 @@ use crate::compose::compose;
 use crate::node::{NAME, Node, object};
 
 /// A verb on a resource of a group, everywhere or in one namespace: `patch nodes/status`, `list leases.coordination.k8s.io in kube-system`.
-type Permission = (String, Option<String>);
+type Granted = (String, Option<String>);
 
 fn permission(verb: &str, group: &str, resource: &str) -> String {
     if group.is_empty() { format!("{verb} {resource}") } else { format!("{verb} {resource}.{group}") }
 }
 
 /// What the roles among these objects allow.
-fn granted(objects: &[Value]) -> BTreeSet<Permission> {
+fn granted(objects: &[Value]) -> BTreeSet<Granted> {
     let strings = |value: &Value| -> Vec<String> {
         value.as_array().expect("a list").iter().map(|word| word.as_str().expect("text").to_owned()).collect()
     };
@@ -41,7 +42,7 @@ fn granted(objects: &[Value]) -> BTreeSet<Permission> {
 }
 
 /// The permission that a request needs. What the server is itself, every account may ask it (`system:discovery`).
-fn needed(method: &str, path: &str) -> Option<Permission> {
+fn needed(method: &str, path: &str) -> Option<Granted> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let (group, rest) = match parts.as_slice() {
@@ -75,8 +76,8 @@ fn needed(method: &str, path: &str) -> Option<Permission> {
 }
 
 /// What was asked of a server. What is granted everywhere is granted in every namespace.
-fn used(server: &ApiServer, granted: &BTreeSet<Permission>) -> BTreeSet<Permission> {
-    let everywhere = |(what, namespace): Permission| {
+fn used(server: &ApiServer, granted: &BTreeSet<Granted>) -> BTreeSet<Granted> {
+    let everywhere = |(what, namespace): Granted| {
         let anywhere = (what.clone(), None);
         if granted.contains(&anywhere) { anywhere } else { (what, namespace) }
     };
@@ -187,4 +188,22 @@ fn requests_are_told_apart() {
         granted(&[role]),
         BTreeSet::from([("get a/b.g".to_owned(), Some("x".to_owned())), ("list a/b.g".to_owned(), Some("x".to_owned()))])
     );
+}
+
+/// What `sepal preflight` asks about is what is granted.
+#[test]
+fn preflight_looks_for_what_is_granted() {
+    let (proxy, pod_network) = (true, true);
+    for (modes, uses) in [
+        (&["proxy-only"][..], Uses { proxy, ..Uses::default() }),
+        (&["network-only"], Uses { pod_network, ..Uses::default() }),
+        (&["all"], Uses { proxy, pod_network, leases: false }),
+        (&["all", "leases"], Uses { proxy, pod_network, leases: true }),
+    ] {
+        let looked_for = needed_by(uses).into_iter().map(|Needed { permission: Permission { verb, group, resource }, namespace }| {
+            (permission(verb, group, resource), namespace.map(str::to_owned))
+        });
+        let objects: Vec<Value> = modes.iter().flat_map(|mode| compose(mode)).collect();
+        assert_eq!(looked_for.collect::<BTreeSet<_>>(), granted(&objects), "{modes:?}");
+    }
 }

@@ -1,0 +1,119 @@
+//! Readings of the kernel's settings and of what else is on the node.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
+
+use crate::cluster::{Family, Node};
+use crate::cni::install::CONFLIST_NAME;
+use crate::config::flags::Face;
+use crate::config::kernel::{ROUTE_LOCALNET, conntrack};
+use crate::netlink::scratch::within_new_namespace;
+use crate::netlink::{Host, Kernel, NetworkKernel};
+use crate::network::desired::link_name;
+use crate::network::entry::LinkChange;
+use crate::network::interface::select;
+use crate::network::link::Vxlan;
+use crate::network::mac::Mac;
+use crate::preflight::{Check, Part, kernel, network, node};
+use crate::rules::view::needs_route_localnet;
+
+use super::super::pod_network::PodNetwork;
+use super::Asked;
+
+/// The kernel's settings.
+pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if asked.flags.network.proxy {
+        let mut wanted = conntrack(&asked.setup.effective.daemon.conntrack, Kernel.cores());
+        if asked.setup.families.contains(&Family::V4) && needs_route_localnet(&asked.setup.asked.settings, node) {
+            wanted.push(ROUTE_LOCALNET);
+        }
+        checks.extend(kernel::settings(&wanted, |path| Kernel.read_setting(path), |path| Kernel.can_write_setting(path)));
+    }
+    let has = |family: &&Family| match node {
+        // Where the Node has no address of a family, neither have its pods.
+        Some(node) if !node.addresses.is_empty() => node.ip(**family).is_some(),
+        _ => **family == Family::V4 || Kernel.ipv6_enabled(),
+    };
+    for family in asked.setup.families.iter().filter(has) {
+        let [forwarding, bridge] = match family {
+            Family::V4 => ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/bridge/bridge-nf-call-iptables"],
+            Family::V6 => ["/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"],
+        };
+        checks.push(kernel::forwarding(*family, Kernel.read_setting(forwarding)));
+        checks.push(kernel::bridge_filter(*family, Kernel.read_setting(bridge)));
+    }
+    checks
+}
+
+/// Who else is there.
+pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
+    let mut checks = vec![node::programs(&processes(), std::process::id(), asked.roles())];
+    checks.push(match Kernel.links() {
+        Ok(links) => node::interfaces(links.iter().map(|link| link.name.as_str())),
+        Err(error) => Check::not_checked(Part::Node, "interfaces of others", error.to_string()),
+    });
+    let daemon = &asked.setup.effective.daemon;
+    if let Face::Sepal | Face::KubeProxy = asked.flags.face {
+        let addresses = [("healthz", daemon.healthz), ("metrics", Some(daemon.metrics))];
+        for (what, address) in addresses.into_iter().filter_map(|(what, address)| Some((what, address?))) {
+            checks.push(node::port(what, address, listen(address), daemon.hard_fail));
+        }
+    }
+    if let Some(folder) = asked.network.as_ref().and_then(|network| network.settings.cni_conf_dir.as_ref()) {
+        checks.push(node::conflists(&folder.display().to_string(), files(folder), CONFLIST_NAME));
+    }
+    checks
+}
+
+/// VXLAN and the interface below it.
+pub(super) fn pod_network(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
+    let Some(PodNetwork { conf, settings, .. }) = &asked.network else { return Vec::new() };
+    let live = match Kernel.dump() {
+        Ok(live) => live,
+        Err(error) => return vec![Check::not_checked(Part::PodNetwork, "external interface", error.to_string())],
+    };
+    let families: Vec<Family> = conf.networks.families().collect();
+    let node_ips: Vec<IpAddr> = node.map(|node| node.addresses.clone()).unwrap_or_default();
+    let mut checks = network::interface(&select(&settings.interface, &families, &node_ips, &live.links, &live.routes), conf);
+    checks.extend(network::other_tunnels(&live.links, conf));
+    if let Some(asked) = conf.backend.vxlan() {
+        let there = families.iter().any(|family| live.links.iter().any(|link| link.name == link_name(*family, asked.vni)));
+        checks.push(match within_new_namespace(|| Kernel.change_link(&tunnel(asked.vni, asked.port))) {
+            Ok(made) => network::vxlan(made.map_err(|error| error.to_string()), None, there),
+            Err(error) => {
+                let why = format!("no network namespace can be made to try it in ({error}); run as root");
+                network::vxlan(Ok(()), Some(&why), there)
+            }
+        });
+    }
+    checks
+}
+
+/// A link like the one that would be made.
+fn tunnel(vni: u32, port: u16) -> LinkChange {
+    let vxlan = Vxlan { vni, port, local: None, underlay: None, learning: false, gbp: false, reports_misses: false, checksum: true };
+    LinkChange::CreateVxlan { name: "preflight".into(), vxlan, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1450 }
+}
+
+/// Processes that can be seen from here.
+fn processes() -> Vec<node::Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let process = |entry: fs::DirEntry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+        Some((number, name.trim_end().to_owned()))
+    };
+    entries.filter_map(process).collect()
+}
+
+fn listen(address: SocketAddr) -> io::Result<()> {
+    TcpListener::bind(address).map(drop)
+}
+
+fn files(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(folder)?;
+    Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}

@@ -1,0 +1,99 @@
+//! `sepal preflight`: takes the readings of what `sepal run` with the same flags would need, and prints what they mean. Changes nothing: what
+//! has to be tried is tried in a network namespace of its own. (Listing tables of iptables-nft makes their built-in chains, whoever does it.)
+
+mod cluster;
+mod host;
+mod rules;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use crate::config::flags::RunFlags;
+use crate::preflight::node::Roles;
+use crate::preflight::{Check, Part, passed, print};
+
+use super::pod_network::PodNetwork;
+use super::setup::Setup;
+
+/// What `sepal preflight` takes: what is to be run, and how to say what was found.
+#[derive(Args, Clone, Debug)]
+pub(super) struct PreflightFlags {
+    /// How to print what was found
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// What is to be run.
+struct Asked<'a> {
+    flags: &'a RunFlags,
+    setup: Setup,
+    network: Option<PodNetwork>,
+}
+
+impl Asked<'_> {
+    const fn roles(&self) -> Roles {
+        Roles { proxy: self.flags.network.proxy, pod_network: self.network.is_some() }
+    }
+}
+
+/// Checks everything. The exit status is 1 if something has failed.
+pub(super) async fn preflight(PreflightFlags { output, run: flags }: PreflightFlags) -> anyhow::Result<ExitCode> {
+    let checks = checks(&flags).await;
+    let text = match output {
+        Output::Text => print::text(&checks),
+        Output::Json => format!("{:#}\n", print::json(&checks)),
+    };
+    anstream::stdout().write_all(text.as_bytes()).context("cannot print what was found")?;
+    Ok(if passed(&checks) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn checks(flags: &RunFlags) -> Vec<Check> {
+    let wrong = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", format!("{error:#}"), "")];
+    let setup = match Setup::new(flags) {
+        Ok(setup) => setup,
+        Err(error) => return wrong(error),
+    };
+    let network = match PodNetwork::asked(flags) {
+        Ok(network) => network,
+        Err(error) => return wrong(error),
+    };
+    let asked = Asked { flags, setup, network };
+    let mut checks = asked.configuration();
+    let node = cluster::read(&asked).await;
+    checks.extend(rules::checks(&asked).await);
+    checks.extend(host::kernel(&asked, node.node.as_ref()));
+    checks.extend(host::node(&asked));
+    checks.extend(node.checks);
+    checks.extend(host::pod_network(&asked, node.node.as_ref()));
+    checks
+}
+
+impl Asked<'_> {
+    fn configuration(&self) -> Vec<Check> {
+        let notes = self.setup.effective.notes.iter().map(|note| Check::warning(Part::Configuration, "read past", note, ""));
+        let what = match (self.flags.network.proxy, &self.network) {
+            (true, None) => "service proxy",
+            (true, Some(_)) => "service proxy and pod network",
+            (false, Some(_)) => "pod network",
+            (false, None) => {
+                let found = "--proxy=false without --pod-network leaves nothing to do";
+                return vec![Check::failed(Part::Configuration, "flags and files", found, "")];
+            }
+        };
+        let good = Check::ok(Part::Configuration, "flags and files", format!("make sense, for: {what}"));
+        std::iter::once(good).chain(notes).collect()
+    }
+}

@@ -1,0 +1,26 @@
+//! Trying rules: whether the program knows them, and where it may ask, the kernel.
+
+use std::borrow::Cow;
+
+use crate::cluster::Family;
+
+use super::exec::{Exec, LOCK_WAIT, failure, fed};
+use super::runner::IptablesError;
+
+impl Exec {
+    /// Gives text to `iptables-restore`, in the network namespace of the thread that runs this: one where it may stay. With `parse_only`
+    /// it is read and not written.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn try_rules(&self, family: Family, text: &str, parse_only: bool) -> Result<(), IptablesError> {
+        let program = self.program(family, "-restore");
+        let arguments = ["-w", LOCK_WAIT, "--noflush", "--test"];
+        let arguments = if parse_only { &arguments[..] } else { &arguments[..3] };
+        let (written, output) = fed(&program, arguments, std::iter::once(Cow::from(text))).await?;
+        if !output.status.success() {
+            return Err(failure(&program, &output));
+        }
+        written.map_err(|cause| IptablesError::Run { command: program, cause })
+    }
+}

@@ -1,0 +1,115 @@
+//! A rule for each match and each target that sepal writes into iptables: for Services, for the pod network, and as a CNI plugin. Whether
+//! the program and the kernel know them is found out by writing them.
+
+use std::fmt::Write as _;
+
+use crate::cluster::Family;
+use crate::table::Table;
+
+/// A match or a target, and a rule that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Its name, as after `-m` or `-j`.
+    pub name: &'static str,
+    /// The table that the rule is for.
+    pub table: Table,
+    rule: &'static str,
+    /// What does not work without it; empty where nothing does.
+    pub without: &'static str,
+}
+
+/// The chain that rules are tried in.
+const CHAIN: &str = "SEPAL-PREFLIGHT";
+
+const fn nat(name: &'static str, rule: &'static str) -> Probe {
+    Probe { name, table: Table::Nat, rule, without: "" }
+}
+
+const fn filter(name: &'static str, rule: &'static str) -> Probe {
+    Probe { name, table: Table::Filter, rule, without: "" }
+}
+
+/// All of them. Words in braces stand for what differs by family and by version.
+pub const PROBES: [Probe; 16] = [
+    nat("comment", "-m comment --comment \"sepal preflight\" -j RETURN"),
+    nat("tcp", "-p tcp -m tcp --dport 80 -j RETURN"),
+    nat("udp", "-p udp -m udp --dport 53 -j RETURN"),
+    nat("addrtype", "-m addrtype --dst-type LOCAL -j RETURN"),
+    filter("conntrack", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+    nat("mark", "-m mark --mark 0x4000/0x4000 -j RETURN"),
+    nat("statistic", "-m statistic --mode random --probability 0.3333333333 -j RETURN"),
+    nat("DNAT", "-p tcp -m tcp -j DNAT --to-destination {to}"),
+    nat("MASQUERADE", "-j MASQUERADE{random}"),
+    nat("MARK", "-j MARK --or-mark 0x4000"),
+    filter("REJECT", "-j REJECT"),
+    filter("DROP", "-j DROP"),
+    Probe {
+        without: "Services with sessionAffinity are not written",
+        ..nat("recent", "-m recent --name SEPAL-PREFLIGHT --rcheck --seconds 10800 --reap -j RETURN")
+    },
+    Probe { without: "Services with protocol SCTP are not written", ..nat("sctp", "-p sctp -m sctp --dport 80 -j RETURN") },
+    Probe {
+        without: "the CNI plugin cannot map ports of the host to pods",
+        ..nat("multiport", "-p tcp -m multiport --dports 80,443 -j RETURN")
+    },
+    Probe {
+        without: "packets that are dropped for their state, and NodePort traffic on loopback, go uncounted",
+        ..filter("nfacct", "-m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j RETURN")
+    },
+];
+
+impl Probe {
+    /// What iptables-restore gets to try it, in a chain of its own that nothing leads to.
+    #[must_use]
+    pub fn text(&self, family: Family, random_fully: bool) -> String {
+        let to = if family == Family::V4 { "192.0.2.1:80" } else { "[2001:db8::1]:80" };
+        let rule = self.rule.replace("{to}", to).replace("{random}", if random_fully { " --random-fully" } else { "" });
+        let mut text = String::new();
+        let _ = write!(text, "*{}\n:{CHAIN} - [0:0]\n-A {CHAIN} {rule}\nCOMMIT\n", self.table.as_str());
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Chains have their own names, and these verdicts are no modules.
+    const VERDICTS: [&str; 2] = ["ACCEPT", "RETURN"];
+
+    fn words<'t>(text: &'t str, flag: &'static str) -> impl Iterator<Item = &'t str> {
+        text.split(flag).skip(1).filter_map(|rest| rest.split_whitespace().next())
+    }
+
+    #[test]
+    fn whatever_is_written_is_tried() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+        let mut used = BTreeSet::new();
+        let mut files = 0;
+        for case in std::fs::read_dir(golden).expect("readable") {
+            for file in std::fs::read_dir(case.expect("readable").path()).expect("a folder") {
+                let text = std::fs::read_to_string(file.expect("readable").path()).expect("text");
+                files += 1;
+                used.extend(words(&text, " -m ").map(str::to_owned));
+                let is_target = |word: &&str| !VERDICTS.contains(word) && !word.starts_with("KUBE-") && !word.starts_with("FLANNEL-");
+                used.extend(words(&text, " -j ").filter(is_target).map(str::to_owned));
+            }
+        }
+        assert!(files > 50 && used.len() > 10, "{files} files, {used:?}");
+        let tried: BTreeSet<String> = PROBES.iter().map(|probe| probe.name.to_owned()).collect();
+        let of_the_plugin = BTreeSet::from(["multiport".to_owned()]);
+        assert_eq!(tried.difference(&used).cloned().collect::<BTreeSet<_>>(), of_the_plugin, "tried for nobody");
+        assert_eq!(used.difference(&tried).collect::<Vec<_>>(), Vec::<&String>::new(), "not tried");
+    }
+
+    #[test]
+    fn each_rule_has_what_it_is_named_for() {
+        for probe in PROBES {
+            let text = probe.text(Family::V6, true);
+            assert!(text.contains(&format!("-m {} ", probe.name)) || text.contains(&format!("-j {}", probe.name)), "{text}");
+            assert!(!text.contains('{'), "{text}");
+        }
+    }
+}

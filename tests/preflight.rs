@@ -1,0 +1,233 @@
+//! `sepal preflight` on a node of its own: a sound one has nothing to complain of, and what is broken is found, named and told how to mend.
+//! Nothing of the node changes.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "tests start programs, and fail where they cannot")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+use sepal_apiserver::{ApiServer, Failure};
+use sepal_lab::Netns;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
+const NAME: &str = "worker-1";
+
+struct Node {
+    netns: Netns,
+    server: ApiServer,
+    folder: TempDir,
+}
+
+impl Node {
+    /// A node with nothing wrong.
+    fn sound() -> Self {
+        let netns = Netns::new();
+        netns.run(
+            "ip link add eth0 type veth peer name beyond; ip link set eth0 up; ip link set beyond up
+             ip addr add 192.168.60.1/24 dev eth0; ip route add default via 192.168.60.254
+             sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+        );
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME},
+            "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.60.1"}]},
+        });
+        let listener = netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let server = ApiServer::serve_objects(listener, vec![node]).expect("it serves");
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("writable");
+        fs::create_dir(folder.path().join("net.d")).expect("writable");
+        Self { netns, server, folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn preflight(&self, more: &[&str]) -> Command {
+        self.preflight_beside("true", more)
+    }
+
+    /// The same while a program runs. Other processes cannot be seen: those of other tests are none of this node.
+    fn preflight_beside(&self, program: &str, more: &[&str]) -> Command {
+        let mut command = self.netns.command("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "sh", "-c", &format!("{program} & exec \"$@\""), "sh", SEPAL]);
+        // The limit of tracked connections is the host's; no other namespace may set it.
+        command.args(["preflight", "--conntrack-max-per-core=0", "--hostname-override", NAME, "--master", &self.server.url()]).args(more);
+        command
+    }
+
+    /// The flags of the pod network.
+    fn pod_network(&self) -> [String; 3] {
+        let (conf, dir) = (self.path("net-conf.json"), self.path("net.d"));
+        ["--pod-network".into(), format!("--net-config-path={conf}"), format!("--cni-conf-dir={dir}")]
+    }
+
+    /// All checks, with the pod network.
+    fn checks(&self, more: &[&str]) -> Vec<Value> {
+        let network = self.pod_network();
+        let output = self.preflight(&["-o", "json"]).args(network).args(more).output().expect("it runs");
+        checks(&output)
+    }
+}
+
+/// What was printed; the exit status is true to it.
+fn checks(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    let checks = report["checks"].as_array().expect("a list").clone();
+    let failed = checks.iter().any(|check| check["outcome"] == "failed");
+    assert_eq!(report["passed"], !failed);
+    assert_eq!(output.status.code(), Some(i32::from(failed)));
+    checks
+}
+
+/// The checks that are not content, each as `name: outcome`.
+fn complaints(checks: &[Value]) -> Vec<String> {
+    let text = |check: &Value, field: &str| check[field].as_str().expect("text").to_owned();
+    // Whether this machine has the module is its own affair.
+    let bad = checks.iter().filter(|check| check["outcome"] != "ok" && !text(check, "name").starts_with("net.bridge."));
+    bad.map(|check| format!("{}: {}", text(check, "name"), text(check, "outcome"))).collect()
+}
+
+fn find<'c>(checks: &'c [Value], name: &str) -> &'c Value {
+    checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name} in {checks:#?}"))
+}
+
+#[test]
+fn a_sound_node_has_nothing_to_complain_of_and_is_left_as_it_was() {
+    for variant in ["nft", "legacy"] {
+        let node = Node::sound();
+        // Whoever lists a table of iptables-nft makes its built-in chains, which are empty.
+        let look = "ip -br link; ip -4 addr; ip route; sysctl net.ipv4.ip_forward net.ipv4.conf.all.route_localnet
+                    sysctl net.netfilter.nf_conntrack_tcp_timeout_established; for variant in nft legacy; do
+                    for family in '' 6; do ip${family}tables-$variant-save | sed '/^[#*C]/d; /^:.* ACCEPT /d'; done; done";
+        let before = node.netns.run(look);
+        let found = node.checks(&["--iptables-variant", variant]);
+        assert_eq!(complaints(&found), Vec::<String>::new(), "{found:#?}");
+        assert!(find(&found, "version")["found"].as_str().expect("text").contains(variant));
+        let tried = find(&found, "matches and targets")["found"].as_str().expect("text").to_owned();
+        assert!(tried.starts_with("32 rules are taken") && tried.ends_with("a network namespace of their own"), "{tried}");
+        for name in ["API server", "permissions", "Node", "pod CIDR", "external interface", "MTU", "VXLAN", "CNI configuration"] {
+            find(&found, name);
+        }
+        assert_eq!(node.netns.run(look), before);
+    }
+}
+
+/// For people the same, with a sign for each line; without colours where it is no terminal.
+#[test]
+fn text_says_the_same() {
+    let node = Node::sound();
+    let output = node.preflight(&[]).output().expect("it runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.starts_with("configuration\n  \u{2713} flags and files: make sense, for: service proxy\niptables\n"), "{text}");
+    assert!(text.contains(" 0 failed, ") && !text.contains('\x1b'), "{text}");
+}
+
+#[test]
+fn permissions_that_are_missing_are_told_as_rules() {
+    let node = Node::sound();
+    node.server.deny("watch", "endpointslices");
+    node.server.deny("list", "endpointslices");
+    node.server.deny("patch", "nodes/status");
+    node.server.deny("create", "leases");
+    let found = node.checks(&["--subnet-source=lease"]);
+    assert_eq!(complaints(&found), ["permissions: failed"]);
+    let wanted = "# add to its ClusterRole\nrules:\n  - {apiGroups: [\"\"], resources: [nodes/status], verbs: [patch]}\n  \
+                  - {apiGroups: [\"discovery.k8s.io\"], resources: [endpointslices], verbs: [list, watch]}\n\
+                  # add to its Role in namespace kube-system\nrules:\n  \
+                  - {apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [create]}";
+    assert_eq!(find(&found, "permissions")["cure"], wanted);
+    // It can be pasted.
+    let role: Value = serde_saphyr::from_str(&wanted.split("# add").nth(1).expect("the first").replacen(" to", "# to", 1)).expect("YAML");
+    assert_eq!(role["rules"][1]["verbs"], json!(["list", "watch"]));
+}
+
+#[test]
+fn what_the_api_server_lacks_is_found() {
+    let node = Node::sound();
+    let mut bare = node.server.get("nodes", NAME).expect("a Node");
+    (bare["spec"], bare["metadata"]["resourceVersion"]) = (json!({}), Value::Null);
+    node.server.put(bare).expect("a Node");
+    assert_eq!(complaints(&node.checks(&[])), ["pod CIDR: failed"]);
+    assert_eq!(complaints(&node.checks(&["--subnet-source=lease"])), Vec::<String>::new());
+    assert_eq!(complaints(&node.checks(&["--hostname-override=worker-2"])), ["Node: failed"]);
+    let found = node.checks(&["--master=http://127.0.0.1:1"]);
+    assert_eq!(complaints(&found), ["API server: failed", "permissions: not checked", "Node: not checked"]);
+    assert!(find(&found, "API server")["found"].as_str().expect("text").contains("Connection refused"), "{found:#?}");
+    node.server.fail(Failure::next(100, 401));
+    let found = node.checks(&[]);
+    assert_eq!(complaints(&found)[0], "API server: failed");
+}
+
+#[test]
+fn what_the_node_has_in_the_way_is_found() {
+    let node = Node::sound();
+    node.netns.run(
+        "iptables-nft -P FORWARD DROP; sysctl -qw net.ipv4.ip_forward=0; iptables-legacy -t nat -N KUBE-SERVICES
+         iptables-legacy -t nat -A KUBE-SERVICES -j RETURN; ip link add kube-ipvs0 type veth
+         ip link add calico type vxlan id 1 dstport 8472 dev eth0; ip link set eth0 mtu 1000",
+    );
+    fs::write(node.folder.path().join("net.d/05-other.conflist"), "{}").expect("writable");
+    fs::write(node.path("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":1450}}"#).expect("writable");
+    let held = node.netns.within(|| TcpListener::bind("127.0.0.1:10249").expect("a free port"));
+    // Programs are known by their names.
+    let other = node.path("flanneld");
+    fs::copy("/bin/sleep", &other).expect("a copy");
+    let mut command =
+        node.preflight_beside(&format!("{other} 600"), &["-o", "json", "--iptables-variant=nft", "--iptables-forward-rules=false"]);
+    let found = checks(&command.args(node.pod_network()).output().expect("it runs"));
+    let wanted = [
+        "rules in iptables-legacy: warning",
+        "FORWARD policy (ipv4): warning",
+        "net.ipv4.ip_forward: warning",
+        "other programs: warning",
+        "interfaces of others: warning",
+        "metrics address: warning",
+        "CNI configuration: warning",
+        "MTU: warning",
+        "other VXLAN links: failed",
+    ];
+    assert_eq!(complaints(&found), wanted, "{found:#?}");
+    assert_eq!(find(&found, "rules in iptables-legacy")["cure"], "sepal cleanup --iptables-variant legacy");
+    assert!(find(&found, "other programs")["found"].as_str().expect("text").contains("flanneld (process "));
+    drop(held);
+}
+
+/// Whoever may not try things is told so, and gets what can be said.
+#[test]
+fn without_permission_it_says_what_it_could_not_look_at() {
+    let node = Node::sound();
+    // What the DaemonSet may do, and no more.
+    let mut command = node.netns.command("setpriv");
+    command.args(["--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all", SEPAL]);
+    command.args(["preflight", "-o", "json", "--conntrack-max-per-core=0", "--hostname-override", NAME, "--master", &node.server.url()]);
+    let found = checks(&command.args(node.pod_network()).output().expect("it runs"));
+    assert_eq!(complaints(&found), ["matches and targets: not checked", "VXLAN: not checked"], "{found:#?}");
+    let nobody = node
+        .netns
+        .command("setpriv")
+        .args(["--reuid=65534", "--clear-groups", SEPAL, "preflight", "-o", "json"])
+        .output()
+        .expect("it runs");
+    let found = checks(&nobody);
+    assert!(find(&found, "version")["found"].as_str().expect("text").contains("Run as root"), "{found:#?}");
+}
+
+#[test]
+fn what_cannot_be_run_at_all_is_said_first() {
+    let node = Node::sound();
+    fs::write(node.path("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#).expect("writable");
+    let found = node.checks(&[]);
+    assert_eq!(complaints(&found), ["flags and files: failed"]);
+    let found = checks(&node.preflight(&["-o", "json", "--proxy=false"]).output().expect("it runs"));
+    assert_eq!(complaints(&found)[0], "flags and files: failed");
+    let wrong = node.preflight(&["-o", "yaml"]).output().expect("it runs");
+    assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(1), 0));
+}
