@@ -4,6 +4,9 @@
 
 mod common;
 
+#[path = "common/predecessors.rs"]
+mod predecessors;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -17,7 +20,6 @@ use sepal::iptables::Runner;
 use sepal::iptables::exec::Exec;
 use sepal::netlink::generation::of_nf_tables;
 use sepal::netlink::{Host, Kernel};
-use sepal::rules::jumps::JUMPS;
 use sepal::table::Table;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
@@ -327,30 +329,8 @@ fn kube_proxys_rules_are_taken_over(variant: &str) {
     let lab = Lab::new();
     let manifests = testdata("traffic.yaml");
     for family in Family::ALL {
-        let iptables = format!("{}-{variant}", pick(family, "iptables", "ip6tables"));
-        // Its chains, with service ports in another order, and its jumps, one by one.
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/traffic/{family}.rules"));
-        let golden = fs::read_to_string(golden).expect("readable");
-        let (declared, rules): (Vec<&str>, Vec<&str>) = golden.lines().partition(|line| line.starts_with([':', '*']));
-        let nat = declared.iter().position(|line| *line == "*nat").expect("a table");
-        let end = rules.iter().position(|line| *line == "COMMIT").expect("an end");
-        let last = rules.iter().rposition(|line| line.contains("must be the last")).expect("a tail");
-        let mut of_nat = rules[end + 1..last].to_vec();
-        of_nat.sort_by_key(|line| line.split(' ').nth(1).map(str::to_owned));
-        let text = [&declared[..nat], &rules[..=end], &declared[nat..], &of_nat, &rules[last..]].concat().join("\n") + "\n";
-        let mut restore = lab.node.command(&format!("{iptables}-restore"));
-        let mut child = restore.arg("--noflush").stdin(Stdio::piped()).spawn().expect("it starts");
-        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
-        assert!(child.wait().expect("it ends").success());
-        for jump in JUMPS.iter().filter(|jump| !jump.pod_network) {
-            lab.node.run(&format!(
-                "{iptables} -N {to} -t {table} 2>/dev/null || true; {iptables} -I {from} -t {table} {arguments}",
-                to = jump.to,
-                table = jump.table,
-                from = jump.from,
-                arguments = jump.arguments()
-            ));
-        }
+        predecessors::kube_proxy(&lab.node, variant, family, &fs::read_to_string(golden).expect("readable"));
     }
     let output = tempfile::NamedTempFile::new().expect("writable");
     let mut command = lab.node.command(SEPAL);
@@ -372,37 +352,12 @@ fn kube_proxys_rules_are_taken_over_legacy() {
     kube_proxys_rules_are_taken_over("legacy");
 }
 
-/// What real flanneld writes with `iptables-restore` and `iptables`, into tables that hold other rules.
-const FLANNELD: &str = r#"
-{restore} --noflush <<END
-*filter
-:FLANNEL-FWD - [0:0]
--A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT
--A FLANNEL-FWD -d {network} -m comment --comment "flanneld forward" -j ACCEPT
--A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
-COMMIT
-*nat
-:FLANNEL-POSTRTG - [0:0]
--A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE
--A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG -s {subnet} -d {network} -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG ! -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG -s {network} ! -d {multicast} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
--A FLANNEL-POSTRTG ! -s {network} -d {network} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
--A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
-COMMIT
-END
-"#;
-
 fn flannels_rules_are_taken_over(variant: &str) {
     let lab = Lab::new();
     for (family, network, subnet, multicast) in
         [(Family::V4, "10.61.0.0/16", "10.61.3.0/24", "224.0.0.0/4"), (Family::V6, "fd61:a::/48", "fd61:a:0:3::/64", "ff00::/8")]
     {
-        let restore = format!("{}-{variant}-restore", pick(family, "iptables", "ip6tables"));
-        let of_family = [("{restore}", restore.as_str()), ("{network}", network), ("{subnet}", subnet), ("{multicast}", multicast)];
-        lab.node.run(&of_family.iter().fold(FLANNELD.to_owned(), |script, (word, value)| script.replace(word, value)));
+        predecessors::flannels_rules(&lab.node, variant, family, [network, subnet, multicast]);
     }
     let save = |family| lab.node.run(&format!("{}-{variant}-save | grep '^-A'", pick(family, "iptables", "ip6tables")));
     let by_flanneld = Family::ALL.map(save);

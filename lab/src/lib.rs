@@ -7,6 +7,7 @@
 //! - [`pod`]: a pod on a node's bridge, and servers to talk to.
 //! - [`pod_cluster`]: nodes on one switch, each with the daemon that is tried, and an API server.
 //! - [`probe`]: a client that notices every lost packet.
+//! - [`session`]: a connection that lasts, and notices when it does not.
 //! - [`site`]: a node between its pods and the world outside.
 //! - [`traffic`]: one try of a client at a server.
 
@@ -27,6 +28,7 @@ pub mod plugin;
 pub mod pod;
 pub mod pod_cluster;
 pub mod probe;
+pub mod session;
 pub mod site;
 pub mod traffic;
 
@@ -38,4 +40,5 @@ pub use netns::{Netns, Running, eventually, eventually_within};
 pub use pod::Pod;
 pub use pod_cluster::{Families, Layout, PodCluster, PodNode};
 pub use probe::Prober;
+pub use session::Session;
 pub use site::Site;

@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::netns::Netns;
 use crate::site::{TCP_PORT, UDP_PORT};
-use crate::traffic::{SINK_PORT, checksum};
+use crate::traffic::{ECHO_PORT, SINK_PORT, checksum};
 
 /// A pod.
 #[derive(Debug)]
@@ -36,19 +36,24 @@ impl Pod {
         (self.ip_like(like), UDP_PORT).into()
     }
 
+    /// Where it sends back what it gets: see [`crate::Session`].
+    pub fn echo(&self, like: IpAddr) -> SocketAddr {
+        (self.ip_like(like), ECHO_PORT).into()
+    }
+
     /// Where it takes whatever is sent, and says what that was: see [`crate::traffic::send`].
     pub fn sink(&self, like: IpAddr) -> SocketAddr {
         (self.ip_like(like), SINK_PORT).into()
     }
 }
 
-/// Starts servers on these addresses: by TCP and by UDP one that tells the address that the client has, and one that takes whatever is
-/// sent.
+/// Starts servers on these addresses: by TCP and by UDP one that tells the address that the client has, one that takes whatever is
+/// sent, and one that sends it back.
 pub(crate) fn serve(netns: &Netns, ips: &[IpAddr]) {
     for ip in ips.iter().copied() {
-        let (tcp, udp, sink) = netns.within(move || {
+        let (tcp, udp, sink, echo) = netns.within(move || {
             let tcp = |port| TcpListener::bind((ip, port)).expect("free");
-            (tcp(TCP_PORT), UdpSocket::bind((ip, UDP_PORT)).expect("free"), tcp(SINK_PORT))
+            (tcp(TCP_PORT), UdpSocket::bind((ip, UDP_PORT)).expect("free"), tcp(SINK_PORT), tcp(ECHO_PORT))
         });
         thread::spawn(move || {
             while let Ok((mut stream, peer)) = tcp.accept() {
@@ -59,6 +64,18 @@ pub(crate) fn serve(netns: &Netns, ips: &[IpAddr]) {
             let mut buffer = [0; 64];
             while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
                 let _ = udp.send_to(peer.ip().to_string().as_bytes(), peer);
+            }
+        });
+        thread::spawn(move || {
+            for mut stream in echo.incoming().flatten() {
+                thread::spawn(move || {
+                    let mut bytes = [0; 512];
+                    while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                        if stream.write_all(&bytes[..length]).is_err() {
+                            return;
+                        }
+                    }
+                });
             }
         });
         thread::spawn(move || {

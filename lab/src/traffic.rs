@@ -8,6 +8,8 @@ use crate::netns::Netns;
 
 /// Where a [`crate::Pod`] takes what is sent to it.
 pub const SINK_PORT: u16 = 9000;
+/// Where a [`crate::Pod`] sends back what it gets.
+pub const ECHO_PORT: u16 = 7007;
 
 /// Longer than any answer takes, short enough to wait for where none comes.
 const SOON: Duration = Duration::from_secs(2);
