@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Tests and the demo make network namespaces, which takes root; building does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
-.PHONY: all build demo demo-clean test lint bench golden fuzz tools
+.PHONY: all build demo demo-clean soak scale test lint bench golden fuzz tools
 all: build
 
 tools:
@@ -20,6 +20,16 @@ demo: tools build
 # Ends one that was left up; its namespaces, and all that is in them, end with it.
 demo-clean:
 	-$(AS_ROOT) pkill -f 'sepal-lab demo'
+
+# Ten minutes of churn, faults and restarts over such nodes; everything has to be as it was in the end, and no connection unexplained.
+# MINUTES=60 takes longer.
+soak: tools build
+	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab soak --minutes $(or $(MINUTES),10)
+
+# The rest of a large cluster simulated around one real node: what its start and changes cost.
+# NODES=5000 SERVICES=10000 ENDPOINTS=3 say how large.
+scale: tools build
+	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab scale --nodes $(or $(NODES),5000) --services $(or $(SERVICES),10000) --endpoints $(or $(ENDPOINTS),3)
 
 test: tools
 	$(CARGO) test --workspace --locked --no-run

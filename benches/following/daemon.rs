@@ -1,23 +1,18 @@
-//! A node with an API server, a running sepal, and servers behind Services.
+//! A node with an API server and a running sepal.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use sepal::table::plan::Variant;
 use sepal_apiserver::ApiServer;
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns};
+use sepal_lab::{IN_NAMESPACE, Netns, figures};
 use serde_json::Value;
-
-use crate::common;
 
 /// The program.
 pub(crate) const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
-
-/// The addresses of the servers that endpoints are moved between.
-pub(crate) const SERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 255, 0, 1), Ipv4Addr::new(10, 255, 0, 2)];
 
 /// A running sepal and what it logs.
 pub(crate) struct Sepal {
@@ -68,12 +63,12 @@ impl Sepal {
 
     /// A figure of `/proc/PID/status`, in MB of a million bytes.
     pub(crate) fn memory(&self, name: &str) -> f64 {
-        common::memory(self.child.id(), name)
+        figures::memory(self.child.id(), name)
     }
 
     /// CPU time of all its threads, without its children's, in ms; to 10 ms.
     pub(crate) fn cpu(&self) -> f64 {
-        common::cpu(self.child.id())
+        figures::cpu(self.child.id())
     }
 }
 
@@ -87,43 +82,4 @@ impl Drop for Sepal {
 /// An API server in the node's namespace.
 pub(crate) fn serve(node: &Netns, objects: Vec<Value>) -> ApiServer {
     node.within(move || ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("it serves"))
-}
-
-/// Where one service is reached.
-pub(crate) fn address(service: usize) -> SocketAddr {
-    SocketAddr::new(Cluster::cluster_ip(service).parse().expect("an address"), 80)
-}
-
-/// Servers on addresses of the node's own; each says which it is.
-pub(crate) fn serve_endpoints(node: &Netns) {
-    node.run(
-        "ip link add beyond type veth peer name horizon; ip link set beyond up; ip link set horizon up; ip route add default dev beyond",
-    );
-    for ip in SERVERS {
-        node.run(&format!("ip addr add {ip}/32 dev lo"));
-        let listener = node.within(move || TcpListener::bind((ip, 8080)).expect("free"));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _ = { stream }.write_all(ip.to_string().as_bytes());
-            }
-        });
-    }
-}
-
-/// Connects until the server that answers is this one.
-pub(crate) fn wait_for(node: &Netns, to: SocketAddr, server: Ipv4Addr) {
-    let wanted = server.to_string();
-    node.within(move || {
-        let limit = Instant::now() + Duration::from_secs(120);
-        loop {
-            let mut said = String::new();
-            if let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_millis(20)) {
-                let _ = stream.read_to_string(&mut said);
-            }
-            if said == wanted {
-                return;
-            }
-            assert!(Instant::now() < limit, "the change never arrives");
-        }
-    });
 }

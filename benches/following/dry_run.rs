@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use sepal::table::plan::Variant;
+use sepal_lab::figures::{Rows, quantile};
 use sepal_lab::{Cluster, Netns};
 use serde_json::json;
 
-use crate::common::quantile;
-use crate::common::table::Rows;
 use crate::daemon::SEPAL;
 use crate::floor::restore;
 

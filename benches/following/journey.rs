@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use sepal::table::plan::Variant;
 use sepal_apiserver::ApiServer;
+use sepal_lab::figures::{Rows, quantile};
+use sepal_lab::servers::{SERVERS, address, serve_endpoints, wait_for};
 use sepal_lab::{Cluster, Netns};
 use serde_json::Value;
 
-use crate::common::quantile;
-use crate::common::table::Rows;
-use crate::daemon::{SERVERS, Sepal, address, serve, serve_endpoints, wait_for};
+use crate::daemon::{Sepal, serve};
 use crate::floor::Floor;
 
 /// Single changes that are timed, and whose CPU is counted: this many, or what there is time for.
@@ -28,7 +28,7 @@ const MANY: usize = 1000;
 pub(crate) fn whole(cluster: Cluster, variant: Variant, rows: &mut Rows<'_>) {
     let (mut floor, filled) = Floor::fill(cluster, variant);
     let node = Netns::new();
-    serve_endpoints(&node);
+    with_servers(&node);
     let server = serve(&node, cluster.objects().collect());
     let start = Instant::now();
     let sepal = Sepal::start(&node, &server, variant);
@@ -62,7 +62,7 @@ pub(crate) fn whole(cluster: Cluster, variant: Variant, rows: &mut Rows<'_>) {
 pub(crate) fn single_changes(cluster: Cluster, variant: Variant, rows: &mut Rows<'_>) {
     let (mut floor, _) = Floor::fill(cluster, variant);
     let node = Netns::new();
-    serve_endpoints(&node);
+    with_servers(&node);
     let server = serve(&node, cluster.objects().collect());
     let sepal = Sepal::start(&node, &server, variant);
     sepal.logs("chains written");
@@ -162,4 +162,12 @@ fn over_udp(mut object: Value) -> Value {
         }
     }
     object
+}
+
+/// Servers behind Services, and a way for packets to those that are not there.
+fn with_servers(node: &Netns) {
+    node.run(
+        "ip link add beyond type veth peer name horizon; ip link set beyond up; ip link set horizon up; ip route add default dev beyond",
+    );
+    serve_endpoints(node);
 }

@@ -14,8 +14,6 @@
     reason = "an instrument: it starts programs, waits, and prints"
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod daemon;
 mod dry_run;
 mod floor;
@@ -23,8 +21,7 @@ mod journey;
 
 use sepal::table::plan::Variant;
 use sepal_lab::Cluster;
-
-use common::table::{Rows, Table};
+use sepal_lab::figures::{Rows, Table};
 
 fn main() {
     let variants = std::env::var("SEPAL_BENCH_VARIANTS").unwrap_or_else(|_| "nft,legacy".into());

@@ -12,10 +12,6 @@
     reason = "an instrument: it starts programs, waits, and prints"
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
-
-use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
@@ -25,11 +21,10 @@ use std::time::{Duration, Instant};
 
 use sepal::netlink::monitor::{Event, Monitor};
 use sepal_apiserver::ApiServer;
+use sepal_lab::figures::{self, Rows, Table};
+use sepal_lab::peers::{beating, floor, host, node, routes};
 use sepal_lab::{Netns, Running};
-use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use common::table::{Rows, Table};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 /// Times that a start is measured; the median counts.
@@ -47,81 +42,6 @@ fn main() {
         table.keep();
     }
     println!("\n{}", table.text());
-}
-
-/// A node as the API has it: ten kilobytes, most of which nobody needs.
-fn node(number: usize, generation: usize) -> Value {
-    let [high, low] = [number / 256, number % 256];
-    let name = if number == 0 { "bench".to_owned() } else { format!("node-{number}") };
-    let images: Vec<Value> = (0..30)
-        .map(|i| json!({"names": [format!("registry.example.com/team/image-{i}@sha256:{:064x}", i + number), format!("registry.example.com/team/image-{i}:v1.{number}")], "sizeBytes": 100_000_000 + i}))
-        .collect();
-    let mut annotations = json!({"node.alpha.kubernetes.io/ttl": "0", "volumes.kubernetes.io/controller-managed-attach-detach": "true"});
-    if number > 0 {
-        annotations["flannel.alpha.coreos.com/kube-subnet-manager"] = json!("true");
-        annotations["flannel.alpha.coreos.com/backend-type"] = json!("vxlan");
-        annotations["flannel.alpha.coreos.com/backend-data"] = json!(format!("{{\"VNI\":1,\"VtepMAC\":\"{}\"}}", mac(number, generation)));
-        annotations["flannel.alpha.coreos.com/public-ip"] = json!(format!("172.16.{high}.{low}"));
-    }
-    let managed = |manager: &str| json!({"manager": manager, "operation": "Update", "fieldsV1": {"f:metadata": {"f:annotations": {"f:x": "y".repeat(900)}}}});
-    let subnet = format!("10.{}.{low}.0/24", 1 + high);
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {
-            "name": name, "uid": format!("uid-{number}"), "creationTimestamp": "2026-01-01T00:00:00Z", "annotations": annotations,
-            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
-            "managedFields": [managed("kubelet"), managed("kube-controller-manager"), managed("flanneld")],
-        },
-        "spec": {"podCIDR": subnet, "podCIDRs": [subnet]},
-        "status": {
-            "addresses": [{"type": "InternalIP", "address": if number == 0 { "192.168.77.1".into() } else { format!("172.16.{high}.{low}") }}],
-            "capacity": {"cpu": "64", "memory": "263000000Ki", "pods": "110"}, "images": images,
-            "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z", "message": "kubelet is posting ready status"}],
-        },
-    })
-}
-
-fn mac(number: usize, generation: usize) -> String {
-    format!("02:00:{:02x}:{:02x}:{:02x}:{:02x}", generation, number >> 16, (number >> 8) & 255, number & 255)
-}
-
-/// A namespace with one interface to other nodes.
-fn host() -> Netns {
-    let host = Netns::new();
-    host.run(
-        "ip link add eth0 type veth peer name beyond; ip link set eth0 up; ip link set beyond up
-         ip addr add 192.168.77.1/24 dev eth0; ip route add default via 192.168.77.254",
-    );
-    host
-}
-
-/// What the same entries cost when they are written at once by the usual tools, in s.
-fn floor(peers: usize, folder: &Path) -> f64 {
-    let host = host();
-    host.run(
-        "ip link add flannel.1 type vxlan id 1 dev eth0 local 192.168.77.1 dstport 8472 nolearning; ip addr add 10.1.0.0/32 dev flannel.1
-         ip link set flannel.1 up",
-    );
-    let (mut entries, mut forwards) = (String::new(), String::new());
-    for number in 1..=peers {
-        let [high, low] = [number / 256, number % 256];
-        let (base, mac) = (format!("10.{}.{low}.0", 1 + high), mac(number, 0));
-        let _ = writeln!(entries, "neigh replace {base} lladdr {mac} dev flannel.1 nud permanent");
-        let _ = writeln!(entries, "route replace {base}/24 via {base} dev flannel.1 onlink proto 83");
-        let _ = writeln!(forwards, "fdb replace {mac} dev flannel.1 dst 172.16.{high}.{low} self permanent");
-    }
-    let files = [folder.join("entries"), folder.join("forwards")];
-    std::fs::write(&files[0], entries).expect("writable");
-    std::fs::write(&files[1], forwards).expect("writable");
-    let start = Instant::now();
-    host.run(&format!("bridge -batch {}; ip -batch {}", files[1].display(), files[0].display()));
-    let took = start.elapsed().as_secs_f64();
-    assert_eq!(routes(&host), peers);
-    took
-}
-
-fn routes(host: &Netns) -> usize {
-    host.run("ip route show proto 83 | wc -l").trim().parse().expect("a number")
 }
 
 fn start(host: &Netns, url: &str, folder: &Path) -> Running {
@@ -187,15 +107,15 @@ fn measure(peers: usize, rows: &mut Rows<'_>) {
     let running = running.expect("it was started");
     // nsenter has become the program.
     let process = running.0.id();
-    rows.ratio("start to all programmed", common::quantile(&mut starts, 0.5), common::quantile(&mut floors, 0.5), "s");
-    rows.figure("peak memory of the start", common::memory(process, "VmHWM"), "MB");
+    rows.ratio("start to all programmed", figures::quantile(&mut starts, 0.5), figures::quantile(&mut floors, 0.5), "s");
+    rows.figure("peak memory of the start", figures::memory(process, "VmHWM"), "MB");
 
     // What the start has set off comes to rest first.
     thread::sleep(Duration::from_secs(5));
-    rows.figure("settled memory", common::memory(process, "VmRSS"), "MB");
+    rows.figure("settled memory", figures::memory(process, "VmRSS"), "MB");
     let changes = watch(&host);
     let mut times = Vec::new();
-    let before = common::cpu(process);
+    let before = figures::cpu(process);
     for number in 1..=CHANGES {
         let begin = Instant::now();
         server.put(node(number * (peers / CHANGES), 1)).expect("a Node");
@@ -204,16 +124,15 @@ fn measure(peers: usize, rows: &mut Rows<'_>) {
         thread::sleep(Duration::from_millis(37));
         changes.try_iter().for_each(drop);
     }
-    rows.figure("one peer changed, from the API to the kernel, p50", common::quantile(&mut times, 0.5), "ms");
-    rows.figure("the same, p99", common::quantile(&mut times, 0.99), "ms");
-    rows.figure("CPU of one change", (common::cpu(process) - before) / CHANGES as f64, "ms");
-    let before = common::cpu(process);
+    rows.figure("one peer changed, from the API to the kernel, p50", figures::quantile(&mut times, 0.5), "ms");
+    rows.figure("the same, p99", figures::quantile(&mut times, 0.99), "ms");
+    rows.figure("CPU of one change", (figures::cpu(process) - before) / CHANGES as f64, "ms");
+    let before = figures::cpu(process);
     for number in 0..HEARTBEATS {
-        let mut beat = node(1 + number % peers, usize::from((1 + number % peers).is_multiple_of(peers / CHANGES)));
-        beat["status"]["conditions"][0]["lastHeartbeatTime"] = json!(format!("2026-01-01T00:{:02}:{:02}Z", number / 60 % 60, number % 60));
-        server.put(beat).expect("a Node");
+        let peer = 1 + number % peers;
+        server.put(beating(node(peer, usize::from(peer.is_multiple_of(peers / CHANGES))), number)).expect("a Node");
     }
     thread::sleep(Duration::from_secs(2));
-    rows.figure("CPU of 1000 heartbeats of Nodes", (common::cpu(process) - before) / (HEARTBEATS as f64 / 1e3), "ms");
-    rows.figure("peak memory in all", common::memory(process, "VmHWM"), "MB");
+    rows.figure("CPU of 1000 heartbeats of Nodes", (figures::cpu(process) - before) / (HEARTBEATS as f64 / 1e3), "ms");
+    rows.figure("peak memory in all", figures::memory(process, "VmHWM"), "MB");
 }

@@ -11,10 +11,20 @@ use crate::netns::Netns;
 use crate::pod::{Pod, serve};
 use crate::pod_cluster::PodNode;
 
+/// The network's name in the configuration that the daemon writes.
+const NETWORK: &str = "cbr0";
+
 impl PodNode {
     /// Where the daemon writes the network's configuration for the runtime, with its flag `--cni-conf-dir`.
     pub fn conf_dir(&self) -> String {
         self.file("net.d")
+    }
+
+    /// Addresses that the plugin holds for pods.
+    pub fn reserved_addresses(&self) -> Vec<String> {
+        let folder = Path::new(&self.file("networks")).join(NETWORK);
+        let names = fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect()
     }
 
     /// Connects a new pod by the plugin, as the configuration that the daemon has written says; and starts its servers.

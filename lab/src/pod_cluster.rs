@@ -255,6 +255,12 @@ impl PodNode {
         drop(self.running.take());
     }
 
+    /// The program's process, if it runs.
+    pub fn process(&self) -> Option<u32> {
+        // nsenter has become the program.
+        self.running.borrow().as_ref().map(|running| running.0.id())
+    }
+
     /// Waits until every part of the program is ready.
     pub fn wait_ready(&self) {
         let start = Instant::now();

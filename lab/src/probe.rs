@@ -1,6 +1,8 @@
 //! A client that asks all the time and notices every answer that does not come.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -13,6 +15,9 @@ pub const PERIOD: Duration = Duration::from_millis(20);
 /// Longer than an answer takes, also on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The ports that are asked from, one after the other.
+const PORTS: Range<u16> = 20_000..32_000;
+
 /// What became of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -21,7 +26,7 @@ enum Fate {
     Lost,
 }
 
-/// Asks a UDP server every 20 ms, each time from a port of its own, so that rules take each question for a new connection. It stops when
+/// Asks a server every 20 ms, each time from a port of its own, so that rules take each question for a new connection. It stops when
 /// this is dropped.
 #[derive(Debug)]
 pub struct Prober {
@@ -35,6 +40,15 @@ pub struct Prober {
 impl Prober {
     /// Begins to ask from a namespace.
     pub fn start(from: &Netns, to: SocketAddr) -> Self {
+        Self::asking(from, to, ask)
+    }
+
+    /// Begins to ask a TCP server, by a connection for each question. While no answer comes it waits, so it asks more rarely.
+    pub fn start_tcp(from: &Netns, to: SocketAddr) -> Self {
+        Self::asking(from, to, ask_tcp)
+    }
+
+    fn asking(from: &Netns, to: SocketAddr, ask: fn(SocketAddr, &Mutex<Vec<Fate>>, &AtomicBool)) -> Self {
         let fates = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (of_thread, stopped) = (Arc::clone(&fates), Arc::clone(&stop));
@@ -78,9 +92,9 @@ fn lock(fates: &Mutex<Vec<Fate>>) -> MutexGuard<'_, Vec<Fate>> {
 fn ask(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
     let mut open: Vec<(usize, Instant, UdpSocket)> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let asked = question(to);
+        let number = lock(fates).len();
+        let asked = question(to, number);
         let mut fates_now = lock(fates);
-        let number = fates_now.len();
         match asked {
             Ok(socket) => {
                 fates_now.push(Fate::Open);
@@ -102,9 +116,31 @@ fn ask(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
     }
 }
 
-fn question(to: SocketAddr) -> std::io::Result<UdpSocket> {
-    let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any)?;
+fn ask_tcp(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        lock(fates).push(Fate::Open);
+        let answered = connection(to).is_ok_and(|answer| !answer.is_empty());
+        if let Some(fate) = lock(fates).last_mut() {
+            *fate = if answered { Fate::Answered } else { Fate::Lost };
+        }
+        thread::sleep(PERIOD);
+    }
+}
+
+fn connection(to: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Asks from a port that was not asked from for minutes: a flow that began without rules is remembered for half a minute, and whoever has
+/// its ports meanwhile is a part of it.
+fn question(to: SocketAddr, number: usize) -> std::io::Result<UdpSocket> {
+    let port = PORTS.start + u16::try_from(number % PORTS.len()).unwrap_or_default();
+    let any = |port| if to.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], port)) } else { ([0_u16; 8], port).into() };
+    let socket = UdpSocket::bind(any(port)).or_else(|_| UdpSocket::bind(any(0)))?;
     socket.connect(to)?;
     socket.set_nonblocking(true)?;
     socket.send(b"?")?;

@@ -10,10 +10,10 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::pod_cluster::{Families, Layout, OUTSIDE, PodCluster};
+use crate::traffic::{ping_whole, tcp, tcp_within};
+use crate::{Netns, Pod};
 use anyhow::{Context, ensure};
-use sepal_lab::pod_cluster::{Families, Layout, OUTSIDE, PodCluster};
-use sepal_lab::traffic::{ping_whole, tcp, tcp_within};
-use sepal_lab::{Netns, Pod};
 
 use screen::{Screen, Seen};
 use services::{BALANCER, NAME_PORT, NODE_PORT, Shown};
@@ -48,7 +48,10 @@ struct Demo {
 }
 
 /// Shows everything; with `keep` it stays up until the program is ended.
-pub(crate) fn run(sepal: &Path, keep: bool) -> anyhow::Result<()> {
+///
+/// # Errors
+/// Something is not as it should be.
+pub fn run(sepal: &Path, keep: bool) -> anyhow::Result<()> {
     let mut screen = Screen::new();
     let mut demo = Demo::start(sepal, &mut screen)?;
     demo.network(&mut screen)?;

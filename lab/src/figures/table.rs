@@ -1,7 +1,8 @@
 //! The table of figures.
 
 /// All figures, as lines of Markdown.
-pub(crate) struct Table {
+#[derive(Debug)]
+pub struct Table {
     /// What is measured is told by so many columns.
     columns: usize,
     head: String,
@@ -9,30 +10,32 @@ pub(crate) struct Table {
 }
 
 /// The figures of one thing that is measured.
-pub(crate) struct Rows<'a> {
+#[derive(Debug)]
+pub struct Rows<'a> {
     table: &'a mut Table,
     of: String,
 }
 
 impl Table {
     /// An empty table; what is measured is told in these columns.
-    pub(crate) fn new(columns: &[&str]) -> Self {
+    pub fn new(columns: &[&str]) -> Self {
         let head = format!("| {} | what | sepal | floor | ratio |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len() + 4));
         Self { columns: columns.len(), head, lines: Vec::new() }
     }
 
     /// The figures of what these cells tell.
-    pub(crate) fn of(&mut self, cells: &[String]) -> Rows<'_> {
+    pub fn of(&mut self, cells: &[String]) -> Rows<'_> {
         Rows { table: self, of: cells.join(" | ") }
     }
 
-    pub(crate) fn text(&self) -> String {
+    /// The whole table.
+    pub fn text(&self) -> String {
         self.head.clone() + &self.lines.concat()
     }
 
     /// Puts the figures into the table of the file that `SEPAL_BENCH_KEEP` names: each in place of the one of the same name, or at the
     /// end.
-    pub(crate) fn keep(&self) {
+    pub fn keep(&self) {
         let Some(path) = std::env::var_os("SEPAL_BENCH_KEEP") else { return };
         let text = std::fs::read_to_string(&path).expect("readable");
         let (before, kept) = text.split_once(&self.head).expect("it has the table");
@@ -53,12 +56,12 @@ impl Table {
 
 impl Rows<'_> {
     /// A figure without anything to compare it with.
-    pub(crate) fn figure(&mut self, what: &str, value: f64, unit: &str) {
+    pub fn figure(&mut self, what: &str, value: f64, unit: &str) {
         self.line(what, &format!("{value:.3} {unit}"), "-", "-");
     }
 
     /// A time and what it cannot be below.
-    pub(crate) fn ratio(&mut self, what: &str, sepal: f64, floor: f64, unit: &str) {
+    pub fn ratio(&mut self, what: &str, sepal: f64, floor: f64, unit: &str) {
         self.line(what, &format!("{sepal:.3} {unit}"), &format!("{floor:.3} {unit}"), &format!("{:.2}", sepal / floor));
     }
 
