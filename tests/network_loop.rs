@@ -55,18 +55,22 @@ fn host() -> Live {
 
 /// Node number `n`: subnet 10.244.n.0/24, address 192.0.2.n.
 fn node(n: u8, mac: u8) -> NodeUpdate {
-    let (name, subnet, ip) = (format!("node-{n}"), format!("10.244.{n}.0/24"), format!("192.0.2.{n}"));
+    node_at(n, mac, "vxlan", &format!("192.0.2.{n}"))
+}
+
+/// The same with another backend and another address.
+fn node_at(n: u8, mac: u8, backend: &str, ip: &str) -> NodeUpdate {
+    let (name, subnet) = (format!("node-{n}"), format!("10.244.{n}.0/24"));
     let data = format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:{mac:02x}\"}}");
     let full = |suffix: &str| Prefix::default().name(suffix);
-    let annotations =
-        [("kube-subnet-manager", "true"), ("backend-type", "vxlan"), ("backend-data", data.as_str()), ("public-ip", ip.as_str())]
-            .map(|(suffix, value)| (full(suffix), value.to_owned()));
+    let annotations = [("kube-subnet-manager", "true"), ("backend-type", backend), ("backend-data", data.as_str()), ("public-ip", ip)]
+        .map(|(suffix, value)| (full(suffix), value.to_owned()));
     let text = NodeText {
         name: &name,
         uid: &name,
         pod_cidrs: vec![&subnet],
         annotations: annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
-        internal_ips: vec![&ip],
+        internal_ips: vec![ip],
         ..NodeText::default()
     };
     NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))
@@ -205,6 +209,31 @@ async fn other_nodes_take_the_short_way() {
     network.tell(NodeUpdate::Listed(known)).await;
     eventually("only those of the list are left", || network.kernel.live().fdb.len() == 4).await;
     assert!(network.metric("sepal_network_peers{state=\"desired\"} 4"));
+}
+
+/// Whether few nodes change or many at once: who is refused is counted once, and no longer than that holds.
+#[tokio::test]
+async fn refusals_are_counted_the_same_by_either_way() {
+    let mut live = host();
+    let destination = "192.0.2.0/24".parse().expect("a CIDR");
+    let near =
+        Route { gateway: None, link: Some(UNDERLAY), onlink: false, blackhole: false, source: None, protocol: 2, metric: 0, destination };
+    live.routes = vec![near];
+    let network = Loop::start_with(Arc::new(FakeNetwork::new(live)), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#).await;
+    let at = |n: u8, net: &str| node_at(n, n, "host-gw", &format!("{net}.{n}"));
+    network.tell_all([at(1, "192.0.2"), at(2, "192.0.2"), at(3, "198.51.100")]).await;
+    let refused = |count: usize| network.metric(&format!("sepal_network_peers_refused{{reason=\"not_on_link\"}} {count}"));
+    let routed = |n: u8| network.kernel.live().routes.iter().any(|route| route.destination.to_string() == format!("10.244.{n}.0/24"));
+    eventually("one is refused", || refused(1)).await;
+    for n in 10..=110 {
+        network.tell(at(n, "192.0.2")).await;
+    }
+    eventually("many have come", || routed(110)).await;
+    assert!(refused(1), "and it is still that one");
+    network.tell(at(4, "198.51.100")).await;
+    eventually("another one is refused", || refused(2)).await;
+    network.tell(at(3, "192.0.2")).await;
+    eventually("the first one is reached", || routed(3) && refused(1)).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use crate::network::desired::{DesiredEntries, Entry, Wanted};
 use crate::network::entry::{Live, Route};
 use crate::network::peers::{Peers, Programmed, peers};
 use crate::network::plan;
+use crate::network::refusal::Refusal;
 
 use super::{Known, NetworkLoop};
 
@@ -19,6 +20,7 @@ const FEW: usize = 64;
 /// What the peers in question should have and have, and what follows of that.
 struct Difference {
     peers: Peers,
+    off_link: Vec<Refusal>,
     now: DesiredEntries,
     before: Held,
 }
@@ -32,7 +34,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
         let (Some(mut known), Some(since)) = (self.known.take(), self.since.take()) else { return false };
         let changed = std::mem::take(&mut self.changed);
-        let Difference { peers, now, before } = self.difference(&known, &changed);
+        let Difference { peers, off_link, now, before } = self.difference(&known, &changed);
         let destinations: HashSet<IpNetwork> = now.peers.values().flatten().filter_map(destination).collect();
         let others = known.routes.iter().filter(|route| destinations.contains(&route.destination)).copied().collect();
         let plan = plan::entries(&now, &known.links, &live_of(before.values().flatten(), others));
@@ -45,8 +47,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 false
             }
         };
-        known.off_link.retain(|refusal| !changed.contains(&refusal.node));
-        known.off_link.extend(now.refused);
+        known.off_link = off_link;
         known.peers = peers;
         known.held.retain(|node, _| !before.contains_key(node));
         if done {
@@ -68,10 +69,12 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let wanted = Wanted { conf: &conf, settings: &self.asked.settings, own: &known.own, external: &known.external, mtu: &known.mtu };
         let mut all = known.peers.clone();
         let mut alone = |name: &str| all.follow(name, self.nodes.get(name).map(|node| &**node), &known.own, &conf);
+        let mut off_link = Vec::new();
         let (asked, held) = if changed.len() <= FEW && changed.iter().all(|name| alone(name)) {
             let accepted = changed.iter().filter_map(|name| Some((name.clone(), *all.accepted.get(name)?))).collect();
             let few = Peers { accepted, refused: Vec::new() };
             let held = changed.iter().filter_map(|name| Some((name.clone(), known.held.get(name)?.clone()))).collect();
+            off_link.extend(known.off_link.iter().filter(|refusal| !changed.contains(&refusal.node)).cloned());
             (few, held)
         } else {
             let programmed = Programmed::of_live(&live_of(known.held.values().flatten(), Vec::new()));
@@ -79,8 +82,9 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             (all.clone(), known.held.clone())
         };
         let desired = wanted.entries(&asked, &known.links, &known.routes);
+        off_link.extend(desired.refused);
         let (now, before) = different(desired.peers, held);
-        Difference { peers: all, now: DesiredEntries { peers: now, own: Vec::new(), refused: desired.refused }, before }
+        Difference { peers: all, off_link, now: DesiredEntries { peers: now, ..DesiredEntries::default() }, before }
     }
 }
 
