@@ -12,6 +12,7 @@
 //! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
 //! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces. [`cni`]: the program as a plugin of container runtimes.
 //!
+//! - [`explain`]: which way a packet goes through the rules. Pure.
 //! - [`preflight`]: what all of that needs of a node, and what was found there. Pure.
 //!
 //! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod conntrack;
+pub mod explain;
 pub mod iptables;
 pub mod netlink;
 pub mod network;

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use crate::netns::Netns;
 
 /// Time from one question to the next.
@@ -118,8 +120,9 @@ fn ask(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
 
 fn ask_tcp(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
+        let number = lock(fates).len();
         lock(fates).push(Fate::Open);
-        let answered = connection(to).is_ok_and(|answer| !answer.is_empty());
+        let answered = connection(to, number).is_ok_and(|answer| !answer.is_empty());
         if let Some(fate) = lock(fates).last_mut() {
             *fate = if answered { Fate::Answered } else { Fate::Lost };
         }
@@ -127,8 +130,12 @@ fn ask_tcp(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
     }
 }
 
-fn connection(to: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+/// From a port as [`question`] does, for the same reason: of TCP such a flow is remembered for two minutes.
+fn connection(to: SocketAddr, number: usize) -> std::io::Result<String> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&address_of(to, number).into()).or_else(|_| socket.bind(&any(to, 0).into()))?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -138,11 +145,18 @@ fn connection(to: SocketAddr) -> std::io::Result<String> {
 /// Asks from a port that was not asked from for minutes: a flow that began without rules is remembered for half a minute, and whoever has
 /// its ports meanwhile is a part of it.
 fn question(to: SocketAddr, number: usize) -> std::io::Result<UdpSocket> {
-    let port = PORTS.start + u16::try_from(number % PORTS.len()).unwrap_or_default();
-    let any = |port| if to.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], port)) } else { ([0_u16; 8], port).into() };
-    let socket = UdpSocket::bind(any(port)).or_else(|_| UdpSocket::bind(any(0)))?;
+    let socket = UdpSocket::bind(address_of(to, number)).or_else(|_| UdpSocket::bind(any(to, 0)))?;
     socket.connect(to)?;
     socket.set_nonblocking(true)?;
     socket.send(b"?")?;
     Ok(socket)
+}
+
+/// Where a question is asked from.
+fn address_of(to: SocketAddr, number: usize) -> SocketAddr {
+    any(to, PORTS.start + u16::try_from(number % PORTS.len()).unwrap_or_default())
+}
+
+fn any(to: SocketAddr, port: u16) -> SocketAddr {
+    if to.is_ipv4() { ([0, 0, 0, 0], port).into() } else { ([0_u16; 8], port).into() }
 }

@@ -12,6 +12,9 @@ pub const TCP_PORT: u16 = 8080;
 /// Where every serving pod answers by UDP.
 pub const UDP_PORT: u16 = 5353;
 
+/// Where every serving pod tells by TCP who it is, and who asked.
+pub const WHO_PORT: u16 = 8082;
+
 /// A node between its pods and the world outside.
 #[derive(Debug)]
 pub struct Site {
@@ -70,6 +73,12 @@ impl Site {
             let (tcp, udp) = self
                 .pods
                 .within(move || (TcpListener::bind((ip, TCP_PORT)).expect("free"), UdpSocket::bind((ip, UDP_PORT)).expect("free")));
+            let who = self.pods.within(move || TcpListener::bind((ip, WHO_PORT)).expect("free"));
+            std::thread::spawn(move || {
+                while let Ok((mut stream, peer)) = who.accept() {
+                    let _ = stream.write_all(format!("{ip} {}", peer.ip()).as_bytes());
+                }
+            });
             std::thread::spawn(move || {
                 for stream in tcp.incoming().flatten() {
                     let _ = { stream }.write_all(ip.to_string().as_bytes());

@@ -6,6 +6,7 @@ mod cleanup_pod_network;
 mod cni;
 mod config_watch;
 mod dry_run;
+mod explain;
 mod flanneld;
 mod logs;
 mod own_node;
@@ -49,6 +50,8 @@ enum Command {
     Run(Box<RunFlags>),
     /// Delete the rules that kube-proxy and sepal keep on this node, or with --pod-network what the pod network has left; stop them first
     Cleanup(cleanup::CleanupFlags),
+    /// Say which way a packet goes through the rules, and why
+    Explain(Box<explain::ExplainFlags>),
     /// Check what this node needs to run with these flags, and say what to do about what is missing; changes nothing
     Preflight(Box<preflight::PreflightFlags>),
     /// Print the version
@@ -78,6 +81,10 @@ pub fn main() -> ExitCode {
         Ok(Command::Cleanup(flags)) => {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))
+        }
+        Ok(Command::Explain(flags)) => {
+            logs::init(0, LogFormat::Text);
+            block_on(explain::explain(*flags))
         }
         Ok(Command::Preflight(flags)) => block_on(preflight::preflight(*flags)),
         Ok(Command::Cni(flags)) => {
@@ -135,6 +142,7 @@ fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
     let parsed = arguments::with_any_values(Cli::command())
         .mut_subcommand("run", arguments::with_any_values)
         .mut_subcommand("preflight", arguments::with_any_values)
+        .mut_subcommand("explain", arguments::with_any_values)
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {

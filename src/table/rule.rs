@@ -190,6 +190,11 @@ fn close(open: Option<&Open<'_>>, options: &mut Vec<Cow<'_, str>>, text: &mut St
     part(kind, text);
 }
 
+/// The words of a rule, with quotes and backslashes undone.
+pub fn words(arguments: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    Words(arguments)
+}
+
 /// Words of a rule, with quotes and backslashes undone.
 struct Words<'a>(&'a str);
 

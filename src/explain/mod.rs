@@ -1,0 +1,12 @@
+//! `sepal explain`: which way a packet goes through the rules, and why. Pure: rules as text and a packet in, endings out.
+//!
+//! - [`packet`]: what is sent, from where, and where that is.
+//! - [`rule`], [`ruleset`]: rules as conditions and actions.
+//! - [`walk`]: the kernel's way through them, in all its branches.
+//! - [`story`]: what came of it, in words and as JSON.
+
+pub mod packet;
+pub mod rule;
+pub mod ruleset;
+pub mod story;
+pub mod walk;
