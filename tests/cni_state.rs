@@ -144,7 +144,8 @@ fn a_pod_of_the_real_plugins_is_taken_over() {
 #[test]
 fn a_full_range_is_told_and_leaks_no_interface() {
     let node = Node::new();
-    node.write_subnet_env("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/29\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n");
+    // Addresses of this test alone: whether somebody still has them is asked of all namespaces of this machine.
+    node.write_subnet_env("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.82.1/29\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n");
     let pods: Vec<Pod> = (0..6).map(|number| Pod::new(&format!("pod{number}"))).collect();
     for pod in &pods[..5] {
         node.add(&node.sepal(), pod);
@@ -152,7 +153,8 @@ fn a_full_range_is_told_and_leaks_no_interface() {
     let add = || node.run("ADD", &node.sepal(), Some(&pods[5]), &Value::Null, &json!({}));
     let full = (
         999,
-        "failed to delegate add: failed to allocate for range 0: no IP addresses available in range set: 10.244.1.1-10.244.1.6".to_owned(),
+        "failed to delegate add: failed to allocate for range 0: no IP addresses available in range set: 10.244.82.1-10.244.82.6"
+            .to_owned(),
     );
     assert_eq!(failed(add()), full);
     assert_eq!((node.ports().len(), node.reserved().len(), node.kept().len()), (5, 5, 5));
@@ -165,11 +167,11 @@ fn a_full_range_is_told_and_leaks_no_interface() {
     assert_eq!(failed(add()), full);
     // A pod goes and nobody says so: then its address is nobody's.
     pods[2].netns.run("ip link del eth0");
-    reserve(&node.reservations(), "10.244.1.4", "pod2\r\neth0");
+    reserve(&node.reservations(), "10.244.82.4", "pod2\r\neth0");
     assert_eq!(failed(add()), full, "it was reserved just now");
-    make_old(&node.reservations().join("10.244.1.4"));
-    assert_eq!(address(&add().expect("the leaked one"), 0), "10.244.1.4");
-    assert_eq!(text(&node.reservations().join("10.244.1.4")), "pod5\r\neth0");
+    make_old(&node.reservations().join("10.244.82.4"));
+    assert_eq!(address(&add().expect("the leaked one"), 0), "10.244.82.4");
+    assert_eq!(text(&node.reservations().join("10.244.82.4")), "pod5\r\neth0");
 }
 
 #[test]
