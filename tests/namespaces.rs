@@ -24,7 +24,7 @@ use sepal::table::Table;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually};
+use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually, eventually_within, http};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
@@ -405,6 +405,42 @@ fn flannels_rules_are_taken_over_legacy() {
     flannels_rules_are_taken_over("legacy");
 }
 
+/// Each connection counts once, by the door it comes by.
+fn connections_are_counted(variant: &str) {
+    let lab = Lab::new();
+    let manifests = testdata("traffic.yaml");
+    let _sepal = lab.sepal(variant, &manifests);
+    lab.wait_for_rules(variant, &manifests);
+    for _ in 0..5 {
+        tcp(&lab.client, address("10.111.0.10", 80)).expect("it answers");
+    }
+    for _ in 0..2 {
+        tcp(&lab.outside, address("192.168.61.13", 30080)).expect("it answers");
+    }
+    let metrics = || http::get(&lab.node, address("127.0.0.1", 10249), "/metrics").map(|answer| answer.body).unwrap_or_default();
+    let counts = |kind: &str, count: u64| {
+        let labels = format!("{{namespace=\"shop\",service=\"web\",port=\"http\",kind=\"{kind}\"}}");
+        metrics().contains(&format!("sepal_service_packets_total{labels} {count}\n"))
+    };
+    eventually_within(Duration::from_secs(60), "they are counted", || counts("cluster_ip", 5) && counts("node_port", 2));
+    // Rules that are written anew count from zero, and what was counted stays.
+    lab.node.run(&format!("iptables-{variant} -t nat -Z"));
+    for _ in 0..3 {
+        tcp(&lab.client, address("10.111.0.10", 80)).expect("it answers");
+    }
+    eventually_within(Duration::from_secs(60), "they are added", || counts("cluster_ip", 8));
+}
+
+#[test]
+fn connections_are_counted_nft() {
+    connections_are_counted("nft");
+}
+
+#[test]
+fn connections_are_counted_legacy() {
+    connections_are_counted("legacy");
+}
+
 /// `--diff` sees what was changed by hand, says where, and exits 2.
 #[test]
 fn drift_is_shown_by_chain() {
@@ -426,6 +462,23 @@ fn drift_is_shown_by_chain() {
         assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
     }
     assert!(!text.contains("KUBE-SVC-"), "what is as it should be is not shown:\n{text}");
+    assert!(text.ends_with("# Services: 0 added, 0 changed, 0 gone, 0 drifted\n"), "no Service's own rules:\n{text}");
+
+    // By Service; and with what was applied, who has made the difference.
+    let printed = lab.node.command(SEPAL).args(["--dry-run", "--manifests"]).arg(&manifests).output().expect("it runs").stdout;
+    let applied = tempfile::NamedTempFile::new().expect("writable");
+    fs::write(applied.path(), printed).expect("writable");
+    lab.node.run("for chain in $(iptables-nft-save -t nat | sed -n 's/^-A \\(KUBE-SVC-[A-Z0-9]*\\) .*shop.dns:dns.*/\\1/p' | sort -u); do iptables-nft -t nat -F $chain; done");
+    let changed = tempfile::Builder::new().suffix(".yaml").tempfile().expect("writable");
+    let other = fs::read_to_string(&manifests).expect("readable").replace("\"fd61:a:0:3::11\"], nodeName", "\"fd61:a:0:3::12\"], nodeName");
+    fs::write(changed.path(), other).expect("writable");
+    let (_, text) = lab.diff("nft", changed.path());
+    assert!(text.contains("# changed shop/dns\n") && text.contains("# changed shop/web\n") && text.contains(" 0 drifted\n"), "{text}");
+    let mut command = lab.node.command(SEPAL);
+    command.args(["--dry-run", "--diff", "--iptables-variant=nft", "--since"]).arg(applied.path()).arg("--manifests").arg(changed.path());
+    let text = String::from_utf8(command.output().expect("it runs").stdout).expect("text");
+    let drifted: Vec<&str> = text.lines().filter(|line| line.starts_with("# drifted ")).collect();
+    assert!(drifted == ["# drifted shop/dns"] && text.contains("# changed shop/web\n"), "{text}");
 }
 
 /// Errors of start-up are one clear line and exit status 1.

@@ -21,6 +21,7 @@ pub mod readiness;
 pub mod report;
 pub mod service_health;
 pub mod service_manager;
+pub mod service_traffic;
 pub mod subnet_lease;
 pub mod supervise;
 pub mod zpages;

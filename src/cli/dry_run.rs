@@ -3,13 +3,17 @@
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use crate::agent::facts::{described_facts, whole};
+use crate::cluster::Family;
 use crate::config::flags::{RunFlags, VariantFlag};
 use crate::iptables::record::Recorder;
 use crate::iptables::{IptablesError, Runner, detect};
 use crate::netlink::Kernel;
 use crate::rules::inputs::Inputs;
 use crate::table::Table;
+use crate::table::by_service::{ByService, by_service};
 use crate::table::diff;
 use crate::table::parse::Tables;
 use crate::table::plan::Variant;
@@ -41,15 +45,20 @@ pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what would have to change in the live tables; exit status 2 if anything would.
+/// Prints what would have to change in the live tables, and for which Services; exit status 2 if anything would.
 pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let inputs = setup.read_inputs(flags).await?;
     warn_if_incomplete(&inputs);
     let found = detect::find(flags.iptables_variant.wanted()).await?;
     tracing::info!("comparing with iptables {} ({}): {}", found.variant, found.version, found.reason);
     let host = described_facts(&inputs, &Kernel, found.random_fully())?;
+    let since = match &flags.since {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read --since {}", path.display()))?),
+        None => None,
+    };
     let mut same = true;
     let mut text = String::new();
+    let mut services = ByService::default();
     for &family in &setup.families {
         let mut saved = String::new();
         for table in Table::ALL {
@@ -60,14 +69,31 @@ pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exit
         let (mut live, mut desired) = (Tables::default(), Tables::default());
         live.read(&saved);
         desired.read(&wanted);
+        let applied = since.as_deref().map(|text| {
+            let mut applied = Tables::default();
+            applied.read(of_family(text, family));
+            applied
+        });
+        services.join(by_service(&desired, &live, applied.as_ref()));
         let difference = diff::unified(&desired, &live);
         same &= difference.is_empty();
         text.extend(["# ", family.as_str(), "\n", &difference]);
+    }
+    if !same || since.is_some() {
+        text += &services.to_string();
     }
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) }),
     }
+}
+
+/// The part of a dry run's output that is of one family.
+fn of_family(text: &str, family: Family) -> &str {
+    let start = text.find(&format!("# {family}\n")).unwrap_or(text.len());
+    let text = &text[start..];
+    let end = text.find(&format!("# {}\n", family.other())).unwrap_or(text.len());
+    &text[..end]
 }
 
 fn warn_if_incomplete(inputs: &Inputs) {

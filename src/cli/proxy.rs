@@ -19,7 +19,9 @@ use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::readiness::Readiness;
 use crate::agent::report::Report;
+use crate::agent::service_traffic;
 use crate::cluster::Family;
+use crate::config::flags::TrafficFlag;
 use crate::config::settings::Asked;
 use crate::conntrack::Reconciler;
 use crate::conntrack::flows::KernelFlows;
@@ -110,6 +112,8 @@ pub(super) struct ProxyPart {
     pub exec: Exec,
     pub random_fully: bool,
     pub families: Vec<Family>,
+    /// When traffic of Services is counted.
+    pub traffic: TrafficFlag,
     /// There is a health server.
     pub health_server: bool,
     pub metrics: Arc<Metrics>,
@@ -144,6 +148,10 @@ impl ProxyPart {
                 teller
             });
             proxy_loop = proxy_loop.with_family(*family, teller);
+        }
+        if with_proxy && self.traffic != TrafficFlag::Off {
+            let any_size = self.traffic == TrafficFlag::On;
+            tasks.spawn_local(service_traffic::run(self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics), any_size));
         }
         if with_proxy {
             proxy_loop = proxy_loop.with_health_checks(self.health_server);

@@ -148,6 +148,7 @@ async fn keep_running(
         random_fully: found.random_fully(),
         exec: found.exec,
         families,
+        traffic: flags.service_traffic,
         health_server: daemon.healthz.is_some(),
         metrics: Arc::clone(&metrics),
         health: health.clone(),

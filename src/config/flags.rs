@@ -20,6 +20,9 @@ pub struct RunFlags {
     /// With --dry-run: print how they differ from this node's live rules instead; exit 2 if they do
     #[arg(long, requires = "dry_run")]
     pub diff: bool,
+    /// With --diff: what `sepal --dry-run` printed when rules were last applied; tells what somebody else has changed since from what the cluster has
+    #[arg(long, value_name = "FILE", requires = "diff")]
+    pub since: Option<PathBuf>,
     /// Take the cluster from manifests (a file, a folder, or - for standard input) and not from an API server
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
@@ -29,6 +32,9 @@ pub struct RunFlags {
     /// Which iptables to use; auto picks the one that the node's rules are in
     #[arg(long, value_name = "VARIANT", default_value = "auto")]
     pub iptables_variant: VariantFlag,
+    /// Count connections to Services by the door they come by, from the counters of their rules; auto does where there are no more than 2000 doors
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub service_traffic: TrafficFlag,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
     pub proxy: ProxyFlags,
@@ -56,6 +62,18 @@ pub enum Face {
         /// `--healthz-ip` and `--healthz-port`; `None` for nowhere.
         healthz: Option<SocketAddr>,
     },
+}
+
+/// When traffic of Services is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TrafficFlag {
+    /// Where there are few of them.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// IP families on the command line.

@@ -119,17 +119,18 @@ impl Exec {
             }
         }
     }
-}
 
-impl Runner for Exec {
-    fn variant(&self) -> Variant {
-        self.variant
+    /// Gives every line of the table `nat` as `iptables-save -c` prints it: with counters.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        self.saved(family, &["-c", "-t", Table::Nat.as_str()], line).await
     }
 
-    async fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+    async fn saved(&self, family: Family, arguments: &[&str], line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
         let program = self.program(family, "-save");
-        let mut child =
-            command(&program).args(["-t", table.as_str()]).stdin(Stdio::null()).spawn().map_err(|cause| start_error(&program, cause))?;
+        let mut child = command(&program).args(arguments).stdin(Stdio::null()).spawn().map_err(|cause| start_error(&program, cause))?;
         let stdout = child.stdout.take();
         let mut incompatible = None;
         let mut take = |text: &str| {
@@ -150,6 +151,16 @@ impl Runner for Exec {
             Some(output) => Err(IptablesError::Failed { command: program, output }),
             None => read.map_err(|cause| IptablesError::Run { command: program, cause }),
         }
+    }
+}
+
+impl Runner for Exec {
+    fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    async fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        self.saved(family, &["-t", table.as_str()], line).await
     }
 
     async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {

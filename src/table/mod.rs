@@ -4,6 +4,7 @@
 //! last to the first.
 
 pub mod acknowledged;
+pub mod by_service;
 pub mod cleanup;
 pub mod desired;
 pub mod diff;

@@ -7,7 +7,9 @@ mod process;
 mod sepal;
 mod shared;
 mod text;
+mod traffic;
 
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use crate::table::tally::Tally;
 
 use super::family::{Attempt, Synced};
 use super::readiness::Readiness;
+use super::service_traffic::{self, Door};
 use kubeproxy::{AtScrape, KubeProxy};
 use network::OnDemand;
 use parts::Parts;
@@ -32,6 +35,7 @@ use process::Process;
 use sepal::Own;
 use shared::Shared;
 use text::Catalogue;
+use traffic::Traffic;
 
 pub use network::NetworkMetrics;
 pub use text::Format;
@@ -81,6 +85,7 @@ pub struct Metrics {
     own: Own,
     network: OnDemand,
     parts: Parts,
+    traffic: Traffic,
 }
 
 impl Default for Metrics {
@@ -95,7 +100,9 @@ impl Metrics {
     #[must_use]
     pub fn new(counters: impl PacketCounters) -> Self {
         let (kubeproxy, shared, own) = (KubeProxy::default(), Shared::default(), Own::default());
+        let traffic = Traffic::default();
         let mut catalogue = Catalogue::default();
+        traffic.register(&mut catalogue);
         kubeproxy.register(&mut catalogue);
         shared.register(&mut catalogue);
         own.register(&mut catalogue);
@@ -106,7 +113,7 @@ impl Metrics {
         registry.register_collector(Box::new(parts.clone()));
         registry.register_collector(Box::new(AtScrape(counters)));
         registry.register_collector(Box::new(Process));
-        Self { registry, kubeproxy, shared, own, network, parts }
+        Self { registry, kubeproxy, shared, own, network, parts, traffic }
     }
 
     /// The text, and what the header `Content-Type` says of it.
@@ -205,6 +212,11 @@ impl Metrics {
     /// This is known of the cluster.
     pub fn knows(&self, snapshot: &Snapshot) {
         self.own.knows(snapshot);
+    }
+
+    /// So much has come by these doors of Services since the last time; others are shown no more.
+    pub fn service_traffic(&self, since: &HashMap<Door, service_traffic::Count>) {
+        self.traffic.add(since);
     }
 
     /// The pod network's metrics, which are shown from now on.
