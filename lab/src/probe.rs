@@ -17,6 +17,9 @@ pub const PERIOD: Duration = Duration::from_millis(20);
 /// Longer than an answer takes, also on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// TCP sends again after a second what was lost; a connection that comes about then has not failed.
+const TCP_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The ports that are asked from, one after the other.
 const PORTS: Range<u16> = 20_000..32_000;
 
@@ -134,9 +137,9 @@ fn ask_tcp(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
 fn connection(to: SocketAddr, number: usize) -> std::io::Result<String> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.bind(&address_of(to, number).into()).or_else(|_| socket.bind(&any(to, 0).into()))?;
-    socket.connect_timeout(&to.into(), PATIENCE)?;
+    socket.connect_timeout(&to.into(), TCP_PATIENCE)?;
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TCP_PATIENCE))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -76,10 +76,6 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     let desired = walk(&Ruleset::desired(&plan.text(&renderer)), packet, &place);
     let nodes = Whereabouts { inputs: &inputs, place: &place, live: flags.live };
     let words = |ending: &Ending| nodes.of(ending.to.ip());
-    let told = |walk: &Walk| match flags.output {
-        Output::Json => story::json(&packet, walk, &words),
-        Output::Text => story::text(&packet, walk, &words).into(),
-    };
     let (counts, other) = match found {
         Some(found) => {
             let mut saved = String::new();
@@ -92,12 +88,19 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
         }
         None => (desired, None),
     };
-    let text = match (told(&counts), other.as_ref().map(told)) {
-        (Value::String(text), Some(Value::String(other))) => format!("{text}\nBy the rules that should be there it is otherwise:\n{other}"),
-        (Value::String(text), _) => text,
-        (mut object, other) => {
+    let text = match flags.output {
+        Output::Text => {
+            let mut text = story::text(&packet, &counts, &words);
+            if let Some(other) = &other {
+                text += "\nBy the rules that should be there it is otherwise:\n";
+                text += &story::text(&packet, other, &words);
+            }
+            text
+        }
+        Output::Json => {
+            let mut object = story::json(&packet, &counts, &words);
             if flags.live {
-                object["desired"] = other.unwrap_or_default();
+                object["desired"] = other.as_ref().map(|other| story::json(&packet, other, &words)).into();
             }
             format!("{object:#}\n")
         }

@@ -145,11 +145,20 @@ impl Demo {
         self.cluster.outside.netns.run(&format!("ip route add {BALANCER}/32 via 192.168.77.2"));
         let (far, near) = (self.pod("client-3")?, self.pod("web-1")?);
         let web = SocketAddr::new("10.96.0.10".parse()?, 80);
-        until("the first answer", || tcp(&far.pod.netns, web).is_ok())?;
         let pod = &far.pod.netns;
         let node = &self.cluster.nodes[2].netns;
         let outside = &self.cluster.outside.netns;
         let at = |ip: &str, port| -> anyhow::Result<SocketAddr> { Ok(SocketAddr::new(ip.parse()?, port)) };
+        // Each node follows by itself: all of them have to know all of it.
+        for number in 1..=self.cluster.nodes.len() {
+            let to = at(&format!("192.168.77.{number}"), NODE_PORT)?;
+            until("every node's NodePort answers", || tcp_within(outside, to, GLANCE).is_ok())?;
+        }
+        let refused = |to| tcp_within(pod, to, GLANCE).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        let (sticky, empty, balanced) = (at("10.96.0.12", 80)?, at("10.96.0.14", 80)?, at(BALANCER, 80)?);
+        until("every Service answers", || tcp_within(pod, web, GLANCE).is_ok() && tcp_within(pod, sticky, GLANCE).is_ok())?;
+        until("the one without endpoints refuses", || refused(empty))?;
+        until("the load balancer answers", || tcp_within(outside, balanced, GLANCE).is_ok())?;
         for (who, from) in [("a pod", pod), ("a node", node)] {
             screen.row([who, "ClusterIP", "10.96.0.10:80"], &spread(from, at("10.96.0.10", 80)?))?;
         }
@@ -157,10 +166,9 @@ impl Demo {
             let to = at("192.168.77.1", NODE_PORT)?;
             screen.row([who, "NodePort, on a node", &to.to_string()], &spread(from, to))?;
         }
-        screen.row(["a pod", "session affinity", "10.96.0.12:80"], &sticks(pod, at("10.96.0.12", 80)?))?;
-        let refused = tcp(pod, at("10.96.0.14", 80)?).err().is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-        screen.row(["a pod", "no endpoints", "10.96.0.14:80"], &Seen::of(refused, "refused at once", "not refused"))?;
-        let balanced = at(BALANCER, 80)?;
+        screen.row(["a pod", "session affinity", "10.96.0.12:80"], &sticks(pod, sticky))?;
+        // Refusals are ICMP messages, of which the kernel sends few to one host.
+        screen.row(["a pod", "no endpoints", "10.96.0.14:80"], &Seen::of(refused(empty), "refused at once", "not refused"))?;
         let said = tcp(outside, balanced).map_err(|error| error.to_string());
         let what = Seen::of(
             said.as_deref().is_ok_and(|said| said.starts_with("web-2 192.168.77.200")),
