@@ -266,7 +266,6 @@ pub fn collect(store: &Store, valid: &BTreeSet<Attachment>) -> Result<(), Failur
     for found in locked.all()? {
         if !valid.iter().any(|valid| found.holder.is(valid)) {
             failures.note(locked.free(found.ip));
-            locked.forget_holder(&found.holder);
         }
     }
     failures.outcome()

@@ -3,7 +3,7 @@
 //! An address is reserved by its file, and by nothing else; any plugin that keeps to the format may work in the same folder. Beside it,
 //! in `.sepal/<network>` of the same data folder, is an index of which attachment has which addresses, as symbolic links. It is only a
 //! hint that saves reading every file: what it says is looked up in the files, and it is made anew whenever the folder has been changed
-//! by somebody else.
+//! by somebody else, or somebody was killed at work: while the folder is locked, no index counts.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -50,9 +50,7 @@ impl Holder {
     pub fn is(&self, attachment: &Attachment) -> bool {
         self.container == attachment.container && self.interface.as_ref().is_none_or(|interface| *interface == attachment.interface)
     }
-}
 
-impl Holder {
     /// The attachment, where it is told and has a place in the index.
     fn attachment(&self) -> Option<Attachment> {
         let found = Attachment { container: self.container.clone(), interface: self.interface.clone()? };
@@ -73,7 +71,7 @@ pub struct Reservation {
 #[derive(Debug)]
 pub struct Locked<'s> {
     store: &'s Store,
-    /// Nobody else has changed the folder since the index was written.
+    /// The index knows every reservation.
     indexed: bool,
     _lock: File,
 }
@@ -122,9 +120,19 @@ impl Store {
             }
         };
         let file = open().and_then(|file| file.lock().map(|()| file)).map_err(|cause| cannot("lock", &path, &cause))?;
-        let mut locked = Locked { store: self, indexed: true, _lock: file };
-        locked.indexed = fs::read_to_string(self.index.join(STATE)).is_ok_and(|state| state == locked.state());
+        let mut locked = Locked { store: self, indexed: false, _lock: file };
+        let state = fs::read_to_string(self.index.join(STATE));
+        locked.indexed = fs::remove_file(self.index.join(STATE)).is_ok() && state.is_ok_and(|state| state == locked.state());
         Ok(locked)
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.indexed {
+            // Where it cannot be written, the index is made anew next time.
+            let _ = fs::write(self.store.index.join(STATE), self.state());
+        }
     }
 }
 
@@ -169,20 +177,12 @@ impl Locked<'_> {
     /// # Errors
     /// The folder cannot be read.
     pub fn of(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
-        if let Some(found) = self.hint(attachment).filter(|found| !found.is_empty()) {
-            return Ok(found);
-        }
         if self.indexed {
-            return Ok(Vec::new());
+            return Ok(self.hint(attachment));
         }
         let reservations = self.all()?;
         self.index(&reservations);
-        let named = |named: bool| {
-            let is = |found: &&Reservation| found.holder.is(attachment) && found.holder.interface.is_some() == named;
-            reservations.iter().filter(is).map(|found| found.ip).collect::<Vec<_>>()
-        };
-        let exact = named(true);
-        Ok(if exact.is_empty() { named(false) } else { exact })
+        Ok(held_by(&reservations, attachment))
     }
 
     /// Frees every address of an attachment, and says which they were. The index alone is not believed that there is none.
@@ -190,31 +190,32 @@ impl Locked<'_> {
     /// # Errors
     /// The folder cannot be read, or a file cannot be removed.
     pub fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+        let hinted = self.indexed;
         let mut found = self.of(attachment)?;
-        if found.is_empty() && self.indexed {
-            self.indexed = false;
-            found = self.of(attachment)?;
+        if found.is_empty() && hinted {
+            found = held_by(&self.all()?, attachment);
         }
         for ip in &found {
             self.free(*ip)?;
         }
-        self.forget(attachment);
         Ok(found)
     }
 
-    /// Frees one address.
+    /// Frees one address. Whoever had it and has no other one goes from the index.
     ///
     /// # Errors
     /// Its file is there and cannot be removed.
     pub fn free(&mut self, ip: IpAddr) -> Result<(), Failure> {
         let path = self.file(ip);
+        let attachment = self.holder(ip).and_then(|holder| holder.attachment());
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(cannot("free an address by removing", &path, &error)),
-            _ => {
-                self.remember();
-                Ok(())
-            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("free an address by removing", &path, &error)),
+            _ => {}
         }
+        if let Some(attachment) = attachment.filter(|attachment| self.hint(attachment).is_empty()) {
+            let _ = fs::remove_file(self.link(&attachment));
+        }
+        Ok(())
     }
 
     /// Who has an address.
@@ -267,56 +268,47 @@ impl Locked<'_> {
     }
 
     /// What the index says, as far as the files agree.
-    fn hint(&self, attachment: &Attachment) -> Option<Vec<IpAddr>> {
-        let addresses = fs::read_link(self.link(attachment)).ok()?;
-        let addresses = addresses.to_str()?.split(',').filter_map(|ip| ip.parse().ok());
+    fn hint(&self, attachment: &Attachment) -> Vec<IpAddr> {
+        let link = fs::read_link(self.link(attachment)).unwrap_or_default();
+        let addresses = link.to_str().unwrap_or_default().split(',').filter_map(|ip| ip.parse().ok());
         let exact = |holder: &Holder| holder.interface.is_some() && holder.is(attachment);
-        Some(addresses.filter(|ip| self.holder(*ip).as_ref().is_some_and(exact)).collect())
+        addresses.filter(|ip| self.holder(*ip).as_ref().is_some_and(exact)).collect()
     }
 
-    fn note(&self, attachment: &Attachment, ip: IpAddr) {
+    fn note(&mut self, attachment: &Attachment, ip: IpAddr) {
         if !self.indexed {
             return;
         }
         let link = self.link(attachment);
-        let mut addresses: Vec<String> = self.hint(attachment).unwrap_or_default().iter().map(ToString::to_string).collect();
+        let mut addresses: Vec<String> = self.hint(attachment).iter().map(ToString::to_string).collect();
         addresses.extend((!addresses.contains(&ip.to_string())).then(|| ip.to_string()));
         let _ = fs::remove_file(&link);
-        // Where it cannot be written, the index is not up to date, and is made anew next time.
-        if symlink(addresses.join(","), link).is_ok() {
-            self.remember();
-        }
-    }
-
-    fn forget(&self, attachment: &Attachment) {
-        let _ = fs::remove_file(self.link(attachment));
-    }
-
-    /// Takes an attachment that has lost its addresses out of the index.
-    pub fn forget_holder(&self, holder: &Holder) {
-        if let Some(attachment) = holder.attachment() {
-            self.forget(&attachment);
-        }
+        self.indexed = symlink(addresses.join(","), link).is_ok();
     }
 
     /// Makes the index anew. Without one, everything works, and is slower.
     fn index(&mut self, reservations: &[Reservation]) {
         let _ = fs::remove_dir_all(&self.store.index);
-        // Reservations that have no place in the index are found by reading the files only.
-        let named: Option<Vec<_>> = reservations.iter().map(|found| Some((found.holder.attachment()?, found.ip))).collect();
+        // A file that names nobody is of somebody who was killed while writing it. Other reservations that have no place in the index
+        // are found by reading the files only.
+        let of_somebody = reservations.iter().filter(|found| !found.holder.container.is_empty());
+        let named: Option<Vec<_>> = of_somebody.map(|found| Some((found.holder.attachment()?, found.ip))).collect();
         let Some(named) = named else { return };
         self.indexed = DirBuilder::new().recursive(true).mode(0o700).create(&self.store.index).is_ok();
         for (attachment, ip) in named {
             self.note(&attachment, ip);
         }
-        self.remember();
     }
+}
 
-    fn remember(&self) {
-        if self.indexed {
-            let _ = fs::write(self.store.index.join(STATE), self.state());
-        }
-    }
+/// The addresses of an attachment. Files that do not name the interface count only where none does.
+fn held_by(reservations: &[Reservation], attachment: &Attachment) -> Vec<IpAddr> {
+    let named = |named: bool| {
+        let is = |found: &&Reservation| found.holder.is(attachment) && found.holder.interface.is_some() == named;
+        reservations.iter().filter(is).map(|found| found.ip).collect::<Vec<_>>()
+    };
+    let exact = named(true);
+    if exact.is_empty() { named(false) } else { exact }
 }
 
 /// What stands in a file that somebody else wrote may be anything.
@@ -326,4 +318,58 @@ fn is_file_name(text: &str) -> bool {
 
 fn cannot(call: &str, path: &Path, cause: &io::Error) -> Failure {
     Failure::other(format!("cannot {call} {}: {cause}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(container: &str) -> Attachment {
+        Attachment { container: container.into(), interface: "eth0".into() }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    /// What an ADD does that is killed before the index knows.
+    fn reserve_and_die(store: &Store, address: &str, container: &str) {
+        fs::write(store.folder.join(address), format!("{container}{LINE}eth0")).expect("writable");
+    }
+
+    #[test]
+    fn what_the_index_does_not_know_is_freed_as_well() {
+        let data = tempfile::tempdir().expect("a folder");
+        let (store, abc) = (Store::new(data.path(), "cbr0"), attachment("abc"));
+        store.lock().expect("a folder").of(&abc).expect("readable");
+        assert!(store.lock().expect("a folder").reserve(ip("10.0.0.2"), &abc, 0).expect("writable"));
+        reserve_and_die(&store, "fd00::2", "abc");
+        let freed = store.lock().expect("a folder").release(&abc).expect("they can be freed");
+        assert_eq!(freed, [ip("10.0.0.2"), ip("fd00::2")]);
+        // A clock too coarse to tell the change: nobody who is at work leaves an index that counts.
+        let locked = store.lock().expect("a folder");
+        assert!(!store.index.join(STATE).exists());
+        drop(locked);
+        assert!(store.index.join(STATE).exists());
+    }
+
+    #[test]
+    fn the_index_keeps_nobody_who_has_no_address() {
+        let data = tempfile::tempdir().expect("a folder");
+        let (store, abc) = (Store::new(data.path(), "cbr0"), attachment("abc"));
+        let lock = || store.lock().expect("a folder");
+        lock().of(&abc).expect("readable");
+        let links = || fs::read_dir(&store.index).expect("readable").flatten().filter(|entry| entry.file_name() != STATE).count();
+        for (address, set) in [("10.0.0.2", 0), ("fd00::2", 1)] {
+            assert!(lock().reserve(ip(address), &abc, set).expect("writable"));
+        }
+        lock().free(ip("10.0.0.2")).expect("it can be freed");
+        assert_eq!((lock().of(&abc).expect("readable"), links()), (vec![ip("fd00::2")], 1));
+        lock().free(ip("fd00::2")).expect("it can be freed");
+        assert_eq!((lock().of(&abc).expect("readable"), links()), (vec![], 0));
+        // A file that somebody was killed while writing makes it no slower.
+        fs::write(store.folder.join("10.0.0.9"), "").expect("writable");
+        lock().of(&abc).expect("readable");
+        assert!(store.index.join(STATE).exists());
+    }
 }
