@@ -215,6 +215,35 @@ fn a_bridge_of_another_time_is_brought_in_line() {
     assert_eq!((other.reserved().len(), other.kept().len()), (0, 0));
 }
 
+/// Whoever names a bridge may have put addresses there.
+#[test]
+fn addresses_of_a_named_bridge_go_only_by_force() {
+    let node = Node::new();
+    node.netns
+        .run("ip link add br1 type bridge; ip addr add 192.0.2.10/24 dev br1; ip -6 addr add fd09::5/48 dev br1 nodad; ip link set br1 up");
+    let config = |more: Value| {
+        let mut config = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br1", "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]]}});
+        more.as_object().expect("keys").iter().for_each(|(key, value)| config[key] = value.clone());
+        config
+    };
+    let pod = Pod::new("abc");
+    let listed = || node.netns.run("ip addr show br1");
+    let (_, words) = failed(node.call("ADD", Some(&pod), &config(json!({}))));
+    assert_eq!(words, "failed to set bridge addr: \"br1\" already has an IP address different from 10.9.0.1/24");
+    assert!(listed().contains("192.0.2.10/24") && listed().contains("fd09::5/48") && node.ports().is_empty(), "{}", listed());
+    let mut flannel = node.flannel();
+    flannel["plugins"][0]["delegate"] = json!({"bridge": "br1"});
+    assert!(failed(node.run("ADD", &flannel, Some(&pod), &Value::Null, &json!({}))).1.contains("already has an IP address different"));
+    assert!(listed().contains("192.0.2.10/24") && node.kept().is_empty() && node.reserved().is_empty(), "{}", listed());
+    node.netns.run("ip link set br1 mtu 9000");
+    node.call("ADD", Some(&pod), &config(json!({"forceAddress": true, "mtu": 1450}))).expect("it is connected");
+    let listed = listed();
+    assert!(listed.contains("mtu 9000") && pod.netns.run("ip link show eth0").contains("mtu 1450"), "{listed}");
+    assert!(listed.contains("10.9.0.1/24") && listed.contains("fd09::1/64"), "{listed}");
+    assert!(!listed.contains("192.0.2.10") && !listed.contains("fd09::5"), "{listed}");
+}
+
 /// Keys of the plugin `bridge` that flannel's conflist does not use.
 #[test]
 fn the_bridge_does_what_its_other_keys_say() {

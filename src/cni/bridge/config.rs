@@ -75,10 +75,14 @@ struct Wish {
 pub(super) struct BridgeConfig {
     /// Name of the bridge.
     pub bridge: String,
+    /// Somebody chose that name: the bridge may be there for more than containers.
+    pub named: bool,
     /// The bridge has the gateway's address.
     pub gateway: bool,
     /// Containers have a default route by it.
     pub default_gateway: bool,
+    /// Other addresses of the bridge that are in the gateway's way go.
+    pub force_address: bool,
     /// What leaves the network by this host is masqueraded.
     pub masquerade: bool,
     /// Largest packet, in bytes; 0: the kernel's default.
@@ -141,9 +145,11 @@ impl BridgeConfig {
             },
         };
         Ok(Self {
+            named: !keys.bridge.is_empty(),
             bridge: if keys.bridge.is_empty() { BRIDGE.to_owned() } else { keys.bridge },
             gateway: keys.is_gateway || keys.is_default_gateway,
             default_gateway: keys.is_default_gateway,
+            force_address: keys.force_address,
             masquerade: keys.ip_masq,
             mtu,
             hairpin: keys.hairpin_mode,

@@ -50,9 +50,9 @@ pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Re
     veth::set_mtu(host, bridge.link.index, mtu).map_err(cannot("set the MTU of bridge", &bridge.link.name))
 }
 
-/// Gives an interface exactly these gateways. What another time gave it of the same kind goes: of IPv4 every other address, of IPv6
-/// those whose network overlaps.
-pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &[IpNetwork]) -> Result<(), Failure> {
+/// Gives an interface these gateways. In their way are, of IPv4, every other address, of IPv6 those whose network overlaps: with `force`
+/// they go, without it nothing changes, for they may be the host's own.
+pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &[IpNetwork], force: bool) -> Result<(), Failure> {
     let (name, index) = (gateway.link.name.as_str(), gateway.link.index);
     let present = device::addresses(host, index).map_err(cannot("list the addresses of", name))?;
     for net in wanted {
@@ -64,6 +64,9 @@ pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &
             IpNetwork::V6(_) => held.net.is_ipv6() && held.scope == Scope::Universe && overlap(held.net, *net),
         });
         for held in in_the_way {
+            if !force {
+                return Err(Failure::other(format!("failed to set bridge addr: {name:?} already has an IP address different from {net}")));
+            }
             device::delete_address(host, index, held.net).map_err(cannot("take an address that is another network's from", name))?;
         }
         device::add_address(host, index, *net).map_err(cannot(&format!("add address {net} to"), name))?;

@@ -136,7 +136,7 @@ fn connect(bridge: &BridgeConfig, config: &Config, call: &Call, pod: &Namespace,
     if bridge.gateway && !outcome.ips.is_empty() {
         let gateways = gateway_networks(&outcome)?;
         let holder = gateway_holder(&mut host, &found, bridge, config)?;
-        host::ensure_gateways(&mut host, &holder, &gateways)?;
+        host::ensure_gateways(&mut host, &holder, &gateways, bridge.force_address)?;
         host::forward(&gateways)?;
         if bridge.vlan > 0 {
             extra.push(interface_of(&holder, ""));
@@ -150,7 +150,9 @@ fn connect(bridge: &BridgeConfig, config: &Config, call: &Call, pod: &Namespace,
     let port = if bridge.bare { find(&mut host, &port)? } else { wait_for(&mut host, &port)? };
     // Its hardware address may be another one since the first port.
     let found = find(&mut host, &bridge.bridge)?;
-    host::ensure_mtu(&mut host, &found, bridge.mtu)?;
+    if !bridge.named {
+        host::ensure_mtu(&mut host, &found, bridge.mtu)?;
+    }
     outcome.interfaces = vec![interface_of(&found, ""), interface_of(&port, ""), interface_of(&inner, &call.netns)];
     outcome.interfaces.extend(extra);
     if bridge.dns != Dns::default() {
