@@ -13,9 +13,11 @@ pub const OWN_NAME: &str = "sepal";
 pub const OTHER_NAMES: [&str; 5] = ["flannel", "bridge", "host-local", "portmap", "loopback"];
 /// Name of the file with the network's configuration. flannel's, where it is still there, comes before it.
 pub const CONFLIST_NAME: &str = "10-sepal.conflist";
-/// The network's configuration: under flannel's name for the network, so that addresses it gave are known.
+/// The network's configuration: under flannel's name for the network, so that addresses it gave are known. Runtimes that look at
+/// `cniVersions` take the newest they speak; others refuse a result of a version they do not know, and get that of flannel's conflist.
 pub const CONFLIST: &str = r#"{
-  "cniVersion": "1.1.0",
+  "cniVersion": "0.3.1",
+  "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
   "name": "cbr0",
   "plugins": [
     {
@@ -164,6 +166,7 @@ mod tests {
         assert_eq!(elsewhere["plugins"][0]["subnetFile"], "/a/\"b\"");
         assert!(!write_conflist(&place, CONFLIST_NAME, CONFLIST).expect("writable"));
         assert_eq!(contents(&place), [(CONFLIST_NAME.to_owned(), CONFLIST.to_owned())]);
-        serde_json::from_str::<serde_json::Value>(CONFLIST).expect("it is JSON");
+        let conflist: serde_json::Value = serde_json::from_str(CONFLIST).expect("it is JSON");
+        assert_eq!((&conflist["cniVersion"], &conflist["cniVersions"][3]), (&"0.3.1".into(), &"1.1.0".into()));
     }
 }
