@@ -233,6 +233,30 @@ fn del_survives_whatever_is_missing() {
     }
 }
 
+/// Paths of namespaces are used again (those of processes are): by another pod, or by the host itself.
+#[test]
+fn del_takes_nothing_of_whoever_has_the_path_now() {
+    let node = Node::new();
+    node.netns.run("ip link add eth0 type veth peer name eth1");
+    let (gone, other) = (Pod::new("gone"), Pod::new("other"));
+    let mut config = node.flannel()["plugins"][0].clone();
+    (config["name"], config["cniVersion"]) = (json!("cbr0"), json!("0.3.1"));
+    for path in [other.netns.path(), node.netns.path()] {
+        node.add(&node.flannel(), &gone);
+        if node.ports().len() == 1 {
+            node.add(&node.flannel(), &other);
+        }
+        // Twice: the second time nothing is left of it.
+        for _ in 0..2 {
+            node.call_at("DEL", ["gone", "eth0", &path], &config).expect("it is disconnected");
+            assert!(other.netns.run("ip -o link").contains("eth0"), "it is the other's");
+            assert!(!gone.netns.run("ip -o link").contains("eth0"), "it is known by the host's end");
+            assert!(node.netns.run("ip -o link").contains("eth0"), "it is the host's");
+            assert_eq!((node.ports().len(), node.reserved().len(), node.kept()), (1, 2, vec!["other".to_owned()]));
+        }
+    }
+}
+
 /// A plugin that is no part of this program does its work in a process of its own.
 #[test]
 fn other_delegates_are_run() {

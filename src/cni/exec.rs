@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub fn run(kind: &str, verb: Verb, call: &Call, config: &Map<String, Value>) -> Result<Option<Outcome>, Failure> {
     let program = find(kind, &call.path)?;
     let text = Value::Object(config.clone()).to_string();
-    let output = fed(&program, verb, &text).map_err(|cause| Failure::other(format!("cannot run {}: {cause}", program.display())))?;
+    let output = fed(&program, verb, call, &text).map_err(|cause| Failure::other(format!("cannot run {}: {cause}", program.display())))?;
     if !output.status.success() {
         return Err(failure(&output));
     }
@@ -51,11 +51,16 @@ fn find(kind: &str, path: &str) -> Result<PathBuf, Failure> {
     clippy::disallowed_methods,
     reason = "a plugin is a process of its own that does nothing meanwhile; its runtime has the time limit"
 )]
-fn fed(program: &Path, verb: Verb, config: &str) -> io::Result<Output> {
+fn fed(program: &Path, verb: Verb, call: &Call, config: &str) -> io::Result<Output> {
     let mut tries = 1;
     let mut child = loop {
         let mut command = Command::new(program);
-        command.env("CNI_COMMAND", verb.as_str()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("CNI_COMMAND", verb.as_str())
+            .env("CNI_NETNS", &call.netns)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < TRIES => {
                 tries += 1;

@@ -87,14 +87,14 @@ fn answer(name: &str) -> ExitCode {
 
 /// Carries out what the runtime asks for; gives the document to answer with, if there is one. `version` becomes the configuration's.
 fn carry_out(name: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
-    let call = Call::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
+    let mut call = Call::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
     if call.verb == Verb::Version {
         return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": Version::names()})));
     }
     let config = Config::read(&input()?)?;
     *version = config.version;
     call.verb.allowed(config.version)?;
-    check_namespace(&call)?;
+    check_namespace(&mut call)?;
     let outcome = run(name, &config, &call)?;
     Ok(outcome.map(|outcome| outcome.render(config.version)))
 }
@@ -108,13 +108,16 @@ fn input() -> Result<Vec<u8>, Failure> {
     Ok(text)
 }
 
-/// A pod on the host's network has no interface of its own. Seen to before anything is done.
-fn check_namespace(call: &Call) -> Result<(), Failure> {
+/// A pod on the host's network has no interface of its own. Seen to before anything is done. For DEL, such a path is one that the host
+/// has by now, as those of processes are used again: the pod's namespace has gone.
+fn check_namespace(call: &mut Call) -> Result<(), Failure> {
     let is_own = !call.netns.is_empty()
         && call.verb.has_attachment()
         && !call.any_namespace
         && Namespace::open(&call.netns).is_ok_and(|namespace| namespace.is_own().unwrap_or(false));
-    if is_own {
+    if is_own && call.verb == Verb::Del {
+        call.netns.clear();
+    } else if is_own {
         return Err(Failure::new(Code::SAME_NAMESPACE, "plugin's netns and netns from CNI_NETNS should not be the same"));
     }
     Ok(())

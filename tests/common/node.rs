@@ -164,6 +164,15 @@ impl Node {
         started(&mut command, config)
     }
 
+    /// Calls a plugin for a container's interface and a path that says where it is.
+    pub fn call_at(&self, verb: &str, [id, interface, netns]: [&str; 3], config: &Value) -> Result<Value, Value> {
+        let mut command = self.netns.command(&self.path("bin").join(config["type"].as_str().expect("a type")).to_string_lossy());
+        self.use_iptables(&mut command);
+        command.env("CNI_COMMAND", verb).env("CNI_PATH", self.path("bin"));
+        command.env("CNI_CONTAINERID", id).env("CNI_IFNAME", interface).env("CNI_NETNS", netns);
+        answer(&started(&mut command, config).wait_with_output().expect("it ends"))
+    }
+
     /// Calls a plugin and gives what it answers.
     pub fn call(&self, verb: &str, pod: Option<&Pod>, config: &Value) -> Result<Value, Value> {
         answer(&self.start(verb, pod, config).wait_with_output().expect("it ends"))

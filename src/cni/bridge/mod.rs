@@ -346,30 +346,48 @@ pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
     failures.outcome()
 }
 
+/// Removes the container's interface: by the host's end, which is known by its name; or, where this plugin did not make it, by its own
+/// name in the namespace that the path leads to.
 fn remove_interface(config: &Config, call: &Call) -> Result<(), Failure> {
     let name = call.attachment.interface.as_str();
-    if !call.netns.is_empty() {
-        let removed = Namespace::open(&call.netns).and_then(|pod| pod.within(|| veth::delete(&mut Connection::route()?, name)));
-        match removed {
-            Ok(Ok(true)) => return Ok(()),
-            Ok(Ok(false)) | Err(NoNamespace::Gone(_)) => {}
-            Ok(Err(cause)) => return Err(cannot("delete the container's interface", name)(cause)),
-            Err(NoNamespace::Other(cause)) => return Err(Failure::other(format!("failed to open netns {:?}: {cause}", call.netns))),
+    let mut host = Connection::route().map_err(cannot("open a socket for interface", name))?;
+    let removed = remove_ports(&mut host, config, &call.attachment).map_err(cannot("delete the host's end of interface", name))?;
+    if removed || call.netns.is_empty() {
+        return Ok(());
+    }
+    let remove = || {
+        let mut inside = Connection::route()?;
+        let Some(found) = device::find(&mut inside, name)? else { return Ok(()) };
+        if is_of_other(&mut host, config, &call.attachment, &found)? { Ok(()) } else { veth::delete(&mut inside, name).map(|_| ()) }
+    };
+    match Namespace::open(&call.netns).and_then(|pod| pod.within(remove)) {
+        Ok(removed) => removed.map_err(cannot("delete the container's interface", name)),
+        Err(NoNamespace::Gone(_)) => Ok(()),
+        Err(NoNamespace::Other(cause)) => Err(Failure::other(format!("failed to open netns {:?}: {cause}", call.netns))),
+    }
+}
+
+/// Removes the host's ends of an attachment, and with them the others; says whether there were any. Names are taken in turn, and few are
+/// needed.
+fn remove_ports(host: &mut Connection, config: &Config, attachment: &Attachment) -> Result<bool, Cause> {
+    let mut removed = false;
+    for port in PortName::all(&config.name, attachment) {
+        match device::find(host, &port.name)? {
+            Some(found) if found.link.mac == Some(port.mac) => removed |= veth::delete(host, &port.name)?,
+            Some(_) => {}
+            None => break,
         }
     }
-    // The host's end may be there all the same: the path leads elsewhere by now, or the namespace is kept by something else.
-    let left = Connection::route().and_then(|mut host| {
-        for port in PortName::all(&config.name, &call.attachment) {
-            match device::find(&mut host, &port.name)? {
-                Some(found) if found.link.mac == Some(port.mac) => {
-                    veth::delete(&mut host, &port.name)?;
-                }
-                // Names are taken in turn, and few are needed.
-                Some(_) => {}
-                None => break,
-            }
-        }
-        Ok(())
-    });
-    left.map_err(cannot("delete what is left of interface", name))
+    Ok(removed)
+}
+
+/// Whether a container's interface leads to a port that this plugin made for another attachment: then the path is another container's by
+/// now.
+fn is_of_other(host: &mut Connection, config: &Config, attachment: &Attachment, inside: &Device) -> Result<bool, Cause> {
+    let leads_here = |port: &Device| Some(port.link.index) == inside.peer && port.peer == Some(inside.link.index);
+    let port = device::all(host)?.into_iter().find(leads_here);
+    Ok(port.is_some_and(|port| {
+        port::is_ours(&config.name, &port.link.name, port.link.mac)
+            && PortName::all(&config.name, attachment).all(|own| own.name != port.link.name)
+    }))
 }
