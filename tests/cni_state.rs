@@ -257,6 +257,30 @@ fn del_takes_nothing_of_whoever_has_the_path_now() {
     }
 }
 
+/// One container in two of flannel's networks: what is kept has the container's name alone.
+#[test]
+fn one_container_may_be_in_two_networks() {
+    let node = Node::new();
+    let pod = Pod::new("abc");
+    let call = |verb: &str, name: &str, interface: &str| {
+        let mut config = node.flannel()["plugins"][0].clone();
+        (config["name"], config["cniVersion"]) = (json!(name), json!("0.3.1"));
+        config["delegate"] = json!({"bridge": format!("br-{name}")});
+        node.call_at(verb, ["abc", interface, &pod.netns.path()], &config).expect("it is done");
+    };
+    let reserved = |name: &str| {
+        let names = fs::read_dir(node.path("networks").join(name)).expect("readable").flatten().map(|entry| entry.file_name());
+        names.filter(|found| found.to_string_lossy().parse::<std::net::IpAddr>().is_ok()).count()
+    };
+    call("ADD", "one", "eth0");
+    call("ADD", "two", "net1");
+    assert_eq!((reserved("one"), reserved("two")), (2, 2));
+    call("DEL", "one", "eth0");
+    assert_eq!((reserved("one"), reserved("two"), node.kept().len()), (0, 2, 1));
+    call("DEL", "two", "net1");
+    assert_eq!((reserved("one"), reserved("two"), node.kept().len(), node.ports().len()), (0, 0, 0, 0));
+}
+
 /// A plugin that is no part of this program does its work in a process of its own.
 #[test]
 fn other_delegates_are_run() {

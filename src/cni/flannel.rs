@@ -150,7 +150,7 @@ fn forget(path: &Path) -> Result<(), Failure> {
 
 /// What is kept of a container.
 enum Kept {
-    /// Nothing.
+    /// Nothing of this network.
     Missing,
     /// A configuration.
     Delegate(Config),
@@ -158,9 +158,11 @@ enum Kept {
     Broken(String),
 }
 
-fn kept(path: &Path) -> Result<Kept, Failure> {
+/// What is kept of a container for a network. The file has the container's name alone: what another network kept there counts for nothing.
+fn kept(path: &Path, network: &str) -> Result<Kept, Failure> {
     match fs::read(path) {
         Ok(text) => Ok(match Config::read(&text) {
+            Ok(delegate) if delegate.name != network => Kept::Missing,
             Ok(delegate) => Kept::Delegate(delegate),
             Err(failure) => Kept::Broken(failure.message),
         }),
@@ -185,7 +187,7 @@ fn frame(flannel: &FlannelConfig, config: &Config) -> Result<Config, Failure> {
 /// Something of it stays.
 pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
     let state = Path::new(&flannel.data).join(&call.attachment.container);
-    let delegate = match kept(&state)? {
+    let delegate = match kept(&state, &config.name)? {
         Kept::Delegate(delegate) => delegate,
         Kept::Missing => {
             let frame = frame(flannel, config)?;
@@ -208,7 +210,7 @@ pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), 
 /// It is not.
 pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
     let state = Path::new(&flannel.data).join(&call.attachment.container);
-    let mut delegate = match kept(&state)? {
+    let mut delegate = match kept(&state, &config.name)? {
         Kept::Delegate(delegate) => delegate,
         Kept::Missing => return Err(Failure::other(format!("{} is missing: nothing is known of the container", state.display()))),
         Kept::Broken(why) => return Err(Failure::other(format!("{} cannot be read: {why}", state.display()))),
@@ -242,7 +244,7 @@ pub fn collect(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<
     for state in fs::read_dir(&flannel.data).into_iter().flatten().flatten() {
         let name = state.file_name().to_string_lossy().into_owned();
         let gone = is_identifier(&name) && !valid.iter().any(|valid| valid.container == name);
-        let of_network = || matches!(kept(&state.path()), Ok(Kept::Delegate(delegate)) if delegate.name == config.name);
+        let of_network = || matches!(kept(&state.path(), &config.name), Ok(Kept::Delegate(_)));
         if gone && of_network() || is_left_over(&name) {
             failures.note(forget(&state.path()));
         }
