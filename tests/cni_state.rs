@@ -281,6 +281,27 @@ fn one_container_may_be_in_two_networks() {
     assert_eq!((reserved("one"), reserved("two"), node.kept().len(), node.ports().len()), (0, 0, 0, 0));
 }
 
+/// An ADD that fails leaves nothing, however early or late.
+#[test]
+fn add_that_fails_leaves_nothing_of_other_plugins() {
+    let node = Node::new();
+    let pod = Pod::new("abc");
+    let program = node.path("bin/broken");
+    fs::write(
+        &program,
+        "#!/bin/sh\ncat >/dev/null; echo \"$CNI_COMMAND\" >> $(dirname $0)/log; [ $CNI_COMMAND = ADD ] && echo '{\"ips\": 5}'; exit 0\n",
+    )
+    .expect("writable");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("writable");
+    let bridge = json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "bridge", "ipam": {"type": "broken"}});
+    failed(node.call("ADD", Some(&pod), &bridge));
+    let mut conflist = node.flannel();
+    conflist["plugins"][0]["ipam"]["type"] = json!(5);
+    failed(node.run("ADD", &conflist, Some(&pod), &Value::Null, &json!({})));
+    node.assert_clean();
+    assert_eq!(text(&node.path("bin/log")), "ADD\nDEL\n", "what it gave is taken back");
+}
+
 /// A plugin that is no part of this program does its work in a process of its own.
 #[test]
 fn other_delegates_are_run() {

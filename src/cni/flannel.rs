@@ -91,12 +91,13 @@ impl Added {
 /// It is not connected.
 pub fn add(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<Added, Failure> {
     let mut delegate = flannel.whole(config, &subnet_env(flannel)?)?;
+    let in_process = in_process(&delegate)?;
     let state = Path::new(&flannel.data).join(&call.attachment.container);
     let is_new = !state.exists();
     save(&state, &delegate.all).map_err(|cause| Failure::other(format!("cannot write {}: {cause}", state.display())))?;
     let new_state = is_new.then(|| state.clone());
     let within = |failure: Failure| failure.within("failed to delegate add");
-    if in_process(&delegate)? {
+    if in_process {
         if !delegate.all.contains_key("bridge") {
             // A bridge that nobody named is of these plugins' making: an address of another lease has to go.
             delegate.all.entry("forceAddress").or_insert(Value::Bool(true));

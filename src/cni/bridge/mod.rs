@@ -45,7 +45,7 @@ pub struct Made {
     port: Option<String>,
     /// Addresses of host-local.
     addresses: Vec<IpAddr>,
-    /// Another IPAM plugin gave addresses.
+    /// Another IPAM plugin was asked for addresses.
     other_ipam: bool,
     masquerade: bool,
 }
@@ -237,9 +237,9 @@ fn addresses(config: &Config, call: &Call, made: &mut Made) -> Result<Outcome, F
             outcome
         }
         _ => {
-            let outcome = other_ipam(config, call, Verb::Add)?.unwrap_or_default();
+            // It may have given some also where its answer makes no sense.
             made.other_ipam = true;
-            outcome
+            other_ipam(config, call, Verb::Add)?.unwrap_or_default()
         }
     };
     if outcome.ips.is_empty() {
