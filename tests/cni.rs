@@ -291,6 +291,15 @@ fn the_bridge_does_what_its_other_keys_say() {
     assert!(node.netns.run("ip addr show br2.10").contains("inet 10.9.0.1/24"));
 }
 
+/// Bridges take what routers say until they are told not to, whoever made them.
+#[test]
+fn no_bridge_takes_router_advertisements() {
+    let node = Node::new();
+    node.netns.run("ip link add cni0 type bridge; sysctl -w net.ipv6.conf.cni0.accept_ra=1");
+    node.add(&node.sepal(), &Pod::new("abc"));
+    assert!(node.netns.run("sysctl net.ipv6.conf.cni0.accept_ra").contains("accept_ra = 0"));
+}
+
 #[test]
 fn loopbacks_are_set_up() {
     let node = Node::new();

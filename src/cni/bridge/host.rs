@@ -25,13 +25,14 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     let mut found = find(host)?;
     if found.is_none() {
         veth::create_bridge(host, name, config.mtu, config.vlan > 0).map_err(cannot("make bridge", name))?;
-        refuse_router_advertisements(name);
         found = find(host)?;
     }
     let bridge = found.ok_or_else(|| Failure::other(format!("bridge {name} was made and is gone again")))?;
     if bridge.link.kind != LinkKind::Bridge {
         return Err(Failure::other(format!("{name:?} already exists but is not a bridge")));
     }
+    // Whoever made it may have been killed right behind.
+    refuse_router_advertisements(name);
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
     }
