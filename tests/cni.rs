@@ -301,6 +301,29 @@ fn no_bridge_takes_router_advertisements() {
 }
 
 #[test]
+fn ports_of_one_family_are_checked_as_they_are_made() {
+    let node = Node::new();
+    let pod = Pod::new("abc");
+    let ports = |ip: &str| json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ip}]);
+    let nat6 = || node.netns.run("ip6tables-save -t nat");
+    let mut conflist = node.sepal();
+    conflist["plugins"][0]["conditionsV4"] = json!(["!", "-s", "192.0.2.1"]);
+    for ip in ["10.0.0.1", "0.0.0.0"] {
+        let run = |verb: &str, more: &Value| node.run(verb, &conflist, Some(&pod), &ports(ip), more);
+        let result = run("ADD", &json!({})).expect("it is connected");
+        assert!(!nat6().contains("8080"), "{ip}: {}", nat6());
+        run("CHECK", &json!({"prevResult": result})).expect("its ports are there");
+        node.netns.run("iptables -t nat -F CNI-HOSTPORT-DNAT");
+        let (_, words) = failed(run("CHECK", &json!({"prevResult": result})));
+        assert_eq!(words, "a rule of host ports of container abc is missing");
+        run("DEL", &json!({})).expect("it is disconnected");
+    }
+    let result = node.run("ADD", &node.sepal(), Some(&pod), &ports("::"), &json!({})).expect("it is connected");
+    assert!(nat6().contains("8080") && !node.nat().contains("8080"));
+    node.run("CHECK", &node.sepal(), Some(&pod), &ports("::"), &json!({"prevResult": result})).expect("its ports are there");
+}
+
+#[test]
 fn loopbacks_are_set_up() {
     let node = Node::new();
     let pod = Pod::new("abc");

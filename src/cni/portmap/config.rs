@@ -51,7 +51,7 @@ pub(super) struct Mapping {
     pub container_port: u16,
     /// The protocol.
     pub transport: Transport,
-    /// The one address of the host at which it answers; none: all.
+    /// The address of the host at which it answers; unspecified: all of its family; none: all of both.
     pub host_ip: Option<IpAddr>,
 }
 
@@ -60,12 +60,17 @@ impl Mapping {
     pub(super) fn is_for(&self, family: Family) -> bool {
         self.host_ip.is_none_or(|ip| Family::of(ip) == family)
     }
+
+    /// The one address of the host at which it answers; none: more than one.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|ip| !ip.is_unspecified())
+    }
 }
 
 impl fmt::Display for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.host_port, self.transport.as_str())?;
-        self.host_ip.map_or(Ok(()), |ip| write!(f, " of {ip}"))
+        self.address().map_or(Ok(()), |ip| write!(f, " of {ip}"))
     }
 }
 
@@ -119,7 +124,7 @@ impl Entry {
             host_port: port("host", self.host_port)?,
             container_port: port("container", self.container_port)?,
             transport: Transport::named(&self.protocol).ok_or_else(|| format!("protocol {:?} has no ports to map", self.protocol))?,
-            host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+            host_ip,
         })
     }
 }

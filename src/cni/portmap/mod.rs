@@ -190,22 +190,17 @@ pub fn check(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failu
     }
     for family in Family::ALL {
         let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
+        if !portmap.mappings.iter().any(|mapping| mapping.is_for(family)) {
+            continue;
+        }
         let rules = rules::rules(&portmap, &config.name, &call.attachment.container, address);
         let [dnat, own] = Nat(family).list([DNAT, &rules.chain])?;
         let missing =
             |what: &str| Err(Failure::other(format!("{what} of host ports of container {} is missing", call.attachment.container)));
         let (Some(dnat), Some(own)) = (dnat, own) else { return missing("a chain") };
-        // Listed rules name the match of the protocol, too.
-        let plain = |listed: &str| {
-            listed.replace(" -m tcp ", " ").replace(" -m udp ", " ").replace(" -m sctp ", " ").replace(" -s 0.0.0.0/0 ", " ")
-        };
-        let is_missing = |listed: &str, wanted: &[String]| {
-            let listed = plain(listed);
-            wanted
-                .iter()
-                .any(|rule| !listed.lines().any(|line| line.strip_prefix("-A ") == Some(plain(rule).replace(" -s ::/0 ", " ").as_str())))
-        };
-        if is_missing(&own, &rules.own) || is_missing(&dnat, &rules.entries) {
+        let conditions = &portmap.conditions[usize::from(family == Family::V6)];
+        let own_there = rules.own.iter().all(|rule| rules::is_listed(&own, rule, ""));
+        if !own_there || !rules.entries.iter().all(|rule| rules::is_listed(&dnat, rule, conditions)) {
             return missing("a rule");
         }
     }

@@ -50,6 +50,23 @@ pub(super) struct Rules {
     pub entries: Vec<String>,
 }
 
+/// Whether a wanted rule is among those listed. `conditions` are the operator's own words in it: the kernel may list them otherwise and
+/// elsewhere.
+pub(super) fn is_listed(listed: &str, wanted: &str, conditions: &str) -> bool {
+    let wanted = plain(&wanted.replacen(&format!("{conditions} -j "), " -j ", 1));
+    listed.lines().filter_map(|line| line.strip_prefix("-A ")).map(plain).any(|line| {
+        let mut words = line.split(' ');
+        if conditions.is_empty() { line == wanted } else { wanted.split(' ').all(|word| words.any(|found| found == word)) }
+    })
+}
+
+/// A rule without the matches of protocols, which are listed and need not be written, and without sources that are everything.
+fn plain(rule: &str) -> String {
+    [" -m tcp ", " -m udp ", " -m sctp ", " -s 0.0.0.0/0 ", " -s ::/0 "]
+        .iter()
+        .fold(rule.to_owned(), |rule, words| rule.replace(words, " "))
+}
+
 /// The name of a container's chain.
 pub(super) fn chain_of(network: &str, container: &str) -> String {
     chain_name(PREFIX, network, container)
@@ -80,8 +97,8 @@ pub(super) fn rules(config: &PortmapConfig, network: &str, container: &str, addr
 }
 
 fn own_rules(config: &PortmapConfig, chain: &str, mapping: &Mapping, address: IpNetwork) -> Vec<String> {
-    let Mapping { host_port, container_port, transport, host_ip } = mapping;
-    let to = host_ip.map(|ip| format!("-d {} ", IpNetwork::from(ip))).unwrap_or_default();
+    let Mapping { host_port, container_port, transport, .. } = mapping;
+    let to = mapping.address().map(|ip| format!("-d {} ", IpNetwork::from(ip))).unwrap_or_default();
     let rest = format!("{to}-p {} --dport {host_port}", transport.as_str());
     let mut rules = Vec::new();
     if config.snat {
@@ -196,9 +213,10 @@ pub(super) fn conflict(mappings: &[Mapping], rules_of_other: &str) -> Option<(Ma
         let same = |mapping: &&Mapping| {
             Some(mapping.transport) == transport
                 && Some(mapping.host_port) == port
-                && (mapping.host_ip.is_none() || host_ip.is_none() || mapping.host_ip == host_ip)
+                && (mapping.address().is_none() || host_ip.is_none() || mapping.address() == host_ip)
         };
-        if let Some(mapping) = mappings.iter().find(same) {
+        let of_family = |mapping: &&Mapping| mapping.is_for(Family::of(target.ip()));
+        if let Some(mapping) = mappings.iter().filter(of_family).find(same) {
             return Some((*mapping, target.ip()));
         }
     }
@@ -298,6 +316,17 @@ mod tests {
         let again = additions(&config, &made, &present);
         assert_eq!(again.len(), 1 + 1 + made.own.len() + made.entries.len(), "{again:?}");
         assert!(again[1].starts_with("-D CNI-HOSTPORT-DNAT -p tcp"), "what a killed process left goes first");
+    }
+
+    #[test]
+    fn rules_are_found_however_they_are_listed() {
+        let listed = "-P X\n-A X ! -s 192.0.2.1/32 -p tcp -m comment --comment \"a b\" -m multiport --dports 1,2 -j Y\n-A Y -s 10.0.0.0/24 -d 10.1.1.1/32 -p udp -m udp --dport 53 -j Z\n";
+        let entry = |ports: &str| format!("X -p tcp -m comment --comment \"a b\" -m multiport --dports {ports} ! -s 192.0.2.1 -j Y");
+        let conditions = " ! -s 192.0.2.1";
+        assert!(is_listed(listed, &entry("1,2"), conditions) && !is_listed(listed, &entry("1"), conditions));
+        assert!(is_listed(listed, "Y -s 10.0.0.0/24 -d 10.1.1.1/32 -p udp --dport 53 -j Z", ""));
+        assert!(!is_listed(listed, "Y -s 10.0.0.0/24 -p udp --dport 53 -j Z", ""), "it is for one address only");
+        assert!(is_listed("-A Y -p tcp -m tcp --dport 1 -j Z", "Y -s ::/0 -p tcp --dport 1 -j Z", ""));
     }
 
     #[test]
