@@ -145,7 +145,7 @@ impl Call {
     /// There is an argument that is not known; the words are upstream's.
     pub fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], Failure> {
         let find = |name: &str| self.args.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let ignore = find("IgnoreUnknown").is_some_and(|value| matches!(value, "1" | "true"));
+        let ignore = find("IgnoreUnknown").is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
         let is_known = |key: &str| key == "IgnoreUnknown" || known.contains(&key);
         let unknown: Vec<String> =
             self.args.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
@@ -213,6 +213,7 @@ mod tests {
         let call = read(&add(&[])).expect("all is there");
         assert_eq!((call.verb, call.attachment.container.as_str(), call.any_namespace), (Verb::Add, "abc", false));
         assert_eq!(call.known_args(["MAC", "IP"]).expect("the rest is ignored"), [None, Some("10.0.0.9")]);
+        assert!(read(&add(&[("CNI_ARGS", "IgnoreUnknown=TRUE;K8S=a")])).expect("all is there").known_args(["IP"]).is_ok());
         let strict = read(&add(&[("CNI_ARGS", "K8S_POD_NAME=a")])).expect("all is there");
         assert_eq!(strict.known_args(["IP"]).expect_err("unknown").message, "ARGS: unknown args [\"K8S_POD_NAME=a\"]");
         for (changes, message) in [

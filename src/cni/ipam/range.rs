@@ -135,7 +135,7 @@ impl RangeSet {
     /// is of none of the ranges, from the start of the first.
     pub fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
         let found = last.and_then(|last| self.0.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
-        let (at, skipped) = found.map_or((0, 0), |(at, last)| (at, last - self.0[at].first + 1));
+        let (at, skipped) = found.map_or((0, 0), |(at, last)| (at, (last - self.0[at].first).saturating_add(1)));
         // The rest of one range, the others whole, and what was skipped.
         let whole = |range: &Range| (0, range.len());
         let rest = self.0.get(at).map(|range| (range, (skipped, range.len())));
@@ -211,6 +211,8 @@ mod tests {
         let v6 = set(&[config("fd00:9::/64", "", "")]);
         assert_eq!(v6.candidates(None).next().map(|(ip, _)| ip.to_string()).as_deref(), Some("fd00:9::2"));
         assert_eq!(set(&[config("::/0", "", "")]).candidates(None).count_some(2), 2);
+        let everything = set(&[config("::/0", "::", "")]);
+        assert_eq!(everything.candidates(Some(address(u128::MAX, false))).count_some(2), 2);
     }
 
     trait CountSome {
