@@ -291,6 +291,32 @@ fn the_bridge_does_what_its_other_keys_say() {
     assert!(node.netns.run("ip addr show br2.10").contains("inet 10.9.0.1/24"));
 }
 
+#[test]
+fn pods_of_ipv6_alone_are_connected() {
+    let node = Node::new();
+    node.write_subnet_env(
+        "FLANNEL_IPV6_NETWORK=fd10:244::/32\nFLANNEL_IPV6_SUBNET=fd10:244:83::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n",
+    );
+    let (web, client) = (Pod::new("web"), Pod::new("client"));
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let run = |verb: &str, more: &Value| node.run(verb, &node.sepal(), Some(&web), &ports, more);
+    let result = run("ADD", &json!({})).expect("it is connected");
+    assert_eq!((address(&result, 0).as_str(), result["ips"].as_array().map(Vec::len)), ("fd10:244:83::2", Some(1)));
+    assert_eq!(result["routes"], json!([{"dst": "fd10:244::/32"}, {"dst": "::/0", "gw": "fd10:244:83::1"}]));
+    node.add(&node.sepal(), &client);
+    web.serve(80);
+    eventually("the gateway has its address", || !node.netns.run("ip -6 addr show cni0").contains("tentative"));
+    assert_eq!(tcp(&client.netns, at("fd10:244:83::2", 80)).expect("an answer"), "web");
+    assert_eq!(tcp(&client.netns, at("fd10:244:83::1", 8080)).expect("an answer"), "web");
+    assert!(!node.nat().contains("8080") && !node.netns.run("ip -4 addr show cni0").contains("inet "));
+    assert!(node.netns.run("sysctl net.ipv6.conf.all.forwarding").contains("forwarding = 1"));
+    run("CHECK", &json!({"prevResult": result})).expect("it is connected");
+    run("DEL", &json!({})).expect("it is disconnected");
+    node.gc(&[]);
+    node.assert_clean();
+    assert!(!node.netns.run("ip6tables-save -t nat").contains("CNI-DN-"));
+}
+
 /// Bridges take what routers say until they are told not to, whoever made them.
 #[test]
 fn no_bridge_takes_router_advertisements() {
