@@ -27,6 +27,7 @@ const V4: Vxlan = Vxlan {
     underlay: None,
     learning: false,
     gbp: false,
+    external: false,
     reports_misses: false,
     checksum: true,
 };

@@ -569,6 +569,7 @@ fn a_former_link_goes() {
             underlay: Some(2),
             learning: false,
             gbp: false,
+            external: false,
             reports_misses: false,
             checksum: true,
         },

@@ -4,8 +4,10 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "tests start programs, and fail where they cannot")]
 
 use std::fs;
-use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use sepal_apiserver::{ApiServer, Failure};
 use sepal_lab::Netns;
@@ -112,7 +114,9 @@ fn a_sound_node_has_nothing_to_complain_of_and_is_left_as_it_was() {
         assert!(find(&found, "version")["found"].as_str().expect("text").contains(variant));
         let tried = find(&found, "matches and targets")["found"].as_str().expect("text").to_owned();
         assert!(tried.starts_with("32 rules are taken") && tried.ends_with("a network namespace of their own"), "{tried}");
-        for name in ["API server", "permissions", "Node", "pod CIDR", "external interface", "MTU", "VXLAN", "CNI configuration"] {
+        for name in
+            ["API server", "permissions", "Node", "pod CIDR", "external interface", "MTU", "VXLAN", "tunnel port", "CNI configuration"]
+        {
             find(&found, name);
         }
         assert_eq!(node.netns.run(look), before);
@@ -198,6 +202,147 @@ fn what_the_node_has_in_the_way_is_found() {
     assert_eq!(find(&found, "rules in iptables-legacy")["cure"], "sepal cleanup --iptables-variant legacy");
     assert!(find(&found, "other programs")["found"].as_str().expect("text").contains("flanneld (process "));
     drop(held);
+}
+
+/// Where the tunnel's link can be made, it may still not be possible to set it up; whether it is, the kernel is asked beside.
+#[test]
+fn a_tunnel_port_in_use_is_found_where_it_is_in_the_way() {
+    let node = Node::sound();
+    let comes_up = || {
+        let tunnel = "ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 nolearning; trap 'ip link delete flannel.1' EXIT";
+        node.netns.output(&format!("{tunnel}; ip link set flannel.1 up")).status.success()
+    };
+    let cases = [("external", "external", false), ("gbp", "id 5 gbp dev eth0", false), ("plain", "id 5 dev eth0", true)];
+    for (name, kind, works) in cases {
+        node.netns.run(&format!("ip link add {name} type vxlan {kind} dstport 8472; ip link set {name} up"));
+        let found = node.checks(&[]);
+        assert_eq!(complaints(&found), if works { vec![] } else { vec!["tunnel port: failed"] }, "{found:#?}");
+        assert!(find(&found, "tunnel port")["found"].as_str().expect("text").contains(name), "{found:#?}");
+        assert_eq!(comes_up(), works, "{name}");
+        node.netns.run(&format!("ip link delete {name}"));
+    }
+    let held = node.netns.within(|| UdpSocket::bind("0.0.0.0:8472").expect("a free port"));
+    assert_eq!(complaints(&node.checks(&[])), ["tunnel port: failed"]);
+    assert!(!comes_up());
+    drop(held);
+    assert!(comes_up());
+    // It takes the port of the family that the tunnel has, and of no other.
+    let other = node.netns.within(|| UdpSocket::bind("[::1]:8472").expect("a free port"));
+    assert_eq!(complaints(&node.checks(&[])), Vec::<String>::new());
+    assert!(comes_up());
+    drop(other);
+    // Its own link is none of another's.
+    node.netns.run("ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 nolearning; ip link set flannel.1 up");
+    assert_eq!(complaints(&node.checks(&[])), Vec::<String>::new());
+}
+
+/// What the other variant has is in the way where it is there, and only told to be absent by somebody who can look.
+#[test]
+fn leftovers_of_the_pod_network_are_found_and_the_cure_takes_them_away() {
+    let node = Node::sound();
+    let flannel = "iptables-legacy -t nat -N FLANNEL-POSTRTG; iptables-legacy -t nat -A FLANNEL-POSTRTG -j RETURN
+                   iptables-legacy -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG";
+    node.netns.run(flannel);
+    let nft = ["--iptables-variant=nft"];
+    let found = node.checks(&nft);
+    assert_eq!(complaints(&found), ["pod network's rules in iptables-legacy: warning"], "{found:#?}");
+    let cure = find(&found, "pod network's rules in iptables-legacy")["cure"].as_str().expect("text").to_owned();
+    let arguments = cure.strip_prefix("sepal ").expect("a command").split(' ');
+    // Rules are all that it takes.
+    node.netns.run("ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 nolearning");
+    assert!(node.netns.command(SEPAL).args(arguments).output().expect("it runs").status.success());
+    node.netns.run("ip link show flannel.1; ip link delete flannel.1");
+    assert_eq!(complaints(&node.checks(&nft)), Vec::<String>::new());
+
+    // Only iptables-nft is installed, and the kernel has tables of the other variant.
+    let bin = node.folder.path().join("bin");
+    fs::create_dir(&bin).expect("writable");
+    let which = |program: &str| node.netns.run(&format!("command -v {program}")).trim().to_owned();
+    for program in ["iptables-nft", "ip6tables-nft", "iptables-nft-restore", "ip6tables-nft-restore"] {
+        std::os::unix::fs::symlink(which(program), bin.join(program)).expect("a link");
+    }
+    node.netns.run(flannel);
+    let mut command = node.netns.command(&which("env"));
+    command.arg(format!("PATH={}", bin.display())).args([SEPAL, "preflight", "-o", "json", "--conntrack-max-per-core=0"]);
+    command.args(["--hostname-override", NAME, "--master", &node.server.url()]).args(node.pod_network());
+    let found = checks(&command.output().expect("it runs"));
+    for name in ["rules in iptables-legacy", "pod network's rules in iptables-legacy"] {
+        assert_eq!(find(&found, name)["outcome"], "not checked", "{found:#?}");
+    }
+}
+
+/// Makes a table of nftables as `nft add table` does, in one transaction.
+fn add_nft_table(family: u8, name: &str) {
+    let message = |kind: u16, header: [u8; 4], attributes: &[u8]| {
+        let length = (20 + attributes.len()) as u32;
+        [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &1_u16.to_ne_bytes(), &[0; 8], &header, attributes].concat()
+    };
+    let length = (5 + name.len()) as u16;
+    let mut attribute = [&length.to_ne_bytes()[..], &1_u16.to_ne_bytes(), name.as_bytes(), &[0]].concat();
+    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    // NFNL_MSG_BATCH_BEGIN and _END around NFT_MSG_NEWTABLE; 10 is the subsystem.
+    let batch =
+        [message(16, [0, 0, 0, 10], &[]), message(10 << 8, [family, 0, 0, 0], &attribute), message(17, [0, 0, 0, 10], &[])].concat();
+    let mut socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_NETFILTER).expect("a socket");
+    socket.bind_auto().expect("bound");
+    socket.send(&batch, 0).expect("sent");
+}
+
+#[test]
+fn tables_of_nftables_are_found_without_nft() {
+    let node = Node::sound();
+    node.netns.within(|| {
+        add_nft_table(2, "kube-proxy");
+        add_nft_table(10, "flannel-ipv6");
+    });
+    let found = node.checks(&[]);
+    assert_eq!(complaints(&found), ["nftables of others: warning"], "{found:#?}");
+    assert_eq!(
+        find(&found, "nftables of others")["found"],
+        "ip kube-proxy of kube-proxy's mode nftables, ip6 flannel-ipv6 of flannel with EnableNFTables"
+    );
+    let found = checks(&node.preflight(&["-o", "json"]).output().expect("it runs"));
+    assert_eq!(find(&found, "nftables of others")["found"], "ip kube-proxy of kube-proxy's mode nftables");
+}
+
+/// Whatever does not end is waited for no longer than it takes to say so.
+#[test]
+fn nothing_holds_it_up() {
+    let node = Node::sound();
+    let begun = Instant::now();
+    // The holder is in a process namespace that preflight cannot see.
+    let mut holder = node
+        .netns
+        .command("sh")
+        .args(["-c", "exec flock \"$XTABLES_LOCKFILE\" sh -c 'echo held; exec sleep 120'"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("flock (util-linux) is there");
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
+    assert_eq!(line, "held\n");
+    let found = node.checks(&["--iptables-variant=legacy"]);
+    assert_eq!(complaints(&found), ["xtables lock: failed"], "{found:#?}");
+    assert_eq!(complaints(&node.checks(&["--iptables-variant=nft"])), Vec::<String>::new());
+    node.netns.run(&format!("pkill -P {}", holder.id()));
+    holder.wait().expect("it ends");
+    assert_eq!(complaints(&node.checks(&["--iptables-variant=legacy"])), Vec::<String>::new());
+
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "a", "contexts": [{"name": "a", "context": {"cluster": "a", "user": "u"}}],
+        "clusters": [{"name": "a", "cluster": {"server": node.server.url()}}],
+        "users": [{"name": "u", "user": {"exec": {
+            "apiVersion": "client.authentication.k8s.io/v1", "command": "sleep", "args": ["600"], "interactiveMode": "Never"}}}],
+    });
+    fs::write(node.path("kubeconfig"), kubeconfig.to_string()).expect("writable");
+    let found = node.checks(&["--kubeconfig", &node.path("kubeconfig")]);
+    assert_eq!(complaints(&found), ["API server: failed", "permissions: not checked", "Node: not checked"], "{found:#?}");
+    assert!(find(&found, "API server")["found"].as_str().expect("text").contains("credentials"), "{found:#?}");
+    // A server that takes connections and says nothing.
+    let silent = node.netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let found = node.checks(&["--master", &format!("http://{}", silent.local_addr().expect("bound"))]);
+    assert_eq!(complaints(&found)[0], "API server: failed");
+    assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
 }
 
 /// Whoever may not try things is told so, and gets what can be said.

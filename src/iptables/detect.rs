@@ -6,6 +6,7 @@
 use iptables::IPTables;
 
 use crate::cluster::Family;
+use crate::netlink::generation;
 use crate::rules::names;
 use crate::table::plan::Variant;
 
@@ -38,11 +39,19 @@ impl Found {
         random_fully(&self.version)
     }
 
-    /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so. Looking makes
-    /// no tables, as legacy iptables otherwise does.
+    /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so.
     pub async fn find_doubles(&mut self) -> Vec<Family> {
+        let doubles = self.in_other(names::SERVICES).await.families;
+        if !doubles.is_empty() {
+            self.reason.extend(["; there are KUBE-* rules in ", self.variant.other().as_str(), ", too"]);
+        }
+        doubles
+    }
+
+    /// What the other variant has in a chain of the table `nat`. Looking makes no tables, as legacy iptables otherwise does.
+    pub async fn in_other(&self, chain: &str) -> InOther {
         let other = self.variant.other();
-        let mut doubles = Vec::new();
+        let mut found = InOther::default();
         for family in Family::ALL {
             let tables = match family {
                 Family::V4 => "/proc/net/ip_tables_names",
@@ -50,17 +59,28 @@ impl Found {
             };
             let there = other == Variant::Nft || std::fs::read_to_string(tables).is_ok_and(|names| names.lines().any(|name| name == "nat"));
             let program = Exec::new(other, false).program(family, "");
-            let list = ["-w", LOCK_WAIT, "-t", "nat", "-S", names::SERVICES];
-            // Where the chain is not there, or the variant does not work, there is nothing to tell of.
-            if there && output(&program, &list).await.is_ok_and(|rules| rules.contains("\n-A ")) {
-                doubles.push(family);
+            if !there {
+                continue;
+            }
+            match output(&program, &["-w", LOCK_WAIT, "-t", "nat", "-S", chain]).await {
+                Ok(rules) if rules.contains("\n-A ") => found.families.push(family),
+                // Where the chain is not there, or the variant does not work in this kernel, there is nothing to tell of.
+                Ok(_) | Err(IptablesError::Failed { .. }) => {}
+                Err(IptablesError::Missing(_)) if other == Variant::Nft && generation::of_nf_tables().is_none() => {}
+                Err(error) => found.unknown = found.unknown.or(Some(error.to_string())),
             }
         }
-        if !doubles.is_empty() {
-            self.reason.extend(["; there are KUBE-* rules in ", other.as_str(), ", too"]);
-        }
-        doubles
+        found
     }
+}
+
+/// What the variant that is not used has in one chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InOther {
+    /// Families in which there are rules.
+    pub families: Vec<Family>,
+    /// Why that cannot be told of some family, although its kernel has tables of that variant.
+    pub unknown: Option<String>,
 }
 
 /// Whether MASQUERADE has `--random-fully` in an iptables of this version, like `1.8.9`.

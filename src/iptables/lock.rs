@@ -1,18 +1,26 @@
 //! Who holds the lock that all programs of legacy iptables take turns with.
 
 use std::fmt::Write as _;
+use std::fs::TryLockError;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The lock's file; `iptables -w` locks it with flock(2).
+/// The lock's file, where the environment names no other one; `iptables -w` locks it with flock(2).
 const LOCK: &str = "/run/xtables.lock";
+
+/// The lock's file, as the programs find it.
+#[must_use]
+pub fn path() -> PathBuf {
+    std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| LOCK.into(), PathBuf::from)
+}
 
 /// The program that holds the lock, by process and name, as far as this process may see it.
 pub(super) fn holder() -> String {
     let found = || {
-        let inode = std::fs::metadata(LOCK).ok()?.ino();
+        let inode = std::fs::metadata(path()).ok()?.ino();
         process(&std::fs::read_to_string("/proc/locks").ok()?, inode)
     };
+    // Programs of other process namespaces are not listed.
     found().map_or_else(|| "a program that cannot be told from here".into(), name)
 }
 
@@ -25,16 +33,17 @@ fn name(pid: u32) -> String {
     text
 }
 
-/// The program that holds the lock now; `None` if nobody does.
+/// The program that holds the lock now; `None` if nobody does. To find out, it is taken for a moment, along with others who only look.
 ///
 /// # Errors
 /// Its file is there and cannot be opened for writing, as the programs do.
 pub fn held() -> std::io::Result<Option<String>> {
-    match std::fs::OpenOptions::new().append(true).open(LOCK) {
-        Ok(file) => {
-            let inode = file.metadata()?.ino();
-            Ok(process(&std::fs::read_to_string("/proc/locks")?, inode).map(name))
-        }
+    match std::fs::OpenOptions::new().append(true).open(path()) {
+        Ok(file) => match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(holder())),
+            Err(TryLockError::Error(error)) => Err(error),
+        },
         // Whoever is the first to need it makes it.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

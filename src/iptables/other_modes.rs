@@ -23,7 +23,8 @@ pub enum NftTables {
 
 impl NftTables {
     /// Their names, one in each family.
-    const fn names(self) -> [&'static str; 2] {
+    #[must_use]
+    pub const fn names(self) -> [&'static str; 2] {
         match self {
             Self::KubeProxy => ["ip kube-proxy", "ip6 kube-proxy"],
             Self::Flannel => ["ip flannel-ipv4", "ip6 flannel-ipv6"],

@@ -300,8 +300,17 @@ fn is_meant(asked: &Route, there: &Route) -> bool {
 mod tests {
     use super::*;
 
-    const VXLAN: Vxlan =
-        Vxlan { vni: 1, port: 0, local: None, underlay: Some(2), learning: false, gbp: false, reports_misses: false, checksum: true };
+    const VXLAN: Vxlan = Vxlan {
+        vni: 1,
+        port: 0,
+        local: None,
+        underlay: Some(2),
+        learning: false,
+        gbp: false,
+        external: false,
+        reports_misses: false,
+        checksum: true,
+    };
 
     fn node() -> FakeNetwork {
         let eth0 = Link {

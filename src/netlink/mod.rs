@@ -9,6 +9,7 @@ pub mod host;
 pub mod kernel;
 pub mod monitor;
 pub mod nfacct;
+pub mod nft_tables;
 mod offload;
 mod readings;
 pub mod record;

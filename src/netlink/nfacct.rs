@@ -130,7 +130,7 @@ fn request(kind: u16, flags: u16, name: &str) -> Vec<u8> {
 }
 
 /// The errno in the acknowledgement within a datagram, if it holds one.
-fn acknowledged(datagram: &[u8]) -> Option<i32> {
+pub(super) fn acknowledged(datagram: &[u8]) -> Option<i32> {
     let (_, content) = messages(datagram).find(|(kind, _)| *kind == NLMSG_ERROR)?;
     Some(-i32::from_ne_bytes(content.get(..4)?.try_into().ok()?))
 }

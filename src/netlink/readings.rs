@@ -67,8 +67,17 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
 }
 
 fn vxlan(data: &[u8]) -> Vxlan {
-    let mut vxlan =
-        Vxlan { vni: 0, port: 0, local: None, underlay: None, learning: false, gbp: false, reports_misses: false, checksum: false };
+    let mut vxlan = Vxlan {
+        vni: 0,
+        port: 0,
+        local: None,
+        underlay: None,
+        learning: false,
+        gbp: false,
+        external: false,
+        reports_misses: false,
+        checksum: false,
+    };
     for attribute in NlasIterator::new(data).flatten().filter_map(|attribute| InfoVxlan::parse(&attribute).ok()) {
         match attribute {
             InfoVxlan::Id(vni) => vxlan.vni = vni,
@@ -78,6 +87,7 @@ fn vxlan(data: &[u8]) -> Vxlan {
             InfoVxlan::Link(link) => vxlan.underlay = Some(link).filter(|link| *link != 0),
             InfoVxlan::Learning(learning) => vxlan.learning = learning,
             InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::CollectMetadata(external) => vxlan.external = external,
             InfoVxlan::L2Miss(misses) | InfoVxlan::L3Miss(misses) => vxlan.reports_misses |= misses,
             InfoVxlan::UDPCsum(checksum) => vxlan.checksum = checksum,
             _ => {}
@@ -236,8 +246,17 @@ mod tests {
     use nix::libc::NUD_NOARP;
     use proptest::prelude::*;
 
-    const VXLAN: Vxlan =
-        Vxlan { vni: 4096, port: 8472, local: None, underlay: Some(2), learning: true, gbp: true, reports_misses: false, checksum: false };
+    const VXLAN: Vxlan = Vxlan {
+        vni: 4096,
+        port: 8472,
+        local: None,
+        underlay: Some(2),
+        learning: true,
+        gbp: true,
+        external: false,
+        reports_misses: false,
+        checksum: false,
+    };
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
     fn routes() -> Vec<Route> {

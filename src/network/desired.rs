@@ -119,6 +119,7 @@ impl Wanted<'_> {
                 underlay: Some(self.external.index),
                 learning: asked.learning,
                 gbp: asked.gbp,
+                external: false,
                 reports_misses: false,
                 checksum: true,
             };

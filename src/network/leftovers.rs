@@ -84,6 +84,7 @@ mod tests {
             underlay: None,
             learning: false,
             gbp: false,
+            external: false,
             reports_misses: false,
             checksum: true,
         };

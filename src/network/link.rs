@@ -83,6 +83,8 @@ pub struct Vxlan {
     pub learning: bool,
     /// It has the group-based policy extension.
     pub gbp: bool,
+    /// It has no VNI of its own, but what routes and rules say of each packet (`IFLA_VXLAN_COLLECT_METADATA`).
+    pub external: bool,
     /// Misses of the forwarding table or the neighbour table are reported to user space.
     pub reports_misses: bool,
     /// Outer UDP packets over IPv4 have a checksum.

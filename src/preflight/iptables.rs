@@ -1,6 +1,7 @@
 //! What readings of iptables mean.
 
 use crate::cluster::Family;
+use crate::table::cleanup::Owner;
 use crate::table::plan::Variant;
 
 use super::probes::Probe;
@@ -44,20 +45,28 @@ pub fn families(usable: &[Family], unusable: &[(Family, String)]) -> Vec<Check> 
     good.chain(bad).collect()
 }
 
-/// Families in which the other variant has rules of the same names.
+/// Families in which the other variant has rules of the same names, or why that is `unknown`.
 #[must_use]
-pub fn leftovers(other: Variant, doubles: &[Family]) -> Check {
-    let name = format!("rules in iptables-{other}");
-    if doubles.is_empty() {
-        return Check::ok(PART, name, "none of kube-proxy's names");
+pub fn leftovers(other: Variant, owner: Owner, doubles: &[Family], unknown: Option<&str>) -> Check {
+    let rules = format!("rules in iptables-{other}");
+    let (name, names, consequence, cure) = match owner {
+        Owner::Proxy => (rules, "KUBE-*", "services may answer that are gone", format!("sepal cleanup --iptables-variant {other}")),
+        Owner::PodNetwork => (
+            format!("pod network's {rules}"),
+            "FLANNEL-*",
+            "what the one leaves as it is the other may masquerade",
+            format!("sepal cleanup --pod-network --iptables-variant {} --other-variant", other.other()),
+        ),
+    };
+    match (doubles, unknown) {
+        ([], None) => Check::ok(PART, name, format!("none with {names} names")),
+        ([], Some(why)) => Check::not_checked(PART, name, format!("the kernel has tables of it that cannot be listed: {why}")),
+        (doubles, _) => {
+            let families: Vec<&str> = doubles.iter().map(|family| family.as_str()).collect();
+            let found = format!("{names} rules of {} are there, and packets go through both: {consequence}", families.join(" and "));
+            Check::warning(PART, name, found, cure)
+        }
     }
-    let families: Vec<&str> = doubles.iter().map(|family| family.as_str()).collect();
-    Check::warning(
-        PART,
-        name,
-        format!("KUBE-* rules of {} are there, and packets go through both: services may answer that are gone", families.join(" and ")),
-        format!("sepal cleanup --iptables-variant {other}"),
-    )
 }
 
 /// What came of trying a rule: nothing, or what was said against it.
@@ -87,6 +96,9 @@ pub fn probes(tried: &[Tried], alone: Option<&str>) -> Vec<Check> {
             })
         })
         .collect();
+    if tried.is_empty() {
+        return vec![Check::not_checked(PART, "matches and targets", "there is no family to try them in")];
+    }
     let taken: Vec<&str> = tried.iter().filter(|tried| tried.refused.is_none()).map(|tried| tried.probe.name).collect();
     let mut names = taken.clone();
     names.sort_unstable();
@@ -135,9 +147,13 @@ pub fn lock(lock: &Lock, variant: Variant) -> Check {
     let name = "xtables lock";
     match lock {
         Lock::Free => Check::ok(PART, name, "free"),
-        Lock::Held(holder) => {
-            Check::warning(PART, name, format!("held by {holder}"), "sepal waits for it; if that does not end, end that program")
-        }
+        Lock::Held(holder) if variant == Variant::Legacy => Check::failed(
+            PART,
+            name,
+            format!("held by {holder} all the time that was waited for it, so that nothing else of iptables could be looked at"),
+            "end that program, or wait for it to end, and check again",
+        ),
+        Lock::Held(holder) => Check::ok(PART, name, format!("held by {holder}; iptables-nft needs none")),
         Lock::Shut(why) if variant == Variant::Legacy => Check::failed(
             PART,
             name,
@@ -183,6 +199,29 @@ mod tests {
         assert_eq!(outcomes, wanted);
         assert!(checks[2].found.contains("1 rules are taken, with comment"), "{:?}", checks[2]);
         assert_eq!(probes(&[tried("comment", None)], Some("not root"))[0].outcome, Outcome::NotChecked);
+        assert_eq!(probes(&[], None)[0].outcome, Outcome::NotChecked);
+    }
+
+    #[test]
+    fn rules_of_the_other_variant_are_there_or_not_or_nobody_can_tell() {
+        let judge = |owner, doubles: &[Family], unknown| leftovers(Variant::Legacy, owner, doubles, unknown);
+        assert_eq!(judge(Owner::Proxy, &[], None).outcome, Outcome::Ok);
+        assert_eq!(judge(Owner::Proxy, &[], Some("no such program")).outcome, Outcome::NotChecked);
+        let both = judge(Owner::Proxy, &[Family::V4], Some("no such program"));
+        assert_eq!((both.outcome, both.cure.as_str()), (Outcome::Warning, "sepal cleanup --iptables-variant legacy"));
+        let network = judge(Owner::PodNetwork, &Family::ALL, None);
+        assert!(network.found.starts_with("FLANNEL-* rules of ipv4 and ipv6 are there"), "{network:?}");
+        assert_eq!(network.cure, "sepal cleanup --pod-network --iptables-variant nft --other-variant");
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_in_the_way_of_legacy_alone() {
+        let outcome = |found: Lock, variant| lock(&found, variant).outcome;
+        for (variant, bad) in [(Variant::Legacy, Outcome::Failed), (Variant::Nft, Outcome::Ok)] {
+            assert_eq!(outcome(Lock::Held("process 7".into()), variant), bad);
+            assert_eq!(outcome(Lock::Shut("read-only".into()), variant), bad);
+            assert_eq!(outcome(Lock::Free, variant), Outcome::Ok);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! [`crate::cli`].
 //!
 //! - [`probes`]: a rule for each match and target that sepal writes, to be tried.
-//! - [`iptables`], [`kernel`], [`node`], [`network`], [`cluster`]: what readings mean.
+//! - [`iptables`], [`kernel`], [`node`], [`network`], [`tunnel_port`], [`cluster`]: what readings mean.
 //! - [`print`]: checks as text and as JSON.
 
 pub mod cluster;
@@ -12,6 +12,7 @@ pub mod network;
 pub mod node;
 pub mod print;
 pub mod probes;
+pub mod tunnel_port;
 
 /// One thing that was looked at, and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

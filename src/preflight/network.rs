@@ -123,6 +123,7 @@ mod tests {
                 underlay: None,
                 learning: true,
                 gbp: false,
+                external: false,
                 reports_misses: false,
                 checksum: true,
             }),

@@ -74,6 +74,26 @@ pub fn interfaces<'n>(names: impl IntoIterator<Item = &'n str>) -> Check {
     Check::warning(PART, name, found.join(", "), cure)
 }
 
+/// Tables of nftables that other ways of doing the same leave, each with whose it is; packets go through them as well.
+#[must_use]
+pub fn nftables(found: std::io::Result<Vec<String>>, others: &[(&str, [&str; 2])]) -> Check {
+    let name = "nftables of others";
+    let found = match found {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Check::not_checked(PART, name, format!("tables cannot be listed: {error}"));
+        }
+        Err(_) => Vec::new(),
+    };
+    let in_the_way = |table: &&String| others.iter().find(|(_, names)| names.contains(&table.as_str())).map(|(whose, _)| *whose);
+    let tables: Vec<String> = found.iter().filter_map(|table| Some(format!("{table} of {}", in_the_way(&table)?))).collect();
+    if tables.is_empty() {
+        return Check::ok(PART, name, "no table of another service proxy or pod network");
+    }
+    let cure = "sepal deletes them when it starts, where the program nft is installed beside it; else: nft delete table, with these names";
+    Check::warning(PART, name, tables.join(", "), cure)
+}
+
 /// A port to listen on, and what came of trying.
 #[must_use]
 pub fn port(what: &str, address: SocketAddr, tried: std::io::Result<()>, hard_fail: bool) -> Check {
@@ -134,6 +154,17 @@ mod tests {
     fn others_interfaces_are_named_with_their_owner() {
         assert_eq!(interfaces(["lo", "eth0", "cni0", "flannel.1", "veth12"]).outcome, Outcome::Ok);
         assert_eq!(interfaces(["lo", "kube-ipvs0", "cali12345"]).found, "kube-ipvs0 of kube-proxy's mode ipvs, cali12345 of Calico");
+    }
+
+    #[test]
+    fn tables_of_nftables_are_named_with_their_owner() {
+        let others = [("kube-proxy's mode nftables", ["ip kube-proxy", "ip6 kube-proxy"])];
+        let judge = |tables: io::Result<&[&str]>| nftables(tables.map(|tables| tables.iter().map(ToString::to_string).collect()), &others);
+        let found = judge(Ok(&["ip nat", "ip6 kube-proxy"]));
+        assert_eq!((found.outcome, found.found.as_str()), (Outcome::Warning, "ip6 kube-proxy of kube-proxy's mode nftables"));
+        assert_eq!(judge(Ok(&["ip nat", "inet kube-proxy", "ip flannel-ipv4"])).outcome, Outcome::Ok);
+        assert_eq!(judge(Err(io::ErrorKind::Unsupported.into())).outcome, Outcome::Ok);
+        assert_eq!(judge(Err(io::ErrorKind::PermissionDenied.into())).outcome, Outcome::NotChecked);
     }
 
     #[test]

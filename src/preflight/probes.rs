@@ -70,18 +70,19 @@ impl Probe {
     }
 }
 
+/// The matches and targets in rules, for tests that all of them are tried. Verdicts that are no modules, and chains, are left out.
+#[cfg(test)]
+pub(crate) fn used(rules: &str) -> std::collections::BTreeSet<&str> {
+    let words = |flag| rules.split(flag).skip(1).filter_map(|rest: &str| rest.split_whitespace().next());
+    let is_chain = |word: &str| ["KUBE-", "FLANNEL-", "CNI-"].iter().any(|start| word.starts_with(start));
+    words(" -m ").chain(words(" -j ").filter(|word| !["ACCEPT", "RETURN"].contains(word) && !is_chain(word))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-
-    /// Chains have their own names, and these verdicts are no modules.
-    const VERDICTS: [&str; 2] = ["ACCEPT", "RETURN"];
-
-    fn words<'t>(text: &'t str, flag: &'static str) -> impl Iterator<Item = &'t str> {
-        text.split(flag).skip(1).filter_map(|rest| rest.split_whitespace().next())
-    }
 
     #[test]
     fn whatever_is_written_is_tried() {
@@ -92,9 +93,7 @@ mod tests {
             for file in std::fs::read_dir(case.expect("readable").path()).expect("a folder") {
                 let text = std::fs::read_to_string(file.expect("readable").path()).expect("text");
                 files += 1;
-                used.extend(words(&text, " -m ").map(str::to_owned));
-                let is_target = |word: &&str| !VERDICTS.contains(word) && !word.starts_with("KUBE-") && !word.starts_with("FLANNEL-");
-                used.extend(words(&text, " -j ").filter(is_target).map(str::to_owned));
+                used.extend(super::used(&text).into_iter().map(str::to_owned));
             }
         }
         assert!(files > 50 && used.len() > 10, "{files} files, {used:?}");

@@ -2,20 +2,24 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::cluster::{Family, Node};
 use crate::cni::install::CONFLIST_NAME;
 use crate::config::flags::Face;
 use crate::config::kernel::{ROUTE_LOCALNET, conntrack};
+use crate::iptables::other_modes::NftTables;
 use crate::netlink::scratch::within_new_namespace;
-use crate::netlink::{Host, Kernel, NetworkKernel};
+use crate::netlink::{Host, Kernel, NetworkKernel, nft_tables};
 use crate::network::desired::link_name;
 use crate::network::entry::LinkChange;
 use crate::network::interface::select;
 use crate::network::link::Vxlan;
 use crate::network::mac::Mac;
+use crate::preflight::tunnel_port::tunnel_port;
 use crate::preflight::{Check, Part, kernel, network, node};
 use crate::rules::view::needs_route_localnet;
 
@@ -55,6 +59,13 @@ pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
         Ok(links) => node::interfaces(links.iter().map(|link| link.name.as_str())),
         Err(error) => Check::not_checked(Part::Node, "interfaces of others", error.to_string()),
     });
+    let roles = asked.roles();
+    let others = [
+        ("kube-proxy's mode nftables", NftTables::KubeProxy, roles.proxy),
+        ("flannel with EnableNFTables", NftTables::Flannel, roles.pod_network),
+    ];
+    let others: Vec<_> = others.into_iter().filter(|(.., ours)| *ours).map(|(whose, tables, _)| (whose, tables.names())).collect();
+    checks.push(node::nftables(nft_tables::tables(), &others));
     let daemon = &asked.setup.effective.daemon;
     if let Face::Sepal | Face::KubeProxy = asked.flags.face {
         let addresses = [("healthz", daemon.healthz), ("metrics", Some(daemon.metrics))];
@@ -77,7 +88,10 @@ pub(super) fn pod_network(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> 
     };
     let families: Vec<Family> = conf.networks.families().collect();
     let node_ips: Vec<IpAddr> = node.map(|node| node.addresses.clone()).unwrap_or_default();
+    let tried: Vec<_> =
+        conf.backend.vxlan().map_or_else(Vec::new, |asked| families.iter().map(|family| (*family, take(*family, asked.port))).collect());
     let mut checks = network::interface(&select(&settings.interface, &families, &node_ips, &live.links, &live.routes), conf);
+    checks.extend(tunnel_port(&tried, &live.links, conf));
     checks.extend(network::other_tunnels(&live.links, conf));
     if let Some(asked) = conf.backend.vxlan() {
         let there = families.iter().any(|family| live.links.iter().any(|link| link.name == link_name(*family, asked.vni)));
@@ -94,7 +108,17 @@ pub(super) fn pod_network(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> 
 
 /// A link like the one that would be made.
 fn tunnel(vni: u32, port: u16) -> LinkChange {
-    let vxlan = Vxlan { vni, port, local: None, underlay: None, learning: false, gbp: false, reports_misses: false, checksum: true };
+    let vxlan = Vxlan {
+        vni,
+        port,
+        local: None,
+        underlay: None,
+        learning: false,
+        gbp: false,
+        external: false,
+        reports_misses: false,
+        checksum: true,
+    };
     LinkChange::CreateVxlan { name: "preflight".into(), vxlan, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1450 }
 }
 
@@ -107,6 +131,19 @@ fn processes() -> Vec<node::Process> {
         Some((number, name.trim_end().to_owned()))
     };
     entries.filter_map(process).collect()
+}
+
+/// Whether the kernel could take a UDP port for a tunnel over this family, which it takes at all addresses.
+fn take(family: Family, port: u16) -> io::Result<()> {
+    let (domain, all) = match family {
+        Family::V4 => (Domain::IPV4, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        Family::V6 => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = Socket::new(domain, Type::DGRAM, None)?;
+    if family == Family::V6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&SocketAddr::new(all, port).into())
 }
 
 fn listen(address: SocketAddr) -> io::Result<()> {

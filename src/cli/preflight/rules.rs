@@ -1,11 +1,13 @@
 //! Readings of iptables.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use crate::cluster::Family;
-use crate::iptables::detect::{self, Found};
+use crate::iptables::detect::{self, Found, InOther};
 use crate::iptables::exec::Exec;
 use crate::iptables::{Runner, lock};
 use crate::netlink::scratch::within_new_namespace;
@@ -13,22 +15,38 @@ use crate::netlink::{Host, Kernel};
 use crate::preflight::iptables::{self, Lock, Tried};
 use crate::preflight::probes::PROBES;
 use crate::preflight::{Check, Part};
+use crate::rules::names;
 use crate::table::Table;
+use crate::table::cleanup::Owner;
+use crate::table::plan::Variant;
 
 use super::Asked;
 
+/// How often a lock that is held is looked at, before it counts as held for good: as long as iptables itself waits.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
 /// Everything about iptables.
 pub(super) async fn checks(asked: &Asked<'_>) -> Vec<Check> {
-    let mut found = match detect::find(asked.flags.iptables_variant.wanted()).await {
+    let found = match detect::find(asked.flags.iptables_variant.wanted()).await {
         Ok(found) => found,
         Err(error) => return vec![Check::failed(Part::Iptables, "version", error.to_string(), "")],
     };
     let mut checks = vec![iptables::version(found.variant, &found.version, &found.reason)];
+    let lock = lock_now().await;
+    checks.push(iptables::lock(&lock, found.variant));
+    // Each program waits for the lock for seconds, and there are many to run.
+    if found.variant == Variant::Legacy && matches!(lock, Lock::Held(_)) {
+        return checks;
+    }
     let support = detect::support(&found, Kernel.ipv6_enabled()).await;
     let usable = support.usable().unwrap_or_default().to_vec();
     checks.extend(iptables::families(&usable, support.unusable()));
-    checks.push(iptables::leftovers(found.variant.other(), &found.find_doubles().await));
-    checks.push(iptables::lock(&lock_now(), found.variant));
+    let owners = [(Owner::Proxy, names::SERVICES, true), (Owner::PodNetwork, names::FLANNEL_POSTROUTING, asked.network.is_some())];
+    for (owner, chain, _) in owners.into_iter().filter(|(_, _, ours)| *ours) {
+        let InOther { families, unknown } = found.in_other(chain).await;
+        checks.push(iptables::leftovers(found.variant.other(), owner, &families, unknown.as_deref()));
+    }
     checks.extend(probes(&found, &usable).await);
     let accepted_by = asked.network.as_ref().filter(|network| network.settings.forward_rules).map(|_| "the rules in FLANNEL-FWD");
     for family in usable {
@@ -38,11 +56,17 @@ pub(super) async fn checks(asked: &Asked<'_>) -> Vec<Check> {
     checks
 }
 
-fn lock_now() -> Lock {
-    match lock::held() {
-        Ok(None) => Lock::Free,
-        Ok(Some(holder)) => Lock::Held(holder),
-        Err(error) => Lock::Shut(format!("/run/xtables.lock cannot be opened: {error}")),
+/// The lock as it is, once whoever holds it for a moment has had that moment.
+async fn lock_now() -> Lock {
+    let mut tries_left = LOCK_TRIES;
+    loop {
+        tries_left -= 1;
+        match lock::held() {
+            Ok(None) => return Lock::Free,
+            Ok(Some(_)) if tries_left > 0 => sleep(LOCK_PAUSE).await,
+            Ok(Some(holder)) => return Lock::Held(holder),
+            Err(error) => return Lock::Shut(format!("{} cannot be opened: {error}", lock::path().display())),
+        }
     }
 }
 

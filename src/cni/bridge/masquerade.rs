@@ -112,6 +112,7 @@ fn stale((of, container, chain): (String, String, String), network: &str, valid:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preflight::probes::{self, PROBES};
 
     #[test]
     fn the_rules_are_the_real_plugins() {
@@ -128,6 +129,11 @@ mod tests {
                 format!("-A POSTROUTING -s 10.244.1.2/32 {comment} -j {chain}"),
             ]
         );
+        // `sepal preflight` tries each match and target beforehand.
+        let all = lines("cbr0", "abc123", &["10.244.1.2/24".parse().expect("a network")], &present).join("\n");
+        let used = probes::used(&all);
+        assert_eq!(used, BTreeSet::from(["MASQUERADE", "comment"]));
+        assert!(used.iter().all(|name| PROBES.iter().any(|probe| probe.name == *name)));
         let found = present.lines().find_map(names_of).expect("a comment");
         assert_eq!(stale(found.clone(), "cbr0", &BTreeSet::new()).as_deref(), Some(chain));
         assert_eq!(stale(found.clone(), "other", &BTreeSet::new()), None);

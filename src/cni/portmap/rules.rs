@@ -227,6 +227,7 @@ pub(super) fn conflict(mappings: &[Mapping], rules_of_other: &str) -> Option<(Ma
 mod tests {
     use super::*;
     use crate::cni::config::Config;
+    use crate::preflight::probes::{self, PROBES};
     use serde_json::{Value, json};
 
     #[allow(clippy::needless_pass_by_value, reason = "reads best where it is called")]
@@ -286,6 +287,24 @@ mod tests {
         assert_eq!(of(&config(json!({"snat": false}), ports), "10.0.0.2/24").own.len(), 1);
         let many: Vec<Value> = (1..=16).map(|port| json!({"hostPort": port, "containerPort": port, "protocol": "tcp"})).collect();
         assert_eq!(of(&config(json!({}), json!(many)), "10.0.0.2/24").entries.len(), 2);
+    }
+
+    /// `sepal preflight` tries each match and target beforehand.
+    #[test]
+    fn what_these_rules_take_is_tried() {
+        let tried: BTreeSet<&str> = PROBES.iter().map(|probe| probe.name).collect();
+        for address in ["10.244.1.2/24", "fd00:1::2/64"] {
+            let ports =
+                json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}, {"hostPort": 5, "containerPort": 5, "protocol": "sctp"}]);
+            let config = config(json!({}), ports);
+            let text = additions(&config, &of(&config, address), &Present::default()).join("\n");
+            let used = probes::used(&text);
+            assert!(
+                used.is_superset(&BTreeSet::from(["multiport", "addrtype", "mark", "comment", "DNAT", "MASQUERADE", "MARK"])),
+                "{used:?}"
+            );
+            assert!(used.is_subset(&tried), "{used:?}");
+        }
     }
 
     #[test]
