@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sepal_apiserver::{ApiServer, Failure, LogEntry};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually};
+use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, http};
 use serde_json::{Value, json};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
@@ -460,6 +460,39 @@ fn one_failed_run_nft() {
 #[test]
 fn one_failed_run_legacy() {
     one_failed_run("legacy");
+}
+
+/// Time for which somebody else has the xtables lock is told as such.
+#[test]
+fn waiting_for_the_lock_is_told() {
+    let lab = Lab::new("legacy", SMALL);
+    let _sepal = Running(lab.command(&["run", "--iptables-sync-period=1h"]).spawn().expect("sepal starts"));
+    lab.wait("the start");
+    let get = |path| http::get(&lab.node, "127.0.0.1:10249".parse().expect("an address"), path).expect("an answer").body;
+    let waited = || {
+        let text = get("/metrics");
+        let sum = text.lines().find_map(|line| line.strip_prefix("sepal_change_wait_seconds_sum{ip_family=\"IPv4\",cause=\"lock\"} "));
+        sum.map(|sum| sum.parse::<f64>().expect("a number"))
+    };
+    assert_eq!(waited(), None, "nothing has changed yet");
+    let lock = std::fs::OpenOptions::new().append(true).open(lab.node.xtables_lock()).expect("its file is there");
+    lock.lock().expect("nobody has it for long");
+    lab.move_endpoint(3, 10);
+    let waits = |process: &std::path::Path| {
+        let read = |file| std::fs::read_to_string(process.join(file)).unwrap_or_default();
+        read("comm").starts_with("iptables-legacy")
+            && read("environ").contains(&lab.node.xtables_lock().display().to_string())
+            && read("wchan").contains("lock")
+    };
+    eventually("it waits for the lock", || std::fs::read_dir("/proc").expect("readable").flatten().any(|entry| waits(&entry.path())));
+    std::thread::sleep(Duration::from_millis(300));
+    drop(lock);
+    lab.wait("the change");
+    eventually("it is told", || waited().is_some());
+    let waited = waited().expect("it is told");
+    assert!((0.2..5.0).contains(&waited), "it waited for 0.3 s and more: {waited}");
+    let slowest = get("/slowest");
+    assert!(slowest.lines().nth(1).is_some_and(|line| line.contains(&Cluster::name(3)) && line.contains(", lock ")), "{slowest}");
 }
 
 /// iptables-restore refuses one service for ever: the others go on, its events say so, and nothing else is disturbed.

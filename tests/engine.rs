@@ -21,7 +21,7 @@ use sepal::cluster::{Family, ServiceKey, ServicePortName};
 use sepal::netlink::record::FakeHost;
 use sepal::rules::RuleSet;
 use sepal::rules::inputs::Inputs;
-use sepal::source::{Kind, ObjectId, Update, convert};
+use sepal::source::{Kind, Moment, ObjectId, Update, convert};
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal::table::planner::CHAINS_PER_TRANSACTION;
@@ -490,7 +490,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
             });
             let id = ObjectId::of(Kind::EndpointSlice, &object);
             let converted = convert::object(&id, &object);
-            Update::Change(converted.change, converted.trigger)
+            Update::Change(converted.change, Moment::now(converted.trigger))
         };
         let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
         updates.send(slice("10.61.9.1", "2020-01-01T00:00:00Z".into())).await.expect("taken");

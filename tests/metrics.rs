@@ -31,7 +31,7 @@ use sepal::network::masquerade::{PodRanges, PodRules};
 use sepal::rules::Renderer;
 use sepal::source::api::{self, Connection};
 use sepal::source::connections::Connections;
-use sepal::source::{Kind, ObjectId, Update, convert};
+use sepal::source::{Kind, Moment, ObjectId, Update, convert};
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
 use sepal_lab::Netns;
@@ -66,7 +66,7 @@ impl Runner for Both {
         self.of(family).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
         self.of(family).restore(family, plan, renderer).await
     }
 
@@ -124,7 +124,7 @@ impl Lab {
     async fn tell(&self, kind: Kind, object: &Value) {
         let id = ObjectId::of(kind, object);
         let converted = convert::object(&id, object);
-        self.updates.send(Update::Change(converted.change, converted.trigger)).await.expect("taken");
+        self.updates.send(Update::Change(converted.change, Moment::now(converted.trigger))).await.expect("taken");
     }
 
     /// Lets time pass; whatever is due by then is done.
@@ -288,7 +288,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
         // A slice of IPv4 goes, right after a sync: it waits for its second to pass.
         let mut gone = slice("a", "IPv4", &[]);
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
-        lab.updates.send(Update::Change(convert::gone(&id), None)).await.expect("taken");
+        lab.updates.send(Update::Change(convert::gone(&id), Moment::now(None))).await.expect("taken");
         lab.pass(1).await;
         lab.shows(&endpoints("total"), "4");
         lab.shows(&endpoints("pending"), "1");
@@ -299,7 +299,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
         // It was unknown by now.
         gone["metadata"]["name"] = "unheard-of".into();
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
-        lab.updates.send(Update::Change(convert::gone(&id), None)).await.expect("taken");
+        lab.updates.send(Update::Change(convert::gone(&id), Moment::now(None))).await.expect("taken");
         lab.pass(1).await;
         lab.shows(&endpoints("total"), "4");
         lab.shows("sepal_services", "2");
@@ -307,6 +307,43 @@ fn changes_are_counted_as_two_proxies_count_them() {
         lab.shows("sepal_service_ports{ip_family=\"IPv4\"}", "2");
         lab.shows("sepal_service_ports{ip_family=\"IPv6\"}", "1");
         lab.shows("sepal_updates_waiting", "0");
+    });
+}
+
+/// What a change waited for is told by cause; what made no difference, or was there from the start, waited for nothing.
+#[test]
+fn waits_of_changes_are_told_by_cause() {
+    let metrics = Arc::new(Metrics::default());
+    with_loop(&metrics, async |lab| {
+        let wait = |what: &str, family: &str, cause: &str| {
+            lab.value(&format!("sepal_change_wait_seconds_{what}{{ip_family=\"{family}\",cause=\"{cause}\"}}"))
+        };
+        lab.tell(Kind::Service, &service("a", &json!({}))).await;
+        lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.0.1"])).await;
+        lab.complete().await;
+        lab.pass(1).await;
+        assert_eq!(wait("count", "IPv4", "coalesce"), None, "nothing of the start is a change");
+
+        let tables = lab.tables.of(Family::V4);
+        tables.takes.set(Duration::from_millis(30));
+        tables.locked.set(Duration::from_millis(10));
+        tables.faults.borrow_mut().push_back(Some(Fault::Locked));
+        let mut changed = slice("a", "IPv4", &["10.61.0.2"]);
+        changed["metadata"]["annotations"] =
+            json!({"endpoints.kubernetes.io/last-change-trigger-time": (jiff::Timestamp::now() + Duration::from_secs(9)).to_string()});
+        lab.tell(Kind::EndpointSlice, &changed).await;
+        lab.pass(10_000).await;
+        for cause in ["watch", "coalesce", "render", "read", "plan", "lock", "restore"] {
+            assert_eq!(wait("count", "IPv4", cause).as_deref(), Some("1"), "{cause}");
+            assert_eq!(wait("count", "IPv6", cause), None, "{cause}");
+        }
+        let sum = |cause| wait("sum", "IPv4", cause).and_then(|sum| sum.parse::<f64>().ok()).map(|sum| (sum * 1000.0).round());
+        assert_eq!([sum("watch"), sum("lock"), sum("restore")], [Some(0.0), Some(10.0), Some(20.0)]);
+        // Until the first try, and from there to the second.
+        assert!(sum("coalesce") >= Some(1000.0), "{:?}", sum("coalesce"));
+        let list = lab.metrics.slowest().list(jiff::Timestamp::now());
+        let [slowest] = list.as_slice() else { panic!("{list:?}") };
+        assert_eq!((slowest.service.to_string(), slowest.family), ("ns/a".to_owned(), Family::V4));
     });
 }
 

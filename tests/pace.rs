@@ -20,7 +20,7 @@ use sepal::agent::proxy_loop::ProxyLoop;
 use sepal::agent::report::Report;
 use sepal::cluster::Family;
 use sepal::netlink::record::FakeHost;
-use sepal::source::{Kind, ObjectId, Update, convert};
+use sepal::source::{Kind, Moment, ObjectId, Update, convert};
 use sepal::table::plan::Variant;
 
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ impl Driver<'_> {
     async fn change(&self, service: usize, ip: &str) {
         let object = plain::slice(&format!("s{service}"), "IPv4", &[ip]);
         let converted = convert::object(&ObjectId::of(Kind::EndpointSlice, &object), &object);
-        self.updates.send(Update::Change(converted.change, converted.trigger)).await.expect("taken");
+        self.updates.send(Update::Change(converted.change, Moment::now(converted.trigger))).await.expect("taken");
     }
 
     /// The runs since the test forgot about those before.

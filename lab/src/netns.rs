@@ -43,7 +43,7 @@ impl Netns {
     }
 
     /// Legacy iptables has one lock for all network namespaces; with one of its own a test is held up by nothing outside.
-    fn xtables_lock(&self) -> PathBuf {
+    pub fn xtables_lock(&self) -> PathBuf {
         std::env::temp_dir().join(format!("xtables-{}.lock", self.pid()))
     }
 

@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -22,6 +21,7 @@ use crate::table::plan::{Extent, Plan, Variant};
 use crate::table::planner::{self, CHAINS_PER_TRANSACTION, Wanted};
 use crate::table::tally::{RuleCounts, Tally};
 
+use super::latency::Spent;
 use super::quarantine::{Quarantine, Refusal};
 
 /// After so many refusals a sync ends and leaves the rest to the next one: other changes do not wait for it longer.
@@ -54,10 +54,10 @@ pub struct Synced {
     pub pod_rules: bool,
     /// Service ports that are still to be written: there were so many refusals that this is done in several syncs.
     pub unfinished: usize,
-    /// Time for computing rules and the plan.
-    pub planning: Duration,
-    /// Time for reading and writing tables.
-    pub applying: Duration,
+    /// Service ports whose rules were written.
+    pub written: BTreeSet<ServicePortName>,
+    /// What it spent its time with.
+    pub spent: Spent,
 }
 
 /// A sync that failed.
@@ -244,7 +244,7 @@ impl FamilyRules {
         // What is fixed may have changed, too; that has no service port to be touched.
         self.unsettled = true;
         self.cleared = None;
-        synced.planning += start.elapsed();
+        synced.spent.render += start.elapsed();
         // Whether what is held was read since the last failure: nobody is to blame for tables that somebody else has changed.
         let mut fresh = false;
         loop {
@@ -258,17 +258,19 @@ impl FamilyRules {
                 self.held = Some(held);
                 fresh = true;
             }
-            synced.applying += start.elapsed();
+            synced.spent.read += start.elapsed();
 
             let start = Instant::now();
-            let now = self.next_portion();
+            let mut now = self.next_portion();
             let plan = self.plan(&now, runner.variant());
-            synced.planning += start.elapsed();
+            synced.spent.plan += start.elapsed();
             if !plan.is_empty() {
                 let start = Instant::now();
                 self.attempt.transactions += plan.transactions.len();
                 let outcome = runner.restore(self.family, &plan, &renderer).await;
-                synced.applying += start.elapsed();
+                let locked = outcome.as_ref().map_or_else(IptablesError::waited, Clone::clone);
+                synced.spent.lock += locked;
+                synced.spent.restore += start.elapsed().saturating_sub(locked);
                 if let Err(error) = outcome {
                     self.attempt.failures += 1;
                     self.attempt.partial_failures += usize::from(!self.attempt.full);
@@ -291,6 +293,9 @@ impl FamilyRules {
                 synced.extent.transactions += extent.transactions;
             }
             self.acknowledge(&now);
+            if !plan.is_empty() {
+                synced.written.append(&mut now);
+            }
             synced.unfinished = 0;
             if self.touched.is_empty() {
                 return Ok(());

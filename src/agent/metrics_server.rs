@@ -46,6 +46,8 @@ pub type SetVerbosity = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 pub struct Pages {
     /// Gives the metrics.
     pub metrics: Expose,
+    /// Gives the slowest changes, for people.
+    pub slowest: Box<dyn Fn() -> String + Send + Sync>,
     /// The configuration in its v1alpha1 form, with kind and apiVersion, as it is at any time.
     pub configz: watch::Receiver<Value>,
     /// Flags and their values; `None` where the feature gate `ComponentFlagz` is off.
@@ -142,6 +144,7 @@ impl Handler for Server {
         match request.path.as_str() {
             "/metrics" => self.metrics(request),
             "/metrics/slis" => self.slis(request),
+            "/slowest" => Answer::text(StatusCode::OK, (self.pages.slowest)()),
             "/proxyMode" => Answer::text(StatusCode::OK, "iptables"),
             "/healthz" => {
                 self.checks.fetch_add(1, Ordering::Relaxed);
@@ -180,7 +183,14 @@ mod tests {
             content_type: accept.unwrap_or(PROMETHEUS).to_owned(),
             text: "# TYPE sepal_syncs counter\nsepal_syncs_total 1\n".to_owned(),
         };
-        Pages { metrics: Box::new(metrics), configz, flags: None, build: None, set_verbosity: None }
+        Pages {
+            metrics: Box::new(metrics),
+            slowest: Box::new(|| "ns/a\n".to_owned()),
+            configz,
+            flags: None,
+            build: None,
+            set_verbosity: None,
+        }
     }
 
     fn everything(configz: watch::Receiver<Value>) -> Pages {
@@ -227,6 +237,11 @@ mod tests {
         for path in ["/", "/livez", "/readyz", "/healthz/", "/metrics/", "/flagz", "/statusz", "/debug/flags/v", "/debug/flags/vmodule"] {
             assert_eq!(got(&server, path), (404, "404 page not found\n".to_owned()), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn slow_changes_are_told() {
+        assert_eq!(got(&Server::new(pages(watch::channel(Value::Null).1)), "/slowest"), ok("ns/a\n"));
     }
 
     #[tokio::test]

@@ -17,11 +17,12 @@ use crate::netlink::Host;
 use crate::netlink::sysctl::{RouteLocalnetError, allow_route_localnet};
 use crate::rules::inputs::Inputs;
 use crate::rules::view::{NodePorts, health_check_addresses, needs_route_localnet};
-use crate::source::{Kind, Known, Update};
+use crate::source::{Kind, Known, Moment, Update};
 
 use super::facts::usable_facts;
 use super::family::FamilyRules;
 use super::flow_loop::Teller;
+use super::latency::Pending;
 use super::lookout::Lookout;
 use super::report::Report;
 use super::service_health::ServiceHealth;
@@ -47,6 +48,8 @@ struct Kept {
     lookout: Lookout,
     /// When what is not written yet happened, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
+    /// The same for what changes wait for.
+    pending: Pending,
     /// Tells whoever looks after UDP flows.
     flows: Option<Teller>,
     /// Answers load balancers' health checks, where that is wanted.
@@ -118,6 +121,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             retry: FIRST_RETRY,
             lookout: Lookout::new(self.inputs.settings.sync_period),
             triggers: HashMap::new(),
+            pending: Pending::default(),
             flows,
             checks: None,
             checks_again: None,
@@ -188,7 +192,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// Takes one update.
     fn take(&mut self, update: Update) {
         match update {
-            Update::Change(change, trigger) => {
+            Update::Change(change, moment) => {
                 let before = match &change {
                     Change::Service(key, _) => self.serves_udp(key),
                     _ => false,
@@ -212,8 +216,11 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     self.report.metrics.slice_events(1, usize::from(!touched.is_nothing()));
                 }
                 self.touch(&touched, before, family);
+                // What happened before the start does not count.
+                let moment = Moment { happened: moment.happened.filter(|happened| *happened > self.started), ..moment };
                 for kept in self.families.iter_mut().filter(|kept| family.is_none_or(|family| family == kept.rules.family())) {
-                    kept.note_trigger(&touched.services, trigger.filter(|trigger| *trigger > self.started), deleted);
+                    kept.note_trigger(&touched.services, moment.happened, deleted);
+                    kept.pending.note(&touched.services, moment);
                 }
             }
             Update::Inputs(inputs) => {
@@ -436,6 +443,9 @@ impl Kept {
             }
             Ok(synced) => {
                 report.synced(&self.rules, &synced);
+                for change in self.pending.written(self.rules.family(), start, synced.spent, &synced.written) {
+                    report.followed(&change);
+                }
                 self.retry = FIRST_RETRY;
                 let now = Timestamp::now();
                 for trigger in self.triggers.drain().flat_map(|(_, triggers)| triggers) {

@@ -11,6 +11,7 @@ use crate::table::acknowledged::Drift;
 use super::events::{Event, Events, Regarding};
 use super::family::{FamilyRules, Synced, Unsynced};
 use super::health::SharedHealth;
+use super::latency::Followed;
 use super::metrics::Metrics;
 use super::quarantine::Refusal;
 use super::readiness::{Part, Readiness, State};
@@ -90,7 +91,7 @@ impl Report {
         if synced.pod_rules {
             self.readiness.ready(Part::PodRules(family));
         }
-        let (extent, milliseconds) = (synced.extent, (synced.planning + synced.applying).as_millis());
+        let (extent, milliseconds) = (synced.extent, (synced.spent.planning() + synced.spent.applying()).as_millis());
         if extent.transactions > 0 {
             tracing::info!(
                 "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms; {} service ports{}",
@@ -104,6 +105,11 @@ impl Report {
         } else if synced.read {
             tracing::info!("{family}: the live tables are as they should be, {milliseconds} ms; {} service ports", synced.service_ports);
         }
+    }
+
+    /// A change of a Service is in force.
+    pub fn followed(&self, change: &Followed) {
+        self.metrics.followed(change);
     }
 
     fn refused(&self, family: Family, refused: &[Refusal]) {

@@ -39,7 +39,7 @@ pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exi
         match printed {
             // Nobody reads on; that is no failure.
             Err(IptablesError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => break,
-            printed => printed?,
+            printed => drop(printed?),
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -24,7 +24,9 @@ pub(super) fn pages(effective: &Effective, flags: &RunFlags, metrics: Arc<Metric
         logs::set_verbosity(verbosity);
         Ok(())
     });
+    let slowest = Arc::clone(&metrics);
     Pages {
+        slowest: Box::new(move || slowest.slowest().text(Timestamp::now())),
         metrics: Box::new(move |accept| {
             let (content_type, text) = metrics.text(Format::of_accept(accept.unwrap_or_default()));
             Exposition { content_type: content_type.to_owned(), text }

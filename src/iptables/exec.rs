@@ -16,7 +16,7 @@ use crate::table::Table;
 use crate::table::live::jumps_of;
 use crate::table::plan::{Plan, Variant};
 
-use super::lock;
+use super::lock::{self, Watched};
 use super::runner::{IptablesError, Runner};
 
 /// No command may take longer. iptables-nft-save alone can take 20 s on a large cluster (design.md, Writing), on a fast machine.
@@ -74,22 +74,23 @@ impl Exec {
     /// It was refused; transactions before the refused one hold.
     pub(super) async fn restore_text(&self, family: Family, text: &str) -> Result<(), IptablesError> {
         let line = |number: usize| text.lines().nth(number.checked_sub(1)?).map(|line| (line.to_owned(), None));
-        self.feed(family, std::iter::once(Cow::from(text)), line).await
+        self.feed(family, std::iter::once(Cow::from(text)), line).await.map(drop)
     }
 
-    /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom.
+    /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom. Gives the time that the
+    /// program waited for the xtables lock.
     async fn feed<'t>(
         &self,
         family: Family,
         texts: impl Iterator<Item = Cow<'t, str>>,
         line: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
-    ) -> Result<(), IptablesError> {
+    ) -> Result<Duration, IptablesError> {
         let program = self.program(family, "-restore");
-        let (written, output) = fed(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
+        let Fed { written, output, locked } = fed(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
         if !output.status.success() {
             return Err(refusal(&program, &output, line));
         }
-        written.map_err(|cause| IptablesError::Run { command: program, cause })
+        written.map(|()| locked).map_err(|cause| IptablesError::Run { command: program, cause })
     }
 
     /// What `iptables -S` prints of some chains of a table.
@@ -110,7 +111,7 @@ impl Exec {
                 let program = self.program(family, "-restore");
                 let lists: String = chains.iter().map(|chain| format!("-S {chain}\n")).collect();
                 let input = format!("*{table}\n{lists}COMMIT\n");
-                let (_, output) = fed(&program, &["--noflush", "--test"], std::iter::once(input.into())).await?;
+                let Fed { output, .. } = fed(&program, &["--noflush", "--test"], std::iter::once(input.into())).await?;
                 if output.status.success() {
                     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
                 } else {
@@ -163,7 +164,7 @@ impl Runner for Exec {
         self.saved(family, &["-t", table.as_str()], line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
         self.feed(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
     }
 
@@ -198,7 +199,7 @@ impl Runner for Exec {
 
     async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
         let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{} - [0:0]\nCOMMIT\n", names::CANARY));
-        self.feed(family, input.into_iter().map(Cow::from), |_| None).await
+        self.feed(family, input.into_iter().map(Cow::from), |_| None).await.map(drop)
     }
 }
 
@@ -207,20 +208,30 @@ fn is_incompatible(line: &str) -> bool {
     line.starts_with('#') && line.contains("is incompatible")
 }
 
-/// Runs a program with input, and says how the writing went and what came of it.
-pub(super) async fn fed<'t>(
-    program: &str,
-    arguments: &[&str],
-    texts: impl Iterator<Item = Cow<'t, str>>,
-) -> Result<(std::io::Result<()>, Output), IptablesError> {
+/// What came of a program that was run with input.
+pub(super) struct Fed {
+    /// How the writing went.
+    pub written: std::io::Result<()>,
+    pub output: Output,
+    /// How long it waited for the xtables lock.
+    pub locked: Duration,
+}
+
+/// Runs a program with input.
+pub(super) async fn fed<'t>(program: &str, arguments: &[&str], texts: impl Iterator<Item = Cow<'t, str>>) -> Result<Fed, IptablesError> {
     let mut child = command(program).args(arguments).stdin(Stdio::piped()).spawn().map_err(|cause| start_error(program, cause))?;
     let stdin = child.stdin.take();
+    let mut watched = Watched::new(child.id());
     let work = async {
         // Told nothing of a broken pipe: a program that stops reading says why on its way out.
         let (written, output) = tokio::join!(write_all(stdin, texts), child.wait_with_output());
         output.map(|output| (written, output))
     };
-    timed(program, work).await
+    let (written, output) = tokio::select! {
+        done = timed(program, work) => done?,
+        never = watched.watch() => match never {},
+    };
+    Ok(Fed { written, output, locked: watched.waited() })
 }
 
 async fn write_all<'t>(stdin: Option<ChildStdin>, texts: impl Iterator<Item = Cow<'t, str>>) -> std::io::Result<()> {

@@ -1,12 +1,23 @@
 //! Who holds the lock that all programs of legacy iptables take turns with.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::fs::TryLockError;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// The lock's file, where the environment names no other one; `iptables -w` locks it with flock(2).
 const LOCK: &str = "/run/xtables.lock";
+
+/// Part of the name of the kernel's function in which flock(2) sleeps (fs/locks.c).
+const WAITING: &str = "lock_inode_wait";
+
+/// A waiting program is looked at this often, and less often the longer it takes.
+const CLOSEST: Duration = Duration::from_millis(1);
+const FARTHEST: Duration = Duration::from_millis(16);
 
 /// The lock's file, as the programs find it.
 #[must_use]
@@ -47,6 +58,43 @@ pub fn held() -> std::io::Result<Option<String>> {
         // Whoever is the first to need it makes it.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// A process, and how long it has waited for a lock on a file: on legacy iptables that is the one all take turns with. Looked at from
+/// outside, again and again, for the programs do not say; where the kernel does not say either (proc(5), `/proc/PID/wchan`), it is nothing.
+pub(super) struct Watched {
+    /// Where the kernel says what the process waits for.
+    place: Option<PathBuf>,
+    waited: Duration,
+}
+
+impl Watched {
+    /// `None` is a process that has ended.
+    pub(super) fn new(pid: Option<u32>) -> Self {
+        Self { place: pid.map(|pid| Path::new("/proc").join(pid.to_string()).join("wchan")), waited: Duration::ZERO }
+    }
+
+    /// Looks at it for as long as it is asked to.
+    pub(super) async fn watch(&mut self) -> Infallible {
+        let start = Instant::now();
+        let mut last = start;
+        while let Some(place) = &self.place {
+            tokio::time::sleep((start.elapsed() / 16).clamp(CLOSEST, FARTHEST)).await;
+            let now = Instant::now();
+            match std::fs::read_to_string(place) {
+                Ok(function) if function.contains(WAITING) => self.waited += now - last,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+            last = now;
+        }
+        std::future::pending().await
+    }
+
+    /// How long it has waited, within a few milliseconds.
+    pub(super) const fn waited(&self) -> Duration {
+        self.waited
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::time::Duration;
 
 use crate::cluster::Family;
 use crate::rules::Renderer;
@@ -46,11 +47,12 @@ impl<W: Write> Runner for Recorder<W> {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
         let mut out = self.out.borrow_mut();
         plan.texts(renderer)
             .try_for_each(|(text, _)| out.write_all(text.as_bytes()))
             .and_then(|()| out.flush())
+            .map(|()| Duration::ZERO)
             .map_err(IptablesError::Print)
     }
 

@@ -1,6 +1,7 @@
 //! What it takes to read and write a family's tables, and how that can fail.
 
 use std::future::Future;
+use std::time::Duration;
 
 use crate::cluster::{Family, ServicePortName};
 use crate::rules::Renderer;
@@ -19,11 +20,11 @@ pub trait Runner {
     fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> impl Future<Output = Result<(), IptablesError>>;
 
     /// Carries out a plan, whose rules the renderer knows. Its transactions take effect one after the other; the first that fails
-    /// ends it.
+    /// ends it. Gives the time that was spent waiting for the xtables lock.
     ///
     /// # Errors
     /// A transaction was refused; those before it hold.
-    fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> impl Future<Output = Result<(), IptablesError>>;
+    fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> impl Future<Output = Result<Duration, IptablesError>>;
 
     /// Whether the chain is still there by which one can tell that tables were flushed (spec section 7.3); `None` if that cannot be
     /// told now.
@@ -45,6 +46,17 @@ pub trait Runner {
     /// # Errors
     /// It cannot be written.
     fn set_canary(&self, family: Family) -> impl Future<Output = Result<(), IptablesError>>;
+}
+
+impl IptablesError {
+    /// The time that was spent waiting for the xtables lock, before that was given up.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        match self {
+            Self::Locked { seconds, .. } => Duration::from_secs(*seconds),
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// How reading or writing tables can fail.

@@ -18,8 +18,10 @@ mod tracker;
 mod watching;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::cluster::{Change, ServiceKey, SliceKey};
 use crate::config::settings::ProxySettings;
@@ -32,8 +34,8 @@ pub(crate) use outage::causes;
 /// What a source tells the loop.
 #[derive(Debug)]
 pub enum Update {
-    /// One object changed; and when what it tells of happened, where it says so.
-    Change(Change, Option<Timestamp>),
+    /// One object changed.
+    Change(Change, Moment),
     /// Everything is as said here.
     Inputs(Box<Inputs>),
     /// Something else is asked for now.
@@ -44,6 +46,30 @@ pub enum Update {
     Listed(Known),
     /// Every object of a kind has been told.
     Complete(Kind),
+}
+
+/// When a change happened, and when it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// When what it tells of happened, where the object says so.
+    pub happened: Option<Timestamp>,
+    /// When it was read from its source.
+    pub received: Instant,
+}
+
+impl Moment {
+    /// It is read now.
+    #[must_use]
+    pub fn now(happened: Option<Timestamp>) -> Self {
+        Self { happened, received: Instant::now() }
+    }
+
+    /// The time between both, if it is known. Clocks of two machines differ: nothing comes before it has happened.
+    #[must_use]
+    pub fn on_its_way(&self) -> Option<Duration> {
+        let age = Timestamp::now().duration_since(self.happened?);
+        Some(Duration::try_from(age).unwrap_or_default().saturating_sub(self.received.elapsed()))
+    }
 }
 
 /// What is asked for beside the objects, as it is now.

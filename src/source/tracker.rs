@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::api::Raw;
 use super::object::{Kind, ObjectId};
 use super::watching::Tracks;
-use super::{Complaints, Known, Update, convert};
+use super::{Complaints, Known, Moment, Update, convert};
 
 /// Turns what is told of one kind into updates. What a list leaves out is gone.
 #[derive(Debug)]
@@ -56,13 +56,13 @@ impl Tracks for Tracker {
         let id = object.id(self.kind);
         let converted = convert::text(&id, object.text.get());
         self.complaints.note(&id, converted.problem.as_ref());
-        vec![Update::Change(converted.change, converted.trigger)]
+        vec![Update::Change(converted.change, Moment::now(converted.trigger))]
     }
 
     fn deleted(&mut self, object: &Raw) -> Vec<Update> {
         let id = object.id(self.kind);
         self.complaints.note(&id, None);
-        vec![Update::Change(convert::gone(&id), None)]
+        vec![Update::Change(convert::gone(&id), Moment::now(None))]
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
     fn what_a_new_list_leaves_out_is_gone() {
         let mut tracker = Tracker::new(Kind::Service);
         tracker.begin();
-        assert!(matches!(tracker.listed(&raw("a")).as_slice(), [Update::Change(Change::Service(key, Some(_)), None)] if &*key.name == "a"));
+        assert!(matches!(tracker.listed(&raw("a")).as_slice(), [Update::Change(Change::Service(key, Some(_)), _)] if &*key.name == "a"));
         tracker.listed(&raw("b"));
         assert!(matches!(tracker.complete().as_slice(), [Update::Complete(Kind::Service)]));
         // One that does not come to its end counts for nothing.
@@ -101,7 +101,7 @@ mod tests {
         for text in ["{\"metadata\": 7}", "[]", "{\"metadata\": {\"name\": \"x\", \"annotations\": 5}}"] {
             let raw: Raw = serde_json::from_str(text).expect("any JSON is taken");
             let mut tracker = Tracker::new(Kind::Service);
-            assert!(matches!(tracker.applied(&raw).as_slice(), [Update::Change(Change::Service(_, None), None)]), "{text}");
+            assert!(matches!(tracker.applied(&raw).as_slice(), [Update::Change(Change::Service(_, None), _)]), "{text}");
         }
     }
 }

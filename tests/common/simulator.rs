@@ -142,6 +142,8 @@ pub struct Memory {
     pub keeps_states: Cell<bool>,
     /// How long a run takes, and when each one was.
     pub takes: Cell<Duration>,
+    /// How long a run says it waited for the lock.
+    pub locked: Cell<Duration>,
     pub times: RefCell<Vec<Times>>,
     /// How often a table was saved.
     pub saves: Cell<usize>,
@@ -160,6 +162,7 @@ impl Memory {
             states: RefCell::default(),
             keeps_states: Cell::new(true),
             takes: Cell::default(),
+            locked: Cell::default(),
             times: RefCell::default(),
             saves: Cell::default(),
             generation: Cell::default(),
@@ -189,7 +192,7 @@ impl Runner for Memory {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
         let command = || "restore".to_owned();
         let fault = self.faults.borrow_mut().pop_front().flatten();
         if fault == Some(Fault::Locked) {
@@ -231,7 +234,7 @@ impl Runner for Memory {
             line += lines;
         }
         self.runs.borrow_mut().push(plan.text(renderer));
-        Ok(())
+        Ok(self.locked.get())
     }
 
     async fn canary(&self, _family: Family) -> Option<bool> {
@@ -264,7 +267,7 @@ impl Runner for &Memory {
         (**self).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<(), IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
         (**self).restore(family, plan, renderer).await
     }
 

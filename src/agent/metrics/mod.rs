@@ -26,6 +26,7 @@ use crate::table::Table;
 use crate::table::tally::Tally;
 
 use super::family::{Attempt, Synced};
+use super::latency::{Followed, Slowest};
 use super::readiness::Readiness;
 use super::service_traffic::{self, Door};
 use kubeproxy::{AtScrape, KubeProxy};
@@ -86,6 +87,7 @@ pub struct Metrics {
     network: OnDemand,
     parts: Parts,
     traffic: Traffic,
+    slowest: Slowest,
 }
 
 impl Default for Metrics {
@@ -113,7 +115,7 @@ impl Metrics {
         registry.register_collector(Box::new(parts.clone()));
         registry.register_collector(Box::new(AtScrape(counters)));
         registry.register_collector(Box::new(Process));
-        Self { registry, kubeproxy, shared, own, network, parts, traffic }
+        Self { registry, kubeproxy, shared, own, network, parts, traffic, slowest: Slowest::default() }
     }
 
     /// The text, and what the header `Content-Type` says of it.
@@ -132,6 +134,18 @@ impl Metrics {
     pub fn synced(&self, family: Family, synced: &Synced, tally: &Tally) {
         self.kubeproxy.synced(family, tally);
         self.own.synced(family, synced, tally);
+    }
+
+    /// A change of a Service is in force.
+    pub fn followed(&self, change: &Followed) {
+        self.own.followed(change);
+        self.slowest.note(change);
+    }
+
+    /// The changes that took longest to get into force.
+    #[must_use]
+    pub const fn slowest(&self) -> &Slowest {
+        &self.slowest
     }
 
     /// A sync failed.

@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
 
 use crate::agent::family::{Attempt, Synced};
+use crate::agent::latency::Followed;
 use crate::cluster::{Family, Snapshot};
 use crate::iptables::detect::Found;
 use crate::table::Table;
@@ -30,6 +31,13 @@ struct Outcome {
     ip_family: &'static str,
     /// `written`, `nothing` or `failed`.
     outcome: &'static str,
+}
+
+/// Labels of what changes wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCause {
+    ip_family: &'static str,
+    cause: &'static str,
 }
 
 /// Labels of the iptables in use.
@@ -60,6 +68,7 @@ pub(super) struct Own {
     syncs: Labelled<Outcome, Counter>,
     planning: Durations,
     applying: Durations,
+    changes: Durations<OfCause>,
     repairs: Labelled<Foreign, Counter>,
     difference: Labelled<Foreign, Count>,
     quarantined: Labelled<OfFamily, Count>,
@@ -90,6 +99,7 @@ impl Default for Own {
             syncs: Labelled::default(),
             planning: Durations::new_with_constructor(durations),
             applying: Durations::new_with_constructor(durations),
+            changes: Durations::new_with_constructor(durations),
             repairs: Labelled::default(),
             difference: Labelled::default(),
             quarantined: Labelled::default(),
@@ -120,6 +130,7 @@ impl Own {
         catalogue.add("sepal_syncs", "Syncs, by what came of them", self.syncs.clone());
         catalogue.add("sepal_plan_duration_seconds", "Time for computing rules and the plan of a sync", self.planning.clone());
         catalogue.add("sepal_apply_duration_seconds", "Time for reading and writing the tables of a sync", self.applying.clone());
+        catalogue.add("sepal_change_wait_seconds", "What changes of Services waited for until their rules were in force, by cause; all causes together are how long they took", self.changes.clone());
         catalogue.add("sepal_drift_repairs", "Rules that somebody else had changed, by what they belong to", self.repairs.clone());
         catalogue.add("sepal_live_difference", "What the last look at the live tables found changed by somebody else: service ports, fixed chains, jumps, and rules or chains that are nobody's", self.difference.clone());
         catalogue.add("sepal_quarantined_service_ports", "Service ports whose rules iptables refuses", self.quarantined.clone());
@@ -154,9 +165,17 @@ impl Own {
         self.chains_deleted.get_or_create(&of).inc_by(synced.extent.deleted as u64);
         self.chains_skipped.get_or_create(&of).inc_by(tally.chains.saturating_sub(synced.extent.chains) as u64);
         self.edits.get_or_create(&of).inc_by(synced.extent.edits as u64);
-        self.planning.get_or_create(&of).observe(synced.planning.as_secs_f64());
-        self.applying.get_or_create(&of).observe(synced.applying.as_secs_f64());
+        self.planning.get_or_create(&of).observe(synced.spent.planning().as_secs_f64());
+        self.applying.get_or_create(&of).observe(synced.spent.applying().as_secs_f64());
         self.outcome(family, if synced.extent.transactions > 0 { "written" } else { "nothing" });
+    }
+
+    /// A change is in force.
+    pub(super) fn followed(&self, change: &Followed) {
+        let ip_family = OfFamily::new(change.family).ip_family;
+        for (cause, wait) in change.waits() {
+            self.changes.get_or_create(&OfCause { ip_family, cause: cause.as_str() }).observe(wait.as_secs_f64());
+        }
     }
 
     pub(super) fn outcome(&self, family: Family, outcome: &'static str) {
