@@ -1,13 +1,15 @@
 //! Traffic of Services, from the counters of their rules: read again and again, each time once that is cheap enough.
 //!
-//! The nat table sees the first packet of each connection, so these are the packets and bytes with which connections begin. A chain that is
-//! written anew begins at zero; what it counted since the last reading is lost, and nothing else.
+//! The nat table sees the first packet of each connection, so these are the packets and bytes with which connections begin. What rules had
+//! counted before the first reading is not told: the counts of a program begin with it. A chain that is written anew begins at zero; what
+//! it counted since the last reading is lost, and nothing else.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::Family;
@@ -21,11 +23,11 @@ use super::metrics::Metrics;
 const SHARE: u32 = 200;
 /// No more often than this, however quick it is.
 const PERIOD: Duration = Duration::from_secs(10);
-/// With more service ports than this, nothing is counted unless that is asked for: each costs whoever scrapes a few lines.
+/// With more doors than this none is counted unless that is asked for, and so with endpoints: each costs whoever scrapes a few lines.
 pub const LIMIT: usize = 2_000;
 
 /// By which door of a Service connections come.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Door {
     /// The Service's namespace.
     pub namespace: String,
@@ -37,6 +39,19 @@ pub struct Door {
     pub kind: &'static str,
 }
 
+/// To which endpoint of a Service connections go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Target {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub service: String,
+    /// The port's name; empty for an unnamed one.
+    pub port: String,
+    /// Address and port, like `10.244.0.5:8080`.
+    pub endpoint: String,
+}
+
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -46,57 +61,107 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// What has been counted, and what rules said when they were last read.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// By a hash of the rule.
-    rules: HashMap<u64, Count>,
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+
+    /// What has come since the counter stood there. One that went back began anew.
+    const fn since(self, before: Self) -> Self {
+        let grown = self.packets >= before.packets && self.bytes >= before.bytes;
+        if grown { Self { packets: self.packets - before.packets, bytes: self.bytes - before.bytes } } else { self }
+    }
 }
 
-/// One reading of a family's rules.
-#[derive(Debug, Default)]
-pub struct Reading {
-    rules: HashMap<u64, Count>,
-    since: HashMap<Door, Count>,
-    /// With more doors than this nothing is kept.
+/// What has come, by what it came by.
+#[derive(Debug)]
+pub struct Sums<K> {
+    by: HashMap<K, Count>,
     limit: usize,
-    /// There are more.
-    over: bool,
+}
+
+impl<K: Hash + Eq> Sums<K> {
+    fn new(limit: usize) -> Self {
+        Self { by: HashMap::new(), limit }
+    }
+
+    fn add(&mut self, key: K, count: Count) {
+        // One more tells that there are too many.
+        if self.by.len() <= self.limit || self.by.contains_key(&key) {
+            self.by.entry(key).or_default().add(count);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.by.len() > self.limit
+    }
+
+    /// Each, unless there are too many.
+    #[must_use]
+    pub fn counts(&self) -> HashMap<&K, Count> {
+        if self.is_over() { HashMap::new() } else { self.by.iter().map(|(key, count)| (key, *count)).collect() }
+    }
+}
+
+/// What has come since the reading before.
+#[derive(Debug)]
+pub struct Since {
+    /// By doors.
+    pub doors: Sums<Door>,
+    /// To endpoints.
+    pub targets: Sums<Target>,
+}
+
+impl Since {
+    /// Nothing has come yet. What there are more of than this is not counted.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { doors: Sums::new(limit), targets: Sums::new(limit) }
+    }
+}
+
+/// What rules said when they were last read, by a hash of the rule; `None` where nobody knows what has come since.
+type Said = Option<HashMap<u64, Count>>;
+
+/// What the rules of a family said when they were last read.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    doors: Said,
+    targets: Said,
 }
 
 impl Traffic {
-    /// Begins to read; of more doors than this nothing is kept.
-    #[must_use]
-    pub fn reading(limit: usize) -> Reading {
-        Reading { limit, ..Reading::default() }
-    }
-
-    /// Takes one line of `iptables-save -c`.
-    pub fn line(&self, reading: &mut Reading, line: &str) {
-        if reading.over {
-            return;
-        }
+    /// Takes one line of `iptables-save -c`. `now` becomes what is known from this reading on.
+    pub fn line(&self, line: &str, now: &mut Self, since: &mut Since) {
         let Some((count, rule)) = counted(line) else { return };
-        let Some(door) = door(rule) else { return };
-        let mut hasher = DefaultHasher::new();
-        rule.hash(&mut hasher);
-        let id = hasher.finish();
-        let before = self.rules.get(&id).copied().unwrap_or_default();
-        reading.rules.insert(id, count);
-        // A counter that went back began anew.
-        let since = |now: u64, before: u64| if now >= before { now - before } else { now };
-        let sum = reading.since.entry(door).or_default();
-        sum.packets += since(count.packets, before.packets);
-        sum.bytes += since(count.bytes, before.bytes);
-        if reading.since.len() > reading.limit {
-            *reading = Reading { over: true, ..Reading::default() };
+        let Some((chain, arguments)) = rule.split_once(' ') else { return };
+        if let Some(door) = door(chain, arguments) {
+            note(rule, count, door, &self.doors, &mut now.doors, &mut since.doors);
+        } else if let Some(target) = target(chain, arguments) {
+            note(rule, count, target, &self.targets, &mut now.targets, &mut since.targets);
         }
     }
 
-    /// Everything was read. Gives what has come since the reading before, by door; `None` if there are too many doors.
-    pub fn finish(&mut self, reading: Reading) -> Option<HashMap<Door, Count>> {
-        self.rules = reading.rules;
-        (!reading.over).then_some(reading.since)
+    /// Nothing has been read yet of what is known next.
+    #[must_use]
+    pub fn reading() -> Self {
+        Self { doors: Some(HashMap::new()), targets: Some(HashMap::new()) }
+    }
+}
+
+/// A rule says this now. Of too many nothing is kept.
+fn note<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &Said, now: &mut Said, since: &mut Sums<K>) {
+    let mut hasher = DefaultHasher::new();
+    rule.hash(&mut hasher);
+    let id = hasher.finish();
+    // A rule that is new began at zero.
+    let new = before.as_ref().map_or_else(Count::default, |before| count.since(before.get(&id).copied().unwrap_or_default()));
+    since.add(key, new);
+    if since.is_over() {
+        *now = None;
+    } else if let Some(now) = now {
+        now.insert(id, count);
     }
 }
 
@@ -107,9 +172,15 @@ fn counted(line: &str) -> Option<(Count, &str)> {
     Some((Count { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? }, rule))
 }
 
+/// Namespace, Service and port of a name like `shop/web:http`.
+fn parts(name: &str) -> Option<(String, String, String)> {
+    let (namespace, rest) = name.split_once('/')?;
+    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
+    Some((namespace.to_owned(), service.to_owned(), port.to_owned()))
+}
+
 /// The door that a rule is, if it is one.
-fn door(rule: &str) -> Option<Door> {
-    let (chain, arguments) = rule.split_once(' ')?;
+fn door(chain: &str, arguments: &str) -> Option<Door> {
     if chain != names::SERVICES && chain != names::NODEPORTS {
         return None;
     }
@@ -125,12 +196,25 @@ fn door(rule: &str) -> Option<Door> {
         (_, "loadbalancer IP") => "load_balancer",
         _ => return None,
     };
-    let (namespace, rest) = name.split_once('/')?;
-    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
-    Some(Door { namespace: namespace.to_owned(), service: service.to_owned(), port: port.to_owned(), kind })
+    let (namespace, service, port) = parts(name)?;
+    Some(Door { namespace, service, port, kind })
 }
 
-/// Reads the counters of these families for good. Of a family with more than [`LIMIT`] doors it counts nothing, unless `any_size`.
+/// The endpoint that a rule leads to, if it does.
+fn target(chain: &str, arguments: &str) -> Option<Target> {
+    if !chain.starts_with("KUBE-SEP-") {
+        return None;
+    }
+    let mut words = words(arguments);
+    words.find(|word| word == "--comment")?;
+    let comment = words.next()?;
+    words.find(|word| word == "--to-destination")?;
+    let endpoint = words.next()?.into_owned();
+    let (namespace, service, port) = parts(&comment)?;
+    Some(Target { namespace, service, port, endpoint })
+}
+
+/// Reads the counters of these families for good. Of more than [`LIMIT`] doors, or endpoints, it counts none, unless `any_size`.
 pub async fn run(exec: Exec, families: Vec<Family>, metrics: Arc<Metrics>, any_size: bool) {
     let limit = if any_size { usize::MAX } else { LIMIT };
     let mut traffics: Vec<(Family, Traffic)> = families.into_iter().map(|family| (family, Traffic::default())).collect();
@@ -139,30 +223,31 @@ pub async fn run(exec: Exec, families: Vec<Family>, metrics: Arc<Metrics>, any_s
     loop {
         sleep_until(next).await;
         let start = Instant::now();
-        let mut all: HashMap<Door, Count> = HashMap::new();
-        for (family, traffic) in &mut traffics {
-            let mut reading = Traffic::reading(limit);
-            if let Err(error) = exec.save_counted(*family, &mut |line| traffic.line(&mut reading, line)).await {
-                tracing::debug!("{family}: the counters of rules were not read: {error}");
-                continue;
+        let mut since = Since::new(limit);
+        if read(&exec, &mut traffics, &mut since).await {
+            if (since.doors.is_over() || since.targets.is_over()) && !std::mem::replace(&mut told, true) {
+                let what = if since.doors.is_over() { "doors of Services" } else { "endpoints" };
+                tracing::info!("there are more than {LIMIT} {what}: their traffic is not counted, but with --service-traffic=on");
             }
-            let Some(since) = traffic.finish(reading) else {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::info!(
-                        "{family}: more than {LIMIT} ways lead to Services: their traffic is not counted, but with --service-traffic=on"
-                    );
-                }
-                continue;
-            };
-            for (door, count) in since {
-                let sum = all.entry(door).or_default();
-                sum.packets += count.packets;
-                sum.bytes += count.bytes;
-            }
+            metrics.service_traffic(&since);
         }
-        metrics.service_traffic(&all);
         next = Instant::now() + PERIOD.max(start.elapsed() * SHARE);
     }
+}
+
+/// Reads the counters of all families; says whether it could. What it could not read is part of the next reading.
+async fn read(exec: &Exec, traffics: &mut [(Family, Traffic)], since: &mut Since) -> bool {
+    let mut all = Vec::new();
+    for (family, before) in &*traffics {
+        let mut now = Traffic::reading();
+        if let Err(error) = exec.save_counted(*family, &mut |line| before.line(line, &mut now, since)).await {
+            tracing::debug!("{family}: the counters of rules were not read: {error}");
+            return false;
+        }
+        all.push((*family, now));
+    }
+    traffics.iter_mut().zip(all).for_each(|(before, now)| *before = now);
+    true
 }
 
 #[cfg(test)]
@@ -177,17 +262,23 @@ mod tests {
         [9:540] -A KUBE-SERVICES -d 10.96.0.2/32 -p udp -m comment --comment \"shop/dns cluster IP\" -m udp --dport 53 -j KUBE-SVC-B\n\
         [7:420] -A KUBE-SVC-A -m comment --comment \"shop/web:http -> 10.244.0.5:8080\" -j KUBE-SEP-A\nCOMMIT\n";
 
+    const ENDPOINTS: &str = "*nat\n[2:120] -A KUBE-SEP-A -s 10.244.0.5/32 -m comment --comment \"shop/web:http\" -j KUBE-MARK-MASQ\n\
+        [7:420] -A KUBE-SEP-A -p tcp -m comment --comment \"shop/web:http\" -m tcp -j DNAT --to-destination 10.244.0.5:8080\n\
+        [1:60] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/web\" -m recent --set --name KUBE-SEP-B --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination [fd00::5]:8080\nCOMMIT\n";
+
     fn read(traffic: &mut Traffic, text: &str, limit: usize) -> Vec<String> {
-        let mut reading = Traffic::reading(limit);
-        text.lines().for_each(|line| traffic.line(&mut reading, line));
-        let mut all: Vec<String> = traffic
-            .finish(reading)
-            .into_iter()
-            .flatten()
-            .map(|(door, count)| {
-                format!("{}/{}:{} {} {}/{}", door.namespace, door.service, door.port, door.kind, count.packets, count.bytes)
-            })
-            .collect();
+        let mut since = Since::new(limit);
+        let mut now = Traffic::reading();
+        text.lines().for_each(|line| traffic.line(line, &mut now, &mut since));
+        *traffic = now;
+        let line = |namespace: &str, service: &str, port: &str, what: &str, count: Count| {
+            format!("{namespace}/{service}:{port} {what} {}/{}", count.packets, count.bytes)
+        };
+        let doors = since.doors.counts();
+        let doors = doors.iter().map(|(door, count)| line(&door.namespace, &door.service, &door.port, door.kind, *count));
+        let targets = since.targets.counts();
+        let targets = targets.iter().map(|(to, count)| line(&to.namespace, &to.service, &to.port, &to.endpoint, *count));
+        let mut all: Vec<String> = doors.chain(targets).collect();
         all.sort_unstable();
         all
     }
@@ -195,13 +286,9 @@ mod tests {
     #[test]
     fn each_door_is_counted_and_what_went_back_began_anew() {
         let mut traffic = Traffic::default();
-        let first = [
-            "shop/dns: cluster_ip 9/540",
-            "shop/web:http cluster_ip 3/180",
-            "shop/web:http load_balancer 1/60",
-            "shop/web:http node_port 6/360",
-        ];
-        assert_eq!(read(&mut traffic, SAVED, 4), first);
+        let first =
+            ["shop/dns: cluster_ip 0/0", "shop/web:http cluster_ip 0/0", "shop/web:http load_balancer 0/0", "shop/web:http node_port 0/0"];
+        assert_eq!(read(&mut traffic, SAVED, 4), first, "nobody knows when that came");
         let later = SAVED.replace("[3:180]", "[5:300]").replace("[9:540]", "[2:120]");
         let second = [
             "shop/dns: cluster_ip 2/120",
@@ -211,6 +298,22 @@ mod tests {
         ];
         assert_eq!(read(&mut traffic, &later, 4), second);
         assert_eq!(read(&mut traffic, "*nat\nCOMMIT\n", 4), Vec::<String>::new());
+        let new = [
+            "shop/dns: cluster_ip 9/540",
+            "shop/web:http cluster_ip 3/180",
+            "shop/web:http load_balancer 1/60",
+            "shop/web:http node_port 6/360",
+        ];
+        assert_eq!(read(&mut traffic, SAVED, 4), new, "rules that were not there before");
         assert_eq!(read(&mut traffic, SAVED, 3), Vec::<String>::new(), "there are too many");
+        assert_eq!(read(&mut traffic, SAVED, 4), first, "nobody looked meanwhile");
+    }
+
+    #[test]
+    fn each_endpoint_is_counted_by_the_rule_that_leads_to_it() {
+        let mut traffic = Traffic::default();
+        read(&mut traffic, "*nat\nCOMMIT\n", 2);
+        assert_eq!(read(&mut traffic, ENDPOINTS, 2), ["shop/web: [fd00::5]:8080 1/60", "shop/web:http 10.244.0.5:8080 7/420"]);
+        assert_eq!(read(&mut traffic, ENDPOINTS, 1), Vec::<String>::new(), "there are too many");
     }
 }

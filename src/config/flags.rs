@@ -32,7 +32,7 @@ pub struct RunFlags {
     /// Which iptables to use; auto picks the one that the node's rules are in
     #[arg(long, value_name = "VARIANT", default_value = "auto")]
     pub iptables_variant: VariantFlag,
-    /// Count connections to Services by the door they come by, from the counters of their rules; auto does where there are no more than 2000 doors
+    /// Count connections to Services by the door they come by and the endpoint they go to, from the counters of rules; auto leaves out what there are more than 2000 of
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub service_traffic: TrafficFlag,
     #[command(flatten)]

@@ -9,7 +9,6 @@ mod shared;
 mod text;
 mod traffic;
 
-use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ use crate::table::tally::Tally;
 use super::family::{Attempt, Synced};
 use super::latency::{Followed, Slowest};
 use super::readiness::Readiness;
-use super::service_traffic::{self, Door};
+use super::service_traffic::Since;
 use kubeproxy::{AtScrape, KubeProxy};
 use network::OnDemand;
 use parts::Parts;
@@ -228,8 +227,8 @@ impl Metrics {
         self.own.knows(snapshot);
     }
 
-    /// So much has come by these doors of Services since the last time; others are shown no more.
-    pub fn service_traffic(&self, since: &HashMap<Door, service_traffic::Count>) {
+    /// So much has come to Services since the last time, by doors and endpoints; others are shown no more.
+    pub fn service_traffic(&self, since: &Since) {
         self.traffic.add(since);
     }
 
