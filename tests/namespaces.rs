@@ -357,6 +357,9 @@ fn flannels_rules_are_taken_over(variant: &str) {
     for (family, network, subnet, multicast) in
         [(Family::V4, "10.61.0.0/16", "10.61.3.0/24", "224.0.0.0/4"), (Family::V6, "fd61:a::/48", "fd61:a:0:3::/64", "ff00::/8")]
     {
+        // Somebody else's rule stays where it is.
+        let iptables = format!("{}-{variant}", pick(family, "iptables", "ip6tables"));
+        lab.node.run(&format!("{iptables} -t nat -A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE"));
         predecessors::flannels_rules(&lab.node, variant, family, [network, subnet, multicast]);
     }
     let save = |family| lab.node.run(&format!("{}-{variant}-save | grep '^-A'", pick(family, "iptables", "ip6tables")));

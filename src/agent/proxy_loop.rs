@@ -33,6 +33,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// How long rules that depend on the node's IPs wait for the Node to have one (spec section 1.5).
 const NODE_IP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Health check ports that somebody else has are tried this often: until then load balancers count the node as down.
+const CHECKS_RETRY: Duration = Duration::from_secs(1);
+
 /// Where the kernel tells whether anybody changes tables, it is asked this often.
 const GLANCE: Duration = Duration::from_secs(1);
 
@@ -477,11 +480,10 @@ impl Kept {
             let local = host.addresses().inspect_err(|error| tracing::warn!("cannot list this host's addresses: {error}")).ok();
             checks.move_to(health_check_addresses(&inputs.settings, local.as_deref(), inputs.snapshot.node(), family)).await;
         }
-        let failed = checks.sync(&wanted).await;
-        for failed in &failed {
-            tracing::error!("node {} {failed}", inputs.node_name);
+        for failed in checks.sync(&wanted).await {
+            tracing::error!("node {} {failed}; it is tried again every second", inputs.node_name);
             report.tell(failed.event(&inputs.node_name));
         }
-        self.checks_again = (!failed.is_empty()).then(|| Instant::now() + inputs.settings.sync_period);
+        self.checks_again = checks.is_refused().then(|| Instant::now() + CHECKS_RETRY);
     }
 }

@@ -28,6 +28,8 @@ pub struct ServiceHealth {
     /// `None` where the health server is switched off: then sepal counts as healthy.
     health: Option<SharedHealth>,
     open: BTreeMap<ServiceKey, Open>,
+    /// Ports that could not be opened, of which has been told.
+    refused: BTreeMap<ServiceKey, u16>,
 }
 
 /// One Service's open port.
@@ -66,7 +68,7 @@ impl ServiceHealth {
     /// No port is open yet. They will be opened on these addresses.
     #[must_use]
     pub fn new(family: Family, addresses: NodePorts, health: Option<SharedHealth>) -> Self {
-        Self { family, addresses: places(addresses, family), health, open: BTreeMap::new() }
+        Self { family, addresses: places(addresses, family), health, open: BTreeMap::new(), refused: BTreeMap::new() }
     }
 
     /// From now on ports are opened on these addresses. Those that are open elsewhere are closed, and opened again by the next sync.
@@ -79,11 +81,17 @@ impl ServiceHealth {
     }
 
     /// Opens and closes ports so that these checks are answered, and answers with their counts from now on. To be called after every
-    /// sync that succeeded: what could not be opened is tried again then. Gives what could not be opened.
+    /// sync that succeeded, and again where a port [is refused](Self::is_refused). Gives what could not be opened, each port once.
     pub async fn sync(&mut self, wanted: &BTreeMap<ServiceKey, HealthCheck>) -> Vec<FailedHealthCheck> {
         let failed = self.sync_ports(wanted).await;
         self.sync_counts(wanted);
         failed
+    }
+
+    /// Whether there are ports that could not be opened: somebody else has them, such as a kube-proxy that is about to end.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        !self.refused.is_empty()
     }
 
     /// A port that is opened here answers that there are no endpoints.
@@ -99,6 +107,7 @@ impl ServiceHealth {
                 listener.close().await;
             }
         }
+        self.refused.retain(|service, port| wanted.get(service).is_some_and(|check| check.port == *port));
         let mut failed = Vec::new();
         for (service, check) in wanted {
             if self.open.contains_key(service) {
@@ -106,10 +115,18 @@ impl ServiceHealth {
             }
             match self.open(service, check.port) {
                 Ok(open) => {
-                    tracing::debug!("{}: health check port {} of {service} is open", self.family, check.port);
+                    if self.refused.remove(service).is_some() {
+                        tracing::info!("{}: health check port {} of {service} is open after all", self.family, check.port);
+                    } else {
+                        tracing::debug!("{}: health check port {} of {service} is open", self.family, check.port);
+                    }
                     self.open.insert(service.clone(), open);
                 }
-                Err(cause) => failed.push(FailedHealthCheck { service: service.clone(), port: check.port, cause }),
+                Err(cause) => {
+                    if self.refused.insert(service.clone(), check.port).is_none() {
+                        failed.push(FailedHealthCheck { service: service.clone(), port: check.port, cause });
+                    }
+                }
             }
         }
         failed
@@ -305,8 +322,12 @@ mod tests {
         let start = format!("node node-1 failed to start healthcheck \"ns/svc\" on port {port}: listen tcp4 127.40.5.2:{port}: bind: ");
         assert!(event.note.starts_with(&start), "{}", event.note);
         assert_eq!(seen(IPS[0], port).await, None, "half a check is none");
+        assert!(checks.sync(&wanted(&[("svc", port, 1)])).await.is_empty(), "it has been told");
+        assert!(checks.is_refused());
+        assert!(checks.sync(&wanted(&[])).await.is_empty() && !checks.is_refused(), "nobody wants it any more");
+        assert_eq!(checks.sync(&wanted(&[("svc", port, 1)])).await.len(), 1, "somebody does");
         drop(taken);
-        assert!(checks.sync(&wanted(&[("svc", port, 1)])).await.is_empty());
+        assert!(checks.sync(&wanted(&[("svc", port, 1)])).await.is_empty() && !checks.is_refused());
         for ip in IPS {
             assert_eq!(seen(ip, port).await, Some((200, 1)));
         }

@@ -42,32 +42,37 @@ pub(crate) fn kube_proxy(node: &Netns, variant: &str, family: Family, rules: &st
     }
 }
 
-/// What real flanneld writes with `iptables-restore` and `iptables`, into tables that hold other rules.
-const FLANNELD: &str = r#"
-{restore} --noflush <<END
-*filter
-:FLANNEL-FWD - [0:0]
--A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT
--A FLANNEL-FWD -d {network} -m comment --comment "flanneld forward" -j ACCEPT
--A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
-COMMIT
-*nat
-:FLANNEL-POSTRTG - [0:0]
--A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE
--A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG -s {subnet} -d {network} -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG ! -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN
--A FLANNEL-POSTRTG -s {network} ! -d {multicast} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
--A FLANNEL-POSTRTG ! -s {network} -d {network} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
--A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
-COMMIT
-END
-"#;
+/// flanneld's own rules, by table: those of its chain, and the jump there.
+const FORWARD: [&str; 3] = [
+    r#"FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT"#,
+    r#"FLANNEL-FWD -d {network} -m comment --comment "flanneld forward" -j ACCEPT"#,
+    r#"FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD"#,
+];
+const MASQUERADE: [&str; 7] = [
+    r#"FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN"#,
+    r#"FLANNEL-POSTRTG -s {subnet} -d {network} -m comment --comment "flanneld masq" -j RETURN"#,
+    r#"FLANNEL-POSTRTG -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN"#,
+    r#"FLANNEL-POSTRTG ! -s {network} -d {subnet} -m comment --comment "flanneld masq" -j RETURN"#,
+    r#"FLANNEL-POSTRTG -s {network} ! -d {multicast} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully"#,
+    r#"FLANNEL-POSTRTG ! -s {network} -d {network} -m comment --comment "flanneld masq" -j MASQUERADE --random-fully"#,
+    r#"POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG"#,
+];
 
-/// Writes flannel's rules for a network, this node's subnet in it, and the multicast range of the family.
+/// Writes flannel's rules for a network, this node's subnet in it, and the multicast range of the family, as each of its starts does: chains
+/// are made, or emptied, and filled by a second command that puts the jumps at the end.
 pub(crate) fn flannels_rules(node: &Netns, variant: &str, family: Family, [network, subnet, multicast]: [&str; 3]) {
-    let restore = format!("{}-restore", iptables(family, variant));
-    let of_family = [("{restore}", restore.as_str()), ("{network}", network), ("{subnet}", subnet), ("{multicast}", multicast)];
-    node.run(&of_family.iter().fold(FLANNELD.to_owned(), |script, (word, value)| script.replace(word, value)));
+    let iptables = iptables(family, variant);
+    for (table, chain, rules) in [("nat", "FLANNEL-POSTRTG", &MASQUERADE[..]), ("filter", "FLANNEL-FWD", &FORWARD[..])] {
+        let of_family = |rule: &&str| {
+            [("{network}", network), ("{subnet}", subnet), ("{multicast}", multicast)]
+                .iter()
+                .fold((*rule).to_owned(), |rule, (word, value)| rule.replace(word, value))
+        };
+        let rules: Vec<String> = rules.iter().map(of_family).collect();
+        node.run(&format!("{iptables} -w 5 -t {table} -N {chain} 2>/dev/null || {iptables} -w 5 -t {table} -F {chain}"));
+        let is_there = |rule: &&String| node.output(&format!("{iptables} -w 5 -t {table} -C {rule}")).status.success();
+        let old: String = rules.iter().filter(is_there).map(|rule| format!("-D {rule}\n")).collect();
+        let new: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
+        node.run(&format!("{iptables}-restore --noflush --wait <<'END'\n*{table}\n{old}{new}COMMIT\nEND\n"));
+    }
 }
