@@ -57,9 +57,9 @@ fn what_cannot_be_understood_is_said_in_one_line() {
     for (arguments, complaint) in [
         (&["--from", "nowhere", "--to", "10.0.0.1:80"][..], "is none of IP, node, external, external/IP, pod/NAMESPACE/NAME"),
         (&["--from", "node", "--to", "10.0.0.1"], "is neither IP:PORT nor svc/NAMESPACE/NAME[:PORT]"),
-        (&["--from", "node", "--to", "svc/shop"], "svc/NAMESPACE/NAME is needed"),
+        (&["--from", "node", "--to", "svc/shop"], "is neither IP:PORT nor svc/NAMESPACE/NAME[:PORT]"),
         (&["--from", "node", "--to", "svc/shop/nothing"], "there is no Service shop/nothing"),
-        (&["--from", "node", "--to", "svc/shop/web:ftp"], "has to name one of its ports: http 80/tcp"),
+        (&["--from", "node", "--to", "svc/shop/web:ftp"], "one of its ports has to be named: http 80/tcp"),
         (&["--from", "fd00::1", "--to", "10.0.0.1:80"], "not of the same IP family"),
         (&["--from", "pod/a/b", "--to", "10.0.0.1:80"], "manifests say nothing of pods' addresses: give the IP of pod a/b"),
     ] {
