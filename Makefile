@@ -31,7 +31,9 @@ soak: tools build
 scale: tools build
 	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab scale --nodes $(or $(NODES),5000) --services $(or $(SERVICES),10000) --endpoints $(or $(ENDPOINTS),3)
 
-test: tools
+# The status page is looked at in a browser.
+test:
+	@.ci/tools chromium
 	$(CARGO) test --workspace --locked --no-run
 	$(AS_ROOT) $(CARGO) test --workspace --locked
 

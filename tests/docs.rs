@@ -57,13 +57,15 @@ fn every_metric_is_described() {
 /// Reasons are words in camel case, and so are a few other texts.
 #[test]
 fn every_reason_of_an_event_is_described() {
-    const OTHERS: [&str; 11] = [
+    const OTHERS: [&str; 12] = [
         // What was being done.
         "LeaseSubnet",
         "ProgramPodNetwork",
         "RestartPart",
         "SetUpPodNetwork",
         "StartKubeProxy",
+        // On the status page alone.
+        "RulesWritten",
         // Kinds and names of others.
         "ComponentFlagz",
         "ComponentStatusz",

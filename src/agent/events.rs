@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 use crate::cluster::ServiceKey;
 
+use super::status::happenings::Happenings;
+
 /// The same reason about the same object is told once in this time.
 const REPEAT: Duration = Duration::from_secs(300);
 /// Events in a minute, at most.
@@ -63,7 +65,10 @@ impl Event {
 
 /// Takes events, and drops what is too much.
 #[derive(Clone, Debug)]
-pub struct Events(Option<mpsc::Sender<Message>>);
+pub struct Events {
+    sender: Option<mpsc::Sender<Message>>,
+    happenings: Happenings,
+}
 
 /// Where events come out, for [`send`].
 #[derive(Debug)]
@@ -79,27 +84,45 @@ enum Message {
 impl Events {
     /// Events that go nowhere: there is no API server.
     #[must_use]
-    pub const fn none() -> Self {
-        Self(None)
+    pub fn none() -> Self {
+        Self { sender: None, happenings: Happenings::default() }
     }
 
     /// Events, and where they come out.
     #[must_use]
     pub fn channel() -> (Self, Told) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(Some(sender)), Told(receiver))
+        (Self { sender: Some(sender), happenings: Happenings::default() }, Told(receiver))
+    }
+
+    /// What is told is noted there, too.
+    #[must_use]
+    pub fn noted(mut self, happenings: Happenings) -> Self {
+        self.happenings = happenings;
+        self
+    }
+
+    /// Something happened that is worth no event.
+    pub fn note(&self, what: &'static str, text: &str) {
+        self.happenings.note(what, false, text);
     }
 
     /// Tells something. Never waits; nothing depends on an event being told.
     pub fn tell(&self, event: Event) {
-        if let Some(sender) = &self.0 {
+        let regarding = match &event.regarding {
+            // What is said of another node names it.
+            Regarding::Node | Regarding::OtherNode(_) => String::new(),
+            Regarding::Service(key) => format!("{key}: "),
+        };
+        self.happenings.note(event.reason, event.warning, &(regarding + &event.note));
+        if let Some(sender) = &self.sender {
             let _ = sender.try_send(Message::Event(event));
         }
     }
 
     /// Waits until everything that was told so far has been sent, or has failed to be.
     pub async fn sent(&self) {
-        let Some(sender) = &self.0 else { return };
+        let Some(sender) = &self.sender else { return };
         let (done, sent) = oneshot::channel();
         if sender.send(Message::Sent(done)).await.is_ok() {
             let _ = sent.await;

@@ -1,14 +1,19 @@
-//! The one small HTTP/1 server behind all of sepal's ports: answers are made at once from what is known, so a request never waits, and
-//! nobody who is slow to ask or to listen holds anything for long.
+//! The one small HTTP/1 server behind all of sepal's ports: answers are made at once from what is known, or by whoever knows, and nobody
+//! who is slow to ask or to listen holds anything for long.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -52,6 +57,8 @@ pub struct Request {
     pub headers: HeaderMap,
     /// Body; only read where the method is PUT.
     pub body: Bytes,
+    /// Who asks.
+    pub peer: Option<IpAddr>,
 }
 
 impl Request {
@@ -108,10 +115,23 @@ impl Answer {
     }
 }
 
-/// Answers requests, at once.
+/// What is answered by somebody else, or for as long as somebody listens.
+pub enum Reply {
+    /// All of it.
+    Whole(Answer),
+    /// An answer whose body is followed by more.
+    Stream(Answer, BoxStream<'static, Bytes>),
+}
+
+/// Answers requests.
 pub trait Handler: Send + Sync + 'static {
-    /// The answer to one request.
+    /// The answer to one request, at once.
     fn answer(&self, request: &Request) -> Answer;
+
+    /// The answer to a request for which somebody else has to be asked, or that goes on; `None` for all that are answered at once.
+    fn later(&self, _request: &Request) -> Option<BoxFuture<'static, Reply>> {
+        None
+    }
 }
 
 impl<F: Fn(&Request) -> Answer + Send + Sync + 'static> Handler for F {
@@ -213,7 +233,8 @@ impl Connections {
 /// Answers on one connection until it ends. What goes wrong there concerns nobody else.
 async fn converse(stream: TcpStream, handler: Arc<dyn Handler>) {
     let _ = stream.set_nodelay(true);
-    let service = service_fn(|request| async { Ok::<_, Infallible>(respond(request, &*handler).await) });
+    let peer = stream.peer_addr().ok().map(|peer| peer.ip());
+    let service = service_fn(|request| async { Ok::<_, Infallible>(respond(request, peer, &*handler).await) });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_SIZE).title_case_headers(true);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
@@ -223,20 +244,42 @@ async fn converse(stream: TcpStream, handler: Arc<dyn Handler>) {
     }
 }
 
-async fn respond(request: hyper::Request<Incoming>, handler: &dyn Handler) -> Response<Full<Bytes>> {
+async fn respond(
+    request: hyper::Request<Incoming>,
+    peer: Option<IpAddr>,
+    handler: &dyn Handler,
+) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
     let (parts, body) = request.into_parts();
     let body = if parts.method == Method::PUT { read(body).await } else { Ok(Bytes::new()) };
-    let answer = match body {
-        Err(refusal) => refusal,
-        Ok(body) => handler.answer(&Request {
-            method: parts.method,
-            path: parts.uri.path().to_owned(),
-            query: parts.uri.query().map(str::to_owned),
-            headers: parts.headers,
-            body,
-        }),
+    let reply = match body {
+        Err(refusal) => Reply::Whole(refusal),
+        Ok(body) => {
+            let request = Request {
+                method: parts.method,
+                path: parts.uri.path().to_owned(),
+                query: parts.uri.query().map(str::to_owned),
+                headers: parts.headers,
+                body,
+                peer,
+            };
+            match handler.later(&request) {
+                Some(reply) => reply.await,
+                None => Reply::Whole(handler.answer(&request)),
+            }
+        }
     };
-    let mut response = Response::new(Full::new(answer.body));
+    let (answer, more) = match reply {
+        Reply::Whole(answer) => (answer, None),
+        Reply::Stream(answer, more) => (answer, Some(more)),
+    };
+    let body = match more {
+        None => Full::new(answer.body).boxed_unsync(),
+        Some(more) => {
+            let chunks = futures::stream::iter([answer.body]).chain(more).map(|chunk| Ok(Frame::data(chunk)));
+            StreamBody::new(chunks).boxed_unsync()
+        }
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::future::BoxFuture;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use jiff::tz::TimeZone;
@@ -14,8 +15,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::http::{self, Answer, Handler, Request, StartError};
+use super::http::{self, Answer, Handler, Reply, Request, StartError};
 use super::listen::Place;
+use super::status::site::Site;
 use super::zpages::{self, Build};
 
 /// The text format of Prometheus.
@@ -46,6 +48,8 @@ pub type SetVerbosity = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 pub struct Pages {
     /// Gives the metrics.
     pub metrics: Expose,
+    /// The status page; `None` where there is none.
+    pub site: Option<Site>,
     /// Gives the slowest changes, for people.
     pub slowest: Box<dyn Fn() -> String + Send + Sync>,
     /// The configuration in its v1alpha1 form, with kind and apiVersion, as it is at any time.
@@ -140,6 +144,10 @@ impl Server {
 }
 
 impl Handler for Server {
+    fn later(&self, request: &Request) -> Option<BoxFuture<'static, Reply>> {
+        self.pages.site.as_ref()?.reply(request)
+    }
+
     fn answer(&self, request: &Request) -> Answer {
         match request.path.as_str() {
             "/metrics" => self.metrics(request),
@@ -185,6 +193,7 @@ mod tests {
         };
         Pages {
             metrics: Box::new(metrics),
+            site: None,
             slowest: Box::new(|| "ns/a\n".to_owned()),
             configz,
             flags: None,

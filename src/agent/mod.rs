@@ -23,6 +23,7 @@ pub mod report;
 pub mod service_health;
 pub mod service_manager;
 pub mod service_traffic;
+pub mod status;
 pub mod subnet_lease;
 pub mod supervise;
 pub mod zpages;

@@ -6,6 +6,7 @@ use std::hash::BuildHasher;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 
@@ -19,13 +20,16 @@ use crate::rules::inputs::Inputs;
 use crate::rules::view::{NodePorts, health_check_addresses, needs_route_localnet};
 use crate::source::{Kind, Known, Moment, Update};
 
-use super::facts::usable_facts;
+use super::facts::{described_facts, usable_facts};
 use super::family::FamilyRules;
 use super::flow_loop::Teller;
 use super::latency::Pending;
 use super::lookout::Lookout;
 use super::report::Report;
 use super::service_health::ServiceHealth;
+use super::status::desk::{Asked, Desk};
+use super::status::services::Known as Shown;
+use super::status::{Question, way};
 
 /// The first wait after a failed sync; it doubles from there up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -55,6 +59,8 @@ struct Kept {
     pending: Pending,
     /// Tells whoever looks after UDP flows.
     flows: Option<Teller>,
+    /// When rules followed a change of a Service last; of those that there are.
+    followed: HashMap<ServiceKey, Timestamp>,
     /// Answers load balancers' health checks, where that is wanted.
     checks: Option<ServiceHealth>,
     /// When health checks whose port could not be opened are tried again.
@@ -82,6 +88,8 @@ pub struct ProxyLoop<R, H> {
     awaited: BTreeSet<Kind>,
     /// What the last complaint about missing input was, so that it is made once.
     complaint: Option<String>,
+    /// What is asked for the status page.
+    questions: Receiver<Asked<Question>>,
 }
 
 /// What keeps all families from being synced.
@@ -111,7 +119,15 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             waiting: 0,
             awaited,
             complaint: None,
+            questions: Desk::default().open(),
         }
+    }
+
+    /// Answers what is asked there, too.
+    #[must_use]
+    pub fn with_desk(mut self, desk: &Desk<Question>) -> Self {
+        self.questions = desk.open();
+        self
     }
 
     /// Looks after a family, too; tells what its rules say about UDP to whoever looks after its flows.
@@ -125,6 +141,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             lookout: Lookout::new(self.inputs.settings.sync_period),
             triggers: HashMap::new(),
             pending: Pending::default(),
+            followed: HashMap::new(),
             flows,
             checks: None,
             checks_again: None,
@@ -171,7 +188,25 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     self.glance(0);
                     glance = Instant::now() + GLANCE;
                 }
+                Some(asked) = self.questions.recv() => asked.answer(|question| self.tell(question)),
             }
+        }
+    }
+
+    /// What the status page asks for.
+    fn tell(&self, question: Question) -> Value {
+        let refused: BTreeSet<_> = self.families.iter().flat_map(|kept| kept.rules.quarantined()).collect();
+        let families: Vec<_> = self.families.iter().map(|kept| (kept.rules.family(), kept.rules.tally().endpoints)).collect();
+        let changed = |key: &ServiceKey| self.families.iter().filter_map(|kept| kept.followed.get(key)).max().copied();
+        let known =
+            Shown { inputs: &self.inputs, families: &families, refused: &refused, changed: &changed, metrics: &self.report.metrics };
+        match question {
+            Question::Services(part) => known.list(&part),
+            Question::Service(key) => match described_facts(&self.inputs, &self.host, self.random_fully) {
+                Ok(facts) => known.one(&key, &facts),
+                Err(error) => json!({"error": error.to_string()}),
+            },
+            Question::Explain { from, to } => way::explain(&from, &to, &self.inputs, &self.host, self.random_fully),
         }
     }
 
@@ -448,6 +483,11 @@ impl Kept {
                 report.synced(&self.rules, &synced);
                 for change in self.pending.written(self.rules.family(), start, synced.spent, &synced.written) {
                     report.followed(&change);
+                    if inputs.snapshot.service(&change.service).is_some() {
+                        self.followed.insert(change.service, change.at);
+                    } else {
+                        self.followed.remove(&change.service);
+                    }
                 }
                 self.retry = FIRST_RETRY;
                 let now = Timestamp::now();

@@ -93,12 +93,17 @@ impl Report {
         }
         let (extent, milliseconds) = (synced.extent, (synced.spent.planning() + synced.spent.applying()).as_millis());
         if extent.transactions > 0 {
+            let written = format!(
+                "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms",
+                extent.chains, extent.deleted, extent.edits, extent.transactions,
+            );
+            let names = match synced.written.len() {
+                0 => String::new(),
+                more => format!(": {}", first(synced.written.iter(), more)),
+            };
+            self.events.note("RulesWritten", &(written.clone() + &names));
             tracing::info!(
-                "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms; {} service ports{}",
-                extent.chains,
-                extent.deleted,
-                extent.edits,
-                extent.transactions,
+                "{written}; {} service ports{}",
                 synced.service_ports,
                 if synced.read { ", after reading the live tables" } else { "" },
             );
@@ -194,6 +199,11 @@ fn name(jump: &Jump) -> String {
 }
 
 fn some(all: &[String]) -> String {
-    let named = all.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if all.len() > NAMED { format!("{named} and {} more", all.len() - NAMED) } else { named }
+    first(all.iter(), all.len())
+}
+
+/// The first of so many.
+fn first(all: impl Iterator<Item = impl ToString>, count: usize) -> String {
+    let named = all.take(NAMED).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+    if count > NAMED { format!("{named} and {} more", count - NAMED) } else { named }
 }

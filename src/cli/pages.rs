@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::agent::metrics::{Format, Metrics};
 use crate::agent::metrics_server::{Exposition, Pages, SetVerbosity};
+use crate::agent::status::site::Site;
 use crate::agent::zpages::Build;
 use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
@@ -17,7 +18,13 @@ use crate::config::kubeproxy::gates::enabled;
 use super::{arguments, logs};
 
 /// The pages of a program that runs with this configuration and these flags.
-pub(super) fn pages(effective: &Effective, flags: &RunFlags, metrics: Arc<Metrics>, configz: watch::Receiver<serde_json::Value>) -> Pages {
+pub(super) fn pages(
+    effective: &Effective,
+    flags: &RunFlags,
+    metrics: Arc<Metrics>,
+    configz: watch::Receiver<serde_json::Value>,
+    site: Site,
+) -> Pages {
     let gate = |name| enabled(&effective.config.feature_gates, name);
     let set_verbosity: SetVerbosity = Box::new(|text: &str| {
         let verbosity = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
@@ -26,6 +33,7 @@ pub(super) fn pages(effective: &Effective, flags: &RunFlags, metrics: Arc<Metric
     });
     let slowest = Arc::clone(&metrics);
     Pages {
+        site: Some(site),
         slowest: Box::new(move || slowest.slowest().text(Timestamp::now())),
         metrics: Box::new(move |accept| {
             let (content_type, text) = metrics.text(Format::of_accept(accept.unwrap_or_default()));

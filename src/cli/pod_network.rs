@@ -22,6 +22,7 @@ use crate::agent::pod_network::report::NetworkReport;
 use crate::agent::pod_network::subnets::Source as Subnets;
 use crate::agent::pod_network::{Asked, NetworkLoop, conf, subnet_file};
 use crate::agent::readiness::{Part, Readiness};
+use crate::agent::status::Board;
 use crate::agent::subnet_lease::{SubnetHolder, show_subnets};
 use crate::cluster::Family;
 use crate::config::flags::{Face, RunFlags};
@@ -144,6 +145,7 @@ pub(super) struct NetworkPart {
     pub metrics: Arc<Metrics>,
     pub events: Events,
     pub readiness: Readiness,
+    pub board: Board,
     /// Whoever owns the rules is told there.
     pub wishes: watch::Sender<Wishes>,
 }
@@ -170,7 +172,7 @@ impl NetworkPart {
         let publisher = Publisher::new(writes, lease_data, self.wishes.clone());
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
-        let network = network.with_connections(self.connections.clone());
+        let network = network.with_connections(self.connections.clone()).with_desk(&self.board.peers);
         let (sender, nodes) = mpsc::channel(WAITING_NODES);
         tasks.spawn(follow_nodes(self.watches.nodes(&settings.prefix), sender));
         tokio::select! {

@@ -20,6 +20,7 @@ use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::readiness::Readiness;
 use crate::agent::report::Report;
 use crate::agent::service_traffic;
+use crate::agent::status::Board;
 use crate::cluster::Family;
 use crate::config::flags::TrafficFlag;
 use crate::config::settings::Asked;
@@ -120,6 +121,7 @@ pub(super) struct ProxyPart {
     pub health: SharedHealth,
     pub events: Events,
     pub readiness: Readiness,
+    pub board: Board,
     /// What is asked for now.
     pub wishes: watch::Receiver<Wishes>,
 }
@@ -140,7 +142,8 @@ impl ProxyPart {
         let with_proxy = !inputs.without_proxy;
         let report =
             Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
-        let mut proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
+        let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
+        let mut proxy_loop = proxy_loop.with_desk(&self.board.rules);
         for family in &self.families {
             let teller = with_proxy.then(|| {
                 let (teller, unheard) = flow_loop::channel();

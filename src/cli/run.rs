@@ -18,6 +18,8 @@ use crate::agent::health::SharedHealth;
 use crate::agent::http::StartError;
 use crate::agent::metrics::Metrics;
 use crate::agent::readiness::{Part, Readiness};
+use crate::agent::status::Board;
+use crate::agent::status::site::{About, Site};
 use crate::agent::supervise::{Supervised, supervise};
 use crate::agent::{flanneld_health, healthz, metrics_server, service_manager};
 use crate::cluster::{Change, Family, Node};
@@ -126,9 +128,18 @@ async fn keep_running(
         health.node_seen(true);
     }
     let Start { source, opened, inputs, cluster, events } = start;
+    let board = Board::default();
+    let events = events.noted(board.happenings.clone());
+    let about = About {
+        node: inputs.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        iptables: format!("{} {} ({})", found.variant, found.version, found.reason),
+        families: families.iter().map(|family| family.as_str()).collect(),
+    };
+    let site = Site::new(about, board.clone(), readiness.clone(), Arc::clone(&metrics));
     let wishes = watch::Sender::new(Wishes::default());
     let network_part = network.zip(cluster).map(|(network, Cluster { client, connections, watches })| {
-        let (metrics, events, readiness) = (Arc::clone(&metrics), events.clone(), readiness.clone());
+        let (metrics, events, readiness, board) = (Arc::clone(&metrics), events.clone(), readiness.clone(), board.clone());
         Rc::new(NetworkPart {
             network,
             client,
@@ -138,6 +149,7 @@ async fn keep_running(
             metrics,
             events,
             readiness,
+            board,
             wishes: wishes.clone(),
         })
     });
@@ -154,6 +166,7 @@ async fn keep_running(
         health: health.clone(),
         events: events.clone(),
         readiness: readiness.clone(),
+        board,
         wishes: wishes.subscribe(),
     });
     let supervised = |name, parts| Supervised { name, parts, readiness: readiness.clone(), events: events.clone() };
@@ -166,7 +179,7 @@ async fn keep_running(
     };
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
-        failed = serve(setup, (health, readiness.clone()), Arc::clone(&metrics), shown, flags) => Err(last_words(&events, failed).await),
+        failed = serve(setup, (health, readiness.clone()), (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
         changed = config_watch::follow(flags, setup.effective.clone(), Told { wishes, configz }) => {
             let Err(error) = changed;
             Err(error)
@@ -221,8 +234,7 @@ fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family]) -> anyhow::Re
 async fn serve(
     setup: &Setup,
     (health, readiness): (SharedHealth, Readiness),
-    metrics: Arc<Metrics>,
-    configz: watch::Receiver<serde_json::Value>,
+    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, Site),
     flags: &RunFlags,
 ) -> (&'static str, StartError) {
     if let Face::Flanneld { healthz } = flags.face {
@@ -243,7 +255,7 @@ async fn serve(
             None => std::future::pending::<Result<Infallible, _>>().await,
         }
     };
-    let pages = pages(&setup.effective, flags, metrics, configz);
+    let pages = pages(&setup.effective, flags, metrics, configz, site);
     tokio::select! {
         Err(failed) = healthz => ("FailedToStartProxierHealthcheck", failed),
         Err(failed) = metrics_server::serve(daemon.metrics, daemon.hard_fail, pages) => ("FailedToStartMetricServer", failed),

@@ -9,6 +9,7 @@ mod shared;
 mod text;
 mod traffic;
 
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -230,6 +231,12 @@ impl Metrics {
     /// So much has come to Services since the last time, by doors and endpoints; others are shown no more.
     pub fn service_traffic(&self, since: &Since) {
         self.traffic.add(since);
+    }
+
+    /// Packets with which connections to Services began, by namespace and name, where that is counted.
+    #[must_use]
+    pub fn connections(&self) -> HashMap<(String, String), u64> {
+        self.traffic.connections()
     }
 
     /// The pod network's metrics, which are shown from now on.

@@ -1,6 +1,6 @@
 //! Traffic of Services.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
@@ -38,6 +38,17 @@ impl Traffic {
         let packets = "Packets with which connections to a Service began, by the endpoint they went to";
         catalogue.add("sepal_endpoint_packets", packets, self.targets.packets.clone());
         catalogue.add("sepal_endpoint_bytes", "Bytes of those packets", self.targets.bytes.clone());
+    }
+
+    /// Packets of each Service, by namespace and name, through all its doors.
+    pub(super) fn connections(&self) -> HashMap<(String, String), u64> {
+        let known = self.doors.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = HashMap::new();
+        for door in &*known {
+            let packets = self.doors.packets.get(door).map_or(0, |packets| packets.get());
+            *all.entry((door.namespace.clone(), door.service.clone())).or_default() += packets;
+        }
+        all
     }
 
     /// So much has come since the last time.

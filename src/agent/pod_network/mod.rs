@@ -20,10 +20,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::agent::readiness::{Part, Readiness, State};
+use crate::agent::status::desk::{Asked as Question, Desk};
+use crate::agent::status::{listing, peers};
 use crate::config::netconf::NetConf;
 use crate::config::network_settings::NetworkSettings;
 use crate::netlink::NetworkKernel;
@@ -94,6 +97,8 @@ pub struct NetworkLoop<K> {
     changed: BTreeSet<Box<str>>,
     /// Those to the API server: they are of no use once the address is gone that they come from.
     connections: Option<Connections>,
+    /// What is asked for the status page.
+    questions: mpsc::Receiver<Question<listing::Part>>,
 }
 
 /// What the kernel holds of what should be there, and what that follows from.
@@ -134,7 +139,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             since: None,
             changed: BTreeSet::new(),
             connections: None,
+            questions: Desk::default().open(),
         }
+    }
+
+    /// Answers what is asked there, too.
+    #[must_use]
+    pub fn with_desk(self, desk: &Desk<listing::Part>) -> Self {
+        Self { questions: desk.open(), ..self }
     }
 
     /// The same, which gives up these connections when this node gets other addresses.
@@ -189,7 +201,17 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     self.tell_condition();
                 }
                 () = sleep_until(condition.unwrap_or_else(Instant::now)), if condition.is_some() => self.tell_condition(),
+                Some(asked) = self.questions.recv() => asked.answer(|part| self.list(&part)),
             }
+        }
+    }
+
+    /// The other nodes, as the status page asks for them.
+    fn list(&self, part: &listing::Part) -> Value {
+        let failed = self.retries.iter().filter_map(|(node, retry)| Some((node.as_deref()?, retry.error.to_string()))).collect();
+        match &self.known {
+            Some(known) => peers::list(&known.peers, &known.off_link, &failed, part),
+            None => peers::list(&Peers::default(), &[], &failed, part),
         }
     }
 

@@ -40,7 +40,7 @@ pub(super) struct Retry {
     pub(super) at: Instant,
     pause: Duration,
     /// Why it was not taken.
-    error: NetlinkError,
+    pub(super) error: NetlinkError,
 }
 
 impl<K: NetworkKernel> NetworkLoop<K> {
