@@ -8,6 +8,7 @@ pub mod flow_loop;
 pub mod health;
 pub mod healthz;
 pub mod http;
+mod kept;
 pub mod latency;
 pub mod listen;
 mod lookout;
