@@ -9,7 +9,7 @@ mod shared;
 mod text;
 mod traffic;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -237,6 +237,12 @@ impl Metrics {
     #[must_use]
     pub fn connections(&self) -> HashMap<(String, String), u64> {
         self.traffic.connections()
+    }
+
+    /// The same of one Service, by the endpoint they went to.
+    #[must_use]
+    pub fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
+        self.traffic.connections_of(namespace, service)
     }
 
     /// The pod network's metrics, which are shown from now on.

@@ -1,6 +1,6 @@
 //! Traffic of Services.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
@@ -47,6 +47,17 @@ impl Traffic {
         for door in &*known {
             let packets = self.doors.packets.get(door).map_or(0, |packets| packets.get());
             *all.entry((door.namespace.clone(), door.service.clone())).or_default() += packets;
+        }
+        all
+    }
+
+    /// Packets to each endpoint of a Service.
+    pub(super) fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
+        let known = self.targets.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = BTreeMap::new();
+        for target in known.iter().filter(|target| target.namespace == namespace && target.service == service) {
+            let packets = self.targets.packets.get(target).map_or(0, |packets| packets.get());
+            *all.entry(target.endpoint.clone()).or_default() += packets;
         }
         all
     }

@@ -63,8 +63,8 @@ impl Known<'_> {
         })
     }
 
-    /// One Service: what is known of it, and for each of its ports in each family the steps that packets take (`edges`) and the `rules`.
-    /// `null` if there is none.
+    /// One Service: what is known of it, for each of its ports in each family the steps that packets take (`edges`) and the `rules`, and
+    /// where it is counted what went to each endpoint. `null` if there is none.
     #[must_use]
     pub fn one(&self, key: &ServiceKey, facts: &HostFacts) -> Value {
         let Some(service) = self.inputs.snapshot.service(key).filter(|_| !self.inputs.without_proxy) else { return Value::Null };
@@ -75,6 +75,7 @@ impl Known<'_> {
             chains.extend(renderer.service(key).iter().map(|rules| of_port(rules, *family, self.refused.contains(&rules.name))));
         }
         whole["chains"] = chains.into();
+        whole["connectionsTo"] = json!(self.metrics.connections_of(&key.namespace, &key.name));
         whole
     }
 }
@@ -155,6 +156,7 @@ fn target(action: &Action) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::service_traffic::{Since, Traffic};
     use crate::agent::status::tests::{SHOP, inputs};
 
     fn known<'a>(
@@ -211,6 +213,20 @@ mod tests {
                 .as_array()
                 .is_some_and(|rules| rules.iter().any(|rule| rule.as_str().is_some_and(|rule| rule.contains("-j DNAT"))))
         );
-        assert_eq!(one("nothing"), Value::Null);
+        assert_eq!((&web["connectionsTo"], one("nothing")), (&json!({}), Value::Null));
+        let mut since = Since::new(9);
+        let rule = "[7:420] -A KUBE-SEP-A -p tcp -m comment --comment \"shop/web:http\" -m tcp -j DNAT --to-destination 10.244.1.5:8080";
+        let other = "[9:540] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/other\" -m tcp -j DNAT --to-destination 10.244.1.6:8080";
+        let read = |traffic: &Traffic, since: &mut Since, lines: &[&str]| {
+            let mut now = Traffic::reading();
+            for line in lines {
+                traffic.line(line, &mut now, since);
+            }
+            now
+        };
+        let before = read(&Traffic::default(), &mut since, &[]);
+        read(&before, &mut since, &[rule, other]);
+        metrics.service_traffic(&since);
+        assert_eq!(one("web")["connectionsTo"], json!({"10.244.1.5:8080": 7}));
     }
 }

@@ -23,6 +23,8 @@ const LENGTH: usize = 300;
 enum NoWay {
     #[error("that is longer than any address or name")]
     TooLong,
+    #[error("give the pod's IP: only `sepal explain` asks the API server for it")]
+    Pod,
     #[error("{0}")]
     Unclear(#[from] Unclear),
     #[error("{0}")]
@@ -40,6 +42,9 @@ pub fn explain(from: &str, to: &str, inputs: &Inputs, host: &impl Host, random_f
 fn told(from: &str, to: &str, inputs: &Inputs, host: &impl Host, random_fully: bool) -> Result<Value, NoWay> {
     if from.len() > LENGTH || to.len() > LENGTH {
         return Err(NoWay::TooLong);
+    }
+    if from.starts_with("pod/") {
+        return Err(NoWay::Pod);
     }
     let to = question::destination(to, inputs)?;
     let place = question::place(inputs, host.addresses().unwrap_or_default());
@@ -112,6 +117,7 @@ mod tests {
             assert_eq!(ask(from, to)["way"], wanted, "{from} to {to}");
         }
         assert_eq!(ask("nobody", "10.0.0.1:1")["error"], "\"nobody\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");
+        assert!(ask("pod/shop/web-1", "10.0.0.1:1")["error"].as_str().is_some_and(|error| error.contains("the pod's IP")));
         assert!(ask("node", &"x".repeat(1000))["error"].as_str().is_some_and(|error| error.contains("longer")));
     }
 }
