@@ -1,4 +1,4 @@
-//! What holds for every cluster, whatever is in it: arbitrary objects, half of them nonsense.
+//! What holds for every cluster, whatever is in it: arbitrary objects, some of them nonsense.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
 
@@ -7,9 +7,28 @@ mod common;
 use common::objects::{cluster, text};
 use common::simulator::Simulator;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use sepal::cluster::Family;
 use sepal::table::parse::Tables;
 use sepal::table::rule;
+
+/// Most arbitrary clusters have something to say: Services of each sort, with endpoints and without.
+#[test]
+fn arbitrary_clusters_have_rules() {
+    let mut runner = TestRunner::deterministic();
+    let clusters: Vec<String> = (0..100)
+        .map(|_| {
+            let objects = cluster().new_tree(&mut runner).expect("a cluster").current();
+            Family::ALL.map(|family| common::rendered(&common::inputs(&text(&objects)).expect("manifests"), family)).concat()
+        })
+        .collect();
+    for what in ["-j DNAT", "-j REJECT", "-A KUBE-NODEPORTS", ":KUBE-FW-", "external IP", ":KUBE-SVL-", "-m recent --name", "--probability"]
+    {
+        let having = clusters.iter().filter(|rules| rules.contains(what)).count();
+        assert!(having >= 15, "{what}: {having} of {}", clusters.len());
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]

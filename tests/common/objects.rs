@@ -1,4 +1,5 @@
-//! Arbitrary API objects, half of them nonsense.
+//! Arbitrary API objects: clusters of few names, so that slices belong to Services and one cluster has to do with the next; a part of the
+//! objects is nonsense.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -65,7 +66,7 @@ pub fn slice() -> impl Strategy<Value = Value> {
         option::of(any::<bool>()),
         option::of(any::<bool>()),
         option::of(any::<bool>()),
-        option::of(pick(&["here", "there"])),
+        option::of(pick(&["host", "there"])),
         option::of(vec(word(), 0..3)),
     );
     let ports = vec((option::of(word()), option::of(port()), option::of(pick(&["TCP", "UDP", "SCTP"]))), 0..4);
@@ -83,17 +84,97 @@ pub fn slice() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Ports by which Services and their slices find each other.
+const PORTS: [(&str, u16, &str); 4] = [("http", 80, "TCP"), ("dns", 53, "UDP"), ("dns-tcp", 53, "TCP"), ("", 9000, "SCTP")];
+
+const FAMILIES: [&[&str]; 3] = [&["IPv4"], &["IPv6"], &["IPv4", "IPv6"]];
+
+fn address(family: &str, net: u8, last: u8) -> String {
+    if family == "IPv6" { format!("fd61:{net}::{last}") } else { format!("10.{net}.0.{last}") }
+}
+
+/// A Service that makes sense, with a name that few have.
+fn sound_service() -> impl Strategy<Value = Value> {
+    let names = (proptest::sample::select(&["a", "b"][..]), proptest::sample::select(&["x", "y", "z"][..]));
+    let families = proptest::sample::select(&FAMILIES[..]);
+    let ports = proptest::sample::subsequence(&PORTS[..], 1..=PORTS.len());
+    let policies = (any::<bool>(), any::<bool>(), option::of(option::of(1_i32..20_000)));
+    let others = (0_u8..4, vec(1_u8..4, 0..2), vec(1_u8..4, 0..3), vec(1_u8..4, 1..3), option::of(1_u8..3));
+    (names, families, ports, policies, others, 1_u8..40).prop_map(|(names, families, ports, policies, others, number)| {
+        let (kind, external, balancers, ranges, node_ports) = others;
+        let local = |local: bool| if local { "Local" } else { "Cluster" };
+        let of_all = |net: u8, lasts: &[u8]| -> Vec<String> {
+            lasts.iter().flat_map(|last| families.iter().map(move |family| address(family, net, *last))).collect()
+        };
+        let ips = of_all(96, &[number]);
+        let ports = ports.iter().enumerate().map(|(i, (name, port, protocol))| {
+            // Those of one Service differ; another one's may be the same.
+            let node_port = if kind > 0 { node_ports.map(|base| 30_000 + u32::from(base) * 10 + u32::try_from(i).unwrap_or_default()) } else { None };
+            json!({"name": name, "port": port, "protocol": protocol, "nodePort": node_port})
+        });
+        let type_name = ["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer"][usize::from(kind)];
+        let mut spec = json!({
+            "type": type_name, "ports": ports.collect::<Vec<_>>(),
+            "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families, "internalTrafficPolicy": local(policies.0),
+            "externalIPs": of_all(98, &external),
+        });
+        if let Some(seconds) = policies.2 {
+            spec["sessionAffinity"] = json!("ClientIP");
+            spec["sessionAffinityConfig"] = seconds.map_or(Value::Null, |seconds| json!({"clientIP": {"timeoutSeconds": seconds}}));
+        }
+        if kind > 0 {
+            spec["externalTrafficPolicy"] = json!(local(policies.1));
+        }
+        if kind == 3 {
+            let nets = of_all(99, &ranges);
+            spec["loadBalancerSourceRanges"] = nets.iter().map(|ip| json!(format!("{ip}/{}", if ip.contains(':') { 64 } else { 24 }))).collect();
+        }
+        let ingress = of_all(97, &balancers);
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": names.0, "name": names.1}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": if kind > 1 { ingress.iter().map(|ip| json!({"ip": ip})).collect() } else { Vec::new() }}},
+        })
+    })
+}
+
+/// A slice that makes sense, of a Service that there may be.
+fn sound_slice() -> impl Strategy<Value = Value> {
+    let names = (proptest::sample::select(&["a", "b"][..]), proptest::sample::select(&["x", "y", "z"][..]), 0_u8..2);
+    let family = proptest::sample::select(&["IPv4", "IPv6"][..]);
+    let conditions = proptest::sample::select(&[[true, true, false], [true, true, false], [false, true, true], [false, false, false]][..]);
+    let endpoint = (1_u8..9, conditions, any::<bool>(), option::weighted(0.2, proptest::sample::select(&["a", "b"][..])));
+    let ports = proptest::sample::subsequence(&PORTS[..], 1..=PORTS.len());
+    (names, family, vec(endpoint, 0..5), ports).prop_map(|(names, family, endpoints, ports)| {
+        let (namespace, service, number) = names;
+        let endpoints = endpoints.into_iter().map(|(last, [ready, serving, terminating], here, zone)| {
+            let hints = zone.map(|zone| json!({"forZones": [{"name": zone}]}));
+            json!({
+                "addresses": [address(family, 61, last)], "nodeName": if here { "host" } else { "there" }, "hints": hints,
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+            })
+        });
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {"namespace": namespace, "name": format!("{service}-{family}-{number}"), "labels": {"kubernetes.io/service-name": service}},
+            "endpoints": endpoints.collect::<Vec<_>>(),
+            "ports": ports.iter().map(|(name, port, protocol)| json!({"name": name, "port": port + 8000, "protocol": protocol})).collect::<Vec<_>>(),
+        })
+    })
+}
+
 pub fn node() -> impl Strategy<Value = Value> {
     (vec(ip(), 0..3), vec(cidr(), 0..3), word()).prop_map(|(addresses, cidrs, zone)| {
         json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "here", "labels": {"topology.kubernetes.io/zone": zone}},
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": "host", "labels": {"topology.kubernetes.io/zone": zone}},
             "spec": {"podCIDRs": cidrs}, "status": {"addresses": addresses.into_iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect::<Vec<_>>()},
         })
     })
 }
 
 pub fn cluster() -> impl Strategy<Value = Vec<Value>> {
-    (vec(service(), 0..8), vec(slice(), 0..12), node()).prop_map(|(services, slices, node)| {
+    let services = vec(prop_oneof![4 => sound_service().boxed(), 1 => service().boxed()], 1..8);
+    let slices = vec(prop_oneof![6 => sound_slice().boxed(), 1 => slice().boxed()], 4..24);
+    (services, slices, node()).prop_map(|(services, slices, node)| {
         // One object per name: of several the last one counts, so order would matter.
         let mut objects: Vec<Value> = services.into_iter().chain(slices).chain([node]).collect();
         let mut seen = std::collections::HashSet::new();
