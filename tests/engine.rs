@@ -22,6 +22,7 @@ use sepal::netlink::record::FakeHost;
 use sepal::rules::RuleSet;
 use sepal::rules::inputs::Inputs;
 use sepal::source::{Kind, Moment, ObjectId, Update, convert};
+use sepal::table::harvest::Counted;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal::table::planner::CHAINS_PER_TRANSACTION;
@@ -166,6 +167,29 @@ fn assert_together(run: &str, after: &Inputs, family: Family) -> Result<(), Test
     Ok(())
 }
 
+/// Whatever counted connections and is no more, or begins at zero, was listed before, once; and nothing else.
+fn assert_harvested(held: &Simulator, run: &str, ended: &[String]) -> Result<(), TestCaseError> {
+    // Of `filter`, which has a KUBE-SERVICES, too, nothing counts.
+    let run: String = run.split_inclusive("COMMIT\n").filter(|transaction| transaction.starts_with("*nat")).collect();
+    let deleted = run.lines().filter_map(|line| line.strip_prefix("-D "));
+    let deleted: BTreeSet<rule::Digest> = deleted.map(|rule| rule::Digest::of_line(&format!("-A {rule}"))).collect();
+    let mut wanted = Vec::new();
+    for (chain, rules) in &held.tables["nat"] {
+        if chain.starts_with("KUBE-SEP-") || ["KUBE-SERVICES", "KUBE-NODEPORTS"].contains(&chain.as_str()) {
+            let emptied = run.lines().any(|line| line == format!(":{chain} - [0:0]"));
+            let rules = rules.iter().map(|rule| format!("-A {chain} {rule}"));
+            wanted.extend(
+                rules.filter(|rule| emptied || deleted.contains(&rule::Digest::of_line(rule))).map(|rule| format!("[1:60] {rule}")),
+            );
+        }
+    }
+    let mut ended = ended.to_vec();
+    wanted.sort_unstable();
+    ended.sort_unstable();
+    prop_assert_eq!(ended, wanted);
+    Ok(())
+}
+
 /// How many chains a transaction may mention: few, so that small clusters take several.
 fn limits() -> impl Strategy<Value = usize> {
     prop_oneof![Just(1_usize), Just(5), Just(CHAINS_PER_TRANSACTION)]
@@ -184,13 +208,15 @@ proptest! {
         for family in Family::ALL {
             let memory = Memory::new(variant);
             let mut rules = FamilyRules::new(family).with_limit(limit);
+            rules.count(Counted { doors: true, endpoints: true });
             let mut before = Inputs::default();
             for objects in &steps {
                 let after = common::inputs(&text(objects)).map_err(TestCaseError::fail)?;
                 touch(&mut rules, &before, &after);
                 memory.states.borrow_mut().clear();
-                let runs = memory.runs.borrow().len();
+                let (runs, held) = (memory.runs.borrow().len(), memory.tables.borrow().clone());
                 sync(&mut rules, &memory, &after).map_err(|error| TestCaseError::fail(error.to_string()))?;
+                assert_harvested(&held, &memory.runs.borrow()[runs..].concat(), &rules.take_ended())?;
                 assert_kept(&memory, &before, &after, family)?;
                 memory.runs.borrow()[runs..].iter().try_for_each(|run| assert_together(run, &after, family))?;
                 prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, family, variant).tables.borrow()));
@@ -214,6 +240,7 @@ proptest! {
         let memory = fresh(&before, Family::V4, variant);
         let mut rules = FamilyRules::new(Family::V4).with_limit(limit);
         sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        rules.count(Counted { doors: true, endpoints: true });
         touch(&mut rules, &before, &after);
         memory.faults.borrow_mut().push_back(Some(Fault::KilledAfter(killed)));
         if sync(&mut rules, &memory, &after).is_err() {
@@ -303,10 +330,12 @@ fn a_change_after_vandalism_blames_nobody() {
     let gone = gone.unwrap_or_else(|_| common::inputs("").expect("nothing"));
     for variant in [Variant::Nft, Variant::Legacy] {
         for after in [&second, &gone] {
-            for wiped in ["nat", "filter", "one rule"] {
+            // Chains and lines to list before they go may be gone, too.
+            for (wiped, listed) in [("nat", false), ("filter", false), ("one rule", false), ("nat", true), ("one rule", true)] {
                 let memory = Memory::new(variant);
                 let mut rules = FamilyRules::new(Family::V4);
                 sync(&mut rules, &memory, &first).expect("a start");
+                rules.count(Counted { doors: listed, endpoints: listed });
                 match wiped {
                     "one rule" => {
                         let mut tables = memory.tables.borrow_mut();

@@ -22,7 +22,7 @@ use sepal::conntrack::Reconciler;
 use sepal::conntrack::frontends::{Allowed, Changes, Place, Reached};
 use sepal::conntrack::record::{self, FakeFlows};
 use sepal::conntrack::stale::{Flow, Tuple, UDP};
-use sepal::iptables::{IptablesError, Runner};
+use sepal::iptables::{IptablesError, Restored, Runner};
 use sepal::netlink::nfacct::{PacketCounters, Packets};
 use sepal::netlink::record::FakeHost;
 use sepal::netlink::{Host, Kernel};
@@ -66,7 +66,7 @@ impl Runner for Both {
         self.of(family).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
         self.of(family).restore(family, plan, renderer).await
     }
 

@@ -24,7 +24,7 @@ use sepal::table::Table;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually, eventually_within, http};
+use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
@@ -406,51 +406,6 @@ fn flannels_rules_are_taken_over_nft() {
 #[test]
 fn flannels_rules_are_taken_over_legacy() {
     flannels_rules_are_taken_over("legacy");
-}
-
-/// Each connection counts once, by the door it comes by.
-fn connections_are_counted(variant: &str) {
-    let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
-    let _sepal = lab.sepal(variant, &manifests);
-    lab.wait_for_rules(variant, &manifests);
-    let metrics = || http::get(&lab.node, address("127.0.0.1", 10249), "/metrics").map(|answer| answer.body).unwrap_or_default();
-    let counts = |kind: &str, count: u64| {
-        let labels = format!("{{namespace=\"shop\",service=\"web\",port=\"http\",kind=\"{kind}\"}}");
-        metrics().contains(&format!("sepal_service_packets_total{labels} {count}\n"))
-    };
-    eventually_within(Duration::from_secs(60), "counting has begun", || counts("cluster_ip", 0));
-    for _ in 0..5 {
-        tcp(&lab.client, address("10.111.0.10", 80)).expect("it answers");
-    }
-    for _ in 0..2 {
-        tcp(&lab.outside, address("192.168.61.13", 30080)).expect("it answers");
-    }
-    eventually_within(Duration::from_secs(60), "they are counted", || counts("cluster_ip", 5) && counts("node_port", 2));
-    let to_endpoints = || -> u64 {
-        let text = metrics();
-        let of_web = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("sepal_endpoint_packets_total{namespace=\"shop\",service=\"web\",port=\"http\","));
-        of_web.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-    };
-    assert_eq!(to_endpoints(), 7, "each went to one of the endpoints");
-    // Rules that are written anew count from zero, and what was counted stays.
-    lab.node.run(&format!("iptables-{variant} -t nat -Z"));
-    for _ in 0..3 {
-        tcp(&lab.client, address("10.111.0.10", 80)).expect("it answers");
-    }
-    eventually_within(Duration::from_secs(60), "they are added", || counts("cluster_ip", 8));
-}
-
-#[test]
-fn connections_are_counted_nft() {
-    connections_are_counted("nft");
-}
-
-#[test]
-fn connections_are_counted_legacy() {
-    connections_are_counted("legacy");
 }
 
 /// `--diff` sees what was changed by hand, says where, and exits 2.

@@ -16,6 +16,7 @@ use crate::rules::names::ChainName;
 use crate::table::Table;
 use crate::table::acknowledged::{Acknowledged, Drift};
 use crate::table::desired::{Desired, Outline, Outlines, Refresh};
+use crate::table::harvest::{self, Counted};
 use crate::table::live::Reader;
 use crate::table::plan::{Extent, Plan, Variant};
 use crate::table::planner::{self, CHAINS_PER_TRANSACTION, Wanted};
@@ -83,6 +84,8 @@ pub struct Attempt {
     pub partial_failures: usize,
     /// Transactions that it was given, taken or not.
     pub transactions: usize,
+    /// It failed while it was to list rules whose counters end.
+    pub unlisted: bool,
 }
 
 /// The rules of one family.
@@ -116,6 +119,10 @@ pub struct FamilyRules {
     spared: Vec<ChainName>,
     /// What the last sync came to.
     attempt: Attempt,
+    /// Whose counters somebody wants to know before they end.
+    counted: Counted,
+    /// Rules that ended since that was asked, each as `iptables-save -c` would print it.
+    ended: Vec<String>,
 }
 
 impl FamilyRules {
@@ -139,6 +146,8 @@ impl FamilyRules {
             limit: CHAINS_PER_TRANSACTION,
             spared: Vec::new(),
             attempt: Attempt::default(),
+            counted: Counted::NONE,
+            ended: Vec::new(),
         }
     }
 
@@ -196,6 +205,16 @@ impl FamilyRules {
         self.quarantine.next_trial()
     }
 
+    /// From now on, rules whose counters a sync ends are listed before, as far as these are wanted.
+    pub const fn count(&mut self, counted: Counted) {
+        self.counted = counted;
+    }
+
+    /// Rules that ended since this was asked last and that had counted something, each as `iptables-save -c` would print it.
+    pub fn take_ended(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.ended)
+    }
+
     /// What the last sync came to, well or not.
     #[must_use]
     pub const fn attempt(&self) -> &Attempt {
@@ -247,6 +266,7 @@ impl FamilyRules {
         synced.spent.render += start.elapsed();
         // Whether what is held was read since the last failure: nobody is to blame for tables that somebody else has changed.
         let mut fresh = false;
+        let mut counted = self.counted;
         loop {
             let start = Instant::now();
             if self.held.is_none() {
@@ -262,19 +282,16 @@ impl FamilyRules {
 
             let start = Instant::now();
             let mut now = self.next_portion();
-            let plan = self.plan(&now, runner.variant());
+            let mut plan = self.plan(&now, runner.variant());
+            let lists = self.held.as_ref().is_some_and(|held| harvest::list(&mut plan, held, counted));
             synced.spent.plan += start.elapsed();
             if !plan.is_empty() {
-                let start = Instant::now();
-                self.attempt.transactions += plan.transactions.len();
-                let outcome = runner.restore(self.family, &plan, &renderer).await;
-                let locked = outcome.as_ref().map_or_else(IptablesError::waited, Clone::clone);
-                synced.spent.lock += locked;
-                synced.spent.restore += start.elapsed().saturating_sub(locked);
-                if let Err(error) = outcome {
-                    self.attempt.failures += 1;
-                    self.attempt.partial_failures += usize::from(!self.attempt.full);
-                    if !fresh && matches!(error, IptablesError::Refused { .. }) {
+                if let Err(error) = self.restore(runner, &plan, &renderer, &mut synced.spent).await {
+                    // A chain to list may be gone, and not every program says so by its line. Rules are not to blame before.
+                    let unlisted = lists && matches!(error, IptablesError::Refused { .. } | IptablesError::Failed { .. });
+                    if unlisted || !fresh && matches!(error, IptablesError::Refused { .. }) {
+                        self.attempt.unlisted |= unlisted;
+                        counted = Counted::NONE;
                         self.distrust();
                         continue;
                     }
@@ -299,6 +316,33 @@ impl FamilyRules {
             synced.unfinished = 0;
             if self.touched.is_empty() {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Has a plan carried out, and keeps what its lists say.
+    async fn restore(
+        &mut self,
+        runner: &impl Runner,
+        plan: &Plan,
+        renderer: &Renderer<'_>,
+        spent: &mut Spent,
+    ) -> Result<(), IptablesError> {
+        let start = Instant::now();
+        self.attempt.transactions += plan.transactions.len();
+        let outcome = runner.restore(self.family, plan, renderer).await;
+        let locked = outcome.as_ref().map_or_else(IptablesError::waited, |restored| restored.locked);
+        spent.lock += locked;
+        spent.restore += start.elapsed().saturating_sub(locked);
+        match outcome {
+            Ok(restored) => {
+                self.ended.append(&mut harvest::ended(plan, &restored.listed));
+                Ok(())
+            }
+            Err(error) => {
+                self.attempt.failures += 1;
+                self.attempt.partial_failures += usize::from(!self.attempt.full);
+                Err(error)
             }
         }
     }

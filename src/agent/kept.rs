@@ -14,12 +14,13 @@ use crate::netlink::Host;
 use crate::rules::inputs::Inputs;
 use crate::rules::view::health_check_addresses;
 
-use super::family::FamilyRules;
+use super::family::{FamilyRules, Synced, Unsynced};
 use super::flow_loop::Teller;
 use super::latency::Pending;
 use super::lookout::Lookout;
 use super::report::Report;
 use super::service_health::ServiceHealth;
+use super::service_traffic::Harvest;
 
 /// The first wait after a failed sync; it doubles from there up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -49,6 +50,8 @@ pub(super) struct Kept {
     pub(super) checks: Option<ServiceHealth>,
     /// When health checks whose port could not be opened are tried again.
     pub(super) checks_again: Option<Instant>,
+    /// Where counters go whose rules end, where they are wanted.
+    pub(super) harvest: Option<Harvest>,
 }
 
 impl Kept {
@@ -65,6 +68,7 @@ impl Kept {
             flows,
             checks: None,
             checks_again: None,
+            harvest: None,
         }
     }
 
@@ -109,7 +113,7 @@ impl Kept {
         report: &Report,
     ) -> bool {
         let start = Instant::now();
-        let outcome = self.rules.sync(runner, inputs, facts).await;
+        let outcome = self.write(runner, inputs, facts).await;
         report.attempted(&self.rules, start.elapsed());
         match outcome {
             Ok(synced) if synced.unfinished > 0 => {
@@ -148,6 +152,19 @@ impl Kept {
                 false
             }
         }
+    }
+
+    /// Writes what differs, and leaves what the counters said that this ends to who counts.
+    async fn write(&mut self, runner: &impl Runner, inputs: &Inputs, facts: &HostFacts) -> Result<Synced, Unsynced> {
+        let Some(harvest) = &self.harvest else { return self.rules.sync(runner, inputs, facts).await };
+        let mut basket = harvest.hold().await;
+        self.rules.count(basket.wanted());
+        let outcome = self.rules.sync(runner, inputs, facts).await;
+        basket.put(self.rules.family(), self.rules.take_ended());
+        if self.rules.attempt().unlisted {
+            basket.pause();
+        }
+        outcome
     }
 
     /// Answers the health checks of this family as the cluster wants it now.

@@ -24,6 +24,7 @@ use super::flow_loop::Teller;
 use super::kept::Kept;
 use super::report::Report;
 use super::service_health::ServiceHealth;
+use super::service_traffic::Harvest;
 use super::status::desk::{Asked, Desk};
 use super::status::services::Known as Shown;
 use super::status::{Question, way};
@@ -112,6 +113,13 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             let health = health_server.then(|| self.report.health.clone());
             kept.checks = Some(ServiceHealth::new(kept.rules.family(), NodePorts::AllLocal, health));
         }
+        self
+    }
+
+    /// Leaves there what counters say whose rules end, too; after the families.
+    #[must_use]
+    pub fn with_harvest(mut self, harvest: &Harvest) -> Self {
+        self.families.iter_mut().for_each(|kept| kept.harvest = Some(harvest.clone()));
         self
     }
 

@@ -19,7 +19,7 @@ use crate::agent::metrics::Metrics;
 use crate::agent::proxy_loop::ProxyLoop;
 use crate::agent::readiness::Readiness;
 use crate::agent::report::Report;
-use crate::agent::service_traffic;
+use crate::agent::service_traffic::{self, Harvest};
 use crate::agent::status::Board;
 use crate::cluster::Family;
 use crate::config::flags::TrafficFlag;
@@ -153,8 +153,10 @@ impl ProxyPart {
             proxy_loop = proxy_loop.with_family(*family, teller);
         }
         if with_proxy && self.traffic != TrafficFlag::Off {
-            let any_size = self.traffic == TrafficFlag::On;
-            tasks.spawn_local(service_traffic::run(self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics), any_size));
+            let (harvest, any_size) = (Harvest::default(), self.traffic == TrafficFlag::On);
+            proxy_loop = proxy_loop.with_harvest(&harvest);
+            let (exec, families, metrics) = (self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics));
+            tasks.spawn_local(service_traffic::run(exec, families, harvest, metrics, any_size));
         }
         if with_proxy {
             proxy_loop = proxy_loop.with_health_checks(self.health_server);

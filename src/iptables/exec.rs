@@ -17,7 +17,7 @@ use crate::table::live::jumps_of;
 use crate::table::plan::{Plan, Variant};
 
 use super::lock::{self, Watched};
-use super::runner::{IptablesError, Runner};
+use super::runner::{IptablesError, Restored, Runner};
 
 /// No command may take longer. iptables-nft-save alone can take 20 s on a large cluster (design.md, Writing), on a fast machine.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -77,20 +77,20 @@ impl Exec {
         self.feed(family, std::iter::once(Cow::from(text)), line).await.map(drop)
     }
 
-    /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom. Gives the time that the
-    /// program waited for the xtables lock.
+    /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom.
     async fn feed<'t>(
         &self,
         family: Family,
         texts: impl Iterator<Item = Cow<'t, str>>,
         line: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
-    ) -> Result<Duration, IptablesError> {
+    ) -> Result<Restored, IptablesError> {
         let program = self.program(family, "-restore");
         let Fed { written, output, locked } = fed(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
         if !output.status.success() {
             return Err(refusal(&program, &output, line));
         }
-        written.map(|()| locked).map_err(|cause| IptablesError::Run { command: program, cause })
+        written.map_err(|cause| IptablesError::Run { command: program, cause })?;
+        Ok(Restored { locked, listed: String::from_utf8_lossy(&output.stdout).into_owned() })
     }
 
     /// What `iptables -S` prints of some chains of a table.
@@ -119,6 +119,12 @@ impl Exec {
                 }
             }
         }
+    }
+
+    /// Whether `iptables-restore` prints rules with their counters where its input asks for that.
+    pub async fn can_list(&self, family: Family) -> bool {
+        let input = format!("*{}\n-v -S OUTPUT\nCOMMIT\n", Table::Nat);
+        self.feed(family, std::iter::once(input.into()), |_| None).await.is_ok_and(|restored| restored.listed.contains("-P OUTPUT"))
     }
 
     /// Gives every line of the table `nat` as `iptables-save -c` prints it: with counters.
@@ -164,7 +170,7 @@ impl Runner for Exec {
         self.saved(family, &["-t", table.as_str()], line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
         self.feed(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
     }
 

@@ -9,4 +9,4 @@ pub mod record;
 pub mod runner;
 mod trial;
 
-pub use runner::{IptablesError, Runner};
+pub use runner::{IptablesError, Restored, Runner};

@@ -2,14 +2,13 @@
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::time::Duration;
 
 use crate::cluster::Family;
 use crate::rules::Renderer;
 use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 
-use super::runner::{IptablesError, Runner};
+use super::runner::{IptablesError, Restored, Runner};
 
 /// Writes restore input to `out` instead of the kernel. What it reads is empty.
 #[derive(Debug)]
@@ -47,12 +46,12 @@ impl<W: Write> Runner for Recorder<W> {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
         let mut out = self.out.borrow_mut();
         plan.texts(renderer)
             .try_for_each(|(text, _)| out.write_all(text.as_bytes()))
             .and_then(|()| out.flush())
-            .map(|()| Duration::ZERO)
+            .map(|()| Restored::default())
             .map_err(IptablesError::Print)
     }
 

@@ -20,11 +20,11 @@ pub trait Runner {
     fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> impl Future<Output = Result<(), IptablesError>>;
 
     /// Carries out a plan, whose rules the renderer knows. Its transactions take effect one after the other; the first that fails
-    /// ends it. Gives the time that was spent waiting for the xtables lock.
+    /// ends it.
     ///
     /// # Errors
     /// A transaction was refused; those before it hold.
-    fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> impl Future<Output = Result<Duration, IptablesError>>;
+    fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> impl Future<Output = Result<Restored, IptablesError>>;
 
     /// Whether the chain is still there by which one can tell that tables were flushed (spec section 7.3); `None` if that cannot be
     /// told now.
@@ -46,6 +46,15 @@ pub trait Runner {
     /// # Errors
     /// It cannot be written.
     fn set_canary(&self, family: Family) -> impl Future<Output = Result<(), IptablesError>>;
+}
+
+/// What came of a plan that was carried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The time that was spent waiting for the xtables lock.
+    pub locked: Duration,
+    /// What the plan's lists printed, as `iptables -v -S` has it.
+    pub listed: String,
 }
 
 impl IptablesError {

@@ -8,6 +8,7 @@ pub mod by_service;
 pub mod cleanup;
 pub mod desired;
 pub mod diff;
+pub mod harvest;
 pub mod live;
 pub mod parse;
 pub mod plan;

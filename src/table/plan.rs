@@ -57,6 +57,8 @@ impl fmt::Display for Variant {
 /// One write within a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
+    /// Print a chain's rules with their counters, before others write to it.
+    List(String),
     /// Create a fixed chain if it is not there, and empty it.
     Declare(&'static str),
     /// Create a service port's chain if it is not there, and empty it.
@@ -89,7 +91,7 @@ pub struct Step {
 pub struct Transaction {
     /// The table.
     pub table: Table,
-    /// The writes: declarations first.
+    /// The writes: lists and declarations first.
     pub steps: Vec<Step>,
 }
 
@@ -134,7 +136,7 @@ impl Plan {
                     extent.chains -= 1;
                     extent.deleted += 1;
                 }
-                Write::Dispatch(..) | Write::Own(_) | Write::OwnAll(_) => {}
+                Write::List(_) | Write::Dispatch(..) | Write::Own(_) | Write::OwnAll(_) => {}
             }
         }
         extent
@@ -154,7 +156,7 @@ impl Plan {
                     Write::Dispatch(outline, table) => lines(outline.dispatch(*table)),
                     Write::OwnAll(outline) => outline.rules as usize,
                     Write::Own(_) => lines(&step.text(renderer)),
-                    Write::Declare(_) | Write::DeclareOwn(_) | Write::DeclareAll(_) | Write::Delete(_) => 0,
+                    Write::List(_) | Write::Declare(_) | Write::DeclareOwn(_) | Write::DeclareAll(_) | Write::Delete(_) => 0,
                 };
                 counts.add(transaction.table, count);
             }
@@ -195,6 +197,7 @@ impl Plan {
 impl Step {
     fn text<'a>(&'a self, renderer: &Renderer<'_>) -> Cow<'a, str> {
         match &self.write {
+            Write::List(chain) => format!("-v -S {chain}\n").into(),
             Write::Declare(chain) => format!(":{chain} - [0:0]\n").into(),
             Write::DeclareOwn(chain) => format!(":{chain} - [0:0]\n").into(),
             Write::DeclareAll(outline) => {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use sepal::cluster::Family;
-use sepal::iptables::{IptablesError, Runner};
+use sepal::iptables::{IptablesError, Restored, Runner};
 use sepal::rules::Renderer;
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
@@ -34,12 +34,14 @@ impl Default for Simulator {
 }
 
 impl Simulator {
-    /// Takes restore input as with `--noflush`; `after` sees the tables after every COMMIT.
+    /// Takes restore input as with `--noflush`; `after` sees the tables after every COMMIT. Gives what lists print: every rule has counted
+    /// one packet.
     ///
     /// # Errors
     /// What the real program would refuse, with the line.
-    pub fn restore(&mut self, text: &str, mut after: impl FnMut(&Self)) -> Result<(), String> {
+    pub fn restore(&mut self, text: &str, mut after: impl FnMut(&Self)) -> Result<String, String> {
         let mut table = String::new();
+        let mut listed = String::new();
         let mut draft = Chains::new();
         for line in text.lines() {
             let bad = |why: &str| format!("{why}: {line}");
@@ -53,6 +55,11 @@ impl Simulator {
             } else if let Some(chain) = line.strip_prefix(':') {
                 let name = chain.strip_suffix(" - [0:0]").ok_or_else(|| bad("odd declaration"))?;
                 draft.insert(name.to_owned(), Vec::new());
+            } else if let Some(chain) = line.strip_prefix("-v -S ") {
+                for rule in draft.get(chain).ok_or_else(|| bad("no such chain"))? {
+                    let (matches, target) = rule.rsplit_once("-j ").unwrap_or((rule, ""));
+                    listed.extend(["-A ", chain, " ", matches, "-c 1 60 -j ", target, "\n"]);
+                }
             } else if let Some((operation, rest)) = line.split_once(' ') {
                 let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
                 let rules = draft.get_mut(chain).ok_or_else(|| bad("no such chain"))?;
@@ -74,7 +81,7 @@ impl Simulator {
                 return Err(bad("not understood"));
             }
         }
-        if table.is_empty() { Ok(()) } else { Err("no COMMIT at the end".into()) }
+        if table.is_empty() { Ok(listed) } else { Err("no COMMIT at the end".into()) }
     }
 
     /// The tables as iptables-save would print them.
@@ -192,7 +199,7 @@ impl Runner for Memory {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
         let command = || "restore".to_owned();
         let fault = self.faults.borrow_mut().pop_front().flatten();
         if fault == Some(Fault::Locked) {
@@ -201,7 +208,7 @@ impl Runner for Memory {
         let start = Instant::now();
         tokio::time::sleep(self.takes.get()).await;
         self.times.borrow_mut().push((start, Instant::now()));
-        let mut line = 0;
+        let (mut line, mut listed) = (0, String::new());
         for (number, text) in Self::transactions(plan, renderer).iter().enumerate() {
             if fault == Some(Fault::KilledAfter(number)) {
                 return Err(IptablesError::Timeout { command: command(), seconds: 0 });
@@ -225,16 +232,25 @@ impl Runner for Memory {
                     self.states.borrow_mut().push(state.clone());
                 }
             });
-            if let Err(output) = taken {
+            match taken {
+                Ok(more) => listed += &more,
                 // By its line, or as a whole with the COMMIT, as the real one does it.
-                let named = text.lines().position(|found| output.ends_with(&format!(": {found}"))).map_or(lines, |at| at + 1);
-                let (text, owner) = plan.line(line + named, renderer).expect("the line is there");
-                return Err(IptablesError::Refused { command: command(), line: line + named, text, owner: owner.map(Box::new), output });
+                Err(output) => {
+                    let named = text.lines().position(|found| output.ends_with(&format!(": {found}"))).map_or(lines, |at| at + 1);
+                    let (text, owner) = plan.line(line + named, renderer).expect("the line is there");
+                    return Err(IptablesError::Refused {
+                        command: command(),
+                        line: line + named,
+                        text,
+                        owner: owner.map(Box::new),
+                        output,
+                    });
+                }
             }
             line += lines;
         }
         self.runs.borrow_mut().push(plan.text(renderer));
-        Ok(self.locked.get())
+        Ok(Restored { locked: self.locked.get(), listed })
     }
 
     async fn canary(&self, _family: Family) -> Option<bool> {
@@ -267,7 +283,7 @@ impl Runner for &Memory {
         (**self).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Duration, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
         (**self).restore(family, plan, renderer).await
     }
 

@@ -11,7 +11,7 @@ mod traffic;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family as Labelled;
@@ -28,7 +28,7 @@ use crate::table::tally::Tally;
 use super::family::{Attempt, Synced};
 use super::latency::{Followed, Slowest};
 use super::readiness::Readiness;
-use super::service_traffic::Since;
+use super::service_traffic::counts::Since;
 use kubeproxy::{AtScrape, KubeProxy};
 use network::OnDemand;
 use parts::Parts;
@@ -228,9 +228,9 @@ impl Metrics {
         self.own.knows(snapshot);
     }
 
-    /// So much has come to Services since the last time, by doors and endpoints; others are shown no more.
+    /// So much has come to Services since the last time, by doors and endpoints; others are shown for a while still.
     pub fn service_traffic(&self, since: &Since) {
-        self.traffic.add(since);
+        self.traffic.add(since, Instant::now());
     }
 
     /// Packets with which connections to Services began, by namespace and name, where that is counted.

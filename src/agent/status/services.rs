@@ -156,7 +156,7 @@ fn target(action: &Action) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::service_traffic::{Since, Traffic};
+    use crate::agent::service_traffic::counts::{Since, Traffic};
     use crate::agent::status::tests::{SHOP, inputs};
 
     fn known<'a>(

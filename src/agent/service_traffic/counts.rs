@@ -1,30 +1,12 @@
-//! Traffic of Services, from the counters of their rules: read again and again, each time once that is cheap enough.
-//!
-//! The nat table sees the first packet of each connection, so these are the packets and bytes with which connections begin. What rules had
-//! counted before the first reading is not told: the counts of a program begin with it. A chain that is written anew begins at zero; what
-//! it counted since the last reading is lost, and nothing else.
+//! From lines of `iptables-save -c` to what has come since the last reading, by doors and by endpoints.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use tokio::time::{Instant, sleep_until};
 
-use crate::cluster::Family;
-use crate::iptables::exec::Exec;
 use crate::rules::names;
 use crate::table::rule::words;
-
-use super::metrics::Metrics;
-
-/// Reading may take one part in this many of the time.
-const SHARE: u32 = 200;
-/// No more often than this, however quick it is.
-const PERIOD: Duration = Duration::from_secs(10);
-/// With more doors than this none is counted unless that is asked for, and so with endpoints: each costs whoever scrapes a few lines.
-pub const LIMIT: usize = 2_000;
 
 /// By which door of a Service connections come.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,7 +75,22 @@ impl<K: Hash + Eq> Sums<K> {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn take_back(&mut self, key: &K, count: Count) {
+        if let Some(sum) = self.by.get_mut(key) {
+            sum.packets = sum.packets.saturating_sub(count.packets);
+            sum.bytes = sum.bytes.saturating_sub(count.bytes);
+        }
+    }
+
+    /// Whether so many may be shown.
+    #[must_use]
+    pub const fn has_room_for(&self, all: usize) -> bool {
+        all <= self.limit
+    }
+
+    /// Whether there are too many.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
         self.by.len() > self.limit
     }
 
@@ -134,12 +131,20 @@ pub struct Traffic {
 impl Traffic {
     /// Takes one line of `iptables-save -c`. `now` becomes what is known from this reading on.
     pub fn line(&self, line: &str, now: &mut Self, since: &mut Since) {
-        let Some((count, rule)) = counted(line) else { return };
-        let Some((chain, arguments)) = rule.split_once(' ') else { return };
-        if let Some(door) = door(chain, arguments) {
-            note(rule, count, door, &self.doors, &mut now.doors, &mut since.doors);
-        } else if let Some(target) = target(chain, arguments) {
-            note(rule, count, target, &self.targets, &mut now.targets, &mut since.targets);
+        match counted(line) {
+            Some((rule, count, Leads::Door(door))) => note(rule, count, door, &self.doors, &mut now.doors, &mut since.doors),
+            Some((rule, count, Leads::Target(target))) => note(rule, count, target, &self.targets, &mut now.targets, &mut since.targets),
+            None => {}
+        }
+    }
+
+    /// Takes what a rule said last that ended since the reading before, as a line of `iptables-save -c`. Whether what this reading says of
+    /// it is of that rule, or of one alike in its place, nobody knows: that counts the next time, and a new rule begins at zero.
+    pub fn ended(&mut self, line: &str, now: &mut Self, since: &mut Since) {
+        match counted(line) {
+            Some((rule, count, Leads::Door(door))) => end(rule, count, door, &mut self.doors, &mut now.doors, &mut since.doors),
+            Some((rule, count, Leads::Target(target))) => end(rule, count, target, &mut self.targets, &mut now.targets, &mut since.targets),
+            None => {}
         }
     }
 
@@ -152,9 +157,7 @@ impl Traffic {
 
 /// A rule says this now. Of too many nothing is kept.
 fn note<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &Said, now: &mut Said, since: &mut Sums<K>) {
-    let mut hasher = DefaultHasher::new();
-    rule.hash(&mut hasher);
-    let id = hasher.finish();
+    let id = id(rule);
     // A rule that is new began at zero.
     let new = before.as_ref().map_or_else(Count::default, |before| count.since(before.get(&id).copied().unwrap_or_default()));
     since.add(key, new);
@@ -165,11 +168,37 @@ fn note<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &Said, now: &mut
     }
 }
 
-/// Counter and rule of a line like `[3:180] -A KUBE-SERVICES ...`.
-fn counted(line: &str) -> Option<(Count, &str)> {
+/// A rule said this last. Of too many nothing is kept.
+fn end<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &mut Said, now: &mut Said, since: &mut Sums<K>) {
+    let (Some(before), Some(now)) = (before, now) else { return };
+    let id = id(rule);
+    let had = before.remove(&id).unwrap_or_default();
+    if let Some(read) = now.remove(&id) {
+        since.take_back(&key, read.since(had));
+    }
+    since.add(key, count.since(had));
+}
+
+fn id(rule: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    rule.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a rule is counted for.
+enum Leads {
+    Door(Door),
+    Target(Target),
+}
+
+/// Rule, counter and what that is for, of a line like `[3:180] -A KUBE-SERVICES ...`.
+fn counted(line: &str) -> Option<(&str, Count, Leads)> {
     let (counters, rule) = line.strip_prefix('[')?.split_once("] -A ")?;
     let (packets, bytes) = counters.split_once(':')?;
-    Some((Count { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? }, rule))
+    let count = Count { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? };
+    let (chain, arguments) = rule.split_once(' ')?;
+    let leads = door(chain, arguments).map(Leads::Door).or_else(|| target(chain, arguments).map(Leads::Target))?;
+    Some((rule, count, leads))
 }
 
 /// Namespace, Service and port of a name like `shop/web:http`.
@@ -212,42 +241,6 @@ fn target(chain: &str, arguments: &str) -> Option<Target> {
     let endpoint = words.next()?.into_owned();
     let (namespace, service, port) = parts(&comment)?;
     Some(Target { namespace, service, port, endpoint })
-}
-
-/// Reads the counters of these families for good. Of more than [`LIMIT`] doors, or endpoints, it counts none, unless `any_size`.
-pub async fn run(exec: Exec, families: Vec<Family>, metrics: Arc<Metrics>, any_size: bool) {
-    let limit = if any_size { usize::MAX } else { LIMIT };
-    let mut traffics: Vec<(Family, Traffic)> = families.into_iter().map(|family| (family, Traffic::default())).collect();
-    let mut next = Instant::now() + PERIOD;
-    let mut told = false;
-    loop {
-        sleep_until(next).await;
-        let start = Instant::now();
-        let mut since = Since::new(limit);
-        if read(&exec, &mut traffics, &mut since).await {
-            if (since.doors.is_over() || since.targets.is_over()) && !std::mem::replace(&mut told, true) {
-                let what = if since.doors.is_over() { "doors of Services" } else { "endpoints" };
-                tracing::info!("there are more than {LIMIT} {what}: their traffic is not counted, but with --service-traffic=on");
-            }
-            metrics.service_traffic(&since);
-        }
-        next = Instant::now() + PERIOD.max(start.elapsed() * SHARE);
-    }
-}
-
-/// Reads the counters of all families; says whether it could. What it could not read is part of the next reading.
-async fn read(exec: &Exec, traffics: &mut [(Family, Traffic)], since: &mut Since) -> bool {
-    let mut all = Vec::new();
-    for (family, before) in &*traffics {
-        let mut now = Traffic::reading();
-        if let Err(error) = exec.save_counted(*family, &mut |line| before.line(line, &mut now, since)).await {
-            tracing::debug!("{family}: the counters of rules were not read: {error}");
-            return false;
-        }
-        all.push((*family, now));
-    }
-    traffics.iter_mut().zip(all).for_each(|(before, now)| *before = now);
-    true
 }
 
 #[cfg(test)]
@@ -315,5 +308,41 @@ mod tests {
         read(&mut traffic, "*nat\nCOMMIT\n", 2);
         assert_eq!(read(&mut traffic, ENDPOINTS, 2), ["shop/web: [fd00::5]:8080 1/60", "shop/web:http 10.244.0.5:8080 7/420"]);
         assert_eq!(read(&mut traffic, ENDPOINTS, 1), Vec::<String>::new(), "there are too many");
+    }
+    /// A reading says `read` of a rule that said 3 packets before, and 5 when it ended: 2 more, whether that was before or after its end.
+    fn ending(read: Option<u64>, ends: &[u64], next: u64) -> (u64, u64) {
+        let line = |packets: u64| {
+            let rule = "-A KUBE-SEP-A -p tcp -m comment --comment \"shop/web\" -m tcp -j DNAT --to-destination 10.244.0.5:80";
+            format!("[{packets}:{}] {rule}", packets * 60)
+        };
+        let packets = |since: &Since| since.targets.counts().values().map(|count| count.packets).sum();
+        let mut before = Traffic::reading();
+        Traffic::default().line(&line(3), &mut before, &mut Since::new(9));
+
+        let (mut now, mut since) = (Traffic::reading(), Since::new(9));
+        if let Some(read) = read {
+            before.line(&line(read), &mut now, &mut since);
+        }
+        for end in ends {
+            before.ended(&line(*end), &mut now, &mut since);
+        }
+        let mut later = Since::new(9);
+        now.line(&line(next), &mut Traffic::reading(), &mut later);
+        (packets(&since), packets(&later))
+    }
+
+    #[test]
+    fn what_a_rule_counted_until_its_end_is_not_lost() {
+        assert_eq!(ending(None, &[5], 4), (2, 4), "it is gone, and comes back");
+        assert_eq!(ending(Some(4), &[5], 7), (2, 7), "read before its end");
+        assert_eq!(ending(Some(1), &[5], 7), (2, 7), "one in its place was read");
+        assert_eq!(ending(Some(5), &[5, 4], 7), (2 + 4, 7), "it ended twice");
+    }
+
+    #[test]
+    fn nobody_knows_how_much_of_it_came_since() {
+        let (mut before, mut now, mut since) = (Traffic::default(), Traffic::reading(), Since::new(9));
+        ENDPOINTS.lines().for_each(|line| before.ended(line, &mut now, &mut since));
+        assert!(since.targets.counts().is_empty());
     }
 }
