@@ -30,6 +30,7 @@ impl Sepal {
             .arg("run")
             .args(IN_NAMESPACE)
             .args(["--hostname-override=bench", "--iptables-sync-period=1h", "--iptables-variant", variant.as_str()])
+            .args(std::env::var("SEPAL_BENCH_FLAGS").unwrap_or_default().split_whitespace())
             .env("KUBECONFIG", kubeconfig);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));

@@ -153,7 +153,7 @@ fn chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chains, Stri
 fn everything(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
     let all = rules::compute(inputs, facts, Family::V4);
     let jumps = |table| -> String {
-        let of_table = JUMPS.iter().filter(|jump| jump.table == table);
+        let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.wants(jump));
         of_table.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect()
     };
     let declared = |chains: &[rules::Chain<&'static str>]| -> String {

@@ -66,7 +66,8 @@ pub(crate) fn single_changes(cluster: Cluster, variant: Variant, rows: &mut Rows
     let server = serve(&node, cluster.objects().collect());
     let sepal = Sepal::start(&node, &server, variant);
     sepal.logs("chains written");
-    std::thread::sleep(Duration::from_secs(3));
+    // Counters of rules are read for the first time.
+    std::thread::sleep(Duration::from_secs(12));
     one_by_one(&node, &server, &sepal, &mut floor, rows);
 }
 

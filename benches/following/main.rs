@@ -4,6 +4,7 @@
 //! - `SEPAL_BENCH=1000x10,10000x3` chooses the clusters (services x endpoints), `SEPAL_BENCH_VARIANTS=nft` the variants.
 //! - `SEPAL_BENCH_GROWTH=5000x3,20000x3` chooses the clusters of which only a single change is looked at, on nft.
 //! - `SEPAL_BENCH_DRY_RUN=10000x3` chooses the clusters that are printed from manifests.
+//! - `SEPAL_BENCH_FLAGS=--service-traffic=on` has sepal run with these flags, too.
 //! - `SEPAL_BENCH_KEEP=benches/README.md` puts the figures into the table of that file, in place of those it has.
 
 #![allow(
@@ -34,8 +35,10 @@ fn main() {
         }
     }
     for cluster in clusters("SEPAL_BENCH_GROWTH", "5000x3,20000x3") {
-        journey::single_changes(cluster, Variant::Nft, &mut rows(&mut table, cluster, Variant::Nft));
-        table.keep();
+        for variant in variants.clone() {
+            journey::single_changes(cluster, variant, &mut rows(&mut table, cluster, variant));
+            table.keep();
+        }
     }
     for cluster in clusters("SEPAL_BENCH_DRY_RUN", "10000x3") {
         dry_run::measure(cluster, &mut rows(&mut table, cluster, Variant::Legacy));
