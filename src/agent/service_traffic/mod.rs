@@ -59,7 +59,7 @@ impl Basket {
         self.ended.extend(ended.into_iter().map(|line| (family, line)));
     }
 
-    /// They could not be listed: they are not wanted before the next reading.
+    /// They could not be listed, or the others not be read: none are wanted before the next reading.
     pub(super) const fn pause(&mut self) {
         self.counted = Counted::NONE;
     }
@@ -108,6 +108,8 @@ impl Counting {
             let mut now = Traffic::reading();
             if let Err(error) = self.exec.save_counted(*family, &mut |line| before.line(line, &mut now, since)).await {
                 tracing::debug!("{family}: the counters of rules were not read: {error}");
+                // Nothing is collected that nobody may ever take.
+                self.harvest.hold().await.pause();
                 return false;
             }
             all.push(now);
