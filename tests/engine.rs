@@ -359,6 +359,24 @@ fn a_change_after_vandalism_blames_nobody() {
     }
 }
 
+/// However many endpoints go at once, a transaction lists 128 of their chains.
+#[test]
+fn listing_is_bounded() {
+    let endpoints: String = (1..=200).map(|last| format!("{{\"addresses\": [\"10.61.1.{last}\"]}},")).collect();
+    let many = TWO_SERVICES.replace("{\"addresses\": [\"10.61.1.1\"]}", endpoints.trim_end_matches(','));
+    let (before, after) = (common::inputs(&many).expect("well formed"), common::inputs("").expect("nothing"));
+    let memory = Memory::new(Variant::Legacy);
+    let mut rules = FamilyRules::new(Family::V4);
+    sync(&mut rules, &memory, &before).expect("a start");
+    rules.count(Counted { doors: true, endpoints: true });
+    touch(&mut rules, &before, &after);
+    sync(&mut rules, &memory, &after).expect("they go");
+    let ended = rules.take_ended();
+    let chains: BTreeSet<&str> = ended.iter().filter_map(|line| line.split(' ').find(|word| word.starts_with("KUBE-SEP-"))).collect();
+    assert_eq!(chains.len(), 128);
+    assert!(ended.iter().any(|line| line.contains("-A KUBE-SERVICES ")), "the doors are told of, too: {ended:?}");
+}
+
 /// Does something to one of our chains: a rule goes, comes, comes twice, or moves; the chain is emptied; a stranger appears.
 fn vandalise(tables: &mut Simulator, chain: usize, place: usize, kind: u8) {
     let nat = tables.tables.get_mut("nat").expect("a table");

@@ -2,7 +2,7 @@
 //! iptables-save) of the same content needs in the same run. Prints a table; figures that depend on the machine are only worth their ratio.
 //!
 //! - `SEPAL_BENCH=1000x10,10000x3` chooses the clusters (services x endpoints), `SEPAL_BENCH_VARIANTS=nft` the variants.
-//! - `SEPAL_BENCH_GROWTH=5000x3,20000x3` chooses the clusters of which only a single change is looked at, on nft.
+//! - `SEPAL_BENCH_GROWTH=5000x3,20000x3` chooses the clusters of which only a single change is looked at.
 //! - `SEPAL_BENCH_DRY_RUN=10000x3` chooses the clusters that are printed from manifests.
 //! - `SEPAL_BENCH_FLAGS=--service-traffic=on` has sepal run with these flags, too.
 //! - `SEPAL_BENCH_KEEP=benches/README.md` puts the figures into the table of that file, in place of those it has.

@@ -146,7 +146,7 @@ impl FamilyRules {
             limit: CHAINS_PER_TRANSACTION,
             spared: Vec::new(),
             attempt: Attempt::default(),
-            counted: Counted::NONE,
+            counted: Counted::default(),
             ended: Vec::new(),
         }
     }
@@ -291,7 +291,7 @@ impl FamilyRules {
                     let unlisted = lists && matches!(error, IptablesError::Refused { .. } | IptablesError::Failed { .. });
                     if unlisted || !fresh && matches!(error, IptablesError::Refused { .. }) {
                         self.attempt.unlisted |= unlisted;
-                        counted = Counted::NONE;
+                        counted = Counted::default();
                         self.distrust();
                         continue;
                     }

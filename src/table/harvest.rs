@@ -24,14 +24,12 @@ pub struct Counted {
     pub endpoints: bool,
 }
 
-impl Counted {
-    /// Nobody wants to know any.
-    pub const NONE: Self = Self { doors: false, endpoints: false };
-}
-
 /// Has each transaction list the rules whose counters it ends, as far as the kernel holds them; says whether there are any.
 pub fn list(plan: &mut Plan, held: &Acknowledged, counted: Counted) -> bool {
     let mut any = false;
+    if counted == Counted::default() {
+        return any;
+    }
     for transaction in plan.transactions.iter_mut().filter(|transaction| transaction.table == Table::Nat) {
         let doors = doors(transaction).filter(|chain| counted.doors && held.fixed.contains_key(&(Table::Nat, *chain)));
         let mut lists: Vec<Step> = doors.map(|chain| Step { write: Write::List(chain.to_owned()), owner: None }).collect();
@@ -51,7 +49,7 @@ fn doors(transaction: &Transaction) -> impl Iterator<Item = &'static str> {
     shared.filter(|chain| {
         transaction.steps.iter().any(|step| match &step.write {
             Write::Declare(declared) => declared == chain,
-            Write::Lines(lines) => lines.lines().filter_map(taken_out).any(|line| split_line(&line).0 == *chain),
+            Write::Lines(lines) => lines.lines().filter_map(taken_out).any(|rule| rule.split(' ').next() == Some(chain)),
             _ => false,
         })
     })
@@ -71,21 +69,25 @@ fn endpoints<'t>(transaction: &'t Transaction, held: &'t Acknowledged) -> impl I
     })
 }
 
-/// The rule that a line takes out, as the line that put it there.
-fn taken_out(line: &str) -> Option<String> {
-    line.strip_prefix("-D ").map(|rule| ["-A ", rule].concat())
+/// The rule that a line takes out: chain and arguments.
+fn taken_out(line: &str) -> Option<&str> {
+    line.strip_prefix("-D ")
 }
 
 /// Of what a plan's lists said when it was carried out: the rules that ended, each as `iptables-save -c` would print it.
 #[must_use]
 pub fn ended(plan: &Plan, listed: &str) -> Vec<String> {
+    // Most plans list nothing.
+    if listed.is_empty() {
+        return Vec::new();
+    }
     let steps =
         || plan.transactions.iter().filter(|transaction| transaction.table == Table::Nat).flat_map(|transaction| &transaction.steps);
     let rewritten: HashSet<&str> =
         steps().filter_map(|step| if let Write::Declare(chain) = &step.write { Some(*chain) } else { None }).collect();
     let lines = steps().filter_map(|step| if let Write::Lines(lines) = &step.write { Some(lines) } else { None });
     let taken_out: HashSet<Digest> =
-        lines.flat_map(|lines| lines.lines().filter_map(taken_out)).map(|line| Digest::of_line(&line)).collect();
+        lines.flat_map(|lines| lines.lines().filter_map(taken_out)).map(|rule| Digest::of_line(&["-A ", rule].concat())).collect();
     let ended = |rule: &str| match split_line(rule).0 {
         chain @ (names::SERVICES | names::NODEPORTS) => rewritten.contains(chain) || taken_out.contains(&Digest::of_line(rule)),
         _ => true,
@@ -106,7 +108,6 @@ fn counted_rule(line: &str) -> Option<(u64, u64, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::plan::Plan;
 
     fn plan(steps: Vec<Write>) -> Plan {
         let steps = steps.into_iter().map(|write| Step { write, owner: None }).collect();

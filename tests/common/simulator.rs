@@ -201,6 +201,10 @@ impl Runner for Memory {
 
     async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
         let command = || "restore".to_owned();
+        let refused_at = |line: usize, output: String| {
+            let (text, owner) = plan.line(line, renderer).expect("the line is there");
+            IptablesError::Refused { command: command(), line, text, owner: owner.map(Box::new), output }
+        };
         let fault = self.faults.borrow_mut().pop_front().flatten();
         if fault == Some(Fault::Locked) {
             return Err(IptablesError::Locked { command: command(), holder: "a test".into(), seconds: 0 });
@@ -217,14 +221,7 @@ impl Runner for Memory {
             let lines = text.lines().count();
             if let Some((word, by_line)) = refused.filter(|(word, _)| text.contains(word.as_str())) {
                 let named = if by_line { text.lines().position(|found| found.contains(word.as_str())).unwrap_or(0) + 1 } else { lines };
-                let (text, owner) = plan.line(line + named, renderer).expect("the line is there");
-                return Err(IptablesError::Refused {
-                    command: command(),
-                    line: line + named,
-                    text,
-                    owner: owner.map(Box::new),
-                    output: "refused".into(),
-                });
+                return Err(refused_at(line + named, "refused".into()));
             }
             let taken = self.tables.borrow_mut().restore(text, |state| {
                 self.generation.set(self.generation.get().map(|generation| generation.wrapping_add(1)));
@@ -237,14 +234,7 @@ impl Runner for Memory {
                 // By its line, or as a whole with the COMMIT, as the real one does it.
                 Err(output) => {
                     let named = text.lines().position(|found| output.ends_with(&format!(": {found}"))).map_or(lines, |at| at + 1);
-                    let (text, owner) = plan.line(line + named, renderer).expect("the line is there");
-                    return Err(IptablesError::Refused {
-                        command: command(),
-                        line: line + named,
-                        text,
-                        owner: owner.map(Box::new),
-                        output,
-                    });
+                    return Err(refused_at(line + named, output));
                 }
             }
             line += lines;

@@ -60,8 +60,8 @@ impl Basket {
     }
 
     /// They could not be listed, or the others not be read: none are wanted before the next reading.
-    pub(super) const fn pause(&mut self) {
-        self.counted = Counted::NONE;
+    pub(super) fn pause(&mut self) {
+        self.counted = Counted::default();
     }
 }
 
@@ -70,7 +70,7 @@ struct Counting {
     exec: Exec,
     families: Vec<(Family, Traffic)>,
     harvest: Harvest,
-    /// Whether rules can be listed by who ends them.
+    /// Whether it is known that rules can be listed by who ends them.
     can_list: bool,
 }
 
@@ -79,12 +79,8 @@ pub async fn run(exec: Exec, families: Vec<Family>, harvest: Harvest, metrics: A
     let limit = if any_size { usize::MAX } else { LIMIT };
     let mut next = Instant::now() + PERIOD;
     let mut told = false;
-    let mut can_list = true;
-    for family in &families {
-        can_list &= exec.can_list(*family).await;
-    }
     let families = families.into_iter().map(|family| (family, Traffic::default())).collect();
-    let mut counting = Counting { exec, families, harvest, can_list };
+    let mut counting = Counting { exec, families, harvest, can_list: false };
     loop {
         sleep_until(next).await;
         let start = Instant::now();
@@ -114,6 +110,10 @@ impl Counting {
             }
             all.push(now);
         }
+        let is_some_wanted = !(since.doors.is_over() && since.targets.is_over());
+        if is_some_wanted && !self.can_list {
+            self.can_list = self.try_list().await;
+        }
         let mut basket = self.harvest.hold().await;
         for (family, line) in basket.ended.drain(..) {
             for ((_, before), now) in self.families.iter_mut().zip(&mut all).filter(|((of, _), _)| *of == family) {
@@ -122,6 +122,16 @@ impl Counting {
         }
         basket.counted = Counted { doors: self.can_list && !since.doors.is_over(), endpoints: self.can_list && !since.targets.is_over() };
         self.families.iter_mut().zip(all).for_each(|((_, before), now)| *before = now);
+        true
+    }
+
+    /// Asks the programs of all families. One that cannot answer now, for somebody holds the lock, is asked again.
+    async fn try_list(&self) -> bool {
+        for (family, _) in &self.families {
+            if !self.exec.can_list(*family).await {
+                return false;
+            }
+        }
         true
     }
 }
