@@ -25,7 +25,7 @@ use sepal::network::entry::{EntryChange, LinkChange, Live, OUR_PROTOCOL, Route};
 use sepal::network::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::network::node::{NetworkNode, NodeText};
 use sepal::source::Wishes;
-use sepal::source::api::Connection;
+use sepal::source::client::Connection;
 use sepal::source::leases::LeaseData;
 use sepal::source::nodes::NodeUpdate;
 use sepal_apiserver::ApiServer;

@@ -19,7 +19,8 @@ use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::network::entry::LinkChange;
 use crate::network::leftovers::{self, Known};
 use crate::network::subnet_env::SubnetEnv;
-use crate::source::api::{Connection, Watches};
+use crate::source::api::Watches;
+use crate::source::client::Connection;
 use crate::source::leases::{LeaseError, LeaseStore};
 
 use super::pod_network::NETWORK;
@@ -98,7 +99,7 @@ impl PodNetworkFlags {
 
     async fn ask_api(&self, complain: &mut impl FnMut(&dyn Display)) -> anyhow::Result<()> {
         let prefix = Prefix::new(&self.kube_annotation_prefix).context("--kube-annotation-prefix")?;
-        let client = Connection { kubeconfig: self.kubeconfig.clone(), master: self.master.clone() }.client().await?;
+        let client = Connection { kubeconfig: self.kubeconfig.clone(), master: self.master.clone(), ..Connection::default() }.client()?;
         let node = match (&self.node_name, NameSource::from_environment(|name| std::env::var(name).ok())) {
             (Some(name), _) => name.clone(),
             (None, Ok(source)) => source.node_name(&client).await?,

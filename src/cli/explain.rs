@@ -135,7 +135,7 @@ fn place(inputs: &Inputs, live: bool) -> anyhow::Result<Place> {
 async fn pod_ip(flags: &ExplainFlags, setup: &Setup, pod: &str, family: Family) -> anyhow::Result<IpAddr> {
     let (namespace, name) = pod.split_once('/').context("--from pod/NAMESPACE/NAME is needed")?;
     ensure!(flags.run.manifests.is_none(), "manifests say nothing of pods' addresses: give the IP of pod {pod}");
-    let client = setup.connection.client().await?;
+    let client = setup.connection.client()?;
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
     let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
     let object = api.get(name).await.with_context(|| format!("cannot get pod {pod}"))?;

@@ -37,7 +37,7 @@ use crate::network::subnet_env::SubnetEnv;
 use crate::rules::inputs::Inputs;
 use crate::source::Wishes;
 use crate::source::api::Watches;
-use crate::source::connections::Connections;
+use crate::source::client::Connections;
 use crate::source::leases::{LeaseData, LeaseStore};
 use crate::source::nodes::NodeUpdate;
 

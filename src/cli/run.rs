@@ -35,7 +35,7 @@ use crate::rules::inputs::Inputs;
 use crate::rules::view::needs_route_localnet;
 use crate::source::Wishes;
 use crate::source::api::Watches;
-use crate::source::connections::Connections;
+use crate::source::client::Connections;
 
 use super::config_watch::{self, Told};
 use super::own_node;
@@ -325,7 +325,7 @@ fn start_manifests(path: &Path, setup: &Setup) -> anyhow::Result<Start> {
 async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, metrics: Arc<Metrics>) -> anyhow::Result<Start> {
     let mut inputs = setup.empty_inputs();
     let connections = Connections::default();
-    let client = setup.connection.observed_client(metrics, &connections).await?;
+    let client = setup.connection.observed_client(metrics, &connections)?;
     inputs.without_proxy = !proxy;
     if let Some(network) = network {
         inputs.node_name = network.node_name(&client, setup).await?;

@@ -6,10 +6,11 @@ use anyhow::{Context, anyhow};
 
 use crate::cluster::Family;
 use crate::config::effective::Effective;
-use crate::config::flags::RunFlags;
+use crate::config::flags::{Face, RunFlags};
 use crate::config::settings::Asked;
 use crate::rules::inputs::Inputs;
-use crate::source::api::{self, Connection};
+use crate::source::api;
+use crate::source::client::{Connection, ProgramName};
 use crate::source::follow::Files;
 
 use super::pod_network::PodNetwork;
@@ -41,7 +42,11 @@ impl Setup {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Ok(Self {
             asked: Asked { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
-            connection: Connection { kubeconfig: some(&effective.config.client_connection.kubeconfig), master: some(&flags.proxy.master) },
+            connection: Connection {
+                kubeconfig: some(&effective.config.client_connection.kubeconfig),
+                master: some(&flags.proxy.master),
+                name: program_name(flags.face),
+            },
             effective,
             families: flags.ip_family.families(),
         })
@@ -63,7 +68,7 @@ impl Setup {
         let mut inputs = if let Some(path) = &flags.manifests {
             Files::new(path.clone(), self.asked.clone()).read()?
         } else {
-            let client = self.connection.client().await?;
+            let client = self.connection.client()?;
             let inputs = self.empty_inputs();
             Inputs { snapshot: api::snapshot(&client, &inputs.node_name).await?, ..inputs }
         };
@@ -85,6 +90,15 @@ impl Setup {
         std::fs::write(path, text).with_context(|| format!("cannot write the configuration to {}", path.display()))?;
         tracing::info!("wrote the configuration to {}", path.display());
         Ok(())
+    }
+}
+
+/// The name under which requests are sent: the one under which sepal was started.
+const fn program_name(face: Face) -> ProgramName {
+    match face {
+        Face::Sepal => ProgramName::Sepal,
+        Face::KubeProxy => ProgramName::KubeProxy,
+        Face::Flanneld { .. } => ProgramName::Flanneld,
     }
 }
 

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -12,20 +11,14 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, ListParams, ObjectMeta};
-use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DynamicResourceScope;
-use kube::{Api, Client, Config, Resource};
+use kube::{Api, Client, Resource};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
-use tower::layer::layer_fn;
-use tower::service_fn;
 
-use super::connections::{Connections, Renewed};
 use super::nodes::{NodeTracker, NodeUpdate};
 use super::object::{Kind, ObjectId, Subject};
 use super::outage::Outages;
-use super::requests::{Observed, Observer};
 use super::tracker::Tracker;
 use super::watching::{Tracks, follow};
 use super::{Complaints, Update, convert};
@@ -105,88 +98,6 @@ impl Resource for Raw {
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
     }
-}
-
-/// No answer for so long is none.
-const SILENCE: Duration = Duration::from_secs(300);
-
-const NO_CONNECTION: &str = "cannot set up the connection to the API server";
-
-/// How to reach the API server.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Connection {
-    /// Path of a kubeconfig; without one it is found as kubectl finds it, or in-cluster.
-    pub kubeconfig: Option<String>,
-    /// Address of the server, overrides the kubeconfig's.
-    pub master: Option<String>,
-}
-
-impl Connection {
-    /// A client for that server.
-    ///
-    /// # Errors
-    /// The kubeconfig cannot be read or used, or there is none.
-    pub async fn client(&self) -> anyhow::Result<Client> {
-        let config = self.config().await?;
-        Client::try_from(config).context(NO_CONNECTION)
-    }
-
-    /// The server's address.
-    ///
-    /// # Errors
-    /// As for [`Self::client`].
-    pub async fn url(&self) -> anyhow::Result<String> {
-        Ok(self.config().await?.cluster_url.to_string())
-    }
-
-    /// A client for that server, whose every request somebody is told of. It does not try refused ones again, as [`Self::client`] does:
-    /// after a minute of refusals that would take another minute to notice that there are none any more. Its connections can be given up.
-    ///
-    /// # Errors
-    /// As for [`Self::client`].
-    pub async fn observed_client(&self, observer: Arc<dyn Observer>, connections: &Connections) -> anyhow::Result<Client> {
-        let mut config = self.config().await?;
-        config.default_retry = false;
-        let host: Arc<str> = config.cluster_url.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
-        let layer = layer_fn(move |inner| Observed::new(inner, Arc::clone(&host), Arc::clone(&observer)));
-        let namespace = config.default_namespace.clone();
-        let new = move || {
-            let client = Client::try_from(config.clone())?;
-            Ok::<_, kube::Error>(service_fn(move |request| {
-                let client = client.clone();
-                async move { client.send(request).await }
-            }))
-        };
-        let renewed = Renewed::new(new().context(NO_CONNECTION)?, move || new().ok(), connections);
-        Ok(ClientBuilder::new(renewed, namespace).with_layer(&layer).build())
-    }
-
-    async fn config(&self) -> anyhow::Result<Config> {
-        let mut config = match (&self.kubeconfig, &self.master) {
-            (Some(path), _) => {
-                let file = Kubeconfig::read_from(path).with_context(|| format!("cannot use kubeconfig {path}"))?;
-                let options = KubeConfigOptions::default();
-                Config::from_custom_kubeconfig(file, &options).await.with_context(|| format!("cannot use kubeconfig {path}"))?
-            }
-            (None, Some(master)) => Config::new(parse_url(master)?),
-            (None, None) => {
-                Config::infer().await.context("no API server to talk to: give --kubeconfig, or --manifests to do without one")?
-            }
-        };
-        if let Some(master) = &self.master {
-            config.cluster_url = parse_url(master)?;
-        }
-        // A watch is silent for minutes, and then its own time limit ends it; this is for servers that never answer.
-        config.read_timeout = Some(SILENCE);
-        tracing::info!("API server: {}", config.cluster_url);
-        Ok(config)
-    }
-}
-
-fn parse_url(master: &str) -> anyhow::Result<http::Uri> {
-    let url: http::Uri = master.parse().with_context(|| format!("--master {master:?} is not a URL"))?;
-    anyhow::ensure!(url.scheme().is_some() && url.authority().is_some(), "--master {master:?} is not a URL like https://10.0.0.1:6443");
-    Ok(url)
 }
 
 /// What is read of one kind.
@@ -275,7 +186,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Watches by a client. One that tries refused requests again by itself delays them: see [`Connection::observed_client`].
+    /// Watches by a client. One that tries refused requests again by itself delays them: see [`super::client::Connection::observed_client`].
     #[must_use]
     pub fn new(client: &Client) -> Self {
         Self { client: client.clone(), outages: Arc::default() }

@@ -1,7 +1,7 @@
 //! Where the cluster's objects come from: manifest files or an API server; and their way into the cluster model.
 
 pub mod api;
-pub mod connections;
+pub mod client;
 pub mod convert;
 pub mod documents;
 mod fields;

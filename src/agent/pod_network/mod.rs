@@ -41,7 +41,7 @@ use crate::network::node::NetworkNode;
 use crate::network::own_lease::OwnLease;
 use crate::network::peers::Peers;
 use crate::network::refusal::Refusal;
-use crate::source::connections::Connections;
+use crate::source::client::Connections;
 use crate::source::follow::Watch;
 use crate::source::nodes::NodeUpdate;
 

@@ -1,13 +1,10 @@
 //! Readings of the API server.
 
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::anyhow;
 use futures::future::join_all;
 use kube::Client;
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::agent::node_name::NameSource;
@@ -15,7 +12,7 @@ use crate::cluster::Node;
 use crate::config::settings::DetectLocal;
 use crate::preflight::cluster::{self, Wanted};
 use crate::preflight::{Check, Part};
-use crate::source::api::{self, Connection};
+use crate::source::api;
 use crate::source::causes;
 use crate::source::permission::{Needed, Uses, is_allowed, needed};
 
@@ -25,8 +22,6 @@ use super::Asked;
 const PART: Part = Part::Cluster;
 /// How long the server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a program of the kubeconfig may take for credentials. Some ask servers elsewhere.
-const SIGN_IN: Duration = Duration::from_secs(15);
 
 /// What the API server says.
 #[derive(Default)]
@@ -84,28 +79,17 @@ fn silent() -> anyhow::Error {
     anyhow!("no answer within {} s", PATIENCE.as_secs())
 }
 
-/// A client, and what the server says of itself.
+/// A client, and what the server says of itself. The first request waits for a credential plugin, too, where the kubeconfig names one.
 async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
-    let url = asked.setup.connection.url().await?;
-    let client = client(&asked.setup.connection).await?;
-    let version = timeout(PATIENCE, client.apiserver_version()).await.map_err(|_| silent());
+    let connection = &asked.setup.connection;
+    let (url, client) = (connection.url()?, connection.client()?);
+    let patience = connection.plugin_time_limit()?.map_or(PATIENCE, |limit| limit + PATIENCE);
+    let version = timeout(patience, client.apiserver_version()).await.map_err(|_| silent());
     let version = version.and_then(|answer| answer.map_err(|error| anyhow!("{}", causes(&error))));
     match version {
         Ok(version) => Ok((client, format!("{url} answers, version {}", version.git_version))),
         Err(error) => Err(error.context(format!("{url} does not answer"))),
     }
-}
-
-/// A client. A kubeconfig may name a program that gives credentials; whoever makes a client stands still while it runs, so that happens on
-/// a thread of its own, which is left alone with a program that does not end.
-async fn client(connection: &Connection) -> anyhow::Result<Client> {
-    let (done, made) = oneshot::channel();
-    let (connection, runtime) = (connection.clone(), Handle::current());
-    thread::Builder::new().spawn(move || drop(done.send(runtime.block_on(connection.client()))))?;
-    let Ok(made) = timeout(SIGN_IN, made).await else {
-        bail!("no credentials: the program that the kubeconfig names for them has not ended within {} s", SIGN_IN.as_secs())
-    };
-    made.context("the client could not be made")?
 }
 
 async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {

@@ -1,0 +1,160 @@
+//! When connections to the API server are of no use any more, and what happens then to requests that use them.
+//!
+//! When an address of this node is removed, connections from it stay. What is sent on them is lost without an error: a request would have
+//! no answer, and a watch no events, for minutes. When credentials change, watches go on with the old ones for as long as they are open.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::watch;
+use tower::BoxError;
+
+/// All connections of a client. A clone stands for the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct Connections(Arc<Signals>);
+
+#[derive(Debug, Default)]
+struct Signals {
+    addresses: watch::Sender<()>,
+    credentials: watch::Sender<()>,
+}
+
+/// Why a request or a watch was ended by the client itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Closed {
+    #[error("the connection was closed, because this node has another address now")]
+    Address,
+    #[error("the connection was closed, because the credentials have changed")]
+    Credentials,
+    #[error("the answer was not complete after {} s", .0.as_secs())]
+    Late(Duration),
+}
+
+impl Connections {
+    /// Closes them: requests and watches that are open fail, and the next ones connect again.
+    pub fn renew(&self) {
+        self.0.addresses.send_replace(());
+    }
+
+    /// Ends watches. Other requests may still finish.
+    pub(super) fn end_watches(&self) {
+        self.0.credentials.send_replace(());
+    }
+
+    /// Tells when [`Self::renew`] is called.
+    pub(super) fn renewals(&self) -> watch::Receiver<()> {
+        self.0.addresses.subscribe()
+    }
+
+    /// Ends when a watch that begins now has to end.
+    pub(super) fn until_watch_ends(&self) -> BoxFuture<'static, Closed> {
+        let (addresses, credentials) = (self.0.addresses.subscribe(), self.0.credentials.subscribe());
+        async move {
+            tokio::select! {
+                () = changed(addresses) => Closed::Address,
+                () = changed(credentials) => Closed::Credentials,
+            }
+        }
+        .boxed()
+    }
+
+    /// Ends when a request that begins now has to end.
+    pub(super) fn until_request_ends(&self, limit: Duration) -> BoxFuture<'static, Closed> {
+        let addresses = self.0.addresses.subscribe();
+        async move {
+            tokio::select! {
+                () = changed(addresses) => Closed::Address,
+                () = tokio::time::sleep(limit) => Closed::Late(limit),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Ends at the next signal; never, if none can come any more.
+async fn changed(mut signal: watch::Receiver<()>) {
+    if signal.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A body that ends with an error when its connection is closed.
+pub(super) struct ClosedBody<B> {
+    body: B,
+    /// `None` once it has ended.
+    closed: Option<BoxFuture<'static, Closed>>,
+}
+
+impl<B> ClosedBody<B> {
+    pub(super) fn new(body: B, closed: BoxFuture<'static, Closed>) -> Self {
+        Self { body, closed: Some(closed) }
+    }
+}
+
+impl<B: Body<Error: Into<BoxError>> + Unpin> Body for ClosedBody<B> {
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let Some(closed) = &mut self.closed else { return Poll::Ready(None) };
+        if let Poll::Ready(why) = closed.poll_unpin(context) {
+            self.closed = None;
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        Pin::new(&mut self.body).poll_frame(context).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.closed.is_none() || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use hyper::body::Bytes;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    struct Silent;
+
+    impl Body for Silent {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            Poll::Pending
+        }
+    }
+
+    async fn end(body: &mut ClosedBody<Silent>) -> Option<String> {
+        let frame = timeout(Duration::from_secs(1_000), body.frame()).await.ok()?;
+        Some(frame.map_or_else(|| "end".into(), |frame| frame.map(drop).expect_err("a silent body").to_string()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_end_with_what_makes_them_useless() {
+        let connections = Connections::default();
+        let mut watch = ClosedBody::new(Silent, connections.until_watch_ends());
+        let mut list = ClosedBody::new(Silent, connections.until_request_ends(Duration::from_secs(5_000)));
+        assert_eq!((end(&mut watch).await, end(&mut list).await), (None, None));
+        connections.end_watches();
+        assert_eq!(end(&mut watch).await.as_deref(), Some("the connection was closed, because the credentials have changed"));
+        assert_eq!((end(&mut watch).await.as_deref(), end(&mut list).await), (Some("end"), None));
+        connections.renew();
+        assert_eq!(end(&mut list).await.as_deref(), Some("the connection was closed, because this node has another address now"));
+        // What begins later is not ended by what was before; and an answer does not take for ever.
+        let mut late = ClosedBody::new(Silent, connections.until_request_ends(Duration::from_secs(300)));
+        assert_eq!(end(&mut late).await.as_deref(), Some("the answer was not complete after 300 s"));
+    }
+}

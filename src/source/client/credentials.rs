@@ -1,0 +1,254 @@
+//! What the client shows of itself to the API server, and how it judges the server: where these come from, and what they are now.
+//!
+//! Files are read again while the client lives: kubelet replaces client certificates, service account tokens and the authority bundle.
+
+use std::path::{Path, PathBuf};
+
+use http::HeaderValue;
+
+use super::kubeconfig::{self, Cluster, User};
+use super::server_url::UserInfo;
+use super::tls::{Identity, Trust};
+
+/// Credentials that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadCredentials {
+    /// A file that cannot be read.
+    #[error("cannot read {what} {path}: {cause}")]
+    Read {
+        /// What should be in it.
+        what: &'static str,
+        /// Its path.
+        path: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// A `*-data` field that is not base64.
+    #[error("{0}")]
+    Data(String),
+    /// A token file without a token.
+    #[error("the token file {0} is empty")]
+    EmptyToken(String),
+    /// A token that no header can carry.
+    #[error("{0} holds a line break or another character that no HTTP header can carry; write the token on one line")]
+    Token(String),
+}
+
+/// Bytes that are given, or that stand in a file.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Material {
+    Given(Vec<u8>),
+    File(PathBuf),
+}
+
+impl Material {
+    /// `None` if neither is set.
+    fn of(field: &str, data: &str, file: &str) -> Result<Option<Self>, BadCredentials> {
+        if !data.is_empty() {
+            return kubeconfig::decode(field, data).map(Self::Given).map(Some).map_err(BadCredentials::Data);
+        }
+        Ok((!file.is_empty()).then(|| Self::File(file.into())))
+    }
+
+    pub(super) fn read(&self, what: &'static str) -> Result<Vec<u8>, BadCredentials> {
+        match self {
+            Self::Given(bytes) => Ok(bytes.clone()),
+            Self::File(path) => read(what, path),
+        }
+    }
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BadCredentials> {
+    std::fs::read(path).map_err(|cause| BadCredentials::Read { what, path: path.display().to_string(), cause })
+}
+
+/// How a server's certificate is judged.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum TrustSource {
+    Anything,
+    Authorities(Material),
+    System,
+}
+
+/// What goes into the `Authorization` header, beside what an exec plugin gives.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum TokenSource {
+    Nothing,
+    Token(String),
+    /// The file counts; `before` is used while the file cannot be read.
+    File {
+        path: PathBuf,
+        before: Option<String>,
+    },
+    Password(UserInfo),
+}
+
+/// Where everything comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Sources {
+    pub trust: TrustSource,
+    /// Client certificate and key.
+    pub identity: Option<(Material, Material)>,
+    pub token: TokenSource,
+}
+
+/// What was read. Two that are equal need no new connection.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Loaded {
+    pub trust: Trust,
+    pub identity: Option<Identity>,
+    pub authorization: Option<HeaderValue>,
+}
+
+impl Sources {
+    /// Nothing: for a server without TLS, which gets no credentials.
+    pub(super) const fn none() -> Self {
+        Self { trust: TrustSource::System, identity: None, token: TokenSource::Nothing }
+    }
+
+    /// What a kubeconfig says. The token file goes before the token, and both before a password.
+    ///
+    /// # Errors
+    /// A field that is not base64.
+    pub(super) fn of_kubeconfig(cluster: &Cluster, user: &User) -> Result<Self, BadCredentials> {
+        let authorities = Material::of("certificate-authority-data", &cluster.certificate_authority_data, &cluster.certificate_authority)?;
+        let trust = match authorities {
+            Some(authorities) => TrustSource::Authorities(authorities),
+            None if cluster.insecure_skip_tls_verify => TrustSource::Anything,
+            None => TrustSource::System,
+        };
+        let certificate = Material::of("client-certificate-data", &user.client_certificate_data, &user.client_certificate)?;
+        let key = Material::of("client-key-data", &user.client_key_data, &user.client_key)?;
+        let inline = user.token.trim();
+        let before = (!inline.is_empty()).then(|| inline.to_owned());
+        let token = match before {
+            before if !user.token_file.is_empty() => TokenSource::File { path: user.token_file.clone().into(), before },
+            Some(token) => TokenSource::Token(token),
+            None if !user.username.is_empty() || !user.password.is_empty() => {
+                TokenSource::Password(UserInfo { user: user.username.clone(), password: user.password.clone() })
+            }
+            None => TokenSource::Nothing,
+        };
+        Ok(Self { trust, identity: certificate.zip(key), token })
+    }
+
+    /// What a pod has in its folder of the service account. Without an authority there the system's count, as for client-go.
+    pub(super) fn in_cluster(folder: &Path) -> Self {
+        let authority = folder.join("ca.crt");
+        let trust = match std::fs::read(&authority) {
+            Ok(_) => TrustSource::Authorities(Material::File(authority)),
+            Err(error) => {
+                tracing::warn!("cannot read {}: {error}; the certificate authorities of this system are used", authority.display());
+                TrustSource::System
+            }
+        };
+        Self { trust, identity: None, token: TokenSource::File { path: folder.join("token"), before: None } }
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a token that cannot be sent.
+    pub(super) fn load(&self) -> Result<Loaded, BadCredentials> {
+        let trust = match &self.trust {
+            TrustSource::Anything => Trust::Anything,
+            TrustSource::Authorities(material) => Trust::Bundle(material.read("certificate authority")?),
+            TrustSource::System => Trust::System,
+        };
+        let identity = self
+            .identity
+            .as_ref()
+            .map(|(certificate, key)| Ok(Identity { certificate: certificate.read("client certificate")?, key: key.read("client key")? }));
+        Ok(Loaded { trust, identity: identity.transpose()?, authorization: self.token.authorization()? })
+    }
+}
+
+impl TokenSource {
+    fn authorization(&self) -> Result<Option<HeaderValue>, BadCredentials> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Token(token) => bearer("the token", token).map(Some),
+            Self::Password(user) => Ok(HeaderValue::try_from(user.basic()).ok().map(sensitive)),
+            Self::File { path, before } => match (read_token(path), before) {
+                (Ok(token), _) => bearer(&format!("the token file {}", path.display()), &token).map(Some),
+                (Err(_), Some(before)) => bearer("the token", before).map(Some),
+                (Err(error), None) => Err(error),
+            },
+        }
+    }
+}
+
+/// The token of a file, without blanks and line breaks around it.
+fn read_token(path: &Path) -> Result<String, BadCredentials> {
+    let text = String::from_utf8_lossy(&read("token file", path)?).trim().to_owned();
+    if text.is_empty() { Err(BadCredentials::EmptyToken(path.display().to_string())) } else { Ok(text) }
+}
+
+/// The header for a token (RFC 6750 section 2.1).
+///
+/// # Errors
+/// The token holds a character that a header cannot hold; `what` names it.
+pub(super) fn bearer(what: &str, token: &str) -> Result<HeaderValue, BadCredentials> {
+    HeaderValue::try_from(format!("Bearer {token}")).map(sensitive).map_err(|_| BadCredentials::Token(what.to_owned()))
+}
+
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authorization(user: &User) -> Result<Option<String>, String> {
+        let sources = Sources::of_kubeconfig(&Cluster::default(), user).map_err(|error| error.to_string())?;
+        let loaded = sources.load().map_err(|error| error.to_string())?;
+        Ok(loaded.authorization.map(|value| value.to_str().expect("text").to_owned()))
+    }
+
+    fn user(token: &str, token_file: &Path) -> User {
+        User { token: token.to_owned(), token_file: token_file.display().to_string(), ..User::default() }
+    }
+
+    #[test]
+    fn tokens_are_read_as_client_go_reads_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("token");
+        let sent = |text: &str| Ok(Some(format!("Bearer {text}")));
+        assert_eq!(authorization(&user("", Path::new(""))), Ok(None), "an empty token sends no header");
+        assert_eq!(authorization(&user("old", Path::new(""))), sent("old"));
+        // The file does not exist yet: the token is used until it does.
+        assert_eq!(authorization(&user("old", &file)), sent("old"));
+        let missing = authorization(&user("", &file)).expect_err("no file");
+        assert!(missing.starts_with(&format!("cannot read token file {}: ", file.display())), "{missing}");
+        for text in ["abc", "abc\n", " abc\r\n\n", "\tabc "] {
+            std::fs::write(&file, text).expect("writable");
+            assert_eq!(authorization(&user("old", &file)), sent("abc"), "{text:?}");
+            assert_eq!(authorization(&user("", &file)), sent("abc"), "{text:?}");
+        }
+        std::fs::write(&file, "a\nb").expect("writable");
+        let error = authorization(&user("", &file)).expect_err("a line break");
+        assert!(error.contains("line break") && error.contains("token file") && !error.contains("a\nb"), "{error}");
+        std::fs::write(&file, " \n").expect("writable");
+        assert!(authorization(&user("", &file)).expect_err("empty").ends_with("is empty"));
+    }
+
+    #[test]
+    fn a_password_is_the_last_choice() {
+        let named = User { username: "u".into(), password: "p".into(), ..User::default() };
+        assert_eq!(authorization(&named), Ok(Some("Basic dTpw".into())));
+    }
+
+    #[test]
+    fn a_pod_has_its_token_and_its_authority() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("token"), "abc\n").expect("writable");
+        let without = Sources::in_cluster(folder.path()).load().unwrap_or_else(|error| panic!("{error}"));
+        assert!(without.trust == Trust::System);
+        std::fs::write(folder.path().join("ca.crt"), "pem").expect("writable");
+        let loaded = Sources::in_cluster(folder.path()).load().unwrap_or_else(|error| panic!("{error}"));
+        assert!(loaded.trust == Trust::Bundle(b"pem".to_vec()));
+        assert_eq!(loaded.authorization.expect("a token"), "Bearer abc");
+    }
+}

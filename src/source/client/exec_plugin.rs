@@ -1,0 +1,281 @@
+//! Credentials from a program that the kubeconfig names (`users[].user.exec`, client.authentication.k8s.io).
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::HeaderValue;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::credentials::bearer;
+use super::kubeconfig::{Cluster, Exec};
+use super::tls::Identity;
+
+/// How long the program may take. Some ask servers elsewhere.
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// How much of what the program says of a failure is repeated.
+const MOST_WORDS: usize = 300;
+
+/// Why there are no credentials.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PluginError {
+    /// The program cannot be started.
+    #[error("cannot start the credential plugin {command}: {cause}{hint}")]
+    Start {
+        /// The program.
+        command: String,
+        /// What the system said.
+        cause: std::io::Error,
+        /// The kubeconfig's hint for installing it.
+        hint: String,
+    },
+    /// The program did not end in time, and was ended.
+    #[error("the credential plugin {command} did not end within {} s and was killed", TIME_LIMIT.as_secs())]
+    Hangs {
+        /// The program.
+        command: String,
+    },
+    /// The program failed, or printed something else than credentials.
+    #[error("the credential plugin {command} failed: {why}")]
+    Failed {
+        /// The program.
+        command: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// What the program gave.
+#[derive(Clone, Default)]
+pub(super) struct PluginCredentials {
+    pub authorization: Option<HeaderValue>,
+    pub identity: Option<Identity>,
+    expires: Option<Timestamp>,
+}
+
+/// A program that gives credentials, and what it gave last.
+pub(super) struct ExecPlugin {
+    exec: Exec,
+    /// Value of `KUBERNETES_EXEC_INFO`.
+    info: String,
+    given: Mutex<Option<PluginCredentials>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Printed {
+    api_version: String,
+    kind: String,
+    status: Option<Status>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Status {
+    token: Option<String>,
+    client_certificate_data: Option<String>,
+    client_key_data: Option<String>,
+    expiration_timestamp: Option<Timestamp>,
+}
+
+impl ExecPlugin {
+    /// A program of a user; `authorities` is the bundle of the cluster, for programs that want to know of it.
+    pub(super) fn new(exec: Exec, cluster: &Cluster, authorities: Option<&[u8]>) -> Self {
+        let mut spec = json!({"interactive": false});
+        if exec.provide_cluster_info {
+            spec["cluster"] = cluster_info(cluster, authorities);
+        }
+        let info = json!({"kind": "ExecCredential", "apiVersion": exec.api_version, "spec": spec}).to_string();
+        Self { exec, info, given: Mutex::default() }
+    }
+
+    /// Credentials that hold now. Runs the program if it was not run yet, or what it gave has expired.
+    ///
+    /// # Errors
+    /// The program gives none.
+    pub(super) async fn credentials(&self) -> Result<PluginCredentials, PluginError> {
+        let mut given = self.given.lock().await;
+        if let Some(credentials) = given.as_ref().filter(|given| given.expires.is_none_or(|expires| Timestamp::now() < expires)) {
+            return Ok(credentials.clone());
+        }
+        let credentials = self.run().await?;
+        *given = Some(credentials.clone());
+        Ok(credentials)
+    }
+
+    /// The server refused what the program gave: it is run again for the next request.
+    pub(super) async fn forget(&self) {
+        *self.given.lock().await = None;
+    }
+
+    async fn run(&self) -> Result<PluginCredentials, PluginError> {
+        let command = &self.exec.command;
+        let failed = |why: String| PluginError::Failed { command: command.clone(), why };
+        let start = |cause: std::io::Error| {
+            let hint = self.exec.install_hint.trim();
+            let hint = if hint.is_empty() { String::new() } else { format!("; {}", hint.escape_debug()) };
+            PluginError::Start { command: command.clone(), cause, hint }
+        };
+        let child = self.command().spawn().map_err(start)?;
+        let ended = timeout(TIME_LIMIT, child.wait_with_output()).await.map_err(|_| PluginError::Hangs { command: command.clone() })?;
+        let output = ended.map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MOST_WORDS).collect();
+            return Err(failed(if said.is_empty() {
+                output.status.to_string()
+            } else {
+                format!("{}: {}", output.status, said.escape_debug())
+            }));
+        }
+        self.read(&output.stdout).map_err(failed)
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a credential plugin is no iptables; it has a time limit and is killed with its future")]
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.exec.command);
+        command.args(&self.exec.args).envs(self.exec.env.iter().map(|variable| (&variable.name, &variable.value)));
+        command.env("KUBERNETES_EXEC_INFO", &self.info);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    /// Reads what the program printed.
+    fn read(&self, printed: &[u8]) -> Result<PluginCredentials, String> {
+        let printed: Printed = serde_json::from_slice(printed).map_err(|_| "it printed no ExecCredential".to_owned())?;
+        if printed.kind != "ExecCredential" || printed.api_version != self.exec.api_version {
+            return Err(format!(
+                "it printed {:?} of {:?}, and the kubeconfig asks for ExecCredential of {:?}",
+                printed.kind, printed.api_version, self.exec.api_version
+            ));
+        }
+        let status = printed.status.ok_or("what it printed has no status")?;
+        let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let token = some(status.token).map(|token| bearer("the token", token.trim())).transpose().map_err(|error| error.to_string())?;
+        let identity = match (some(status.client_certificate_data), some(status.client_key_data)) {
+            (Some(certificate), Some(key)) => Some(Identity { certificate: certificate.into_bytes(), key: key.into_bytes() }),
+            (None, None) => None,
+            _ => return Err("it gave a certificate without a key, or a key without a certificate".to_owned()),
+        };
+        if token.is_none() && identity.is_none() {
+            return Err("it gave neither a token nor a certificate".to_owned());
+        }
+        Ok(PluginCredentials { authorization: token, identity, expires: status.expiration_timestamp })
+    }
+}
+
+fn cluster_info(cluster: &Cluster, authorities: Option<&[u8]>) -> Value {
+    let mut info = json!({"server": cluster.server});
+    let mut set = |name: &str, value: Value| info[name] = value;
+    if !cluster.tls_server_name.is_empty() {
+        set("tls-server-name", cluster.tls_server_name.clone().into());
+    }
+    if cluster.insecure_skip_tls_verify {
+        set("insecure-skip-tls-verify", true.into());
+    }
+    if let Some(authorities) = authorities {
+        set("certificate-authority-data", BASE64_STANDARD.encode(authorities).into());
+    }
+    if !cluster.proxy_url.is_empty() {
+        set("proxy-url", cluster.proxy_url.clone().into());
+    }
+    if let Some(extension) = cluster.exec_extension() {
+        set("config", extension.clone());
+    }
+    info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kubeconfig::Variable;
+    use super::*;
+
+    const VERSION: &str = "client.authentication.k8s.io/v1";
+
+    fn plugin(script: &str) -> ExecPlugin {
+        let exec = Exec {
+            api_version: VERSION.into(),
+            command: "sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec![Variable { name: "TOKEN".into(), value: "abc".into() }],
+            provide_cluster_info: true,
+            ..Exec::default()
+        };
+        ExecPlugin::new(exec, &Cluster { server: "https://k".into(), ..Cluster::default() }, Some(b"pem"))
+    }
+
+    fn prints(status: &str) -> String {
+        format!("echo '{{\"kind\":\"ExecCredential\",\"apiVersion\":\"{VERSION}\",\"status\":{status}}}' | sed s/TOKEN/$TOKEN/")
+    }
+
+    async fn error(script: &str) -> String {
+        plugin(script).credentials().await.map(drop).expect_err(script).to_string()
+    }
+
+    #[tokio::test]
+    async fn it_is_run_once_and_again_when_refused_or_expired() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runs = folder.path().join("runs");
+        let count = || std::fs::read_to_string(&runs).map_or(0, |text| text.lines().count());
+        let counted = |status: &str| plugin(&format!("echo x >> {}; {}", runs.display(), prints(status)));
+        let lasting = counted(r#"{"token":"TOKEN"}"#);
+        for _ in 0..2 {
+            let given = lasting.credentials().await.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(given.authorization.expect("a token"), "Bearer abc");
+        }
+        assert_eq!(count(), 1);
+        lasting.forget().await;
+        lasting.credentials().await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(count(), 2);
+        let expired = counted(r#"{"token":"TOKEN","expirationTimestamp":"2020-01-01T00:00:00Z"}"#);
+        for _ in 0..2 {
+            expired.credentials().await.unwrap_or_else(|error| panic!("{error}"));
+        }
+        assert_eq!(count(), 4);
+    }
+
+    #[tokio::test]
+    async fn it_learns_of_the_cluster() {
+        let script = format!("test -n \"$KUBERNETES_EXEC_INFO\" && echo \"$KUBERNETES_EXEC_INFO\" >&2; exit 3; {}", prints("{}"));
+        let said = error(&script).await;
+        assert!(said.contains("exit status: 3"), "{said}");
+        for part in ["https://k", "certificate-authority-data", "cGVt", "interactive"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_name_the_program_and_the_cause() {
+        for (script, why) in [
+            ("echo no", "it printed no ExecCredential"),
+            (prints("{}").as_str(), "it gave neither a token nor a certificate"),
+            (prints(r#"{"clientKeyData":"k"}"#).as_str(), "a certificate without a key, or a key without"),
+            (prints(r#"{"token":"a\\nb"}"#).as_str(), "no HTTP header can carry"),
+            (prints("null").as_str(), "has no status"),
+            (r#"echo '{"kind":"Pod","apiVersion":"v1"}'"#, "it printed \"Pod\" of \"v1\""),
+        ] {
+            let said = error(script).await;
+            assert!(said.starts_with("the credential plugin sh failed: ") && said.contains(why), "{said}");
+        }
+        let exec =
+            Exec { api_version: VERSION.into(), command: "/nowhere/x".into(), install_hint: "see the manual".into(), ..Exec::default() };
+        let missing = ExecPlugin::new(exec, &Cluster::default(), None).credentials().await.map(drop).expect_err("missing").to_string();
+        assert!(
+            missing.starts_with("cannot start the credential plugin /nowhere/x: ") && missing.ends_with("; see the manual"),
+            "{missing}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_is_killed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pid = folder.path().join("pid");
+        let said = error(&format!("echo $$ > {}; exec sleep 1000", pid.display())).await;
+        assert_eq!(said, "the credential plugin sh did not end within 30 s and was killed");
+    }
+}

@@ -1,0 +1,328 @@
+//! Sends requests to one API server: over one connection where the server has HTTP/2, with the credentials of this moment, and over new
+//! connections when the old ones are of no use any more.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{Client as HttpClient, Error as HttpError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::client::Body;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tower::{BoxError, Service, ServiceExt};
+use tower_http::decompression::{Decompression, DecompressionBody};
+
+use super::super::outage::causes;
+use super::connections::{Closed, ClosedBody, Connections};
+use super::connector::{ConnectError, Connector, OpenConnections};
+use super::credentials::Loaded;
+use super::exec_plugin::PluginCredentials;
+use super::resolve::{ConnectionError, Server};
+use super::server_url::Url;
+use super::tls::{self, Identity};
+use super::user_agent::user_agent;
+
+/// How often files with credentials are looked at, where something is sent or watched.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long an answer may take to begin; the API server itself gives up after 60 s.
+const ANSWER: Duration = Duration::from_secs(70);
+/// How long an answer may take to be complete, if it is not a watch.
+const COMPLETE: Duration = Duration::from_secs(300);
+/// A connection on which no frame is read for this long gets a ping (RFC 9113 section 6.7), as client-go does it ...
+const PING: Duration = Duration::from_secs(30);
+/// ... and is closed if that has no answer after this time.
+const PING_ANSWER: Duration = Duration::from_secs(15);
+/// A connection without a request is closed after this time.
+const IDLE: Duration = Duration::from_secs(90);
+/// How long after it is open a connection can be found by the next request, at most.
+const KNOWN_AFTER: Duration = Duration::from_millis(50);
+
+type Http = HttpClient<Connector, Body>;
+type AnswerBody = ClosedBody<DecompressionBody<Incoming>>;
+
+/// A request that has no answer: why, in one sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct RequestError(String);
+
+/// Requests to one server.
+#[derive(Clone)]
+pub(super) struct Transport(Arc<Shared>);
+
+struct Shared {
+    server: Server,
+    connections: Connections,
+    state: Mutex<State>,
+    /// Held by a request that opens the first connection; others wait, and then use it, too.
+    turn: AsyncMutex<()>,
+}
+
+/// What may change.
+struct State {
+    /// What the files said last.
+    loaded: Loaded,
+    /// What the plugin gave last.
+    plugin_identity: Option<Identity>,
+    http: Http,
+    open: Arc<OpenConnections>,
+    proxy_authorization: Option<HeaderValue>,
+    renewals: watch::Receiver<()>,
+    looked: Instant,
+    /// The last problem with a file, so that it is logged once.
+    problem: Option<String>,
+}
+
+impl Transport {
+    /// Reads the credentials, and opens no connection yet.
+    ///
+    /// # Errors
+    /// Credentials that cannot be read or used.
+    pub(super) fn new(server: Server, connections: &Connections) -> Result<Self, ConnectionError> {
+        let origin = || server.origin.clone();
+        let loaded = server.sources.load().map_err(|cause| ConnectionError::Credentials { origin: origin(), cause })?;
+        let connector = connector(&server, &loaded, None).map_err(|cause| ConnectionError::Tls { origin: origin(), cause })?;
+        let state = State {
+            loaded,
+            plugin_identity: None,
+            open: connector.open_connections(),
+            proxy_authorization: connector.proxy_authorization(),
+            http: http(connector),
+            renewals: connections.renewals(),
+            looked: Instant::now(),
+            problem: None,
+        };
+        Ok(Self(Arc::new(Shared { server, connections: connections.clone(), state: Mutex::new(state), turn: AsyncMutex::default() })))
+    }
+}
+
+impl Service<Request<Body>> for Transport {
+    type Response = Response<AnswerBody>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Arc::clone(&self.0).send(request).boxed()
+    }
+}
+
+impl Shared {
+    async fn send(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<AnswerBody>, BoxError> {
+        let watches = request.uri().query().is_some_and(|query| query.split('&').any(|part| matches!(part, "watch=true" | "watch=1")));
+        self.look();
+        let given = match &self.server.plugin {
+            Some(plugin) => plugin.credentials().await?,
+            None => PluginCredentials::default(),
+        };
+        self.use_identity(given.identity.as_ref());
+        let (http, open) = self.prepare(&mut request, given.authorization)?;
+        let mut ends = if watches { Arc::clone(&self).until_watch_ends() } else { self.connections.until_request_ends(COMPLETE) };
+        let mut http = Decompression::new(http).gzip(self.server.compress);
+        let answer = self.in_turn(&open, http.ready().await?.call(request));
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(ANSWER, answer) => answer.map_err(|_| RequestError(format!("no answer within {} s", ANSWER.as_secs())))?,
+            closed = &mut ends => return Err(closed.into()),
+        };
+        let answer = answer.map_err(|error| plain(&error))?;
+        if let (StatusCode::UNAUTHORIZED, Some(plugin)) = (answer.status(), &self.server.plugin) {
+            plugin.forget().await;
+        }
+        Ok(answer.map(|body| ClosedBody::new(body, ends)))
+    }
+
+    /// Completes a request: where to, from whom, with what; and gives the client to send it by.
+    fn prepare(&self, request: &mut Request<Body>, given: Option<HeaderValue>) -> Result<(Http, Arc<OpenConnections>), BoxError> {
+        *request.uri_mut() = below(&self.server.url.uri, request.uri())?;
+        let mut state = self.state();
+        if state.renewals.has_changed().unwrap_or(false) {
+            state.renewals.mark_unchanged();
+            self.replace(&mut state);
+        }
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, HeaderValue::try_from(user_agent(self.server.name))?);
+        if let Some(authorization) = given.or_else(|| state.loaded.authorization.clone()) {
+            headers.insert(AUTHORIZATION, authorization);
+        }
+        if let Some(authorization) = &state.proxy_authorization {
+            headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        }
+        for (name, value) in &self.server.impersonation {
+            headers.append(name.clone(), value.clone());
+        }
+        Ok((state.http.clone(), Arc::clone(&state.open)))
+    }
+
+    /// Sends a request. While no connection is open, one request opens it and the others wait: with HTTP/2 they all need only that one.
+    async fn in_turn<T>(&self, open: &OpenConnections, request: impl Future<Output = T>) -> T {
+        tokio::pin!(request);
+        if !open.need_no_turn() {
+            let turn = self.turn.lock().await;
+            if !open.need_no_turn() {
+                let opened = async {
+                    open.opened().await;
+                    sleep(KNOWN_AFTER).await;
+                };
+                tokio::select! {
+                    biased;
+                    answer = &mut request => return answer,
+                    () = opened => {}
+                }
+            }
+            drop(turn);
+        }
+        request.await
+    }
+
+    /// Ends when a watch has to end. Looks at the files meanwhile: nothing else may be sent for hours.
+    fn until_watch_ends(self: Arc<Self>) -> BoxFuture<'static, Closed> {
+        let mut ends = self.connections.until_watch_ends();
+        async move {
+            loop {
+                tokio::select! {
+                    closed = &mut ends => return closed,
+                    () = sleep(LOOK) => self.look(),
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// Reads files again, if that was not done for a while. What cannot be read or used changes nothing, and is logged once.
+    fn look(&self) {
+        let mut state = self.state();
+        if state.looked.elapsed() < LOOK {
+            return;
+        }
+        state.looked = Instant::now();
+        let loaded = self.server.sources.load().map_err(|error| error.to_string()).and_then(|loaded| {
+            let connector = connector(&self.server, &loaded, state.plugin_identity.as_ref()).map_err(|error| error.to_string())?;
+            Ok((loaded, connector))
+        });
+        let (loaded, connector) = match loaded {
+            Ok(loaded) => loaded,
+            Err(problem) => {
+                if state.problem.as_ref() != Some(&problem) {
+                    tracing::warn!("{}: {problem}; the credentials that were read before are used", self.server.origin);
+                }
+                state.problem = Some(problem);
+                return;
+            }
+        };
+        state.problem = None;
+        if let Some(what) = difference(&state.loaded, &loaded) {
+            tracing::info!("{what} has changed: connections to the API server are opened again with what is valid now");
+            state.loaded = loaded;
+            self.install(&mut state, connector);
+        }
+    }
+
+    /// Uses the client certificate that the plugin gave, if it is not in use.
+    fn use_identity(&self, given: Option<&Identity>) {
+        let mut state = self.state();
+        if given.is_some() && state.plugin_identity.as_ref() != given {
+            state.plugin_identity = given.cloned();
+            self.replace(&mut state);
+        }
+    }
+
+    /// New connections from now on.
+    fn replace(&self, state: &mut State) {
+        match connector(&self.server, &state.loaded, state.plugin_identity.as_ref()) {
+            Ok(connector) => self.install(state, connector),
+            Err(error) => tracing::warn!("{}: {error}; the connections stay as they are", self.server.origin),
+        }
+    }
+
+    fn install(&self, state: &mut State, connector: Connector) {
+        state.open = connector.open_connections();
+        state.proxy_authorization = connector.proxy_authorization();
+        state.http = http(connector);
+        self.connections.end_watches();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What opens connections with such credentials.
+fn connector(server: &Server, loaded: &Loaded, given: Option<&Identity>) -> Result<Connector, tls::BadTls> {
+    let is_tls = server.url.is_tls();
+    let tls = is_tls.then(|| tls::client_config(&loaded.trust, loaded.identity.as_ref().or(given))).transpose()?;
+    let needs_own = !is_tls && server.proxy.as_ref().is_some_and(Url::is_tls);
+    let proxy_tls = needs_own.then(|| tls::client_config(&tls::Trust::System, None)).transpose()?;
+    Ok(Connector::new(tls, proxy_tls, server.tls_name.clone(), server.proxy.clone()))
+}
+
+fn http(connector: Connector) -> Http {
+    HttpClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .http2_keep_alive_interval(PING)
+        .http2_keep_alive_timeout(PING_ANSWER)
+        .http2_keep_alive_while_idle(true)
+        .build(connector)
+}
+
+/// What is different in newly read credentials, for the log.
+fn difference(before: &Loaded, now: &Loaded) -> Option<&'static str> {
+    if before.trust != now.trust {
+        Some("the certificate authority")
+    } else if before.identity != now.identity {
+        Some("the client certificate")
+    } else if before.authorization != now.authorization {
+        Some("the token")
+    } else {
+        None
+    }
+}
+
+/// The URI of a request below the server's URL, whose path may be that of a gateway.
+fn below(server: &Uri, request: &Uri) -> Result<Uri, http::Error> {
+    let path = request.path_and_query().map_or("/", PathAndQuery::as_str);
+    let mut parts = server.clone().into_parts();
+    parts.path_and_query = Some(format!("{}{path}", server.path().trim_end_matches('/')).try_into()?);
+    Ok(Uri::from_parts(parts)?)
+}
+
+/// An error of the HTTP library as one sentence.
+fn plain(error: &HttpError) -> RequestError {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if cause.is::<ConnectError>() {
+            return RequestError(cause.to_string());
+        }
+        next = cause.source();
+    }
+    let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), |source| causes(source));
+    RequestError(format!("the connection to the API server broke: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_go_below_the_path_of_the_server() {
+        let uri = |text: &str| text.parse::<Uri>().expect("a URI");
+        for (server, request, sent) in [
+            ("https://a:1", "/api/v1/nodes?watch=true", "https://a:1/api/v1/nodes?watch=true"),
+            ("https://a/k8s/c-1", "/version", "https://a/k8s/c-1/version"),
+            ("https://a/k8s/c-1/", "/version", "https://a/k8s/c-1/version"),
+        ] {
+            assert_eq!(below(&uri(server), &uri(request)).expect("a URI"), uri(sent));
+        }
+    }
+}
