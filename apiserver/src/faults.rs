@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, USER};
 use crate::resource::Resource;
 
 /// Requests that are to fail.
@@ -127,7 +127,7 @@ impl Faults {
     /// Refuses a denied request.
     pub(crate) fn check(&self, resource: Resource, object: &str, namespace: &str, attempt: (&str, &str)) -> Result<(), Refusal> {
         let (verb, what) = attempt;
-        if self.denies(verb, what) { Err(Refusal::forbidden(resource, object, namespace, attempt)) } else { Ok(()) }
+        if self.denies(verb, what) { Err(Refusal::forbidden(USER, resource, object, namespace, attempt)) } else { Ok(()) }
     }
 }
 

@@ -1,8 +1,10 @@
 //! What was asked of the server.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::connections::Connection;
 
 /// Requests that are remembered.
 const LENGTH: usize = 200_000;
@@ -22,6 +24,27 @@ pub struct LogEntry {
     pub content_type: String,
     /// The body of a patch, as it was sent; empty for other requests.
     pub patch: String,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub http: String,
+    /// Name or address of the server, as the client wrote it in `Host` or `:authority`.
+    pub host: String,
+    /// `User-Agent`.
+    pub user_agent: String,
+    /// `Authorization`.
+    pub authorization: String,
+    /// `Accept-Encoding`.
+    pub accept_encoding: String,
+    /// The connection it came through.
+    pub connection: Arc<Connection>,
+}
+
+/// Bytes of bodies that were sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Before they were compressed.
+    pub plain: u64,
+    /// As they were sent.
+    pub sent: u64,
 }
 
 /// Counters and log.
@@ -33,6 +56,7 @@ pub(crate) struct Journal {
 #[derive(Debug, Default)]
 struct Book {
     counts: BTreeMap<String, u64>,
+    sent: BTreeMap<String, Sent>,
     log: VecDeque<LogEntry>,
 }
 
@@ -44,6 +68,17 @@ impl Journal {
     /// Counts a request: `list services`, `patch nodes/status`, `failed`.
     pub(crate) fn count(&self, what: &str) {
         *self.book().counts.entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// Adds bytes of a body that were sent.
+    pub(crate) fn add_sent(&self, sort: &str, more: Sent) {
+        let mut book = self.book();
+        let sum = book.sent.entry(sort.to_owned()).or_default();
+        *sum = Sent { plain: sum.plain + more.plain, sent: sum.sent + more.sent };
+    }
+
+    pub(crate) fn sent(&self, sort: &str) -> Sent {
+        self.book().sent.get(sort).copied().unwrap_or_default()
     }
 
     pub(crate) fn log(&self, entry: LogEntry) {
@@ -59,7 +94,9 @@ impl Journal {
     }
 
     pub(crate) fn reset(&self) {
-        self.book().counts.clear();
+        let mut book = self.book();
+        book.counts.clear();
+        book.sent.clear();
     }
 
     pub(crate) fn entries(&self) -> Vec<LogEntry> {

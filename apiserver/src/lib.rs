@@ -2,8 +2,9 @@
 //!
 //! It shows what a client can observe of a real one: resource versions, optimistic concurrency, paging, selectors, watches with
 //! bookmarks and initial events, 410 after compaction, patches and `Status` errors. Objects are not validated, only completed where
-//! clients rely on it; there is no admission, no authentication and no TLS. What goes wrong with real servers goes wrong here on
-//! demand.
+//! clients rely on it; there is no admission. What goes wrong with real servers goes wrong here on demand.
+//!
+//! [`Options`] add TLS with HTTP/2, client certificates and bearer tokens; [`Authority`] makes the certificates.
 //!
 //! [`ApiServer`] runs a server on a thread of its own, for tests of any kind. The hooks under `/_test/` do the same for other
 //! processes.
@@ -25,11 +26,17 @@
 //! | `GET log` | time, method, path and code of each request |
 //! | `GET rv` | the current resource version |
 
+mod access;
+mod background;
+mod certificates;
+mod connections;
 mod defaults;
 mod faults;
 mod http;
 mod journal;
+mod kubeconfig;
 mod object;
+mod options;
 mod patch;
 mod refusal;
 mod resource;
@@ -37,9 +44,15 @@ mod selector;
 mod server;
 mod stamp;
 mod store;
+mod tls;
 mod write;
 
+pub use certificates::{Authority, CertificateRequest, Identity, KeyType};
+pub use connections::{Connection, ConnectionCounts};
 pub use faults::Failure;
-pub use journal::LogEntry;
+pub use journal::{LogEntry, Sent};
+pub use kubeconfig::User;
+pub use options::Options;
 pub use refusal::Refusal;
 pub use server::ApiServer;
+pub use tls::ClientCertificate;

@@ -41,6 +41,10 @@ impl Refusal {
         Self::new(400, "BadRequest", message)
     }
 
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(401, "Unauthorized", "Unauthorized")
+    }
+
     pub(crate) fn not_found(resource: Resource, name: &str) -> Self {
         Self::new(404, "NotFound", format!("{} \"{name}\" not found", resource.qualified())).about(resource, name)
     }
@@ -95,13 +99,18 @@ impl Refusal {
     }
 
     /// What RBAC says. `object` is empty for a whole collection, `namespace` for all of them, `attempt` is verb and resource.
-    pub(crate) fn forbidden(resource: Resource, object: &str, namespace: &str, attempt: (&str, &str)) -> Self {
+    pub(crate) fn forbidden(user: &str, resource: Resource, object: &str, namespace: &str, attempt: (&str, &str)) -> Self {
         let (verb, what) = attempt;
         let subject = if object.is_empty() { resource.qualified() } else { format!("{} \"{object}\"", resource.qualified()) };
         let scope = if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace \"{namespace}\"") };
         let group = resource.group;
-        let message = format!("{subject} is forbidden: User \"{USER}\" cannot {verb} resource \"{what}\" in API group \"{group}\" {scope}");
+        let message = format!("{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{what}\" in API group \"{group}\" {scope}");
         Self::new(403, "Forbidden", message).about(resource, object)
+    }
+
+    /// What RBAC says of a path that is no resource.
+    pub(crate) fn forbidden_path(user: &str, path: &str) -> Self {
+        Self::new(403, "Forbidden", format!("forbidden: User \"{user}\" cannot get path \"{path}\""))
     }
 
     /// A failure that was ordered.
@@ -135,7 +144,9 @@ impl Refusal {
     }
 }
 
-/// Who every client is.
+/// The user of requests without credentials.
+pub(crate) const ANONYMOUS: &str = "system:anonymous";
+/// The user of all other requests.
 pub(crate) const USER: &str = "system:serviceaccount:kube-system:sepal";
 
 /// `details` of a `Status` about an object.

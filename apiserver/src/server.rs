@@ -3,22 +3,25 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::runtime::{self, Runtime};
-use tokio::sync::oneshot;
 
+use crate::access::Access;
+use crate::background::Background;
+use crate::certificates::{Authority, Identity};
+use crate::connections::{ConnectionCounts, Order};
 use crate::faults::Failure;
 use crate::http::{self, Shared};
-use crate::journal::LogEntry;
+use crate::journal::{LogEntry, Sent};
+use crate::kubeconfig::{self, User};
 use crate::object::Entry;
+use crate::options::Options;
 use crate::refusal::Refusal;
 use crate::resource::Resource;
 use crate::store::Store;
+use crate::tls::Tls;
 
 /// A server on a thread of its own. It stops when this is dropped.
 ///
@@ -28,13 +31,7 @@ use crate::store::Store;
 pub struct ApiServer {
     shared: Arc<Shared>,
     address: SocketAddr,
-    running: Mutex<Option<Running>>,
-}
-
-#[derive(Debug)]
-struct Running {
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    background: Background,
 }
 
 impl ApiServer {
@@ -67,31 +64,35 @@ impl ApiServer {
     /// # Errors
     /// An object is of no known kind or has no name, the listener is not usable, or there is no thread left.
     pub fn serve_objects(listener: TcpListener, objects: Vec<Value>) -> io::Result<Self> {
+        Self::run(listener, objects, None, Arc::default())
+    }
+
+    /// Starts a server on a free port of 127.0.0.1, with TLS and authentication as the options say.
+    ///
+    /// # Errors
+    /// A key is of no use to a server, or the system has no port or no thread left.
+    pub fn start_with(options: Options) -> io::Result<Self> {
+        Self::serve_with(TcpListener::bind("127.0.0.1:0")?, Vec::new(), options)
+    }
+
+    /// The same behind a listener, with objects besides.
+    ///
+    /// # Errors
+    /// A key is of no use to a server, an object is of no known kind or has no name, the listener is not usable, or there is no thread left.
+    pub fn serve_with(listener: TcpListener, objects: Vec<Value>, options: Options) -> io::Result<Self> {
+        let (tls, access) = options.build()?;
+        Self::run(listener, new_cluster().into_iter().chain(objects).collect(), tls, access)
+    }
+
+    fn run(listener: TcpListener, objects: Vec<Value>, tls: Option<Arc<Tls>>, access: Arc<Access>) -> io::Result<Self> {
         let mut store = Store::new();
         store.load(objects).map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal))?;
         store.begin();
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::new(store));
-        let (stop, stopped) = oneshot::channel();
-        let (tell, told) = mpsc::channel();
+        let shared = Arc::new(Shared::new(store, tls, access));
         let served = shared.clone();
-        let thread = thread::Builder::new().name("apiserver".into()).spawn(move || {
-            let started = runtime(listener);
-            let (runtime, listener) = match started {
-                Ok(started) => started,
-                Err(error) => return drop(tell.send(Err(error))),
-            };
-            // Nobody waits for it only if the caller's thread is being torn down.
-            let _ = tell.send(Ok(()));
-            runtime.block_on(async {
-                tokio::select! {
-                    () = http::accept(listener, served) => {}
-                    _ = stopped => {}
-                }
-            });
-        })?;
-        told.recv().unwrap_or_else(|_| Err(io::Error::other("the server's thread has ended")))?;
-        Ok(Self { shared, address, running: Mutex::new(Some(Running { stop, thread })) })
+        let background = Background::start("apiserver", listener, |listener| http::accept(listener, served))?;
+        Ok(Self { shared, address, background })
     }
 
     /// Stops this server and starts another at the same address: the same objects, no history, and versions that start again.
@@ -100,17 +101,12 @@ impl ApiServer {
     /// The address cannot be listened at again.
     pub fn restart(self) -> io::Result<Self> {
         self.stop();
-        Self::serve_objects(TcpListener::bind(self.address)?, self.objects())
+        Self::run(TcpListener::bind(self.address)?, self.objects(), self.shared.tls.clone(), self.shared.access.clone())
     }
 
     /// Closes the port and every connection. Objects, counters and log can still be read.
     pub fn stop(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Running { stop, thread }) = running {
-            // Both fail only if the thread has ended by itself.
-            let _ = stop.send(());
-            let _ = thread.join();
-        }
+        self.background.stop();
     }
 
     /// Where it listens.
@@ -119,22 +115,22 @@ impl ApiServer {
         self.address
     }
 
-    /// `http://127.0.0.1:41234`.
+    /// `http://127.0.0.1:41234`, or `https://127.0.0.1:41234` with TLS.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", if self.shared.tls.is_some() { "https" } else { "http" }, self.address)
     }
 
-    /// Text of a kubeconfig that points here.
+    /// Text of a kubeconfig that points here, without credentials.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
-        let url = self.url();
-        format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters:\n- name: test\n  cluster:\n    server: {url}\n\
-             contexts:\n- name: test\n  context:\n    cluster: test\n    user: test\n\
-             users:\n- name: test\n  user: {{}}\n"
-        )
+        kubeconfig::text(&self.url(), "", &User::Nobody)
+    }
+
+    /// Text of a kubeconfig that points here, with the CA that signed this server's certificate and with the credentials of a user.
+    #[must_use]
+    pub fn kubeconfig_as(&self, authority_pem: &str, user: &User<'_>) -> String {
+        kubeconfig::text(&self.url(), authority_pem, user)
     }
 
     /// Stores an object as it is, in place of the one of the same name, and returns its resource version.
@@ -259,6 +255,49 @@ impl ApiServer {
         self.shared.faults.allow_all();
     }
 
+    /// Replaces the certificate that new connections are shown.
+    ///
+    /// # Errors
+    /// The key is of no use to a server, or the server speaks plain HTTP.
+    pub fn present(&self, identity: &Identity) -> io::Result<()> {
+        let tls = self.shared.tls.as_ref().ok_or_else(|| io::Error::other("this server has no TLS"))?;
+        tls.present(identity)
+    }
+
+    /// Accepts client certificates of these CAs only, from the next request on. If none were accepted at the start, clients are not
+    /// asked for any.
+    pub fn accept_client_cas(&self, authorities: &[&Authority]) {
+        let authorities = authorities.iter().map(|authority| authority.certificate().clone()).collect();
+        self.shared.access.rules().authorities = Some(authorities);
+    }
+
+    /// Accepts these bearer tokens only, from the next request on.
+    pub fn accept_tokens(&self, tokens: &[&str]) {
+        self.shared.access.rules().tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect());
+    }
+
+    /// How many connections there were, and are.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionCounts {
+        self.shared.connections.counts()
+    }
+
+    /// Breaks every open connection.
+    pub fn drop_connections(&self) {
+        self.shared.connections.order(Order::Drop);
+    }
+
+    /// Asks clients to use other connections: GOAWAY in HTTP/2, `Connection: close` in HTTP/1.1. What was asked is still answered.
+    pub fn go_away(&self) {
+        self.shared.connections.order(Order::GoAway);
+    }
+
+    /// The bytes of the bodies that were sent for a sort of requests, such as `list services`.
+    #[must_use]
+    pub fn sent(&self, sort: &str) -> Sent {
+        self.shared.journal.sent(sort)
+    }
+
     /// How many requests there were of each sort: `list services`, `patch nodes/status`, `failed`.
     #[must_use]
     pub fn requests(&self) -> BTreeMap<String, u64> {
@@ -281,23 +320,6 @@ impl ApiServer {
     pub fn log(&self) -> Vec<LogEntry> {
         self.shared.journal.entries()
     }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// What a server runs on. Made on its thread, because it must not be dropped inside of another runtime.
-fn runtime(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpListener)> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    listener.set_nonblocking(true)?;
-    let listener = {
-        let _inside = runtime.enter();
-        tokio::net::TcpListener::from_std(listener)?
-    };
-    Ok((runtime, listener))
 }
 
 #[allow(clippy::panic, reason = "a misspelt resource is a mistake in the test that names it")]

@@ -12,8 +12,10 @@ pub(super) fn answer(path: &[&str]) -> Option<Response<Body>> {
     let found = match path {
         ["healthz" | "livez" | "readyz", ..] => return Some(text(200, "ok")),
         ["version"] => json!({
-            "major": "1", "minor": "36", "gitVersion": "v1.36.2", "gitCommit": "", "gitTreeState": "clean",
-            "buildDate": "", "goVersion": "", "compiler": "gc", "platform": "linux/amd64",
+            "major": "1", "minor": "36", "emulationMajor": "1", "emulationMinor": "36",
+            "minCompatibilityMajor": "1", "minCompatibilityMinor": "35", "gitVersion": "v1.36.2",
+            "gitCommit": "0000000000000000000000000000000000000000", "gitTreeState": "clean", "buildDate": "2026-06-09T12:00:00Z",
+            "goVersion": "go1.26.2", "compiler": "gc", "platform": "linux/amd64",
         }),
         ["api"] => json!({"kind": "APIVersions", "versions": [VERSION], "serverAddressByClientCIDRs": []}),
         ["apis"] => {

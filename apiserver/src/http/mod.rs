@@ -1,7 +1,9 @@
 //! HTTP: connections, requests in, answers out.
 
 mod body;
+mod connection;
 mod discovery;
+mod gzip;
 mod hooks;
 mod query;
 mod read;
@@ -9,30 +11,29 @@ mod review;
 mod route;
 mod watch;
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
 use hyper::http::request::Parts;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
 
+use crate::access::{Access, Caller};
+use crate::connections::{Connections, Link};
 use crate::faults::Faults;
 use crate::journal::{Journal, LogEntry};
 use crate::refusal::Refusal;
 use crate::stamp::wall_clock;
 use crate::store::Store;
+use crate::tls::Tls;
+
+pub(crate) use connection::accept;
 
 use body::Body;
 use query::Query;
-use route::Call;
+use route::{Call, Sort};
 
 /// The largest body a client may send.
 const CLIENT_LIMIT: usize = 4 * 1024 * 1024;
@@ -44,12 +45,16 @@ const HOOK_LIMIT: usize = 512 * 1024 * 1024;
 pub(crate) struct Shared {
     store: Mutex<Store>,
     pub(crate) faults: Faults,
-    pub(crate) journal: Journal,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) access: Arc<Access>,
 }
 
 impl Shared {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store: Mutex::new(store), faults: Faults::new(), journal: Journal::default() }
+    pub(crate) fn new(store: Store, tls: Option<Arc<Tls>>, access: Arc<Access>) -> Self {
+        let (journal, connections) = (Arc::default(), Arc::default());
+        Self { store: Mutex::new(store), faults: Faults::new(), journal, connections, tls, access }
     }
 
     /// The store. Never held while waiting for anything.
@@ -58,31 +63,8 @@ impl Shared {
     }
 }
 
-/// Takes connections for good.
-pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(converse(stream, shared.clone()))),
-            // Out of file descriptors, or the client is gone already: either passes.
-            Err(_) => sleep(Duration::from_millis(10)).await,
-        }
-    }
-}
-
-/// Answers the requests of one connection.
-async fn converse(stream: TcpStream, shared: Arc<Shared>) {
-    // Without it answers are late, and no worse.
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(|request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(answer(request, shared).await) }
-    });
-    // Fails when the client breaks off, or a watch is dropped.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-}
-
 /// Answers one request.
-async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Body> {
+async fn answer(request: Request<Incoming>, shared: Arc<Shared>, link: Arc<Link>) -> Response<Body> {
     let at = wall_clock();
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or_else(String::new, |path| path.as_str().to_owned());
@@ -92,18 +74,51 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Bod
         return body.and_then(|body| hooks::answer(&shared, hook, &query, &body)).unwrap_or_else(|refusal| refuse(&refusal));
     }
     let body = body::read(body, CLIENT_LIMIT).await;
-    let content_type = header(&head, CONTENT_TYPE).to_owned();
     let patched = body.as_ref().ok().filter(|_| head.method == Method::PATCH).map(|body| String::from_utf8_lossy(body).into_owned());
     shared.faults.hold().await;
-    let response = if let Some(refusal) = shared.faults.failure(&path) {
+    let admitted = shared.access.check(&link.chain, head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()));
+    let response = if let (Ok(_), Some(refusal)) = (&admitted, shared.faults.failure(&path)) {
         shared.journal.count("failed");
         refuse(&refusal)
     } else {
-        body.and_then(|body| route::route(&shared, &call(&head, body))).unwrap_or_else(|refusal| refuse(&refusal))
+        let routed = admitted.and_then(|caller| route::route(&shared, &call(&head, caller, body?)));
+        routed.unwrap_or_else(|refusal| refuse(&refusal))
     };
-    let (method, code) = (head.method.to_string(), response.status().as_u16());
-    shared.journal.log(LogEntry { at, method, path, code, content_type, patch: patched.unwrap_or_default() });
-    response
+    let mut entry = entry(&head, &link);
+    (entry.at, entry.path, entry.code, entry.patch) = (at, path, response.status().as_u16(), patched.unwrap_or_default());
+    shared.journal.log(entry);
+    finish(&shared, &head, response)
+}
+
+/// Compresses an answer if the client takes that, and counts its bytes.
+fn finish(shared: &Shared, head: &Parts, response: Response<Body>) -> Response<Body> {
+    let sort = response.extensions().get::<Sort>().cloned();
+    let plain = response.body().length();
+    let response =
+        if head.method == Method::GET && gzip::is_accepted(header(head, ACCEPT_ENCODING)) { gzip::compress(response) } else { response };
+    match sort {
+        Some(Sort(sort)) => response.map(|body| body.counted(shared.journal.clone(), sort, plain)),
+        None => response,
+    }
+}
+
+/// What is remembered of a request before its answer is known.
+fn entry(head: &Parts, link: &Link) -> LogEntry {
+    let text = |name| header(head, name).to_owned();
+    LogEntry {
+        at: Duration::ZERO,
+        method: head.method.to_string(),
+        path: String::new(),
+        code: 0,
+        content_type: text(CONTENT_TYPE),
+        patch: String::new(),
+        http: format!("{:?}", head.version),
+        host: head.uri.authority().map_or_else(|| text(HOST), ToString::to_string),
+        user_agent: text(USER_AGENT),
+        authorization: text(AUTHORIZATION),
+        accept_encoding: text(ACCEPT_ENCODING),
+        connection: link.connection.clone(),
+    }
 }
 
 fn header(head: &Parts, name: HeaderName) -> &str {
@@ -111,13 +126,14 @@ fn header(head: &Parts, name: HeaderName) -> &str {
 }
 
 /// What matters of a request.
-fn call(head: &Parts, body: Bytes) -> Call<'_> {
+fn call(head: &Parts, caller: Caller, body: Bytes) -> Call<'_> {
     Call {
         method: &head.method,
         path: head.uri.path(),
         query: Query::parse(head.uri.query().unwrap_or_default()),
         metadata_only: header(head, ACCEPT).contains("as=PartialObjectMetadata"),
         content_type: header(head, CONTENT_TYPE).split(';').next().unwrap_or_default().trim(),
+        caller,
         body,
     }
 }

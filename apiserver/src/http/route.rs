@@ -6,15 +6,20 @@ use hyper::body::Bytes;
 use hyper::{Method, Response};
 use serde_json::{Value, json};
 
+use crate::access::Caller;
 use crate::object::Entry;
 use crate::patch::PatchKind;
-use crate::refusal::Refusal;
+use crate::refusal::{ANONYMOUS, Refusal};
 use crate::resource::Resource;
 use crate::selector::Selector;
 use crate::write::{self, Target};
 
 use super::query::{Query, unescape};
 use super::{Body, Shared, discovery, json as bytes, read, review, text, value, watch};
+
+/// The sort of a request as it is counted: `list services`. Kept with the answer.
+#[derive(Clone, Debug)]
+pub(super) struct Sort(pub(super) String);
 
 /// What matters of a request.
 #[derive(Debug)]
@@ -25,6 +30,7 @@ pub(super) struct Call<'a> {
     /// The client only wants metadata.
     pub(super) metadata_only: bool,
     pub(super) content_type: &'a str,
+    pub(super) caller: Caller,
     pub(super) body: Bytes,
 }
 
@@ -55,12 +61,18 @@ pub(super) struct Place<'a> {
 pub(super) fn route(shared: &Arc<Shared>, call: &Call<'_>) -> Result<Response<Body>, Refusal> {
     let raw: Vec<_> = call.path.trim_matches('/').split('/').collect();
     let reads = matches!(*call.method, Method::GET | Method::HEAD);
+    let is_public = matches!(raw[0], "healthz" | "livez" | "readyz" | "version");
+    let anonymous = call.caller == Caller::Anonymous && !is_public;
     if let Some(response) = discovery::answer(&raw) {
+        if anonymous {
+            return Err(Refusal::forbidden_path(ANONYMOUS, call.path));
+        }
         return if reads { Ok(response) } else { Err(Refusal::method_not_allowed()) };
     }
     let (group, version, rest) = match raw.as_slice() {
         ["api", version, rest @ ..] => ("", *version, rest),
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
+        _ if anonymous => return Err(Refusal::forbidden_path(ANONYMOUS, call.path)),
         _ => return Ok(text(404, "404 page not found\n")),
     };
     let rest: Vec<_> = rest.iter().map(|part| unescape(part)).collect();
@@ -81,17 +93,27 @@ pub(super) fn route(shared: &Arc<Shared>, call: &Call<'_>) -> Result<Response<Bo
     let verb = verb(call.method, &place, watches)?;
     let what = if place.status { format!("{}/status", place.resource.plural) } else { place.resource.plural.to_owned() };
     shared.journal.count(&format!("{verb} {what}"));
+    if anonymous {
+        return Err(Refusal::forbidden(ANONYMOUS, place.resource, place.name, place.namespace, (verb, &what)));
+    }
     shared.faults.check(place.resource, place.name, place.namespace, (verb, &what))?;
+    let mut response = respond(shared, call, &place, verb)?;
+    response.extensions_mut().insert(Sort(format!("{verb} {what}")));
+    Ok(response)
+}
+
+/// Does what a request asks for.
+fn respond(shared: &Arc<Shared>, call: &Call<'_>, place: &Place<'_>, verb: &str) -> Result<Response<Body>, Refusal> {
     match verb {
-        "watch" => watch::start(shared, call, &place),
-        "list" => read::list(shared, call, &place),
+        "watch" => watch::start(shared, call, place),
+        "list" => read::list(shared, call, place),
         "get" => {
             let entry = shared.store().get(place.resource, place.namespace, place.name);
             let entry = entry.ok_or_else(|| Refusal::not_found(place.resource, place.name))?;
             Ok(bytes(200, call.form(&entry)))
         }
-        "deletecollection" => read::delete_collection(shared, call, &place),
-        _ => write(shared, call, &place, verb),
+        "deletecollection" => read::delete_collection(shared, call, place),
+        _ => write(shared, call, place, verb),
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn start(shared: &Arc<Shared>, call: &Call<'_>, place: &Place<'_>) ->
             Err(expired) => drop(pieces.send(Ok(error_line(&expired))).await),
         }
     });
-    Ok(respond(200, "application/json", Body::Stream(body)))
+    Ok(respond(200, "application/json", Body::stream(body)))
 }
 
 impl Watch {

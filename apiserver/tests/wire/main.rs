@@ -8,5 +8,7 @@ mod handle;
 mod patches;
 mod reads;
 mod refusals;
+mod secure;
+mod secure_client;
 mod watches;
 mod writes;
