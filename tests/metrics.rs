@@ -529,11 +529,11 @@ fn requests_are_counted() {
     let server = sepal_apiserver::ApiServer::serve_objects(listener, Vec::new()).expect("it serves");
     let kubeconfig = tempfile::NamedTempFile::new().expect("writable");
     std::fs::write(kubeconfig.path(), server.kubeconfig()).expect("writable");
-    let connection = Connection { kubeconfig: Some(kubeconfig.path().display().to_string()), master: None };
+    let connection = Connection { kubeconfig: Some(kubeconfig.path().display().to_string()), master: None, ..Connection::default() };
     let metrics = Arc::new(Metrics::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let snapshot = runtime.block_on(async {
-        let client = connection.observed_client(Arc::clone(&metrics) as _, &Connections::default()).await.expect("a client");
+        let client = connection.observed_client(Arc::clone(&metrics) as _, &Connections::default()).expect("a client");
         api::snapshot(&client, "here").await.expect("an answer")
     });
     assert_eq!(snapshot.service_count(), 0);

@@ -90,14 +90,14 @@ struct Loop {
 }
 
 impl Loop {
-    async fn start(kernel: Arc<FakeNetwork>) -> Self {
-        Self::start_with(kernel, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).await
+    fn start(kernel: Arc<FakeNetwork>) -> Self {
+        Self::start_with(kernel, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#)
     }
 
-    async fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
+    fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
-        let client = Connection { kubeconfig: None, master: Some(server.url()) }.client().await.expect("a client");
+        let client = Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client");
         let (writes, writing) = NodeWrites::new(&client, "node-1", &Events::none());
         tokio::spawn(writing);
         let folder = TempDir::new().expect("a folder");
@@ -168,7 +168,7 @@ fn changes(calls: &[Call]) -> Vec<&Call> {
 
 #[tokio::test]
 async fn a_start_makes_everything_and_the_next_one_nothing() {
-    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     assert!((2..=20).all(|n| network.reaches(n)));
     let calls = network.kernel.take_calls();
@@ -182,7 +182,7 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     assert_eq!(conflist["plugins"][0]["subnetFile"], network.folder.path().join("subnet.env").display().to_string());
 
     network.task.abort();
-    let again = Loop::start(Arc::clone(&network.kernel)).await;
+    let again = Loop::start(Arc::clone(&network.kernel));
     again.tell_all((1..=20).map(|n| node(n, n))).await;
     let calls = again.kernel.take_calls();
     assert_eq!(changes(&calls), Vec::<&Call>::new(), "all of it was there");
@@ -190,7 +190,7 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
 
 #[tokio::test]
 async fn other_nodes_take_the_short_way() {
-    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     drop(network.kernel.take_calls());
     // Another hardware address: the neighbour, the new FDB entry, and the old one goes.
@@ -219,7 +219,7 @@ async fn refusals_are_counted_the_same_by_either_way() {
     let near =
         Route { gateway: None, link: Some(UNDERLAY), onlink: false, blackhole: false, source: None, protocol: 2, metric: 0, destination };
     live.routes = vec![near];
-    let network = Loop::start_with(Arc::new(FakeNetwork::new(live)), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#).await;
+    let network = Loop::start_with(Arc::new(FakeNetwork::new(live)), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#);
     let at = |n: u8, net: &str| node_at(n, n, "host-gw", &format!("{net}.{n}"));
     network.tell_all([at(1, "192.0.2"), at(2, "192.0.2"), at(3, "198.51.100")]).await;
     let refused = |count: usize| network.metric(&format!("sepal_network_peers_refused{{reason=\"not_on_link\"}} {count}"));
@@ -241,7 +241,7 @@ async fn a_peer_that_the_kernel_refuses_is_tried_again_alone() {
     let kernel = Arc::new(FakeNetwork::new(host()));
     let refused: IpNetwork = "10.244.3.0/24".parse().expect("a CIDR");
     kernel.fail(2, Errno::ENOBUFS, move |call| matches!(call, Call::Entry(EntryChange::Route(route)) if route.destination == refused));
-    let network = Loop::start(kernel).await;
+    let network = Loop::start(kernel);
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     assert!((2..=20).filter(|n| *n != 3).all(|n| network.reaches(n)), "it holds up nobody");
     assert!(network.metric("sepal_network_peers{state=\"programmed\"} 18"));
@@ -258,7 +258,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
     let kernel = Arc::new(FakeNetwork::new(host()));
     kernel.fail(2, Errno::ENOMEM, |call| matches!(call, Call::Dump));
     kernel.fail(1, Errno::EPERM, |call| matches!(call, Call::Link(LinkChange::CreateVxlan { .. })));
-    let network = Loop::start(kernel).await;
+    let network = Loop::start(kernel);
     for n in 1..=3 {
         network.tell(node(n, n)).await;
     }
@@ -283,7 +283,7 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
         |call| matches!(call, Call::Link(LinkChange::CreateVxlan { name, .. }) if name == "flannel-v6.1"),
     );
     let conf = r#"{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32","Backend":{"Type":"vxlan"}}"#;
-    let network = Loop::start_with(kernel, conf).await;
+    let network = Loop::start_with(kernel, conf);
     let both = NodeText {
         name: "node-1",
         uid: "u",
@@ -318,7 +318,7 @@ async fn what_others_made_is_left_alone_and_in_nobodys_way() {
     };
     let stale = Route { destination: "10.244.99.0/24".parse().expect("a CIDR"), protocol: OUR_PROTOCOL, ..theirs };
     live.routes = vec![theirs, stale];
-    let network = Loop::start(Arc::new(FakeNetwork::new(live))).await;
+    let network = Loop::start(Arc::new(FakeNetwork::new(live)));
     network.tell_all((1..=4).map(|n| node(n, n))).await;
     assert!(network.kernel.live().routes.contains(&theirs));
     assert!(!network.kernel.live().routes.contains(&stale), "what was ours goes");
@@ -333,7 +333,7 @@ async fn what_others_made_is_left_alone_and_in_nobodys_way() {
 
 #[tokio::test]
 async fn a_node_without_a_subnet_touches_nothing() {
-    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     let bare = NodeText { name: "node-1", uid: "u", internal_ips: vec!["192.0.2.1"], ..NodeText::default() };
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&bare, &Prefix::default())))).await;
     network.tell(node(2, 2)).await;

@@ -34,8 +34,8 @@ fn net(text: &str) -> IpNetwork {
     text.parse().expect("a CIDR")
 }
 
-async fn client(server: &ApiServer) -> Client {
-    Connection { kubeconfig: None, master: Some(server.url()) }.client().await.expect("a client")
+fn client(server: &ApiServer) -> Client {
+    Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client")
 }
 
 fn node(name: &str) -> Value {
@@ -70,8 +70,8 @@ struct Site {
 }
 
 impl Site {
-    async fn new(server: &ApiServer, last: u8, terms: Terms) -> Self {
-        let client = client(server).await;
+    fn new(server: &ApiServer, last: u8, terms: Terms) -> Self {
+        let client = client(server);
         let space = Space { network: net("10.0.0.0/16"), subnet_len: 24, min: net("10.0.1.0/24"), max: net(&format!("10.0.{last}.0/24")) };
         Self { store: LeaseStore::new(&client, &Watches::new(&client), "pods"), space, terms }
     }
@@ -134,7 +134,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test]
 async fn twenty_nodes_at_once_and_one_more() {
     let server = server(&[]);
-    let site = Site::new(&server, 20, Terms::of(Terms::DURATION)).await;
+    let site = Site::new(&server, 20, Terms::of(Terms::DURATION));
     let names: Vec<String> = (0..20).map(|index| format!("n{index}")).collect();
     let mut holders: Vec<Holder> = names.iter().map(|name| site.holder(name, None)).collect();
     let mut all = BTreeSet::new();
@@ -157,7 +157,7 @@ async fn twenty_nodes_at_once_and_one_more() {
 #[tokio::test]
 async fn a_lease_is_what_it_should_be() {
     let server = server(&[]);
-    let site = Site::new(&server, 3, Terms::of(Terms::DURATION)).await;
+    let site = Site::new(&server, 3, Terms::of(Terms::DURATION));
     let mut holder = site.holder("a", Some(net("10.0.2.0/24")));
     assert_eq!(holder.held().await, net("10.0.2.0/24"), "the previous one");
     let object = lease(&server, "sepal-10-0-2-0-24");
@@ -186,7 +186,7 @@ async fn a_lease_is_what_it_should_be() {
 #[tokio::test]
 async fn a_lost_lease_is_noticed() {
     let server = server(&[]);
-    let site = Site::new(&server, 2, Terms::of(Terms::DURATION)).await;
+    let site = Site::new(&server, 2, Terms::of(Terms::DURATION));
     let mut holder = site.holder("a", Some(net("10.0.1.0/24")));
     holder.held().await;
     eventually("its lease is watched", || server.watches("leases") == 1).await;
@@ -215,7 +215,7 @@ async fn a_lost_lease_is_noticed() {
 async fn an_expired_lease_is_taken_over_and_a_living_one_is_not() {
     let server = server(&[]);
     let terms = Terms { duration: Duration::from_secs(3), grace: Duration::from_millis(500), skew: Duration::from_secs(3600) };
-    let site = Site::new(&server, 1, terms).await;
+    let site = Site::new(&server, 1, terms);
     let mut first = site.holder("a", None);
     assert_eq!(first.held().await, net("10.0.1.0/24"));
     let mut second = site.holder("b", None);
@@ -236,7 +236,7 @@ async fn an_expired_lease_is_taken_over_and_a_living_one_is_not() {
 async fn a_lease_that_cannot_be_renewed_lapses_and_comes_back() {
     let server = server(&[]);
     let terms = Terms { duration: Duration::from_secs(3), grace: Duration::from_secs(1), skew: Duration::from_secs(3600) };
-    let site = Site::new(&server, 1, terms).await;
+    let site = Site::new(&server, 1, terms);
     let mut holder = site.holder("a", None);
     holder.held().await;
     server.deny("patch", "leases");
@@ -248,7 +248,7 @@ async fn a_lease_that_cannot_be_renewed_lapses_and_comes_back() {
 #[tokio::test]
 async fn a_reservation_is_for_one_and_stays_one() {
     let server = server(&[]);
-    let site = Site::new(&server, 1, Terms::of(Terms::DURATION)).await;
+    let site = Site::new(&server, 1, Terms::of(Terms::DURATION));
     let labels = json!({"app.kubernetes.io/managed-by": "sepal", "sepal.dev/network": "pods"});
     server
         .put(json!({
@@ -275,7 +275,7 @@ async fn a_reservation_is_for_one_and_stays_one() {
 #[tokio::test]
 async fn a_lease_without_labels_is_in_the_way() {
     let server = server(&[]);
-    let site = Site::new(&server, 1, Terms::of(Terms::DURATION)).await;
+    let site = Site::new(&server, 1, Terms::of(Terms::DURATION));
     let metadata = json!({"name": "sepal-10-0-1-0-24", "namespace": "kube-system"});
     server.put(json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})).expect("a Lease");
     let mut holder = site.holder("a", None);
@@ -286,7 +286,7 @@ async fn a_lease_without_labels_is_in_the_way() {
 #[tokio::test]
 async fn leased_subnets_are_shown_on_a_node_that_has_none() {
     let server = server(&["a"]);
-    let client = client(&server).await;
+    let client = client(&server);
     let (writes, writing) = NodeWrites::new(&client, "a", &Events::none());
     tokio::spawn(writing);
     let registered = |pod_cidrs| Registered { name: "a".into(), uid: "uid-a".into(), pod_cidrs, addresses: Vec::new() };
@@ -315,7 +315,7 @@ async fn next(nodes: &mut BoxStream<'static, NodeUpdate>) -> NodeUpdate {
 #[tokio::test]
 async fn nodes_are_followed_whatever_the_server_does() {
     let server = server(&["a", "b"]);
-    let mut nodes = Watches::new(&client(&server).await).nodes(&Prefix::default());
+    let mut nodes = Watches::new(&client(&server)).nodes(&Prefix::default());
     let mut told = BTreeSet::new();
     loop {
         match next(&mut nodes).await {
@@ -361,7 +361,7 @@ async fn nodes_are_followed_whatever_the_server_does() {
 #[tokio::test]
 async fn a_node_is_written_to_until_it_is_written() {
     let server = server(&["a"]);
-    let client = client(&server).await;
+    let client = client(&server);
     let (events, told) = Events::channel();
     tokio::spawn(events::send(client.clone(), "a".into(), "a".into(), told));
     let (writes, writing) = NodeWrites::new(&client, "a", &events);
@@ -409,7 +409,7 @@ async fn a_node_is_written_to_until_it_is_written() {
 #[tokio::test]
 async fn the_nodes_name_is_asked_of_the_pod() {
     let server = server(&[]);
-    let client = client(&server).await;
+    let client = client(&server);
     let variables = |name: &str| match name {
         "POD_NAME" => Some("kube-flannel-ds-abcde".to_owned()),
         "POD_NAMESPACE" => Some("kube-flannel".to_owned()),

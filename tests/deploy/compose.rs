@@ -102,7 +102,7 @@ async fn patched(object: &Value, patch: &Value) -> Value {
     };
     let server = ApiServer::start().expect("it serves");
     server.load(vec![object.clone()]).expect("an object");
-    let client = Connection { kubeconfig: None, master: Some(server.url()) }.client().await.expect("a client");
+    let client = Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client");
     let api: Api<DynamicObject> = Api::namespaced_with(client, NOWHERE, &resource);
     let name = object["metadata"]["name"].as_str().expect("a name");
     let answer = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.expect("it is patched");

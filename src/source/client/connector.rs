@@ -18,9 +18,10 @@ use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tower::{Service, service_fn};
+use tower::{BoxError, Service, service_fn};
 
 use super::super::outage::causes;
+use super::error::RequestError;
 use super::server_url::{Url, host_of};
 
 /// How long all addresses of a name together may take to answer.
@@ -35,11 +36,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes that are not acknowledged for this long close a connection (`TCP_USER_TIMEOUT`, RFC 5482).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(40);
-
-/// A connection that could not be opened: where to, and why.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct ConnectError(String);
 
 /// How to open connections to one server.
 #[derive(Clone)]
@@ -108,30 +104,30 @@ impl Connector {
         if self.tls.is_some() { None } else { self.proxy.as_ref().and_then(proxy_authorization) }
     }
 
-    async fn connect(self, server: Uri) -> Result<Io, ConnectError> {
+    async fn connect(self, server: Uri) -> Result<Io, RequestError> {
         let address = address(&server);
-        let late = |_| ConnectError(format!("{address} was not reached within {} s", ALL.as_secs()));
+        let late = |_| RequestError::new(format!("{address} was not reached within {} s", ALL.as_secs()));
         timeout(ALL, self.connect_now(&server, &address)).await.map_err(late)?
     }
 
-    async fn connect_now(self, server: &Uri, address: &str) -> Result<Io, ConnectError> {
+    async fn connect_now(self, server: &Uri, address: &str) -> Result<Io, RequestError> {
         let (stream, forwards) = self.transport(server, address).await?;
         let Some(tls) = self.tls else { return Ok(Io::new(stream, false, forwards, self.open)) };
         let name = self.server_name.as_deref().unwrap_or_else(|| host_of(server));
         let (stream, is_shared) =
-            encrypt(tls, name, stream).await.map_err(|why| ConnectError(format!("TLS with {address} failed: {why}")))?;
+            encrypt(tls, name, stream).await.map_err(|why| RequestError::new(format!("TLS with {address} failed: {why}")))?;
         Ok(Io::new(stream, is_shared, false, self.open))
     }
 
     /// A connection on which TLS, or the first request, can begin; and whether a proxy reads that request.
-    async fn transport(&self, server: &Uri, address: &str) -> Result<(Stream, bool), ConnectError> {
+    async fn transport(&self, server: &Uri, address: &str) -> Result<(Stream, bool), RequestError> {
         let mut tcp = self.tcp.clone();
         let Some(proxy) = &self.proxy else {
             let stream = tcp.call(server.clone()).await;
-            let refused = |error| ConnectError(format!("cannot connect to {address}: {}", cause(&error)));
+            let refused = |error| RequestError::caused(&format!("cannot connect to {address}"), &error);
             return Ok((Box::new(stream.map_err(refused)?), false));
         };
-        let refused = |why: String| ConnectError(format!("cannot connect to {address} through the proxy {proxy}: {why}"));
+        let before = format!("cannot connect to {address} through the proxy {proxy}");
         let scheme = proxy.uri.scheme_str().unwrap_or_default();
         if scheme.starts_with("socks") {
             let mut socks = SocksV5::new(with_port(&proxy.uri, 1080), tcp);
@@ -139,37 +135,37 @@ impl Connector {
                 socks = socks.with_auth(user.user.clone(), user.password.clone());
             }
             let stream = socks.call(with_port(server, default_port(server))).await;
-            return Ok((Box::new(stream.map_err(|error| refused(cause(&error)))?), false));
+            return Ok((Box::new(stream.map_err(|error| RequestError::caused(&before, &error))?), false));
         }
         let proxy_tls = self.proxy_tls.clone().filter(|_| scheme == "https");
         let mut to_proxy = service_fn(move |uri: Uri| {
             let (connecting, tls) = (tcp.call(uri.clone()), proxy_tls.clone());
             async move {
-                let stream: Stream = Box::new(connecting.await.map_err(|error| cause(&error))?);
+                let stream: Stream = Box::new(connecting.await?);
                 match tls {
                     Some(tls) => Ok(encrypt(tls, host_of(&uri), stream).await?.0),
-                    None => Ok::<_, String>(stream),
+                    None => Ok::<_, BoxError>(stream),
                 }
             }
         });
         if self.tls.is_none() {
-            return Ok((to_proxy.call(proxy.uri.clone()).await.map_err(refused)?, true));
+            return Ok((to_proxy.call(proxy.uri.clone()).await.map_err(|error| RequestError::caused(&before, &*error))?, true));
         }
         let mut tunnel = Tunnel::new(proxy.uri.clone(), to_proxy);
         if let Some(authorization) = proxy_authorization(proxy) {
             tunnel = tunnel.with_auth(authorization);
         }
         let stream = tunnel.call(server.clone()).await;
-        Ok((stream.map_err(|error| refused(cause(&error)))?, false))
+        Ok((stream.map_err(|error| RequestError::caused(&before, &error))?, false))
     }
 }
 
 impl Service<Uri> for Connector {
     type Response = Io;
-    type Error = ConnectError;
-    type Future = BoxFuture<'static, Result<Io, ConnectError>>;
+    type Error = RequestError;
+    type Future = BoxFuture<'static, Result<Io, RequestError>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RequestError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -188,24 +184,32 @@ type Stream = Box<dyn Bytes>;
 /// TLS on a stream; and whether HTTP/2 was agreed on.
 async fn encrypt(tls: Arc<ClientConfig>, name: &str, stream: Stream) -> Result<(Stream, bool), String> {
     let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is not a name that a certificate can hold"))?;
-    let stream = TlsConnector::from(tls).connect(name, TokioIo::new(stream)).await.map_err(|error| causes(&error))?;
+    let stream = TlsConnector::from(tls).connect(name, TokioIo::new(stream)).await.map_err(|error| tls_problem(&error))?;
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok((Box::new(TokioIo::new(stream)), is_h2))
+}
+
+/// Why a handshake failed, with the cure where the certificate is at fault.
+fn tls_problem(error: &std::io::Error) -> String {
+    use rustls::CertificateError as Bad;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let cure = match inner {
+        Some(rustls::Error::InvalidCertificate(Bad::UnknownIssuer)) => "is the certificate authority of the configuration the server's?",
+        Some(rustls::Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
+            "use a name of the certificate, or set tls-server-name"
+        }
+        Some(rustls::Error::InvalidCertificate(
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
+        )) => "renew the server's certificate, or set the clock of this node",
+        _ => return causes(error),
+    };
+    format!("{}; {cure}", causes(error))
 }
 
 fn proxy_authorization(proxy: &Url) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(proxy.user.as_ref()?.basic()).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-/// The innermost cause: outer errors of connectors only say that connecting failed.
-fn cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 fn default_port(uri: &Uri) -> u16 {

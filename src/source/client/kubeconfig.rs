@@ -204,7 +204,7 @@ pub(super) struct Selected {
 /// Reads one file.
 pub(super) fn read(path: &Path) -> Result<Selected, KubeconfigError> {
     let file = read_file(path)?;
-    select(file, path.display().to_string())
+    select(file, &path.display().to_string())
 }
 
 /// Reads the files of `$KUBECONFIG`. Files that do not exist are passed over; `None` if none exists. Of a name that two files hold, the
@@ -227,7 +227,7 @@ pub(super) fn read_all(paths: &[PathBuf]) -> Result<Option<Selected>, Kubeconfig
             Err(error) => return Err(error),
         }
     }
-    if read.is_empty() { Ok(None) } else { select(merged, read.join(":")).map(Some) }
+    if read.is_empty() { Ok(None) } else { select(merged, &read.join(":")).map(Some) }
 }
 
 fn read_file(path: &Path) -> Result<File, KubeconfigError> {
@@ -285,15 +285,15 @@ fn type_problem(error: &serde_json::Error) -> String {
     }
 }
 
-fn select(file: File, path: String) -> Result<Selected, KubeconfigError> {
-    let unusable = |problem: String| KubeconfigError::Unusable { path: path.clone(), problem };
+fn select(file: File, path: &str) -> Result<Selected, KubeconfigError> {
+    let unusable = |problem: String| KubeconfigError::Unusable { path: path.to_owned(), problem };
     let mut context = Context::default();
     if !file.current_context.is_empty() {
         let found = file.contexts.into_iter().find(|context| context.name == file.current_context);
         context =
             found.ok_or_else(|| unusable(format!("the current context {:?} is not among its contexts", file.current_context)))?.context;
     }
-    let mut selected = Selected { path: path.clone(), ..Selected::default() };
+    let mut selected = Selected { path: path.to_owned(), ..Selected::default() };
     if !context.cluster.is_empty() {
         let found = file.clusters.into_iter().find(|cluster| cluster.name == context.cluster);
         selected.cluster = found.ok_or_else(|| unusable(format!("cluster {:?} does not exist", context.cluster)))?.cluster;
@@ -307,6 +307,9 @@ fn select(file: File, path: String) -> Result<Selected, KubeconfigError> {
         problems => Err(unusable(problems.join("; "))),
     }
 }
+
+/// The versions in which a credential plugin and its caller talk to each other.
+const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 
 /// What client-go refuses in a cluster and a user (`validateClusterInfo`, `validateAuthInfo`). A missing server is not among it: the
 /// command line may name one.
@@ -337,7 +340,7 @@ fn problems(context: &Context, Selected { cluster, user, .. }: &Selected) -> Vec
     let has_key = !user.client_key.is_empty() || !user.client_key_data.is_empty();
     unless(!has_certificate || has_key, format!("{of_user} has a client certificate without client-key or client-key-data"));
     let has_password = !user.username.is_empty() || !user.password.is_empty();
-    unless(!(has_password && !user.token.is_empty()), format!("{of_user} has a token and a user name; remove one"));
+    unless(!has_password || user.token.is_empty(), format!("{of_user} has a token and a user name; remove one"));
     let impersonates_more = !user.impersonate_uid.is_empty() || !user.impersonate_groups.is_empty() || !user.impersonate_extra.is_empty();
     unless(!impersonates_more || !user.impersonate.is_empty(), format!("{of_user} has as-uid, as-groups or as-user-extra without as"));
     if let Some(provider) = user.auth_provider.as_ref().filter(|provider| !provider.is_null()) {
@@ -346,7 +349,6 @@ fn problems(context: &Context, Selected { cluster, user, .. }: &Selected) -> Vec
     }
     if let Some(exec) = &user.exec {
         unless(!exec.command.is_empty(), format!("the exec plugin of {of_user} has no command"));
-        const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
         unless(
             VERSIONS.contains(&exec.api_version.as_str()),
             format!("the exec plugin of {of_user} has the apiVersion {:?}; {} are known", exec.api_version, VERSIONS.join(" and ")),
@@ -375,7 +377,7 @@ mod tests {
 
     fn selected(text: &str) -> Result<Selected, String> {
         let file = parse(text.as_bytes())?;
-        select(file, "f".into()).map_err(|error| error.to_string())
+        select(file, "f").map_err(|error| error.to_string())
     }
 
     fn with(cluster: &str, user: &str) -> Result<Selected, String> {

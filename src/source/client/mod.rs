@@ -4,6 +4,7 @@
 mod connections;
 mod connector;
 mod credentials;
+mod error;
 mod exec_plugin;
 mod kubeconfig;
 mod proxy;

@@ -19,10 +19,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, Service, ServiceExt};
 use tower_http::decompression::{Decompression, DecompressionBody};
 
-use super::super::outage::causes;
 use super::connections::{Closed, ClosedBody, Connections};
-use super::connector::{ConnectError, Connector, OpenConnections};
+use super::connector::{Connector, OpenConnections};
 use super::credentials::Loaded;
+use super::error::RequestError;
 use super::exec_plugin::PluginCredentials;
 use super::resolve::{ConnectionError, Server};
 use super::server_url::Url;
@@ -46,11 +46,6 @@ const KNOWN_AFTER: Duration = Duration::from_millis(50);
 
 type Http = HttpClient<Connector, Body>;
 type AnswerBody = ClosedBody<DecompressionBody<Incoming>>;
-
-/// A request that has no answer: why, in one sentence.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct RequestError(String);
 
 /// Requests to one server.
 #[derive(Clone)]
@@ -131,7 +126,7 @@ impl Shared {
         let answer = self.in_turn(&open, http.ready().await?.call(request));
         let answer = tokio::select! {
             biased;
-            answer = timeout(ANSWER, answer) => answer.map_err(|_| RequestError(format!("no answer within {} s", ANSWER.as_secs())))?,
+            answer = timeout(ANSWER, answer) => answer.map_err(|_| RequestError::new(format!("no answer within {} s", ANSWER.as_secs())))?,
             closed = &mut ends => return Err(closed.into()),
         };
         let answer = answer.map_err(|error| plain(&error))?;
@@ -301,13 +296,12 @@ fn below(server: &Uri, request: &Uri) -> Result<Uri, http::Error> {
 fn plain(error: &HttpError) -> RequestError {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = next {
-        if cause.is::<ConnectError>() {
-            return RequestError(cause.to_string());
+        if let Some(found) = cause.downcast_ref::<RequestError>() {
+            return found.copy();
         }
         next = cause.source();
     }
-    let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), |source| causes(source));
-    RequestError(format!("the connection to the API server broke: {cause}"))
+    RequestError::caused("the connection to the API server broke", error)
 }
 
 #[cfg(test)]
