@@ -7,43 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::failure::Failure;
 use crate::refusal::{Refusal, USER};
 use crate::resource::Resource;
-
-/// Requests that are to fail.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    count: u32,
-    time: Duration,
-    code: u16,
-    path: String,
-}
-
-impl Failure {
-    /// The next requests fail with a status code; one that is no error becomes 500.
-    #[must_use]
-    pub fn next(count: u32, code: u16) -> Self {
-        let code = if (400..600).contains(&code) { code } else { 500 };
-        Self { count, time: Duration::ZERO, code, path: String::new() }
-    }
-
-    /// Every request fails for a time.
-    #[must_use]
-    pub fn during(time: Duration, code: u16) -> Self {
-        Self::next(0, code).for_time(time)
-    }
-
-    pub(crate) fn for_time(self, time: Duration) -> Self {
-        Self { time, ..self }
-    }
-
-    /// Only requests whose path and query contain a text.
-    #[must_use]
-    pub fn at(mut self, path: &str) -> Self {
-        path.clone_into(&mut self.path);
-        self
-    }
-}
 
 /// The faults of a server.
 #[derive(Debug)]
@@ -54,7 +20,8 @@ pub(crate) struct Faults {
 
 #[derive(Debug, Default)]
 struct Ordered {
-    failure: Option<(Failure, Instant)>,
+    /// Each with the time when it ends.
+    failures: Vec<(Failure, Instant)>,
     delay: Duration,
     /// Verb and resource, the latter as `nodes/status`.
     denied: BTreeSet<(String, String)>,
@@ -75,7 +42,16 @@ impl Faults {
 
     pub(crate) fn fail(&self, failure: Failure) {
         let until = later(failure.time);
-        self.ordered().failure = Some((failure, until));
+        self.ordered().failures = vec![(failure, until)];
+    }
+
+    pub(crate) fn fail_also(&self, failure: Failure) {
+        let until = later(failure.time);
+        self.ordered().failures.push((failure, until));
+    }
+
+    pub(crate) fn stop_failing(&self) {
+        self.ordered().failures.clear();
     }
 
     pub(crate) fn delay(&self, time: Duration) {
@@ -107,15 +83,14 @@ impl Faults {
         }
     }
 
-    /// The failure of a request, if it is to fail.
-    pub(crate) fn failure(&self, path: &str) -> Option<Refusal> {
+    /// The failure of a request, if it is to fail: the first that fits.
+    pub(crate) fn failure(&self, path: &str, is_watch: bool, is_streaming: bool) -> Option<Failure> {
+        let now = Instant::now();
         let mut ordered = self.ordered();
-        let (failure, until) = ordered.failure.as_mut()?;
-        if (failure.count == 0 && *until <= Instant::now()) || !path.contains(&failure.path) {
-            return None;
-        }
+        let mut ongoing = ordered.failures.iter_mut().filter(|(failure, until)| failure.count > 0 || *until > now);
+        let (failure, _) = ongoing.find(|(failure, _)| failure.fits(path, is_watch, is_streaming))?;
         failure.count = failure.count.saturating_sub(1);
-        Some(Refusal::ordered(failure.code))
+        Some(failure.clone())
     }
 
     /// True if a verb is denied; `what` is the plural, with the subresource if there is one.

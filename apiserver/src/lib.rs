@@ -19,7 +19,8 @@
 //! | `POST compact` | forgets the history |
 //! | `POST new-history?by=N` | forgets it, breaks the watches and goes on N versions later |
 //! | `POST pause?seconds=N` | answers nothing for a time |
-//! | `POST fail?n=N&seconds=S&code=C&path=TEXT` | fails the next requests, or all for a time |
+//! | `POST fail?n=N&seconds=S&code=C&path=TEXT` | fails the next requests, or all for a time. `only` is `watches` or `streaming`; `form` is `text`, `event`, `too-large`, `silent`, `closed`, `ended` or `without-bookmark`; `message` and `retry-after` go into the answer; `also=1` keeps the failures before |
+//! | `POST stop-failing` | ends all failures |
 //! | `POST delay?ms=N` | lets every request wait |
 //! | `POST deny?verb=V&resource=R` | refuses a verb; `*` stands for any. `POST allow-all` ends it |
 //! | `GET requests`, `POST requests?reset=1` | counters such as `list services` |
@@ -31,6 +32,7 @@ mod background;
 mod certificates;
 mod connections;
 mod defaults;
+mod failure;
 mod faults;
 mod http;
 mod journal;
@@ -49,7 +51,7 @@ mod write;
 
 pub use certificates::{Authority, CertificateRequest, Identity, KeyType};
 pub use connections::{Connection, ConnectionCounts};
-pub use faults::Failure;
+pub use failure::Failure;
 pub use journal::{LogEntry, Sent};
 pub use kubeconfig::User;
 pub use options::Options;

@@ -93,7 +93,7 @@ impl Refusal {
         let mut refusal = Self::new(504, "Timeout", format!("Timeout: Too large resource version: {asked}, current: {current}"));
         refusal.details = map(json!({
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
-            "retryAfterSeconds": 1,
+            RETRY_AFTER: 1,
         }));
         refusal
     }
@@ -114,17 +114,36 @@ impl Refusal {
     }
 
     /// A failure that was ordered.
-    pub(crate) fn ordered(code: u16) -> Self {
+    pub(crate) fn ordered(code: u16, message: Option<&str>, retry_after: Option<u32>) -> Self {
         let reason = match code {
+            400 => "BadRequest",
             401 => "Unauthorized",
             403 => "Forbidden",
+            404 => "NotFound",
+            405 => "MethodNotAllowed",
+            406 => "NotAcceptable",
+            409 => "Conflict",
+            410 => "Expired",
+            413 => "RequestEntityTooLarge",
+            415 => "UnsupportedMediaType",
+            422 => "Invalid",
             429 => "TooManyRequests",
             500 => "InternalError",
             503 => "ServiceUnavailable",
             504 => "Timeout",
             _ => "Unknown",
         };
-        Self::new(code, reason, if code == 500 { "Internal error occurred: asked to fail" } else { "asked to fail" })
+        let usual = if code == 500 { "Internal error occurred: asked to fail" } else { "asked to fail" };
+        let mut refusal = Self::new(code, reason, message.unwrap_or(usual));
+        if let Some(seconds) = retry_after {
+            refusal.details.insert(RETRY_AFTER.into(), seconds.into());
+        }
+        refusal
+    }
+
+    /// How long the client is asked to wait, in seconds.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        self.details.get(RETRY_AFTER).and_then(Value::as_u64)
     }
 
     pub(crate) fn internal(why: &str) -> Self {
@@ -144,6 +163,8 @@ impl Refusal {
     }
 }
 
+/// In the details of a `Status`: how long a client is to wait.
+const RETRY_AFTER: &str = "retryAfterSeconds";
 /// The user of requests without credentials.
 pub(crate) const ANONYMOUS: &str = "system:anonymous";
 /// The user of all other requests.

@@ -12,7 +12,7 @@ use crate::access::Access;
 use crate::background::Background;
 use crate::certificates::{Authority, Identity};
 use crate::connections::{ConnectionCounts, Order};
-use crate::faults::Failure;
+use crate::failure::Failure;
 use crate::http::{self, Shared};
 use crate::journal::{LogEntry, Sent};
 use crate::kubeconfig::{self, User};
@@ -235,9 +235,19 @@ impl ApiServer {
         self.shared.faults.pause(time);
     }
 
-    /// Lets requests fail. It replaces the failure before.
+    /// Lets requests fail. It replaces all failures before.
     pub fn fail(&self, failure: Failure) {
         self.shared.faults.fail(failure);
+    }
+
+    /// Lets requests fail, besides those that do already. The first failure that fits a request counts.
+    pub fn fail_also(&self, failure: Failure) {
+        self.shared.faults.fail_also(failure);
+    }
+
+    /// Lets no request fail any more.
+    pub fn stop_failing(&self) {
+        self.shared.faults.stop_failing();
     }
 
     /// Lets every request, and every batch of watch events, wait.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Response;
 use serde_json::{Value, json};
 
-use crate::faults::Failure;
+use crate::failure::{Failure, Form};
 use crate::refusal::Refusal;
 use crate::resource::Resource;
 
@@ -34,7 +34,9 @@ pub(super) fn answer(shared: &Shared, hook: &str, query: &Query, body: &[u8]) ->
             shared.store().new_history(by);
         }
         "pause" => faults.pause(query.seconds("seconds")?.unwrap_or_default()),
+        "fail" if query.flag("also") => faults.fail_also(failure(query)?),
         "fail" => faults.fail(failure(query)?),
+        "stop-failing" => faults.stop_failing(),
         "delay" => faults.delay(Duration::from_millis(query.number("ms")?)),
         "deny" => match (query.text("verb"), query.text("resource")) {
             ("", _) | (_, "") => return Err(Refusal::bad_request("deny needs verb and resource")),
@@ -91,6 +93,33 @@ fn failure(query: &Query) -> Result<Failure, Refusal> {
     if !(400..600).contains(&code) {
         return Err(Refusal::bad_request(format!("{code} is no code of an error")));
     }
-    let failure = Failure::next(count, code as u16).at(query.text("path"));
-    Ok(failure.for_time(query.seconds("seconds")?.unwrap_or_default()))
+    let mut failure = Failure::next(count, code as u16).at(query.text("path")).form(form(query)?);
+    failure = failure.for_time(query.seconds("seconds")?.unwrap_or_default());
+    failure = match query.text("only") {
+        "" => failure,
+        "watches" => failure.watches(),
+        "streaming" => failure.streaming(),
+        other => return Err(Refusal::bad_request(format!("no requests are called {other}"))),
+    };
+    if let Some(message) = query.get("message") {
+        failure = failure.message(message);
+    }
+    if query.get("retry-after").is_some() {
+        failure = failure.retry_after(u32::try_from(query.number("retry-after")?).unwrap_or(u32::MAX));
+    }
+    Ok(failure)
+}
+
+fn form(query: &Query) -> Result<Form, Refusal> {
+    Ok(match query.text("form") {
+        "" => Form::Status,
+        "text" => Form::Text(query.text("message").to_owned()),
+        "event" => Form::Event,
+        "too-large" => Form::TooLarge,
+        "silent" => Form::Silence,
+        "closed" => Form::Close,
+        "ended" => Form::Ended,
+        "without-bookmark" => Form::NoBookmark,
+        other => return Err(Refusal::bad_request(format!("no form of failure is called {other}"))),
+    })
 }

@@ -3,6 +3,7 @@
 mod body;
 mod connection;
 mod discovery;
+mod failing;
 mod gzip;
 mod hooks;
 mod query;
@@ -15,7 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
@@ -34,6 +37,7 @@ pub(crate) use connection::accept;
 use body::Body;
 use query::Query;
 use route::{Call, Sort};
+use watch::Initial;
 
 /// The largest body a client may send.
 const CLIENT_LIMIT: usize = 4 * 1024 * 1024;
@@ -77,17 +81,22 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>, link: Arc<Link>
     let patched = body.as_ref().ok().filter(|_| head.method == Method::PATCH).map(|body| String::from_utf8_lossy(body).into_owned());
     shared.faults.hold().await;
     let admitted = shared.access.check(&link.chain, head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()));
-    let response = if let (Ok(_), Some(refusal)) = (&admitted, shared.faults.failure(&path)) {
-        shared.journal.count("failed");
-        refuse(&refusal)
-    } else {
-        let routed = admitted.and_then(|caller| route::route(&shared, &call(&head, caller, body?)));
-        routed.unwrap_or_else(|refusal| refuse(&refusal))
+    let called = admitted.and_then(|caller| Ok(call(&head, caller, body?)));
+    let failure = called.as_ref().ok().and_then(|call| shared.faults.failure(&path, call.is_watch(), call.is_streaming()));
+    let response = match failure {
+        Some(failure) => {
+            shared.journal.count("failed");
+            failing::answer(&shared, &failure, called)
+        }
+        None => Some(called.and_then(|call| route::route(&shared, &call)).unwrap_or_else(|refusal| refuse(&refusal))),
     };
-    let mut entry = entry(&head, &link);
-    (entry.at, entry.path, entry.code, entry.patch) = (at, path, response.status().as_u16(), patched.unwrap_or_default());
+    let code = response.as_ref().map_or(0, |response| response.status().as_u16());
+    let entry = LogEntry { at, path, code, patch: patched.unwrap_or_default(), ..entry(&head, &link) };
     shared.journal.log(entry);
-    finish(&shared, &head, response)
+    match response {
+        Some(response) => finish(&shared, &head, response),
+        None => failing::close(&link).await,
+    }
 }
 
 /// Compresses an answer if the client takes that, and counts its bytes.
@@ -134,6 +143,7 @@ fn call(head: &Parts, caller: Caller, body: Bytes) -> Call<'_> {
         metadata_only: header(head, ACCEPT).contains("as=PartialObjectMetadata"),
         content_type: header(head, CONTENT_TYPE).split(';').next().unwrap_or_default().trim(),
         caller,
+        initial: Initial::Complete,
         body,
     }
 }
@@ -160,5 +170,9 @@ fn text(code: u16, text: &'static str) -> Response<Body> {
 }
 
 fn refuse(refusal: &Refusal) -> Response<Body> {
-    value(refusal.code(), &refusal.status())
+    let mut response = value(refusal.code(), &refusal.status());
+    if let Some(seconds) = refusal.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }

@@ -15,6 +15,7 @@ use crate::selector::Selector;
 use crate::write::{self, Target};
 
 use super::query::{Query, unescape};
+use super::watch::Initial;
 use super::{Body, Shared, discovery, json as bytes, read, review, text, value, watch};
 
 /// The sort of a request as it is counted: `list services`. Kept with the answer.
@@ -31,6 +32,8 @@ pub(super) struct Call<'a> {
     pub(super) metadata_only: bool,
     pub(super) content_type: &'a str,
     pub(super) caller: Caller,
+    /// How the initial events of a watch end.
+    pub(super) initial: Initial,
     pub(super) body: Bytes,
 }
 
@@ -38,6 +41,16 @@ impl Call<'_> {
     /// An entry in the form the client wants.
     pub(super) fn form(&self, entry: &Entry) -> Bytes {
         if self.metadata_only { entry.metadata_only() } else { entry.full() }
+    }
+
+    /// True if it is a watch.
+    pub(super) fn is_watch(&self) -> bool {
+        self.query.flag("watch")
+    }
+
+    /// True if it is a watch that starts with everything there is: a streaming list.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.is_watch() && self.query.flag("sendInitialEvents")
     }
 
     /// What the client selects.
@@ -77,7 +90,7 @@ pub(super) fn route(shared: &Arc<Shared>, call: &Call<'_>) -> Result<Response<Bo
     };
     let rest: Vec<_> = rest.iter().map(|part| unescape(part)).collect();
     let mut rest: Vec<_> = rest.iter().map(String::as_str).collect();
-    let mut watches = call.query.flag("watch");
+    let mut watches = call.is_watch();
     if rest.first() == Some(&"watch") {
         rest.remove(0);
         watches = true;

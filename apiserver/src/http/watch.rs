@@ -30,6 +30,17 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 type Pieces = mpsc::Sender<io::Result<Bytes>>;
 
+/// How the initial events of a watch end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Initial {
+    /// With a bookmark that says so, if the client asked for it.
+    Complete,
+    /// Without it, although the watch goes on.
+    WithoutBookmark,
+    /// With the end of the watch.
+    Ended,
+}
+
 /// What a watch is about.
 struct Watch {
     resource: Resource,
@@ -38,6 +49,7 @@ struct Watch {
     selector: Selector,
     metadata_only: bool,
     bookmarks: bool,
+    initial: Initial,
     ends: Instant,
 }
 
@@ -64,6 +76,7 @@ pub(super) fn start(shared: &Arc<Shared>, call: &Call<'_>, place: &Place<'_>) ->
         selector,
         metadata_only: call.metadata_only,
         bookmarks: call.query.flag("allowWatchBookmarks"),
+        initial: call.initial,
         ends: Instant::now() + time.min(LONGEST),
     };
     // One piece waits for the client; a client that does not read holds nothing else.
@@ -112,7 +125,10 @@ impl Watch {
         let Start { mut cursor, entries, complete } = start;
         send_lines(pieces, entries.iter().map(|entry| self.line("ADDED", entry))).await?;
         drop(entries);
-        if let Some(version) = complete {
+        if self.initial == Initial::Ended {
+            return Ok(());
+        }
+        if let Some(version) = complete.filter(|_| self.initial == Initial::Complete) {
             send(pieces, self.bookmark(version, true)).await?;
         }
         let mut next_bookmark = Instant::now() + stamp::between(20, 40);
@@ -216,7 +232,7 @@ async fn send_lines(pieces: &Pieces, lines: impl Iterator<Item = Vec<u8>>) -> Re
     if piece.is_empty() { Ok(()) } else { send(pieces, piece.into()).await }
 }
 
-fn error_line(refusal: &Refusal) -> Bytes {
+pub(super) fn error_line(refusal: &Refusal) -> Bytes {
     line("ERROR", refusal.status().to_string().as_bytes()).into()
 }
 

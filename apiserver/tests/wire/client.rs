@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 pub(crate) struct Answer {
     pub(crate) code: u16,
     pub(crate) content_type: String,
+    pub(crate) retry_after: Option<String>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -39,9 +40,9 @@ impl Answer {
 /// One request on a connection of its own, with its headers written as they are given.
 pub(crate) fn request(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
     let mut stream = send(at, method, path, headers, body);
-    let (code, content_type, length) = read_head(&mut stream);
+    let head = read_head(&mut stream);
     let mut body = Vec::new();
-    match length {
+    match head.length {
         Some(length) if method != "HEAD" => {
             body.resize(length, 0);
             stream.read_exact(&mut body).unwrap();
@@ -53,7 +54,7 @@ pub(crate) fn request(at: SocketAddr, method: &str, path: &str, headers: &str, b
             }
         }
     }
-    Answer { code, content_type, body }
+    Answer { code: head.code, content_type: head.content_type, retry_after: head.retry_after, body }
 }
 
 fn send(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> BufReader<TcpStream> {
@@ -65,22 +66,31 @@ fn send(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) ->
     BufReader::new(stream)
 }
 
-/// Code, content type, and length if there is one.
-fn read_head(stream: &mut BufReader<TcpStream>) -> (u16, String, Option<usize>) {
-    let (mut code, mut content_type, mut length) = (0, String::new(), None);
+/// What matters of the head of an answer. Without any answer the code is 0.
+#[derive(Default)]
+struct Head {
+    code: u16,
+    content_type: String,
+    retry_after: Option<String>,
+    length: Option<usize>,
+}
+
+fn read_head(stream: &mut BufReader<TcpStream>) -> Head {
+    let mut head = Head::default();
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).unwrap();
         let line = line.trim_end();
         if line.is_empty() {
-            return (code, content_type, length);
+            return head;
         }
         if let Some(status) = line.strip_prefix("HTTP/1.1 ") {
-            code = status[..3].parse().unwrap();
+            head.code = status[..3].parse().unwrap();
         } else if let Some((name, value)) = line.split_once(": ") {
             match name.to_ascii_lowercase().as_str() {
-                "content-type" => value.clone_into(&mut content_type),
-                "content-length" => length = Some(value.parse().unwrap()),
+                "content-type" => value.clone_into(&mut head.content_type),
+                "retry-after" => head.retry_after = Some(value.to_owned()),
+                "content-length" => head.length = Some(value.parse().unwrap()),
                 _ => {}
             }
         }
@@ -132,11 +142,16 @@ pub(crate) trait Requests {
         request(self.at(), method, path, &format!("Content-Type: {content_type}\r\n"), body.to_string().as_bytes())
     }
 
+    /// True if the connection ends before an answer.
+    fn is_closed_by(&self, path: &str) -> bool {
+        read_head(&mut send(self.at(), "GET", path, "", b"")).code == 0
+    }
+
     /// Opens a watch; its first line is read when it is asked for.
     fn watch(&self, path: &str) -> Watch {
         let mut stream = send(self.at(), "GET", path, "", b"");
-        let (code, _, length) = read_head(&mut stream);
-        assert_eq!((code, length), (200, None));
+        let head = read_head(&mut stream);
+        assert_eq!((head.code, head.length), (200, None));
         Watch { stream, rest: Vec::new() }
     }
 }

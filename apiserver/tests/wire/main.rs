@@ -8,6 +8,7 @@ mod handle;
 mod patches;
 mod reads;
 mod refusals;
+mod refused_streams;
 mod secure;
 mod secure_client;
 mod watches;
