@@ -4,7 +4,8 @@
 //! bookmarks and initial events, 410 after compaction, patches and `Status` errors. Objects are not validated, only completed where
 //! clients rely on it; there is no admission. What goes wrong with real servers goes wrong here on demand.
 //!
-//! [`Options`] add TLS with HTTP/2, client certificates and bearer tokens; [`Authority`] makes the certificates.
+//! [`Options`] add TLS with HTTP/2, client certificates and bearer tokens; [`Authority`] makes the certificates. Between a client and the
+//! server there may be a [`Relay`], whose connections go silent or break, and a [`Proxy`].
 //!
 //! [`ApiServer`] runs a server on a thread of its own, for tests of any kind. The hooks under `/_test/` do the same for other
 //! processes.
@@ -40,7 +41,9 @@ mod kubeconfig;
 mod object;
 mod options;
 mod patch;
+mod proxy;
 mod refusal;
+mod relay;
 mod resource;
 mod selector;
 mod server;
@@ -55,6 +58,8 @@ pub use failure::Failure;
 pub use journal::{LogEntry, Sent};
 pub use kubeconfig::User;
 pub use options::Options;
+pub use proxy::{Proxy, ProxyRequest};
 pub use refusal::Refusal;
+pub use relay::{End, Relay};
 pub use server::ApiServer;
 pub use tls::ClientCertificate;

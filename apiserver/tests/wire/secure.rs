@@ -1,26 +1,14 @@
 //! TLS, HTTP/2, client certificates and tokens.
 
-use std::time::{Duration, Instant};
-
 use http_body_util::BodyExt as _;
 use sepal_apiserver::{ApiServer, Authority, CertificateRequest, Identity, KeyType, Options, User};
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::client::service;
-use crate::secure_client::{Client, Handshake};
+use crate::secure_client::{Client, Handshake, PATIENCE, until};
 
 const SERVICES: &str = "/api/v1/services";
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Waits until something is true.
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_true() {
-        assert!(start.elapsed() < PATIENCE, "still not so: {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
 
 fn unauthorized() -> serde_json::Value {
     json!({

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -19,8 +20,21 @@ use sepal_apiserver::{ApiServer, Authority, Identity};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+/// Nothing takes longer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something is true.
+pub(crate) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_true() {
+        assert!(start.elapsed() < PATIENCE, "still not so: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
 
 /// How a client shakes hands.
 #[derive(Clone, Copy, Debug)]
