@@ -1,4 +1,4 @@
-//! Who may use the server: client certificates and bearer tokens.
+//! Authentication: client certificates and bearer tokens.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use rustls::pki_types::CertificateDer;
 use crate::refusal::Refusal;
 use crate::tls;
 
-/// What is accepted. If neither CAs nor tokens were ever given, every request is.
+/// The accepted credentials. Without CAs and tokens, every request is accepted.
 #[derive(Debug, Default)]
 pub(crate) struct Access(Mutex<Rules>);
 
@@ -17,7 +17,7 @@ pub(crate) struct Rules {
     /// CAs that sign client certificates.
     pub(crate) authorities: Option<Vec<CertificateDer<'static>>>,
     pub(crate) tokens: Option<BTreeSet<String>>,
-    /// Requests without credentials are those of a user without permissions. Otherwise they are unauthorized.
+    /// Requests without credentials belong to an anonymous user, who has no permissions. Otherwise they are refused with 401.
     pub(crate) anonymous: bool,
 }
 
@@ -37,7 +37,7 @@ impl Access {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks the credentials of a request: one that is good is enough.
+    /// Checks the credentials of a request. One valid credential is enough.
     pub(crate) fn check(&self, chain: &[CertificateDer<'_>], authorization: Option<&str>) -> Result<Caller, Refusal> {
         let rules = self.rules();
         if rules.authorities.is_none() && rules.tokens.is_none() {

@@ -160,7 +160,7 @@ impl CertificateRequest {
             group: String::new(),
             usage,
             key: KeyType::default(),
-            not_before: now - HOUR,
+            not_before: now.saturating_sub(HOUR),
             not_after: now + YEAR,
             is_ca: false,
             version1: false,
@@ -196,7 +196,7 @@ impl CertificateRequest {
     #[must_use]
     pub fn expired(self) -> Self {
         let now = wall_clock();
-        Self { not_before: now - YEAR, not_after: now - HOUR, ..self }
+        Self { not_before: now.saturating_sub(YEAR), not_after: now.saturating_sub(HOUR), ..self }
     }
 
     /// It becomes valid in an hour.
@@ -333,7 +333,7 @@ fn authority_parameters(name: &str) -> io::Result<CertificateParams> {
     parameters.distinguished_name = distinguished;
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    parameters.not_before = date(wall_clock() - HOUR)?;
+    parameters.not_before = date(wall_clock().saturating_sub(HOUR))?;
     parameters.not_after = date(wall_clock() + 10 * YEAR)?;
     Ok(parameters)
 }

@@ -1,4 +1,4 @@
-//! The connections of a server: what is known of each, how many there are, and what all of them are ordered to do.
+//! The connections of a server: their properties, their number, and orders to all of them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ pub struct Connection {
     pub client: Option<ClientCertificate>,
 }
 
-/// How many connections there were, and are.
+/// Counts of connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionCounts {
     /// Accepted since the server started.
@@ -35,12 +35,12 @@ pub struct ConnectionCounts {
     pub failed_handshakes: Vec<String>,
 }
 
-/// What every open connection is ordered to do.
+/// An order to every open connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Order {
     #[default]
     Nothing,
-    /// To end when what was asked is answered.
+    /// To end after the pending requests are answered.
     GoAway,
     /// To break.
     Drop,

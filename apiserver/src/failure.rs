@@ -61,7 +61,7 @@ impl Failure {
         Self::next(0, code).for_time(time)
     }
 
-    /// Every request fails until the server is told otherwise.
+    /// Every request fails, until the failure is replaced or stopped.
     #[must_use]
     pub fn always(code: u16) -> Self {
         Self::during(Duration::MAX, code)
@@ -103,7 +103,7 @@ impl Failure {
         Self { message: Some(message.to_owned()), ..self }
     }
 
-    /// Clients are asked to wait: in the header `Retry-After`, and in the `Status`.
+    /// The answer asks clients to wait: in the header `Retry-After`, and in the `Status`.
     #[must_use]
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }

@@ -9,7 +9,7 @@ use crate::certificates::Identity;
 #[derive(Clone, Copy, Debug)]
 pub enum User<'a> {
     /// None.
-    Nobody,
+    Anonymous,
     /// A client certificate.
     Certificate(&'a Identity),
     /// A bearer token.
@@ -23,7 +23,7 @@ pub(crate) fn text(url: &str, authority_pem: &str, user: &User<'_>) -> String {
         pem => format!("    certificate-authority-data: {}\n", STANDARD.encode(pem)),
     };
     let user = match user {
-        User::Nobody => " {}".to_owned(),
+        User::Anonymous => " {}".to_owned(),
         User::Token(token) => format!("\n    token: {token:?}"),
         User::Certificate(identity) => format!(
             "\n    client-certificate-data: {}\n    client-key-data: {}",

@@ -7,7 +7,7 @@ use crate::access::{Access, Rules};
 use crate::certificates::{Authority, Identity, certificates};
 use crate::tls::{Protocols, Tls};
 
-/// How a server is started: over plain HTTP and open to everyone, unless told.
+/// How a server is started. By default it serves plain HTTP and accepts every request.
 #[derive(Debug)]
 pub struct Options {
     identity: Option<Identity>,
@@ -23,7 +23,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Serves over TLS, HTTP/2 or HTTP/1.1 as the client chooses.
+    /// Serves over TLS. The client chooses HTTP/2 or HTTP/1.1 by ALPN.
     #[must_use]
     pub fn tls(self, identity: &Identity) -> Self {
         Self { identity: Some(identity.clone()), ..self }
@@ -70,8 +70,8 @@ impl Options {
         self
     }
 
-    /// Requests without credentials are anonymous: they see `/version` and health, and 403 for the rest. This is how kubeadm sets up
-    /// its clusters.
+    /// Requests without credentials are anonymous: they may read `/version` and the health checks, the rest is refused with 403. kubeadm
+    /// sets up its clusters this way.
     #[must_use]
     pub fn anonymous(mut self) -> Self {
         self.rules.anonymous = true;

@@ -1,4 +1,4 @@
-//! A TCP relay between a client and a server, for connections that go wrong without a word.
+//! A TCP relay between a client and a server. On command its connections go silent, break or are slow.
 
 use std::future::pending;
 use std::io;
@@ -24,7 +24,7 @@ pub enum End {
     Server,
 }
 
-/// Takes connections and passes them on to a server, until it is told to do something else.
+/// Accepts connections and connects each of them to a server. It passes on the bytes of both directions, unless it is ordered otherwise.
 ///
 /// Silence is at the level of bytes: the kernel goes on to acknowledge what is sent into a silent connection, so it stays silent for HTTP/2
 /// pings and for answers, but not for TCP keepalive. To test that, drop packets in a network namespace.
@@ -93,7 +93,7 @@ impl Relay {
         self.address
     }
 
-    /// Passes nothing on any more in the connections there are, and closes none of them. New connections work.
+    /// Stops passing on bytes in the open connections, and closes none of them. New connections work.
     pub fn silence(&self) {
         let last = self.accepted();
         self.order(|orders| orders.silent = last);
@@ -109,29 +109,29 @@ impl Relay {
         self.order(|orders| (orders.silent, orders.silent_from_start) = (0, false));
     }
 
-    /// Breaks the connections there are, with RST.
+    /// Breaks the open connections, with RST.
     pub fn break_connections(&self) {
         let last = self.accepted();
         self.order(|orders| orders.broken = last);
     }
 
-    /// Sends FIN to one end of the connections there are; what it sends is still passed on.
+    /// Sends FIN to one end of the open connections. What this end sends is still passed on.
     pub fn half_close(&self, end: End) {
         let last = self.accepted();
         self.order(|orders| orders.half_closed[end as usize] = last);
     }
 
-    /// Refuses new connections, or takes them again. Those there are go on.
+    /// Refuses new connections, or accepts them again. Open connections are not changed.
     pub fn refuse(&self, refuses: bool) {
         self.order(|orders| orders.refuses = refuses);
     }
 
-    /// Holds back for a time whatever is passed on.
+    /// Delays all bytes by this time.
     pub fn delay(&self, time: Duration) {
         self.order(|orders| orders.delay = time);
     }
 
-    /// How many connections it has taken.
+    /// How many connections it has accepted.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.state.accepted.load(Ordering::SeqCst)
@@ -143,7 +143,7 @@ impl Relay {
         self.state.open.load(Ordering::SeqCst)
     }
 
-    /// How many connections their clients have closed, even if they are silent.
+    /// How many connections were closed by their client. Silent ones count, too.
     #[must_use]
     pub fn closed_by_client(&self) -> u64 {
         self.state.closed_by_client.load(Ordering::SeqCst)
@@ -179,7 +179,7 @@ async fn ordered(orders: &mut watch::Receiver<Orders>, is_ordered: impl FnMut(&O
     }
 }
 
-/// Takes connections for good. While they are refused, there is no listener.
+/// Accepts connections until the relay stops. While they are refused, there is no listener.
 async fn accept(mut listener: tokio::net::TcpListener, address: SocketAddr, shared: Arc<Shared>) {
     let mut orders = shared.orders.subscribe();
     loop {
@@ -246,7 +246,7 @@ async fn relay(mut client: TcpStream, shared: Arc<Shared>) {
         tokio::try_join!(there.pass(from_client, to_server), back.pass(from_server, to_client))
     };
     let is_whole = tokio::select! {
-        passed = passes => passed.is_ok(),
+        ended = passes => ended.is_ok(),
         _ = ordered(&mut breaks, |orders| number <= orders.broken) => false,
     };
     if !is_whole {

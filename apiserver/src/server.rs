@@ -124,7 +124,7 @@ impl ApiServer {
     /// Text of a kubeconfig that points here, without credentials.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
-        kubeconfig::text(&self.url(), "", &User::Nobody)
+        kubeconfig::text(&self.url(), "", &User::Anonymous)
     }
 
     /// Text of a kubeconfig that points here, with the CA that signed this server's certificate and with the credentials of a user.
@@ -245,7 +245,7 @@ impl ApiServer {
         self.shared.faults.fail_also(failure);
     }
 
-    /// Lets no request fail any more.
+    /// Ends all failures.
     pub fn stop_failing(&self) {
         self.shared.faults.stop_failing();
     }
@@ -265,7 +265,7 @@ impl ApiServer {
         self.shared.faults.allow_all();
     }
 
-    /// Replaces the certificate that new connections are shown.
+    /// Replaces the server certificate, for new connections.
     ///
     /// # Errors
     /// The key is of no use to a server, or the server speaks plain HTTP.
@@ -286,7 +286,7 @@ impl ApiServer {
         self.shared.access.rules().tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect());
     }
 
-    /// How many connections there were, and are.
+    /// Counts of connections.
     #[must_use]
     pub fn connections(&self) -> ConnectionCounts {
         self.shared.connections.counts()
@@ -297,7 +297,7 @@ impl ApiServer {
         self.shared.connections.order(Order::Drop);
     }
 
-    /// Asks clients to use other connections: GOAWAY in HTTP/2, `Connection: close` in HTTP/1.1. What was asked is still answered.
+    /// Asks clients to use other connections: GOAWAY in HTTP/2, `Connection: close` in HTTP/1.1. Pending requests are still answered.
     pub fn go_away(&self) {
         self.shared.connections.order(Order::GoAway);
     }

@@ -22,12 +22,12 @@ use super::{Shared, answer};
 /// Streams that a client may have open in one connection, as with a real API server.
 const STREAMS: u32 = 100;
 
-/// Takes connections for good.
+/// Accepts connections until the server stops.
 pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => drop(tokio::spawn(converse(stream, peer, shared.clone()))),
-            // Out of file descriptors, or the client is gone already: either passes.
+            // Out of file descriptors, or the client is gone already: the next attempt may work.
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }
@@ -46,7 +46,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     }
 }
 
-/// Shakes hands, then answers.
+/// Does the TLS handshake, then answers requests.
 async fn secure(stream: TcpStream, connection: Connection, shared: Arc<Shared>, tls: &Tls) {
     let mut orders = shared.connections.orders();
     let stream = tokio::select! {

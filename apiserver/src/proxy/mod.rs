@@ -17,7 +17,7 @@ use crate::background::Background;
 use crate::certificates::Identity;
 use crate::tls::{Protocols, Tls};
 
-/// A proxy. It reaches loopback addresses, and the targets that were routed to one.
+/// A proxy. It reaches loopback addresses, and the targets that a test maps to an address.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -57,7 +57,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     routes: BTreeMap<String, SocketAddr>,
-    /// `user:password`, if clients have to say it.
+    /// `user:password` that clients must send, if any.
     credentials: Option<String>,
     refuses: Option<u16>,
     requests: Vec<ProxyRequest>,
@@ -66,7 +66,7 @@ struct State {
 }
 
 impl Proxy {
-    /// An HTTP proxy at a free port of 127.0.0.1. It takes CONNECT, and requests with a whole `http://` URL.
+    /// An HTTP proxy at a free port of 127.0.0.1. It accepts CONNECT, and requests with a whole `http://` URL.
     ///
     /// # Errors
     /// The system has no port or no thread left.
@@ -124,7 +124,7 @@ impl Proxy {
         format!("{scheme}://{}", self.address)
     }
 
-    /// Leads a target, such as `192.0.2.11:6443` or `api.example:6443`, to an address.
+    /// Maps a target, such as `192.0.2.11:6443` or `api.example:6443`, to an address.
     pub fn route(&self, target: &str, to: SocketAddr) {
         self.shared.state().routes.insert(target.to_owned(), to);
     }
@@ -139,7 +139,7 @@ impl Proxy {
         self.shared.state().refuses = Some(code);
     }
 
-    /// Refuses nothing more.
+    /// Ends a refusal.
     pub fn allow(&self) {
         self.shared.state().refuses = None;
     }
@@ -175,7 +175,7 @@ impl Shared {
     }
 }
 
-/// Takes connections for good.
+/// Accepts connections until the proxy stops.
 async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
@@ -183,7 +183,7 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
                 // Without it bytes are late, and no worse.
                 let _ = stream.set_nodelay(true);
                 let shared = shared.clone();
-                // A client or a server that breaks off ends a connection and nothing else.
+                // An error ends this connection only.
                 tokio::spawn(async move { drop(serve(stream, &shared).await) });
             }
             Err(_) => sleep(Duration::from_millis(10)).await,

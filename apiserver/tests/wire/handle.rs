@@ -1,13 +1,14 @@
 //! The handle to a server, and the program.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 
-use sepal_apiserver::ApiServer;
+use sepal_apiserver::{ApiServer, Authority};
 use serde_json::{Value, json};
 
 use crate::client::{Line, Requests, names, request, service, shop};
+use crate::secure_client::Handshake;
 
 #[test]
 fn objects_are_put_and_removed() {
@@ -144,7 +145,12 @@ fn the_program_loads_and_listens() {
 fn the_program_says_why_it_does_not_start() {
     for (arguments, message) in [
         (&["--dance", "x"][..], "sepal-apiserver: unknown argument --dance"),
-        (&["--load"], "sepal-apiserver: --load: no value, or unknown"),
+        (&["--load"], "sepal-apiserver: --load has no value"),
+        (&["--tls-cert-file", "x"], "sepal-apiserver: --tls-cert-file and --tls-private-key-file go together"),
+        (&["--client-ca-file", "/nonexistent"], "sepal-apiserver: cannot read /nonexistent: No such file or directory (os error 2)"),
+        (&["--client-ca-file", "/dev/null"], "sepal-apiserver: cannot read /dev/null: there is no certificate"),
+        (&["--http", "3"], "sepal-apiserver: --http is both, 1 or 2, and not 3"),
+        (&["--anonymous", "maybe"], "sepal-apiserver: --anonymous is true or false, and not maybe"),
         (&["--load", "/nonexistent"], "sepal-apiserver: cannot load /nonexistent: No such file or directory (os error 2)"),
         (&["--listen", "nowhere"], "sepal-apiserver: cannot serve at nowhere: invalid socket address"),
     ] {
@@ -152,4 +158,43 @@ fn the_program_says_why_it_does_not_start() {
         assert_eq!(first_line(process.0.stderr.take().unwrap()), message);
         assert!(!process.0.wait().unwrap().success());
     }
+}
+
+#[test]
+fn the_program_lists_its_options() {
+    let mut process = program(&["--help"]);
+    let mut help = String::new();
+    process.0.stdout.take().unwrap().read_to_string(&mut help).unwrap();
+    assert!(process.0.wait().unwrap().success());
+    for option in
+        ["--listen", "--load", "--tls-cert-file", "--tls-private-key-file", "--client-ca-file", "--token", "--http", "--anonymous"]
+    {
+        assert!(help.contains(&format!("\n  {option} ")), "{option} is missing in {help}");
+    }
+}
+
+#[tokio::test]
+async fn the_program_serves_tls_and_asks_for_credentials() {
+    let folder = std::env::temp_dir().join(format!("sepal-apiserver-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let authority = Authority::new("ca").unwrap();
+    let (identity, client) = (authority.server(&["localhost"]).unwrap(), authority.client("a").unwrap());
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (ca, chain, key) = (write("ca", &authority.pem()), write("chain", &identity.chain_pem()), write("key", &identity.key_pem()));
+    let tls = ["--listen", "127.0.0.1:0", "--tls-cert-file", &chain, "--tls-private-key-file", &key, "--client-ca-file", &ca];
+    let mut process = program(&[&tls[..], &["--token", "one", "--token", "two", "--http", "2"]].concat());
+    let line = first_line(process.0.stdout.take().unwrap());
+    std::fs::remove_dir_all(&folder).unwrap();
+    let address = line.strip_prefix("listening ").unwrap().parse().unwrap();
+    let stranger = Handshake { trusted: Some(&authority), ..Handshake::default() };
+    let mut connection = stranger.connect(address).await.unwrap();
+    assert_eq!(connection.json("/version", &[]).await.0, 401);
+    assert_eq!(connection.json("/version", &[("authorization", "Bearer two")]).await.0, 200);
+    let mut known = Handshake { identity: Some(&client), ..stranger }.connect(address).await.unwrap();
+    assert_eq!(known.json("/version", &[]).await.0, 200);
+    assert!(Handshake { offers: &["http/1.1"], ..stranger }.connect(address).await.is_err());
 }

@@ -57,7 +57,7 @@ fn with_any_status_and_nothing_else_fails() {
 }
 
 #[test]
-fn for_one_resource_until_told_otherwise() {
+fn for_one_resource_until_it_is_stopped() {
     let server = shop();
     server.fail(Failure::always(404).streaming().at("/services"));
     server.fail_also(Failure::next(1, 403).streaming().at("/nodes"));
