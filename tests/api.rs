@@ -6,8 +6,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sepal_apiserver::{ApiServer, Failure, LogEntry};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, http};
+use sepal_apiserver::{ApiServer, Authority, Failure, LogEntry, Options, User};
+use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, eventually_within, http};
 use serde_json::{Value, json};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
@@ -24,8 +24,27 @@ impl Lab {
     fn new(variant: &'static str, cluster: Cluster) -> Self {
         let node = Netns::new();
         let server = serve(&node, "127.0.0.1:0", cluster.objects().collect());
+        let kubeconfig = server.kubeconfig();
+        Self::of(node, server, &kubeconfig, variant)
+    }
+
+    /// The same with TLS.
+    fn secure(variant: &'static str, cluster: Cluster, options: impl FnOnce(Options) -> Options) -> Self {
+        let node = Netns::new();
+        let authority = Authority::new("ca").expect("a CA");
+        let options = options(Options::default().tls(&authority.server(&["127.0.0.1"]).expect("a certificate")));
+        let objects: Vec<Value> = cluster.objects().collect();
+        let server = node.within(move || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+            ApiServer::serve_with(listener, objects, options).expect("it serves")
+        });
+        let kubeconfig = server.kubeconfig_as(&authority.pem(), &User::Anonymous);
+        Self::of(node, server, &kubeconfig, variant)
+    }
+
+    fn of(node: Netns, server: ApiServer, text: &str, variant: &'static str) -> Self {
         let mut kubeconfig = tempfile::NamedTempFile::new().expect("writable");
-        kubeconfig.write_all(server.kubeconfig().as_bytes()).expect("writable");
+        kubeconfig.write_all(text.as_bytes()).expect("writable");
         Self { node, server: Some(server), kubeconfig, variant }
     }
 
@@ -213,6 +232,42 @@ fn no_server_for_a_minute() {
         "{}",
         log()
     );
+}
+
+/// Packets of the open connections are dropped, and no end is told that they are gone: other connections are opened within 45 s.
+fn dropped_packets_are_noticed(http: &str, options: impl FnOnce(Options) -> Options) {
+    let lab = Lab::secure("nft", SMALL, options);
+    let _sepal = lab.sepal();
+    lab.wait("the start");
+    let watches = lab.server().log().into_iter().filter(|entry| entry.path.contains("watch=true"));
+    let last = watches.map(|entry| entry.connection).max_by_key(|connection| connection.number).expect("a watch");
+    assert!(lab.server().log().iter().all(|entry| entry.http == http), "{http}");
+    let server = lab.server().address().port();
+    let open = lab.node.run(&format!("ss -Htn state established sport = :{server} | awk '{{print $4}}' | sed 's/.*://'"));
+    for client in open.lines() {
+        lab.node.run(&format!(
+            "iptables -w -t raw -A PREROUTING -p tcp --sport {client} --dport {server} -j DROP
+             iptables -w -t raw -A PREROUTING -p tcp --sport {server} --dport {client} -j DROP"
+        ));
+    }
+    let silent = std::time::Instant::now();
+    lab.move_endpoint(0, 10);
+    let again = |entry: &LogEntry| {
+        entry.path.contains("endpointslices?") && entry.path.contains("watch=true") && entry.connection.number > last.number
+    };
+    eventually_within(Duration::from_secs(50), "the silence is noticed", || lab.server().log().iter().any(again));
+    println!("{http}: noticed after {:?}", silent.elapsed());
+    lab.wait("the change that was missed");
+}
+
+#[test]
+fn dropped_packets_are_noticed_http2() {
+    dropped_packets_are_noticed("HTTP/2.0", |options| options);
+}
+
+#[test]
+fn dropped_packets_are_noticed_http1() {
+    dropped_packets_are_noticed("HTTP/1.1", Options::only_http1);
 }
 
 /// A server that refuses everything for a time, or says nothing at all: the rules stay, and what changed meanwhile follows.
