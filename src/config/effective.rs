@@ -115,6 +115,6 @@ impl Effective {
 
 fn read(path: &PathBuf) -> Result<Decoded, Unusable> {
     let name = || path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|cause| Unusable::File { path: name(), cause })?;
-    decode::text(&text).map_err(|bad| Unusable::Text { path: name(), bad })
+    let bytes = std::fs::read(path).map_err(|cause| Unusable::File { path: name(), cause })?;
+    decode::file(&bytes).map_err(|bad| Unusable::Text { path: name(), bad })
 }

@@ -15,3 +15,4 @@ pub mod network_settings;
 pub mod proxy_flags;
 pub mod settings;
 pub mod subnet_space;
+pub mod yaml;

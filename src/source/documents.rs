@@ -9,6 +9,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::plain_yaml;
+use crate::config::yaml::without_place;
 use crate::parallel;
 
 /// Text is handed to the parsers in portions of about this many bytes.
@@ -206,15 +207,6 @@ impl Piece<'_> {
             let message = error.to_string();
             self.bad(line, without_place(&message))
         })
-    }
-}
-
-/// The parser's message without the place it names and its drawing of it: both count lines from where the piece starts.
-fn without_place(message: &str) -> &str {
-    let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    match line.split_once(": ") {
-        Some((place, cause)) if place.starts_with("line ") => cause,
-        _ => line,
     }
 }
 

@@ -1,10 +1,11 @@
-//! Text into a configuration: strictly first, so that unknown and doubled fields can be told of, then leniently, as upstream does.
+//! Text into a configuration: strictly first, to find unknown fields and fields that come twice, then leniently, as upstream does.
 
 use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
 
 use super::document::KubeProxyConfiguration;
 use super::{API_VERSION, BadSetting, KIND};
+use crate::config::yaml::{self, BadYaml};
 
 /// A configuration as it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,8 +22,13 @@ pub enum BadConfiguration {
     /// Not YAML, or a field of the wrong type.
     #[error("failed to decode: {0}")]
     Text(String),
-    /// Something else.
-    #[error("got unexpected config type: {kind:?} of apiVersion {api_version:?}, not {KIND} of {API_VERSION}")]
+    /// The first document is empty.
+    #[error("the first document is empty: it has to be a {KIND} of {API_VERSION}")]
+    Empty,
+    /// The first document is of another kind.
+    #[error(
+        "got unexpected config type: {kind:?} of apiVersion {api_version:?}, not {KIND} of {API_VERSION}. Only the first document of the file is read"
+    )]
     Kind {
         /// Its `kind`.
         kind: String,
@@ -31,32 +37,36 @@ pub enum BadConfiguration {
     },
 }
 
-/// Reads a configuration file, YAML or JSON.
+impl From<BadYaml> for BadConfiguration {
+    fn from(bad: BadYaml) -> Self {
+        Self::Text(bad.to_string())
+    }
+}
+
+/// Reads a configuration file, YAML or JSON. As in kube-proxy, only the first document of a YAML file is read, and a file that begins
+/// with `{` is JSON and holds nothing else.
 ///
 /// # Errors
 /// It is neither, of another kind, or a field has the wrong type.
-pub fn text(text: &str) -> Result<Decoded, BadConfiguration> {
-    let first_line = |error: serde_saphyr::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
-    let mut leniences = Vec::new();
-    let value = match parse(text, DuplicateKeyPolicy::Error) {
-        Ok(value) => value,
-        Err(strict) => {
-            let value = parse(text, DuplicateKeyPolicy::LastWins).map_err(|error| BadConfiguration::Text(first_line(error)))?;
-            leniences.push(first_line(strict));
-            value
-        }
-    };
+pub fn file(bytes: &[u8]) -> Result<Decoded, BadConfiguration> {
+    let json = bytes.trim_ascii_start().starts_with(b"{");
+    let text = yaml::decode(bytes)?;
+    let (value, doubled) = if json { json_value(&text)? } else { yaml_value(yaml::first_document(&text))? };
+    if value.is_null() {
+        return Err(BadConfiguration::Empty);
+    }
+    let mut leniences: Vec<String> = doubled.map(|bad| bad.to_string()).into_iter().collect();
     let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (field("apiVersion"), field("kind"));
     if (api_version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
         return Err(BadConfiguration::Kind { kind, api_version });
     }
-    // Where a field may be null the path has a step without a name.
-    // A list has fields by position for serde, and for nobody else.
+    // serde would accept a list as the fields of a section, by position.
     let list = |(name, value): (&String, &Value)| (value.is_array() && name != "nodePortAddresses").then(|| name.clone());
     if let Some(name) = value.as_object().and_then(|fields| fields.iter().find_map(list)) {
         return Err(BadConfiguration::Text(format!("{name}: a list, where fields are wanted")));
     }
+    // Where a field may be null the path has a step without a name.
     let mut ignored = |path: serde_ignored::Path<'_>| {
         leniences.push(format!("unknown field \"{}\"", path.to_string().replace(".?", "")));
     };
@@ -65,8 +75,35 @@ pub fn text(text: &str) -> Result<Decoded, BadConfiguration> {
     Ok(Decoded { config, leniences })
 }
 
-fn parse(text: &str, policy: DuplicateKeyPolicy) -> Result<Value, serde_saphyr::Error> {
-    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { duplicate_keys: policy })
+/// The value of one YAML document, and the complaint about its first key that comes twice.
+fn yaml_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
+    match yaml::parse(text, DuplicateKeyPolicy::Error) {
+        Ok(value) => Ok((value, None)),
+        Err(strict) => Ok((yaml::parse(text, DuplicateKeyPolicy::LastWins)?, Some(strict))),
+    }
+}
+
+/// The value of a JSON text, and the complaint about its first key that comes twice.
+fn json_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let bad = |line, cause: String| BadYaml { line, cause };
+    let value = match values.next() {
+        Some(Ok(value)) => value,
+        Some(Err(error)) => {
+            let cause = error.to_string();
+            let cause = cause.split(" at line ").next().unwrap_or_default();
+            return Err(bad(error.line(), format!("{cause} (a file that begins with {{ is read as JSON)")));
+        }
+        None => return Ok((Value::Null, None)),
+    };
+    let (before, after) = text.split_at(values.byte_offset());
+    if let Some(blank) = after.find(|c: char| !c.is_ascii_whitespace()) {
+        let line = before.matches('\n').count() + after[..blank].matches('\n').count() + 1;
+        return Err(bad(line, "text follows the JSON object: a JSON file holds one object and nothing else".into()));
+    }
+    // Nearly all JSON is YAML, too, and that reader finds keys that come twice.
+    let doubled = yaml_value(text).ok().and_then(|(_, doubled)| doubled);
+    Ok((value, doubled))
 }
 
 /// Reads a configuration object; unknown fields are passed over.
@@ -82,12 +119,16 @@ pub fn value(value: &Value) -> Result<KubeProxyConfiguration, BadSetting> {
 mod tests {
     use super::*;
 
+    fn file_text(text: &str) -> Result<Decoded, BadConfiguration> {
+        file(text.as_bytes())
+    }
+
     const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
     #[test]
     fn unknown_and_doubled_fields_are_told_and_passed_over() {
         let read =
-            text(&format!("{HEAD}mode: ipvs\nmode: iptables\niptables: {{masqueradeBit: 3, bogus: 1}}\nfoo: bar\n")).expect("lenient");
+            file_text(&format!("{HEAD}mode: ipvs\nmode: iptables\niptables: {{masqueradeBit: 3, bogus: 1}}\nfoo: bar\n")).expect("lenient");
         assert_eq!((read.config.mode.as_str(), read.config.iptables.masquerade_bit), ("iptables", Some(3)));
         assert_eq!(read.leniences.len(), 3, "{:?}", read.leniences);
         assert!(read.leniences[0].contains("duplicate"), "{:?}", read.leniences);
@@ -98,7 +139,7 @@ mod tests {
     fn json_and_null_are_fine() {
         let json = r#"{"apiVersion":"kubeproxy.config.k8s.io/v1alpha1","kind":"KubeProxyConfiguration","iptables":null,
             "nodePortAddresses":null,"logging":{"flushFrequency":5000000000,"options":{"json":{"infoBufferSize":0}}}}"#;
-        let read = text(json).expect("JSON");
+        let read = file_text(json).expect("JSON");
         assert_eq!(read.leniences, Vec::<String>::new());
         assert_eq!(read.config.logging.flush_frequency.to_string(), "5s");
         assert_eq!(read.config.logging.options.json.info_buffer_size, "0");
@@ -115,11 +156,69 @@ mod tests {
             ("conntrack: [7, 8]", "failed to decode: conntrack: a list, where fields are wanted"),
             ("oomScoreAdj: 99999999999", "failed to decode: oomScoreAdj: "),
         ] {
-            let error = text(&format!("{HEAD}{body}")).expect_err(body).to_string();
+            let error = file_text(&format!("{HEAD}{body}")).expect_err(body).to_string();
             assert!(error.starts_with(want), "{body}: {error}");
         }
-        let error = text("apiVersion: v1\nkind: ConfigMap\n").expect_err("a ConfigMap").to_string();
+        let error = file_text("apiVersion: v1\nkind: ConfigMap\n").expect_err("a ConfigMap").to_string();
         assert!(error.starts_with("got unexpected config type: \"ConfigMap\""), "{error}");
-        assert!(text("").is_err() && text("just words").is_err());
+        assert!(file_text("").is_err() && file_text("just words").is_err());
+    }
+
+    #[test]
+    fn only_the_first_document_is_read() {
+        let good = "clusterCIDR: 10.244.0.0/16\n";
+        for (before, after) in [
+            ("", "---\n"),
+            ("", "---"),
+            ("", "---\n# nothing more\n"),
+            ("", "---\n---\n\n"),
+            ("", "...\n"),
+            ("", "---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"),
+            ("", "---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.1.0.0/16\n"),
+            ("", "---\nnot: [yaml\n"),
+            ("---\n", "---\n"),
+            ("\n# note\n\n---\n", ""),
+            ("%YAML 1.1\n---\n", "---\n"),
+            ("\u{feff}", "---\n"),
+            ("\u{feff}---\n", ""),
+        ] {
+            let file = format!("{before}{HEAD}{good}{after}");
+            for file in [file.clone(), file.replace('\n', "\r\n")] {
+                let read = file_text(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+                assert_eq!((read.config.cluster_cidr.as_str(), read.leniences.len()), ("10.244.0.0/16", 0), "{file:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_document_of_another_kind_is_refused_by_name() {
+        let kubelet = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        for file in [format!("{kubelet}---\n{HEAD}"), format!("---\n{kubelet}---\n{HEAD}")] {
+            let error = file_text(&file).expect_err("a kubelet's configuration").to_string();
+            assert!(error.contains("\"KubeletConfiguration\" of apiVersion \"kubelet.config.k8s.io/v1beta1\""), "{error}");
+            assert!(error.ends_with("Only the first document of the file is read"), "{error}");
+        }
+        // As in kube-proxy, an empty document in front is a document.
+        for file in [format!("---\n---\n{HEAD}"), format!("---\n# note\n---\n{HEAD}"), "# note\n".into(), String::new()] {
+            assert_eq!(file_text(&file), Err(BadConfiguration::Empty), "{file:?}");
+        }
+    }
+
+    #[test]
+    fn a_json_file_holds_one_object() {
+        let json = r#"{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": "iptables"}"#;
+        for good in [format!("{json}\n"), format!("\n\t{json}\n\n"), json.replace("\"mode\"", "\"mode\": \"\",\n\"mode\"")] {
+            assert_eq!(file_text(&good).map(|read| read.config.mode), Ok("iptables".into()), "{good}");
+        }
+        let doubled = file_text(&json.replace("\"mode\"", "\"mode\": \"\",\n\"mode\"")).expect("the last one counts");
+        assert!(doubled.leniences.len() == 1 && doubled.leniences[0].starts_with("line 2: duplicate"), "{:?}", doubled.leniences);
+        for (bad, want) in [
+            (format!("{json}\n---\n"), "failed to decode: line 2: text follows the JSON object: a JSON file holds one object and nothing else"),
+            (format!("{json}\n\n{json}"), "failed to decode: line 3: text follows the JSON object"),
+            ("{apiVersion: v1}".into(), "failed to decode: line 1: key must be a string (a file that begins with { is read as JSON)"),
+        ] {
+            let error = file_text(&bad).expect_err(&bad).to_string();
+            assert!(error.starts_with(want), "{error}");
+        }
     }
 }

@@ -117,7 +117,7 @@ mod tests {
         let want = serde_json::json!({
             "kind": "KubeProxyConfiguration", "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "clientConnection": {"kubeconfig": "", "acceptContentTypes": "", "contentType": "application/vnd.kubernetes.protobuf",
-                "qps": 5.0, "burst": 10},
+                "qps": 5, "burst": 10},
             "logging": {"format": "text", "flushFrequency": "5s", "verbosity": 0,
                 "options": {"text": {"infoBufferSize": "0"}, "json": {"infoBufferSize": "0"}}},
             "hostnameOverride": "", "bindAddress": "0.0.0.0", "healthzBindAddress": "0.0.0.0:10256",

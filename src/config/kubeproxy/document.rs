@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::duration::GoDuration;
 
@@ -105,7 +105,7 @@ pub struct ClientConnection {
     #[serde(deserialize_with = "nullable")]
     pub content_type: String,
     /// Requests a second.
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "nullable", serialize_with = "go_float")]
     pub qps: f32,
     /// Requests at once.
     #[serde(deserialize_with = "nullable")]
@@ -287,6 +287,17 @@ const fn is_false(value: &bool) -> bool {
     !*value
 }
 
+/// Writes a number as Go does: `5`, not `5.0`, and `0.1`, not the digits of the nearest binary fraction.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn go_float<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    let shortest = value.to_string();
+    match (shortest.parse::<i64>(), shortest.parse::<f64>()) {
+        (Ok(whole), _) => serializer.serialize_i64(whole),
+        (_, Ok(fraction)) => serializer.serialize_f64(fraction),
+        _ => serializer.serialize_f32(*value),
+    }
+}
+
 /// `logging.flushFrequency` may be a duration or, as in older files, a number of nanoseconds.
 fn duration_or_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoDuration, D::Error> {
     #[derive(Deserialize)]
@@ -317,4 +328,20 @@ fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
         Either::Text(text) => text,
         Either::Absent(()) => String::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_go_writes_them() {
+        for (qps, want) in [(5.0, "5"), (0.0, "0"), (2.5, "2.5"), (0.1, "0.1"), (-1.0, "-1"), (1_000_000.0, "1000000")] {
+            let client = ClientConnection { qps, ..ClientConnection::default() };
+            let json = serde_json::to_string(&serde_json::to_value(&client).expect("JSON")).expect("JSON");
+            assert!(json.contains(&format!("\"qps\":{want},")) || json.contains(&format!("\"qps\":{want}}}")), "{json}");
+            let yaml = serde_saphyr::to_string(&serde_json::to_value(&client).expect("JSON")).expect("YAML");
+            assert!(yaml.lines().any(|line| line == format!("qps: {want}")), "{yaml}");
+        }
+    }
 }

@@ -205,7 +205,7 @@ mod tests {
     /// As kubeadm writes it: mostly zero values, empty strings and nulls.
     #[test]
     fn a_kubeadm_file_is_the_defaults_but_for_what_it_says() {
-        let decoded = decode::text(include_str!("../../../testdata/config/kubeadm.yaml")).expect("kubeadm's file");
+        let decoded = decode::file(include_bytes!("../../../testdata/config/kubeadm.yaml")).expect("kubeadm's file");
         assert_eq!(decoded.leniences, Vec::<String>::new());
         let settings = decoded.config.resolve().expect("settings");
         let cidr = "10.244.0.0/16".parse().expect("CIDR");
