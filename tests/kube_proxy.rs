@@ -186,8 +186,18 @@ fn the_resolved_configuration_is_written() {
         "  tcpEstablishedTimeout: 24h0m0s",
         "  verbosity: 4",
         "  contentType: application/vnd.kubernetes.protobuf",
+        "  qps: 5",
     ] {
         assert!(written.lines().any(|written| written.replace('"', "") == line), "{line} is not in\n{written}");
+    }
+    // The first document counts, and what follows it is not read.
+    let (with_more, from_more) = (folder.path().join("with-more"), folder.path().join("from-more"));
+    for more in ["---\n", "---\n# nothing more\n", "---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"] {
+        fs::write(&with_more, kubeadm(Path::new("/kubeconfig")) + more).expect("writable");
+        let arguments = ["--config", with_more.to_str().expect("UTF-8"), "--write-config-to", from_more.to_str().expect("UTF-8"), "-v=4"];
+        let output = run(&program, &arguments);
+        assert!(output.status.success(), "{more}: {}", text(&output.stderr));
+        assert_eq!(fs::read_to_string(&from_more).expect("it is there"), written, "{more}");
     }
     // What was written is a configuration that says the same.
     let again = folder.path().join("again");
@@ -216,6 +226,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
         (&config["mode"], &config["clusterCIDR"], &config["conntrack"]["min"], &config["kind"]),
         (&json!("iptables"), &json!("10.244.0.0/16"), &json!(131_072), &json!("KubeProxyConfiguration"))
     );
+    assert_eq!(config["clientConnection"]["qps"], json!(5));
     let flagz = lab.page("/flagz").body;
     assert!(flagz.starts_with("\nkube-proxy flagz\n"), "{flagz}");
     for flag in ["hostname-override=bench", "iptables-masquerade-bit=14", "cleanup=false", "v=0", "iptables-sync-period=30s"] {
@@ -299,7 +310,7 @@ fn a_changed_configuration_holds_at_once_or_ends_the_program() {
     lab.wait_for_rules();
     let mark = |mark: &str| lab.node.run("iptables-nft-save -t nat").contains(mark);
     assert!(mark("0x4000/0x4000"));
-    lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 20"));
+    lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 20") + "---\n");
     eventually("rules follow the configuration", || mark("0x100000/0x100000") && !mark("0x4000/0x4000"));
     let configz: Value = serde_json::from_str(&lab.page("/configz").body).expect("JSON");
     assert_eq!(configz["kubeproxy.config.k8s.io"]["iptables"]["masqueradeBit"], 20);
@@ -344,6 +355,23 @@ fn init_only_sets_the_kernel_and_writes_no_rules() {
     let values = lab.node.run("sysctl -n net.ipv4.conf.all.route_localnet net.netfilter.nf_conntrack_tcp_timeout_close_wait");
     assert_eq!(values, "1\n3600\n");
     assert!(!lab.node.run("iptables-nft-save").contains("KUBE-SERVICES"));
+}
+
+/// The node is a network namespace of its own, as a kind node is: no container can write the limit of connections there.
+#[test]
+fn init_only_leaves_a_limit_that_belongs_to_the_host() {
+    let lab = Lab::new();
+    for min in ["4", "2147483647"] {
+        lab.configure(|text| text.replace("maxPerCore: 0", "maxPerCore: 1").replace("min: null", &format!("min: {min}")));
+        let before = lab.said().len();
+        let status = lab.command(&["--init-only"]).status().expect("it starts");
+        let said = lab.said()[before..].to_owned();
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert_eq!(said.matches("sysctl net/netfilter/nf_conntrack_max stays at ").count(), 1, "{said}");
+        assert!(!said.contains("init container"), "{said}");
+        assert_eq!(lab.node.run("sysctl -n net.netfilter.nf_conntrack_tcp_timeout_close_wait"), "3600\n");
+        lab.node.run("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close_wait=60");
+    }
 }
 
 #[test]

@@ -92,10 +92,10 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", start.inputs.node_name, names.join(" and "));
     if proxy {
-        set_kernel(&setup, &start.inputs, &families)?;
+        set_kernel(&setup, &start.inputs, &families, flags.proxy.init_only)?;
     }
     if flags.proxy.init_only {
-        tracing::info!("--init-only: kernel settings are as they should be");
+        tracing::info!("--init-only: the kernel settings are done");
         return Ok(());
     }
     for gate in GATES {
@@ -220,12 +220,14 @@ async fn find_iptables(flags: &RunFlags, proxy: bool, network: bool) -> anyhow::
 }
 
 /// Sets what the service proxy needs of the kernel.
-fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family]) -> anyhow::Result<()> {
-    set_conntrack(&Kernel, &setup.effective.daemon.conntrack)?;
+fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family], init_only: bool) -> anyhow::Result<()> {
+    set_conntrack(&Kernel, &setup.effective.daemon.conntrack)
+        .map_err(|error| if init_only { error.of_init_container() } else { error })?;
     // The loop does this, too; here it tells early, and is all there is with --init-only.
     if families.contains(&Family::V4) && inputs.knows_node_ip() && needs_route_localnet(&inputs.settings, inputs.snapshot.node()) {
         let whose = if families.len() > 1 { "ipv4 proxier" } else { "proxier" };
-        allow_route_localnet(&Kernel).with_context(|| format!("unable to create {whose}"))?;
+        let allowed = allow_route_localnet(&Kernel).map_err(|error| if init_only { error.of_init_container() } else { error });
+        allowed.with_context(|| format!("unable to create {whose}"))?;
     }
     Ok(())
 }

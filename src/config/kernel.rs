@@ -1,6 +1,7 @@
 //! Which numbers the kernel should keep on a node with these settings (spec sections 1.7 and 1.10). PURE.
 
 use std::borrow::Cow;
+use std::io;
 use std::time::Duration;
 
 use super::settings::ConntrackSettings;
@@ -16,6 +17,9 @@ const TCP_CLOSE_WAIT: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_c
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 const UDP: &str = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout";
 const UDP_STREAM: &str = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream";
+
+/// The limit of tracked connections: one number for the whole host.
+pub const CONNTRACK_MAX: &str = MAX;
 
 /// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need.
 pub const ROUTE_LOCALNET: KernelSetting = exactly("/proc/sys/net/ipv4/conf/all/route_localnet", 1);
@@ -36,6 +40,22 @@ impl KernelSetting {
     #[must_use]
     pub fn is_met_by(&self, current: u64) -> bool {
         current == self.value || self.or_more && current > self.value
+    }
+
+    /// Whether the whole host has this number only once: a nested node (kind, LXC, rootless) can read it and never write it.
+    #[must_use]
+    pub fn is_of_host(&self) -> bool {
+        matches!(self.path, MAX | HASH_SIZE)
+    }
+
+    /// Whether sepal leaves this number at `current` after a write was refused, instead of failing. `read_only` is true where the
+    /// kernel shows [`CONNTRACK_MAX`] as a file that no program may write: the network namespace is not the host's.
+    #[must_use]
+    pub fn may_stay(&self, current: u64, refused: io::ErrorKind, read_only: bool) -> bool {
+        // The kernel refuses these two to a nested node however privileged a container is. A read-only file system is only the
+        // container's: a privileged one could write.
+        let by_kernel = read_only || matches!(refused, io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported);
+        self.is_of_host() && refused != io::ErrorKind::NotFound && (by_kernel || current > self.value)
     }
 
     /// What it is called: `sysctl net/netfilter/nf_conntrack_max`, or the path of what is no sysctl.
@@ -163,5 +183,24 @@ mod tests {
         assert_eq!(buckets.name(), HASH_SIZE);
         assert_eq!(buckets.command(), "echo 32768 > /sys/module/nf_conntrack/parameters/hashsize");
         assert!(buckets.is_met_by(32_768) && buckets.is_met_by(65_536) && !buckets.is_met_by(32_767));
+    }
+
+    #[test]
+    fn only_numbers_of_the_host_may_stay() {
+        use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+        let max = exactly(MAX, 131_072);
+        for (current, refused, read_only, stays) in [
+            (262_144, ReadOnlyFilesystem, false, true),
+            (262_144, PermissionDenied, false, true),
+            (65_536, PermissionDenied, false, true),
+            (65_536, Unsupported, false, true),
+            (65_536, ReadOnlyFilesystem, true, true),
+            // A privileged init container can write this one.
+            (65_536, ReadOnlyFilesystem, false, false),
+            (65_536, NotFound, true, false),
+        ] {
+            assert_eq!(max.may_stay(current, refused, read_only), stays, "{current} {refused:?} {read_only}");
+        }
+        assert!(!exactly(TCP_CLOSE_WAIT, 60).may_stay(3_600, PermissionDenied, true));
     }
 }

@@ -49,6 +49,9 @@ pub trait Host {
     /// It cannot, and why.
     fn can_write_setting(&self, path: &str) -> io::Result<()>;
 
+    /// Whether the kernel shows such a number as a file that no program may write, root included.
+    fn is_read_only_setting(&self, path: &str) -> bool;
+
     /// Writes such a number, as text: not all of them are positive.
     ///
     /// # Errors
@@ -95,6 +98,10 @@ impl Host for Kernel {
 
     fn can_write_setting(&self, path: &str) -> io::Result<()> {
         std::fs::OpenOptions::new().write(true).open(path).map(drop)
+    }
+
+    fn is_read_only_setting(&self, path: &str) -> bool {
+        std::fs::metadata(path).is_ok_and(|file| file.permissions().readonly())
     }
 
     fn write_setting(&self, path: &str, text: &str) -> io::Result<()> {

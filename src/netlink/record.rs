@@ -18,6 +18,8 @@ pub struct FakeHost {
     pub cores: usize,
     /// What it says to whoever wants to change a setting; `None` if it lets them.
     pub refusal: Option<io::ErrorKind>,
+    /// It is a nested node: the kernel lets no program write the limit of connections.
+    pub nested: bool,
     /// Its settings by path.
     pub settings: RefCell<BTreeMap<String, u64>>,
     /// What was written, in order, each as `path text`.
@@ -53,6 +55,10 @@ impl Host for FakeHost {
 
     fn can_write_setting(&self, _path: &str) -> io::Result<()> {
         self.refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    fn is_read_only_setting(&self, _path: &str) -> bool {
+        self.nested
     }
 
     fn write_setting(&self, path: &str, text: &str) -> io::Result<()> {

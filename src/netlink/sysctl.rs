@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::config::kernel::{self, KernelSetting, ROUTE_LOCALNET};
+use crate::config::kernel::{self, CONNTRACK_MAX, KernelSetting, ROUTE_LOCALNET};
 use crate::config::settings::ConntrackSettings;
 
 use super::host::Host;
@@ -21,6 +21,8 @@ pub struct SettingError {
     pub setting: KernelSetting,
     /// Why it was not.
     pub cause: io::Error,
+    /// This program is the init container that exists to set it.
+    pub init_only: bool,
 }
 
 impl SettingError {
@@ -28,7 +30,12 @@ impl SettingError {
         if self.cause.kind() == io::ErrorKind::NotFound {
             return "The kernel has no such setting: load its module on the host (modprobe nf_conntrack)".into();
         }
-        format!("Run this program once with --init-only in a privileged init container, or set it on the host ({})", self.setting.command())
+        let container = if self.init_only {
+            "Make this init container privileged"
+        } else {
+            "Run this program once with --init-only in a privileged init container"
+        };
+        format!("{container}, or set it on the host ({})", self.setting.command())
     }
 }
 
@@ -42,12 +49,59 @@ pub struct ConntrackError(pub SettingError);
 #[error("{0}, or use --iptables-localhost-nodeports=false")]
 pub struct RouteLocalnetError(pub SettingError);
 
-/// Sets what connection tracking should be like, in order.
+impl ConntrackError {
+    /// The same error as an init container (`--init-only`) reports it.
+    #[must_use]
+    pub fn of_init_container(mut self) -> Self {
+        self.0.init_only = true;
+        self
+    }
+}
+
+impl RouteLocalnetError {
+    /// The same error as an init container (`--init-only`) reports it.
+    #[must_use]
+    pub fn of_init_container(mut self) -> Self {
+        self.0.init_only = true;
+        self
+    }
+}
+
+/// Sets the numbers of connection tracking, in order. The limit of connections and the number of buckets belong to the host: where they
+/// cannot be written on a nested node, or the limit is larger than needed, they stay as they are.
 ///
 /// # Errors
 /// The first number that cannot be set; those after it were not tried.
 pub fn set_conntrack(host: &impl Host, settings: &ConntrackSettings) -> Result<(), ConntrackError> {
-    kernel::conntrack(settings, host.cores()).iter().try_for_each(|setting| set(host, setting)).map_err(ConntrackError)
+    let mut limit_stays = false;
+    for setting in kernel::conntrack(settings, host.cores()) {
+        // The buckets follow from the limit.
+        if limit_stays && setting.is_of_host() {
+            continue;
+        }
+        let Err(error) = set(host, &setting) else { continue };
+        let current = host.read_setting(setting.path).ok();
+        let read_only = host.is_read_only_setting(CONNTRACK_MAX);
+        match current.filter(|current| setting.may_stay(*current, error.cause.kind(), read_only)) {
+            Some(current) => log_stays(&error, current),
+            None => return Err(ConntrackError(error)),
+        }
+        limit_stays = true;
+    }
+    Ok(())
+}
+
+fn log_stays(SettingError { setting, cause, .. }: &SettingError, current: u64) {
+    let (name, needed) = (setting.name(), setting.value);
+    if current > needed {
+        tracing::info!("{name} stays at {current}: it cannot be written here ({cause}), and {needed} would be enough");
+        return;
+    }
+    tracing::warn!(
+        "{name} stays at {current}, less than {needed}: it cannot be written here ({cause}). It belongs to the host that this node runs \
+         on: set it there ({}), or set conntrack.maxPerCore to 0",
+        setting.command()
+    );
 }
 
 /// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need.
@@ -64,7 +118,7 @@ fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
     if current.is_some_and(|current| setting.is_met_by(current)) {
         return Ok(());
     }
-    host.write_setting(setting.path, &setting.value.to_string()).map_err(|cause| SettingError { setting: *setting, cause })?;
+    host.write_setting(setting.path, &setting.value.to_string()).map_err(|cause| SettingError { setting: *setting, cause, init_only: false })?;
     let before = current.map_or_else(String::new, |current| format!(", it was {current}"));
     tracing::info!("{} is {} now{before}", setting.name(), setting.value);
     Ok(())
@@ -144,6 +198,40 @@ mod tests {
             "{error}"
         );
         assert!(host.written.borrow().is_empty());
+    }
+
+    /// A nested node (kind, LXC, rootless) has the host's limit and the host's buckets.
+    #[test]
+    fn a_limit_that_cannot_be_written_stays_where_that_is_the_hosts() {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, Unsupported};
+        for (limit, buckets, refusal, nested, stays) in [
+            (262_144, 65_536, ReadOnlyFilesystem, false, true),
+            (262_144, 1_024, ReadOnlyFilesystem, false, true),
+            (262_144, 65_536, PermissionDenied, true, true),
+            (65_536, 16_384, PermissionDenied, true, true),
+            (65_536, 16_384, ReadOnlyFilesystem, true, true),
+            // The limit is right, the buckets are too few, and the kernel does not let a network namespace write them.
+            (131_072, 16_384, Unsupported, true, true),
+            (131_072, 16_384, ReadOnlyFilesystem, true, true),
+            // A container without privileges on a plain node: an init container can set it.
+            (65_536, 16_384, ReadOnlyFilesystem, false, false),
+            (131_072, 16_384, ReadOnlyFilesystem, false, false),
+        ] {
+            let mut host = host(&[(MAX, limit), (HASH_SIZE, buckets), (ESTABLISHED, 86_400), (CLOSE_WAIT, 3_600)]);
+            (host.refusal, host.nested) = (Some(refusal), nested);
+            let outcome = set_conntrack(&host, &ConntrackSettings::default()).map_err(|error| error.to_string());
+            assert_eq!(outcome.is_ok(), stays, "{limit} {buckets} {refusal:?} {nested}: {outcome:?}");
+            assert_eq!(host.refused.get(), 1, "one attempt, and one line about it");
+        }
+    }
+
+    #[test]
+    fn an_init_container_is_not_sent_to_an_init_container() {
+        let mut host = host(&[(MAX, 131_072), (HASH_SIZE, 32_768), (ESTABLISHED, 1)]);
+        host.refusal = READ_ONLY;
+        let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("it is read-only").of_init_container().to_string();
+        assert!(error.contains("Make this init container privileged, or set it on the host (sysctl -w "), "{error}");
+        assert!(!error.contains("--init-only"), "{error}");
     }
 
     #[test]

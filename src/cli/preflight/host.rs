@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use crate::cluster::{Family, Node};
 use crate::cni::install::CONFLIST_NAME;
 use crate::config::flags::Face;
-use crate::config::kernel::{ROUTE_LOCALNET, conntrack};
+use crate::config::kernel::{CONNTRACK_MAX, ROUTE_LOCALNET, conntrack};
 use crate::iptables::other_modes::NftTables;
 use crate::netlink::scratch::within_new_namespace;
 use crate::netlink::{Host, Kernel, NetworkKernel, nft_tables};
@@ -34,7 +34,8 @@ pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
         if asked.setup.families.contains(&Family::V4) && needs_route_localnet(&asked.setup.asked.settings, node) {
             wanted.push(ROUTE_LOCALNET);
         }
-        checks.extend(kernel::settings(&wanted, |path| Kernel.read_setting(path), |path| Kernel.can_write_setting(path)));
+        let read_only = Kernel.is_read_only_setting(CONNTRACK_MAX);
+        checks.extend(kernel::settings(&wanted, |path| Kernel.read_setting(path), |path| Kernel.can_write_setting(path), read_only));
     }
     let has = |family: &&Family| match node {
         // Where the Node has no address of a family, neither have its pods.
