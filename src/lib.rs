@@ -12,6 +12,7 @@
 //! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
 //! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces. [`cni`]: the program as a plugin of container runtimes.
 //!
+//! - [`json_keys`]: JSON with keys in any case, as programs in Go read it. Pure.
 //! - [`explain`]: which way a packet goes through the rules. Pure.
 //! - [`preflight`]: what all of that needs of a node, and what was found there. Pure.
 //!
@@ -25,6 +26,7 @@ pub mod config;
 pub mod conntrack;
 pub mod explain;
 pub mod iptables;
+pub mod json_keys;
 pub mod netlink;
 pub mod network;
 pub mod parallel;

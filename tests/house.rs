@@ -36,6 +36,7 @@ fn pure_rooms_are_pure() {
             "conntrack/frontends.rs",
             "conntrack/stale.rs",
             "conntrack/wire.rs",
+            "json_keys.rs",
         ]
         .map(|file| src.join(file)),
     );
