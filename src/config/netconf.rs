@@ -1,6 +1,5 @@
 //! flannel's net-conf.json (spec section 1): read as flanneld reads it, but nonsense is refused by the name of its key.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::cluster::Family;
+use crate::json_keys::matches;
 use crate::network::families::PerFamily;
 use crate::network::mtu;
 
@@ -248,9 +248,9 @@ pub(super) fn bad(key: &'static str, cause: String) -> BadNetConf {
     BadNetConf::Key { key, cause }
 }
 
-/// The keys of an object in lower case, each with its value as text: case does not count, and of two the last one does.
+/// The keys of an object as they are written, each with its value as text.
 #[derive(Debug, Default)]
-struct Keys(BTreeMap<String, Box<RawValue>>);
+struct Keys(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Keys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -263,13 +263,9 @@ impl<'de> Deserialize<'de> for Keys {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
-                let mut keys = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
-                    let key = key.to_lowercase();
-                    // null leaves what was there; but the backend is taken as text, whatever that says.
-                    if value.get() != "null" || key == "backend" {
-                        keys.insert(key, value);
-                    }
+                let mut keys = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    keys.push(entry);
                 }
                 Ok(Keys(keys))
             }
@@ -279,8 +275,11 @@ impl<'de> Deserialize<'de> for Keys {
 }
 
 impl Keys {
+    /// The value of a key in any case; of several the last one counts. `null` leaves what was there, but the backend is taken as text,
+    /// whatever that says.
     fn raw(&self, key: &str) -> Option<&RawValue> {
-        self.0.get(&key.to_lowercase()).map(|value| &**value)
+        let counts = |(name, value): &&(String, Box<RawValue>)| matches(name, key) && (value.get() != "null" || key == "Backend");
+        self.0.iter().rev().find(counts).map(|(_, value)| &**value)
     }
 
     fn value<T: DeserializeOwned>(&self, key: &'static str, what: &str) -> Result<Option<T>, BadNetConf> {

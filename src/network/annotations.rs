@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Family;
 use crate::config::netconf::Backend;
+use crate::json_keys;
 
 use super::families::PerFamily;
 use super::mac::Mac;
@@ -200,7 +201,7 @@ impl NodeAnnotations {
         if &**text == "null" {
             return Ok(None);
         }
-        let data: VxlanData = serde_json::from_str(text).map_err(|_| bad())?;
+        let data: VxlanData = json_keys::from_slice(text.as_bytes()).map_err(|_| bad())?;
         if data.mac.is_unicast() { Ok(Some(data)) } else { Err(bad()) }
     }
 }
@@ -346,10 +347,23 @@ mod tests {
         assert_eq!(bad, "annotation public-ipv6 is \"192.168.77.1\", which is not an IPv6 address");
         assert_eq!((node.node_public_ip(Family::V4), node.overwrite(Family::V4)), (Ok(Some([10, 0, 0, 9].into())), Ok(None)));
         assert_eq!(node.overwrite(Family::V6), Ok("fd00::9".parse().ok()));
+        // As Go's encoding/json: a key in any case, the last of two, and every spelling of a hardware address.
+        for data in [
+            r#"{"vni":5,"vtepmac":"26:22:24:fa:1a:29"}"#,
+            r#"{"VNI":5,"VtepMac":"26-22-24-FA-1A-29"}"#,
+            r#"{"Vni":5,"VTEPMAC":"2622.24fa.1a29"}"#,
+            r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:01","vtepMAC":"26:22:24:fa:1a:29","VNI":5}"#,
+        ] {
+            let want = VxlanData { vni: Some(5), mac: mac("26:22:24:fa:1a:29") };
+            assert_eq!(read(&[("backend-data", data)]).vxlan(Family::V4), Ok(Some(want)), "{data}");
+        }
         for data in [
             "",
             "{}",
             "x",
+            r#"{"VtepMAC":null}"#,
+            r#"{"VtepMAC":"26-22-24:fa:1a:29"}"#,
+            r#"{"VtepMAC":"26:22:24:fa:1a:29:00:01"}"#,
             r#"{"VtepMAC":"00:00:00:00:00:00"}"#,
             r#"{"VtepMAC":"01:00:5e:00:00:01"}"#,
             r#"{"VNI":-1,"VtepMAC":"26:22:24:fa:1a:29"}"#,

@@ -41,16 +41,21 @@ impl fmt::Display for Mac {
 impl FromStr for Mac {
     type Err = BadMac;
 
+    /// Reads `02:00:5e:10:00:01`, `02-00-5e-10-00-01` or `0200.5e10.0001`, as Go's `net.ParseMAC` does. A byte between colons may have one
+    /// digit.
     fn from_str(text: &str) -> Result<Self, BadMac> {
-        let bad = || BadMac(text.to_owned());
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part =
-                parts.next().filter(|part| matches!(part.len(), 1 | 2) && part.bytes().all(|c| c.is_ascii_hexdigit())).ok_or_else(bad)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        let (separator, digits, bytes_each) = match text {
+            dotted if dotted.contains('.') => ('.', 4..=4, 2),
+            dashed if dashed.contains('-') => ('-', 2..=2, 1),
+            _ => (':', 1..=2, 1),
+        };
+        let mut bytes = Vec::with_capacity(6);
+        for group in text.split(separator) {
+            let number = u16::from_str_radix(group, 16).ok().filter(|_| digits.contains(&group.len()) && !group.starts_with('+'));
+            let [high, low] = number.ok_or_else(|| BadMac(text.to_owned()))?.to_be_bytes();
+            bytes.extend([high, low].iter().skip(2 - bytes_each));
         }
-        if parts.next().is_none() { Ok(Self(bytes)) } else { Err(bad()) }
+        bytes.try_into().map(Self).map_err(|_| BadMac(text.to_owned()))
     }
 }
 
@@ -74,11 +79,21 @@ mod tests {
     fn addresses_are_read_and_printed() {
         assert_eq!("02:00:5E:10:0:1".parse(), Ok(Mac([2, 0, 0x5e, 0x10, 0, 1])));
         assert_eq!(Mac([2, 0, 0x5e, 0x10, 0, 1]).to_string(), "02:00:5e:10:00:01");
+        for text in ["02-00-5e-10-00-01", "02-00-5E-10-00-01", "0200.5e10.0001", "0200.5E10.0001"] {
+            assert_eq!(text.parse(), Ok(Mac([2, 0, 0x5e, 0x10, 0, 1])), "{text}");
+        }
         for bad in [
             "",
             "02:00:5e:10:00",
             "02:00:5e:10:00:01:02",
-            "02-00-5e-10-00-01",
+            "02-00-5e-10-00-1",
+            "02-00-5e-10-00",
+            "02-00:5e-10-00-01",
+            "0200.5e10.00:1",
+            "0200.5e10",
+            "0200.5e10.0001.0002",
+            "0200.5e10.001",
+            "02005e100001",
             "02:00:5e:10:00:0g",
             "02:00:5e:10:00:001",
             "+2:00:5e:10:00:01",
