@@ -101,6 +101,88 @@ fn it_takes_flanneld_s_place() {
     assert_eq!(node.netns.run("ip -o link show flannel.1"), links);
 }
 
+/// A node whose first address is for its management; the default route's network is the second one.
+#[test]
+fn iface_can_reach_takes_the_kernel_s_source_address() {
+    let node = Node::new(vec![node("n1", &["10.244.1.0/24"])]);
+    node.netns.run(
+        "ip addr flush dev eth0; ip addr add 10.98.0.1/24 dev eth0; ip addr add 192.168.77.1/24 dev eth0; ip route add default via 192.168.77.254",
+    );
+    let annotation = || {
+        let node = node.server.get("nodes", "n1").expect("a Node");
+        node["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"].as_str().unwrap_or_default().to_owned()
+    };
+    // What comes last leaves its address on the Node, so that the next one has to change it.
+    for (target, source) in [("198.51.100.8", "192.168.77.1"), ("10.98.0.200", "10.98.0.1"), ("192.168.77.9", "192.168.77.1")] {
+        let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
+        command.arg(format!("--iface-can-reach={target}")).stderr(Stdio::null());
+        let _running = Running(command.spawn().expect("it starts"));
+        eventually("the source address is published", || annotation() == source);
+        eventually("the VTEP sends from it", || node.netns.run("ip -d link show flannel.1 || :").contains(&format!(" local {source} ")));
+    }
+}
+
+/// The Node's address is on another interface than the default route: an empty `--iface` means the latter.
+#[test]
+fn an_empty_iface_means_the_default_route_s() {
+    let mut own = node("n1", &["10.244.1.0/24"]);
+    own["status"]["addresses"][0]["address"] = json!("10.98.0.1");
+    let node = Node::new(vec![own]);
+    node.netns.run(
+        "ip link add eth1 type veth peer name beyond1; ip link set eth1 up; ip link set beyond1 up; ip addr add 10.98.0.1/24 dev eth1",
+    );
+    let public_ip =
+        || node.server.get("nodes", "n1").expect("a Node")["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"].clone();
+    for (flags, want) in
+        [(&["--iface="][..], "192.168.77.1"), (&["--iface=eth1"], "10.98.0.1"), (&["--iface=eth9", "--iface-regex="], "192.168.77.1")]
+    {
+        let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
+        let _running = Running(command.args(flags).stderr(Stdio::null()).spawn().expect("it starts"));
+        eventually("the address is published", || public_ip() == want);
+    }
+}
+
+#[test]
+fn the_health_server_s_host_may_be_a_name_or_empty() {
+    let node = Node::new(vec![node("n1", &["10.244.1.0/24"])]);
+    for (host, listening) in [("--healthz-ip=localhost", "127.0.0.1:8081"), ("--healthz-ip=", "*:8081")] {
+        let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
+        let _running = Running(command.arg(host).stderr(Stdio::null()).spawn().expect("it starts"));
+        eventually("it answers", || node.answers("/healthz", 200, "flanneld is running"));
+        let sockets = node.netns.run("ss -Hltn");
+        assert!(sockets.contains(listening), "{host}: {sockets}");
+    }
+}
+
+/// Annotations are Go's JSON: a key in any case, the last of two, every spelling of a hardware address.
+#[test]
+fn a_peer_s_annotations_are_read_as_go_reads_them() {
+    let peer = |number: u8, data: &str| {
+        let mut peer = node(&format!("n{number}"), &[&format!("10.244.{number}.0/24")]);
+        peer["metadata"]["annotations"] = json!({
+            "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/backend-data": data,
+            "flannel.alpha.coreos.com/public-ip": format!("192.168.77.{number}"),
+        });
+        peer
+    };
+    let peers = [
+        peer(2, r#"{"VNI":1,"VtepMAC":"26-22-24-FA-1A-02"}"#),
+        peer(3, r#"{"VNI":1,"VtepMAC":"2622.24fa.1a03"}"#),
+        peer(4, r#"{"vni":1,"vtepmac":"26:22:24:fa:1a:04"}"#),
+        peer(5, r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:01","VtepMac":"26:22:24:fa:1a:05"}"#),
+    ];
+    let node = Node::new(peers.into_iter().chain([node("n1", &["10.244.1.0/24"])]).collect());
+    std::fs::write(node.path("net-conf.json"), r#"{"network":"10.0.0.0/8","NETWORK":"10.244.0.0/16","backend":{"type":"vxlan"}}"#)
+        .expect("writable");
+    let _running = Running(node.flanneld(&[("NODE_NAME", "n1")]).stderr(Stdio::null()).spawn().expect("it starts"));
+    eventually("every peer has its entry", || {
+        let fdb = node.netns.run("bridge fdb show dev flannel.1 || :");
+        (2..=5).all(|number| fdb.contains(&format!("26:22:24:fa:1a:0{number} dst 192.168.77.{number} ")))
+    });
+}
+
 fn last_words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().lines().last().unwrap_or_default().to_owned()
 }

@@ -1,22 +1,55 @@
 //! flanneld's health server (`--healthz-ip`, `--healthz-port`; network spec section 9): two paths, two words each.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
+use tokio::net::lookup_host;
+use tokio::time::sleep;
+
+use crate::config::flags::HostPort;
 
 use super::http::{self, Answer, Handler, Request, StartError};
 use super::listen::Place;
 use super::readiness::{Readiness, all_ready};
 
-/// Answers for as long as it is kept. An address that cannot be had is tried again every 5 s: that of a predecessor that is about to
-/// end, say. The pod network does its work meanwhile.
+/// Pause before a name is looked up again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Answers requests until the future is dropped. As in Go, an empty host means every address, and of a name's addresses the first IPv4
+/// address counts. A name that cannot be looked up, and an address that another program has, are tried again every 5 s; the pod network
+/// runs meanwhile.
 ///
 /// # Errors
 /// Never; as [`http::keep_serving`].
-pub async fn serve(address: SocketAddr, readiness: Readiness) -> Result<Infallible, StartError> {
+pub async fn serve(place: &HostPort, readiness: Readiness) -> Result<Infallible, StartError> {
+    let address = loop {
+        match resolve(place).await {
+            Ok(address) => break address,
+            Err(error) => {
+                let HostPort { host, port } = place;
+                let seconds = RETRY.as_secs();
+                tracing::error!(
+                    "failed to start flanneld's healthz on {host}:{port}: cannot look up {host:?}: {error}. Next try in {seconds} s"
+                );
+                sleep(RETRY).await;
+            }
+        }
+    };
     http::keep_serving(Place::tcp(address), false, format!("failed to start flanneld's healthz on {address}"), handler(readiness)).await
+}
+
+async fn resolve(HostPort { host, port }: &HostPort) -> io::Result<SocketAddr> {
+    if host.is_empty() {
+        // Both families, as every unspecified address.
+        return Ok((Ipv4Addr::UNSPECIFIED, *port).into());
+    }
+    let found: Vec<SocketAddr> = lookup_host((host.as_str(), *port)).await?.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
+    first.copied().ok_or_else(|| io::Error::other("it has no address"))
 }
 
 fn handler(readiness: Readiness) -> Arc<dyn Handler> {
@@ -62,5 +95,20 @@ mod tests {
         for path in ["/", "/livez", "/metrics", "/readyz/"] {
             answers(path, "404 Not Found", "404 page not found\n").await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_host_is_every_address_or_an_address_or_a_name() {
+        for (host, want) in [
+            ("", "0.0.0.0:8081"),
+            ("0.0.0.0", "0.0.0.0:8081"),
+            ("127.0.0.1", "127.0.0.1:8081"),
+            ("::1", "[::1]:8081"),
+            ("localhost", "127.0.0.1:8081"),
+        ] {
+            let found = resolve(&HostPort { host: host.into(), port: 8081 }).await.expect(host);
+            assert_eq!(Ok(found), want.parse(), "{host:?}");
+        }
+        assert!(resolve(&HostPort { host: "no such host".into(), port: 8081 }).await.is_err());
     }
 }

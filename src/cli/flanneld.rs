@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
 
 use crate::config::flag_values::go_bool;
-use crate::config::flags::{Face, RunFlags};
+use crate::config::flags::{Face, HostPort, RunFlags};
 use crate::config::network_flags::NetworkFlags;
 
 use super::arguments;
@@ -41,7 +40,7 @@ struct Flanneld {
     /// `--kube-api-url`; empty for none.
     pub master: String,
     /// Where `/healthz` and `/readyz` are answered; `None` for nowhere.
-    pub healthz: Option<SocketAddr>,
+    pub healthz: Option<HostPort>,
     /// `--v`: how much is logged.
     pub verbosity: u32,
     /// What was read past and is worth a line in the log.
@@ -78,10 +77,20 @@ const FLAGS: [Flag; 31] = [
     Flag("etcd-password", Kind::Text, "", UNUSED_ETCD),
     Flag("etcd-prefix", Kind::Text, "/coreos.com/network", UNUSED_ETCD),
     Flag("etcd-username", Kind::Text, "", UNUSED_ETCD),
-    Flag("healthz-ip", Kind::Text, "0.0.0.0", "address of the health server"),
+    Flag("healthz-ip", Kind::Text, "0.0.0.0", "address or name of the health server; empty for every address"),
     Flag("healthz-port", Kind::Int, "0", "port of the health server; 0 for none"),
-    Flag("iface", Kind::List, "", "interface to other nodes, by name or address; may be repeated, the first that is there counts"),
-    Flag("iface-can-reach", Kind::Text, "", "address that packets reach by that interface"),
+    Flag(
+        "iface",
+        Kind::List,
+        "",
+        "interface to other nodes, by name or address, empty for that of the default route; may be repeated, the first that is there counts",
+    ),
+    Flag(
+        "iface-can-reach",
+        Kind::Text,
+        "",
+        "address that packets reach by that interface; they leave with the source address that the kernel takes",
+    ),
     Flag("iface-regex", Kind::List, "", "pattern for its addresses or its name; may be repeated, tried after all iface"),
     Flag("ip-blackhole-route", Kind::Bool, "false", "swallow what is sent to addresses of this node's subnet that no pod has"),
     Flag("ip-masq", Kind::Bool, "false", "give what leaves the pod network this node's address"),
@@ -259,15 +268,13 @@ impl Values {
         })
     }
 
-    fn healthz(&self) -> Result<Option<SocketAddr>, String> {
+    fn healthz(&self) -> Result<Option<HostPort>, String> {
         let port = self.int("healthz-port");
         if port <= 0 {
             return Ok(None);
         }
         let port = u16::try_from(port).map_err(|_| format!("healthz-port: {port} is not a port"))?;
-        let ip: IpAddr =
-            self.text("healthz-ip").parse().map_err(|_| format!("healthz-ip: {:?} is not an IP address", self.text("healthz-ip")))?;
-        Ok(Some((ip, port).into()))
+        Ok(Some(HostPort { host: self.text("healthz-ip"), port }))
     }
 }
 
@@ -292,6 +299,7 @@ fn go_int(text: &str) -> Option<i64> {
 mod tests {
     use super::*;
     use crate::config::network_settings::NetworkSettings;
+    use crate::network::families::PerFamily;
 
     fn run(arguments: &str, environment: &[(&str, &str)]) -> Result<Flanneld, Ended> {
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
@@ -301,7 +309,7 @@ mod tests {
     #[test]
     fn the_shipped_manifests_arguments() {
         let flanneld = run("--ip-masq --kube-subnet-mgr --healthz-port=8081", &[]).expect("good");
-        assert_eq!(flanneld.healthz, "0.0.0.0:8081".parse().ok());
+        assert_eq!(flanneld.healthz, Some(HostPort { host: "0.0.0.0".into(), port: 8081 }));
         assert!(flanneld.network.pod_network && !flanneld.network.proxy);
         assert_eq!(flanneld.network.settings(), Ok(NetworkSettings { masquerade: true, ..NetworkSettings::default() }));
     }
@@ -329,7 +337,24 @@ mod tests {
             ("192.0.2.1", "fd00::1", "10.0.0.1")
         );
         assert_eq!((flanneld.kubeconfig.as_str(), flanneld.master.as_str(), flanneld.verbosity), ("/k", "https://x", 4));
-        assert_eq!(flanneld.healthz, "[::1]:1".parse().ok());
+        assert_eq!(flanneld.healthz, Some(HostPort { host: "::1".into(), port: 1 }));
+    }
+
+    /// flanneld listens at whatever Go makes of it: an empty host is every address, and a name is looked up.
+    #[test]
+    fn the_health_server_s_host_is_text_and_its_port_may_be_off() {
+        let healthz = |arguments: &str| run(&format!("--kube-subnet-mgr {arguments}"), &[]).expect("good").healthz;
+        let at = |host: &str| Some(HostPort { host: host.into(), port: 8081 });
+        assert_eq!(healthz("--healthz-port=8081 --healthz-ip=localhost"), at("localhost"));
+        assert_eq!(healthz("--healthz-port=8081 --healthz-ip="), at(""));
+        for off in ["", "--healthz-port=0", "--healthz-port=-1", "--healthz-ip=localhost"] {
+            assert_eq!(healthz(off), None, "{off}");
+        }
+        let flanneld = run("--kube-subnet-mgr --iface= --iface=eth1 --iface-regex= --public-ip= --public-ipv6= --iface-can-reach=", &[]);
+        let network = flanneld.expect("good").network;
+        assert_eq!((network.iface.as_slice(), network.iface_regex.as_slice()), (&[String::new(), "eth1".into()][..], &[String::new()][..]));
+        let settings = network.settings().expect("empty means not given");
+        assert_eq!((settings.interface.can_reach, settings.interface.public), (None, PerFamily::default()));
     }
 
     #[test]
@@ -375,7 +400,6 @@ mod tests {
             ("--ip-masq", "Failed to create SubnetManager: subnets come from the Kubernetes API here"),
             ("--kube-subnet-mgr --subnet-lease-renew-margin=0", "Invalid subnet-lease-renew-margin option, out of acceptable range"),
             ("--kube-subnet-mgr --healthz-port=70000", "healthz-port: 70000 is not a port"),
-            ("--kube-subnet-mgr --healthz-port=1 --healthz-ip=x", "healthz-ip: \"x\" is not an IP address"),
         ] {
             let ended = run(arguments, &[]).expect_err(arguments);
             assert!(ended.status == 1 && ended.text.starts_with(start), "{ended:?}");

@@ -221,8 +221,7 @@ async fn find_iptables(flags: &RunFlags, proxy: bool, network: bool) -> anyhow::
 
 /// Sets what the service proxy needs of the kernel.
 fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family], init_only: bool) -> anyhow::Result<()> {
-    set_conntrack(&Kernel, &setup.effective.daemon.conntrack)
-        .map_err(|error| if init_only { error.of_init_container() } else { error })?;
+    set_conntrack(&Kernel, &setup.effective.daemon.conntrack).map_err(|error| if init_only { error.of_init_container() } else { error })?;
     // The loop does this, too; here it tells early, and is all there is with --init-only.
     if families.contains(&Family::V4) && inputs.knows_node_ip() && needs_route_localnet(&inputs.settings, inputs.snapshot.node()) {
         let whose = if families.len() > 1 { "ipv4 proxier" } else { "proxier" };
@@ -239,9 +238,9 @@ async fn serve(
     (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, Site),
     flags: &RunFlags,
 ) -> (&'static str, StartError) {
-    if let Face::Flanneld { healthz } = flags.face {
-        let Some(address) = healthz else { return std::future::pending().await };
-        let Err(failed) = flanneld_health::serve(address, readiness).await;
+    if let Face::Flanneld { healthz } = &flags.face {
+        let Some(place) = healthz else { return std::future::pending().await };
+        let Err(failed) = flanneld_health::serve(place, readiness).await;
         return ("FailedToStartHealthz", failed);
     }
     let daemon = &setup.effective.daemon;

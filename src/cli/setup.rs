@@ -45,7 +45,7 @@ impl Setup {
             connection: Connection {
                 kubeconfig: some(&effective.config.client_connection.kubeconfig),
                 master: some(&flags.proxy.master),
-                name: program_name(flags.face),
+                name: program_name(&flags.face),
             },
             effective,
             families: flags.ip_family.families(),
@@ -94,7 +94,7 @@ impl Setup {
 }
 
 /// The name under which requests are sent: the one under which sepal was started.
-const fn program_name(face: Face) -> ProgramName {
+const fn program_name(face: &Face) -> ProgramName {
     match face {
         Face::Sepal => ProgramName::Sepal,
         Face::KubeProxy => ProgramName::KubeProxy,

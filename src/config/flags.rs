@@ -1,7 +1,6 @@
 //! The command line as typed: flags of sepal's own; those of kube-proxy are in [`super::proxy_flags`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -50,7 +49,7 @@ pub struct RunFlags {
 }
 
 /// Names under which the daemon runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Face {
     /// Its own.
     #[default]
@@ -60,8 +59,17 @@ pub enum Face {
     /// flanneld's: health is answered as flanneld does, at this address, and nothing else is.
     Flanneld {
         /// `--healthz-ip` and `--healthz-port`; `None` for nowhere.
-        healthz: Option<SocketAddr>,
+        healthz: Option<HostPort>,
     },
+}
+
+/// A host by name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The host; empty for every address of this one.
+    pub host: String,
+    /// The port.
+    pub port: u16,
 }
 
 /// When traffic of Services is counted.

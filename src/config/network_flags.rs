@@ -158,7 +158,8 @@ impl NetworkFlags {
             interface: InterfaceOptions {
                 names: self.iface.clone(),
                 patterns: self.iface_regex.clone(),
-                can_reach,
+                can_reach: can_reach.map(|ip| ip.to_canonical()),
+                reached: None,
                 public: PerFamily { v4: v4.map(IpAddr::V4), v6: v6.map(IpAddr::V6) },
             },
             masquerade: self.ip_masq,
@@ -230,6 +231,7 @@ mod tests {
                 names: vec!["eth1".into(), "10.0.0.1".into()],
                 patterns: vec!["^eth".into()],
                 can_reach: "10.0.0.9".parse().ok(),
+                reached: None,
                 public: PerFamily { v4: "192.0.2.1".parse().ok(), v6: "fd00::1".parse().ok() },
             },
             masquerade: true,

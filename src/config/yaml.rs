@@ -39,9 +39,9 @@ pub fn first_document(text: &str) -> &str {
     let mut begun = false;
     let mut end = 0;
     for line in text.split_inclusive('\n') {
-        let marker = ["---", "..."].into_iter().find(|marker| {
-            line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
-        });
+        let marker = ["---", "..."]
+            .into_iter()
+            .find(|marker| line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])));
         match marker {
             Some(_) if begun => return &text[..end],
             Some(marker) => begun = marker == "---",
@@ -114,7 +114,11 @@ mod tests {
 
     #[test]
     fn errors_name_a_line_and_a_cause() {
-        for (text, want) in [("a: 1\nb: 'x\n", "line 2: unclosed quote"), ("a: 1\nb: [\n", "line 2: unclosed bracket"), ("a: 1\na: 2\n", "line 2: duplicate")] {
+        for (text, want) in [
+            ("a: 1\nb: 'x\n", "line 2: unclosed quote"),
+            ("a: 1\nb: [\n", "line 2: unclosed bracket"),
+            ("a: 1\na: 2\n", "line 2: duplicate"),
+        ] {
             let error = parse(text, DuplicateKeyPolicy::Error).expect_err(text).to_string();
             assert!(error.starts_with(want), "{text:?}: {error}");
         }

@@ -118,7 +118,11 @@ fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
     if current.is_some_and(|current| setting.is_met_by(current)) {
         return Ok(());
     }
-    host.write_setting(setting.path, &setting.value.to_string()).map_err(|cause| SettingError { setting: *setting, cause, init_only: false })?;
+    host.write_setting(setting.path, &setting.value.to_string()).map_err(|cause| SettingError {
+        setting: *setting,
+        cause,
+        init_only: false,
+    })?;
     let before = current.map_or_else(String::new, |current| format!(", it was {current}"));
     tracing::info!("{} is {} now{before}", setting.name(), setting.value);
     Ok(())

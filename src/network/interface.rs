@@ -15,17 +15,18 @@ use super::annotations::{BadAnnotation, NodeAnnotations};
 use super::entry::Route;
 use super::families::PerFamily;
 use super::link::{Link, LinkAddress, LinkKind, Scope};
-use super::routing::RoutingTable;
 
 /// What is asked for about the external interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceOptions {
-    /// `--iface`: names or addresses, tried in this order.
+    /// `--iface`: names or addresses, tried in this order. An empty one means the interface of the default route.
     pub names: Vec<String>,
-    /// `--iface-regex`: tried after all names.
+    /// `--iface-regex`: tried after all names. An empty one means the interface of the default route.
     pub patterns: Vec<String>,
     /// `--iface-can-reach`: tried last.
     pub can_reach: Option<IpAddr>,
+    /// The route that the kernel takes to `can_reach`, or why there is none; `None` before the kernel was asked.
+    pub reached: Option<Result<Route, String>>,
     /// `--public-ip` and `--public-ipv6`.
     pub public: PerFamily<IpAddr>,
 }
@@ -118,8 +119,9 @@ pub fn select(
         return found.map_err(NoInterface::Default);
     }
     let mut failures = Vec::new();
-    let names = options.names.iter().map(|name| match name.parse() {
-        Ok(ip) => selection.by_address(ip, "--iface names its address"),
+    let names = options.names.iter().map(|name| match name.parse::<IpAddr>() {
+        _ if name.is_empty() => selection.by_default_route(),
+        Ok(ip) => selection.by_address(ip.to_canonical(), "--iface names its address"),
         Err(_) => selection.by_name(name),
     });
     let patterns = options.patterns.iter().map(|pattern| selection.by_pattern(pattern));
@@ -142,7 +144,7 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn by_address(&self, ip: IpAddr, why: &str) -> Result<External, String> {
-        let carries = |link: &&Link| link.addresses.iter().any(|address| address.net.ip() == ip);
+        let carries = |link: &&Link| has_address(link, ip);
         let version = if ip.is_ipv6() { "v6 " } else { "" };
         let missing = || format!("error looking up {version}interface {ip}: no interface with given IP found");
         let link = self.links.iter().find(carries).ok_or_else(missing)?;
@@ -156,6 +158,9 @@ impl<'a> Selection<'a> {
     }
 
     fn by_pattern(&self, pattern: &str) -> Result<External, String> {
+        if pattern.is_empty() {
+            return self.by_default_route();
+        }
         let regex = Regex::new(pattern).map_err(|error| format!("could not compile the IP address regex '{pattern}': {error}"))?;
         let why = || format!("--iface-regex {pattern} matches it");
         for link in self.links {
@@ -179,11 +184,13 @@ impl<'a> Selection<'a> {
         self.external(by_name, &[], why())
     }
 
+    /// The interface and the source address that the kernel takes for packets to an address. The source may be another interface's: the
+    /// loopback carries the addresses of hosts that announce themselves by a routing protocol.
     fn by_reach(&self, ip: IpAddr) -> Result<External, String> {
-        let failed = |what: &str| format!("failed to get ifcanreach based interface: {what} {ip}");
-        let table = RoutingTable::new(self.routes);
-        let route = table.route(ip).filter(|route| !route.blackhole).ok_or_else(|| failed("no route to"))?;
-        let link = self.link(route.link).ok_or_else(|| failed("more than one link leads to"))?;
+        let failed = |cause: &str| format!("failed to get ifcanreach based interface: couldn't lookup route to {ip}: {cause}");
+        let route = self.options.reached.as_ref().ok_or_else(|| failed("the kernel was not asked"))?.as_ref();
+        let route = route.map_err(|cause| failed(cause))?;
+        let link = self.link(route.link).ok_or_else(|| failed("it has no interface"))?;
         self.external(link, route.source.as_slice(), format!("packets to {ip} leave by it"))
     }
 
@@ -192,12 +199,10 @@ impl<'a> Selection<'a> {
     fn by_node(&self, node_ips: &[IpAddr]) -> Option<External> {
         let wanted = node_ips.iter().filter(|ip| self.families.contains(&Family::of(**ip)));
         wanted.into_iter().find_map(|ip| {
-            let carries = |link: &&Link| {
-                !matches!(link.kind, LinkKind::Loopback | LinkKind::Vxlan(_))
-                    && link.addresses.iter().any(|address| address.net.ip() == *ip)
-            };
+            let carries = |link: &&Link| !matches!(link.kind, LinkKind::Loopback | LinkKind::Vxlan(_)) && has_address(link, *ip);
             let link = self.links.iter().find(carries)?;
-            self.external(link, node_ips, format!("it has the Node's address {ip}")).ok()
+            let own: Vec<IpAddr> = node_ips.iter().copied().filter(|ip| has_address(link, *ip)).collect();
+            self.external(link, &own, format!("it has the Node's address {ip}")).ok()
         })
     }
 
@@ -227,16 +232,13 @@ impl<'a> Selection<'a> {
         self.links.iter().find(|link| Some(link.index) == index)
     }
 
-    /// A link as the external interface, with these addresses where it has them.
+    /// A link as the external interface. A family without an address among `addresses` gets the link's best one.
     fn external(&self, link: &Link, addresses: &[IpAddr], why: String) -> Result<External, String> {
         let mut own = PerFamily::default();
         let mut local = PerFamily::default();
         for family in self.families {
             let candidates = preferred(link, *family);
-            let given = addresses
-                .iter()
-                .copied()
-                .find(|ip| link.addresses.iter().any(|address| address.net.ip() == *ip) && Family::of(*ip) == *family);
+            let given = addresses.iter().copied().find(|ip| Family::of(*ip) == *family);
             let missing = || {
                 let name = if *family == Family::V4 { "IPv4" } else { "IPv6" };
                 format!("failed to find {name} address for interface {}", link.name)
@@ -250,6 +252,10 @@ impl<'a> Selection<'a> {
         }
         Ok(External { index: link.index, name: link.name.clone(), mtu: link.mtu, addresses: own, local, why })
     }
+}
+
+fn has_address(link: &Link, ip: IpAddr) -> bool {
+    link.addresses.iter().any(|address| address.net.ip() == ip)
 }
 
 /// The addresses of a link that can be used in a family, the best first: those that are valid everywhere, then those that stay.
@@ -347,7 +353,13 @@ mod tests {
             patterns: all(patterns),
             can_reach: can_reach.parse().ok(),
             public: PerFamily { v4: public.parse().ok(), v6: None },
+            ..InterfaceOptions::default()
         }
+    }
+
+    /// The kernel's answer: packets to the address leave by this interface with this source.
+    fn reaching(ip: &str, answer: &str) -> InterfaceOptions {
+        InterfaceOptions { reached: Some(Ok(route(&format!("{ip} {answer}")))), ..options(&[], &[], ip, "") }
     }
 
     #[test]
@@ -376,14 +388,25 @@ mod tests {
             (options(&[], &["x", r"^192\.168\.56\.12$"], "", ""), &V4, "eth1 192.168.56.12"),
             (options(&[], &[r"eth[1-9]"], "", ""), &V4, "eth1 192.168.56.11"),
             (options(&[], &["^(10|fd00:2)"], "", ""), &BOTH, "eth0 10.0.2.15 fd00:2::15"),
-            (options(&[], &[], "192.168.56.200", ""), &V4, "eth1 192.168.56.12"),
-            (options(&[], &[], "8.8.8.8", ""), &V4, "eth0 10.0.2.15"),
+            // The source that the kernel takes counts, not the interface's first address.
+            (reaching("192.168.56.200", "dev 3 src 192.168.56.12"), &V4, "eth1 192.168.56.12"),
+            (reaching("8.8.8.8", "via 10.0.2.2 dev 2 src 10.0.2.15"), &V4, "eth0 10.0.2.15"),
+            (reaching("8.8.8.8", "via 10.0.2.2 dev 2 src 10.99.0.1"), &V4, "eth0 10.99.0.1"),
+            (reaching("192.168.56.200", "dev 3 src 192.168.56.12"), &BOTH, "eth1 192.168.56.12 fd00:3::13"),
+            (reaching("fd00:3::99", "dev 3 src fd00:3::12"), &[Family::V6], "eth1 fd00:3::12"),
+            (reaching("fd00:3::99", "dev 3 src fd00:3::12"), &BOTH, "eth1 192.168.56.11 fd00:3::12"),
+            // Empty means the default route's interface, whatever the Node's address is, and has its place in the order.
+            (options(&[""], &[], "", ""), &V4, "eth0 10.0.2.15"),
+            (options(&[], &[""], "", ""), &V4, "eth0 10.0.2.15"),
+            (options(&["", "eth1"], &[], "", ""), &V4, "eth0 10.0.2.15"),
+            (options(&["eth1", ""], &[], "", ""), &V4, "eth1 192.168.56.11"),
+            (options(&["eth9", ""], &["eth1"], "", ""), &BOTH, "eth0 10.0.2.15 fd00:2::15"),
             // What is asked for in the wrong order: names, then patterns, then reach.
             (options(&["eth0"], &["eth1"], "192.168.56.1", ""), &V4, "eth0 10.0.2.15"),
             (options(&[], &[], "", "192.168.56.12"), &V4, "eth1 192.168.56.12"),
             (options(&["eth1"], &[], "", "203.0.113.7"), &V4, "eth1 203.0.113.7"),
         ] {
-            assert_eq!(chosen(&options, families, &["10.0.2.15"]), Ok(want.to_owned()), "{options:?}");
+            assert_eq!(chosen(&options, families, &["192.168.56.11"]), Ok(want.to_owned()), "{options:?}");
         }
     }
 
@@ -404,6 +427,11 @@ mod tests {
                 options(&[], &["("], "", ""),
                 &V4,
                 "Failed to find interface to use that matches the interfaces and/or regexes provided: could not compile the IP address regex '('",
+            ),
+            (
+                InterfaceOptions { reached: Some(Err("Network is unreachable".into())), ..options(&[], &[], "8.8.8.8", "") },
+                &V4,
+                "Failed to find interface to use that matches the interfaces and/or regexes provided: failed to get ifcanreach based interface: couldn't lookup route to 8.8.8.8: Network is unreachable",
             ),
             (
                 options(&["lo"], &[], "", ""),

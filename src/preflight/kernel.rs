@@ -106,8 +106,12 @@ mod tests {
         let outcome = |read: io::Result<u64>, can_write: bool| {
             let read = std::cell::RefCell::new(Some(read));
             let refused = || io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
-            let checks =
-                settings(&[ROUTE_LOCALNET], |_| read.take().expect("it is read once"), |_| if can_write { Ok(()) } else { Err(refused()) }, false);
+            let checks = settings(
+                &[ROUTE_LOCALNET],
+                |_| read.take().expect("it is read once"),
+                |_| if can_write { Ok(()) } else { Err(refused()) },
+                false,
+            );
             checks[0].outcome
         };
         assert_eq!(outcome(Ok(1), false), Outcome::Ok);

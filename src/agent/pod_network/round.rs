@@ -15,7 +15,7 @@ use crate::network::bridge;
 use crate::network::desired::{DesiredLink, Wanted, link_name};
 use crate::network::entry::{LinkChange, Live, OUR_PROTOCOL};
 use crate::network::families::PerFamily;
-use crate::network::interface::{self, External};
+use crate::network::interface::{self, External, InterfaceOptions};
 use crate::network::mtu::{Mtu, mtu};
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::{OwnLease, own_mac};
@@ -64,7 +64,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             self.readiness.ready(Part::Subnet);
         }
         let live = self.dump().await?;
-        let (external, mtu) = self.external(&node, &conf, &live)?;
+        let options = self.interface_options(&node).await?;
+        let (external, mtu) = self.external(&options, &node, &conf, &live)?;
         self.readiness.ready(Part::Interface);
         let own = own(&node, &conf, subnets, &external, &live)?;
         let settings = self.asked.settings.clone();
@@ -115,12 +116,28 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         live.inspect_err(|error| self.report.failed(error)).map_err(Unsettled::Kernel)
     }
 
-    /// The interface to other nodes, and how large packets can be.
-    fn external(&mut self, node: &NetworkNode, conf: &NetConf, live: &Live) -> Result<(External, Mtu), Unsettled> {
+    /// What the operator and the Node's annotations ask for about the interface, and the kernel's route for `--iface-can-reach`.
+    async fn interface_options(&mut self, node: &NetworkNode) -> Result<InterfaceOptions, Unsettled> {
         let options = self.asked.settings.interface.clone();
-        let options = options.with_annotations(&node.annotations).map_err(|bad| Unsettled::Annotation(node.name.clone(), bad))?;
+        let mut options = options.with_annotations(&node.annotations).map_err(|bad| Unsettled::Annotation(node.name.clone(), bad))?;
+        if let Some(ip) = options.can_reach {
+            let kernel = Arc::clone(&self.kernel);
+            let route = within(move || kernel.route_to(ip)).await?;
+            options.reached = Some(route.map_err(|error| error.cause.to_string()));
+        }
+        Ok(options)
+    }
+
+    /// The interface to other nodes, and how large packets can be.
+    fn external(
+        &mut self,
+        options: &InterfaceOptions,
+        node: &NetworkNode,
+        conf: &NetConf,
+        live: &Live,
+    ) -> Result<(External, Mtu), Unsettled> {
         let families: Vec<Family> = conf.networks.families().collect();
-        let external = interface::select(&options, &families, &node.internal_ips, &live.links, &live.routes)?;
+        let external = interface::select(options, &families, &node.internal_ips, &live.links, &live.routes)?;
         if conf.backend == Backend::HostGw {
             external.check_host_gw()?;
         }

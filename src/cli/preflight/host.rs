@@ -91,7 +91,9 @@ pub(super) fn pod_network(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> 
     let node_ips: Vec<IpAddr> = node.map(|node| node.addresses.clone()).unwrap_or_default();
     let tried: Vec<_> =
         conf.backend.vxlan().map_or_else(Vec::new, |asked| families.iter().map(|family| (*family, take(*family, asked.port))).collect());
-    let mut checks = network::interface(&select(&settings.interface, &families, &node_ips, &live.links, &live.routes), conf);
+    let mut options = settings.interface.clone();
+    options.reached = options.can_reach.map(|ip| Kernel.route_to(ip).map_err(|error| error.cause.to_string()));
+    let mut checks = network::interface(&select(&options, &families, &node_ips, &live.links, &live.routes), conf);
     checks.extend(tunnel_port(&tried, &live.links, conf));
     checks.extend(network::other_tunnels(&live.links, conf));
     if let Some(asked) = conf.backend.vxlan() {

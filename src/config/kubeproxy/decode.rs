@@ -213,7 +213,10 @@ mod tests {
         let doubled = file_text(&json.replace("\"mode\"", "\"mode\": \"\",\n\"mode\"")).expect("the last one counts");
         assert!(doubled.leniences.len() == 1 && doubled.leniences[0].starts_with("line 2: duplicate"), "{:?}", doubled.leniences);
         for (bad, want) in [
-            (format!("{json}\n---\n"), "failed to decode: line 2: text follows the JSON object: a JSON file holds one object and nothing else"),
+            (
+                format!("{json}\n---\n"),
+                "failed to decode: line 2: text follows the JSON object: a JSON file holds one object and nothing else",
+            ),
             (format!("{json}\n\n{json}"), "failed to decode: line 3: text follows the JSON object"),
             ("{apiVersion: v1}".into(), "failed to decode: line 1: key must be a string (a file that begins with { is read as JSON)"),
         ] {
