@@ -1,5 +1,5 @@
-//! Every bug that was found stays here under its name: testdata/regress/<name> is fed to the manifest reader and rendered. What is
-//! expected of it stands in <name>.expect: `ok`, or the error.
+//! Every bug that was found stays here under its name: testdata/regress/<name> is read as manifests and rendered. <name>.expect says what
+//! comes of it: the error, or `ok` and then lines of the rules.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
 
@@ -22,16 +22,22 @@ fn found_bugs_stay_mended() {
         let text = String::from_utf8_lossy(&fs::read(&path).expect("readable")).into_owned();
         let expected =
             fs::read_to_string(format!("{}.expect", path.display())).unwrap_or_else(|error| panic!("{}.expect: {error}", path.display()));
+        let (expected, lines) = expected.trim_end().split_once('\n').unwrap_or((expected.trim_end(), ""));
+        let mut rules = String::new();
         let found = match common::inputs(&text) {
             Ok(inputs) => {
                 for family in Family::ALL {
-                    assert!(common::rendered(&inputs, family).ends_with("COMMIT\n"), "{}", path.display());
+                    rules += &common::rendered(&inputs, family);
+                    assert!(rules.ends_with("COMMIT\n"), "{}", path.display());
                 }
                 "ok".to_owned()
             }
             Err(error) => error,
         };
-        assert_eq!(found, expected.trim_end(), "{}", path.display());
+        assert_eq!(found, expected, "{}", path.display());
+        for line in lines.lines() {
+            assert!(rules.lines().any(|rule| rule == line), "{}: {line} is not in\n{rules}", path.display());
+        }
         checked += 1;
     }
     assert!(checked > 0, "no case was found");

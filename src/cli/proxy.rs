@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -76,23 +77,24 @@ impl Source {
         Opened { updates, sender, tasks }
     }
 
-    /// Begins to follow manifests, and gives what they say now.
+    /// Begins to follow manifests, and gives what they say now: what rules are computed from, and the KubeProxyConfiguration among them.
     ///
     /// # Errors
     /// They cannot be read.
-    pub(super) fn read(path: &Path, asked: &Asked) -> anyhow::Result<(Opened, Inputs)> {
+    pub(super) fn read(path: &Path, asked: &Asked) -> anyhow::Result<(Opened, Inputs, Option<Value>)> {
         let (sender, updates) = mpsc::channel(WAITING_UPDATES);
         let mut tasks = JoinSet::new();
         let standard_input = path == Path::new("-");
         let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
         let mut files = Files::new(path.to_owned(), asked.clone());
         let inputs = files.read()?;
+        let configuration = files.configuration().cloned();
         tell_complete(&sender);
         // Standard input says it once, and that holds.
         if let Some(watch) = watch {
             tasks.spawn(follow(files, watch, sender.clone()));
         }
-        Ok((Opened { updates, sender, tasks }, inputs))
+        Ok((Opened { updates, sender, tasks }, inputs, configuration))
     }
 }
 
@@ -176,7 +178,9 @@ impl ProxyPart {
             return Ok((opened, inputs));
         }
         match &self.source {
-            Source::Manifests { path, asked } if path != Path::new("-") => Source::read(path, asked),
+            Source::Manifests { path, asked } if path != Path::new("-") => {
+                Source::read(path, asked).map(|(opened, inputs, _)| (opened, inputs))
+            }
             source => Ok((source.follow(), inputs)),
         }
     }

@@ -38,6 +38,7 @@ use crate::source::api::Watches;
 use crate::source::client::Connections;
 
 use super::config_watch::{self, Told};
+use super::logs;
 use super::own_node;
 use super::pages::pages;
 use super::pod_network::{NetworkPart, PodNetwork, check_bridge_filter};
@@ -76,7 +77,7 @@ struct Cluster {
     watches: Watches,
 }
 
-async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
+async fn start(mut setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let network = PodNetwork::asked(flags)?;
     let proxy = flags.network.proxy;
     anyhow::ensure!(proxy || network.is_some(), "--proxy=false without --pod-network leaves nothing to do");
@@ -85,7 +86,7 @@ async fn start(setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     metrics.iptables(&found);
     let mut start = match (&flags.manifests, &network) {
         (Some(_), Some(_)) => anyhow::bail!("--pod-network needs an API server: with --manifests rules can only be printed (--dry-run)"),
-        (Some(path), None) => start_manifests(path, &setup)?,
+        (Some(path), None) => start_manifests(path, &mut setup)?,
         (None, network) => start_api(&setup, proxy, network.as_ref(), Arc::clone(&metrics)).await?,
     };
     let families = families(&setup, flags, &found, &mut start, network.as_ref()).await?;
@@ -180,7 +181,7 @@ async fn keep_running(
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
         failed = serve(setup, (health, readiness.clone()), (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
-        changed = config_watch::follow(flags, setup.effective.clone(), Told { wishes, configz }) => {
+        changed = config_watch::follow(flags, setup.typed.clone(), Told { wishes, configz }) => {
             let Err(error) = changed;
             Err(error)
         }
@@ -317,8 +318,12 @@ fn of_proxy(setup: &Setup, support: &Support, node: Option<&Node>) -> anyhow::Re
     Ok(families)
 }
 
-fn start_manifests(path: &Path, setup: &Setup) -> anyhow::Result<Start> {
-    let (opened, inputs) = proxy::Source::read(path, &setup.asked)?;
+fn start_manifests(path: &Path, setup: &mut Setup) -> anyhow::Result<Start> {
+    let (opened, inputs, configuration) = proxy::Source::read(path, &setup.asked)?;
+    if let Some(document) = configuration {
+        setup.effective = setup.with_document(&document)?;
+        logs::set_verbosity(setup.effective.daemon.verbosity);
+    }
     let source = proxy::Source::Manifests { path: path.to_owned(), asked: Box::new(setup.asked.clone()) };
     Ok(Start { source, opened, inputs, cluster: None, events: Events::none() })
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use serde_json::Value;
 
 use crate::cluster::Family;
 use crate::config::effective::Effective;
@@ -22,6 +23,8 @@ pub(super) struct Setup {
     pub asked: Asked,
     /// The configuration.
     pub effective: Effective,
+    /// The configuration without the one among the manifests.
+    pub typed: Effective,
     /// How to reach the API server.
     pub connection: Connection,
     /// Families to write or print.
@@ -42,6 +45,7 @@ impl Setup {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Ok(Self {
             asked: Asked { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
+            typed: effective.clone(),
             connection: Connection {
                 kubeconfig: some(&effective.config.client_connection.kubeconfig),
                 master: some(&flags.proxy.master),
@@ -66,7 +70,7 @@ impl Setup {
     pub(super) async fn read_inputs(&self, flags: &RunFlags) -> anyhow::Result<Inputs> {
         let network = PodNetwork::asked(flags)?;
         let mut inputs = if let Some(path) = &flags.manifests {
-            Files::new(path.clone(), self.asked.clone()).read()?
+            self.read_manifests(path, flags.network.proxy)?
         } else {
             let client = self.connection.client()?;
             let inputs = self.empty_inputs();
@@ -78,6 +82,27 @@ impl Setup {
             inputs.without_proxy = !flags.network.proxy;
         }
         Ok(inputs)
+    }
+
+    fn read_manifests(&self, path: &Path, proxy: bool) -> anyhow::Result<Inputs> {
+        let mut files = Files::new(path.to_owned(), self.asked.clone());
+        let mut inputs = files.read()?;
+        let effective = files.configuration().map(|document| self.with_document(document)).transpose()?;
+        if proxy && effective.as_ref().unwrap_or(&self.effective).daemon.conntrack.tcp_be_liberal {
+            // `sepal run` switches it on before rules are computed.
+            inputs.written_facts.get_or_insert_default().tcp_be_liberal = Some(true);
+        }
+        Ok(inputs)
+    }
+
+    /// The configuration with the one among the manifests over it.
+    ///
+    /// # Errors
+    /// Something in it makes no sense.
+    pub(super) fn with_document(&self, document: &Value) -> anyhow::Result<Effective> {
+        let effective = self.effective.with_document(document).context("KubeProxyConfiguration among the manifests")?;
+        effective.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        Ok(effective)
     }
 
     /// Writes the configuration in force to a file, as a KubeProxyConfiguration.

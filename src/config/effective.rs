@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 use super::flags::RunFlags;
 use super::kubeproxy::decode::{BadConfiguration, Decoded};
 use super::kubeproxy::validate::{joined, problems};
-use super::kubeproxy::{BadSetting, KubeProxyConfiguration, decode, gates};
+use super::kubeproxy::{self, BadSetting, KubeProxyConfiguration, decode, gates};
 use super::settings::{DaemonSettings, ProxySettings};
 
 /// A configuration in force.
@@ -91,6 +93,40 @@ impl Effective {
         Ok(Self { proxy: config.proxy_settings()?, daemon: config.daemon_settings()?, config, node_name, notes })
     }
 
+    /// The same with a KubeProxyConfiguration that stands among manifests over it: every field that the document sets counts, and the
+    /// rules follow from the document alone.
+    ///
+    /// # Errors
+    /// Something in it makes no sense.
+    pub fn with_document(&self, document: &Value) -> Result<Self, Unusable> {
+        let Decoded { config: alone, leniences } = decode::value_with_notes(document)?;
+        let invalid = |cause: String| BadSetting { field: kubeproxy::KIND.into(), cause };
+        let mut merged = serde_json::to_value(&self.config).map_err(|error| invalid(error.to_string()))?;
+        overlay(&mut merged, document);
+        let mut config = decode::value(&merged)?;
+        config.fill();
+        config.complete();
+        let wrong = gates::problems(&config.feature_gates);
+        if !wrong.is_empty() {
+            return Err(Unusable::Gates(joined(&wrong)));
+        }
+        let wrong = problems(&config);
+        if !wrong.is_empty() {
+            return Err(Unusable::Invalid(joined(&wrong)));
+        }
+        let mut notes: Vec<String> = leniences.into_iter().map(|what| format!("{what}; read past it")).collect();
+        if config.logging.format != self.config.logging.format {
+            notes.push("logging.format has no effect there: use --logging-format, or the file that --config names".into());
+        }
+        Ok(Self {
+            proxy: alone.resolve()?,
+            daemon: config.daemon_settings()?,
+            node_name: self.node_name.clone().or_else(|| alone.node_name()),
+            notes: notes.into_iter().map(|what| format!("{} among the manifests: {what}", kubeproxy::KIND)).collect(),
+            config,
+        })
+    }
+
     /// The fields in which another configuration differs that cannot be changed while the program runs, as a configuration spells them.
     #[must_use]
     pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
@@ -113,8 +149,62 @@ impl Effective {
     }
 }
 
+/// Sets every field that `over` has. `null` and an empty text mean that a field is not set.
+fn overlay(under: &mut Value, over: &Value) {
+    match (under, over) {
+        (_, Value::Null) => {}
+        (_, Value::String(text)) if text.is_empty() => {}
+        (Value::Object(under), Value::Object(over)) => {
+            for (field, value) in over {
+                overlay(under.entry(field).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over.clone(),
+    }
+}
+
 fn read(path: &PathBuf) -> Result<Decoded, Unusable> {
     let name = || path.display().to_string();
     let bytes = std::fs::read(path).map_err(|cause| Unusable::File { path: name(), cause })?;
     decode::file(&bytes).map_err(|bad| Unusable::Text { path: name(), bad })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::flags::tests::defaults;
+
+    #[test]
+    fn a_document_among_manifests_counts_in_full() {
+        let mut flags = defaults();
+        flags.proxy.conntrack_max_per_core = 0;
+        flags.proxy.metrics_bind_address = "127.0.0.1:9999".into();
+        let typed = Effective::new(&flags).expect("good flags");
+        let document = json!({
+            "clusterCIDR": "10.244.0.0/16", "hostnameOverride": "N1", "healthzBindAddress": "127.0.0.1:7777", "metricsBindAddress": "",
+            "clientConnection": {"kubeconfig": "/k"}, "logging": {"format": "json", "verbosity": 3},
+            "conntrack": {"min": 7, "tcpBeLiberal": true, "udpTimeout": "31s", "maxPerCore": null}, "oomScoreAdj": 0, "typo": 1,
+        });
+        let merged = typed.with_document(&document).expect("good");
+        assert_eq!(merged.daemon.healthz, "127.0.0.1:7777".parse().ok());
+        assert_eq!(merged.daemon.metrics, "127.0.0.1:9999".parse().expect("an address"), "empty means not set");
+        assert_eq!((merged.daemon.conntrack.max_per_core, merged.daemon.conntrack.min), (0, 7));
+        assert!(merged.daemon.conntrack.tcp_be_liberal && merged.daemon.conntrack.udp_timeout.as_secs() == 31);
+        assert_eq!((merged.daemon.oom_score_adj, merged.node_name.as_deref()), (0, Some("n1")));
+        assert_eq!(merged.config.cluster_cidr, "10.244.0.0/16");
+        assert_eq!(merged.daemon.verbosity, 3);
+        assert_eq!(merged.notes.len(), 2, "{:?}", merged.notes);
+        assert_eq!(merged.notes[0], "KubeProxyConfiguration among the manifests: unknown field \"typo\"; read past it");
+        assert!(merged.notes[1].starts_with("KubeProxyConfiguration among the manifests: logging.format has no effect there"));
+        for (document, want) in [
+            (json!({"healthzBindAddress": "x"}), "failed validate: KubeProxyConfiguration.HealthzBindAddress"),
+            (json!({"featureGates": {"no such gate": true}}), "failed complete: unrecognized feature gate"),
+            (json!({"conntrack": {"udpTimeout": "soon"}}), "conntrack.udpTimeout: "),
+        ] {
+            let error = typed.with_document(&document).expect_err("it makes no sense").to_string();
+            assert!(error.starts_with(want), "{error}");
+        }
+    }
 }

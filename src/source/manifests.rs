@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::Complaints;
 use super::convert::{self, Converted};
+use super::defaults;
 use super::documents::{self, BadDocument};
-use super::object::{Kind, ObjectId};
+use super::object::{Kind, ObjectId, Problem};
 use crate::cluster::Snapshot;
 use crate::config::host_facts::{self, WrittenFacts};
 use crate::config::kubeproxy::{self, BadSetting};
@@ -60,6 +61,10 @@ enum Item {
     Config(Value),
     HostFacts(Value),
     NetworkFacts(Value),
+    /// A kind that is read, of an `apiVersion` that is not.
+    OtherVersion(ObjectId, String),
+    /// A configuration of an `apiVersion` that is not read.
+    OtherConfig(String),
     Skipped(String),
 }
 
@@ -67,6 +72,8 @@ enum Item {
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
     objects: BTreeMap<ObjectId, Converted>,
+    /// Objects of another `apiVersion` than the one that is read.
+    unread: BTreeMap<ObjectId, Problem>,
     config: Option<Config>,
     host_facts: Option<WrittenFacts>,
     network_facts: Option<NetworkFacts>,
@@ -79,6 +86,8 @@ pub struct Manifests {
 struct Config {
     settings: ProxySettings,
     node_name: Option<String>,
+    /// As it is written.
+    document: Value,
 }
 
 impl Manifests {
@@ -97,7 +106,15 @@ impl Manifests {
                 Item::Config(value) => {
                     let config = kubeproxy::decode::value(&value).map_err(setting(kubeproxy::KIND))?;
                     let settings = config.resolve().map_err(setting(kubeproxy::KIND))?;
-                    self.config = Some(Config { settings, node_name: config.node_name() });
+                    self.config = Some(Config { settings, node_name: config.node_name(), document: value });
+                }
+                Item::OtherConfig(api_version) => {
+                    let cause = format!("{api_version:?} cannot be read here, only {}", kubeproxy::API_VERSION);
+                    return Err(setting(kubeproxy::KIND)(BadSetting { field: "apiVersion".into(), cause }));
+                }
+                Item::OtherVersion(object, api_version) => {
+                    let what = format!("skipped: its apiVersion is {api_version:?}, and only {} is read", object.kind.api_version());
+                    self.unread.insert(object.clone(), Problem { object, what });
                 }
                 Item::HostFacts(value) => {
                     let facts = WrittenFacts::from_value(&value).map_err(setting(host_facts::KIND))?;
@@ -118,12 +135,16 @@ impl Manifests {
         for (id, converted) in &self.objects {
             complaints.note(id, converted.problem.as_ref());
         }
+        for (id, problem) in self.unread.iter().filter(|(id, _)| !self.objects.contains_key(id)) {
+            complaints.note(id, Some(problem));
+        }
         complaints.note_skipped(&self.skipped);
     }
 
     /// Adds what other manifests say; of two objects of one name theirs counts.
     pub fn absorb(&mut self, other: Self) {
         self.objects.extend(other.objects);
+        self.unread.extend(other.unread);
         self.config = other.config.or(self.config.take());
         self.host_facts = other.host_facts.or(self.host_facts.take());
         self.network_facts = other.network_facts.or(self.network_facts.take());
@@ -149,6 +170,12 @@ impl Manifests {
         let without_proxy = self.network_facts.as_ref().is_some_and(|facts| facts.without_proxy);
         let pod_rules = self.network_facts.map(|facts| facts.rules);
         Inputs { snapshot, node_name, settings, written_facts: self.host_facts, pod_rules, without_proxy }
+    }
+
+    /// The KubeProxyConfiguration among the manifests, as it is written.
+    #[must_use]
+    pub fn configuration(&self) -> Option<&Value> {
+        self.config.as_ref().map(|config| &config.document)
     }
 
     fn only_node(&self) -> Option<&str> {
@@ -220,7 +247,12 @@ fn items(mut value: Value) -> Vec<Item> {
     }
     vec![if let Some(kind) = Kind::of(&api_version, &kind) {
         let id = ObjectId::of(kind, &value);
-        let converted = convert::object(&id, &value);
+        let mut missing = defaults::fill(kind, &mut value);
+        let mut converted = convert::object(&id, &value);
+        if !missing.is_empty() {
+            missing.extend(converted.problem.take().map(|problem| problem.what));
+            converted.problem = Some(Problem { object: id.clone(), what: missing.join("; ") });
+        }
         Item::Object(id, Box::new(converted))
     } else if (api_version.as_str(), kind.as_str()) == (kubeproxy::API_VERSION, kubeproxy::KIND) {
         Item::Config(value)
@@ -232,8 +264,12 @@ fn items(mut value: Value) -> Vec<Item> {
         return Vec::new();
     } else if kind.is_empty() {
         Item::Skipped("without a kind".into())
+    } else if kind == kubeproxy::KIND {
+        Item::OtherConfig(api_version)
+    } else if let Some(of_kind) = Kind::other_version(&api_version, &kind) {
+        Item::OtherVersion(ObjectId::of(of_kind, &value), api_version)
     } else {
-        Item::Skipped(kind)
+        Item::Skipped(format!("{api_version} {kind}").trim_start().to_owned())
     }]
 }
 

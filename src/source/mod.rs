@@ -3,6 +3,7 @@
 pub mod api;
 pub mod client;
 pub mod convert;
+mod defaults;
 pub mod documents;
 mod fields;
 pub mod follow;

@@ -28,6 +28,24 @@ impl Kind {
         }
     }
 
+    /// The kind of this name, where the API version is of its group and is not the one that is read: `discovery.k8s.io/v1beta1`, or none.
+    #[must_use]
+    pub fn other_version(api_version: &str, kind: &str) -> Option<Self> {
+        let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+        let of_name = [Self::Service, Self::EndpointSlice, Self::Node].into_iter().find(|known| known.as_str() == kind)?;
+        let same_group = api_version.is_empty() || group(api_version) == group(of_name.api_version());
+        (same_group && api_version != of_name.api_version()).then_some(of_name)
+    }
+
+    /// The API version in which the kind is read.
+    #[must_use]
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Service | Self::Node => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+        }
+    }
+
     /// The kind's name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

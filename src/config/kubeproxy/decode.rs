@@ -61,17 +61,8 @@ pub fn file(bytes: &[u8]) -> Result<Decoded, BadConfiguration> {
     if (api_version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
         return Err(BadConfiguration::Kind { kind, api_version });
     }
-    // serde would accept a list as the fields of a section, by position.
-    let list = |(name, value): (&String, &Value)| (value.is_array() && name != "nodePortAddresses").then(|| name.clone());
-    if let Some(name) = value.as_object().and_then(|fields| fields.iter().find_map(list)) {
-        return Err(BadConfiguration::Text(format!("{name}: a list, where fields are wanted")));
-    }
-    // Where a field may be null the path has a step without a name.
-    let mut ignored = |path: serde_ignored::Path<'_>| {
-        leniences.push(format!("unknown field \"{}\"", path.to_string().replace(".?", "")));
-    };
-    let config = serde_path_to_error::deserialize(serde_ignored::Deserializer::new(&value, &mut ignored))
-        .map_err(|error| BadConfiguration::Text(format!("{}: {}", error.path(), error.inner())))?;
+    let Decoded { config, leniences: unknown } = value_with_notes(&value).map_err(|bad| BadConfiguration::Text(bad.to_string()))?;
+    leniences.extend(unknown);
     Ok(Decoded { config, leniences })
 }
 
@@ -106,13 +97,32 @@ fn json_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
     Ok((value, doubled))
 }
 
+/// Reads a configuration object, and notes its unknown fields.
+///
+/// # Errors
+/// A field of the wrong type, by its path.
+pub fn value_with_notes(value: &Value) -> Result<Decoded, BadSetting> {
+    // serde would accept a list as the fields of a section, by position.
+    let list = |(name, value): (&String, &Value)| (value.is_array() && name != "nodePortAddresses").then(|| name.clone());
+    if let Some(field) = value.as_object().and_then(|fields| fields.iter().find_map(list)) {
+        return Err(BadSetting { field, cause: "a list, where fields are wanted".into() });
+    }
+    let mut leniences = Vec::new();
+    // Where a field may be null the path has a step without a name.
+    let mut ignored = |path: serde_ignored::Path<'_>| {
+        leniences.push(format!("unknown field \"{}\"", path.to_string().replace(".?", "")));
+    };
+    let config = serde_path_to_error::deserialize(serde_ignored::Deserializer::new(value, &mut ignored))
+        .map_err(|error| BadSetting { field: error.path().to_string(), cause: error.inner().to_string() })?;
+    Ok(Decoded { config, leniences })
+}
+
 /// Reads a configuration object; unknown fields are passed over.
 ///
 /// # Errors
 /// A field of the wrong type, by its path.
 pub fn value(value: &Value) -> Result<KubeProxyConfiguration, BadSetting> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|error| BadSetting { field: error.path().to_string(), cause: error.inner().to_string() })
+    value_with_notes(value).map(|decoded| decoded.config)
 }
 
 #[cfg(test)]
