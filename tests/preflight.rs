@@ -170,6 +170,51 @@ fn what_the_api_server_lacks_is_found() {
     assert_eq!(complaints(&found)[0], "API server: failed");
 }
 
+/// Everything that does not hang on net-conf.json is checked all the same.
+#[test]
+fn a_net_conf_that_cannot_be_used_holds_nothing_up() {
+    let node = Node::sound();
+    let names = |found: &[Value]| found.iter().map(|check| check["name"].as_str().expect("text").to_owned()).collect::<Vec<_>>();
+    let all = names(&node.checks(&[]));
+    for text in [None, Some("{"), Some(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#)] {
+        fs::remove_file(node.path("net-conf.json")).expect("it was there");
+        if let Some(text) = text {
+            fs::write(node.path("net-conf.json"), text).expect("writable");
+        }
+        let found = node.checks(&[]);
+        assert_eq!(complaints(&found), ["flags and files: failed"], "{text:?}: {found:#?}");
+        assert_eq!(names(&found), all, "{text:?}");
+        let said = find(&found, "flags and files")["found"].as_str().expect("text").to_owned();
+        assert!(said.contains("net-conf.json") && said.contains("the other checks take flannel's default"), "{said}");
+        fs::write(node.path("net-conf.json"), "").expect("writable");
+    }
+}
+
+/// As `kubectl exec` in sepal's own container runs it: the ports in use, the process, the links and the file are sepal's.
+#[test]
+fn a_running_sepal_is_not_in_its_own_way() {
+    let node = Node::sound();
+    let program = node.path("kube-proxy");
+    std::os::unix::fs::symlink(SEPAL, &program).expect("a link");
+    let common = format!("--hostname-override {NAME} --conntrack-max-per-core=0 --master {}", node.server.url());
+    let network = format!("{} --subnet-file={}", node.pod_network().join(" "), node.path("subnet.env"));
+    for (run, ready, network) in [
+        (format!("{SEPAL} run {common} {network}"), "ip link show up flannel.1", true),
+        // By the name of kube-proxy it is still sepal.
+        (format!("{program} {common}"), "ss -Hltn | grep -q :10256", false),
+    ] {
+        let ready = format!("ss -Hltn | grep -q :10249 && {ready}");
+        let beside = format!("{run} 2>/dev/null & timeout 30 sh -c 'until {ready}; do sleep 0.1; done' >/dev/null 2>&1; true");
+        let mut command = node.preflight_beside(&beside, &["-o", "json"]);
+        command.args(node.pod_network().iter().filter(|_| network));
+        let found = checks(&command.output().expect("it runs"));
+        assert_eq!(complaints(&found), Vec::<String>::new(), "{found:#?}");
+        for name in ["healthz address", "metrics address"] {
+            assert!(find(&found, name)["found"].as_str().expect("text").contains("is that of the sepal that runs (process "), "{found:#?}");
+        }
+    }
+}
+
 #[test]
 fn what_the_node_has_in_the_way_is_found() {
     let node = Node::sound();

@@ -65,11 +65,24 @@ impl PodNetwork {
             return Ok(None);
         }
         let settings = flags.network.settings()?;
-        let conf = conf::read(&settings.net_config_path)?;
-        for (family, _) in conf.networks.iter().filter(|_| settings.subnet_source == SubnetSource::Lease) {
-            conf.subnet_space(family).with_context(|| format!("error parsing subnet config {}", settings.net_config_path.display()))?;
-        }
+        let conf = read_conf(&settings)?;
         Ok(Some(Self { conf, settings, strict: matches!(flags.face, Face::Flanneld { .. }) }))
+    }
+
+    /// The same with the configuration that flannel ships where net-conf.json cannot be used; and why it cannot.
+    ///
+    /// # Errors
+    /// A flag makes no sense.
+    pub(super) fn asked_or_shipped(flags: &RunFlags) -> anyhow::Result<(Option<Self>, Option<anyhow::Error>)> {
+        if !flags.network.pod_network {
+            return Ok((None, None));
+        }
+        let settings = flags.network.settings()?;
+        let (conf, error) = match read_conf(&settings) {
+            Ok(conf) => (conf, None),
+            Err(error) => (NetConf::shipped(), Some(error)),
+        };
+        Ok((Some(Self { conf, settings, strict: matches!(flags.face, Face::Flanneld { .. }) }), error))
     }
 
     /// The families to run where there is no service proxy: those of the network, if this host can program them.
@@ -132,6 +145,14 @@ impl PodNetwork {
             Err(error) => Err(anyhow!("Failed to create SubnetManager: {error}")),
         }
     }
+}
+
+fn read_conf(settings: &NetworkSettings) -> anyhow::Result<NetConf> {
+    let conf = conf::read(&settings.net_config_path)?;
+    for (family, _) in conf.networks.iter().filter(|_| settings.subnet_source == SubnetSource::Lease) {
+        conf.subnet_space(family).with_context(|| format!("error parsing subnet config {}", settings.net_config_path.display()))?;
+    }
+    Ok(conf)
 }
 
 /// What the pod network's loop is made from, as often as it has to be started.

@@ -154,6 +154,17 @@ impl NetConf {
         Ok(Self { networks, nftables, subnets, backend })
     }
 
+    /// The configuration that flannel's manifest ships: IPv4 in 10.244.0.0/16 over VXLAN.
+    #[must_use]
+    pub fn shipped() -> Self {
+        Self {
+            networks: PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: None },
+            nftables: false,
+            subnets: PerFamily { v4: Some(AskedSubnets::default()), v6: None },
+            backend: Backend::Vxlan(VxlanConf::default()),
+        }
+    }
+
     /// What is asked for and not done, worth a line in the log.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
@@ -360,6 +371,7 @@ mod tests {
             Backend::Vxlan(VxlanConf { vni: 1, port: 8472, mtu: None, gbp: false, learning: false, direct_routing: false })
         );
         assert_eq!((conf.notes(), conf.backend.as_str()), (Vec::new(), "vxlan"));
+        assert_eq!(NetConf::shipped(), conf);
     }
 
     #[test]

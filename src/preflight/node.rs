@@ -94,12 +94,28 @@ pub fn nftables(found: std::io::Result<Vec<String>>, others: &[(&str, [&str; 2])
     Check::warning(PART, name, tables.join(", "), cure)
 }
 
-/// A port to listen on, and what came of trying.
+/// The process that has a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A sepal that runs, by its number.
+    Sepal(u32),
+    /// Another program.
+    Other(Process),
+}
+
+/// A port to listen on, what came of trying, and the process that has the port.
 #[must_use]
-pub fn port(what: &str, address: SocketAddr, tried: std::io::Result<()>, hard_fail: bool) -> Check {
+pub fn port(what: &str, address: SocketAddr, tried: std::io::Result<()>, holder: Option<Holder>, hard_fail: bool) -> Check {
     let name = format!("{what} address");
     let Err(error) = tried else { return Check::ok(PART, name, format!("{address} is free")) };
-    let found = format!("cannot listen on {address}: {error}");
+    let by = match holder {
+        Some(Holder::Sepal(number)) => {
+            return Check::ok(PART, name, format!("{address} is that of the sepal that runs (process {number})"));
+        }
+        Some(Holder::Other((number, program))) => format!("; {program} (process {number}) has the port"),
+        None => String::new(),
+    };
+    let found = format!("cannot listen on {address}: {error}{by}");
     let cure = format!(
         "end the program that has it (ss -lntp 'sport = {}'); if that is the kube-proxy to be replaced, all is well",
         address.port()
@@ -185,8 +201,11 @@ mod tests {
     fn a_port_in_use_ends_the_program_only_where_that_is_wanted() {
         let address = "127.0.0.1:10249".parse().expect("an address");
         let in_use = || Err(io::ErrorKind::AddrInUse.into());
-        assert_eq!(port("metrics", address, in_use(), false).outcome, Outcome::Warning);
-        assert_eq!(port("metrics", address, in_use(), true).outcome, Outcome::Failed);
-        assert_eq!(port("metrics", address, Ok(()), true).outcome, Outcome::Ok);
+        assert_eq!(port("metrics", address, in_use(), None, false).outcome, Outcome::Warning);
+        assert_eq!(port("metrics", address, in_use(), None, true).outcome, Outcome::Failed);
+        assert_eq!(port("metrics", address, Ok(()), None, true).outcome, Outcome::Ok);
+        assert_eq!(port("metrics", address, in_use(), Some(Holder::Sepal(7)), true).outcome, Outcome::Ok);
+        let other = port("metrics", address, in_use(), Some(Holder::Other((7, "kube-proxy".into()))), false);
+        assert!(other.outcome == Outcome::Warning && other.found.ends_with("kube-proxy (process 7) has the port"), "{other:?}");
     }
 }

@@ -24,7 +24,7 @@ use crate::preflight::{Check, Part, kernel, network, node};
 use crate::rules::view::needs_route_localnet;
 
 use super::super::pod_network::PodNetwork;
-use super::Asked;
+use super::{Asked, processes};
 
 /// The kernel's settings.
 pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
@@ -55,7 +55,7 @@ pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
 
 /// Who else is there.
 pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
-    let mut checks = vec![node::programs(&processes(), std::process::id(), asked.roles())];
+    let mut checks = vec![node::programs(&processes::others(), std::process::id(), asked.roles())];
     checks.push(match Kernel.links() {
         Ok(links) => node::interfaces(links.iter().map(|link| link.name.as_str())),
         Err(error) => Check::not_checked(Part::Node, "interfaces of others", error.to_string()),
@@ -71,7 +71,9 @@ pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
     if let Face::Sepal | Face::KubeProxy = asked.flags.face {
         let addresses = [("healthz", daemon.healthz), ("metrics", Some(daemon.metrics))];
         for (what, address) in addresses.into_iter().filter_map(|(what, address)| Some((what, address?))) {
-            checks.push(node::port(what, address, listen(address), daemon.hard_fail));
+            let tried = listen(address);
+            let holder = tried.as_ref().err().and_then(|_| processes::holder(address.port()));
+            checks.push(node::port(what, address, tried, holder, daemon.hard_fail));
         }
     }
     if let Some(folder) = asked.network.as_ref().and_then(|network| network.settings.cni_conf_dir.as_ref()) {
@@ -123,17 +125,6 @@ fn tunnel(vni: u32, port: u16) -> LinkChange {
         checksum: true,
     };
     LinkChange::CreateVxlan { name: "preflight".into(), vxlan, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1450 }
-}
-
-/// Processes that can be seen from here.
-fn processes() -> Vec<node::Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let process = |entry: fs::DirEntry| {
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
-        Some((number, name.trim_end().to_owned()))
-    };
-    entries.filter_map(process).collect()
 }
 
 /// Whether the kernel could take a UDP port for a tunnel over this family, which it takes at all addresses.

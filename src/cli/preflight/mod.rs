@@ -3,6 +3,7 @@
 
 mod cluster;
 mod host;
+mod processes;
 mod rules;
 
 use std::io::Write;
@@ -41,6 +42,8 @@ struct Asked<'a> {
     flags: &'a RunFlags,
     setup: Setup,
     network: Option<PodNetwork>,
+    /// Why net-conf.json cannot be used; the network is the one that flannel ships then.
+    no_conf: Option<anyhow::Error>,
 }
 
 impl Asked<'_> {
@@ -66,11 +69,11 @@ async fn checks(flags: &RunFlags) -> Vec<Check> {
         Ok(setup) => setup,
         Err(error) => return wrong(error),
     };
-    let network = match PodNetwork::asked(flags) {
-        Ok(network) => network,
+    let (network, no_conf) = match PodNetwork::asked_or_shipped(flags) {
+        Ok(found) => found,
         Err(error) => return wrong(error),
     };
-    let asked = Asked { flags, setup, network };
+    let asked = Asked { flags, setup, network, no_conf };
     let mut checks = asked.configuration();
     let node = cluster::read(&asked).await;
     checks.extend(rules::checks(&asked).await);
@@ -93,7 +96,14 @@ impl Asked<'_> {
                 return vec![Check::failed(Part::Configuration, "flags and files", found, "")];
             }
         };
-        let good = Check::ok(Part::Configuration, "flags and files", format!("make sense, for: {what}"));
-        std::iter::once(good).chain(notes).collect()
+        let name = "flags and files";
+        let judged = match &self.no_conf {
+            None => Check::ok(Part::Configuration, name, format!("make sense, for: {what}")),
+            Some(error) => {
+                let others = "the other checks take flannel's default: IPv4, VXLAN with VNI 1 on UDP port 8472";
+                Check::failed(Part::Configuration, name, format!("{error:#}; {others}"), "")
+            }
+        };
+        std::iter::once(judged).chain(notes).collect()
     }
 }
