@@ -374,6 +374,27 @@ fn init_only_leaves_a_limit_that_belongs_to_the_host() {
     }
 }
 
+/// Without the capability `SYS_RESOURCE` the score cannot be lowered, and that is worth a word only where the operator asked for it.
+#[test]
+fn a_score_that_cannot_be_set_is_named_where_it_was_asked_for() {
+    let lab = Lab::new();
+    let run = |arguments: &[&str], ready: &str| {
+        let before = lab.said().len();
+        let mut command = lab.node.command("setpriv");
+        command.args(["--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]).arg(&lab.program).args(arguments).stdin(Stdio::null());
+        command.args(["--hostname-override=bench", "--conntrack-max-per-core=0"]);
+        command.arg("--kubeconfig").arg(lab.folder.path().join("kubeconfig.conf"));
+        command.stderr(fs::File::options().create(true).append(true).open(&lab.log).expect("writable"));
+        let _proxy = Running(command.spawn().expect("it starts"));
+        eventually(ready, || lab.said()[before..].contains(ready));
+        lab.said()[before..].to_owned()
+    };
+    let said = run(&[], "chains written");
+    assert!(!said.contains("oom_score_adj"), "{said}");
+    let said = run(&["--oom-score-adj=-999"], "oom_score_adj");
+    assert!(said.contains("WARN can't set /proc/self/oom_score_adj to -999: "), "{said}");
+}
+
 #[test]
 fn cleanup_leaves_nothing_of_ours() {
     let lab = Lab::new();

@@ -51,7 +51,7 @@ pub(super) fn pages(
 }
 
 /// Flags for which it matters whether they were typed, with kube-proxy's defaults.
-const UNTYPED: [(&str, &str); 9] = [
+const UNTYPED: [(&str, &str); 10] = [
     ("v", "0"),
     ("logging-format", "text"),
     ("log-flush-frequency", "5s"),
@@ -59,6 +59,7 @@ const UNTYPED: [(&str, &str); 9] = [
     ("log-text-info-buffer-size", "0"),
     ("log-json-split-stream", "false"),
     ("log-json-info-buffer-size", "0"),
+    ("oom-score-adj", "-999"),
     ("iptables-sync-period", "30s"),
     ("iptables-min-sync-period", "1s"),
 ];

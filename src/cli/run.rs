@@ -103,7 +103,8 @@ async fn start(mut setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         metrics.feature(gate.name, gate.stage, enabled(&setup.effective.config.feature_gates, gate.name));
     }
     if proxy {
-        set_oom_score_adj(&Kernel, setup.effective.daemon.oom_score_adj).await;
+        let daemon = &setup.effective.daemon;
+        set_oom_score_adj(&Kernel, daemon.oom_score_adj, daemon.oom_score_asked).await;
         start.events.tell(Event::starting());
     }
     keep_running(&setup, flags, (start, network), (found, families), metrics).await

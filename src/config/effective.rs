@@ -105,6 +105,9 @@ impl Effective {
         overlay(&mut merged, document);
         let mut config = decode::value(&merged)?;
         config.fill();
+        // The merged configuration has no unset fields.
+        config.paced = self.config.paced || alone.iptables.min_sync_period.0 != 0;
+        config.score_asked = self.config.score_asked || alone.oom_score_adj.is_some();
         config.complete();
         let wrong = gates::problems(&config.feature_gates);
         if !wrong.is_empty() {
@@ -194,7 +197,7 @@ mod tests {
         assert!(merged.daemon.conntrack.tcp_be_liberal && merged.daemon.conntrack.udp_timeout.as_secs() == 31);
         assert_eq!((merged.daemon.oom_score_adj, merged.node_name.as_deref()), (0, Some("n1")));
         assert_eq!(merged.config.cluster_cidr, "10.244.0.0/16");
-        assert_eq!(merged.daemon.verbosity, 3);
+        assert_eq!((merged.daemon.verbosity, merged.daemon.oom_score_asked, typed.daemon.oom_score_asked), (3, true, false));
         assert_eq!(merged.notes.len(), 2, "{:?}", merged.notes);
         assert_eq!(merged.notes[0], "KubeProxyConfiguration among the manifests: unknown field \"typo\"; read past it");
         assert!(merged.notes[1].starts_with("KubeProxyConfiguration among the manifests: logging.format has no effect there"));
@@ -205,6 +208,27 @@ mod tests {
         ] {
             let error = typed.with_document(&document).expect_err("it makes no sense").to_string();
             assert!(error.starts_with(want), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_score_counts_as_asked_for_only_where_the_operator_wrote_it() {
+        let asked = |flag: Option<i32>| {
+            let mut flags = defaults();
+            flags.proxy.oom_score_adj = flag;
+            let daemon = Effective::new(&flags).expect("good flags").daemon;
+            (daemon.oom_score_adj, daemon.oom_score_asked)
+        };
+        assert_eq!((asked(None), asked(Some(-999)), asked(Some(5))), ((-999, false), (-999, true), (5, true)));
+        for (score, want) in [("null", (-999, false)), ("-999", (-999, true)), ("0", (0, true))] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join("config");
+            let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+            std::fs::write(&file, format!("{head}oomScoreAdj: {score}\n")).expect("writable");
+            let mut flags = defaults();
+            flags.proxy.config = file.display().to_string();
+            let daemon = Effective::new(&flags).expect("a good file").daemon;
+            assert_eq!((daemon.oom_score_adj, daemon.oom_score_asked), want, "{score}");
         }
     }
 }

@@ -108,9 +108,9 @@ pub struct ProxyFlags {
     /// Where NodePorts answer: CIDRs, or the single word primary; everywhere if not given
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
-    /// Score for the kernel's out-of-memory killer, -1000 to 1000
-    #[arg(long, value_name = "SCORE", default_value_t = -999)]
-    pub oom_score_adj: i32,
+    /// Score for the kernel's out-of-memory killer, -1000 to 1000 [default: -999]
+    #[arg(long, value_name = "SCORE")]
+    pub oom_score_adj: Option<i32>,
     /// Connections to track per CPU core; 0 leaves the kernel's limit alone
     #[arg(long, value_name = "N", default_value_t = 32768)]
     pub conntrack_max_per_core: i32,
@@ -237,7 +237,8 @@ impl ProxyFlags {
         config.detect_local.interface_name_prefix.clone_from(&self.pod_interface_name_prefix);
         config.cluster_cidr.clone_from(&self.cluster_cidr);
         config.node_port_addresses = some(&self.nodeport_addresses);
-        config.oom_score_adj = Some(self.oom_score_adj);
+        config.oom_score_adj = self.oom_score_adj.or(config.oom_score_adj);
+        config.score_asked = self.oom_score_adj.is_some();
         let conntrack = &mut config.conntrack;
         (conntrack.max_per_core, conntrack.min) = (Some(self.conntrack_max_per_core), Some(self.conntrack_min));
         conntrack.tcp_established_timeout = Some(self.conntrack_tcp_timeout_established);

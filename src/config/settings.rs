@@ -58,6 +58,8 @@ pub struct DaemonSettings {
     pub profiling: bool,
     /// Score for the kernel's out-of-memory killer, -1000 to 1000.
     pub oom_score_adj: i32,
+    /// The operator asked for that score.
+    pub oom_score_asked: bool,
     /// Settings of the kernel's connection tracking.
     pub conntrack: ConntrackSettings,
     /// How much is logged, as klog counts: 0 for what matters, 10 for everything.
@@ -74,6 +76,7 @@ impl Default for DaemonSettings {
             hard_fail: false,
             profiling: false,
             oom_score_adj: -999,
+            oom_score_asked: false,
             conntrack: ConntrackSettings::default(),
             verbosity: 0,
             log_format: LogFormat::Text,

@@ -128,16 +128,21 @@ fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
     Ok(())
 }
 
-/// Tells the kernel how little this process is to be killed when memory runs out, from -1000 (never) to 1000. A failure is logged and
-/// has no other consequence (spec section 1.12).
-pub async fn set_oom_score_adj(host: &impl Host, score: i32) {
+/// Sets this process's score for the kernel's out-of-memory killer, from -1000 (never kill it) to 1000. A failure has no consequence (spec
+/// section 1.12). It is worth a warning only if the operator asked for this score.
+pub async fn set_oom_score_adj(host: &impl Host, score: i32, asked: bool) {
     for attempt in 1..=OOM_TRIES {
         match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {
             Ok(()) => return,
             Err(error) if attempt == OOM_TRIES => {
-                tracing::warn!(
+                let failure = format!(
                     "can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the present one needs the capability SYS_RESOURCE"
                 );
+                if asked {
+                    tracing::warn!("{failure}");
+                } else {
+                    tracing::debug!("{failure}");
+                }
             }
             Err(_) => tokio::time::sleep(OOM_PAUSE).await,
         }
@@ -262,11 +267,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_oom_score_is_tried_twice_and_then_let_be() {
         let mut host = host(&[(OOM_SCORE_ADJ, 0)]);
-        set_oom_score_adj(&host, -999).await;
+        set_oom_score_adj(&host, -999, false).await;
         assert_eq!(*host.written.borrow(), ["/proc/self/oom_score_adj -999"]);
         host.refusal = READ_ONLY;
         let start = tokio::time::Instant::now();
-        set_oom_score_adj(&host, -1000).await;
+        set_oom_score_adj(&host, -1000, true).await;
         assert_eq!(start.elapsed(), OOM_PAUSE);
         assert_eq!((host.refused.get(), host.written.borrow().len()), (2, 1));
     }

@@ -60,6 +60,7 @@ impl KubeProxyConfiguration {
         self.nftables.min_sync_period = self.nftables.min_sync_period.or(MIN_SYNC_PERIOD);
         self.ipvs.sync_period = self.ipvs.sync_period.or(SYNC_PERIOD);
 
+        self.score_asked = self.oom_score_adj.is_some();
         self.oom_score_adj.get_or_insert(-999);
         let conntrack = &mut self.conntrack;
         conntrack.max_per_core.get_or_insert(32768);

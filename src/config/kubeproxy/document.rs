@@ -86,9 +86,12 @@ pub struct KubeProxyConfiguration {
     /// Without effect outside Windows.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "is_false")]
     pub windows_run_as_service: bool,
-    /// Somebody asked for a least time between syncs; if not, the pace follows from how long they take. Not part of the document.
+    /// The operator asked for a least time between syncs; if not, the pace follows from how long they take. Not part of the document.
     #[serde(skip)]
     pub paced: bool,
+    /// The operator asked for `oomScoreAdj`. Not part of the document.
+    #[serde(skip)]
+    pub score_asked: bool,
 }
 
 /// Section `clientConnection`.

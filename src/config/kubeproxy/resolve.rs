@@ -76,6 +76,7 @@ impl KubeProxyConfiguration {
             hard_fail: self.bind_address_hard_fail,
             profiling: self.enable_profiling,
             oom_score_adj: self.oom_score_adj.unwrap_or_default(),
+            oom_score_asked: self.score_asked,
             conntrack: ConntrackSettings {
                 max_per_core: number(conntrack.max_per_core),
                 min: number(conntrack.min),
