@@ -130,6 +130,18 @@ fn tests_that_are_named_exist() {
     }
 }
 
+/// An operator who moves a cluster has kubectl and curl, and needs nothing else.
+#[test]
+fn the_migration_guide_needs_no_other_tools() {
+    let text = read(&root().join("docs/migration.md"));
+    let blocks = text.split("```").skip(1).step_by(2);
+    let tools = ["jq", "yq", "python", "helm"];
+    for line in blocks.flat_map(str::lines) {
+        assert!(line.split_whitespace().all(|word| !tools.contains(&word)), "{line}");
+    }
+    assert!(text.contains("kubectl expose") && text.contains("/readyz"), "the checks reach a new Service");
+}
+
 /// Links within the repository lead somewhere.
 #[test]
 fn links_lead_somewhere() {
