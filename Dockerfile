@@ -2,7 +2,7 @@
 #
 # The binary is static: it is also the CNI plugin, and as such it runs on the host, with whatever libc that has.
 FROM rust:1.95-alpine3.22 AS build
-RUN apk add --no-cache gcc musl-dev
+RUN apk add --no-cache gcc linux-headers musl-dev
 # Puts the list of crates into the binary, where scanners find it.
 RUN cargo install --locked --version 0.7.7 cargo-auditable
 WORKDIR /src
