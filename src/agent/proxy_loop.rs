@@ -54,6 +54,8 @@ pub struct ProxyLoop<R, H> {
     waiting: usize,
     /// Kinds that have not been seen in full yet.
     awaited: BTreeSet<Kind>,
+    /// The inputs were complete once: from then on changes are to be synced.
+    begun: bool,
     /// What the last complaint about missing input was, so that it is made once.
     complaint: Option<String>,
     /// What is asked for the status page.
@@ -86,6 +88,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             changed: HashSet::new(),
             waiting: 0,
             awaited,
+            begun: false,
             complaint: None,
             questions: Desk::default().open(),
         }
@@ -131,11 +134,13 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         let mut glance = Instant::now();
         loop {
             let ready = self.awaited.is_empty() && self.complete();
-            let next = match self.next() {
-                // Without it they would open every address for a while.
-                Some(next) if ready && !self.inputs.knows_node_ip() => Some(next.max(patience)),
-                next => next.filter(|_| ready),
-            };
+            // Without the node's IPs the rules would open every address for a while.
+            let patience = if self.inputs.knows_node_ip() { None } else { Some(patience) };
+            let next = self.next().filter(|_| ready).map(|next| patience.map_or(next, |patience| next.max(patience)));
+            if ready && !self.begun && patience.is_none_or(|patience| patience <= Instant::now()) {
+                self.begun = true;
+                self.families.iter().for_each(|kept| self.report.queued(kept.rules.family()));
+            }
             tokio::select! {
                 // Updates first: whatever has come in belongs in the next sync.
                 biased;
@@ -260,7 +265,15 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 // What is gone may have been UDP.
                 self.touch(&touched, true, None);
             }
+            Update::Unknown(kind, why) => {
+                if self.awaited.contains(&kind) {
+                    self.wait_for(&format!("no {}s are known yet: {why}", kind.as_str()));
+                }
+            }
             Update::Complete(kind) => {
+                if self.awaited.contains(&kind) {
+                    self.wait_for("the first sync is due");
+                }
                 if self.awaited.remove(&kind)
                     && self.awaited.is_empty()
                     && !self.inputs.without_proxy
@@ -309,7 +322,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 flows.touch(&serving);
             }
             let asked = family.is_none_or(|family| family == kept.rules.family());
-            if asked && self.awaited.is_empty() {
+            if asked && self.begun {
                 self.report.queued(kept.rules.family());
             }
         }
@@ -322,7 +335,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             if let Some(flows) = &mut kept.flows {
                 flows.touch_everything();
             }
-            if self.awaited.is_empty() {
+            if self.begun {
                 self.report.queued(kept.rules.family());
             }
         }
@@ -332,12 +345,17 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         self.inputs.snapshot.service(key).is_some_and(|service| service.ports.iter().any(|port| port.protocol == Protocol::Udp))
     }
 
+    /// The first sync waits for this.
+    fn wait_for(&self, what: &str) {
+        self.families.iter().for_each(|kept| self.report.waits(kept.rules.family(), what));
+    }
+
     /// Whether the inputs suffice; if not, says once what is missing.
     fn complete(&mut self) -> bool {
         let missing = self.inputs.missing();
         if let Some(what) = missing.as_ref().filter(|what| self.complaint.as_ref() != Some(what)) {
             tracing::warn!("{what}");
-            self.families.iter().for_each(|kept| self.report.waits(kept.rules.family(), what));
+            self.wait_for(what);
         }
         self.complaint = missing;
         self.complaint.is_none()

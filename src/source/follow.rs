@@ -255,10 +255,11 @@ pub async fn follow(mut files: Files, mut watch: Watch, updates: mpsc::Sender<Up
         let inputs;
         (files, inputs) = match reread.await {
             Ok(done) => done,
-            Err(error) => {
-                tracing::error!("reading the manifests came to a bad end, changes are no longer followed: {error}");
-                return;
-            }
+            // A panic there is one here: this task is supervised.
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
         };
         if updates.send(Update::Inputs(Box::new(inputs))).await.is_err() {
             return;

@@ -287,6 +287,10 @@ impl Tracks for LeaseTracker {
     }
 
     fn deleted(&mut self, object: &Raw) -> Vec<Observed> {
-        object.metadata.name.as_deref().and_then(subnet_of).map(Observed::Gone).into_iter().collect()
+        let gone = object.metadata.name.as_deref().and_then(subnet_of);
+        if let Some(subnet) = &gone {
+            self.seen.remove(subnet);
+        }
+        gone.map(Observed::Gone).into_iter().collect()
     }
 }

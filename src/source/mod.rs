@@ -47,6 +47,8 @@ pub enum Update {
     Listed(Known),
     /// Every object of a kind has been told.
     Complete(Kind),
+    /// No object of a kind is known yet, because the first list fails for this reason.
+    Unknown(Kind, Box<str>),
 }
 
 /// When a change happened, and when it came.

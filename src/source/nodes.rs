@@ -22,6 +22,8 @@ pub enum NodeUpdate {
     Listed(HashSet<Box<str>>),
     /// Every Node has been told.
     Complete,
+    /// No Node is known yet, because the first list fails for this reason.
+    Unknown(Box<str>),
 }
 
 /// Turns what is told of Nodes into updates.
@@ -85,7 +87,14 @@ impl Tracks for NodeTracker {
     fn deleted(&mut self, object: &Raw) -> Vec<NodeUpdate> {
         let id = object.id(Kind::Node);
         self.complaints.note(&id, None);
+        if let Some(seen) = &mut self.seen {
+            seen.remove(id.name.as_str());
+        }
         self.known.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Gone(name)).into_iter().collect()
+    }
+
+    fn unknown(&mut self, why: &str) -> Vec<NodeUpdate> {
+        vec![NodeUpdate::Unknown(why.into())]
     }
 }
 

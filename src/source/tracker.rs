@@ -1,4 +1,4 @@
-//! What a list or a watch tells of one kind, as updates.
+//! Turns what list and watch deliver of one kind into updates for the service proxy.
 
 use std::collections::HashSet;
 
@@ -7,19 +7,20 @@ use super::object::{Kind, ObjectId};
 use super::watching::Tracks;
 use super::{Complaints, Known, Moment, Update, convert};
 
-/// Turns what is told of one kind into updates. What a list leaves out is gone.
+/// Turns objects of one kind into updates. An object that a complete list does not contain is deleted.
 #[derive(Debug)]
 pub(super) struct Tracker {
     kind: Kind,
-    /// What a list that is under way has told; nothing is kept of the first one, before which there was nothing.
+    /// The objects of the list that is under way. `None` in the first list: nothing was sent before it, so nothing can be deleted.
     seen: Option<HashSet<ObjectId>>,
-    told_any: bool,
+    /// An update was sent.
+    sent_any: bool,
     complaints: Complaints,
 }
 
 impl Tracker {
     pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, seen: None, told_any: false, complaints: Complaints::default() }
+        Self { kind, seen: None, sent_any: false, complaints: Complaints::default() }
     }
 
     fn known(&self, seen: &HashSet<ObjectId>) -> Option<Known> {
@@ -36,7 +37,7 @@ impl Tracks for Tracker {
     type Told = Update;
 
     fn begin(&mut self) {
-        self.seen = self.told_any.then(HashSet::new);
+        self.seen = self.sent_any.then(HashSet::new);
     }
 
     fn listed(&mut self, object: &Raw) -> Vec<Update> {
@@ -52,7 +53,7 @@ impl Tracks for Tracker {
     }
 
     fn applied(&mut self, object: &Raw) -> Vec<Update> {
-        self.told_any = true;
+        self.sent_any = true;
         let id = object.id(self.kind);
         let converted = convert::text(&id, object.text.get());
         self.complaints.note(&id, converted.problem.as_ref());
@@ -61,8 +62,15 @@ impl Tracks for Tracker {
 
     fn deleted(&mut self, object: &Raw) -> Vec<Update> {
         let id = object.id(self.kind);
+        if let Some(seen) = &mut self.seen {
+            seen.remove(&id);
+        }
         self.complaints.note(&id, None);
         vec![Update::Change(convert::gone(&id), Moment::now(None))]
+    }
+
+    fn unknown(&mut self, why: &str) -> Vec<Update> {
+        vec![Update::Unknown(self.kind, why.into())]
     }
 }
 
@@ -86,7 +94,7 @@ mod tests {
         assert!(matches!(tracker.listed(&raw("a")).as_slice(), [Update::Change(Change::Service(key, Some(_)), _)] if &*key.name == "a"));
         tracker.listed(&raw("b"));
         assert!(matches!(tracker.complete().as_slice(), [Update::Complete(Kind::Service)]));
-        // One that does not come to its end counts for nothing.
+        // A list that does not come to its end is dropped.
         tracker.begin();
         tracker.listed(&raw("a"));
         tracker.begin();

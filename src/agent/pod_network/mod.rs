@@ -263,6 +263,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     self.agenda.ask();
                 }
             }
+            NodeUpdate::Unknown(why) => self.readiness.not_ready(Part::Subnet, format!("no Nodes are known yet: {why}")),
         }
     }
 
