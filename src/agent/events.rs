@@ -2,12 +2,13 @@
 //! event that is repeated says nothing new, and the API server has better things to do.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::ServiceKey;
@@ -70,9 +71,9 @@ pub struct Events {
     happenings: Happenings,
 }
 
-/// Where events come out, for [`send`].
-#[derive(Debug)]
-pub struct Told(mpsc::Receiver<Message>);
+/// Where events come out, for [`send`]. Clones share one queue, so that a sender that failed can be started again.
+#[derive(Clone, Debug)]
+pub struct Told(Arc<Mutex<mpsc::Receiver<Message>>>);
 
 #[derive(Debug)]
 enum Message {
@@ -92,7 +93,7 @@ impl Events {
     #[must_use]
     pub fn channel() -> (Self, Told) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self { sender: Some(sender), happenings: Happenings::default() }, Told(receiver))
+        (Self { sender: Some(sender), happenings: Happenings::default() }, Told(Arc::new(Mutex::new(receiver))))
     }
 
     /// What is told is noted there, too.
@@ -162,11 +163,12 @@ impl Limit {
 }
 
 /// Sends events to the API server, for as long as there are any to come.
-pub async fn send(client: Client, node_name: String, host_name: String, mut events: Told) {
+pub async fn send(client: Client, node_name: String, host_name: String, events: Told) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
     let mut limit = Limit::new(Instant::now());
     let mut counter = 0_u32;
-    while let Some(message) = events.0.recv().await {
+    let mut events = events.0.lock().await;
+    while let Some(message) = events.recv().await {
         let event = match message {
             Message::Event(event) => event,
             Message::Sent(done) => {

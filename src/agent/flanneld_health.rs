@@ -1,4 +1,5 @@
-//! flanneld's health server (`--healthz-ip`, `--healthz-port`; network spec section 9): two paths, two words each.
+//! flanneld's health server (`--healthz-ip`, `--healthz-port`; network spec section 9): `/healthz` and `/readyz`. flanneld ends with a
+//! panic of any of its parts; here `/healthz` answers 503 until the part works again, so that the kubelet does the same.
 
 use std::convert::Infallible;
 use std::io;
@@ -54,7 +55,12 @@ async fn resolve(HostPort { host, port }: &HostPort) -> io::Result<SocketAddr> {
 
 fn handler(readiness: Readiness) -> Arc<dyn Handler> {
     Arc::new(move |request: &Request| {
+        let problems = readiness.liveness().problems();
         let (status, body) = match request.path.as_str() {
+            "/healthz" if !problems.is_empty() => {
+                let body = format!("flanneld is not running: {}", problems.join("; "));
+                return Answer::new(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", body);
+            }
             "/healthz" => (StatusCode::OK, "flanneld is running"),
             "/readyz" if all_ready(&readiness.states()) => (StatusCode::OK, "flanneld is ready"),
             "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
@@ -70,6 +76,7 @@ mod tests {
     use crate::agent::http::Serving;
     use crate::agent::http::tests::get;
     use crate::agent::listen;
+    use crate::agent::liveness::POD_NETWORK;
     use crate::agent::readiness::Part;
 
     #[tokio::test]
@@ -92,6 +99,8 @@ mod tests {
         readiness.not_ready(Part::Subnet, "lost");
         answers("/readyz", "503 Service Unavailable", "flanneld is not ready yet").await;
         answers("/healthz", "200 OK", "flanneld is running").await;
+        readiness.liveness().failed(POD_NETWORK, "pod network failed: no");
+        answers("/healthz", "503 Service Unavailable", "flanneld is not running: pod network failed: no").await;
         for path in ["/", "/livez", "/metrics", "/readyz/"] {
             answers(path, "404 Not Found", "404 page not found\n").await;
         }

@@ -16,6 +16,7 @@ use crate::netlink::Host;
 use crate::rules::inputs::Inputs;
 
 use super::metrics::Metrics;
+use super::sync_log::V2;
 
 /// The first wait after a failed round; it doubles from there.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -143,7 +144,8 @@ pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc
                 if let Some(cleaned) = cleaned {
                     metrics.flows_cleaned(family, cleaned.took, cleaned.deleted);
                     if cleaned.deleted > 0 {
-                        tracing::info!(
+                        tracing::debug!(
+                            target: V2,
                             "conntrack: {} stale UDP flows of {} deleted in {} ms",
                             cleaned.deleted,
                             cleaned.listed,

@@ -30,6 +30,8 @@ pub struct State {
 struct OfFamily {
     /// When its rules were last known to be right; `None` before its loop has started.
     updated: Option<Timestamp>,
+    /// A sync succeeded since the program started.
+    programmed: bool,
     /// Since when a sync is due that has not succeeded.
     pending: Option<Duration>,
 }
@@ -58,9 +60,16 @@ impl State {
         self.of(family).pending.get_or_insert(now.elapsed);
     }
 
-    /// A family's loop has started, or one of its syncs has succeeded.
+    /// A family's loop has started, or its rules were looked at and are right.
     pub fn updated(&mut self, family: Family, now: Moment) {
-        *self.of(family) = OfFamily { updated: Some(now.time), pending: None };
+        let of_family = self.of(family);
+        (of_family.updated, of_family.pending) = (Some(now.time), None);
+    }
+
+    /// A sync of a family has succeeded.
+    pub fn synced(&mut self, family: Family, now: Moment) {
+        self.updated(family, now);
+        self.of(family).programmed = true;
     }
 
     /// The Node as it is now wants traffic or not. A Node that goes away is not seen: the last one counts.
@@ -72,7 +81,10 @@ impl State {
     #[must_use]
     pub fn at(&self, now: Moment) -> Health {
         let healthy = |family: &OfFamily| family.pending.is_none_or(|since| now.elapsed.saturating_sub(since) < self.timeout);
-        let status = |family: &OfFamily| family.updated.map(|last_updated| FamilyHealth { last_updated, healthy: healthy(family) });
+        let status = |family: &OfFamily| {
+            let health = |last_updated| FamilyHealth { last_updated, healthy: healthy(family), programmed: family.programmed };
+            family.updated.map(health)
+        };
         Health { time: now.time, node_eligible: self.node_eligible, v4: status(&self.v4), v6: status(&self.v6) }
     }
 }
@@ -97,6 +109,8 @@ pub struct FamilyHealth {
     pub last_updated: Timestamp,
     /// No sync is overdue.
     pub healthy: bool,
+    /// A sync succeeded since the program started.
+    pub programmed: bool,
 }
 
 impl Health {
@@ -104,6 +118,12 @@ impl Health {
     #[must_use]
     pub fn healthy(&self) -> bool {
         self.families().all(|family| family.healthy)
+    }
+
+    /// Every family has been synced since the program started. Not so before any loop has started.
+    #[must_use]
+    pub fn programmed(&self) -> bool {
+        self.families().next().is_some() && self.families().all(|family| family.programmed)
     }
 
     /// When the rules of the family that did best were last known to be right.
@@ -146,6 +166,12 @@ impl SharedHealth {
     pub fn updated(&self, family: Family) {
         let now = self.moment();
         self.state().updated(family, now);
+    }
+
+    /// See [`State::synced`].
+    pub fn synced(&self, family: Family) {
+        let now = self.moment();
+        self.state().synced(family, now);
     }
 
     /// See [`State::node_seen`].
@@ -197,6 +223,20 @@ mod tests {
         let mut queued = State::new(TIMEOUT);
         queued.queued(Family::V4, at(0));
         assert!(queued.at(at(1000)).healthy(), "its loop has not started");
+    }
+
+    #[test]
+    fn rules_are_programmed_once_every_family_has_synced() {
+        assert!(!State::new(TIMEOUT).at(at(0)).programmed());
+        let mut state = started();
+        assert!(!state.at(at(0)).programmed(), "loops that have started have programmed nothing yet");
+        state.synced(Family::V4, at(1));
+        assert!(!state.at(at(1)).programmed());
+        state.synced(Family::V6, at(1));
+        assert!(state.at(at(1)).programmed());
+        // The rules of a loop that failed stay in the kernel.
+        state.updated(Family::V4, at(2));
+        assert!(state.at(at(2)).programmed());
     }
 
     #[test]

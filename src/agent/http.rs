@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -24,6 +25,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::listen::{self, ListenError, Place};
+use super::supervise::{failure, panic_text};
 
 /// What cannot be listened at is tried again after this time (spec section 1.12).
 const RETRY: Duration = Duration::from_secs(5);
@@ -219,7 +221,13 @@ struct Connections {
 
 impl Connections {
     fn take(&mut self, stream: TcpStream, handler: Arc<dyn Handler>) {
-        while self.tasks.try_join_next().is_some() {}
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!("a connection failed: {}", failure(error));
+            }
+        }
         self.order.retain(|task| !task.is_finished());
         if self.order.len() >= CONNECTIONS
             && let Some(oldest) = self.order.pop_front()
@@ -262,10 +270,18 @@ async fn respond(
                 body,
                 peer,
             };
-            match handler.later(&request) {
-                Some(reply) => reply.await,
-                None => Reply::Whole(handler.answer(&request)),
-            }
+            let reply = AssertUnwindSafe(async {
+                match handler.later(&request) {
+                    Some(reply) => reply.await,
+                    None => Reply::Whole(handler.answer(&request)),
+                }
+            });
+            // A panic ends this answer, and nothing else.
+            reply.catch_unwind().await.unwrap_or_else(|panic| {
+                let text = format!("the answer to {} {} failed: {}", request.method, request.path, panic_text(&*panic));
+                tracing::error!("{text}");
+                Reply::Whole(Answer::text(StatusCode::INTERNAL_SERVER_ERROR, text + "\n"))
+            })
         }
     };
     let (answer, more) = match reply {
@@ -350,6 +366,20 @@ pub(super) mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
         let answer = say(address, "what?\r\n\r\n").await.expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_one_answer() {
+        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let handler = |request: &Request| match request.path.as_str() {
+            "/a" => Answer::text(StatusCode::OK, "a"),
+            _ => panic!("index 7 of 3"),
+        };
+        let _serving = Serving::start(listener, Arc::new(handler));
+        let answer = get(address, "/b").await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("the answer to GET /b failed: index 7 of 3 ("), "{answer}");
+        assert!(get(address, "/a").await.expect("an answer").starts_with("HTTP/1.1 200 "));
     }
 
     #[tokio::test]

@@ -151,9 +151,13 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     }
                     None => return,
                 },
-                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => self.act().await,
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                    let _busy = self.report.busy();
+                    self.act().await;
+                }
                 () = sleep_until(glance), if ready => {
                     self.glance(0);
+                    self.report.summarize();
                     glance = Instant::now() + GLANCE;
                 }
                 Some(asked) = self.questions.recv() => asked.answer(|question| self.tell(question)),

@@ -1,5 +1,4 @@
-//! Which part of the daemon does its work, and what keeps the others from it. One table, told to whoever asks: `/readyz`, metrics, the
-//! Node's condition.
+//! Which parts of the daemon do their work, and what the others wait for. One table for `/readyz`, the metrics and the Node's condition.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,9 +8,13 @@ use tokio::sync::watch;
 
 use crate::cluster::Family;
 
+use super::liveness::Liveness;
+
 /// A part of the daemon that can be ready or not. In the order in which they start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
+    /// The parts below are started. Only in the table until then.
+    Start,
     /// This node's subnets are known.
     Subnet,
     /// The interface to other nodes is found.
@@ -35,6 +38,7 @@ impl Part {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Start => "start",
             Self::Subnet => "subnet",
             Self::Interface => "interface",
             Self::Links => "links",
@@ -83,14 +87,27 @@ pub type States = BTreeMap<Part, State>;
 
 /// The table, as loops and servers share it.
 #[derive(Clone, Debug)]
-pub struct Readiness(Arc<watch::Sender<States>>);
+pub struct Readiness {
+    states: Arc<watch::Sender<States>>,
+    liveness: Liveness,
+}
 
 impl Readiness {
     /// These parts there are, and none has done its work yet.
     #[must_use]
     pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
-        let states = parts.into_iter().map(|part| (part, State::starting("it has not begun"))).collect();
-        Self(Arc::new(watch::Sender::new(states)))
+        Self { states: Arc::new(watch::Sender::new(unbegun(parts))), liveness: Liveness::default() }
+    }
+
+    /// From now on there are these parts, and none has done its work yet.
+    pub fn begin(&self, parts: impl IntoIterator<Item = Part>) {
+        self.states.send_replace(unbegun(parts));
+    }
+
+    /// Which parts run at all.
+    #[must_use]
+    pub const fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// A part does its work.
@@ -107,7 +124,7 @@ impl Readiness {
     }
 
     fn set(&self, part: Part, next: impl FnOnce(&State) -> State) {
-        self.0.send_if_modified(|states| {
+        self.states.send_if_modified(|states| {
             let Some(state) = states.get_mut(&part) else { return false };
             let next = next(state);
             let news = *state != next;
@@ -119,14 +136,19 @@ impl Readiness {
     /// How all parts stand now.
     #[must_use]
     pub fn states(&self) -> States {
-        self.0.borrow().clone()
+        self.states.borrow().clone()
     }
 
     /// Tells when that changes.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<States> {
-        self.0.subscribe()
+        self.states.subscribe()
     }
+}
+
+/// These parts, before they begin.
+fn unbegun(parts: impl IntoIterator<Item = Part>) -> States {
+    parts.into_iter().map(|part| (part, State::starting("it has not begun"))).collect()
 }
 
 /// Whether all parts do their work.

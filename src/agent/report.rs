@@ -1,4 +1,4 @@
-//! What happened, told to whoever is concerned: a line in the log, a count in the metrics, an Event.
+//! Reports what the service proxy does: log lines, metrics, Events, readiness and health.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,16 @@ use super::events::{Event, Events, Regarding};
 use super::family::{FamilyRules, Synced, Unsynced};
 use super::health::SharedHealth;
 use super::latency::Followed;
+use super::liveness::{Busy, SERVICE_PROXY};
 use super::metrics::Metrics;
 use super::quarantine::Refusal;
 use super::readiness::{Part, Readiness, State};
+use super::sync_log::{SyncLog, written};
 
 /// Names of single things in one log line or Event; the rest is counted.
 const NAMED: usize = 5;
 
-/// Tells what happened.
+/// Reports what happens.
 #[derive(Debug)]
 pub struct Report {
     /// The counts.
@@ -28,16 +30,17 @@ pub struct Report {
     pub health: SharedHealth,
     events: Events,
     readiness: Readiness,
+    syncs: SyncLog,
 }
 
 impl Report {
-    /// Counts in these metrics and tells by these events.
+    /// Counts in these metrics and sends these Events.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
-        Self { metrics, health, events, readiness: Readiness::new([]) }
+        Self { metrics, health, events, readiness: Readiness::new([]), syncs: SyncLog::default() }
     }
 
-    /// Says in this table which families' rules are in force.
+    /// Sets in this table which families' rules are in force.
     #[must_use]
     pub fn with_readiness(mut self, readiness: Readiness) -> Self {
         self.readiness = readiness;
@@ -56,6 +59,17 @@ impl Report {
         for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(State::Starting(_)))) {
             self.readiness.not_ready(part, why);
         }
+    }
+
+    /// The loop begins a step, which lasts until the result is dropped.
+    #[must_use]
+    pub fn busy(&self) -> Busy {
+        self.readiness.liveness().busy(SERVICE_PROXY)
+    }
+
+    /// Time passes: a summary of the syncs may be due.
+    pub fn summarize(&self) {
+        self.syncs.summarize();
     }
 
     /// The loop is asked to sync a family.
@@ -84,32 +98,21 @@ impl Report {
     /// A sync succeeded.
     pub fn synced(&self, rules: &FamilyRules, synced: &Synced) {
         let family = rules.family();
-        self.health.updated(family);
+        self.health.synced(family);
         self.metrics.synced(family, synced, &rules.tally());
         self.refused(family, &synced.refused);
         self.readiness.ready(Part::Proxy(family));
         if synced.pod_rules {
             self.readiness.ready(Part::PodRules(family));
         }
-        let (extent, milliseconds) = (synced.extent, (synced.spent.planning() + synced.spent.applying()).as_millis());
-        if extent.transactions > 0 {
-            let written = format!(
-                "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms",
-                extent.chains, extent.deleted, extent.edits, extent.transactions,
-            );
+        if synced.extent.transactions > 0 {
             let names = match synced.written.len() {
                 0 => String::new(),
                 more => format!(": {}", first(synced.written.iter(), more)),
             };
-            self.events.note("RulesWritten", &(written.clone() + &names));
-            tracing::info!(
-                "{written}; {} service ports{}",
-                synced.service_ports,
-                if synced.read { ", after reading the live tables" } else { "" },
-            );
-        } else if synced.read {
-            tracing::info!("{family}: the live tables are as they should be, {milliseconds} ms; {} service ports", synced.service_ports);
+            self.events.note("RulesWritten", &(written(family, synced) + &names));
         }
+        self.syncs.synced(family, synced, rules.attempt().full);
     }
 
     /// A change of a Service is in force.
@@ -119,22 +122,24 @@ impl Report {
 
     fn refused(&self, family: Family, refused: &[Refusal]) {
         for Refusal { name, cause } in refused {
-            tracing::error!("{family}: service port {name} is left as it is until it changes, and tried again in a few minutes: {cause}");
+            tracing::error!(
+                "{family}: iptables refuses the rules of service port {name}, its old rules stay; next attempt in a few minutes or when it changes: {cause}"
+            );
             self.events.tell(Event {
                 regarding: Regarding::Service(name.service.clone()),
                 reason: "RulesRefused",
                 action: "Sync",
                 warning: true,
-                note: format!("iptables refuses the {family} rules of port {name}; this node keeps those it had. {cause}"),
+                note: format!("iptables refuses the {family} rules of port {name}; its old rules stay. {cause}"),
             });
         }
     }
 
-    /// A sync ended before everything was written, for iptables refused a lot; the next one goes on in so many seconds.
+    /// A sync ended before everything was written, because iptables refused many service ports. The next one continues.
     pub fn unfinished(&self, family: Family, synced: &Synced, seconds: f32) {
         self.refused(family, &synced.refused);
         tracing::warn!(
-            "{family}: iptables refuses the rules of many service ports; {} are still to be written, going on in {seconds} s",
+            "{family}: iptables refuses the rules of many service ports; {} are still to be written, next attempt in {seconds} s",
             synced.unfinished
         );
     }
@@ -170,16 +175,16 @@ impl Report {
             return;
         }
         if drift.strangers > 0 {
-            told.push(format!("{} rules or chains that are nobody's", drift.strangers));
+            told.push(format!("{} unknown rules or chains", drift.strangers));
         }
-        let note = format!("{family} rules were changed by somebody else and are put right: {}", told.join("; "));
+        let note = format!("{family}: another program changed rules of sepal, they are put right: {}", told.join("; "));
         tracing::warn!("{note}");
         self.events.tell(Event { regarding: Regarding::Node, reason: "RulesRepaired", action: "Audit", warning: true, note });
     }
 
     /// All tables of a family were flushed.
     pub fn flushed(&self, family: Family) {
-        tracing::warn!("{family}: chain KUBE-PROXY-CANARY is gone, so tables were flushed; they are read again and put right");
+        tracing::warn!("{family}: chain KUBE-PROXY-CANARY is gone: another program flushed the tables; they are read again and put right");
     }
 
     /// Jumps into our chains are gone.

@@ -1,10 +1,12 @@
-//! Keeps a part of the daemon running: one that ends or panics is started again after a while, and takes no other along.
+//! Keeps the parts of the daemon running. A part that ends or panics is started again after a wait; the other parts go on.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::task::{JoinError, spawn_local};
+use anyhow::anyhow;
+use tokio::task::{Id, JoinError, JoinSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
 use super::events::{Event, Events, Regarding};
@@ -13,23 +15,25 @@ use super::readiness::{Part, Readiness};
 /// The first wait before a part is started again; it doubles up to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// A part that ran for so long was well: the next wait is the first one again.
+/// After a part ran for this time, the next wait is the first one again.
 const WELL: Duration = Duration::from_secs(300);
+/// A part that was started again works once it has run for this time. Until then `/livez` says that it failed.
+const PROVEN: Duration = Duration::from_secs(10);
 
-/// A part of the daemon, for whoever has to tell of it.
+/// A part of the daemon, and where its failures are reported.
 #[derive(Clone, Debug)]
 pub struct Supervised {
     /// Its name, for people.
     pub name: &'static str,
     /// What is not ready while it does not run.
     pub parts: Vec<Part>,
-    /// The table that says so.
+    /// The table for `/readyz` and `/livez`.
     pub readiness: Readiness,
-    /// Where it is told of.
+    /// Where Events go.
     pub events: Events,
 }
 
-/// Runs a part for good; has to be called within a `LocalSet`.
+/// Runs a part for good. Has to be called within a `LocalSet`.
 pub async fn supervise<F>(part: Supervised, mut start: impl FnMut() -> F) -> Infallible
 where
     F: Future<Output = anyhow::Result<()>> + 'static,
@@ -37,16 +41,25 @@ where
     let mut wait = FIRST_WAIT;
     loop {
         let started = Instant::now();
-        let why = match spawn_local(start()).await {
-            Ok(Ok(())) => "it ended by itself".to_owned(),
+        let mut task = spawn_local(start());
+        let ended = tokio::select! {
+            ended = &mut task => ended,
+            () = sleep(PROVEN) => {
+                part.readiness.liveness().works(part.name);
+                task.await
+            }
+        };
+        let why = match ended {
+            Ok(Ok(())) => "it ended".to_owned(),
             Ok(Err(error)) => format!("{error:#}"),
-            Err(error) => last_words(error),
+            Err(error) => failure(error),
         };
         if started.elapsed() >= WELL {
             wait = FIRST_WAIT;
         }
-        let note = format!("the {} came to a bad end: {why}; it is started again in {} s", part.name, wait.as_secs());
+        let note = format!("{} failed: {why}, restarted in {} s", part.name, wait.as_secs());
         tracing::error!("{note}");
+        part.readiness.liveness().failed(part.name, &note);
         for of_it in &part.parts {
             part.readiness.not_ready(*of_it, &note);
         }
@@ -56,16 +69,54 @@ where
     }
 }
 
-/// What a panic said.
-fn last_words(error: JoinError) -> String {
-    let text = |payload: &(dyn Any + Send)| {
-        let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied());
-        text.unwrap_or("no reason given").to_owned()
-    };
+/// The tasks of a part, each with a name. They end with this. If one of them ends, the part has failed.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    tasks: JoinSet<()>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Tasks {
+    /// Starts a task.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.tasks.spawn(task);
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Starts a task on this thread. Has to be called within a `LocalSet`.
+    pub fn spawn_local(&mut self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let handle = self.tasks.spawn_local(task);
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Waits until a task ends. The error names it, and says what a panic said.
+    pub async fn ended(&mut self) -> anyhow::Error {
+        match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => anyhow!("{} ended", self.name(id)),
+            Some(Err(error)) => anyhow!("{} failed: {}", self.name(error.id()), failure(error)),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn name(&self, id: Id) -> &'static str {
+        self.names.get(&id).copied().unwrap_or("a task")
+    }
+}
+
+/// Why a task has no result.
+#[must_use]
+pub fn failure(error: JoinError) -> String {
     match error.try_into_panic() {
-        Ok(payload) => format!("a defect of this program, please report it: {}", text(&*payload)),
+        Ok(panic) => panic_text(&*panic),
         Err(error) => error.to_string(),
     }
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("{} (this is a defect of sepal, please report it)", text.unwrap_or("panic without a message"))
 }
 
 #[cfg(test)]
@@ -107,18 +158,80 @@ mod tests {
         assert!(ended.is_err(), "it runs for good");
         assert_eq!(*starts.borrow(), [0, 1, 3, 7, 308, 310, 314]);
         let shown = show(&readiness.states());
-        assert!(
-            shown.contains("[-]links failed: the pod network came to a bad end: it ended by itself; it is started again in 8 s"),
-            "{shown}"
-        );
-        assert!(shown.contains("[-]proxy-ipv4 not yet"), "others are none of its business: {shown}");
+        assert!(shown.contains("[-]links failed: pod network failed: it ended, restarted in 8 s"), "{shown}");
+        assert!(shown.contains("[-]proxy-ipv4 not yet"), "other parts are not concerned: {shown}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_is_not_alive_from_its_panic_until_it_has_run_again() {
+        let readiness = Readiness::new([]);
+        let part = Supervised { name: "event sender", parts: Vec::new(), readiness: readiness.clone(), events: Events::none() };
+        let mut starts = 0;
+        let supervised = supervise(part, || {
+            starts += 1;
+            let number = starts;
+            async move {
+                sleep(Duration::from_secs(30)).await;
+                assert!(number > 1, "index 7 of 3");
+                std::future::pending().await
+            }
+        });
+        let local = LocalSet::new();
+        let watching = async {
+            let problems = async |seconds| {
+                sleep(Duration::from_secs(seconds)).await;
+                readiness.liveness().problems()
+            };
+            assert_eq!(problems(29).await, Vec::<String>::new());
+            let failed = "event sender failed: index 7 of 3 (this is a defect of sepal, please report it), restarted in 1 s";
+            // It is started again a second later, and has to run for ten more.
+            assert_eq!(problems(2).await, [failed]);
+            assert_eq!(problems(9).await, [failed]);
+            assert_eq!(problems(2).await, Vec::<String>::new());
+        };
+        local
+            .run_until(async {
+                tokio::select! {
+                    never = supervised => match never {},
+                    () = watching => {}
+                }
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_cannot_be_started_again_stays_dead() {
+        let readiness = Readiness::new([]);
+        let part = Supervised { name: "pod network", parts: Vec::new(), readiness: readiness.clone(), events: Events::none() };
+        let supervised = supervise(part, || async {
+            sleep(Duration::from_secs(1)).await;
+            panic!("again")
+        });
+        let dead = async {
+            sleep(Duration::from_secs(2)).await;
+            for _ in 0..600 {
+                assert_eq!(readiness.liveness().problems().len(), 1);
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        LocalSet::new()
+            .run_until(async {
+                tokio::select! {
+                    never = supervised => match never {},
+                    () = dead => {}
+                }
+            })
+            .await;
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_as_what_it_is() {
-        let local = LocalSet::new();
-        let panicked = local.run_until(async { spawn_local(async { panic!("index 7 of 3") }).await }).await;
-        let error = panicked.map(|(): ()| ()).expect_err("it panicked");
-        assert_eq!(last_words(error), "a defect of this program, please report it: index 7 of 3");
+    async fn the_task_that_ended_is_named() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("watch", std::future::pending());
+        tasks.spawn("conntrack cleanup", async { panic!("index 7 of 3") });
+        let error = tasks.ended().await.to_string();
+        assert_eq!(error, "conntrack cleanup failed: index 7 of 3 (this is a defect of sepal, please report it)");
+        tasks.spawn("counters", async {});
+        assert_eq!(tasks.ended().await.to_string(), "counters ended");
     }
 }

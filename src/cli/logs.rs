@@ -13,6 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use crate::agent::sync_log::V2;
 use crate::config::settings::LogFormat;
 
 /// Overrides the verbosity: a filter as `tracing-subscriber` reads it (`debug`, `sepal::iptables=trace`).
@@ -33,6 +34,11 @@ pub(super) fn init(verbosity: u32, format: LogFormat) {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.event_format(JsonLines).boxed(),
     };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let text = panic.payload_as_str().unwrap_or("no message");
+        tracing::error!("panic at {place}: {text}");
+    }));
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         let _ = FILTER.set(handle);
     }
@@ -47,7 +53,7 @@ pub(super) fn set_verbosity(verbosity: u32) {
     }
 }
 
-/// The levels that a verbosity of klog stands for. Its usual 2 tells what happens here at `info`; 4 and more tells why.
+/// The levels that a verbosity of klog stands for. From 2 on there is a line for each sync; 4 and more says why something is done.
 fn filter(verbosity: u32) -> EnvFilter {
     let level = match verbosity {
         0..4 => tracing::level_filters::LevelFilter::INFO,
@@ -55,7 +61,9 @@ fn filter(verbosity: u32) -> EnvFilter {
         _ => tracing::level_filters::LevelFilter::TRACE,
     };
     let filter = EnvFilter::builder().with_default_directive(level.into()).with_env_var(VARIABLE).from_env_lossy();
-    QUIET.parse().into_iter().fold(filter, EnvFilter::add_directive)
+    let syncs = format!("{V2}=debug");
+    let syncs = if (2..4).contains(&verbosity) { syncs.parse().ok() } else { None };
+    QUIET.parse().into_iter().chain(syncs).fold(filter, EnvFilter::add_directive)
 }
 
 /// `{"ts":1764111155000.123,"level":"info","v":0,"msg":"..."}`: `ts` in milliseconds since 1970, `v` on everything but errors, as
@@ -71,6 +79,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
         let verbosity = match level {
             Level::ERROR => None,
             Level::WARN | Level::INFO => Some(0),
+            Level::DEBUG if event.metadata().target() == V2 => Some(2),
             Level::DEBUG => Some(4),
             Level::TRACE => Some(6),
         };
@@ -146,6 +155,17 @@ mod tests {
     fn verbosity_is_klogs() {
         for (verbosity, want) in [(0, "info"), (2, "info"), (4, "debug"), (10, "trace")] {
             assert!(filter(verbosity).to_string().contains(want), "{verbosity}: {}", filter(verbosity));
+        }
+        // Lines about single syncs come from 2 on.
+        for (verbosity, shown) in [(0, false), (1, false), (2, true), (3, true), (4, true)] {
+            let written = Written::default();
+            let to = written.clone();
+            let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(filter(verbosity)).with(layer), || {
+                tracing::debug!(target: V2, "3 chains written");
+            });
+            let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+            assert_eq!(text.contains(r#""v":2"#), shown, "{verbosity}: {text}");
         }
     }
 }

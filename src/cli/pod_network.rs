@@ -10,7 +10,6 @@ use futures::stream::BoxStream;
 use ipnetwork::IpNetwork;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::agent::events::Events;
@@ -24,6 +23,7 @@ use crate::agent::pod_network::{Asked, NetworkLoop, conf, subnet_file};
 use crate::agent::readiness::{Part, Readiness};
 use crate::agent::status::Board;
 use crate::agent::subnet_lease::{SubnetHolder, show_subnets};
+use crate::agent::supervise::Tasks;
 use crate::cluster::Family;
 use crate::config::flags::{Face, RunFlags};
 use crate::config::netconf::NetConf;
@@ -179,9 +179,9 @@ impl NetworkPart {
     pub(super) async fn run(self: Rc<Self>) -> anyhow::Result<()> {
         let PodNetwork { settings, conf, .. } = &self.network;
         // They end with this.
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let (writes, writing) = NodeWrites::new(&self.client, &self.node, &self.events);
-        tasks.spawn(writing);
+        tasks.spawn("writes to the Node", writing);
         let writes = Arc::new(writes);
         let lease_data = watch::Sender::new(LeaseData::new());
         let subnets = match settings.subnet_source {
@@ -195,19 +195,16 @@ impl NetworkPart {
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
         let network = network.with_connections(self.connections.clone()).with_desk(&self.board.peers);
         let (sender, nodes) = mpsc::channel(WAITING_NODES);
-        tasks.spawn(follow_nodes(self.watches.nodes(&settings.prefix), sender));
+        tasks.spawn("watch of Nodes", follow_nodes(self.watches.nodes(&settings.prefix), sender));
         tokio::select! {
             never = conf::follow(&settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => bail!("the source of Nodes has ended"),
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(()) => bail!("something that it is made of has ended"),
-                Err(error) => Err(error.into()),
-            },
+            error = tasks.ended() => Err(error),
         }
     }
 
     /// Holds a subnet of each family by a Lease.
-    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut JoinSet<()>) -> anyhow::Result<Subnets> {
+    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<Subnets> {
         let PodNetwork { settings, conf, .. } = &self.network;
         let node = watch::Sender::new(None);
         let previous = SubnetEnv::read(&subnet_file::read(&settings.subnet_file)).subnets;
@@ -227,10 +224,10 @@ impl NetworkPart {
                 events: self.events.clone(),
                 metrics: self.metrics.network().clone(),
             };
-            tasks.spawn(holder.run());
+            tasks.spawn("subnet lease", holder.run());
         }
         let receivers = standings.iter().map(|(_, standing)| standing.clone()).collect();
-        tasks.spawn(show_subnets(node.subscribe(), receivers, Arc::clone(writes), self.events.clone()));
+        tasks.spawn("podCIDRs of the Node", show_subnets(node.subscribe(), receivers, Arc::clone(writes), self.events.clone()));
         Ok(Subnets::Leases { standings, node })
     }
 }

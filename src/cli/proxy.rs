@@ -11,7 +11,6 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 
 use crate::agent::events::Events;
 use crate::agent::flow_loop;
@@ -22,6 +21,7 @@ use crate::agent::readiness::Readiness;
 use crate::agent::report::Report;
 use crate::agent::service_traffic::{self, Harvest};
 use crate::agent::status::Board;
+use crate::agent::supervise::Tasks;
 use crate::cluster::Family;
 use crate::config::flags::TrafficFlag;
 use crate::config::settings::Asked;
@@ -62,16 +62,16 @@ pub(super) enum Source {
 pub(super) struct Opened {
     updates: mpsc::Receiver<Update>,
     sender: mpsc::Sender<Update>,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl Source {
     /// Begins to follow an API server, or nothing.
     pub(super) fn follow(&self) -> Opened {
         let (sender, updates) = mpsc::channel(WAITING_UPDATES);
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         match self {
-            Self::Cluster { watches, node } => drop(tasks.spawn(pass_on(watches.cluster(node), sender.clone()))),
+            Self::Cluster { watches, node } => tasks.spawn("watch of the cluster", pass_on(watches.cluster(node), sender.clone())),
             Self::Manifests { .. } | Self::Nothing => tell_complete(&sender),
         }
         Opened { updates, sender, tasks }
@@ -83,7 +83,7 @@ impl Source {
     /// They cannot be read.
     pub(super) fn read(path: &Path, asked: &Asked) -> anyhow::Result<(Opened, Inputs, Option<Value>)> {
         let (sender, updates) = mpsc::channel(WAITING_UPDATES);
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let standard_input = path == Path::new("-");
         let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
         let mut files = Files::new(path.to_owned(), asked.clone());
@@ -92,7 +92,7 @@ impl Source {
         tell_complete(&sender);
         // Standard input says it once, and that holds.
         if let Some(watch) = watch {
-            tasks.spawn(follow(files, watch, sender.clone()));
+            tasks.spawn("watch of the manifests", follow(files, watch, sender.clone()));
         }
         Ok((Opened { updates, sender, tasks }, inputs, configuration))
     }
@@ -140,7 +140,7 @@ impl ProxyPart {
         let Wishes { settings, pod_rules } = wishes.borrow_and_update().clone();
         inputs.settings = settings.unwrap_or(inputs.settings);
         inputs.pod_rules = pod_rules.or(inputs.pod_rules);
-        tasks.spawn(pass_wishes(wishes, sender));
+        tasks.spawn("watch of the settings", pass_wishes(wishes, sender));
         let with_proxy = !inputs.without_proxy;
         let report =
             Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
@@ -149,7 +149,8 @@ impl ProxyPart {
         for family in &self.families {
             let teller = with_proxy.then(|| {
                 let (teller, unheard) = flow_loop::channel();
-                tasks.spawn(flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard));
+                let cleanup = flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard);
+                tasks.spawn("conntrack cleanup", cleanup);
                 teller
             });
             proxy_loop = proxy_loop.with_family(*family, teller);
@@ -158,17 +159,14 @@ impl ProxyPart {
             let (harvest, any_size) = (Harvest::default(), self.traffic == TrafficFlag::On);
             proxy_loop = proxy_loop.with_harvest(&harvest);
             let (exec, families, metrics) = (self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics));
-            tasks.spawn_local(service_traffic::run(exec, families, harvest, metrics, any_size));
+            tasks.spawn_local("traffic counters", service_traffic::run(exec, families, harvest, metrics, any_size));
         }
         if with_proxy {
             proxy_loop = proxy_loop.with_health_checks(self.health_server);
         }
         tokio::select! {
             () = proxy_loop.run(updates) => bail!("the source of updates has ended"),
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(()) => bail!("the source of updates has ended"),
-                Err(error) => Err(error.into()),
-            },
+            error = tasks.ended() => Err(error),
         }
     }
 

@@ -1,7 +1,6 @@
 //! `sepal run`: the daemon. Its start is in kube-proxy's order (spec section 1.1).
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -16,6 +15,7 @@ use tokio::sync::watch;
 use crate::agent::events::{self, Event, Events};
 use crate::agent::health::SharedHealth;
 use crate::agent::http::StartError;
+use crate::agent::liveness::{POD_NETWORK, SERVICE_PROXY};
 use crate::agent::metrics::Metrics;
 use crate::agent::readiness::{Part, Readiness};
 use crate::agent::status::Board;
@@ -69,6 +69,24 @@ struct Start {
     /// The way to the API server, if there is one.
     cluster: Option<Cluster>,
     events: Events,
+    /// Sends Events, if there is an API server.
+    sender: Option<EventSender>,
+}
+
+/// The part that sends Events.
+#[derive(Clone)]
+struct EventSender {
+    client: Client,
+    node: String,
+    host: String,
+    told: events::Told,
+}
+
+impl EventSender {
+    async fn run(self) -> anyhow::Result<()> {
+        events::send(self.client, self.node, self.host, self.told).await;
+        Ok(())
+    }
 }
 
 struct Cluster {
@@ -84,20 +102,66 @@ async fn start(mut setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(Kernel));
     let found = find_iptables(flags, proxy, network.is_some()).await?;
     metrics.iptables(&found);
-    let mut start = match (&flags.manifests, &network) {
+    // They may hold the configuration of the health server.
+    let manifests = match (&flags.manifests, &network) {
         (Some(_), Some(_)) => anyhow::bail!("--pod-network needs an API server: with --manifests rules can only be printed (--dry-run)"),
-        (Some(path), None) => start_manifests(path, &mut setup)?,
-        (None, network) => start_api(&setup, proxy, network.as_ref(), Arc::clone(&metrics)).await?,
+        (Some(path), None) => Some(start_manifests(path, &mut setup)?),
+        (None, _) => None,
     };
-    let families = families(&setup, flags, &found, &mut start, network.as_ref()).await?;
+    let health = SharedHealth::new(setup.effective.proxy.sync_period);
+    let readiness = Readiness::new([Part::Start]);
+    // Probes are answered from the beginning: while the API server is down, the kubelet must not kill this container for silence.
+    let mut health_server = Box::pin(serve_health(&setup, (health.clone(), readiness.clone()), Arc::clone(&metrics), flags));
+    let mut preparing = Box::pin(prepare(&setup, flags, (manifests, network, found), (Arc::clone(&metrics), readiness.clone())));
+    let mut failed = None;
+    let prepared = loop {
+        tokio::select! {
+            prepared = &mut preparing => break prepared?,
+            cause = &mut health_server, if failed.is_none() => failed = Some(cause),
+        }
+    };
+    let health_server = async move {
+        match failed {
+            Some(failed) => failed,
+            None => health_server.await,
+        }
+    };
+    match prepared {
+        Some(prepared) => keep_running(&setup, flags, prepared, (health, readiness, metrics), health_server).await,
+        None => Ok(()),
+    }
+}
+
+/// Everything that has to be known and done before the parts are started.
+struct Prepared {
+    start: Start,
+    network: Option<PodNetwork>,
+    found: Found,
+    families: Vec<Family>,
+}
+
+/// Prepares the start of the parts; `None` if there are none to start (`--init-only`).
+async fn prepare(
+    setup: &Setup,
+    flags: &RunFlags,
+    (manifests, network, found): (Option<Start>, Option<PodNetwork>, Found),
+    (metrics, readiness): (Arc<Metrics>, Readiness),
+) -> anyhow::Result<Option<Prepared>> {
+    let proxy = flags.network.proxy;
+    readiness.not_ready(Part::Start, "the API server is asked for this node's Node");
+    let mut start = match manifests {
+        Some(start) => start,
+        None => start_api(setup, proxy, network.as_ref(), Arc::clone(&metrics)).await?,
+    };
+    let families = families((setup, flags), &found, &mut start, network.as_ref(), &readiness).await?;
     let names: Vec<&str> = families.iter().map(|family| family.as_str()).collect();
     tracing::info!("node {}, families {}", start.inputs.node_name, names.join(" and "));
     if proxy {
-        set_kernel(&setup, &start.inputs, &families, flags.proxy.init_only)?;
+        set_kernel(setup, &start.inputs, &families, flags.proxy.init_only)?;
     }
     if flags.proxy.init_only {
         tracing::info!("--init-only: the kernel settings are done");
-        return Ok(());
+        return Ok(None);
     }
     for gate in GATES {
         metrics.feature(gate.name, gate.stage, enabled(&setup.effective.config.feature_gates, gate.name));
@@ -107,29 +171,27 @@ async fn start(mut setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
         set_oom_score_adj(&Kernel, daemon.oom_score_adj, daemon.oom_score_asked).await;
         start.events.tell(Event::starting());
     }
-    keep_running(&setup, flags, (start, network), (found, families), metrics).await
+    Ok(Some(Prepared { start, network, found, families }))
 }
 
 /// Starts the parts of the daemon, and starts them again when they fail. Ends when the configuration, or a server, wants that.
 async fn keep_running(
     setup: &Setup,
     flags: &RunFlags,
-    (start, network): (Start, Option<PodNetwork>),
-    (found, families): (Found, Vec<Family>),
-    metrics: Arc<Metrics>,
+    Prepared { start, network, found, families }: Prepared,
+    (health, readiness, metrics): (SharedHealth, Readiness, Arc<Metrics>),
+    health_server: impl Future<Output = (&'static str, StartError)>,
 ) -> anyhow::Result<()> {
-    let Effective { proxy: settings, daemon, config, .. } = &setup.effective;
+    let Effective { daemon, config, .. } = &setup.effective;
     let proxy = flags.network.proxy;
     let (of_rules, of_network) = parts(proxy, &families, network.as_ref());
-    let readiness = Readiness::new(of_rules.iter().chain(&of_network).copied());
+    readiness.begin(of_rules.iter().chain(&of_network).copied());
     metrics.parts(&readiness);
-    tokio::spawn(service_manager::tell_ready(readiness.clone()));
-    let health = SharedHealth::new(settings.sync_period);
     if !proxy {
-        // Load balancers send nothing here for sepal's sake; what the Node wants is not looked at.
+        // No load balancer sends traffic here because of sepal, so the Node's taints do not count.
         health.node_seen(true);
     }
-    let Start { source, opened, inputs, cluster, events } = start;
+    let Start { source, opened, inputs, cluster, events, sender } = start;
     let board = Board::default();
     let events = events.noted(board.happenings.clone());
     let about = About {
@@ -172,26 +234,42 @@ async fn keep_running(
         wishes: wishes.subscribe(),
     });
     let supervised = |name, parts| Supervised { name, parts, readiness: readiness.clone(), events: events.clone() };
-    let rules = supervise(supervised("keeper of the rules", of_rules), || Rc::clone(&rules_part).run());
+    let rules = supervise(supervised(SERVICE_PROXY, of_rules), || Rc::clone(&rules_part).run());
     let network = async {
         match &network_part {
-            Some(part) => supervise(supervised("pod network", of_network), || Rc::clone(part).run()).await,
+            Some(part) => supervise(supervised(POD_NETWORK, of_network), || Rc::clone(part).run()).await,
             None => std::future::pending().await,
         }
     };
+    let sender = async {
+        match &sender {
+            Some(sender) => supervise(supervised("sender of Events", Vec::new()), || sender.clone().run()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let notifier = supervise(supervised("notification of the service manager", Vec::new()), || {
+        let readiness = readiness.clone();
+        async {
+            service_manager::tell_ready(readiness).await;
+            std::future::pending().await
+        }
+    });
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
-        failed = serve(setup, (health, readiness.clone()), (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
+        failed = health_server => Err(last_words(&events, failed).await),
+        failed = serve_metrics(setup, (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
         changed = config_watch::follow(flags, setup.typed.clone(), Told { wishes, configz }) => {
             let Err(error) = changed;
             Err(error)
         }
         never = rules => match never {},
         never = network => match never {},
+        never = sender => match never {},
+        never = notifier => match never {},
     }
 }
 
-/// The parts of the daemon: those of whoever keeps the rules, and those of the pod network.
+/// The parts of the daemon: those of the service proxy, which writes all rules, and those of the pod network.
 fn parts(proxy: bool, families: &[Family], network: Option<&PodNetwork>) -> (Vec<Part>, Vec<Part>) {
     let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
     let (rules, others) =
@@ -233,39 +311,48 @@ fn set_kernel(setup: &Setup, inputs: &Inputs, families: &[Family], init_only: bo
     Ok(())
 }
 
-/// Runs the health and the metrics server; ends only with `bindAddressHardFail`, when one of them cannot listen.
-async fn serve(
+/// Runs the health server. Ends only with `bindAddressHardFail`, when it cannot listen.
+async fn serve_health(
     setup: &Setup,
     (health, readiness): (SharedHealth, Readiness),
-    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, Site),
+    metrics: Arc<Metrics>,
     flags: &RunFlags,
 ) -> (&'static str, StartError) {
+    let daemon = &setup.effective.daemon;
+    if flags.proxy.init_only {
+        return std::future::pending().await;
+    }
     if let Face::Flanneld { healthz } = &flags.face {
         let Some(place) = healthz else { return std::future::pending().await };
         let Err(failed) = flanneld_health::serve(place, readiness).await;
         return ("FailedToStartHealthz", failed);
     }
-    let daemon = &setup.effective.daemon;
-    let counts = Arc::clone(&metrics);
     let answered = Arc::new(move |probe, status: hyper::StatusCode| match probe {
-        healthz::Probe::Healthz => counts.healthz(status.as_u16()),
-        healthz::Probe::Livez => counts.livez(status.as_u16()),
+        healthz::Probe::Healthz => metrics.healthz(status.as_u16()),
+        healthz::Probe::Livez => metrics.livez(status.as_u16()),
     });
-    let readiness = (flags.face == Face::Sepal).then_some(readiness);
-    let healthz = async {
-        match daemon.healthz {
-            Some(address) => healthz::serve(address, daemon.hard_fail, health, readiness, answered).await,
-            None => std::future::pending::<Result<Infallible, _>>().await,
-        }
-    };
-    let pages = pages(&setup.effective, flags, metrics, configz, site);
-    tokio::select! {
-        Err(failed) = healthz => ("FailedToStartProxierHealthcheck", failed),
-        Err(failed) = metrics_server::serve(daemon.metrics, daemon.hard_fail, pages) => ("FailedToStartMetricServer", failed),
-    }
+    let Some(address) = daemon.healthz else { return std::future::pending().await };
+    let tables = healthz::Tables { health, readiness, readyz: flags.face == Face::Sepal };
+    let Err(failed) = healthz::serve(address, daemon.hard_fail, tables, answered).await;
+    ("FailedToStartProxierHealthcheck", failed)
 }
 
-/// Tells of the failure for which the program ends, and waits until that is told.
+/// Runs the metrics server. Ends only with `bindAddressHardFail`, when it cannot listen.
+async fn serve_metrics(
+    setup: &Setup,
+    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, Site),
+    flags: &RunFlags,
+) -> (&'static str, StartError) {
+    if matches!(flags.face, Face::Flanneld { .. }) {
+        return std::future::pending().await;
+    }
+    let daemon = &setup.effective.daemon;
+    let pages = pages(&setup.effective, flags, metrics, configz, site);
+    let Err(failed) = metrics_server::serve(daemon.metrics, daemon.hard_fail, pages).await;
+    ("FailedToStartMetricServer", failed)
+}
+
+/// Sends an Event about the failure that ends the program.
 async fn last_words(events: &Events, (reason, failed): (&'static str, StartError)) -> anyhow::Error {
     events.tell(Event::cannot_listen(reason, failed.to_string()));
     let _ = tokio::time::timeout(LAST_EVENTS, events.sent()).await;
@@ -274,11 +361,11 @@ async fn last_words(events: &Events, (reason, failed): (&'static str, StartError
 
 /// The families to run, once this node's Node is known as far as that has to be waited for.
 async fn families(
-    setup: &Setup,
-    flags: &RunFlags,
+    (setup, flags): (&Setup, &RunFlags),
     found: &Found,
     start: &mut Start,
     network: Option<&PodNetwork>,
+    readiness: &Readiness,
 ) -> anyhow::Result<Vec<Family>> {
     let support = detect::support(found, Kernel.ipv6_enabled()).await;
     let usable = support.usable()?;
@@ -289,7 +376,8 @@ async fn families(
     if let Some(Cluster { client, .. }) = &start.cluster {
         // No kernel setting hangs on the pod CIDR, and an init container must not wait for what its daemon may have to assign.
         let assigned = !flags.proxy.init_only && !network.is_some_and(PodNetwork::assigns_subnets);
-        if let Some(node) = own_node::wait(client, setup, &start.inputs, usable.len() == Family::ALL.len(), assigned).await? {
+        let awaited = own_node::Awaited { any_family: usable.len() == Family::ALL.len(), assigned };
+        if let Some(node) = own_node::wait(client, setup, &start.inputs, awaited, readiness).await? {
             start.inputs.snapshot.apply(Change::Node(Some(node)));
         }
     }
@@ -326,7 +414,7 @@ fn start_manifests(path: &Path, setup: &mut Setup) -> anyhow::Result<Start> {
         logs::set_verbosity(setup.effective.daemon.verbosity);
     }
     let source = proxy::Source::Manifests { path: path.to_owned(), asked: Box::new(setup.asked.clone()) };
-    Ok(Start { source, opened, inputs, cluster: None, events: Events::none() })
+    Ok(Start { source, opened, inputs, cluster: None, events: Events::none(), sender: None })
 }
 
 async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, metrics: Arc<Metrics>) -> anyhow::Result<Start> {
@@ -338,9 +426,10 @@ async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, met
         inputs.node_name = network.node_name(&client, setup).await?;
     }
     let (events, told) = Events::channel();
-    tokio::spawn(events::send(client.clone(), inputs.node_name.clone(), setup.asked.host_name.clone(), told));
+    let host = setup.asked.host_name.clone();
+    let sender = Some(EventSender { client: client.clone(), node: inputs.node_name.clone(), host, told });
     let watches = Watches::new(&client);
     let node = inputs.node_name.clone();
     let source = if proxy { proxy::Source::Cluster { watches: watches.clone(), node } } else { proxy::Source::Nothing };
-    Ok(Start { opened: source.follow(), source, inputs, cluster: Some(Cluster { client, connections, watches }), events })
+    Ok(Start { opened: source.follow(), source, inputs, cluster: Some(Cluster { client, connections, watches }), events, sender })
 }

@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::agent::liveness::POD_NETWORK;
 use crate::agent::readiness::{Part, Readiness, State};
 use crate::agent::status::desk::{Asked as Question, Desk};
 use crate::agent::status::{listing, peers};
@@ -171,6 +172,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     while let Ok(update) = nodes.try_recv() {
                         self.take(update);
                     }
+                    let _busy = self.readiness.liveness().busy(POD_NETWORK);
                     self.act().await;
                 }
                 update = nodes.recv() => match update {

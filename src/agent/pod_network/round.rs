@@ -8,6 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::agent::readiness::Part;
+use crate::agent::supervise::failure;
 use crate::cluster::Family;
 use crate::config::netconf::{Backend, NetConf};
 use crate::netlink::{NetlinkError, NetworkKernel};
@@ -275,7 +276,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
 /// Does work that blocks on a thread for such.
 async fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unsettled> {
-    spawn_blocking(work).await.map_err(|error| Unsettled::Broken(format!("work with the kernel came to a bad end: {error}")))
+    spawn_blocking(work).await.map_err(|error| Unsettled::Broken(format!("a kernel call failed: {}", failure(error))))
 }
 
 /// This node's own part, as it follows from its Node, its subnets and its interface.

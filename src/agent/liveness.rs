@@ -1,0 +1,116 @@
+//! Which parts of the daemon run. `/livez` shows those that do not, so that the kubelet starts the container again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The part that writes the rules.
+pub const SERVICE_PROXY: &str = "service proxy";
+/// The part that makes links, routes and leases.
+pub const POD_NETWORK: &str = "pod network";
+
+/// One step of a loop may take this long. A sync has time limits of its own, which are shorter.
+const STEP: Duration = Duration::from_secs(600);
+
+/// The parts, as they and the health server share them.
+#[derive(Clone, Debug, Default)]
+pub struct Liveness(Arc<Mutex<BTreeMap<&'static str, Life>>>);
+
+#[derive(Debug, Default)]
+struct Life {
+    /// It failed for this reason, and does not work again yet.
+    failed: Option<Arc<str>>,
+    /// The start of the step that is under way.
+    busy_since: Option<Instant>,
+}
+
+impl Liveness {
+    /// A part failed.
+    pub fn failed(&self, name: &'static str, why: &str) {
+        let mut parts = self.parts();
+        let life = parts.entry(name).or_default();
+        life.failed = Some(why.into());
+    }
+
+    /// A part works, or works again.
+    pub fn works(&self, name: &'static str) {
+        if let Some(life) = self.parts().get_mut(name) {
+            life.failed = None;
+        }
+    }
+
+    /// A part begins a step, which lasts until this is dropped.
+    #[must_use]
+    pub fn busy(&self, name: &'static str) -> Busy {
+        self.parts().entry(name).or_default().busy_since = Some(Instant::now());
+        Busy { liveness: self.clone(), name }
+    }
+
+    /// What is wrong with a part; `None` if it runs.
+    #[must_use]
+    pub fn problem(&self, name: &str) -> Option<String> {
+        self.parts().get(name).and_then(|life| life.problem(name))
+    }
+
+    /// What is wrong with all parts that do not run.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.parts().iter().filter_map(|(name, life)| life.problem(name)).collect()
+    }
+
+    /// A panic leaves nothing half done here: every change is one assignment.
+    fn parts(&self) -> MutexGuard<'_, BTreeMap<&'static str, Life>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Life {
+    fn problem(&self, name: &str) -> Option<String> {
+        let busy = self.busy_since.map(|since| since.elapsed()).filter(|busy| *busy >= STEP);
+        match (&self.failed, busy) {
+            (Some(why), _) => Some(why.to_string()),
+            (None, Some(busy)) => Some(format!("{name} makes no progress: one step takes {} s already", busy.as_secs())),
+            (None, None) => None,
+        }
+    }
+}
+
+/// A step of a part.
+#[derive(Debug)]
+pub struct Busy {
+    liveness: Liveness,
+    name: &'static str,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(life) = self.liveness.parts().get_mut(self.name) {
+            life.busy_since = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_that_fail_or_make_no_progress_are_problems() {
+        let liveness = Liveness::default();
+        liveness.works(POD_NETWORK);
+        assert_eq!(liveness.problems(), Vec::<String>::new());
+        liveness.failed(POD_NETWORK, "pod network failed: no");
+        assert_eq!(liveness.problems(), ["pod network failed: no"]);
+        assert_eq!((liveness.problem(POD_NETWORK).is_some(), liveness.problem(SERVICE_PROXY)), (true, None));
+        liveness.works(POD_NETWORK);
+        let busy = liveness.busy(SERVICE_PROXY);
+        tokio::time::advance(STEP - Duration::from_secs(1)).await;
+        assert_eq!(liveness.problems(), Vec::<String>::new());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(liveness.problems(), ["service proxy makes no progress: one step takes 600 s already"]);
+        drop(busy);
+        assert_eq!(liveness.problems(), Vec::<String>::new());
+    }
+}
