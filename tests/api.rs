@@ -224,10 +224,10 @@ fn no_server_for_a_minute() {
     lab.wait("the objects of the server that came back");
     let log = || std::fs::read_to_string(output.path()).expect("readable");
     // Rules are in step with Services and EndpointSlices as soon as those are; the line waits for Nodes, too.
-    eventually("the log says that all are followed again", || log().contains("is followed, after"));
+    eventually("the log says that all are followed again", || log().contains("list and watch work again, "));
     let lines = |text: &str| log().lines().filter(|line| line.contains(text)).count();
     assert_eq!(
-        (lines("interrupted"), lines("Services, EndpointSlices, Nodes interrupted for 6"), lines("is followed, after ")),
+        (lines("interrupted"), lines("Services, EndpointSlices, Nodes interrupted for 6"), lines("list and watch work again, ")),
         (2, 1, 1),
         "{}",
         log()

@@ -94,6 +94,7 @@ struct Lab {
     tables: Both,
     updates: mpsc::Sender<Update>,
     readiness: Readiness,
+    health: SharedHealth,
 }
 
 /// Runs a loop for both families beside a script that tells it things.
@@ -102,14 +103,15 @@ fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
         let tables = Both::new();
         let readiness = Readiness::new(Family::ALL.into_iter().flat_map(|family| [Part::Proxy(family), Part::PodRules(family)]));
         metrics.parts(&readiness);
-        let report = Report::new(Arc::clone(metrics), SharedHealth::new(Duration::from_secs(30)), Events::none());
+        let health = SharedHealth::new(Duration::from_secs(30));
+        let report = Report::new(Arc::clone(metrics), health.clone(), Events::none());
         let report = report.with_readiness(readiness.clone());
         let mut inputs = common::inputs("").expect("nothing");
         inputs.settings.min_sync_period = Some(Duration::from_secs(1));
         let proxy = ProxyLoop::new(tables.clone(), FakeHost::default(), true, inputs, report);
         let proxy = proxy.with_family(Family::V4, None).with_family(Family::V6, None);
         let (updates, receiver) = mpsc::channel(64);
-        let lab = Lab { metrics: Arc::clone(metrics), tables, updates, readiness };
+        let lab = Lab { metrics: Arc::clone(metrics), tables, updates, readiness, health };
         tokio::join!(proxy.run(receiver), script(lab));
     });
 }
@@ -382,6 +384,34 @@ fn families_are_ready_when_their_rules_are_in_force() {
         assert!(shown.contains("[-]proxy-ipv4 failed: ") && shown.contains("[-]pod-rules-ipv4 failed: "), "{shown}");
         lab.pass(10_000).await;
         assert_eq!([ready("proxy-ipv4"), ready("pod-rules-ipv4"), ready("proxy-ipv6")], ["1", "1", "1"]);
+    });
+}
+
+/// Lists that do not come are no reason to restart: `/livez` waits for them. A first sync that is due and does not succeed is one.
+#[test]
+fn what_is_missing_before_the_first_sync_shows() {
+    let metrics = Arc::new(Metrics::default());
+    with_loop(&metrics, async |lab| {
+        let health = || (lab.health.now().healthy(), lab.health.now().programmed());
+        lab.updates.send(Update::Unknown(Kind::Service, "connection refused".into())).await.expect("taken");
+        lab.pass(10_000_000).await;
+        let shown = show(&lab.readiness.states());
+        assert!(shown.starts_with("[-]proxy-ipv4 not yet: no Services are known yet: connection refused\n"), "{shown}");
+        assert_eq!(health(), (true, false));
+        lab.tables.of(Family::V4).faults.borrow_mut().extend((0..100).map(|_| Some(Fault::Locked)));
+        lab.complete().await;
+        lab.pass(59_000).await;
+        assert_eq!(health(), (true, false));
+        lab.pass(2_000).await;
+        assert_eq!(health(), (false, false), "a sync is due for two sync periods");
+        lab.tables.of(Family::V4).faults.borrow_mut().clear();
+        lab.pass(60_000).await;
+        assert_eq!(health(), (true, true));
+        // A late message about lists says nothing any more.
+        lab.updates.send(Update::Unknown(Kind::Service, "connection refused".into())).await.expect("taken");
+        lab.pass(1_000).await;
+        let shown = show(&lab.readiness.states());
+        assert!(shown.starts_with("[+]proxy-ipv4 ok\n"), "{shown}");
     });
 }
 

@@ -272,6 +272,18 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
 }
 
 #[tokio::test]
+async fn until_nodes_are_listed_readiness_says_why_not() {
+    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    network.tell(NodeUpdate::Unknown("connection refused".into())).await;
+    eventually("the reason is shown", || {
+        network.readiness.states().get(&Part::Subnet) == Some(&State::starting("no Nodes are known yet: connection refused"))
+    })
+    .await;
+    network.tell_all((1..=2).map(|n| node(n, n))).await;
+    assert!(network.reaches(2));
+}
+
+#[tokio::test]
 async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     let mut live = host();
     let net = "fd77::1/64".parse().expect("an address");

@@ -25,11 +25,11 @@ impl Sepal {
         let kubeconfig = std::env::temp_dir().join(format!("sepal-bench-{}", std::process::id()));
         std::fs::write(&kubeconfig, server.kubeconfig()).expect("writable");
         let mut command = node.command(SEPAL);
-        // Without audits, whose share of the time is bounded by itself: what is measured is the cost of changes.
+        // Without audits, whose share of the time has a limit of its own: what is measured is the cost of changes. Each sync is logged.
         command
             .arg("run")
             .args(IN_NAMESPACE)
-            .args(["--hostname-override=bench", "--iptables-sync-period=1h", "--iptables-variant", variant.as_str()])
+            .args(["--hostname-override=bench", "--iptables-sync-period=1h", "-v=2", "--iptables-variant", variant.as_str()])
             .args(std::env::var("SEPAL_BENCH_FLAGS").unwrap_or_default().split_whitespace())
             .env("KUBECONFIG", kubeconfig);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal starts");

@@ -139,7 +139,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             let next = self.next().filter(|_| ready).map(|next| patience.map_or(next, |patience| next.max(patience)));
             if ready && !self.begun && patience.is_none_or(|patience| patience <= Instant::now()) {
                 self.begun = true;
-                self.families.iter().for_each(|kept| self.report.queued(kept.rules.family()));
+                self.families.iter().for_each(|kept| self.report.first_due(kept.rules.family()));
             }
             tokio::select! {
                 // Updates first: whatever has come in belongs in the next sync.

@@ -72,6 +72,11 @@ impl Report {
         self.syncs.summarize();
     }
 
+    /// The first sync of a family is due. kube-proxy does not count it as asked for.
+    pub fn first_due(&self, family: Family) {
+        self.health.queued(family);
+    }
+
     /// The loop is asked to sync a family.
     pub fn queued(&self, family: Family) {
         self.metrics.queued(family);

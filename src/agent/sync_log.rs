@@ -111,3 +111,77 @@ pub(super) fn written(family: Family, synced: &Synced) -> String {
         extent.chains, extent.deleted, extent.edits, extent.transactions,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use tokio::time::advance;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::agent::latency::Spent;
+    use crate::table::plan::Extent;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Written {
+        /// The lines since the last call.
+        fn take(&self) -> Vec<String> {
+            let bytes = std::mem::take(&mut *self.0.lock().expect("not poisoned"));
+            String::from_utf8(bytes).expect("UTF-8").lines().map(|line| line.trim().to_owned()).collect()
+        }
+    }
+
+    fn synced(chains: usize, milliseconds: u64) -> Synced {
+        let extent = Extent { chains, transactions: chains.min(1), ..Extent::default() };
+        let spent = Spent { restore: Duration::from_millis(milliseconds), ..Spent::default() };
+        Synced { extent, spent, service_ports: 7, ..Synced::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn single_syncs_are_summed_up_every_five_minutes() {
+        let written = Written::default();
+        let to = written.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).without_time().with_target(false).with_ansi(false);
+        let _guard = tracing::subscriber::set_default(
+            tracing_subscriber::registry().with(tracing_subscriber::filter::LevelFilter::INFO).with(lines),
+        );
+        let log = SyncLog::default();
+        log.synced(Family::V4, &synced(90, 12), true);
+        assert_eq!(written.take(), ["INFO ipv4: 90 chains written, 0 deleted, 0 lines edited in 1 transactions, 12 ms; 7 service ports"]);
+        // A full sync has had its line: there is nothing to sum up.
+        advance(SUMMARY).await;
+        log.summarize();
+        assert_eq!(written.take(), Vec::<String>::new());
+
+        for (chains, milliseconds) in [(3, 20), (4, 80), (0, 5)] {
+            log.synced(Family::V4, &synced(chains, milliseconds), false);
+        }
+        advance(SUMMARY - Duration::from_secs(1)).await;
+        log.summarize();
+        assert_eq!(written.take(), Vec::<String>::new());
+        log.synced(Family::V4, &synced(5, 1_500), false);
+        assert_eq!(written.take(), ["INFO ipv4: 5 chains written, 0 deleted, 0 lines edited in 1 transactions, 1500 ms; 7 service ports"]);
+        advance(Duration::from_secs(1)).await;
+        log.summarize();
+        assert_eq!(written.take(), ["INFO ipv4: 3 syncs in 300 s: 12 chains written, 0 deleted, the slowest took 1500 ms"]);
+        advance(SUMMARY).await;
+        log.summarize();
+        assert_eq!(written.take(), Vec::<String>::new(), "nothing was written since");
+        log.synced(Family::V6, &Synced { read: true, ..synced(0, 9) }, true);
+        assert_eq!(written.take(), ["INFO ipv6: the live tables are as they should be, 9 ms; 7 service ports"]);
+    }
+}
