@@ -93,7 +93,7 @@ impl Scripted {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (watches, requests) = (Arc::clone(&watches), Arc::clone(&requests));
-                thread::spawn(move || serve(stream, refusal, &watches, &requests));
+                thread::spawn(move || serve(&stream, refusal, &watches, &requests));
             }
         });
         server
@@ -113,11 +113,11 @@ impl Scripted {
 }
 
 /// Answers the requests of one connection, as far as they have a known length.
-fn serve(stream: TcpStream, refusal: Refusal, watches: &Mutex<Vec<TcpStream>>, requests: &Mutex<Vec<String>>) {
+fn serve(stream: &TcpStream, refusal: Refusal, watches: &Mutex<Vec<TcpStream>>, requests: &Mutex<Vec<String>>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a socket"));
     while let Some(path) = read_request(&mut reader) {
         requests.lock().expect("not poisoned").push(path.clone());
-        if answer(&stream, &path, refusal, watches).is_none() {
+        if answer(stream, &path, refusal, watches).is_none() {
             return;
         }
     }

@@ -317,9 +317,7 @@ mod tests {
                 assert_eq!(healthy().await, ["503", "503", healthz], "{name}");
                 let (livez, readyz) = (get(address, "/livez").await.expect("an answer"), get(address, "/readyz").await.expect("an answer"));
                 let why = format!("{name} failed: index 7 of 3 (this is a defect of sepal, please report it), restarted in ");
-                assert!(
-                    livez.contains(&format!(r#""healthy":false,"status":{{"IPv4":{{"#)) && livez.contains(&format!(r#""failed":["{why}"#))
-                );
+                assert!(livez.contains(r#""healthy":false,"status":{"IPv4":{"#) && livez.contains(&format!(r#""failed":["{why}"#)));
                 assert!(readyz.contains(&format!("\n[-]daemon failed: {why}")), "{readyz}");
             };
             LocalSet::new()

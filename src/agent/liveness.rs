@@ -106,7 +106,7 @@ mod tests {
         assert_eq!((liveness.problem(POD_NETWORK).is_some(), liveness.problem(SERVICE_PROXY)), (true, None));
         liveness.works(POD_NETWORK);
         let busy = liveness.busy(SERVICE_PROXY);
-        tokio::time::advance(STEP - Duration::from_secs(1)).await;
+        tokio::time::advance(STEP.saturating_sub(Duration::from_secs(1))).await;
         assert_eq!(liveness.problems(), Vec::<String>::new());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(liveness.problems(), ["service proxy makes no progress: one step takes 600 s already"]);

@@ -269,26 +269,27 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 // What is gone may have been UDP.
                 self.touch(&touched, true, None);
             }
-            Update::Unknown(kind, why) => {
-                if self.awaited.contains(&kind) {
-                    self.wait_for(&format!("no {}s are known yet: {why}", kind.as_str()));
-                }
+            Update::Unknown(kind, why) if self.awaited.contains(&kind) => {
+                self.wait_for(&format!("no {}s are known yet: {why}", kind.as_str()));
             }
-            Update::Complete(kind) => {
-                if self.awaited.contains(&kind) {
-                    self.wait_for("the first sync is due");
-                }
-                if self.awaited.remove(&kind)
-                    && self.awaited.is_empty()
-                    && !self.inputs.without_proxy
-                    && self.inputs.snapshot.node().is_none()
-                {
-                    tracing::warn!(
-                        "there is no Node {:?}: its IPs, zone and pod CIDR count as unknown. Is --hostname-override right?",
-                        self.inputs.node_name
-                    );
-                }
-            }
+            Update::Unknown(..) => {}
+            Update::Complete(kind) => self.listed(kind),
+        }
+    }
+
+    /// A kind has been seen in full.
+    fn listed(&mut self, kind: Kind) {
+        if !self.awaited.remove(&kind) {
+            return;
+        }
+        if self.awaited.is_empty() {
+            self.wait_for("the first sync is due");
+        }
+        if self.awaited.is_empty() && !self.inputs.without_proxy && self.inputs.snapshot.node().is_none() {
+            tracing::warn!(
+                "there is no Node {:?}: its IPs, zone and pod CIDR count as unknown. Is --hostname-override right?",
+                self.inputs.node_name
+            );
         }
     }
 

@@ -170,7 +170,7 @@ mod tests {
         for (chains, milliseconds) in [(3, 20), (4, 80), (0, 5)] {
             log.synced(Family::V4, &synced(chains, milliseconds), false);
         }
-        advance(SUMMARY - Duration::from_secs(1)).await;
+        advance(SUMMARY.saturating_sub(Duration::from_secs(1))).await;
         log.summarize();
         assert_eq!(written.take(), Vec::<String>::new());
         log.synced(Family::V4, &synced(5, 1_500), false);

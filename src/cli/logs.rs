@@ -13,6 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use crate::agent::supervise::panic_text;
 use crate::agent::sync_log::V2;
 use crate::config::settings::LogFormat;
 
@@ -36,8 +37,7 @@ pub(super) fn init(verbosity: u32, format: LogFormat) {
     };
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let text = panic.payload_as_str().unwrap_or("no message");
-        tracing::error!("panic at {place}: {text}");
+        tracing::error!("panic at {place}: {}", panic_text(panic.payload()));
     }));
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         let _ = FILTER.set(handle);

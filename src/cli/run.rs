@@ -1,6 +1,7 @@
 //! `sepal run`: the daemon. Its start is in kube-proxy's order (spec section 1.1).
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -241,8 +242,29 @@ async fn keep_running(
             None => std::future::pending().await,
         }
     };
-    let sender = async {
-        match &sender {
+    let helpers = supervise_helpers(&supervised, sender.as_ref(), &readiness);
+    let (configz, shown) = watch::channel(serde_json::to_value(config)?);
+    tokio::select! {
+        failed = health_server => Err(last_words(&events, failed).await),
+        failed = serve_metrics(setup, (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
+        changed = config_watch::follow(flags, setup.typed.clone(), Told { wishes, configz }) => {
+            let Err(error) = changed;
+            Err(error)
+        }
+        never = rules => match never {},
+        never = network => match never {},
+        never = helpers => match never {},
+    }
+}
+
+/// Runs the parts that do not make the network: they send Events, and tell the service manager when all is ready.
+async fn supervise_helpers(
+    supervised: &impl Fn(&'static str, Vec<Part>) -> Supervised,
+    sender: Option<&EventSender>,
+    readiness: &Readiness,
+) -> Infallible {
+    let events = async {
+        match sender {
             Some(sender) => supervise(supervised("sender of Events", Vec::new()), || sender.clone().run()).await,
             None => std::future::pending().await,
         }
@@ -254,17 +276,8 @@ async fn keep_running(
             std::future::pending().await
         }
     });
-    let (configz, shown) = watch::channel(serde_json::to_value(config)?);
     tokio::select! {
-        failed = health_server => Err(last_words(&events, failed).await),
-        failed = serve_metrics(setup, (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
-        changed = config_watch::follow(flags, setup.typed.clone(), Told { wishes, configz }) => {
-            let Err(error) = changed;
-            Err(error)
-        }
-        never = rules => match never {},
-        never = network => match never {},
-        never = sender => match never {},
+        never = events => match never {},
         never = notifier => match never {},
     }
 }
