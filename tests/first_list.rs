@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use sepal_apiserver::{ApiServer, Failure};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, http};
+use sepal_apiserver::{ApiServer, Authority, Failure, Options, User};
+use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, eventually_within, http};
 use serde_json::{Value, json};
 
 const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
@@ -248,6 +248,51 @@ fn every_refusal_of_a_streaming_list_falls_back_to_list_and_watch() {
         assert_eq!((server.requests("sendinitialevents=true"), server.requests("limit=500")), (3, 3), "{refusal:?}: {:?}", server.requests);
         eventually("it is ready", || lab.status("/readyz") == Some(200));
     }
+}
+
+/// The same over TLS and HTTP/2, and with refusals that take their time.
+#[test]
+fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
+    let any = || Failure::always(500).streaming();
+    let failures = [
+        Failure::old_etcd(),
+        any().text("<html>no</html>"),
+        any().closed(),
+        any().ended(),
+        any().silent(),
+        any().without_bookmark(),
+        Failure::always(404).streaming(),
+        Failure::always(503).streaming().retry_after(1),
+        Failure::always(403).streaming().as_event(),
+    ];
+    let authority = Authority::new("ca").expect("a CA");
+    thread::scope(|scope| {
+        for failure in failures {
+            let authority = &authority;
+            scope.spawn(move || {
+                let lab = Lab::new();
+                let options = Options::default().tls(&authority.server(&["127.0.0.1"]).expect("a certificate")).token("abc");
+                let objects: Vec<Value> = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
+                let server = lab.node.within(move || {
+                    ApiServer::serve_with(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects, options).expect("it serves")
+                });
+                server.fail(failure.clone());
+                let mut file = tempfile::NamedTempFile::new().expect("writable");
+                file.write_all(server.kubeconfig_as(&authority.pem(), &User::Token("abc")).as_bytes()).expect("writable");
+                let _sepal = lab.sepal(file.path(), &[]);
+                // A stream that is silent is given up after ten seconds.
+                let ready = || lab.status("/readyz") == Some(200) && lab.status("/healthz") == Some(200);
+                eventually_within(Duration::from_secs(60), &format!("it is ready, after {failure:?}"), ready);
+                // On a connection that breaks, the lists of other kinds fail, too.
+                let closed = format!("{failure:?}").contains("Close");
+                assert!(closed || !lab.log().contains("next attempt"), "{failure:?}: {}", lab.log());
+                let ip = Cluster::endpoint_ip(1, 20);
+                server.put(Cluster::slice(1, std::slice::from_ref(&ip))).expect("a slice");
+                eventually(&format!("a change, after {failure:?}"), || lab.nat().contains(&ip));
+                assert!(server.count("list services") > 0, "{failure:?}: {:?}", server.requests());
+            });
+        }
+    });
 }
 
 /// The API server is down when the node starts. The kubelet does not kill sepal for it, load balancers do not choose the node, and the log

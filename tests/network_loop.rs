@@ -273,7 +273,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
 
 #[tokio::test]
 async fn until_nodes_are_listed_readiness_says_why_not() {
-    let network = Loop::start(Arc::new(FakeNetwork::new(host()))).await;
+    let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell(NodeUpdate::Unknown("connection refused".into())).await;
     eventually("the reason is shown", || {
         network.readiness.states().get(&Part::Subnet) == Some(&State::starting("no Nodes are known yet: connection refused"))

@@ -150,7 +150,13 @@ impl Serving {
     /// Starts to answer who comes to a listener. To be called within a runtime.
     #[must_use]
     pub fn start(listener: TcpListener, handler: Arc<dyn Handler>) -> Self {
-        Self(tokio::spawn(serve(listener, handler)))
+        Self(tokio::spawn(async move {
+            loop {
+                let Err(panic) = AssertUnwindSafe(serve(&listener, Arc::clone(&handler))).catch_unwind().await;
+                tracing::error!("a listener failed: {}, restarted in {} s", panic_text(&*panic), SHORTAGE_PAUSE.as_secs());
+                sleep(SHORTAGE_PAUSE).await;
+            }
+        }))
     }
 
     /// Closes the listener and its connections; afterwards the port is free.
@@ -188,7 +194,7 @@ pub async fn keep_serving(place: Place, hard_fail: bool, what: String, handler: 
 async fn keep_trying(place: Place, retry: Option<Duration>, what: String, handler: Arc<dyn Handler>) -> Result<Infallible, StartError> {
     loop {
         match (listen::listen(place), retry) {
-            (Ok(listener), _) => return Ok(serve(listener, handler).await),
+            (Ok(listener), _) => return Ok(serve(&listener, handler).await),
             (Err(cause), None) => return Err(StartError { what, cause }),
             (Err(cause), Some(pause)) => {
                 tracing::error!("{what}: {cause}. Next try in {} s", pause.as_secs_f32());
@@ -198,7 +204,7 @@ async fn keep_trying(place: Place, retry: Option<Duration>, what: String, handle
     }
 }
 
-async fn serve(listener: TcpListener, handler: Arc<dyn Handler>) -> Infallible {
+async fn serve(listener: &TcpListener, handler: Arc<dyn Handler>) -> Infallible {
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
