@@ -14,7 +14,7 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(config) = Config::read(input) {
         let _ = (config.previous(), config.valid());
         if let Ok(flannel) = FlannelConfig::read(&config, &[]) {
-            let _ = flannel.frame(&config);
+            let _ = flannel.frame(&config, true);
         }
     }
 });

@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::json_keys::{Json, matches};
+
 use super::failure::{Code, Failure};
 use super::protocol::{Attachment, is_identifier};
 use super::result::Outcome;
@@ -16,15 +18,27 @@ pub const MOST: usize = 8 * 1024 * 1024;
 /// The key under which GC gets the attachments that are still there.
 const VALID: &str = "cni.dev/valid-attachments";
 
-/// A configuration whose frame is right: it has a name, and a version that is spoken here.
+/// A configuration with a name and a version that this plugin supports. Keys match in any case, because the reference plugins are
+/// written in Go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Name of the network.
     pub name: String,
     /// Version of the specification that it keeps to.
     pub version: Version,
-    /// All of it, keys that nobody here knows included.
-    pub all: Map<String, Value>,
+    /// The plugin that it is for.
+    kind: String,
+    /// All keys and values in their order, also those that this program does not know.
+    entries: Vec<(String, Json)>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Frame {
+    name: String,
+    cni_version: String,
+    #[serde(rename = "type")]
+    kind: Value,
 }
 
 impl Config {
@@ -33,44 +47,58 @@ impl Config {
     /// # Errors
     /// It is no JSON object (6), has no good name (7), or is of an unknown version (1).
     pub fn read(text: &[u8]) -> Result<Self, Failure> {
-        let decode = |error: &dyn std::fmt::Display| Failure::new(Code::DECODE, format!("error unmarshall network config: {error}"));
         if text.len() > MOST {
-            return Err(decode(&format!("it has more than {} MiB", MOST / 1024 / 1024)));
+            return Err(undecoded(&format!("it has more than {} MiB", MOST / 1024 / 1024)));
         }
-        let all: Map<String, Value> = serde_json::from_slice(text).map_err(|error| decode(&error))?;
-        Self::of(all)
+        Self::of(serde_json::from_slice(text).map_err(|error| undecoded(&error))?)
     }
 
     /// Takes a configuration that is put together already.
     ///
     /// # Errors
     /// As [`Config::read`].
-    pub fn of(all: Map<String, Value>) -> Result<Self, Failure> {
-        let text = |key: &str| match all.get(key) {
-            None | Some(Value::Null) => Ok(String::new()),
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(_) => Err(Failure::new(Code::DECODE, format!("error unmarshall network config: {key:?} is not a string"))),
-        };
-        let (name, version) = (text("name")?, text("cniVersion")?);
-        if name.is_empty() {
+    pub fn of(json: Json) -> Result<Self, Failure> {
+        let frame: Frame = serde_path_to_error::deserialize(json.decoder()).map_err(|error| undecoded(&error))?;
+        if frame.name.is_empty() {
             return Err(Failure::new(Code::BAD_CONFIG, "missing network name"));
         }
-        if !is_identifier(&name) {
-            return Err(Failure { details: name, ..Failure::new(Code::BAD_CONFIG, "invalid characters found in network name") });
+        if !is_identifier(&frame.name) {
+            return Err(Failure { details: frame.name, ..Failure::new(Code::BAD_CONFIG, "invalid characters found in network name") });
         }
-        Ok(Self { name, version: Version::named(&version)?, all })
+        let version = Version::named(&frame.cni_version)?;
+        let kind = frame.kind.as_str().unwrap_or_default().to_owned();
+        let Json::Object(entries) = json else { return Err(undecoded(&"it is not an object")) };
+        Ok(Self { name: frame.name, version, kind, entries })
     }
 
     /// The plugin that it is for.
     #[must_use]
     pub fn kind(&self) -> &str {
-        self.text("type")
+        &self.kind
     }
 
-    /// A text at the top of it; empty where there is none.
+    /// Whether it has a key.
     #[must_use]
-    pub fn text(&self, key: &str) -> &str {
-        self.all.get(key).and_then(Value::as_str).unwrap_or_default()
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(found, _)| matches(found, key))
+    }
+
+    /// Sets a key.
+    pub fn set(&mut self, key: &str, value: &Value) {
+        self.entries.retain(|(found, _)| !matches(found, key));
+        self.entries.push((key.to_owned(), value.into()));
+    }
+
+    /// Copies the keys that the runtime adds for GC.
+    pub fn copy_gc_keys(&mut self, from: &Self) {
+        let is_for_gc = |key: &str| key.to_ascii_lowercase().starts_with("cni.dev/");
+        self.entries.extend(from.entries.iter().filter(|(key, _)| is_for_gc(key)).cloned());
+    }
+
+    /// The whole document.
+    #[must_use]
+    pub fn json(&self) -> Json {
+        Json::Object(self.entries.clone())
     }
 
     /// What one plugin understands of it.
@@ -78,7 +106,20 @@ impl Config {
     /// # Errors
     /// A value is of the wrong type; number 7.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        parse(Value::Object(self.all.clone()), "failed to load netconf")
+        parse(&self.json(), "failed to load netconf")
+    }
+
+    /// The result of the plugins before this one, as it is written.
+    ///
+    /// # Errors
+    /// It is not an object.
+    pub fn previous_document(&self) -> Result<Option<Map<String, Value>>, Failure> {
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct Previous {
+            prev_result: Option<Map<String, Value>>,
+        }
+        self.parse::<Previous>().map(|found| found.prev_result)
     }
 
     /// The result of the plugins before this one.
@@ -86,36 +127,46 @@ impl Config {
     /// # Errors
     /// It is there and makes no sense.
     pub fn previous(&self) -> Result<Option<Outcome>, Failure> {
-        match self.all.get("prevResult") {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => Outcome::parse(value).map(Some).map_err(|failure| failure.within("could not parse prevResult")),
-        }
+        let outcome = self.previous_document()?.map(|document| Outcome::parse(&(&document).into()));
+        outcome.transpose().map_err(|failure| failure.within("could not parse prevResult"))
     }
 
     /// The attachments that GC has to leave alone.
     ///
     /// # Errors
-    /// They are not there: then nobody knows what may go.
+    /// They are not given: then this plugin cannot know what to remove.
     pub fn valid(&self) -> Result<BTreeSet<Attachment>, Failure> {
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Listed {
+            #[serde(rename = "cni.dev/valid-attachments")]
+            valid: Vec<Valid>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
         struct Valid {
             #[serde(rename = "containerID")]
             container: String,
             ifname: String,
         }
-        let missing = || Failure::new(Code::BAD_CONFIG, format!("{VALID:?} is missing: without it nobody knows what may go"));
-        let list = self.all.get(VALID).ok_or_else(missing)?;
-        let list: Option<Vec<Valid>> = parse(list.clone(), VALID)?;
-        Ok(list.into_iter().flatten().map(|valid| Attachment { container: valid.container, interface: valid.ifname }).collect())
+        if !self.has(VALID) {
+            return Err(Failure::new(Code::BAD_CONFIG, format!("{VALID:?} is missing: GC needs the list of valid attachments")));
+        }
+        let listed: Listed = self.parse()?;
+        Ok(listed.valid.into_iter().map(|valid| Attachment { container: valid.container, interface: valid.ifname }).collect())
     }
+}
+
+fn undecoded(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::DECODE, format!("error unmarshall network config: {error}"))
 }
 
 /// Decodes a part of a configuration.
 ///
 /// # Errors
 /// A value is of the wrong type; number 7, with these words before it.
-pub fn parse<T: DeserializeOwned>(value: Value, words: &str) -> Result<T, Failure> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+pub fn parse<T: DeserializeOwned>(json: &Json, words: &str) -> Result<T, Failure> {
+    serde_path_to_error::deserialize(json.decoder()).map_err(|error| {
         let path = error.path().to_string();
         let place = if path == "." { String::new() } else { format!("{path}: ") };
         Failure::new(Code::BAD_CONFIG, format!("{words}: {place}{}", error.into_inner()))
@@ -137,7 +188,8 @@ mod tests {
         for (text, code, words) in [
             ("", 6, "error unmarshall network config: EOF"),
             ("[]", 6, "error unmarshall network config: invalid type"),
-            ("{\"name\": 5}", 6, "error unmarshall network config: \"name\" is not a string"),
+            ("{\"name\": 5}", 6, "error unmarshall network config: name: invalid type: integer `5`, expected a string"),
+            ("null", 7, "missing network name"),
             ("{}", 7, "missing network name"),
             ("{\"name\": \"a/b\"}", 7, "invalid characters found in network name"),
             ("{\"name\": \"..\"}", 7, "invalid characters found in network name"),

@@ -3,12 +3,14 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::json_keys::{self, matches};
+
 use super::config::Config;
 use super::failure::{Code, Failure};
-use super::result::or_default;
+use super::result::Route;
 use super::subnet_env::SubnetEnv;
 
-/// Where the daemon tells of this node's subnet.
+/// Where the daemon writes this node's subnet.
 pub(super) const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Where the configurations of other plugins are kept, one for each container.
 const DATA: &str = "/var/lib/cni/flannel";
@@ -17,78 +19,69 @@ const BRIDGE: &str = "bridge";
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Keys {
-    #[serde(deserialize_with = "or_default")]
+    cni_version: String,
     subnet_file: String,
-    #[serde(deserialize_with = "or_default")]
     data_dir: String,
     ipam: Option<Map<String, Value>>,
     delegate: Option<Map<String, Value>>,
+    runtime_config: Option<Map<String, Value>>,
 }
 
-/// What the plugin is told.
+/// The configuration of the plugin `flannel`. The keys of `ipam` and of `delegate` are passed on as they are written. As in the reference
+/// plugin, a key in another case does not replace a default of this plugin, and the plugin that gets both uses the one that sorts last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlannelConfig {
     /// Path of subnet.env.
     pub subnet_file: String,
     /// Folder of the configurations that are kept.
     pub data: String,
+    cni_version: String,
     ipam: Map<String, Value>,
     delegate: Map<String, Value>,
+    runtime_config: Option<Map<String, Value>>,
 }
 
 impl FlannelConfig {
-    /// Reads a network's configuration; `defaults` is what the other plugin is told where the configuration says nothing else.
+    /// Reads a network's configuration; `defaults` are added to the delegate where it does not have these keys.
     ///
     /// # Errors
     /// It makes no sense; the words are upstream's.
     pub fn read(config: &Config, defaults: &[(&str, Value)]) -> Result<Self, Failure> {
         let keys: Keys = config.parse()?;
-        let given = keys.delegate.unwrap_or_default();
+        let mut delegate = keys.delegate.unwrap_or_default();
         let bad = |message: &str| Err(Failure::new(Code::BAD_CONFIG, message));
-        if given.get("type").is_some_and(|kind| !kind.is_string()) {
+        if delegate.get("type").is_some_and(|kind| !kind.is_string()) {
             return bad("'delegate' dictionary, if present, must have (string) 'type' field");
         }
-        if given.contains_key("name") {
+        if delegate.contains_key("name") {
             return bad("'delegate' dictionary must not have 'name' field, it'll be set by flannel");
         }
-        if given.contains_key("ipam") {
+        if delegate.contains_key("ipam") {
             return bad("'delegate' dictionary must not have 'ipam' field, it'll be set by flannel");
         }
-        let mut delegate: Map<String, Value> = defaults.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-        delegate.extend(given);
+        for (key, value) in defaults {
+            if !delegate.keys().any(|given| matches(given, key)) {
+                delegate.insert((*key).to_owned(), value.clone());
+            }
+        }
         let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
         Ok(Self {
             subnet_file: or(keys.subnet_file, SUBNET_FILE),
             data: or(keys.data_dir, DATA),
+            cni_version: keys.cni_version,
             ipam: keys.ipam.unwrap_or_default(),
             delegate,
+            runtime_config: keys.runtime_config,
         })
     }
 
-    /// The other plugin's configuration, but for what only subnet.env can say: enough to disconnect.
+    /// The other plugin's configuration without what only subnet.env can say: enough to disconnect. `masquerade` says whether that plugin
+    /// masquerades, if the configuration does not say it.
     ///
     /// # Errors
     /// It makes no sense.
-    pub fn frame(&self, config: &Config) -> Result<Config, Failure> {
-        let mut delegate = self.delegate.clone();
-        let mut default = |key: &str, value: Value| {
-            delegate.entry(key.to_owned()).or_insert(value);
-        };
-        default("type", json!(BRIDGE));
-        let is_bridge = delegate.get("type") == Some(&json!(BRIDGE));
-        if is_bridge {
-            delegate.entry("isGateway".to_owned()).or_insert(json!(true));
-        }
-        delegate.insert("name".into(), json!(config.name));
-        for key in ["cniVersion", "runtimeConfig"] {
-            if let Some(value) = config.all.get(key).filter(|value| !value.is_null()) {
-                delegate.insert(key.into(), value.clone());
-            }
-        }
-        let mut ipam = self.ipam.clone();
-        ipam.entry("type".to_owned()).or_insert(json!("host-local"));
-        delegate.insert("ipam".into(), Value::Object(ipam));
-        Config::of(delegate)
+    pub fn frame(&self, config: &Config, masquerade: bool) -> Result<Config, Failure> {
+        Config::of((&self.document(config, masquerade)).into())
     }
 
     /// The other plugin's whole configuration.
@@ -96,22 +89,39 @@ impl FlannelConfig {
     /// # Errors
     /// It makes no sense.
     pub fn whole(&self, config: &Config, env: &SubnetEnv) -> Result<Config, Failure> {
-        let mut delegate = self.frame(config)?;
-        delegate.all.entry("ipMasq".to_owned()).or_insert(json!(!env.masquerade));
-        delegate.all.entry("mtu".to_owned()).or_insert(json!(env.mtu));
+        let mut delegate = self.document(config, !env.masquerade);
+        delegate.entry("mtu").or_insert(json!(env.mtu));
         let mut ipam = self.ipam.clone();
-        ipam.entry("type".to_owned()).or_insert(json!("host-local"));
+        ipam.entry("type").or_insert(json!("host-local"));
         let ranges: Vec<Value> = env.subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
         ipam.insert("ranges".into(), json!(ranges));
-        let mut routes = match ipam.remove("routes") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(routes)) => routes,
-            Some(_) => return Err(Failure::new(Code::BAD_CONFIG, "ipam: routes is not a list")),
-        };
-        routes.extend(env.networks.iter().map(|network| json!({"dst": network})));
+        let given = json_keys::from_value(ipam.get("routes").unwrap_or(&Value::Null));
+        let mut routes: Vec<Route> =
+            given.map_err(|error| Failure::new(Code::BAD_CONFIG, format!("failed to parse ipam.routes: {error}")))?;
+        routes.extend(env.networks.iter().map(|network| Route::new(*network, None)));
         ipam.insert("routes".into(), json!(routes));
-        delegate.all.insert("ipam".into(), Value::Object(ipam));
-        Ok(delegate)
+        delegate.insert("ipam".into(), Value::Object(ipam));
+        Config::of((&delegate).into())
+    }
+
+    fn document(&self, config: &Config, masquerade: bool) -> Map<String, Value> {
+        let mut delegate = self.delegate.clone();
+        delegate.entry("type").or_insert(json!(BRIDGE));
+        delegate.entry("ipMasq").or_insert(json!(masquerade));
+        if delegate.get("type") == Some(&json!(BRIDGE)) {
+            delegate.entry("isGateway").or_insert(json!(true));
+        }
+        delegate.insert("name".into(), json!(config.name));
+        if !self.cni_version.is_empty() {
+            delegate.insert("cniVersion".into(), json!(self.cni_version));
+        }
+        if let Some(runtime) = &self.runtime_config {
+            delegate.insert("runtimeConfig".into(), Value::Object(runtime.clone()));
+        }
+        let mut ipam = self.ipam.clone();
+        ipam.entry("type").or_insert(json!("host-local"));
+        delegate.insert("ipam".into(), Value::Object(ipam));
+        delegate
     }
 }
 
@@ -138,7 +148,7 @@ mod tests {
         );
         let whole = flannel.expect("good").whole(&config, &env()).expect("good");
         assert_eq!(
-            Value::Object(whole.all).to_string(),
+            serde_json::to_string(&whole.json()).expect("JSON"),
             r#"{"cniVersion":"1.0.0","hairpinMode":true,"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"routes":[{"dst":"10.244.0.0/16"}],"type":"host-local"},"isDefaultGateway":true,"isGateway":true,"mtu":1450,"name":"cbr0","type":"bridge"}"#
         );
     }
@@ -150,9 +160,33 @@ mod tests {
         );
         let whole = flannel.expect("good").whole(&config, &env()).expect("good");
         assert_eq!(
-            Value::Object(whole.all).to_string(),
+            serde_json::to_string(&whole.json()).expect("JSON"),
             r#"{"ipMasq":true,"ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]],"routes":[{"dst":"192.0.2.0/24"},{"dst":"10.244.0.0/16"}],"type":"other"},"mtu":1400,"name":"n","runtimeConfig":{"mac":"x"},"type":"ptp"}"#
         );
+    }
+
+    /// The reference plugin looks for its own keys as they are written, and then writes all keys in their order.
+    #[test]
+    fn keys_in_another_case_are_passed_on_as_upstream_does() {
+        let (config, flannel) = read(
+            r#"{"CNIVersion":"1.0.0","Name":"n","RuntimeConfig":{"MAC":"x"},"IPAM":{"Type":"other","Routes":5,"dataDir":"/d"},
+                "Delegate":{"hairpinmode":true,"MTU":1400,"IPMasq":true,"isdefaultgateway":true},"delegate":{"hairpinmode":false}}"#,
+        );
+        let whole = flannel.expect("good").whole(&config, &env()).expect("good");
+        assert_eq!(
+            serde_json::to_string(&whole.json()).expect("JSON"),
+            r#"{"IPMasq":true,"MTU":1400,"cniVersion":"1.0.0","hairpinmode":false,"ipMasq":false,"ipam":{"Routes":5,"Type":"other","dataDir":"/d","ranges":[[{"subnet":"10.244.1.0/24"}]],"routes":[{"dst":"10.244.0.0/16"}],"type":"host-local"},"isGateway":true,"isdefaultgateway":true,"mtu":1450,"name":"n","runtimeConfig":{"MAC":"x"},"type":"bridge"}"#
+        );
+        let (_, flannel) = read(r#"{"name":"n","delegate":{"Name":"x","IPAM":{}}}"#);
+        assert!(flannel.is_ok());
+        let (config, flannel) = read(r#"{"name":"n","ipam":{"routes":[{"Dst":"192.0.2.0/24","GW":"","more":1}]}}"#);
+        let whole = flannel.expect("good").whole(&config, &env()).expect("good");
+        let text = serde_json::to_string(&whole.json()).expect("JSON");
+        assert!(text.contains(r#""routes":[{"dst":"192.0.2.0/24"},{"dst":"10.244.0.0/16"}]"#), "{text}");
+        // The defaults of the plugin `sepal` give way to a key in any case.
+        let config = Config::read(br#"{"name":"n","delegate":{"HairpinMode":false}}"#).expect("a frame");
+        let combined = FlannelConfig::read(&config, &[("hairpinMode", json!(true)), ("isDefaultGateway", json!(true))]).expect("good");
+        assert_eq!(Value::Object(combined.delegate), json!({"HairpinMode": false, "isDefaultGateway": true}));
     }
 
     #[test]

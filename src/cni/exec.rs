@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde::Deserialize;
+
+use crate::json_keys::{self, Json};
 
 use super::failure::{Code, Failure};
 use super::protocol::{Call, Verb};
@@ -19,9 +21,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// There is no such plugin, or it fails; its number stays.
-pub fn run(kind: &str, verb: Verb, call: &Call, config: &Map<String, Value>) -> Result<Option<Outcome>, Failure> {
+pub fn run(kind: &str, verb: Verb, call: &Call, config: &Json) -> Result<Option<Outcome>, Failure> {
     let program = find(kind, &call.path)?;
-    let text = Value::Object(config.clone()).to_string();
+    let text =
+        serde_json::to_string(config).map_err(|error| Failure::other(format!("cannot write the configuration of {kind}: {error}")))?;
     let output = fed(&program, verb, call, &text).map_err(|cause| Failure::other(format!("cannot run {}: {cause}", program.display())))?;
     if !output.status.success() {
         return Err(failure(&output));
@@ -29,7 +32,7 @@ pub fn run(kind: &str, verb: Verb, call: &Call, config: &Map<String, Value>) -> 
     if verb != Verb::Add {
         return Ok(None);
     }
-    let result: Value = serde_json::from_slice(&output.stdout)
+    let result: Json = serde_json::from_slice(&output.stdout)
         .map_err(|error| Failure::new(Code::DECODE, format!("the result of {kind} cannot be read: {error}")))?;
     Outcome::parse(&result).map(Some).map_err(|failure| failure.within(&format!("the result of {kind} cannot be read")))
 }
@@ -74,6 +77,15 @@ fn fed(program: &Path, verb: Verb, call: &Call, config: &str) -> io::Result<Outp
     Child::wait_with_output(child)
 }
 
+/// What a plugin prints when it fails.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Said {
+    code: Option<u32>,
+    msg: String,
+    details: String,
+}
+
 fn failure(output: &Output) -> Failure {
     let (said, words) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if said.trim().is_empty() {
@@ -84,10 +96,8 @@ fn failure(output: &Output) -> Failure {
         });
     }
     let read = |text: &str| -> Option<Failure> {
-        let document: Value = serde_json::from_str(text).ok()?;
-        let word = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let code = document.get("code")?.as_u64().and_then(|code| u32::try_from(code).ok())?;
-        Some(Failure { code: Code(code), message: word("msg"), details: word("details") })
+        let Said { code, msg, details } = json_keys::from_slice(text.as_bytes()).ok()?;
+        Some(Failure { code: Code(code?), message: msg, details })
     };
     read(&said).unwrap_or_else(|| Failure::other(format!("netplugin failed but error parsing its diagnostic message {said:?}")))
 }

@@ -6,7 +6,9 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use crate::json_keys::Json;
 
 use super::bridge::{self, HOST_LOCAL, Made};
 use super::config::Config;
@@ -79,7 +81,7 @@ impl Added {
     pub fn undo(&self, call: &Call) -> Result<(), Failure> {
         match &self.made {
             Some(made) => made.undo(&self.delegate, call)?,
-            None => exec::run(self.delegate.kind(), Verb::Del, call, &self.delegate.all).map(|_| ())?,
+            None => exec::run(self.delegate.kind(), Verb::Del, call, &self.delegate.json()).map(|_| ())?,
         }
         self.new_state.as_ref().map_or(Ok(()), |path| forget(path))
     }
@@ -94,13 +96,13 @@ pub fn add(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<Adde
     let in_process = in_process(&delegate)?;
     let state = Path::new(&flannel.data).join(&call.attachment.container);
     let is_new = !state.exists();
-    save(&state, &delegate.all).map_err(|cause| Failure::other(format!("cannot write {}: {cause}", state.display())))?;
+    save(&state, &delegate.json()).map_err(|cause| Failure::other(format!("cannot write {}: {cause}", state.display())))?;
     let new_state = is_new.then(|| state.clone());
     let within = |failure: Failure| failure.within("failed to delegate add");
     if in_process {
-        if !delegate.all.contains_key("bridge") {
-            // A bridge that nobody named is of these plugins' making: an address of another lease has to go.
-            delegate.all.entry("forceAddress").or_insert(Value::Bool(true));
+        if !delegate.has("bridge") && !delegate.has("forceAddress") {
+            // The default bridge belongs to these plugins: an address of an earlier lease is removed.
+            delegate.set("forceAddress", &Value::Bool(true));
         }
         match bridge::add(&delegate, call) {
             Ok((outcome, made)) => Ok(Added { outcome, delegate, made: Some(made), new_state }),
@@ -113,13 +115,13 @@ pub fn add(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<Adde
             }
         }
     } else {
-        let outcome = exec::run(delegate.kind(), Verb::Add, call, &delegate.all).map_err(within)?.unwrap_or_default();
+        let outcome = exec::run(delegate.kind(), Verb::Add, call, &delegate.json()).map_err(within)?.unwrap_or_default();
         Ok(Added { outcome, delegate, made: None, new_state })
     }
 }
 
 /// Writes a container's configuration, whole or not at all.
-fn save(path: &Path, delegate: &Map<String, Value>) -> io::Result<()> {
+fn save(path: &Path, delegate: &Json) -> io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // No container's name starts with a dot.
@@ -132,7 +134,7 @@ fn save(path: &Path, delegate: &Map<String, Value>) -> io::Result<()> {
         }
         opened => opened?,
     };
-    file.write_all(Value::Object(delegate.clone()).to_string().as_bytes())?;
+    file.write_all(&serde_json::to_vec(delegate)?)?;
     fs::rename(&temporary, path)
 }
 
@@ -175,10 +177,7 @@ fn kept(path: &Path, network: &str) -> Result<Kept, Failure> {
 /// The other plugin's configuration, as far as it is known without what was kept. Rules that masquerade are looked for only where
 /// subnet.env says that the network has some.
 fn frame(flannel: &FlannelConfig, config: &Config) -> Result<Config, Failure> {
-    let mut frame = flannel.frame(config)?;
-    let masquerade = subnet_env(flannel).is_ok_and(|env| !env.masquerade);
-    frame.all.entry("ipMasq".to_owned()).or_insert(Value::Bool(masquerade));
-    Ok(frame)
+    flannel.frame(config, subnet_env(flannel).is_ok_and(|env| !env.masquerade))
 }
 
 /// Disconnects a container. What was kept of it goes only when it is disconnected; where nothing was kept, or what was cannot be read, the
@@ -200,7 +199,7 @@ pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), 
     if in_process(&delegate)? {
         bridge::del(&delegate, call)?;
     } else {
-        exec::run(delegate.kind(), Verb::Del, call, &delegate.all).map_err(|failure| failure.within("failed to delegate del"))?;
+        exec::run(delegate.kind(), Verb::Del, call, &delegate.json()).map_err(|failure| failure.within("failed to delegate del"))?;
     }
     forget(&state)
 }
@@ -216,13 +215,13 @@ pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<()
         Kept::Missing => return Err(Failure::other(format!("{} is missing: nothing is known of the container", state.display()))),
         Kept::Broken(why) => return Err(Failure::other(format!("{} cannot be read: {why}", state.display()))),
     };
-    if let Some(previous) = config.all.get("prevResult") {
-        delegate.all.insert("prevResult".into(), previous.clone());
+    if let Some(previous) = config.previous_document()? {
+        delegate.set("prevResult", &Value::Object(previous));
     }
     if in_process(&delegate)? {
         bridge::run(&delegate, call).map(|_| ())
     } else {
-        exec::run(delegate.kind(), Verb::Check, call, &delegate.all).map(|_| ())
+        exec::run(delegate.kind(), Verb::Check, call, &delegate.json()).map(|_| ())
     }
 }
 
@@ -233,13 +232,11 @@ pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<()
 pub fn collect(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
     let valid = config.valid()?;
     let mut delegate = frame(flannel, config)?;
-    for (key, value) in config.all.iter().filter(|(key, _)| key.starts_with("cni.dev/")) {
-        delegate.all.insert(key.clone(), value.clone());
-    }
+    delegate.copy_gc_keys(config);
     if in_process(&delegate)? {
         bridge::run(&delegate, call)?;
     } else {
-        exec::run(delegate.kind(), Verb::Gc, call, &delegate.all)?;
+        exec::run(delegate.kind(), Verb::Gc, call, &delegate.json())?;
     }
     let mut failures = Failures::default();
     for state in fs::read_dir(&flannel.data).into_iter().flatten().flatten() {

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde_json::Map;
 
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, veth};
@@ -57,7 +56,7 @@ fn add(config: &Config, call: &Call) -> Result<Outcome, Failure> {
     }
     let is_own = |net: &&IpNetwork| matches!(net.ip(), IpAddr::V4(_)) || net.prefix() == 128;
     let ips = addresses.iter().filter(is_own).map(|net| Address { interface: Some(0), address: *net, gateway: None });
-    let interface = Interface { name: NAME.into(), mac: "00:00:00:00:00:00".into(), sandbox: call.netns.clone(), more: Map::new() };
+    let interface = Interface { name: NAME.into(), mac: "00:00:00:00:00:00".into(), sandbox: call.netns.clone(), ..Interface::default() };
     Ok(Outcome { interfaces: vec![interface], ips: ips.collect(), ..Outcome::default() })
 }
 

@@ -3,8 +3,11 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+
+use crate::json_keys::Json;
 
 use super::config::parse;
 use super::failure::Failure;
@@ -12,35 +15,39 @@ use super::version::Version;
 
 /// What a container got.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub struct Outcome {
     /// Interfaces, those of the host included.
-    #[serde(default, deserialize_with = "or_default")]
     pub interfaces: Vec<Interface>,
     /// Addresses.
-    #[serde(default, deserialize_with = "or_default")]
     pub ips: Vec<Address>,
     /// Routes.
-    #[serde(default, deserialize_with = "or_default")]
     pub routes: Vec<Route>,
     /// What resolv.conf should say.
-    #[serde(default, deserialize_with = "or_default")]
     pub dns: Dns,
 }
 
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Interface {
     /// Its name.
     pub name: String,
     /// Its hardware address.
-    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
+    /// Largest packet, in bytes (1.1.0).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Path of the network namespace that it is in; empty for the host's.
-    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
-    /// What else was said of it.
-    #[serde(flatten)]
-    pub more: Map<String, Value>,
+    /// Path of its socket (1.1.0).
+    #[serde(rename = "socketPath", skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    /// Its PCI address (1.1.0).
+    #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
+    pub pci_id: String,
 }
 
 /// An address.
@@ -52,7 +59,7 @@ pub struct Address {
     /// The address, with the length of its network's prefix.
     pub address: IpNetwork,
     /// The gateway of its network.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "ip")]
     pub gateway: Option<IpAddr>,
 }
 
@@ -62,7 +69,7 @@ pub struct Route {
     /// Where to.
     pub dst: IpNetwork,
     /// By which gateway; none: the one of the first address of its family.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "ip")]
     pub gw: Option<IpAddr>,
     /// Largest packet, in bytes (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,22 +101,25 @@ impl Route {
 #[serde(default)]
 pub struct Dns {
     /// Addresses of name servers.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// Domain of the host.
-    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "or_default")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
     /// Domains to look in.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Options of the resolver.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
-/// `null` is the same as nothing, as in the programs that most of these documents come from.
-pub(super) fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+/// Reads an address. An empty text means that none is given, as in Go.
+pub(super) fn ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| D::Error::custom(format!("{text:?} is not an IP address"))),
+    }
 }
 
 impl Outcome {
@@ -117,22 +127,26 @@ impl Outcome {
     ///
     /// # Errors
     /// It makes no sense.
-    pub fn parse(value: &Value) -> Result<Self, Failure> {
+    pub fn parse(json: &Json) -> Result<Self, Failure> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Older {
+            ip4: Option<Old>,
+            ip6: Option<Old>,
+        }
         #[derive(Deserialize)]
         struct Old {
             ip: IpNetwork,
-            #[serde(default)]
+            #[serde(default, deserialize_with = "ip")]
             gateway: Option<IpAddr>,
-            #[serde(default, deserialize_with = "or_default")]
+            #[serde(default)]
             routes: Vec<Route>,
         }
-        let mut outcome: Self = parse(value.clone(), "result")?;
-        for key in ["ip4", "ip6"] {
-            if let Some(old) = value.get(key).filter(|old| !old.is_null()) {
-                let old: Old = parse(old.clone(), key)?;
-                outcome.ips.push(Address { interface: None, address: old.ip, gateway: old.gateway });
-                outcome.routes.extend(old.routes);
-            }
+        let mut outcome: Self = parse(json, "result")?;
+        let older: Older = parse(json, "result")?;
+        for old in [older.ip4, older.ip6].into_iter().flatten() {
+            outcome.ips.push(Address { interface: None, address: old.ip, gateway: old.gateway });
+            outcome.routes.extend(old.routes);
         }
         Ok(outcome)
     }
@@ -225,7 +239,12 @@ mod tests {
         let net = |text: &str| text.parse().expect("a network");
         let ip = |text: &str| text.parse().ok();
         Outcome {
-            interfaces: vec![Interface { name: "eth0".into(), mac: "02:00:00:00:00:01".into(), sandbox: "/n".into(), more: Map::new() }],
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                mac: "02:00:00:00:00:01".into(),
+                sandbox: "/n".into(),
+                ..Interface::default()
+            }],
             ips: vec![
                 Address { interface: Some(0), address: net("10.244.1.2/24"), gateway: ip("10.244.1.1") },
                 Address { interface: Some(0), address: net("fd00::2/64"), gateway: None },
@@ -252,15 +271,35 @@ mod tests {
         );
     }
 
+    fn parsed(document: &Value) -> Result<Outcome, Failure> {
+        Outcome::parse(&document.into())
+    }
+
     #[test]
     fn every_form_is_read_back() {
-        assert_eq!(Outcome::parse(&outcome().render(Version::V1_1_0)), Ok(outcome()));
+        assert_eq!(parsed(&outcome().render(Version::V1_1_0)), Ok(outcome()));
         for version in Version::ALL {
-            let read = Outcome::parse(&outcome().render(version)).expect("it was just written");
+            let read = parsed(&outcome().render(version)).expect("it was just written");
             assert_eq!(read.ips.len(), 2, "{version:?}");
             assert_eq!(read.address_of("eth0", true), "10.244.1.2/24".parse().ok(), "{version:?}");
         }
-        assert_eq!(Outcome::parse(&json!({"interfaces": null, "dns": null})), Ok(Outcome::default()));
-        assert!(Outcome::parse(&json!({"ips": [{"address": "10.0.0.1/99"}]})).is_err());
+        assert_eq!(parsed(&json!({"interfaces": null, "dns": null})), Ok(Outcome::default()));
+        assert!(parsed(&json!({"ips": [{"address": "10.0.0.1/99"}]})).is_err());
+        let more = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "a", "mtu": 1400, "socketPath": "/s", "pciID": "0000:00:1f.6"}]});
+        assert_eq!(parsed(&more).expect("good").render(Version::V1_1_0), more);
+    }
+
+    #[test]
+    fn keys_match_in_any_case_and_empty_addresses_are_none() {
+        let text = r#"{"Interfaces":[{"Name":"eth0","MAC":"02:00:00:00:00:01","Sandbox":"/n"}],"IPs":[{"Address":"10.0.0.2/24","Gateway":"","INTERFACE":0}],
+            "routes":[{"Dst":"0.0.0.0/0","GW":""},{"dst":"10.1.0.0/16","gw":"10.0.0.9","Gw":"10.0.0.1"}],"DNS":{"Nameservers":["10.96.0.10"],"Search":null}}"#;
+        let json: Json = serde_json::from_str(text).expect("JSON");
+        let outcome = Outcome::parse(&json).expect("good");
+        assert_eq!((outcome.interfaces[0].name.as_str(), outcome.interfaces[0].mac.as_str()), ("eth0", "02:00:00:00:00:01"));
+        assert_eq!((outcome.ips[0].gateway, outcome.ips[0].interface), (None, Some(0)));
+        assert_eq!(outcome.routes.iter().map(|route| route.gw).collect::<Vec<_>>(), [None, "10.0.0.1".parse().ok()]);
+        assert_eq!(outcome.dns.nameservers, ["10.96.0.10"]);
+        let bad = Outcome::parse(&(&json!({"ips": [{"address": "10.0.0.2/24", "gateway": "x"}]})).into()).expect_err("no address");
+        assert_eq!(bad.message, "result: ips[0].gateway: \"x\" is not an IP address");
     }
 }

@@ -161,7 +161,7 @@ impl Node {
             command.env("CNI_CONTAINERID", &pod.id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", pod.netns.path());
             command.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web");
         }
-        started(&mut command, config)
+        started(&mut command, &config.to_string())
     }
 
     /// Calls a plugin for a container's interface and a path that says where it is.
@@ -170,6 +170,15 @@ impl Node {
         self.use_iptables(&mut command);
         command.env("CNI_COMMAND", verb).env("CNI_PATH", self.path("bin"));
         command.env("CNI_CONTAINERID", id).env("CNI_IFNAME", interface).env("CNI_NETNS", netns);
+        answer(&started(&mut command, &config.to_string()).wait_with_output().expect("it ends"))
+    }
+
+    /// Calls a plugin with a configuration as it is written, and with these `CNI_ARGS`.
+    pub fn call_text(&self, [verb, kind, args]: [&str; 3], pod: &Pod, config: &str) -> Result<Value, Value> {
+        let mut command = self.netns.command(&self.path("bin").join(kind).to_string_lossy());
+        self.use_iptables(&mut command);
+        command.env("CNI_COMMAND", verb).env("CNI_PATH", self.path("bin")).env("CNI_ARGS", args);
+        command.env("CNI_CONTAINERID", &pod.id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", pod.netns.path());
         answer(&started(&mut command, config).wait_with_output().expect("it ends"))
     }
 
@@ -230,10 +239,10 @@ impl Node {
     }
 }
 
-fn started(command: &mut Command, config: &Value) -> Child {
+fn started(command: &mut Command, config: &str) -> Child {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     // It may have been killed before it has read all.
-    let _ = child.stdin.take().expect("piped").write_all(config.to_string().as_bytes());
+    let _ = child.stdin.take().expect("piped").write_all(config.as_bytes());
     child
 }
 

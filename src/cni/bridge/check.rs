@@ -29,7 +29,7 @@ pub(super) fn check(config: &Config, call: &Call) -> Result<(), Failure> {
     match ipam::kind(config)?.as_str() {
         "" => {}
         HOST_LOCAL => ipam::check(&ipam::store(config)?, &call.attachment)?,
-        other => exec::run(other, Verb::Check, call, &config.all).map(|_| ())?,
+        other => exec::run(other, Verb::Check, call, &config.json()).map(|_| ())?,
     }
     let result = config.previous()?.ok_or_else(|| Failure::new(Code::BAD_CONFIG, "Required prevResult missing"))?;
     let name = call.attachment.interface.as_str();

@@ -32,7 +32,7 @@ pub(super) fn collect(config: &Config, call: &Call) -> Result<(), Failure> {
     failures.note(match kind.as_str() {
         "" => Ok(()),
         HOST_LOCAL => ipam::collect(&ipam::store(config)?, &valid),
-        other => exec::run(other, Verb::Gc, call, &config.all).map(|_| ()),
+        other => exec::run(other, Verb::Gc, call, &config.json()).map(|_| ()),
     });
     if bridge.masquerade {
         failures.note(masquerade::collect(&config.name, &valid));

@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use crate::cni::config::Config;
 use crate::cni::failure::{Code, Failure};
+use crate::cni::ipam;
 use crate::cni::protocol::Call;
-use crate::cni::result::{Dns, or_default};
+use crate::cni::result::Dns;
 use crate::network::mac::Mac;
 
 /// The bridge of networks that name none.
@@ -17,56 +18,36 @@ const LAST_VLAN: u16 = 4094;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Keys {
-    #[serde(deserialize_with = "or_default")]
     bridge: String,
-    #[serde(deserialize_with = "or_default")]
     is_gateway: bool,
-    #[serde(deserialize_with = "or_default")]
     is_default_gateway: bool,
-    #[serde(deserialize_with = "or_default")]
     force_address: bool,
-    #[serde(deserialize_with = "or_default")]
     ip_masq: bool,
-    #[serde(deserialize_with = "or_default")]
     ip_masq_backend: String,
-    #[serde(deserialize_with = "or_default")]
     mtu: i64,
-    #[serde(deserialize_with = "or_default")]
     hairpin_mode: bool,
-    #[serde(deserialize_with = "or_default")]
     promisc_mode: bool,
-    #[serde(deserialize_with = "or_default")]
     vlan: i64,
-    #[serde(deserialize_with = "or_default")]
     vlan_trunk: Vec<Value>,
     preserve_default_vlan: Option<bool>,
-    #[serde(deserialize_with = "or_default")]
     macspoofchk: bool,
-    #[serde(deserialize_with = "or_default")]
     enabledad: bool,
-    #[serde(deserialize_with = "or_default")]
     disable_container_interface: bool,
-    #[serde(deserialize_with = "or_default")]
     port_isolation: bool,
-    #[serde(deserialize_with = "or_default")]
     dns: Dns,
-    #[serde(deserialize_with = "or_default")]
     runtime_config: Wish,
-    #[serde(deserialize_with = "or_default")]
     args: Args,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Args {
-    #[serde(deserialize_with = "or_default")]
     cni: Wish,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Wish {
-    #[serde(deserialize_with = "or_default")]
     mac: String,
 }
 
@@ -132,7 +113,7 @@ impl BridgeConfig {
             return bad(format!("invalid VLAN ID {} (must be between 0 and {LAST_VLAN})", keys.vlan));
         };
         let Ok(mtu) = u32::try_from(keys.mtu) else { return bad(format!("mtu {} is not the size of a packet", keys.mtu)) };
-        if keys.disable_container_interface && config.all.get("ipam").is_some_and(|ipam| ipam.get("type").is_some()) {
+        if keys.disable_container_interface && !ipam::kind(config)?.is_empty() {
             return bad("cannot use IPAM when DisableContainerInterface flag is set".to_owned());
         }
         let [argument] = call.known_args(["MAC"])?;
@@ -175,14 +156,14 @@ mod tests {
         let mut all = Map::from_iter([("name".to_owned(), json!("n"))]);
         all.extend(keys.as_object().cloned().unwrap_or_default());
         let environment = |name: &str| match name {
-            "CNI_COMMAND" => Some("DEL".to_owned()),
-            "CNI_CONTAINERID" | "CNI_IFNAME" | "CNI_PATH" => Some("a".to_owned()),
+            "CNI_COMMAND" => Some("ADD".to_owned()),
+            "CNI_CONTAINERID" | "CNI_IFNAME" | "CNI_NETNS" | "CNI_PATH" => Some("a".to_owned()),
             "CNI_ARGS" => Some("MAC=02:00:00:00:00:01".to_owned()),
             _ => None,
         };
         let call = Call::read(environment).expect("all is there");
         let refused = |failure: Failure| (failure.code.0, failure.message);
-        BridgeConfig::read(&Config::of(all).expect("a frame"), &call).map_err(refused)
+        BridgeConfig::read(&Config::of((&all).into()).expect("a frame"), &call).map_err(refused)
     }
 
     #[test]

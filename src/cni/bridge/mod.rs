@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use serde_json::Map;
+use serde::Deserialize;
 
 use crate::cluster::Family;
 use crate::netlink::socket::Connection;
@@ -77,7 +77,7 @@ impl Made {
 }
 
 fn other_ipam(config: &Config, call: &Call, verb: Verb) -> Result<Option<Outcome>, Failure> {
-    exec::run(&ipam::kind(config)?, verb, call, &config.all)
+    exec::run(&ipam::kind(config)?, verb, call, &config.json())
 }
 
 /// Carries out a verb.
@@ -100,7 +100,7 @@ fn status(config: &Config, call: &Call) -> Result<(), Failure> {
     match ipam::kind(config)?.as_str() {
         "" => Ok(()),
         HOST_LOCAL => ipam::run(config, call).map(|_| ()),
-        other => exec::run(other, Verb::Status, call, &config.all).map(|_| ()),
+        other => exec::run(other, Verb::Status, call, &config.json()).map(|_| ()),
     }
 }
 
@@ -148,10 +148,10 @@ fn connect(bridge: &BridgeConfig, config: &Config, call: &Call, pod: &Namespace,
         masquerade::add(&config.name, &call.attachment.container, &addresses)?;
     }
     let port = if bridge.bare { find(&mut host, &port)? } else { wait_for(&mut host, &port)? };
-    // Its hardware address may be another one since the first port.
-    let found = find(&mut host, &bridge.bridge)?;
     if !bridge.named {
-        host::ensure_mtu(&mut host, &found, bridge.mtu)?;
+        // The MTU may have changed since the bridge was looked at.
+        let now = find(&mut host, &bridge.bridge)?;
+        host::ensure_mtu(&mut host, &now, bridge.mtu)?;
     }
     outcome.interfaces = vec![interface_of(&found, ""), interface_of(&port, ""), interface_of(&inner, &call.netns)];
     outcome.interfaces.extend(extra);
@@ -167,7 +167,7 @@ fn find(host: &mut Connection, name: &str) -> Result<Device, Failure> {
 
 fn interface_of(device: &Device, sandbox: &str) -> Interface {
     let mac = device.link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    Interface { name: device.link.name.clone(), mac, sandbox: sandbox.to_owned(), more: Map::new() }
+    Interface { name: device.link.name.clone(), mac, sandbox: sandbox.to_owned(), ..Interface::default() }
 }
 
 /// Makes the pair of interfaces and sets the host's end up as a port of the bridge; gives its name.
@@ -340,10 +340,20 @@ pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
         HOST_LOCAL => ipam::store(config).and_then(|store| ipam::del(&store, &call.attachment)).map(|_| ()),
         _ => other_ipam(config, call, Verb::Del).map(|_| ()),
     });
-    if config.all.get("ipMasq").and_then(serde_json::Value::as_bool) == Some(true) {
+    if is_masqueraded(config) {
         failures.note(masquerade::del(&config.name, &call.attachment.container));
     }
     failures.outcome()
+}
+
+/// Whether the configuration asks for masquerading. DEL does not depend on the other keys.
+fn is_masqueraded(config: &Config) -> bool {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Keys {
+        ip_masq: bool,
+    }
+    config.parse::<Keys>().is_ok_and(|keys| keys.ip_masq)
 }
 
 /// Removes the container's interface: by the host's end, which is known by its name; or, where this plugin did not make it, by its own

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use super::config::{Config, parse};
+use super::config::Config;
 use super::failure::{Code, Failure, Failures};
 use super::protocol::{Attachment, Call};
-use super::result::{Address, Outcome, Route, or_default};
+use super::result::{Address, Outcome, Route, ip};
 use super::version::Version;
 use range::{RangeConfig, RangeSet};
 use store::{Locked, Store};
@@ -27,26 +27,23 @@ const TRIES: usize = 64;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct IpamConfig {
-    #[serde(deserialize_with = "or_default")]
     ranges: Vec<Vec<RangeConfig>>,
-    #[serde(deserialize_with = "or_default")]
     routes: Vec<Route>,
-    #[serde(deserialize_with = "or_default")]
     data_dir: String,
-    #[serde(deserialize_with = "or_default")]
     resolv_conf: String,
     subnet: Option<IpNetwork>,
+    #[serde(deserialize_with = "ip")]
     range_start: Option<IpAddr>,
+    #[serde(deserialize_with = "ip")]
     range_end: Option<IpAddr>,
+    #[serde(deserialize_with = "ip")]
     gateway: Option<IpAddr>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Wishes {
-    #[serde(deserialize_with = "or_default")]
     ip_ranges: Vec<Vec<RangeConfig>>,
-    #[serde(deserialize_with = "or_default")]
     ips: Vec<String>,
 }
 
@@ -54,16 +51,14 @@ struct Wishes {
 #[serde(default)]
 struct Around {
     ipam: Option<IpamConfig>,
-    #[serde(rename = "runtimeConfig", deserialize_with = "or_default")]
+    #[serde(rename = "runtimeConfig")]
     runtime: Wishes,
-    #[serde(deserialize_with = "or_default")]
     args: Args,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Args {
-    #[serde(deserialize_with = "or_default")]
     cni: Wishes,
 }
 
@@ -111,6 +106,7 @@ impl Ipam {
         }
         let [ip] = call.known_args(["IP"])?;
         let wanted = ip.into_iter().map(str::to_owned).chain(around.args.cni.ips).chain(around.runtime.ips);
+        let wanted = wanted.filter(|text| !text.is_empty());
         // Some runtimes ask for an address with its prefix length.
         let wanted = wanted.map(|text| {
             let ip = text.split('/').next().unwrap_or_default();
@@ -300,12 +296,16 @@ pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
 pub fn kind(config: &Config) -> Result<String, Failure> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
+    struct Named {
+        ipam: Kind,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
     struct Kind {
-        #[serde(rename = "type", deserialize_with = "or_default")]
+        #[serde(rename = "type")]
         kind: String,
     }
-    let ipam = config.all.get("ipam").filter(|ipam| !ipam.is_null());
-    ipam.map_or(Ok(Kind::default()), |ipam| parse(ipam.clone(), "failed to load netconf: ipam")).map(|kind| kind.kind)
+    config.parse::<Named>().map(|named| named.ipam.kind)
 }
 
 /// A data folder that a configuration names.

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
 use crate::cni::failure::{Code, Failure};
+use crate::cni::result::ip;
 
 /// A range as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -15,10 +16,13 @@ pub struct RangeConfig {
     /// The network.
     pub subnet: IpNetwork,
     /// First address to give; none: the first one behind the network's own.
+    #[serde(default, deserialize_with = "ip")]
     pub range_start: Option<IpAddr>,
     /// Last address to give; none: the last one of the network that a host can have.
+    #[serde(default, deserialize_with = "ip")]
     pub range_end: Option<IpAddr>,
     /// The network's gateway; none: the first address behind the network's own.
+    #[serde(default, deserialize_with = "ip")]
     pub gateway: Option<IpAddr>,
 }
 

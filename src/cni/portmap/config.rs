@@ -8,7 +8,6 @@ use serde::Deserialize;
 use crate::cluster::Family;
 use crate::cni::config::Config;
 use crate::cni::failure::{Code, Failure};
-use crate::cni::result::or_default;
 
 /// The mark's bit, unless the configuration says otherwise.
 const MARK_BIT: i64 = 13;
@@ -77,25 +76,21 @@ impl fmt::Display for Mapping {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Keys {
-    #[serde(deserialize_with = "or_default")]
     backend: String,
     snat: Option<bool>,
-    #[serde(deserialize_with = "or_default")]
     masq_all: bool,
     mark_masq_bit: Option<i64>,
     external_set_mark_chain: Option<String>,
-    #[serde(rename = "conditionsV4", deserialize_with = "or_default")]
+    #[serde(rename = "conditionsV4")]
     conditions_v4: Vec<String>,
-    #[serde(rename = "conditionsV6", deserialize_with = "or_default")]
+    #[serde(rename = "conditionsV6")]
     conditions_v6: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
     runtime_config: Runtime,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Runtime {
-    #[serde(deserialize_with = "or_default")]
     port_mappings: Vec<Entry>,
 }
 
@@ -104,9 +99,8 @@ struct Runtime {
 struct Entry {
     host_port: i64,
     container_port: i64,
-    #[serde(deserialize_with = "or_default")]
     protocol: String,
-    #[serde(rename = "hostIP", deserialize_with = "or_default")]
+    #[serde(rename = "hostIP")]
     host_ip: String,
 }
 
@@ -208,7 +202,7 @@ mod tests {
     fn read(keys: Value) -> Result<PortmapConfig, String> {
         let mut all = keys.as_object().cloned().unwrap_or_default();
         all.insert("name".into(), json!("n"));
-        PortmapConfig::read(&Config::of(all).expect("a frame")).map_err(|failure| failure.message)
+        PortmapConfig::read(&Config::of((&all).into()).expect("a frame")).map_err(|failure| failure.message)
     }
 
     #[test]

@@ -7,6 +7,9 @@ mod rules;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use crate::cluster::Family;
 use crate::netlink::device;
 use crate::netlink::socket::Connection;
@@ -62,9 +65,6 @@ pub fn add(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure
 fn make(portmap: &PortmapConfig, config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
     for family in Family::ALL {
         let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
-        if !portmap.mappings.iter().any(|mapping| mapping.is_for(family)) {
-            continue;
-        }
         if portmap.snat && family == Family::V4 {
             route_loopback(address.ip())?;
         }
@@ -146,9 +146,18 @@ fn other_containers(nat: Nat, portmap: &PortmapConfig, rules: &Rules, present: &
 /// # Errors
 /// Some stay.
 pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
-    // What the configuration says beside the ports does not matter any more.
-    let named = config.all.get("runtimeConfig").and_then(|runtime| runtime.get("portMappings")).and_then(serde_json::Value::as_array);
-    if named.is_none_or(Vec::is_empty) {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Named {
+        runtime_config: Ports,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Ports {
+        port_mappings: Vec<Value>,
+    }
+    // The chain is removed even if the rest of the configuration is wrong by now.
+    if config.parse::<Named>().unwrap_or_default().runtime_config.port_mappings.is_empty() {
         return Ok(());
     }
     remove(&config.name, &call.attachment.container)
@@ -190,9 +199,6 @@ pub fn check(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failu
     }
     for family in Family::ALL {
         let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
-        if !portmap.mappings.iter().any(|mapping| mapping.is_for(family)) {
-            continue;
-        }
         let rules = rules::rules(&portmap, &config.name, &call.attachment.container, address);
         let [dnat, own] = Nat(family).list([DNAT, &rules.chain])?;
         let missing =

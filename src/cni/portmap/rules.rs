@@ -234,7 +234,7 @@ mod tests {
     fn config(mut keys: Value, ports: Value) -> PortmapConfig {
         keys["name"] = json!("cbr0");
         keys["runtimeConfig"] = json!({"portMappings": ports});
-        PortmapConfig::read(&Config::of(keys.as_object().cloned().expect("an object")).expect("a frame")).expect("good")
+        PortmapConfig::read(&Config::of((&keys).into()).expect("a frame")).expect("good")
     }
 
     fn two() -> Value {
