@@ -99,8 +99,8 @@ pub struct Call {
     pub attachment: Attachment,
     /// Path of the container's network namespace; may be empty for DEL.
     pub netns: String,
-    /// `CNI_ARGS`, in pairs.
-    pub args: Vec<(String, String)>,
+    /// `CNI_ARGS`, as it is given. [`Call::known_args`] reads it, because only some plugins and verbs need it.
+    pub args: String,
     /// Folders with plugins, separated by colons.
     pub path: String,
     /// The container's namespace may be the host's (`CNI_NETNS_OVERRIDE`).
@@ -136,19 +136,24 @@ impl Call {
             check_interface(&attachment.interface).map_err(|message| bad(message.to_owned()))?;
         }
         let any_namespace = matches!(value("CNI_NETNS_OVERRIDE").as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
-        Ok(Self { verb, attachment, netns: value("CNI_NETNS"), args: pairs(&value("CNI_ARGS"))?, path: value("CNI_PATH"), any_namespace })
+        Ok(Self { verb, attachment, netns: value("CNI_NETNS"), args: value("CNI_ARGS"), path: value("CNI_PATH"), any_namespace })
     }
 
-    /// The values of the arguments that a plugin knows. What it does not know is an error, unless the runtime says otherwise.
+    /// The values of the arguments that a plugin knows. ADD and CHECK refuse other arguments, unless the runtime allows them with
+    /// `IgnoreUnknown`. The other verbs need no arguments, so a malformed `CNI_ARGS` does not fail them.
     ///
     /// # Errors
-    /// There is an argument that is not known; the words are upstream's.
+    /// An argument is malformed or not known; the words are upstream's.
     pub fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], Failure> {
-        let find = |name: &str| self.args.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        if !matches!(self.verb, Verb::Add | Verb::Check) {
+            return Ok([None; N]);
+        }
+        let pairs = pairs(&self.args)?;
+        let find = |name: &str| pairs.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| *value);
         let ignore = find("IgnoreUnknown").is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"));
         let is_known = |key: &str| key == "IgnoreUnknown" || known.contains(&key);
         let unknown: Vec<String> =
-            self.args.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
+            pairs.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
         if !ignore && !unknown.is_empty() {
             return Err(Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: unknown args [{}]", unknown.join(" "))));
         }
@@ -177,14 +182,10 @@ fn check_interface(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn pairs(args: &str) -> Result<Vec<(String, String)>, Failure> {
-    args.split(';')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| match pair.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: invalid pair {pair:?}"))),
-        })
-        .collect()
+fn pairs(args: &str) -> Result<Vec<(&str, &str)>, Failure> {
+    let malformed = |pair| Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: invalid pair {pair:?}"));
+    let pairs = args.split(';').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| malformed(pair))).collect()
 }
 
 #[cfg(test)]
@@ -227,12 +228,23 @@ mod tests {
             (&[("CNI_IFNAME", "0123456789abcdef")], "interface name is too long"),
             (&[("CNI_IFNAME", "..")], "interface name is . or .."),
             (&[("CNI_IFNAME", "a/b")], "interface name contains / or : or whitespace characters"),
-            (&[("CNI_ARGS", "novalue")], "ARGS: invalid pair \"novalue\""),
         ] {
             assert_eq!(read(&add(changes)), Err((4, message.to_owned())));
         }
         assert!(read(&add(&[("CNI_COMMAND", "DEL"), ("CNI_NETNS", "")])).is_ok(), "a pod that has gone has no namespace");
         assert!(read(&[("CNI_COMMAND", "VERSION")]).is_ok() && read(&[("CNI_COMMAND", "GC"), ("CNI_PATH", "/")]).is_ok());
+    }
+
+    #[test]
+    fn malformed_arguments_fail_only_verbs_that_read_them() {
+        for args in ["novalue", "IgnoreUnknown=1;novalue", "=5", "K8S_POD_NAME=a"] {
+            for (verb, fails) in [("ADD", true), ("CHECK", true), ("DEL", false), ("GC", false), ("STATUS", false), ("VERSION", false)] {
+                let call = read(&add(&[("CNI_COMMAND", verb), ("CNI_ARGS", args)])).expect("the environment is good");
+                assert_eq!(call.known_args(["IP"]).is_err(), fails, "{verb} {args}");
+            }
+        }
+        let call = read(&add(&[("CNI_ARGS", "IgnoreUnknown=1;novalue")])).expect("the environment is good");
+        assert_eq!(call.known_args(["IP"]).expect_err("malformed").message, "ARGS: invalid pair \"novalue\"");
     }
 
     #[test]
