@@ -76,15 +76,16 @@ pub(super) fn chain_of(network: &str, container: &str) -> String {
 pub(super) fn rules(config: &PortmapConfig, network: &str, container: &str, address: IpNetwork) -> Rules {
     let family = Family::of_net(address);
     let chain = chain_of(network, container);
-    let mappings: Vec<&Mapping> = config.mappings.iter().filter(|mapping| mapping.is_for(family)).collect();
     let mut ports: BTreeMap<Transport, Vec<u16>> = BTreeMap::new();
-    let mut own = Vec::new();
-    for mapping in mappings {
-        let of = ports.entry(mapping.transport).or_default();
-        if !of.contains(&mapping.host_port) {
-            of.push(mapping.host_port);
+    let mut own: Vec<String> = Vec::new();
+    for mapping in &config.mappings {
+        // As in the reference plugin, the entry rules have the ports of all mappings, also of those whose host address is of the other
+        // family, and a port of two mappings twice. CHECK of the reference plugin compares these rules word by word.
+        ports.entry(mapping.transport).or_default().push(mapping.host_port);
+        if mapping.is_for(family) {
+            let new = own_rules(config, &chain, mapping, address);
+            own.extend(new.into_iter().filter(|rule| !own.contains(rule)).collect::<Vec<_>>());
         }
-        own.extend(own_rules(config, &chain, mapping, address));
     }
     let comment = comment(&format!("dnat name: \"{network}\" id: \"{container}\""));
     let conditions = &config.conditions[usize::from(family == Family::V6)];
@@ -267,8 +268,9 @@ mod tests {
         let comment = r#"-m comment --comment "dnat name: \"cbr0\" id: \"abc123\"""#;
         let entry = |transport: &str, port: u16| format!("{DNAT} -p {transport} {comment} -m multiport --dports {port} -j {chain}");
         assert_eq!(made.entries, [entry("tcp", 8080), entry("udp", 53)]);
-        // The other family's address is of no use, and IPv6 has no loopback rule.
+        // A mapping of the other family has an entry rule only, and IPv6 has no loopback rule.
         let v6 = of(&config(json!({}), two()), "fd00:1::2/64");
+        assert_eq!(v6.entries, made.entries);
         assert_eq!(
             v6.own,
             [
@@ -276,6 +278,14 @@ mod tests {
                 format!("{chain} -p tcp --dport 8080 -j DNAT --to-destination [fd00:1::2]:80"),
             ]
         );
+    }
+
+    #[test]
+    fn ports_that_come_twice_are_listed_twice_but_made_once() {
+        let port = |ip: &str| json!({"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ip});
+        let made = of(&config(json!({}), json!([port("10.1.1.1"), port("fd00::1"), port("10.1.1.1")])), "10.244.1.2/24");
+        assert!(made.entries.len() == 1 && made.entries[0].contains(" --dports 80,80,80 "), "{:?}", made.entries);
+        assert_eq!(made.own.len(), 3);
     }
 
     #[test]
