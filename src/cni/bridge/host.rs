@@ -10,6 +10,7 @@ use crate::cni::failure::Failure;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, veth};
 use crate::network::link::{LinkKind, Scope};
+use crate::network::mac::Mac;
 
 use super::config::BridgeConfig;
 
@@ -31,7 +32,8 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     if bridge.link.kind != LinkKind::Bridge {
         return Err(Failure::other(format!("{name:?} already exists but is not a bridge")));
     }
-    // Whoever made it may have been killed right behind.
+    keep_mac(host, &bridge)?;
+    // A plugin that made it may have been killed before it did this.
     refuse_router_advertisements(name);
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
@@ -40,6 +42,25 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
         veth::set_up(host, bridge.link.index, config.promiscuous).map_err(cannot("set up bridge", name))?;
     }
     Ok(bridge)
+}
+
+/// Makes the kernel keep the hardware address that the bridge has. Without this, a bridge takes the smallest address of its ports, and
+/// changes it when ports come and go. This is done before a port is added, so that the address never changes.
+fn keep_mac(host: &mut Connection, bridge: &Device) -> Result<(), Failure> {
+    let Some(mac) = bridge.link.mac else { return Ok(()) };
+    if is_kept(&bridge.link.name, mac) {
+        return Ok(());
+    }
+    veth::set_mac(host, bridge.link.index, mac).map_err(cannot("keep the hardware address of bridge", &bridge.link.name))
+}
+
+/// Whether the kernel keeps an address already. Only sysfs says it. The address there is compared, because sysfs may be mounted for
+/// another network namespace. Setting an address again does no harm, but the kernel then forgets the neighbours of the bridge.
+fn is_kept(name: &str, mac: Mac) -> bool {
+    /// `NET_ADDR_SET`
+    const SET: &str = "3";
+    let read = |file: &str| fs::read_to_string(Path::new("/sys/class/net").join(name).join(file)).unwrap_or_default();
+    read("addr_assign_type").trim() == SET && read("address").trim() == mac.to_string()
 }
 
 /// Gives the bridge the network's MTU. It takes the smallest of its ports by itself, unless it was told otherwise once: so this is done
@@ -71,11 +92,6 @@ pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &
             device::delete_address(host, index, held.net).map_err(cannot("take an address that is another network's from", name))?;
         }
         device::add_address(host, index, *net).map_err(cannot(&format!("add address {net} to"), name))?;
-        // A bridge takes the smallest hardware address of its ports, until it is told to keep one. As a gateway it has to.
-        let now = device::find(host, name).map_err(cannot("find", name))?;
-        if let Some(mac) = now.and_then(|now| now.link.mac) {
-            veth::set_mac(host, index, mac).map_err(cannot("keep the hardware address of", name))?;
-        }
     }
     Ok(())
 }
