@@ -85,8 +85,8 @@ fn portmap_reads_the_keys_of_containerd() {
         call(&node, "DEL", "portmap", &pod, &config).expect("its ports are removed");
         assert!(!node.nat().contains("8080"), "{ports}");
     }
-    let none = plugin(r#""runtimeConfig":{"portMappings":[{"HostPort":8080}],"portMappings":null}"#);
-    call(&node, "ADD", "portmap", &pod, &none).expect("there is nothing to do");
+    let unmapped = plugin(r#""runtimeConfig":{"portMappings":[{"HostPort":8080}],"portMappings":null}"#);
+    call(&node, "ADD", "portmap", &pod, &unmapped).expect("there is nothing to do");
     assert!(!node.nat().contains("8080"));
     let text = r#"{"cniversion":"0.3.1","NAME":"lo","type":"loopback"}"#;
     assert_eq!(call(&node, "ADD", "loopback", &pod, text).expect("it is set up")["cniVersion"], "0.3.1");

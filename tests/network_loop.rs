@@ -16,7 +16,8 @@ use sepal::agent::pod_network::publish::Publisher;
 use sepal::agent::pod_network::report::NetworkReport;
 use sepal::agent::pod_network::subnets::Source;
 use sepal::agent::pod_network::{Asked, NetworkLoop};
-use sepal::agent::readiness::{Part, Readiness, State};
+use sepal::agent::readiness::{Part, Readiness, State, all_ready, show};
+use sepal::agent::status::happenings::Happenings;
 use sepal::config::netconf::NetConf;
 use sepal::config::network_settings::NetworkSettings;
 use sepal::netlink::fake_network::{Call, FakeNetwork};
@@ -85,6 +86,7 @@ struct Loop {
     metrics: Arc<Metrics>,
     folder: TempDir,
     task: JoinHandle<()>,
+    happenings: Happenings,
     _server: ApiServer,
     _conf: watch::Sender<NetConf>,
 }
@@ -110,13 +112,15 @@ impl Loop {
         let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source: Source::Node };
         let (sender, wishes) = watch::channel(Wishes::default());
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
-        let readiness = Readiness::new([Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile]);
+        let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile, Part::CniConfig];
+        let readiness = Readiness::new(parts);
         let metrics = Arc::new(Metrics::default());
-        let report = NetworkReport::new(Arc::clone(&metrics), Events::none());
+        let happenings = Happenings::default();
+        let report = NetworkReport::new(Arc::clone(&metrics), Events::none().noted(happenings.clone()));
         let (nodes, told) = mpsc::channel(1024);
         let network = NetworkLoop::new(Arc::clone(&kernel), asked, publisher, readiness.clone(), report);
         let task = tokio::spawn(network.run(told));
-        Self { kernel, nodes, wishes, readiness, metrics, folder, task, _server: server, _conf: conf }
+        Self { kernel, nodes, wishes, readiness, metrics, folder, task, happenings, _server: server, _conf: conf }
     }
 
     async fn tell(&self, update: NodeUpdate) {
@@ -186,6 +190,52 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     again.tell_all((1..=20).map(|n| node(n, n))).await;
     let calls = again.kernel.take_calls();
     assert_eq!(changes(&calls), Vec::<&Call>::new(), "all of it was there");
+}
+
+/// flannel leaves its file, which sorts before sepal's. Another network's file is followed, too, as the folder changes.
+#[tokio::test]
+async fn the_configuration_that_runtimes_use_is_reported() {
+    let network = Loop::start(Arc::new(FakeNetwork::new(host())));
+    let net_d = network.folder.path().join("net.d");
+    let list = |plugin: &str| {
+        let subnet_file = network.folder.path().join("subnet.env");
+        json!({"name": "cbr0", "plugins": [{"type": plugin, "subnetFile": subnet_file}, {"type": "portmap"}]}).to_string()
+    };
+    std::fs::create_dir(&net_d).expect("writable");
+    std::fs::write(net_d.join("10-flannel.conflist"), list("flannel")).expect("writable");
+    network.tell_all((1..=2).map(|n| node(n, n))).await;
+    let state = || network.readiness.states().get(&Part::CniConfig).cloned().expect("it is a part");
+    let told =
+        || network.happenings.list().into_iter().filter(|told| told.what == "CNIConfigNotUsed").map(|told| told.text).collect::<Vec<_>>();
+    let used = |file: &str| format!("container runtimes use {}/{file} (network cbr0, plugins: ", net_d.display());
+    eventually("flannel's is used", || matches!(state(), State::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
+    assert!(all_ready(&network.readiness.states()), "pods get this node's network");
+    let shown = show(&network.readiness.states());
+    assert!(shown.contains("[+]cni-config ok: container runtimes use "), "{shown}");
+    assert!(shown.contains("What to do: move 10-flannel.conflist out of the folder when the flannel DaemonSet"), "{shown}");
+    assert_eq!(told().len(), 1, "an Event is sent once");
+    // Another network.
+    std::fs::write(net_d.join("05-calico.conflist"), list("calico")).expect("writable");
+    eventually(
+        "that of another network is used",
+        || matches!(state(), State::Degraded(why) if why.contains("pods do not get sepal's network")),
+    )
+    .await;
+    assert!(!all_ready(&network.readiness.states()));
+    assert_eq!(told().len(), 2);
+    std::fs::remove_file(net_d.join("05-calico.conflist")).expect("it is there");
+    eventually("flannel's is used again", || matches!(state(), State::Noted(_))).await;
+    // It is moved away, and a plugin chain of other names leads to sepal.
+    std::fs::rename(net_d.join("10-flannel.conflist"), net_d.join("10-flannel.conflist.before-sepal")).expect("it is there");
+    eventually("sepal's is used", || state() == State::Ready).await;
+    std::fs::write(net_d.join("00-own.conflist"), list("sepal")).expect("writable");
+    std::fs::write(net_d.join("05-broken.conf"), "{").expect("writable");
+    std::fs::write(net_d.join("99-last.conf"), list("calico")).expect("writable");
+    std::fs::remove_file(net_d.join("10-sepal.conflist")).expect("it is there");
+    eventually("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
+    assert_eq!(state(), State::Ready);
+    std::fs::remove_file(net_d.join("00-own.conflist")).expect("it is there");
+    eventually("a broken one is named", || matches!(state(), State::Noted(what) if what.contains("05-broken.conf is not valid"))).await;
 }
 
 #[tokio::test]

@@ -249,6 +249,37 @@ fn what_the_node_has_in_the_way_is_found() {
     drop(held);
 }
 
+/// Operators who move from flannel do not need to name the folder.
+#[test]
+fn the_configuration_that_runtimes_use_is_found_without_a_flag() {
+    let node = Node::sound();
+    let copied = Command::new("cp").args(["-a", "/etc", &node.path("etc")]).status().expect("it runs");
+    assert!(copied.success());
+    let folder = node.folder.path().join("etc/cni/net.d");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("writable");
+    let found = || {
+        let mut command = node.preflight_beside(&format!("mount --bind {} /etc; true", node.path("etc")), &["-o", "json"]);
+        let conf = format!("--net-config-path={}", node.path("net-conf.json"));
+        checks(&command.args(["--pod-network", &conf]).output().expect("it runs"))
+    };
+    assert_eq!(find(&found(), "CNI configuration")["outcome"], "ok");
+    let plugins = r#"[{"type":"flannel","delegate":{"hairpinMode":true}},{"type":"portmap"}]"#;
+    fs::write(folder.join("10-flannel.conflist"), format!(r#"{{"name":"cbr0","plugins":{plugins}}}"#)).expect("writable");
+    let checks = found();
+    assert_eq!(complaints(&checks), ["CNI configuration: warning"]);
+    let check = find(&checks, "CNI configuration");
+    assert_eq!(
+        check["found"],
+        "container runtimes use /etc/cni/net.d/10-flannel.conflist (network cbr0, plugins: flannel, portmap) and not 10-sepal.conflist, \
+         because its name sorts first; pods get this node's subnet by the plugin flannel"
+    );
+    assert_eq!(
+        check["cure"],
+        "move 10-flannel.conflist out of the folder when the flannel DaemonSet, which writes it at each start, is gone"
+    );
+}
+
 /// Where the tunnel's link can be made, it may still not be possible to set it up; whether it is, the kernel is asked beside.
 #[test]
 fn a_tunnel_port_in_use_is_found_where_it_is_in_the_way() {

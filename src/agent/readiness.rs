@@ -31,6 +31,8 @@ pub enum Part {
     PodRules(Family),
     /// The CNI plugin is told of the subnets.
     SubnetFile,
+    /// Container runtimes use a CNI configuration that leads to this node's network.
+    CniConfig,
 }
 
 impl Part {
@@ -49,6 +51,7 @@ impl Part {
             Self::PodRules(Family::V4) => "pod-rules-ipv4",
             Self::PodRules(Family::V6) => "pod-rules-ipv6",
             Self::SubnetFile => "subnet-file",
+            Self::CniConfig => "cni-config",
         }
     }
 }
@@ -60,6 +63,8 @@ pub enum State {
     Starting(Arc<str>),
     /// It does its work.
     Ready,
+    /// It does its work, and the operator should know this.
+    Noted(Arc<str>),
     /// It did its work before, and does not now; why.
     Degraded(Arc<str>),
 }
@@ -71,12 +76,18 @@ impl State {
         Self::Starting(what.as_ref().into())
     }
 
+    /// Whether it does its work.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready | Self::Noted(_))
+    }
+
     /// Its name, as metrics have it.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Starting(_) => "starting",
-            Self::Ready => "ready",
+            Self::Ready | Self::Noted(_) => "ready",
             Self::Degraded(_) => "degraded",
         }
     }
@@ -115,11 +126,16 @@ impl Readiness {
         self.set(part, |_| State::Ready);
     }
 
+    /// A part does its work, and the operator should know this.
+    pub fn noted(&self, part: Part, what: impl AsRef<str>) {
+        self.set(part, |_| State::Noted(what.as_ref().into()));
+    }
+
     /// A part does not do its work, or not yet. One that is not in the table is passed over, here as everywhere.
     pub fn not_ready(&self, part: Part, why: impl AsRef<str>) {
         self.set(part, |before| match before {
             State::Starting(_) => State::Starting(why.as_ref().into()),
-            State::Ready | State::Degraded(_) => State::Degraded(why.as_ref().into()),
+            State::Ready | State::Noted(_) | State::Degraded(_) => State::Degraded(why.as_ref().into()),
         });
     }
 
@@ -154,7 +170,14 @@ fn unbegun(parts: impl IntoIterator<Item = Part>) -> States {
 /// Whether all parts do their work.
 #[must_use]
 pub fn all_ready(states: &States) -> bool {
-    states.values().all(|state| *state == State::Ready)
+    states.values().all(State::is_ready)
+}
+
+/// Whether this program does all of its own work. Which CNI configuration the runtime uses is not its work: a service manager that waits
+/// for it must not stop the program because of it.
+#[must_use]
+pub fn started(states: &States) -> bool {
+    states.iter().all(|(part, state)| *part == Part::CniConfig || state.is_ready())
 }
 
 /// One line for each part, as `/readyz?verbose` of Kubernetes' own components looks.
@@ -166,6 +189,7 @@ pub fn show(states: &States) -> String {
         // Writing to a text cannot fail.
         let _ = match state {
             State::Ready => writeln!(text, "[+]{name} ok"),
+            State::Noted(what) => writeln!(text, "[+]{name} ok: {what}"),
             State::Starting(why) => writeln!(text, "[-]{name} not yet: {why}"),
             State::Degraded(why) => writeln!(text, "[-]{name} failed: {why}"),
         };
@@ -195,5 +219,15 @@ mod tests {
         assert!(all_ready(&readiness.states()));
         readiness.not_ready(Part::Subnet, "lost");
         assert_eq!(show(&readiness.states()), "[-]subnet failed: lost\n[+]subnet-file ok\n");
+        readiness.noted(Part::Subnet, "it is small");
+        assert!(all_ready(&readiness.states()));
+        assert_eq!(show(&readiness.states()), "[+]subnet ok: it is small\n[+]subnet-file ok\n");
+        let with_config = Readiness::new([Part::SubnetFile, Part::CniConfig]);
+        assert!(!started(&with_config.states()));
+        with_config.ready(Part::SubnetFile);
+        with_config.not_ready(Part::CniConfig, "another one");
+        assert!(started(&with_config.states()) && !all_ready(&with_config.states()));
+        readiness.not_ready(Part::Subnet, "lost");
+        assert_eq!(readiness.states().get(&Part::Subnet), Some(&State::Degraded("lost".into())));
     }
 }

@@ -6,17 +6,17 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use super::readiness::{Readiness, all_ready};
+use super::readiness::{Readiness, started};
 
 /// The socket's address, where a service manager listens.
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// Waits until all parts are ready, and says so to the service manager, if there is one.
+/// Waits until all parts have started, and reports that to the service manager, if there is one.
 pub async fn tell_ready(readiness: Readiness) {
     let Some(socket) = std::env::var_os(VARIABLE).filter(|socket| !socket.is_empty()) else { return };
     let mut states = readiness.subscribe();
     // The table is as old as the daemon; that it goes away means that this does, too.
-    if states.wait_for(all_ready).await.is_ok()
+    if states.wait_for(started).await.is_ok()
         && let Err(error) = send(&socket, b"READY=1")
     {
         tracing::warn!("cannot tell the service manager at {} that all is ready: {error}", socket.to_string_lossy());

@@ -128,7 +128,9 @@ impl PodNetwork {
     /// The parts of the daemon that belong to it.
     pub(super) fn parts(&self) -> Vec<Part> {
         let rules = self.conf.networks.families().map(Part::PodRules);
-        [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::Registration, Part::SubnetFile].into_iter().chain(rules).collect()
+        let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::Registration, Part::SubnetFile];
+        let cni_config = self.settings.cni_conf_dir.as_ref().map(|_| Part::CniConfig);
+        parts.into_iter().chain(rules).chain(cni_config).collect()
     }
 
     /// The name of this node's Node: as asked for, else as the environment says, else the host's.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::delegate::SUBNET_FILE;
+use crate::network::cni_config::{ConfFile, is_read};
 use crate::whole_file::replace;
 
 /// The plugin's own name.
@@ -37,6 +38,16 @@ pub struct InstallError {
     /// Where it should be.
     pub path: PathBuf,
     /// Why it is not.
+    pub cause: io::Error,
+}
+
+/// A folder of CNI configurations that cannot be listed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot list the CNI configurations in {}: {cause}", path.display())]
+pub struct UnreadFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// The cause.
     pub cause: io::Error,
 }
 
@@ -98,6 +109,23 @@ pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, Ins
     }
     let written = fs::create_dir_all(folder).and_then(|()| replace(&path, 0o644, |file| file.write_all(text.as_bytes())));
     written.map(|()| true).map_err(|cause| InstallError { path, cause })
+}
+
+/// The files of a folder that container runtimes read, with their contents.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadFolder> {
+    let failed = |cause| UnreadFolder { path: folder.to_owned(), cause };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_read(&name) && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files.push(ConfFile { name, content: fs::read(entry.path()).map_err(|cause| cause.to_string()) });
+        }
+    }
+    Ok(files)
 }
 
 fn same_content(one: &Path, other: &Path) -> bool {

@@ -7,6 +7,7 @@ pub mod allocation;
 pub mod annotations;
 pub mod bridge;
 pub mod claim;
+pub mod cni_config;
 pub mod desired;
 pub mod entry;
 pub mod families;

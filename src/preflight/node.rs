@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::network::cni_config::{ConfFile, choose};
+
 use super::{Check, Part};
 
 const PART: Part = Part::Node;
@@ -123,28 +125,21 @@ pub fn port(what: &str, address: SocketAddr, tried: std::io::Result<()>, holder:
     if hard_fail { Check::failed(PART, name, found, cure) } else { Check::warning(PART, name, found, cure) }
 }
 
-/// Configurations of a folder that runtimes take before this program's: the first one by name counts.
+/// The CNI configuration that container runtimes will use, when `own` is in the folder. `subnet_file` is the one that sepal writes.
 #[must_use]
-pub fn conflists(folder: &str, files: std::io::Result<Vec<String>>, own: &str) -> Check {
+pub fn cni_config(folder: &str, files: std::io::Result<Vec<ConfFile>>, own: &ConfFile, subnet_file: &str) -> Check {
     let name = "CNI configuration";
     let mut files = match files {
         Ok(files) => files,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Check::not_checked(PART, name, format!("{folder} cannot be listed: {error}")),
     };
-    files.retain(|file| [".conf", ".conflist", ".json"].iter().any(|end| file.ends_with(end)));
-    files.sort_unstable();
-    let earlier: Vec<&str> = files.iter().map(String::as_str).take_while(|file| *file < own).collect();
-    if earlier.is_empty() {
-        return Check::ok(PART, name, format!("nothing in {folder} goes before {own}"));
+    files.retain(|file| file.name != own.name);
+    files.push(own.clone());
+    match choose(files, subnet_file).finding(folder, &own.name, subnet_file) {
+        None => Check::ok(PART, name, format!("nothing in {folder} goes before {}", own.name)),
+        Some(finding) => Check::warning(PART, name, finding.found, finding.cure),
     }
-    let files = earlier.join(" and ");
-    Check::warning(
-        PART,
-        name,
-        format!("{files} in {folder} goes before {own}, so runtimes use that"),
-        format!("move {files} away once pods are to use sepal's"),
-    )
 }
 
 #[cfg(test)]
@@ -185,16 +180,22 @@ mod tests {
 
     #[test]
     fn the_first_configuration_by_name_counts() {
-        let files = |names: &[&str]| Ok(names.iter().map(|name| (*name).to_owned()).collect());
-        let check = conflists(
-            "/etc/cni/net.d",
-            files(&["87-podman.conflist", "05-cilium.conflist", "README", "10-flannel.conflist"]),
-            "10-sepal.conflist",
+        let file = |name: &str, kind: &str| ConfFile {
+            name: name.to_owned(),
+            content: Ok(format!(r#"{{"name":"n","plugins":[{{"type":"{kind}"}}]}}"#).into_bytes()),
+        };
+        let own = file("10-sepal.conflist", "sepal");
+        let check = |files: io::Result<Vec<ConfFile>>| cni_config("/etc/cni/net.d", files, &own, "/run/flannel/subnet.env");
+        let found = check(Ok(vec![file("87-podman.conflist", "bridge"), file("10-flannel.conflist", "flannel")]));
+        assert_eq!(found.outcome, Outcome::Warning);
+        assert!(
+            found.found.starts_with("container runtimes use /etc/cni/net.d/10-flannel.conflist (network n, plugins: flannel)"),
+            "{found:?}"
         );
-        assert!(check.found.starts_with("05-cilium.conflist and 10-flannel.conflist in /etc/cni/net.d"), "{check:?}");
-        assert_eq!(conflists("/x", files(&["87-podman.conflist", "00-README"]), "10-sepal.conflist").outcome, Outcome::Ok);
-        assert_eq!(conflists("/x", Err(io::ErrorKind::NotFound.into()), "10-sepal.conflist").outcome, Outcome::Ok);
-        assert_eq!(conflists("/x", Err(io::ErrorKind::PermissionDenied.into()), "a").outcome, Outcome::NotChecked);
+        assert!(found.cure.starts_with("move 10-flannel.conflist out of the folder when the flannel DaemonSet"), "{found:?}");
+        assert_eq!(check(Ok(vec![file("87-podman.conflist", "bridge"), file("00-README", "x")])).outcome, Outcome::Ok);
+        assert_eq!(check(Err(io::ErrorKind::NotFound.into())).outcome, Outcome::Ok);
+        assert_eq!(check(Err(io::ErrorKind::PermissionDenied.into())).outcome, Outcome::NotChecked);
     }
 
     #[test]

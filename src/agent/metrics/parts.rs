@@ -7,7 +7,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::family::Family as Labelled;
 
-use crate::agent::readiness::{Readiness, State};
+use crate::agent::readiness::Readiness;
 
 use super::Count;
 use super::text::one;
@@ -37,7 +37,7 @@ impl Collector for Parts {
         }
         let ready = Labelled::<OfPart, Count>::default();
         for (part, state) in &states {
-            ready.get_or_create(&OfPart { part: part.as_str() }).set((*state == State::Ready).into());
+            ready.get_or_create(&OfPart { part: part.as_str() }).set(state.is_ready().into());
         }
         one(&mut encoder, "sepal_part_ready", "Whether a part of the daemon does its work, 1 or 0", &ready)
     }

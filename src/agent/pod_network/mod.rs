@@ -160,10 +160,12 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     pub async fn run(mut self, mut nodes: mpsc::Receiver<(Instant, NodeUpdate)>) {
         let mut monitor = self.listen().await;
         let mut file = Watched::new(self.asked.settings.subnet_file.clone());
+        let mut conf_dir = self.asked.settings.cni_conf_dir.clone().map(Watched::new);
         let mut states = self.readiness.subscribe();
         let mut annotations = self.publisher.annotations_state();
         let start = "the list of all Nodes is awaited: does the API server answer, and allow to list and watch nodes?";
         self.readiness.not_ready(Part::Subnet, start);
+        self.readiness.not_ready(Part::CniConfig, "the CNI configuration is written when subnet-file is ready");
         loop {
             let (ready, next, condition) = (self.complete, self.agenda.next(), self.publisher.next());
             tokio::select! {
@@ -192,6 +194,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 Ok(()) = self.asked.conf.changed() => self.agenda.ask(),
                 () = self.asked.source.changed() => self.agenda.ask(),
                 () = file.changed() => self.publish_file(),
+                () = changed(conf_dir.as_mut()) => self.conf_dir_changed(),
                 Ok(()) = annotations.changed() => {
                     let state = annotations.borrow_and_update().clone();
                     self.registered(&state);
@@ -334,7 +337,15 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 }
 
-/// A file that is watched, if that can be had.
+/// Waits until a file or folder may have changed, if there is one to watch.
+async fn changed(watched: Option<&mut Watched>) {
+    match watched {
+        Some(watched) => watched.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A file or folder that is watched, if that can be had.
 struct Watched {
     path: PathBuf,
     watch: Option<Watch>,

@@ -17,6 +17,7 @@ use crate::config::netconf::NetConf;
 use crate::config::network_settings::NetworkSettings;
 use crate::netlink::NetworkKernel;
 use crate::network::annotations::{PublishedEnd, VxlanData, patch, published};
+use crate::network::cni_config::choose;
 use crate::network::masquerade::PodRules;
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::OwnLease;
@@ -179,7 +180,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     pub(super) fn publish_file(&mut self) {
         let path: PathBuf = self.asked.settings.subnet_file.clone();
         let states = self.readiness.states();
-        let waits = |(part, state): (&Part, &State)| *part != Part::SubnetFile && *state != State::Ready;
+        let waits = |(part, state): (&Part, &State)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
         if matches!(states.get(&Part::SubnetFile), Some(State::Starting(_))) && self.publisher.file.is_some() {
             let awaited: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
             if !awaited.is_empty() {
@@ -214,15 +215,47 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
     }
 
-    /// Lets the container runtime know of the network, where that is asked for. It is never taken back.
+    /// Writes the CNI configuration where that is asked for, and looks at which one container runtimes use. It is never removed.
     fn publish_conflist(&mut self) {
         let NetworkSettings { cni_conf_dir, subnet_file, .. } = &self.asked.settings;
         let Some(folder) = cni_conf_dir else { return };
-        let written = install::write_conflist(folder, install::CONFLIST_NAME, &install::conflist(subnet_file));
+        let own = install::CONFLIST_NAME;
+        let written = install::write_conflist(folder, own, &install::conflist(subnet_file));
         if written.as_ref().is_ok_and(|changed| *changed) {
-            tracing::info!("pod network: {} is written: pods may come", folder.join(install::CONFLIST_NAME).display());
+            tracing::info!("pod network: {} is written", folder.join(own).display());
         }
+        if let Err(error) = &written {
+            self.readiness.not_ready(Part::CniConfig, error.to_string());
+        }
+        let failed = written.is_err();
         self.report.complain("conflist", written.err());
+        if failed {
+            return;
+        }
+        let files = match install::conf_files(folder) {
+            Ok(files) => files,
+            Err(error) => {
+                self.readiness.not_ready(Part::CniConfig, error.to_string());
+                self.report.complain("conflist", Some(error));
+                return;
+            }
+        };
+        let (folder, subnet_file) = (folder.display().to_string(), subnet_file.display().to_string());
+        let finding = choose(files, &subnet_file).finding(&folder, own, &subnet_file);
+        match &finding {
+            None => self.readiness.ready(Part::CniConfig),
+            Some(finding) if finding.served => self.readiness.noted(Part::CniConfig, finding.to_string()),
+            Some(finding) => self.readiness.not_ready(Part::CniConfig, finding.to_string()),
+        }
+        self.report.cni_config(finding.as_ref(), own);
+    }
+
+    /// Looks again at the folder of CNI configurations, after it has changed. This program's file is not written there before subnet.env.
+    pub(super) fn conf_dir_changed(&mut self) {
+        let is_written = self.readiness.states().get(&Part::SubnetFile).is_some_and(State::is_ready);
+        if is_written && self.publisher.file.is_some() {
+            self.publish_conflist();
+        }
     }
 
     /// Takes note of what became of the annotations.
@@ -238,13 +271,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     /// broken; one that has not worked yet is only said to be broken where it is known why.
     pub(super) fn tell_condition(&mut self) {
         let mut states = self.readiness.states();
-        // The proxy may have troubles of its own.
-        states.retain(|part, _| !matches!(part, Part::Proxy(_)));
+        // The proxy has a state of its own. The choice of another CNI configuration does not break this network.
+        states.retain(|part, _| !matches!(part, Part::Proxy(_) | Part::CniConfig));
         let works = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
         let broken = || {
             let degraded = states.iter().find_map(|(part, state)| match state {
                 State::Degraded(why) => Some(Condition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
-                State::Starting(_) | State::Ready => None,
+                State::Starting(_) | State::Ready | State::Noted(_) => None,
             });
             self.publisher.trouble.clone().or(degraded)
         };

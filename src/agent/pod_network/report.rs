@@ -9,6 +9,7 @@ use crate::agent::events::{Event, Events, Regarding};
 use crate::agent::metrics::Metrics;
 use crate::cluster::Family;
 use crate::netlink::NetlinkError;
+use crate::network::cni_config::Finding;
 use crate::network::refusal::Refusal;
 
 /// Single things that are named at once; the rest is counted.
@@ -78,6 +79,18 @@ impl NetworkReport {
             }
             Some(_) => {}
             None => drop(self.told.remove(subject)),
+        }
+    }
+
+    /// Container runtimes do not simply use this program's own CNI configuration, or they do again. Logged once per change, with an Event.
+    pub(super) fn cni_config(&mut self, finding: Option<&Finding>, own: &str) {
+        let before = self.told.get("cni-config").cloned();
+        let now = finding.map(ToString::to_string);
+        self.complain("cni-config", now.as_ref());
+        match now {
+            Some(now) if before.as_ref() != Some(&now) => self.warn_node("CNIConfigNotUsed", now),
+            None if before.is_some() => tracing::info!("pod network: container runtimes use {own} now"),
+            _ => {}
         }
     }
 

@@ -219,7 +219,7 @@ fn guarded(answer: Answer) -> Answer {
 fn parts(states: &States) -> Vec<Value> {
     let why = |state: &State| match state {
         State::Ready => String::new(),
-        State::Starting(why) | State::Degraded(why) => why.to_string(),
+        State::Noted(why) | State::Starting(why) | State::Degraded(why) => why.to_string(),
     };
     states.iter().map(|(part, state)| json!({"name": part.as_str(), "state": state.as_str(), "why": why(state)})).collect()
 }

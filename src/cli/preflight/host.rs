@@ -1,6 +1,5 @@
 //! Readings of the kernel's settings and of what else is on the node.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -8,12 +7,14 @@ use std::path::Path;
 use socket2::{Domain, Socket, Type};
 
 use crate::cluster::{Family, Node};
-use crate::cni::install::CONFLIST_NAME;
+use crate::cni::install::{CONFLIST_NAME, conf_files, conflist};
 use crate::config::flags::Face;
 use crate::config::kernel::{CONNTRACK_MAX, ROUTE_LOCALNET, conntrack};
+use crate::config::network_settings::NetworkSettings;
 use crate::iptables::other_modes::NftTables;
 use crate::netlink::scratch::within_new_namespace;
 use crate::netlink::{Host, Kernel, NetworkKernel, nft_tables};
+use crate::network::cni_config::ConfFile;
 use crate::network::desired::link_name;
 use crate::network::entry::LinkChange;
 use crate::network::interface::select;
@@ -25,6 +26,9 @@ use crate::rules::view::needs_route_localnet;
 
 use super::super::pod_network::PodNetwork;
 use super::{Asked, processes};
+
+/// Where container runtimes look for CNI configurations by default: as sepal's manifests mount the folder, and on the node itself.
+const CONF_DIRS: [&str; 2] = ["/host/etc/cni/net.d", "/etc/cni/net.d"];
 
 /// The kernel's settings.
 pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
@@ -76,9 +80,7 @@ pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
             checks.push(node::port(what, address, tried, holder, daemon.hard_fail));
         }
     }
-    if let Some(folder) = asked.network.as_ref().and_then(|network| network.settings.cni_conf_dir.as_ref()) {
-        checks.push(node::conflists(&folder.display().to_string(), files(folder), CONFLIST_NAME));
-    }
+    checks.extend(asked.network.as_ref().and_then(|network| cni_config(&network.settings)));
     checks
 }
 
@@ -144,7 +146,13 @@ fn listen(address: SocketAddr) -> io::Result<()> {
     TcpListener::bind(address).map(drop)
 }
 
-fn files(folder: &Path) -> io::Result<Vec<String>> {
-    let entries = fs::read_dir(folder)?;
-    Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+/// The CNI configuration that container runtimes will use. Without --cni-conf-dir, the default folder is looked at, if it is there.
+fn cni_config(settings: &NetworkSettings) -> Option<Check> {
+    let folder = match &settings.cni_conf_dir {
+        Some(folder) => folder,
+        None => CONF_DIRS.into_iter().map(Path::new).find(|folder| folder.exists())?,
+    };
+    let own = ConfFile { name: CONFLIST_NAME.to_owned(), content: Ok(conflist(&settings.subnet_file).into_bytes()) };
+    let files = conf_files(folder).map_err(|error| error.cause);
+    Some(node::cni_config(&folder.display().to_string(), files, &own, &settings.subnet_file.display().to_string()))
 }
