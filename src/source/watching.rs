@@ -31,8 +31,11 @@ mod tests;
 const ANSWER: Duration = Duration::from_secs(70);
 /// Limit for the start of a streaming list, and between its events. After this time client-go warns; this loop lists instead.
 const INITIAL_SILENCE: Duration = Duration::from_secs(10);
-/// Limit between two events of a watch. The server ends a watch after 290 s, which is kube's default.
+/// Limit between two events of a watch, while nothing is known of the server's bookmarks. The server ends a watch after 290 s, which is
+/// kube's default.
 const SILENCE: Duration = Duration::from_secs(295);
+/// The shortest limit between two events that follows from bookmarks. Kubernetes sends one a minute on each watch.
+const LEAST_SILENCE: Duration = Duration::from_secs(60);
 /// A watch that ran for this time was good: the backoff starts again from its first wait.
 const STEADY: Duration = Duration::from_secs(60);
 /// Two watches in a row that end within this time count as a failure.
@@ -146,11 +149,13 @@ struct Watch {
     began: Instant,
     /// It has sent nothing yet, not even a bookmark.
     silent: bool,
+    /// When its last bookmark came.
+    bookmark: Option<Instant>,
 }
 
 impl Watch {
     fn new(events: Events, version: String) -> Self {
-        Self { events, version, began: Instant::now(), silent: true }
+        Self { events, version, began: Instant::now(), silent: true, bookmark: None }
     }
 
     /// Notes the resourceVersion of an event. A broken object may have none; then the version stays.
@@ -169,6 +174,8 @@ struct Following<T> {
     state: State,
     /// Whether to ask for streaming lists; `None` if that is open, as at the start and after a lost connection or an outage.
     streaming: Option<bool>,
+    /// The longest time between two bookmarks of a watch, so far; `None` before the second bookmark.
+    between_bookmarks: Option<Duration>,
     /// A list was complete at least once.
     listed: bool,
     /// The watch before ended within [`SHORT`].
@@ -194,6 +201,7 @@ impl<T: Tracks> Following<T> {
             tracker,
             state: State::Empty,
             streaming: None,
+            between_bookmarks: None,
             listed: false,
             was_short: false,
             restarted: false,
@@ -259,14 +267,20 @@ impl<T: Tracks> Following<T> {
                 self.state = State::Listed(std::mem::take(version));
                 Ok(Vec::new())
             }
-            State::Watching(watch) => match timeout(SILENCE, watch.events.next()).await.ok().flatten() {
-                Some(Ok(event)) => self.event(event),
-                None => self.ended(),
-                Some(Err(kube::Error::ReadEvents(_) | kube::Error::HyperError(_) | kube::Error::Service(_))) => {
+            State::Watching(watch) => match timeout(silence(self.between_bookmarks), watch.events.next()).await {
+                Ok(Some(Ok(event))) => self.event(event),
+                Ok(None) => self.ended(),
+                Err(_) => {
+                    tracing::info!("the watch of {} was silent for too long, another one is opened", self.subject.as_str());
+                    self.between_bookmarks = None;
                     self.streaming = None;
                     self.ended()
                 }
-                Some(Err(error)) => Err(error.into()),
+                Ok(Some(Err(kube::Error::ReadEvents(_) | kube::Error::HyperError(_) | kube::Error::Service(_)))) => {
+                    self.streaming = None;
+                    self.ended()
+                }
+                Ok(Some(Err(error))) => Err(error.into()),
             },
         }
     }
@@ -358,6 +372,9 @@ impl<T: Tracks> Following<T> {
             WatchEvent::Bookmark(bookmark) => {
                 same_history(&watch.version, &bookmark.metadata.resource_version)?;
                 watch.version = bookmark.metadata.resource_version;
+                if let Some(before) = watch.bookmark.replace(Instant::now()) {
+                    self.between_bookmarks = self.between_bookmarks.max(Some(before.elapsed()));
+                }
                 Ok(Vec::new())
             }
             WatchEvent::Error(status) => {
@@ -389,6 +406,12 @@ impl<T: Tracks> Following<T> {
         self.pace = Pace::new();
         self.restarted = false;
     }
+}
+
+/// Limit between two events of a watch. A server that sends bookmarks sends one in time; where a connection is lost without an error, and no
+/// HTTP/2 ping notices it, their absence does.
+fn silence(between_bookmarks: Option<Duration>) -> Duration {
+    between_bookmarks.map_or(SILENCE, |between| (between * 2).clamp(LEAST_SILENCE, SILENCE))
 }
 
 /// Checks that resourceVersions grow. Fails if the server's is lower than ours: then it has another history.

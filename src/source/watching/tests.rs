@@ -366,3 +366,21 @@ async fn a_failure_before_the_first_list_is_an_update() {
     let (updates, _) = script(vec![version(), all(7, Vec::new()), ("watch 7", Answer::Status(500)), version(), last()]).await;
     assert!(!updates.iter().any(|update| matches!(update, Update::Unknown(..))), "{updates:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_without_the_bookmarks_that_are_due_is_replaced() {
+    let open = |after: &[(u64, String)]| {
+        let listed = [(0, line("ADDED", "a", 3, false)), (0, line("BOOKMARK", "", 7, true))];
+        ("all", Answer::Open([&listed[..], after].concat()))
+    };
+    let next = ("watch 9", Answer::Lines(Vec::new()));
+    let (_, took) = script(vec![version(), open(&[(60, bookmark(8)), (60, bookmark(9))]), next]).await;
+    assert_eq!(took, Duration::from_secs(240), "twice the time between two bookmarks after the last one");
+    let next = ("watch 9", Answer::Lines(Vec::new()));
+    let (_, took) = script(vec![version(), open(&[(1, bookmark(8)), (1, bookmark(9))]), next]).await;
+    assert_eq!(took, LEAST_SILENCE + Duration::from_secs(2));
+    // A server that sends none may be silent for as long as a watch lasts.
+    let list = Answer::Json(json!({"metadata": {"resourceVersion": "7"}, "items": []}));
+    let (_, took) = script(vec![version(), open(&[]), ("list 1", list)]).await;
+    assert_eq!(took, SILENCE);
+}
