@@ -242,17 +242,22 @@ async fn keep_running(
             None => std::future::pending().await,
         }
     };
-    let helpers = supervise_helpers(&supervised, sender.as_ref(), &readiness);
+    let mut helpers = Box::pin(supervise_helpers(&supervised, sender.as_ref(), &readiness));
     let (configz, shown) = watch::channel(serde_json::to_value(config)?);
-    tokio::select! {
-        failed = health_server => Err(last_words(&events, failed).await),
-        failed = serve_metrics(setup, (Arc::clone(&metrics), shown, site), flags) => Err(last_words(&events, failed).await),
+    let failed = tokio::select! {
+        failed = health_server => failed,
+        failed = serve_metrics(setup, (Arc::clone(&metrics), shown, site), flags) => failed,
         changed = config_watch::follow(flags, setup.typed.clone(), Told { wishes, configz }) => {
             let Err(error) = changed;
-            Err(error)
+            return Err(error);
         }
         never = rules => match never {},
         never = network => match never {},
+        never = &mut helpers => match never {},
+    };
+    // The Event about it still has to be sent.
+    tokio::select! {
+        error = last_words(&events, failed) => Err(error),
         never = helpers => match never {},
     }
 }
