@@ -14,8 +14,8 @@ use proptest::test_runner::{Config, TestRunner};
 use sepal::netlink::fake_network::FakeNetwork;
 use sepal::netlink::monitor::{Event, Monitor};
 use sepal::netlink::{Cause, Kernel, NetlinkError, NetworkKernel};
-use sepal::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route};
-use sepal::network::link::{Link, LinkKind, Scope, Vxlan};
+use sepal::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind};
+use sepal::network::link::{Link, LinkId, LinkKind, LinkNames, Scope, Vxlan};
 use sepal::network::mac::Mac;
 use sepal_lab::Netns;
 
@@ -72,7 +72,7 @@ fn make(node: &Netns, change: LinkChange) -> Result<(), NetlinkError> {
 }
 
 fn change(node: &Netns, changes: Vec<EntryChange>) -> Vec<Result<(), NetlinkError>> {
-    within(node, move || Kernel.change_entries(&changes))
+    within(node, move || Kernel.change_entries(&changes, &LinkNames::default()))
 }
 
 /// Makes changes that all have to succeed.
@@ -87,7 +87,7 @@ fn vxlan(node: &Netns, name: &str, vxlan: Vxlan, mtu: u32) -> Link {
     let vxlan = Vxlan { underlay: Some(link(node, "eth0").index), ..vxlan };
     make(node, LinkChange::CreateVxlan { name: name.to_owned(), vxlan, mac: MAC, mtu }).expect("made");
     let made = link(node, name);
-    make(node, LinkChange::Up(made.index)).expect("up");
+    make(node, LinkChange::Up(made.id())).expect("up");
     made
 }
 
@@ -104,7 +104,7 @@ fn peer(link: u32, subnet: &str, host: &str, number: u32) -> [EntryChange; 3] {
             gateway: Some(destination.ip()),
             link: Some(link),
             onlink: true,
-            blackhole: false,
+            kind: RouteKind::Unicast,
             source: None,
             protocol: OUR_PROTOCOL,
             metric: if destination.is_ipv6() { 1024 } else { 0 },
@@ -159,9 +159,9 @@ fn vxlan_links_are_as_they_were_asked_for() {
 
     let again = LinkChange::CreateVxlan { name: "flannel.1".to_owned(), vxlan: V4, mac: MAC, mtu: 1450 };
     assert_eq!(make(&node, again.clone()).expect_err("there is one").cause.errno(), Some(Errno::EEXIST));
-    let index = link(&node, "flannel.1").index;
-    make(&node, LinkChange::Delete(index)).expect("gone");
-    make(&node, LinkChange::Delete(index)).expect("gone already");
+    let made = link(&node, "flannel.1");
+    make(&node, LinkChange::Delete(made.id())).expect("gone");
+    make(&node, LinkChange::Delete(made.id())).expect("gone already");
     make(&node, again).expect("made again");
     let long = LinkChange::CreateVxlan { name: "flannel.16777215".to_owned(), vxlan: V4, mac: MAC, mtu: 1450 };
     assert!(matches!(make(&node, long).expect_err("16 bytes").cause, Cause::Unfit(_)));
@@ -174,14 +174,14 @@ fn vxlan_links_are_as_they_were_asked_for() {
 fn links_are_changed_in_place() {
     let node = node();
     let made = vxlan(&node, "flannel.1", V4, 1450);
-    let index = made.index;
+    let id = || made.id();
     let mac = Mac([2, 0, 0, 0, 0, 2]);
-    make(&node, LinkChange::Mtu(index, 1350)).expect("set");
-    make(&node, LinkChange::Mac(index, mac)).expect("set");
+    make(&node, LinkChange::Mtu(id(), 1350)).expect("set");
+    make(&node, LinkChange::Mac(id(), mac)).expect("set");
     for _ in 0..2 {
-        make(&node, LinkChange::AddAddress(index, net("10.244.1.0/32"))).expect("added");
-        make(&node, LinkChange::AddAddress(index, net("10.250.1.1/24"))).expect("added");
-        make(&node, LinkChange::AddAddress(index, net("fd00:1::/128"))).expect("added");
+        make(&node, LinkChange::AddAddress(id(), net("10.244.1.0/32"))).expect("added");
+        make(&node, LinkChange::AddAddress(id(), net("10.250.1.1/24"))).expect("added");
+        make(&node, LinkChange::AddAddress(id(), net("fd00:1::/128"))).expect("added");
     }
     let now = link(&node, "flannel.1");
     assert_eq!((now.mtu, now.mac, now.up, &now.kind), (1350, Some(mac), true, &made.kind));
@@ -196,26 +196,27 @@ fn links_are_changed_in_place() {
     assert!(shown.contains("inet 10.244.1.0/32 scope global") && shown.contains("10.250.1.1/24 brd 10.250.1.255 scope global"), "{shown}");
     for _ in 0..2 {
         for address in ["10.244.1.0/32", "10.250.1.1/24", "fd00:1::/128"] {
-            make(&node, LinkChange::DeleteAddress(index, net(address))).expect("gone");
+            make(&node, LinkChange::DeleteAddress(id(), net(address))).expect("gone");
         }
     }
     assert!(link(&node, "flannel.1").addresses.iter().all(|address| address.scope == Scope::Link));
-    let error = make(&node, LinkChange::Mtu(9999, 1400)).expect_err("no such link");
-    assert_eq!(error.to_string(), "cannot set the MTU of link 9999 to 1400: No such device");
+    let error = make(&node, LinkChange::Mtu(LinkId { index: 9999, name: "flannel.9".into() }, 1400)).expect_err("no such link");
+    assert_eq!(error.to_string(), "cannot set the MTU of link flannel.9 to 1400: No such device");
 }
 
 #[test]
 fn checksum_offload_is_switched() {
     let node = node();
-    let index = vxlan(&node, "flannel.1", V4, 1450).index;
+    let made = vxlan(&node, "flannel.1", V4, 1450);
     for on in [false, true, true, false] {
-        make(&node, LinkChange::ChecksumOffload(index, on)).expect("switched");
-        assert_eq!(offloads(&node, index), on);
+        make(&node, LinkChange::ChecksumOffload(made.id(), on)).expect("switched");
+        assert_eq!(offloads(&node, made.index), on);
     }
-    let error = make(&node, LinkChange::ChecksumOffload(9999, false)).expect_err("no such link");
-    assert!(error.to_string().starts_with("cannot switch checksum offload off for link 9999: No such device"), "{error}");
+    let error =
+        make(&node, LinkChange::ChecksumOffload(LinkId { index: 9999, name: "flannel.9".into() }, false)).expect_err("no such link");
+    assert!(error.to_string().starts_with("cannot switch checksum offload off for link flannel.9: No such device"), "{error}");
     // The loopback's is fixed.
-    let fixed = make(&node, LinkChange::ChecksumOffload(1, false)).expect_err("fixed");
+    let fixed = make(&node, LinkChange::ChecksumOffload(link(&node, "lo").id(), false)).expect_err("fixed");
     assert!(matches!(fixed.cause, Cause::Unfit(_)), "{fixed}");
 }
 
@@ -255,7 +256,7 @@ fn entries_come_are_replaced_and_go() {
             gateway: None,
             link: None,
             onlink: false,
-            blackhole: true,
+            kind: RouteKind::Blackhole,
             source: None,
             protocol: OUR_PROTOCOL,
             metric,
@@ -278,7 +279,7 @@ fn entries_come_are_replaced_and_go() {
     // The peer moves: another hardware address for the neighbour, another host for the hardware address, another way for the route.
     let direct = |subnet: &str, gateway: &str| {
         let EntryChange::Route(route) = blackhole(subnet) else { panic!("a route") };
-        EntryChange::Route(Route { gateway: Some(ip(gateway)), link: Some(link(&node, "eth0").index), blackhole: false, ..route })
+        EntryChange::Route(Route { gateway: Some(ip(gateway)), link: Some(link(&node, "eth0").index), kind: RouteKind::Unicast, ..route })
     };
     let [EntryChange::Neighbour(neighbour), EntryChange::Fdb(entry), _] = peer(v4, "10.244.2.0/24", "192.168.77.2", 2) else {
         panic!("a peer")
@@ -314,13 +315,14 @@ fn entries_come_are_replaced_and_go() {
         apply(&node, gone.clone());
         assert_eq!(entries(&live(&node)), BTreeSet::new());
     }
-    make(&node, LinkChange::Delete(v4)).expect("gone");
+    let names = LinkNames::new(&live(&node).links);
+    make(&node, LinkChange::Delete(link(&node, "flannel.1").id())).expect("gone");
     apply(&node, gone);
-    let outcomes = change(&node, first);
+    let outcomes = within(&node, move || Kernel.change_entries(&first, &names));
     let failed: Vec<bool> = outcomes.iter().map(Result::is_err).collect();
     assert_eq!(failed, [true, true, true, false, false, false, false, false], "one that fails holds up no other");
     let error = outcomes[2].as_ref().expect_err("no link").to_string();
-    assert!(error.starts_with(&format!("cannot set route 10.244.2.0/24 via 10.244.2.0 over link {v4}: No such device")), "{error}");
+    assert!(error.starts_with("cannot set route 10.244.2.0/24 via 10.244.2.0 dev flannel.1: No such device"), "{error}");
 }
 
 #[test]
@@ -377,7 +379,7 @@ fn tens_of_thousands_of_entries_are_programmed_in_batches() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut monitor = Monitor::open().expect("root may listen");
-            for (change, outcome) in work.iter().zip(Kernel.change_entries(&work)) {
+            for (change, outcome) in work.iter().zip(Kernel.change_entries(&work, &LinkNames::default())) {
                 outcome.unwrap_or_else(|error| panic!("{change:?}: {error}"));
             }
             let limit = Duration::from_secs(20);
@@ -410,15 +412,18 @@ async fn watch(eth0: u32) {
     let mut monitor = Monitor::open().expect("root may listen");
     let with = Vxlan { underlay: Some(eth0), ..V4 };
     let change_link = |change: LinkChange| Kernel.change_link(&change).expect("done");
-    let change_entry = |change: EntryChange| Kernel.change_entries(&[change]).into_iter().for_each(|outcome| outcome.expect("done"));
+    let change_entry = |change: EntryChange| {
+        Kernel.change_entries(&[change], &LinkNames::default()).into_iter().for_each(|outcome| outcome.expect("done"));
+    };
     change_link(LinkChange::CreateVxlan { name: "flannel.1".to_owned(), vxlan: with, mac: MAC, mtu: 1450 });
     told(&mut monitor, |event| matches!(event, Event::Link { name, gone: false, .. } if name == "flannel.1")).await;
     let links = Kernel.links().expect("listed");
-    let ours = links.iter().find(|link| link.name == "flannel.1").expect("made").index;
-    change_link(LinkChange::Up(ours));
-    change_link(LinkChange::AddAddress(ours, net("10.244.1.0/32")));
+    let made = links.iter().find(|link| link.name == "flannel.1").expect("made");
+    let (ours, id) = (made.index, || made.id());
+    change_link(LinkChange::Up(id()));
+    change_link(LinkChange::AddAddress(id(), net("10.244.1.0/32")));
     told(&mut monitor, |event| *event == Event::Address { link: ours, gone: false }).await;
-    change_link(LinkChange::DeleteAddress(ours, net("10.244.1.0/32")));
+    change_link(LinkChange::DeleteAddress(id(), net("10.244.1.0/32")));
     told(&mut monitor, |event| *event == Event::Address { link: ours, gone: true }).await;
     for change in peer(ours, "10.244.2.0/24", "192.168.77.2", 2) {
         for (change, gone) in [(change, false), (undo(change), true)] {
@@ -434,7 +439,7 @@ async fn watch(eth0: u32) {
             .await;
         }
     }
-    change_link(LinkChange::Delete(ours));
+    change_link(LinkChange::Delete(id()));
     told(&mut monitor, |event| matches!(event, Event::Link { index, gone: true, .. } if *index == ours)).await;
 }
 
@@ -443,16 +448,16 @@ async fn watch(eth0: u32) {
 fn what_is_not_permitted_is_said() {
     if std::env::var_os(BARE).is_some() {
         let links = Kernel.links().expect("everybody may look");
-        let eth0 = links.iter().find(|link| link.name == "eth0").expect("there is one").index;
-        let outcomes = Kernel.change_entries(&peer(eth0, "10.244.2.0/24", "192.168.77.2", 2));
+        let eth0 = links.iter().find(|link| link.name == "eth0").expect("there is one");
+        let outcomes = Kernel.change_entries(&peer(eth0.index, "10.244.2.0/24", "192.168.77.2", 2), &LinkNames::new(&links));
         let cure = "Operation not permitted. Run as root, or with the capability NET_ADMIN in this network namespace";
         for outcome in outcomes {
             let error = outcome.expect_err("not permitted").to_string();
-            assert!(error.ends_with(cure), "{error}");
+            assert!(error.ends_with(cure) && error.contains(" dev eth0"), "{error}");
         }
-        for change in [LinkChange::Up(eth0), LinkChange::ChecksumOffload(eth0, false)] {
+        for change in [LinkChange::Up(eth0.id()), LinkChange::ChecksumOffload(eth0.id(), false)] {
             let error = Kernel.change_link(&change).expect_err("not permitted").to_string();
-            assert!(error.ends_with(cure), "{error}");
+            assert!(error.ends_with(cure) && error.contains(" link eth0"), "{error}");
         }
         return;
     }
@@ -498,7 +503,7 @@ fn step(links: [u32; 2]) -> impl Strategy<Value = EntryChange> {
                 gateway: (!blackhole).then_some(gateway),
                 link: (!blackhole).then_some(link),
                 onlink: !blackhole,
-                blackhole,
+                kind: if blackhole { RouteKind::Blackhole } else { RouteKind::Unicast },
                 source: None,
                 protocol,
                 metric,
@@ -531,7 +536,12 @@ fn the_fake_does_what_the_kernel_does() {
             let errnos = |outcomes: Vec<Result<(), NetlinkError>>| {
                 outcomes.into_iter().map(|outcome| outcome.err().map(|error| error.cause.errno())).collect::<Vec<_>>()
             };
-            prop_assert_eq!(errnos(fake.change_entries(&batch)), errnos(change(&node, batch.clone())), "{:?}", batch);
+            prop_assert_eq!(
+                errnos(fake.change_entries(&batch, &LinkNames::default())),
+                errnos(change(&node, batch.clone())),
+                "{:?}",
+                batch
+            );
             let real = ours(live(&node));
             prop_assert_eq!(words(&all(&fake.live())), words(&all(&real)), "{:?}", batch);
         }

@@ -2,173 +2,23 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
 
+#[path = "common/network_loop.rs"]
+mod network_loop;
+
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use network_loop::{Loop, UNDERLAY, changes, eventually, host, node, node_at};
 use nix::errno::Errno;
-use sepal::agent::events::Events;
-use sepal::agent::metrics::{Format, Metrics};
-use sepal::agent::node_writes::NodeWrites;
-use sepal::agent::pod_network::publish::Publisher;
-use sepal::agent::pod_network::report::NetworkReport;
-use sepal::agent::pod_network::subnets::Source;
-use sepal::agent::pod_network::{Asked, NetworkLoop};
-use sepal::agent::readiness::{Part, Readiness, State, all_ready, show};
-use sepal::agent::status::happenings::Happenings;
-use sepal::config::netconf::NetConf;
-use sepal::config::network_settings::NetworkSettings;
+use sepal::agent::readiness::{Part, State, all_ready, show};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::network::annotations::Prefix;
-use sepal::network::entry::{EntryChange, LinkChange, Live, OUR_PROTOCOL, Route};
-use sepal::network::link::{Link, LinkAddress, LinkKind, Scope};
+use sepal::network::entry::{EntryChange, LinkChange, OUR_PROTOCOL, Route, RouteKind};
+use sepal::network::link::{LinkAddress, Scope};
 use sepal::network::node::{NetworkNode, NodeText};
-use sepal::source::Wishes;
-use sepal::source::client::Connection;
-use sepal::source::leases::LeaseData;
 use sepal::source::nodes::NodeUpdate;
-use sepal_apiserver::ApiServer;
 use serde_json::json;
-use tempfile::TempDir;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
-
-const UNDERLAY: u32 = 2;
-
-/// A host with one interface.
-fn host() -> Live {
-    let net = "192.0.2.1/24".parse().expect("an address");
-    let underlay = Link {
-        index: UNDERLAY,
-        name: "eth0".into(),
-        mac: None,
-        mtu: 1500,
-        up: true,
-        master: None,
-        kind: LinkKind::Other("veth".into()),
-        addresses: vec![LinkAddress { net, scope: Scope::Universe, permanent: true, temporary: false, deprecated: false }],
-    };
-    Live { links: vec![underlay], ..Live::default() }
-}
-
-/// Node number `n`: subnet 10.244.n.0/24, address 192.0.2.n.
-fn node(n: u8, mac: u8) -> NodeUpdate {
-    node_at(n, mac, "vxlan", &format!("192.0.2.{n}"))
-}
-
-/// The same with another backend and another address.
-fn node_at(n: u8, mac: u8, backend: &str, ip: &str) -> NodeUpdate {
-    let (name, subnet) = (format!("node-{n}"), format!("10.244.{n}.0/24"));
-    let data = format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:{mac:02x}\"}}");
-    let full = |suffix: &str| Prefix::default().name(suffix);
-    let annotations = [("kube-subnet-manager", "true"), ("backend-type", backend), ("backend-data", data.as_str()), ("public-ip", ip)]
-        .map(|(suffix, value)| (full(suffix), value.to_owned()));
-    let text = NodeText {
-        name: &name,
-        uid: &name,
-        pod_cidrs: vec![&subnet],
-        annotations: annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
-        internal_ips: vec![ip],
-        ..NodeText::default()
-    };
-    NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))
-}
-
-/// The loop on node number 1.
-struct Loop {
-    kernel: Arc<FakeNetwork>,
-    nodes: mpsc::Sender<(Instant, NodeUpdate)>,
-    wishes: watch::Receiver<Wishes>,
-    readiness: Readiness,
-    metrics: Arc<Metrics>,
-    folder: TempDir,
-    task: JoinHandle<()>,
-    happenings: Happenings,
-    _server: ApiServer,
-    _conf: watch::Sender<NetConf>,
-}
-
-impl Loop {
-    fn start(kernel: Arc<FakeNetwork>) -> Self {
-        Self::start_with(kernel, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#)
-    }
-
-    fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
-        let server = ApiServer::start().expect("it serves");
-        server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
-        let client = Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client");
-        let (writes, writing) = NodeWrites::new(&client, "node-1", &Events::none());
-        tokio::spawn(writing);
-        let folder = TempDir::new().expect("a folder");
-        let conf = watch::Sender::new(NetConf::parse(conf).expect("good"));
-        let settings = NetworkSettings {
-            subnet_file: folder.path().join("subnet.env"),
-            cni_conf_dir: Some(folder.path().join("net.d")),
-            ..NetworkSettings::default()
-        };
-        let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source: Source::Node };
-        let (sender, wishes) = watch::channel(Wishes::default());
-        let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
-        let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile, Part::CniConfig];
-        let readiness = Readiness::new(parts);
-        let metrics = Arc::new(Metrics::default());
-        let happenings = Happenings::default();
-        let report = NetworkReport::new(Arc::clone(&metrics), Events::none().noted(happenings.clone()));
-        let (nodes, told) = mpsc::channel(1024);
-        let network = NetworkLoop::new(Arc::clone(&kernel), asked, publisher, readiness.clone(), report);
-        let task = tokio::spawn(network.run(told));
-        Self { kernel, nodes, wishes, readiness, metrics, folder, task, happenings, _server: server, _conf: conf }
-    }
-
-    async fn tell(&self, update: NodeUpdate) {
-        self.nodes.send((Instant::now(), update)).await.expect("the loop runs");
-    }
-
-    async fn tell_all(&self, nodes: impl IntoIterator<Item = NodeUpdate>) {
-        for node in nodes {
-            self.tell(node).await;
-        }
-        self.tell(NodeUpdate::Complete).await;
-        self.ready().await;
-    }
-
-    async fn ready(&self) {
-        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready)).await;
-    }
-
-    /// Where packets to a subnet of a node go in the end.
-    fn way(&self, n: u8) -> Option<(IpNetwork, IpAddr)> {
-        let live = self.kernel.live();
-        let destination: IpNetwork = format!("10.244.{n}.0/24").parse().expect("a CIDR");
-        let route = live.routes.iter().find(|route| route.destination == destination)?;
-        let neighbour = live.neighbours.iter().find(|neighbour| Some(neighbour.ip) == route.gateway)?;
-        let fdb = live.fdb.iter().find(|entry| entry.mac == neighbour.mac)?;
-        Some((route.destination, fdb.host))
-    }
-
-    fn reaches(&self, n: u8) -> bool {
-        self.way(n).is_some_and(|(_, host)| host == IpAddr::from([192, 0, 2, n]))
-    }
-
-    fn metric(&self, line: &str) -> bool {
-        self.metrics.text(Format::of_accept("")).1.lines().any(|found| found == line)
-    }
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < limit, "still not so after 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn changes(calls: &[Call]) -> Vec<&Call> {
-    calls.iter().filter(|call| matches!(call, Call::Entry(_) | Call::Link(_))).collect()
-}
 
 #[tokio::test]
 async fn a_start_makes_everything_and_the_next_one_nothing() {
@@ -266,8 +116,16 @@ async fn other_nodes_take_the_short_way() {
 async fn refusals_are_counted_the_same_by_either_way() {
     let mut live = host();
     let destination = "192.0.2.0/24".parse().expect("a CIDR");
-    let near =
-        Route { gateway: None, link: Some(UNDERLAY), onlink: false, blackhole: false, source: None, protocol: 2, metric: 0, destination };
+    let near = Route {
+        gateway: None,
+        link: Some(UNDERLAY),
+        onlink: false,
+        kind: RouteKind::Unicast,
+        source: None,
+        protocol: 2,
+        metric: 0,
+        destination,
+    };
     live.routes = vec![near];
     let network = Loop::start_with(Arc::new(FakeNetwork::new(live)), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#);
     let at = |n: u8, net: &str| node_at(n, n, "host-gw", &format!("{net}.{n}"));
@@ -365,32 +223,35 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     assert!(!network.folder.path().join("net.d").exists(), "no pods may come");
 }
 
+/// A route in the network that leads to no peer, and one whose destination a link has an address in.
 #[tokio::test]
 async fn what_others_made_is_left_alone_and_in_nobodys_way() {
     let mut live = host();
     let theirs = Route {
-        destination: "10.244.3.0/24".parse().expect("a CIDR"),
+        destination: "10.244.98.0/24".parse().expect("a CIDR"),
         gateway: Some([192, 0, 2, 99].into()),
         link: Some(UNDERLAY),
         onlink: false,
-        blackhole: false,
+        kind: RouteKind::Unicast,
         source: None,
         protocol: 4,
         metric: 0,
     };
+    let connected = Route { destination: "10.244.3.0/24".parse().expect("a CIDR"), gateway: None, protocol: 2, ..theirs };
     let stale = Route { destination: "10.244.99.0/24".parse().expect("a CIDR"), protocol: OUR_PROTOCOL, ..theirs };
-    live.routes = vec![theirs, stale];
+    live.routes = vec![theirs, connected, stale];
     let network = Loop::start(Arc::new(FakeNetwork::new(live)));
     network.tell_all((1..=4).map(|n| node(n, n))).await;
-    assert!(network.kernel.live().routes.contains(&theirs));
+    let others = || network.kernel.live().routes.iter().filter(|route| [theirs, connected].contains(route)).count();
+    assert_eq!(others(), 2);
     assert!(!network.kernel.live().routes.contains(&stale), "what was ours goes");
     assert!(network.reaches(2) && network.reaches(4) && !network.reaches(3));
+    eventually("an Event names the link", || network.has_event("RouteInTheWay", "link eth0 has an address in 10.244.3.0/24")).await;
     // The same for a node that comes later, by the short way.
-    drop(network.kernel.take_calls());
     network.tell(node(3, 33)).await;
     network.tell(node(5, 5)).await;
     eventually("the next one is there", || network.reaches(5)).await;
-    assert!(network.kernel.live().routes.contains(&theirs));
+    assert_eq!(others(), 2);
 }
 
 #[tokio::test]

@@ -13,10 +13,13 @@ use sepal::config::netconf::NetConf;
 use sepal::config::network_settings::NetworkSettings;
 use sepal::network::annotations::Prefix;
 use sepal::network::desired::{DesiredEntries, DesiredLink, Entry, Wanted, link_name};
-use sepal::network::entry::{BOOT_PROTOCOL, EntryChange, FdbEntry, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route};
+use sepal::network::entry::{
+    BOOT_PROTOCOL, EntryChange, FdbEntry, KERNEL_PROTOCOL, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind,
+};
 use sepal::network::families::PerFamily;
+use sepal::network::foreign::is_connected;
 use sepal::network::interface::{External, InterfaceOptions, select};
-use sepal::network::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
+use sepal::network::link::{Link, LinkAddress, LinkId, LinkKind, Scope, Vxlan};
 use sepal::network::mac::Mac;
 use sepal::network::mtu::{Mtu, mtu};
 use sepal::network::node::{NetworkNode, NodeText};
@@ -96,24 +99,24 @@ impl Kernel {
                 self.live.links.push(link);
                 self.next_index += 1;
             }
-            LinkChange::Delete(index) => {
-                self.live.links.retain(|link| link.index != *index);
-                self.live.routes.retain(|route| route.link != Some(*index));
-                self.live.neighbours.retain(|neighbour| neighbour.link != *index);
-                self.live.fdb.retain(|entry| entry.link != *index);
+            LinkChange::Delete(id) => {
+                self.live.links.retain(|link| link.index != id.index);
+                self.live.routes.retain(|route| route.link != Some(id.index));
+                self.live.neighbours.retain(|neighbour| neighbour.link != id.index);
+                self.live.fdb.retain(|entry| entry.link != id.index);
             }
-            LinkChange::Mtu(index, mtu) => self.link(*index).mtu = *mtu,
-            LinkChange::Mac(index, mac) => self.link(*index).mac = Some(*mac),
-            LinkChange::Up(index) => self.link(*index).up = true,
-            LinkChange::AddAddress(index, net) => {
-                let link = self.link(*index);
+            LinkChange::Mtu(id, mtu) => self.link(id.index).mtu = *mtu,
+            LinkChange::Mac(id, mac) => self.link(id.index).mac = Some(*mac),
+            LinkChange::Up(id) => self.link(id.index).up = true,
+            LinkChange::AddAddress(id, net) => {
+                let link = self.link(id.index);
                 let clashes =
                     link.addresses.iter().any(|address| if net.is_ipv6() { address.net.ip() == net.ip() } else { address.net == *net });
                 assert!(!clashes, "{net} exists");
                 link.addresses.push(address(*net));
             }
-            LinkChange::DeleteAddress(index, net) => self.link(*index).addresses.retain(|address| address.net != *net),
-            LinkChange::ChecksumOffload(index, on) => drop(self.offloads.insert(*index, *on)),
+            LinkChange::DeleteAddress(id, net) => self.link(id.index).addresses.retain(|address| address.net != *net),
+            LinkChange::ChecksumOffload(id, on) => drop(self.offloads.insert(id.index, *on)),
         }
     }
 
@@ -123,19 +126,23 @@ impl Kernel {
             EntryChange::Route(route) => {
                 let same = |other: &Route| (other.destination, other.metric) == (route.destination, route.metric);
                 let replaced: Vec<&Route> = live.routes.iter().filter(|other| same(other)).collect();
-                let foreign = replaced.iter().any(|other| !matches!(other.protocol, OUR_PROTOCOL | BOOT_PROTOCOL));
-                assert!(!foreign && replaced.len() < 2, "{route:?} takes the place of {replaced:?}");
+                assert!(!replaced.iter().any(|other| is_connected(other)), "{route:?} takes the place of {replaced:?}");
                 // The kernel takes no gateway that a route by another link leads to.
                 let gateway_elsewhere = route.destination.is_ipv6()
                     && route.onlink
                     && live.routes.iter().any(|other| {
-                        other.destination.prefix() > 0
+                        // Routes of other programs do no harm: the kernel's front end gets around them.
+                        matches!(other.protocol, OUR_PROTOCOL | BOOT_PROTOCOL)
+                            && other.destination.prefix() > 0
                             && route.gateway.is_some_and(|ip| other.destination.contains(ip))
                             && other.link != route.link
                     });
                 assert!(!gateway_elsewhere, "EINVAL: {route:?}");
-                live.routes.retain(|other| !same(other));
-                live.routes.push(*route);
+                // The first one is replaced, and others stay.
+                match live.routes.iter_mut().find(|other| same(other)) {
+                    Some(other) => *other = *route,
+                    None => live.routes.push(*route),
+                }
             }
             EntryChange::NoRoute(route) => live.routes.retain(|other| other != route),
             EntryChange::Neighbour(neighbour) => {
@@ -161,7 +168,7 @@ fn kernel_route(destination: &str, gateway: Option<&str>, link: u32, metric: u32
         gateway: gateway.map(|ip| ip.parse().expect("an address")),
         link: Some(link),
         onlink: false,
-        blackhole: false,
+        kind: RouteKind::Unicast,
         source: None,
         protocol: if destination.starts_with("10.250") { 4 } else { 2 },
         metric,
@@ -348,7 +355,11 @@ fn inflict(kernel: &mut Kernel, fault: &Fault) {
         |kernel: &Kernel, family: Family| kernel.live.links.iter().find(|link| link.name == link_name(family, 1)).map(|link| link.index);
     let link = |family: &Family| index(kernel, *family);
     match fault {
-        Fault::NoLink(family) => link(family).into_iter().for_each(|index| kernel.change_link(&LinkChange::Delete(index))),
+        Fault::NoLink(family) => {
+            if let Some(index) = link(family) {
+                kernel.change_link(&LinkChange::Delete(LinkId { index, name: Box::default() }));
+            }
+        }
         Fault::Down(family) => {
             if let Some(index) = link(family) {
                 kernel.link(index).up = false;
@@ -408,14 +419,30 @@ fn inflict(kernel: &mut Kernel, fault: &Fault) {
             kernel.live.neighbours.push(Neighbour { link, ip: base, mac, permanent: true });
             kernel.live.neighbours.push(Neighbour { link, ip: [224, 0, 0, *n].into(), mac: Mac([1, 0, 0x5e, 0, 0, *n]), permanent: false });
             kernel.live.fdb.push(FdbEntry { link, mac, host: [192, 168, 0, *n].into(), permanent: true });
-            // An administrator's, to a node's subnet, which is then in the way.
-            if n % 5 == 0 {
-                let foreign = Route { protocol: 4, ..kernel_route(&format!("10.244.{}.0/24", n % 9), Some("192.168.0.200"), 2, 0) };
-                if !kernel.live.routes.iter().any(|route| (route.destination, route.metric) == (foreign.destination, 0)) {
-                    kernel.live.routes.push(foreign);
-                }
-            }
+            add_foreign(kernel, *n);
         }
+    }
+}
+
+/// Adds a route of another program: in place of ours to a node's subnet, or beside it; or to a part of the subnet.
+fn add_foreign(kernel: &mut Kernel, n: u8) {
+    let foreign = Route { protocol: 4, ..kernel_route(&format!("10.244.{}.0/24", n % 9), Some("192.168.0.200"), 2, 0) };
+    let foreign = match n % 6 {
+        0 => foreign,
+        1 => Route { kind: RouteKind::Unreachable, gateway: None, link: None, ..foreign },
+        2 => Route { protocol: 12, metric: 1024, ..kernel_route(&format!("fd10:244:{}::/64", n % 9), Some("fd00::200"), 2, 0) },
+        3 => Route { protocol: 12, ..kernel_route(&format!("fd10:244:{}::/64", n % 9), Some("fd00::200"), 2, 100) },
+        4 => Route { destination: net(&format!("10.244.{}.128/25", n % 9)), ..foreign },
+        // A link has an address in the subnet.
+        _ => Route { gateway: None, protocol: KERNEL_PROTOCOL, ..foreign },
+    };
+    let same = |route: &Route| (route.destination, route.metric) == (foreign.destination, foreign.metric);
+    // Only a route that was added by itself can be beside ours.
+    if n % 12 < 6 {
+        kernel.live.routes.retain(|route| !same(route) || is_connected(route));
+    }
+    if !kernel.live.routes.iter().any(|route| same(route) && (is_connected(route) || is_connected(&foreign) || *route == foreign)) {
+        kernel.live.routes.insert(0, foreign);
     }
 }
 
@@ -452,6 +479,13 @@ proptest! {
             faults.iter().filter(tells).for_each(|fault| inflict(&mut kernel, fault));
             let others = foreign(&kernel);
             let (links, desired) = known.settle(nodes, &mut kernel)?;
+            // Routes of other programs stay, but for those that have the destination and the metric of one of ours.
+            let in_place = |route: &Route| {
+                let ours = desired.peers.values().flatten().chain(&desired.own);
+                !is_connected(route)
+                    && ours.into_iter().any(|entry| matches!(entry, Entry::Route(ours) if (ours.destination, ours.metric) == (route.destination, route.metric)))
+            };
+            let others: HashSet<Route> = others.into_iter().filter(|route| !in_place(route)).collect();
             prop_assert_eq!(&foreign(&kernel), &others, "what others made stays");
 
             // Links.
@@ -465,9 +499,9 @@ proptest! {
             let flannels = kernel.live.links.iter().filter(|link| link.name.starts_with("flannel")).count();
             prop_assert_eq!(flannels, links.len());
 
-            // Entries: what is desired and not in anybody's way, and nothing else.
+            // Entries: what is desired, but where a link has an address in a peer's subnet; and nothing else.
             let all: Vec<Entry> = desired.peers.values().flatten().chain(&desired.own).copied().collect();
-            let in_the_way = |route: &Route| kernel.live.routes.iter().any(|other| other.protocol == 4 && (other.destination, other.metric) == (route.destination, route.metric));
+            let in_the_way = |route: &Route| kernel.live.routes.iter().any(|other| is_connected(other) && (other.destination, other.metric) == (route.destination, route.metric));
             let routes: BTreeSet<Route> = all.iter().filter_map(|entry| match entry { Entry::Route(route) if !in_the_way(route) => Some(*route), _ => None }).collect();
             let neighbours: BTreeSet<Neighbour> = all.iter().filter_map(|entry| match entry { Entry::Neighbour(neighbour) => Some(*neighbour), _ => None }).collect();
             let fdb: BTreeSet<FdbEntry> = all.iter().filter_map(|entry| match entry { Entry::Fdb(entry) => Some(*entry), _ => None }).collect();
@@ -484,7 +518,7 @@ proptest! {
                     prop_assert!(!desired.peers.contains_key(&refusal.node));
                 }
             }
-            let subnets: Vec<IpNetwork> = routes.iter().filter(|route| !route.blackhole).map(|route| route.destination).collect();
+            let subnets: Vec<IpNetwork> = routes.iter().filter(|route| route.kind == RouteKind::Unicast).map(|route| route.destination).collect();
             for (i, a) in subnets.iter().enumerate() {
                 prop_assert!(known.conf.networks.get(Family::of_net(*a)).is_some_and(|network| network.contains(a.network()) && network.prefix() < a.prefix()));
                 prop_assert!(!known.own.subnets.iter().any(|(family, own)| family == Family::of_net(*a) && overlap(*own, *a)));

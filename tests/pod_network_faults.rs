@@ -156,12 +156,39 @@ fn broken_entries_files_and_rules_are_repaired() {
     ] {
         lab.repaired(script, &[V4, V6]);
     }
+    // Routes of other programs in place of ours, before ours and beside ours.
+    for script in [
+        "ip route replace 10.244.3.0/24 via 192.168.77.200 dev eth0; ip -6 route replace fd10:244:3::/64 via fd77::200 dev eth0",
+        "ip route replace 10.244.3.0/24 via 192.168.77.200 dev eth0 proto static
+         ip -6 route replace fd10:244:3::/64 via fd77::200 dev eth0 proto static",
+        "ip route replace 10.244.3.0/24 dev eth0 proto bird; ip -6 route replace fd10:244:3::/64 dev eth0 proto bird",
+        "ip route replace 10.244.3.0/24 nexthop via 192.168.77.200 nexthop via 192.168.77.201
+         ip -6 route replace fd10:244:3::/64 proto static nexthop via fd77::200 nexthop via fd77::201",
+        "ip route replace blackhole 10.244.3.0/24; ip -6 route replace blackhole fd10:244:3::/64",
+        "ip route replace unreachable 10.244.3.0/24 proto static; ip -6 route replace unreachable fd10:244:3::/64 proto static",
+        "ip route replace prohibit 10.244.3.0/24; ip -6 route replace prohibit fd10:244:3::/64",
+        "ip route prepend 10.244.3.0/24 via 192.168.77.202 dev eth0 proto static
+         ip -6 route prepend fd10:244:3::/64 via fd77::202 dev eth0 proto static",
+        "ip route prepend unreachable 10.244.3.0/24; ip route append 10.244.3.0/24 via 192.168.77.203 dev eth0
+         ip -6 route append fd10:244:3::/64 via fd77::203 dev eth0",
+    ] {
+        lab.repaired(script, &[V4, V6]);
+    }
+    let log = lab.first().log();
+    for line in [
+        "another program changed the route to 10.244.3.0/24 (pods of node node-3): `10.244.3.0/24 via 192.168.77.200 dev eth0 proto boot` is replaced",
+        "another program changed the route to fd10:244:3::/64 (pods of node node-3): `fd10:244:3::/64 via fd77::200 dev eth0 metric 1024 proto boot` is replaced",
+        "`unreachable 10.244.3.0/24 proto static` is replaced",
+        "`10.244.3.0/24 via 192.168.77.202 dev eth0 proto static` is replaced",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
     lab.repaired("ip route flush proto 83; ip -6 route flush proto 83", &[]);
     let wanted = ["fdb", "neighbour", "route", "subnet_file"].map(str::to_owned);
     assert_eq!(repairs(lab.first()), wanted.into());
 }
 
-/// What is not ours stays, also where it is in our way.
+/// Routes to destinations that no peer has stay, and so do routes that the kernel prefers to ours.
 #[test]
 fn routes_of_others_stay() {
     let lab = Lab::new();
@@ -177,14 +204,68 @@ fn routes_of_others_stay() {
         assert!(with_them.contains(route) && first.state().contains(route), "{route}");
     }
 
-    first.netns.run("ip route replace 10.244.3.0/24 via 192.168.77.200 dev eth0 proto static");
-    eventually_within(SOON, "the route in the way is named", || {
-        first.log().contains("the route to 10.244.3.0/24, where the pods of node node-3 are, is somebody else's")
+    // Routes that the kernel prefers to ours are named, and stay.
+    let preferred = ["fd10:244:3::/64 via fd77::200 dev eth0 proto static metric 100", "10.244.3.128/25 via 192.168.77.200 dev eth0"];
+    first.netns.run(&format!("ip -6 route add {}; ip route add {}", preferred[0], preferred[1]));
+    for words in [
+        "the kernel prefers the route `fd10:244:3::/64 via fd77::200 dev eth0 metric 100 proto static` of another program to ours to fd10:244:3::/64 \
+         (pods of node node-3), because it has a lower metric",
+        "the kernel prefers the route `10.244.3.128/25 via 192.168.77.200 dev eth0 proto boot` of another program to ours to 10.244.3.0/24 \
+         (pods of node node-3), because it is more specific",
+    ] {
+        eventually_within(SOON, words, || first.log().contains(words));
+    }
+    let state = first.state();
+    assert!(preferred.iter().all(|route| state.contains(route)), "{state}");
+    lab.assert_undisturbed("a route that is preferred", &[V4, V6]);
+    // Also where ours has to be set anew, although a route over another link leads to its gateway.
+    first.netns.run("ip -6 route add fd10:244:3::/64 via fd77::200 dev eth0 metric 2048; ip -6 route del fd10:244:3::/64 proto 83");
+    eventually_within(SOON, "ours is back", || {
+        first.state().contains("fd10:244:3::/64 via fd10:244:3:: dev flannel-v6.1 proto 83 metric 1024")
     });
-    assert!(first.netns.run("ip route").contains("10.244.3.0/24 via 192.168.77.200 dev eth0 proto static"));
-    lab.assert_undisturbed("a route in the way", &[V4, V6]);
-    first.netns.run("ip route del 10.244.3.0/24");
-    eventually_within(SOON, "once it is gone ours is back", || first.state() == with_them);
+    first.netns.run("ip -6 route del fd10:244:3::/64 metric 2048");
+    first.netns.run(&format!("ip -6 route del {}; ip route del {}", preferred[0], preferred[1]));
+    assert_eq!(difference(&with_them, &first.state()), "");
+}
+
+/// At the start, and where another program does not stop.
+#[test]
+fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named() {
+    let layout = Layout { backend: json!({"Type": "host-gw"}), ..Layout::vxlan(3, Families::Dual) };
+    let cluster = PodCluster::new(Path::new(env!("CARGO_BIN_EXE_sepal")), layout);
+    cluster.start(&["--proxy=false"]);
+    let first = &cluster.nodes[0];
+    let before = first.state();
+    let foreign = "ip route replace 10.244.2.0/24 via 192.168.77.254 dev eth0; ip -6 route replace fd10:244:2::/64 via fd77::254 dev eth0";
+    assert_eq!(first.stop(), Some(0));
+    first.netns.run(foreign);
+    assert_ne!(first.state(), before);
+    first.start_again();
+    first.wait_ready();
+    assert_eq!(difference(&before, &first.state()), "");
+    let has_event = |reason: &str| {
+        let is_it = |event: &Value| event["reason"] == json!(reason) && event["regarding"]["name"] == json!("node-1");
+        cluster.server.list("events.events.k8s.io").iter().any(is_it)
+    };
+    eventually_within(SOON, "an Event tells", || has_event("RouteReplaced"));
+
+    // It writes its routes again as soon as they are replaced.
+    let start = Instant::now();
+    let mut written = 0;
+    while !has_event("RouteContested") {
+        assert!(start.elapsed() < Duration::from_secs(60), "it goes on for ever:\n{}", first.log());
+        if !first.netns.run("ip route show 10.244.2.0/24").contains("192.168.77.254") {
+            written += 1;
+            first.netns.run(foreign);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let log = first.log();
+    assert!(written > 2 && log.contains("writes the route to 10.244.2.0/24 (pods of node node-2) again and again"), "{written}\n{log}");
+    assert!(!log.contains("the route to 10.244.3.0/24"), "only those routes are named");
+    // It stops: without it ours are back at once.
+    first.netns.run("ip route del 10.244.2.0/24; ip -6 route del fd10:244:2::/64");
+    eventually_within(SOON, "all is as before", || first.state() == before);
 }
 
 /// A node that exists only in the API.

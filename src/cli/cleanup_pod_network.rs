@@ -18,6 +18,7 @@ use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
 use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::network::entry::LinkChange;
 use crate::network::leftovers::{self, Known};
+use crate::network::link::LinkNames;
 use crate::network::subnet_env::SubnetEnv;
 use crate::source::api::Watches;
 use crate::source::client::Connection;
@@ -133,7 +134,7 @@ fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError>
     };
     let mut errors = Vec::new();
     for link in leftovers::links(&live, known) {
-        match kernel.change_link(&LinkChange::Delete(link.index)) {
+        match kernel.change_link(&LinkChange::Delete(link.id())) {
             Ok(()) => tracing::info!("link {} deleted", link.name),
             Err(error) => errors.push(error),
         }
@@ -148,7 +149,8 @@ fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError>
     match kernel.dump() {
         Ok(live) => {
             let routes = leftovers::routes(&live, known);
-            let failed: Vec<NetlinkError> = kernel.change_entries(&routes).into_iter().filter_map(Result::err).collect();
+            let failed: Vec<NetlinkError> =
+                kernel.change_entries(&routes, &LinkNames::new(&live.links)).into_iter().filter_map(Result::err).collect();
             if routes.len() > failed.len() {
                 tracing::info!("{} routes deleted", routes.len() - failed.len());
             }

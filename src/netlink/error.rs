@@ -1,11 +1,11 @@
 //! How work with links, addresses, routes, neighbours and FDB entries fails, in words that name the call, the object and the cure.
 
-use std::fmt;
 use std::io;
 
 use nix::errno::Errno;
 
-use crate::network::entry::{CREATE_VXLAN, EntryChange, FdbEntry, LinkChange, Neighbour, Route};
+use crate::network::entry::{CREATE_VXLAN, EntryChange, LinkChange};
+use crate::network::link::LinkNames;
 
 /// A piece of work that the kernel did not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,15 +73,15 @@ impl NetlinkError {
         move |cause| Self { call: "list", object: what.to_owned(), cause }
     }
 
-    /// A change of the tables that failed.
-    pub(super) fn entry(change: &EntryChange, cause: Cause) -> Self {
+    /// A change of a route, a neighbour or an FDB entry that failed. `names` are those of the links.
+    pub(super) fn entry(change: &EntryChange, names: &LinkNames, cause: Cause) -> Self {
         let (call, object) = match change {
-            EntryChange::Route(route) => ("set route", route_words(route)),
-            EntryChange::NoRoute(route) => ("delete route", route_words(route)),
-            EntryChange::Neighbour(neighbour) => (SET_NEIGHBOUR, neighbour_words(neighbour)),
-            EntryChange::NoNeighbour(neighbour) => ("delete neighbour", neighbour_words(neighbour)),
-            EntryChange::Fdb(entry) => ("set FDB entry", fdb_words(entry)),
-            EntryChange::NoFdb(entry) => ("delete FDB entry", fdb_words(entry)),
+            EntryChange::Route(route) => ("set route", route.text(names)),
+            EntryChange::NoRoute(route) => ("delete route", route.text(names)),
+            EntryChange::Neighbour(neighbour) => (SET_NEIGHBOUR, neighbour.text(names)),
+            EntryChange::NoNeighbour(neighbour) => ("delete neighbour", neighbour.text(names)),
+            EntryChange::Fdb(entry) => ("set FDB entry", entry.text(names)),
+            EntryChange::NoFdb(entry) => ("delete FDB entry", entry.text(names)),
         };
         Self { call, object, cause }
     }
@@ -106,30 +106,11 @@ impl NetlinkError {
     }
 }
 
-fn route_words(route: &Route) -> String {
-    let part = |word: &str, value: Option<String>| value.map(|value| format!(" {word} {value}")).unwrap_or_default();
-    let Route { destination, gateway, link, blackhole, metric, .. } = route;
-    let kind = if *blackhole { "blackhole " } else { "" };
-    let [via, over] = [part("via", gateway.map(text)), part("over link", link.map(text))];
-    format!("{kind}{destination}{via}{over}{}", part("metric", (*metric != 0).then(|| text(*metric))))
-}
-
-fn neighbour_words(neighbour: &Neighbour) -> String {
-    format!("{} at {} of link {}", neighbour.ip, neighbour.mac, neighbour.link)
-}
-
-fn fdb_words(entry: &FdbEntry) -> String {
-    format!("{} at {} of link {}", entry.mac, entry.host, entry.link)
-}
-
-fn text(value: impl fmt::Display) -> String {
-    value.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::link::Vxlan;
+    use crate::network::entry::{FdbEntry, Neighbour, Route, RouteKind};
+    use crate::network::link::{Link, LinkId, LinkKind, Vxlan};
     use crate::network::mac::Mac;
 
     fn said(errno: Errno, said: &str) -> Cause {
@@ -161,17 +142,52 @@ mod tests {
             gateway: "10.244.2.0".parse().ok(),
             link: Some(5),
             onlink: true,
-            blackhole: false,
+            kind: RouteKind::Unicast,
             source: None,
             protocol: 83,
             metric: 7,
         };
-        let refused = NetlinkError::entry(&EntryChange::NoRoute(route), Errno::EPERM.into());
+        let link = Link {
+            index: 5,
+            name: "flannel.1".to_owned(),
+            mac: None,
+            mtu: 1450,
+            up: true,
+            master: None,
+            kind: LinkKind::Vxlan(vxlan),
+            addresses: Vec::new(),
+        };
+        let names = LinkNames::new(std::slice::from_ref(&link));
+        let refused = NetlinkError::entry(&EntryChange::NoRoute(route), &names, Errno::EPERM.into());
         assert_eq!(
             refused.to_string(),
-            "cannot delete route 10.244.2.0/24 via 10.244.2.0 over link 5 metric 7: Operation not permitted. \
+            "cannot delete route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 metric 7: Operation not permitted. \
              Run as root, or with the capability NET_ADMIN in this network namespace"
         );
+        // Every change of a link or an entry names the link, not its index.
+        let (ip, mac, net) = (route.destination.ip(), Mac::default(), route.destination);
+        let id = || LinkId { index: 5, name: "flannel.1".into() };
+        let of_entries = [
+            EntryChange::Neighbour(Neighbour { link: 5, ip, mac, permanent: true }),
+            EntryChange::Fdb(FdbEntry { link: 5, mac, host: ip, permanent: true }),
+            EntryChange::Route(route),
+        ]
+        .map(|change| NetlinkError::entry(&change, &names, Errno::ENODEV.into()));
+        let of_links = [
+            LinkChange::Delete(id()),
+            LinkChange::Mtu(link.id(), 1400),
+            LinkChange::Mac(id(), mac),
+            LinkChange::Up(id()),
+            LinkChange::AddAddress(id(), net),
+            LinkChange::DeleteAddress(id(), net),
+            LinkChange::ChecksumOffload(id(), true),
+        ]
+        .map(|change| NetlinkError::link(&change, Errno::ENODEV.into()));
+        for error in of_entries.iter().chain(&of_links) {
+            let text = error.to_string();
+            assert!(text.contains(" flannel.1") && !text.contains("link 5") && !text.contains("if5"), "{text}");
+        }
+        assert_eq!(of_links[3].to_string(), "cannot set up link flannel.1: No such device");
         let silent = NetlinkError::listing("links")(Cause::Timeout(10));
         assert_eq!(silent.to_string(), "cannot list links: no answer from the kernel within 10 s; is the node out of CPU time?");
     }

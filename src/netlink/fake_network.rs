@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, Route};
-use crate::network::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
+use crate::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, Route, RouteKind};
+use crate::network::link::{Link, LinkAddress, LinkKind, LinkNames, Scope, Vxlan};
 use crate::network::mac::Mac;
 
 use super::error::{Cause, NetlinkError};
@@ -116,10 +116,13 @@ impl NetworkKernel for FakeNetwork {
         Ok(state.links.values().cloned().collect())
     }
 
-    fn change_entries(&self, changes: &[EntryChange]) -> Vec<Result<(), NetlinkError>> {
+    fn change_entries(&self, changes: &[EntryChange], names: &LinkNames) -> Vec<Result<(), NetlinkError>> {
         let mut state = self.lock();
         let mut one = |change: &EntryChange| {
-            state.called(Call::Entry(*change)).and_then(|()| state.change(change)).map_err(|cause| NetlinkError::entry(change, cause))
+            state
+                .called(Call::Entry(*change))
+                .and_then(|()| state.change(change))
+                .map_err(|cause| NetlinkError::entry(change, names, cause))
         };
         changes.iter().map(&mut one).collect()
     }
@@ -208,22 +211,22 @@ impl State {
     fn change_link(&mut self, change: &LinkChange) -> Result<(), Cause> {
         match change {
             LinkChange::CreateVxlan { name, vxlan, mac, mtu } => self.create_vxlan(name, *vxlan, *mac, *mtu)?,
-            LinkChange::Delete(index) => self.delete(*index),
-            LinkChange::Mtu(index, mtu) => self.link(*index)?.mtu = *mtu,
-            LinkChange::Mac(index, mac) => self.link(*index)?.mac = Some(*mac),
-            LinkChange::Up(index) => self.link(*index)?.up = true,
-            LinkChange::AddAddress(index, net) => {
+            LinkChange::Delete(id) => self.delete(id.index),
+            LinkChange::Mtu(id, mtu) => self.link(id.index)?.mtu = *mtu,
+            LinkChange::Mac(id, mac) => self.link(id.index)?.mac = Some(*mac),
+            LinkChange::Up(id) => self.link(id.index)?.up = true,
+            LinkChange::AddAddress(id, net) => {
                 let address = LinkAddress { net: *net, scope: Scope::Universe, permanent: true, temporary: false, deprecated: false };
-                let addresses = &mut self.link(*index)?.addresses;
+                let addresses = &mut self.link(id.index)?.addresses;
                 addresses.retain(|there| there.net != *net);
                 addresses.push(address);
             }
-            LinkChange::DeleteAddress(index, net) => {
-                if let Ok(link) = self.link(*index) {
+            LinkChange::DeleteAddress(id, net) => {
+                if let Ok(link) = self.link(id.index) {
                     link.addresses.retain(|there| there.net != *net);
                 }
             }
-            LinkChange::ChecksumOffload(index, _) => self.link(*index).map(|_| ())?,
+            LinkChange::ChecksumOffload(id, _) => self.link(id.index).map(|_| ())?,
         }
         Ok(())
     }
@@ -274,7 +277,7 @@ impl State {
     fn route_to(&self, ip: IpAddr) -> Result<Route, Cause> {
         let best = self.routes.values().filter(|route| route.destination.contains(ip));
         let best = best.min_by_key(|route| (u8::MAX - route.destination.prefix(), route.metric)).ok_or(Errno::ENETUNREACH)?;
-        if best.blackhole {
+        if best.kind != RouteKind::Unicast {
             return Err(Errno::EINVAL.into());
         }
         let usable = |address: &&LinkAddress| address.net.is_ipv4() == ip.is_ipv4() && address.scope == Scope::Universe;
@@ -288,7 +291,7 @@ impl State {
 fn is_meant(asked: &Route, there: &Route) -> bool {
     let metric = requests::metric(&asked.destination, asked.metric);
     asked.destination == there.destination
-        && asked.blackhole == there.blackhole
+        && asked.kind == there.kind
         && asked.protocol == there.protocol
         && (metric == 0 || metric == there.metric)
         && (asked.link.is_none() || asked.link == there.link)
@@ -299,6 +302,7 @@ fn is_meant(asked: &Route, there: &Route) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::link::LinkId;
 
     const VXLAN: Vxlan = Vxlan {
         vni: 1,
@@ -331,6 +335,10 @@ mod tests {
         LinkChange::CreateVxlan { name: name.to_owned(), vxlan, mac: Mac([2, 0, 0, 0, 0, 9]), mtu: 1450 }
     }
 
+    fn eth0() -> LinkId {
+        LinkId { index: 2, name: "eth0".into() }
+    }
+
     #[test]
     fn links_come_with_room_for_headers_and_go_with_their_underlay() {
         let fake = node();
@@ -340,10 +348,10 @@ mod tests {
         let again = fake.change_link(&create("192.168.0.1", "other")).expect_err("the same VNI and port");
         assert_eq!(again.cause.errno(), Some(Errno::EEXIST));
         let entry = FdbEntry { link: 3, mac: Mac([2; 6]), host: "192.168.0.2".parse().expect("an address"), permanent: true };
-        assert!(fake.change_entries(&[EntryChange::Fdb(entry)])[0].is_ok());
-        fake.change_link(&LinkChange::Delete(2)).expect("gone");
+        assert!(fake.change_entries(&[EntryChange::Fdb(entry)], &LinkNames::default())[0].is_ok());
+        fake.change_link(&LinkChange::Delete(eth0())).expect("gone");
         assert_eq!(fake.live(), Live::default());
-        fake.change_link(&LinkChange::Delete(2)).expect("still gone");
+        fake.change_link(&LinkChange::Delete(eth0())).expect("still gone");
     }
 
     #[test]
@@ -352,7 +360,7 @@ mod tests {
         fake.fail(2, Errno::ENOBUFS, |call| matches!(call, Call::Entry(EntryChange::Neighbour(_))));
         let neighbour = Neighbour { link: 2, ip: "10.0.0.2".parse().expect("an address"), mac: Mac([2; 6]), permanent: true };
         let change = EntryChange::Neighbour(neighbour);
-        let outcomes = fake.change_entries(&[change, EntryChange::NoNeighbour(neighbour), change, change]);
+        let outcomes = fake.change_entries(&[change, EntryChange::NoNeighbour(neighbour), change, change], &LinkNames::default());
         assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false, true]);
         assert_eq!(fake.live().neighbours, [neighbour]);
         assert_eq!((fake.take_calls().len(), fake.take_calls().len()), (4, 0));
@@ -367,11 +375,11 @@ mod tests {
         let route = |destination: &str, gateway: Option<&str>| {
             let gateway = gateway.and_then(|ip| ip.parse().ok());
             let destination = destination.parse().expect("a network");
-            Route { destination, gateway, link: Some(2), onlink: false, blackhole: false, source: None, protocol: 2, metric: 0 }
+            Route { destination, gateway, link: Some(2), onlink: false, kind: RouteKind::Unicast, source: None, protocol: 2, metric: 0 }
         };
-        fake.change_link(&LinkChange::AddAddress(2, "192.168.0.1/24".parse().expect("a network"))).expect("added");
+        fake.change_link(&LinkChange::AddAddress(eth0(), "192.168.0.1/24".parse().expect("a network"))).expect("added");
         let changes = [route("192.168.0.0/24", None), route("0.0.0.0/0", Some("192.168.0.254"))].map(EntryChange::Route);
-        assert!(fake.change_entries(&changes).iter().all(Result::is_ok));
+        assert!(fake.change_entries(&changes, &LinkNames::default()).iter().all(Result::is_ok));
         let near = fake.route_to("192.168.0.7".parse().expect("an address")).expect("a way");
         assert_eq!((near.gateway, near.source), (None, "192.168.0.1".parse().ok()));
         let far = fake.route_to("8.8.8.8".parse().expect("an address")).expect("a way");

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use crate::cluster::Family;
 use crate::network::entry::{EntryChange, LinkChange, Live, Route};
-use crate::network::link::{Link, LinkKind};
+use crate::network::link::{Link, LinkKind, LinkNames};
 
 use super::error::{Cause, NetlinkError};
 use super::socket::{Connection, Request};
@@ -33,8 +33,8 @@ pub trait NetworkKernel: fmt::Debug + Send + Sync + 'static {
     fn links(&self) -> Result<Vec<Link>, NetlinkError>;
 
     /// Makes these changes in this order, and says of each in turn how it went. One that fails holds up no other. What is to go and is
-    /// not there has gone.
-    fn change_entries(&self, changes: &[EntryChange]) -> Vec<Result<(), NetlinkError>>;
+    /// not there has gone. Errors show links by these names.
+    fn change_entries(&self, changes: &[EntryChange], names: &LinkNames) -> Vec<Result<(), NetlinkError>>;
 
     /// Makes one change to the links.
     ///
@@ -75,13 +75,14 @@ impl NetworkKernel for Kernel {
         links(&mut Connection::route().map_err(NetlinkError::listing("links"))?)
     }
 
-    fn change_entries(&self, changes: &[EntryChange]) -> Vec<Result<(), NetlinkError>> {
+    fn change_entries(&self, changes: &[EntryChange], names: &LinkNames) -> Vec<Result<(), NetlinkError>> {
         let outcomes = match Connection::route() {
             Ok(mut connection) => change(&mut connection, changes),
             Err(cause) => vec![Err(cause); changes.len()],
         };
-        let named = |(change, outcome): (&EntryChange, Result<(), Cause>)| outcome.map_err(|cause| NetlinkError::entry(change, cause));
-        changes.iter().zip(outcomes).map(named).collect()
+        let of_change =
+            |(change, outcome): (&EntryChange, Result<(), Cause>)| outcome.map_err(|cause| NetlinkError::entry(change, names, cause));
+        changes.iter().zip(outcomes).map(of_change).collect()
     }
 
     fn change_link(&self, change: &LinkChange) -> Result<(), NetlinkError> {
@@ -125,8 +126,8 @@ fn or_no_table(found: Result<Vec<Route>, Cause>) -> Result<Vec<Route>, Cause> {
 
 fn change(connection: &mut Connection, changes: &[EntryChange]) -> Vec<Result<(), Cause>> {
     let mut outcomes = connection.batch(changes.iter().map(requests::entry));
-    // IPv6 refuses a next hop that another route covers, even if that is the one to be replaced (spec section 6). Then that one goes
-    // first, in the same datagram.
+    // IPv6 refuses an onlink gateway that a route over another link leads to, whosever route that is. A route to the gateway alone, over
+    // our link and for as long as it takes, is more specific than all others.
     let covered: Vec<(usize, &Route)> = changes
         .iter()
         .enumerate()
@@ -136,9 +137,12 @@ fn change(connection: &mut Connection, changes: &[EntryChange]) -> Vec<Result<()
         })
         .filter(|(at, _)| matches!(outcomes[*at], Err(Cause::Kernel { errno: Errno::EINVAL, .. })))
         .collect();
-    let again = covered.iter().flat_map(|(at, route)| [requests::make_way(route), requests::entry(&changes[*at])]);
+    let again = covered.iter().flat_map(|(at, route)| {
+        let [before, after] = requests::gateway_route(route);
+        [before, requests::entry(&changes[*at]), after]
+    });
     let second = connection.batch(again);
-    for ((at, _), outcome) in covered.into_iter().zip(second.into_iter().skip(1).step_by(2)) {
+    for ((at, _), outcome) in covered.into_iter().zip(second.into_iter().skip(1).step_by(3)) {
         outcomes[at] = outcome;
     }
     for (change, outcome) in changes.iter().zip(&mut outcomes) {
@@ -165,13 +169,13 @@ fn change_link(change: &LinkChange) -> Result<(), Cause> {
             refuse_router_advertisements(name);
             Ok(())
         }
-        LinkChange::Delete(index) => gone(request(requests::delete_link(*index))),
-        LinkChange::Mtu(index, mtu) => request(requests::set_mtu(*index, *mtu)),
-        LinkChange::Mac(index, mac) => request(requests::set_mac(*index, *mac)),
-        LinkChange::Up(index) => request(requests::set_up(*index)),
-        LinkChange::AddAddress(index, net) => request(requests::add_address(*index, *net)),
-        LinkChange::DeleteAddress(index, net) => gone(request(requests::delete_address(*index, *net))),
-        LinkChange::ChecksumOffload(index, on) => offload::set(*index, *on),
+        LinkChange::Delete(link) => gone(request(requests::delete_link(link.index))),
+        LinkChange::Mtu(link, mtu) => request(requests::set_mtu(link.index, *mtu)),
+        LinkChange::Mac(link, mac) => request(requests::set_mac(link.index, *mac)),
+        LinkChange::Up(link) => request(requests::set_up(link.index)),
+        LinkChange::AddAddress(link, net) => request(requests::add_address(link.index, *net)),
+        LinkChange::DeleteAddress(link, net) => gone(request(requests::delete_address(link.index, *net))),
+        LinkChange::ChecksumOffload(link, on) => offload::set(link.index, *on),
     }
 }
 

@@ -43,7 +43,7 @@ pub enum Event {
         /// It went.
         gone: bool,
     },
-    /// A unicast or blackhole route of the main table came, or is not what it was, or went.
+    /// A route of the main table came, or is not what it was, or went.
     Route {
         /// The link it leaves by, if it is one.
         link: Option<u32>,

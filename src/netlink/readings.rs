@@ -18,7 +18,7 @@ use nix::libc::{
     RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE,
 };
 
-use crate::network::entry::{FdbEntry, Neighbour, Route};
+use crate::network::entry::{FdbEntry, Neighbour, Route, RouteKind};
 use crate::network::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
 use crate::network::mac::Mac;
 
@@ -123,12 +123,12 @@ pub(super) fn address(body: &[u8]) -> Option<(u32, LinkAddress)> {
     Some((header.index, LinkAddress { net, scope, permanent, temporary, deprecated }))
 }
 
-/// A route of the main table that is a plain unicast or blackhole route; `None` for all others.
+/// A route of the main table; `None` for routes of other tables, for those with a TOS or a source prefix, and for local, broadcast and
+/// multicast routes.
 pub(super) fn route(body: &[u8]) -> Option<Route> {
     let header = RouteHeader::parse(body).ok()?;
     let plain = header.tos == 0 && header.source_prefix_length == 0 && !header.flags.contains(RouteFlags::Cloned);
-    let blackhole = header.kind == RouteType::BlackHole;
-    if !plain || !blackhole && header.kind != RouteType::Unicast {
+    if !plain || route_kind(header.kind).is_none() {
         return None;
     }
     any_route(&header, body).filter(|(table, _)| *table == u32::from(RouteHeader::RT_TABLE_MAIN)).map(|(_, route)| route)
@@ -138,6 +138,17 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
 pub(super) fn way(body: &[u8]) -> Option<Route> {
     let header = RouteHeader::parse(body).ok()?;
     any_route(&header, body).map(|(_, route)| route)
+}
+
+fn route_kind(kind: RouteType) -> Option<RouteKind> {
+    match kind {
+        RouteType::Unicast => Some(RouteKind::Unicast),
+        RouteType::BlackHole => Some(RouteKind::Blackhole),
+        RouteType::Unreachable => Some(RouteKind::Unreachable),
+        RouteType::Prohibit => Some(RouteKind::Prohibit),
+        RouteType::Throw => Some(RouteKind::Throw),
+        _ => None,
+    }
 }
 
 /// A route, and its table.
@@ -162,13 +173,14 @@ fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
             _ => {}
         }
     }
-    let blackhole = header.kind == RouteType::BlackHole;
+    // The answer to the question for one address may be of another kind, such as local. It is a way all the same.
+    let kind = route_kind(header.kind).unwrap_or_default();
     let route = Route {
         destination: IpNetwork::new(to, header.destination_prefix_length).ok()?,
         gateway,
-        link: link.filter(|_| !blackhole),
+        link: link.filter(|_| kind == RouteKind::Unicast),
         onlink: header.flags.contains(RouteFlags::Onlink),
-        blackhole,
+        kind,
         source,
         protocol: header.protocol.into(),
         metric,
@@ -260,22 +272,25 @@ mod tests {
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
     fn routes() -> Vec<Route> {
-        let route = |destination: &str, gateway: Option<&str>, blackhole: bool| Route {
+        let route = |destination: &str, gateway: Option<&str>, kind: RouteKind| Route {
             destination: destination.parse().expect("a network"),
             gateway: gateway.map(|ip| ip.parse().expect("an address")),
-            link: (!blackhole).then_some(7),
+            link: (kind == RouteKind::Unicast).then_some(7),
             onlink: gateway.is_some(),
-            blackhole,
+            kind,
             source: None,
             protocol: 83,
             metric: 5,
         };
         vec![
-            route("10.244.2.0/24", Some("10.244.2.0"), false),
-            route("10.244.2.0/24", Some("fe80::1"), false),
-            route("0.0.0.0/0", None, false),
-            route("fd00:2::/64", Some("fd00:2::"), false),
-            route("::/0", None, true),
+            route("10.244.2.0/24", Some("10.244.2.0"), RouteKind::Unicast),
+            route("10.244.2.0/24", Some("fe80::1"), RouteKind::Unicast),
+            route("0.0.0.0/0", None, RouteKind::Unicast),
+            route("fd00:2::/64", Some("fd00:2::"), RouteKind::Unicast),
+            route("::/0", None, RouteKind::Blackhole),
+            route("10.244.3.0/24", None, RouteKind::Unreachable),
+            route("fd00:3::/64", None, RouteKind::Prohibit),
+            route("10.244.4.0/24", None, RouteKind::Throw),
         ]
     }
 

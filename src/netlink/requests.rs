@@ -15,7 +15,7 @@ use nix::libc::{
 };
 
 use crate::cluster::Family;
-use crate::network::entry::{EntryChange, FdbEntry, Neighbour, Route};
+use crate::network::entry::{EntryChange, FdbEntry, Neighbour, Route, RouteKind};
 use crate::network::link::Vxlan;
 use crate::network::mac::Mac;
 
@@ -23,7 +23,7 @@ use super::socket::Request;
 
 /// What IPv6 makes of a metric of 0 (`IP6_RT_PRIO_USER`).
 pub(super) const DEFAULT_METRIC_V6: u32 = 1024;
-/// The loopback's number in every network namespace. Blackholes of IPv6 belong to it.
+/// The loopback's index in every network namespace. IPv6 routes that drop packets belong to it.
 const LOOPBACK: u32 = 1;
 /// Takes the place of what is there.
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
@@ -50,31 +50,41 @@ pub(super) fn metric(destination: &IpNetwork, metric: u32) -> u32 {
 fn set_route(route: &Route) -> Request {
     let (mut header, mut attributes) = main_table(route);
     header.protocol = RouteProtocol::from(route.protocol);
-    header.kind = if route.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
+    header.kind = kind(route.kind);
     // Without a next hop the destination itself is on the link.
-    header.scope = if route.gateway.is_none() && !route.blackhole { RouteScope::Link } else { RouteScope::Universe };
+    header.scope = if route.gateway.is_none() && route.kind == RouteKind::Unicast { RouteScope::Link } else { RouteScope::Universe };
     header.flags = if route.onlink { RouteFlags::Onlink } else { RouteFlags::empty() };
     attributes.extend(route.link.map(RouteAttribute::Oif));
     Request::new(RTM_NEWROUTE, SET, &header, &attributes)
+}
+
+const fn kind(kind: RouteKind) -> RouteType {
+    match kind {
+        RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Blackhole => RouteType::BlackHole,
+        RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Prohibit => RouteType::Prohibit,
+        RouteKind::Throw => RouteType::Throw,
+    }
 }
 
 /// Deletes exactly this route: one to the same destination by another way, or of another's making, stays.
 fn delete_route(route: &Route) -> Request {
     let (mut header, mut attributes) = main_table(route);
     header.protocol = RouteProtocol::from(route.protocol);
-    header.kind = if route.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
+    header.kind = kind(route.kind);
     header.scope = RouteScope::NoWhere;
     // IPv6 does not look at the kind when it deletes, only at the link.
-    let link = if route.blackhole && route.destination.is_ipv6() { Some(LOOPBACK) } else { route.link };
+    let link = if route.kind != RouteKind::Unicast && route.destination.is_ipv6() { Some(LOOPBACK) } else { route.link };
     attributes.extend(link.map(RouteAttribute::Oif));
     Request::new(RTM_DELROUTE, 0, &header, &attributes)
 }
 
-/// Deletes whatever route to this destination has this metric.
-pub(super) fn make_way(route: &Route) -> Request {
-    let (mut header, attributes) = main_table(&Route { gateway: None, source: None, ..*route });
-    header.scope = RouteScope::NoWhere;
-    Request::new(RTM_DELROUTE, 0, &header, &attributes)
+/// Makes, and deletes, a route to the gateway of a route, over the same link.
+pub(super) fn gateway_route(route: &Route) -> [Request; 2] {
+    let destination = route.gateway.map_or(route.destination, IpNetwork::from);
+    let to_gateway = Route { destination, gateway: None, onlink: false, source: None, ..*route };
+    [set_route(&to_gateway), delete_route(&to_gateway)]
 }
 
 /// What all requests about a route have, besides its link.

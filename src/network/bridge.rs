@@ -16,14 +16,14 @@ pub fn mtu_change(links: &[Link], own: &OwnLease, mtu: u32) -> Option<LinkChange
         link.name == BRIDGE && link.kind == LinkKind::Bridge && link.addresses.iter().any(|address| holds(address.net.ip()))
     };
     let bridge = links.iter().find(is_ours)?;
-    (bridge.mtu != mtu).then_some(LinkChange::Mtu(bridge.index, mtu))
+    (bridge.mtu != mtu).then_some(LinkChange::Mtu(bridge.id(), mtu))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::network::families::PerFamily;
-    use crate::network::link::{LinkAddress, Scope};
+    use crate::network::link::{LinkAddress, LinkId, Scope};
 
     fn bridge(name: &str, address: &str, mtu: u32) -> Link {
         let net = address.parse().expect("an address");
@@ -43,7 +43,7 @@ mod tests {
     fn only_our_bridge_follows() {
         let own = OwnLease { subnets: PerFamily { v4: "10.244.1.0/24".parse().ok(), v6: None }, ..OwnLease::default() };
         for (link, want) in [
-            (bridge("cni0", "10.244.1.1/24", 1500), Some(LinkChange::Mtu(4, 1450))),
+            (bridge("cni0", "10.244.1.1/24", 1500), Some(LinkChange::Mtu(LinkId { index: 4, name: "cni0".into() }, 1450))),
             (bridge("cni0", "10.244.1.1/24", 1450), None),
             (bridge("cni0", "10.88.0.1/16", 1500), None),
             (bridge("br0", "10.244.1.1/24", 1500), None),

@@ -10,7 +10,7 @@ use crate::cluster::ip::host_net;
 use crate::config::netconf::{Backend, NetConf};
 use crate::config::network_settings::NetworkSettings;
 
-use super::entry::{EntryChange, FdbEntry, Neighbour, OUR_PROTOCOL, Route};
+use super::entry::{EntryChange, FdbEntry, Neighbour, OUR_PROTOCOL, Route, RouteKind};
 use super::families::PerFamily;
 use super::interface::External;
 use super::link::Vxlan;
@@ -190,11 +190,11 @@ fn tunnelled(remote: &Remote, link: u32, mac: Mac) -> [Entry; 3] {
 }
 
 fn blackhole(subnet: IpNetwork) -> Route {
-    Route { blackhole: true, metric: LAST_METRIC, ..to(subnet) }
+    Route { kind: RouteKind::Blackhole, metric: LAST_METRIC, ..to(subnet) }
 }
 
 /// A route of ours that leads nowhere yet.
 fn to(destination: IpNetwork) -> Route {
     let metric = if destination.is_ipv4() { 0 } else { IPV6_METRIC };
-    Route { destination, gateway: None, link: None, onlink: false, blackhole: false, source: None, protocol: OUR_PROTOCOL, metric }
+    Route { destination, gateway: None, link: None, onlink: false, kind: RouteKind::Unicast, source: None, protocol: OUR_PROTOCOL, metric }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::link::{LinkId, LinkNames, Vxlan};
 use super::mac::Mac;
 
 /// `rtm_protocol` of the routes that are ours (`/etc/iproute2/rt_protos` has nothing there). flannel's own say `boot`.
@@ -12,22 +13,55 @@ pub const OUR_PROTOCOL: u8 = 83;
 /// `rtm_protocol` of routes that administrators, and flannel, add (`RTPROT_BOOT`).
 pub const BOOT_PROTOCOL: u8 = 3;
 
+/// `rtm_protocol` of routes that the kernel makes with addresses (`RTPROT_KERNEL`).
+pub const KERNEL_PROTOCOL: u8 = 2;
+
 /// What is said of making a VXLAN link.
 pub const CREATE_VXLAN: &str = "create VXLAN link";
 
-/// A unicast or blackhole route of the main table.
+/// What a route does with packets (`rtm_type`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// Forwards them.
+    #[default]
+    Unicast,
+    /// Drops them silently.
+    Blackhole,
+    /// Drops them and answers "host unreachable".
+    Unreachable,
+    /// Drops them and answers "administratively prohibited".
+    Prohibit,
+    /// Ends the lookup in this table.
+    Throw,
+}
+
+impl RouteKind {
+    /// Its name, as `ip route` has it; empty for unicast.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unicast => "",
+            Self::Blackhole => "blackhole",
+            Self::Unreachable => "unreachable",
+            Self::Prohibit => "prohibit",
+            Self::Throw => "throw",
+        }
+    }
+}
+
+/// A route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
     /// Where to; host bits are zero. A prefix of length 0 is the default route.
     pub destination: IpNetwork,
     /// The next hop, if there is one.
     pub gateway: Option<IpAddr>,
-    /// The link to leave by, by number; `None` for a blackhole or several next hops.
+    /// The link to leave by, by index; `None` for several next hops and for every kind but unicast.
     pub link: Option<u32>,
     /// The next hop counts as reachable over the link, whatever other routes say.
     pub onlink: bool,
-    /// Packets are dropped without a word.
-    pub blackhole: bool,
+    /// What it does with packets.
+    pub kind: RouteKind,
     /// The source address that this host's own packets prefer.
     pub source: Option<IpAddr>,
     /// Who made it (`RTPROT_*`).
@@ -67,7 +101,7 @@ pub struct FdbEntry {
 pub struct Live {
     /// Every link, in the kernel's order of numbers, with its addresses.
     pub links: Vec<super::link::Link>,
-    /// Every unicast and blackhole route of the main table.
+    /// Every route of the main table.
     pub routes: Vec<Route>,
     /// Every neighbour of VXLAN links.
     pub neighbours: Vec<Neighbour>,
@@ -100,26 +134,70 @@ pub enum LinkChange {
         /// Its name.
         name: String,
         /// Its attributes.
-        vxlan: super::link::Vxlan,
+        vxlan: Vxlan,
         /// Its hardware address, set while it is made so that nobody else gets to choose one.
         mac: Mac,
         /// Largest packet, in bytes.
         mtu: u32,
     },
     /// Delete a link.
-    Delete(u32),
+    Delete(LinkId),
     /// Set the MTU.
-    Mtu(u32, u32),
+    Mtu(LinkId, u32),
     /// Set the hardware address.
-    Mac(u32, Mac),
+    Mac(LinkId, Mac),
     /// Set it up.
-    Up(u32),
+    Up(LinkId),
     /// Add an address.
-    AddAddress(u32, IpNetwork),
-    /// Take an address away.
-    DeleteAddress(u32, IpNetwork),
+    AddAddress(LinkId, IpNetwork),
+    /// Delete an address.
+    DeleteAddress(LinkId, IpNetwork),
     /// Switch transmit checksum offload (`tx-checksum-ip-generic`) off or on.
-    ChecksumOffload(u32, bool),
+    ChecksumOffload(LinkId, bool),
+}
+
+impl Route {
+    /// The route in the words of `ip route`.
+    #[must_use]
+    pub fn text(&self, names: &LinkNames) -> String {
+        let Self { destination, gateway, link, kind, metric, .. } = self;
+        let mut text = kind.as_str().to_owned();
+        let mut add = |word: &str, value: &dyn fmt::Display| {
+            for part in [word, &value.to_string()] {
+                if !text.is_empty() && !part.is_empty() {
+                    text.push(' ');
+                }
+                text.push_str(part);
+            }
+        };
+        add("", destination);
+        if let Some(gateway) = gateway {
+            add("via", gateway);
+        }
+        if let Some(link) = link {
+            add("dev", &names.name(*link));
+        }
+        if *metric != 0 {
+            add("metric", metric);
+        }
+        text
+    }
+}
+
+impl Neighbour {
+    /// The neighbour in the words of `ip neigh`.
+    #[must_use]
+    pub fn text(&self, names: &LinkNames) -> String {
+        format!("{} lladdr {} dev {}", self.ip, self.mac, names.name(self.link))
+    }
+}
+
+impl FdbEntry {
+    /// The entry in the words of `bridge fdb`.
+    #[must_use]
+    pub fn text(&self, names: &LinkNames) -> String {
+        format!("{} dst {} dev {}", self.mac, self.host, names.name(self.link))
+    }
 }
 
 impl EntryChange {

@@ -12,7 +12,7 @@ use regex::Regex;
 use crate::cluster::Family;
 
 use super::annotations::{BadAnnotation, NodeAnnotations};
-use super::entry::Route;
+use super::entry::{Route, RouteKind};
 use super::families::PerFamily;
 use super::link::{Link, LinkAddress, LinkKind, Scope};
 
@@ -211,8 +211,9 @@ impl<'a> Selection<'a> {
         for family in self.families {
             let (version, of_version) = if *family == Family::V6 { ("v6 ", "default v6") } else { ("", "default") };
             let failed = |what: String| format!("failed to get default {version}interface: {what}");
-            let is_default =
-                |route: &&Route| route.destination.prefix() == 0 && Family::of_net(route.destination) == *family && !route.blackhole;
+            let is_default = |route: &&Route| {
+                route.destination.prefix() == 0 && Family::of_net(route.destination) == *family && route.kind == RouteKind::Unicast
+            };
             let route = self.routes.iter().find(is_default).ok_or_else(|| failed(format!("unable to find {of_version} route")))?;
             let link =
                 self.link(route.link).ok_or_else(|| failed(format!("found {of_version} route but could not determine interface")))?;

@@ -9,7 +9,7 @@ use crate::cluster::Family;
 use crate::config::netconf::NetConf;
 
 use super::desired::{DesiredEntries, link_name};
-use super::entry::{BOOT_PROTOCOL, EntryChange, LinkChange, Live, Route};
+use super::entry::{BOOT_PROTOCOL, EntryChange, LinkChange, Live, Route, RouteKind};
 use super::families::PerFamily;
 use super::link::{Link, LinkKind};
 use super::plan;
@@ -34,7 +34,7 @@ pub fn links<'l>(live: &'l Live, known: &Known) -> Vec<&'l Link> {
     let conf = known.conf.as_ref();
     let vni = conf.and_then(|conf| conf.backend.vxlan()).map(|vxlan| vxlan.vni);
     let is_named = |link: &Link| vni.is_some_and(|vni| Family::ALL.into_iter().any(|family| has(link, family, vni)));
-    live.links.iter().filter(|link| is_named(link) || former.contains(&LinkChange::Delete(link.index))).collect()
+    live.links.iter().filter(|link| is_named(link) || former.contains(&LinkChange::Delete(link.id()))).collect()
 }
 
 /// VXLAN links with flannel's names of which nothing tells that they are this network's, so that they stay.
@@ -59,7 +59,9 @@ pub fn routes(live: &Live, known: &Known) -> Vec<EntryChange> {
     let ours = plan::entries(&DesiredEntries::default(), &PerFamily::default(), live);
     let swallows = |route: &&Route| {
         let subnet = known.env.subnets.get(Family::of_net(route.destination));
-        route.blackhole && route.protocol == BOOT_PROTOCOL && subnet.is_some_and(|subnet| is_same(*subnet, route.destination))
+        route.kind == RouteKind::Blackhole
+            && route.protocol == BOOT_PROTOCOL
+            && subnet.is_some_and(|subnet| is_same(*subnet, route.destination))
     };
     let swallowing = live.routes.iter().filter(swallows).map(|route| EntryChange::NoRoute(*route));
     ours.groups.into_iter().flat_map(|group| group.changes).chain(swallowing).collect()

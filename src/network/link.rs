@@ -1,5 +1,8 @@
 //! Links, as the kernel shows them and as they should be.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -25,6 +28,47 @@ pub struct Link {
     pub kind: LinkKind,
     /// Its addresses, each with its prefix length, in the kernel's order.
     pub addresses: Vec<LinkAddress>,
+}
+
+impl Link {
+    /// Its index and its name.
+    #[must_use]
+    pub fn id(&self) -> LinkId {
+        LinkId { index: self.index, name: self.name.as_str().into() }
+    }
+}
+
+/// A link that exists. Requests use its index, messages its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkId {
+    /// Its index.
+    pub index: u32,
+    /// Its name when it was listed.
+    pub name: Box<str>,
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// The names of links by index, for messages about routes, neighbours and FDB entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkNames(BTreeMap<u32, Box<str>>);
+
+impl LinkNames {
+    /// The names of these links.
+    #[must_use]
+    pub fn new(links: &[Link]) -> Self {
+        Self(links.iter().map(|link| (link.index, link.name.as_str().into())).collect())
+    }
+
+    /// The name of a link. A link that was not listed is shown by its index, as `ip` shows it.
+    #[must_use]
+    pub fn name(&self, index: u32) -> Cow<'_, str> {
+        self.0.get(&index).map_or_else(|| format!("if{index}").into(), |name| (&**name).into())
+    }
 }
 
 /// An address of a link.

@@ -2,60 +2,30 @@
 //! 5.3, 6 and 12.1-12.3).
 //!
 //! Links come first ([`links`]): a link that is made has no number yet, so after these steps the kernel is looked at again. Entries come
-//! in groups, one for each peer ([`entries`]), so that a step that fails holds up nobody else. Whatever is ours and not desired goes;
-//! whatever others made stays, and where it is in the way that is said.
+//! in groups, one for each peer ([`entries`]), so that a step that fails holds up no other peer. What is ours and not desired is deleted.
+//! Routes of other programs stay, but for those that have the destination and the metric of one of ours ([`super::foreign`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::cluster::Family;
-
-use super::desired::{DesiredEntries, DesiredLink, Entry};
-use super::entry::{BOOT_PROTOCOL, EntryChange, FdbEntry, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route};
+use super::desired::{DesiredEntries, Entry};
+use super::entry::{BOOT_PROTOCOL, EntryChange, FdbEntry, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind};
 use super::families::PerFamily;
-use super::link::{Link, LinkKind, Vxlan};
+use super::foreign::{ForeignRoute, is_connected};
+pub use super::link_plan::{LinkInTheWay, LinkPlan, links, our_links};
 use super::mac::Mac;
-
-/// Steps for the links, and what keeps others from being taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LinkPlan {
-    /// The steps, in order.
-    pub changes: Vec<LinkChange>,
-    /// Links of others because of which one of ours cannot be made.
-    pub in_the_way: Vec<LinkInTheWay>,
-}
-
-/// A VXLAN link of somebody else's with the same VNI and port: the kernel allows one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkInTheWay {
-    /// The link that is to be made.
-    pub wanted: String,
-    /// The one that is there.
-    pub found: String,
-    /// Its VNI.
-    pub vni: u32,
-}
-
-impl fmt::Display for LinkInTheWay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { wanted, found, vni } = self;
-        write!(
-            f,
-            "link {wanted} cannot be made: link {found} has VNI {vni} and the same port. Delete it (ip link delete {found}), or choose another Backend.VNI in net-conf.json on all nodes"
-        )
-    }
-}
 
 /// Steps for the entries, and what keeps others from being taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryPlan {
     /// The steps, in groups that do not depend on each other.
     pub groups: Vec<Group>,
-    /// Routes of others to the same destinations.
-    pub in_the_way: Vec<RouteInTheWay>,
+    /// Routes of other programs with the destination and the metric of one of ours. The steps replace or delete them.
+    pub replaced: Vec<ForeignRoute>,
+    /// Routes of other programs that the kernel prefers to ours, and routes of the kernel in the place of ours. They stay.
+    pub in_the_way: Vec<ForeignRoute>,
 }
 
 /// Steps that are taken one after the other; when one fails the rest of them wait for the next try.
@@ -67,116 +37,6 @@ pub struct Group {
     pub changes: Vec<EntryChange>,
 }
 
-/// A route of somebody else's to the same destination as one of ours. It is not replaced.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouteInTheWay {
-    /// The peer whose pods are there, if they are a peer's.
-    pub node: Option<Box<str>>,
-    /// The route that should be there.
-    pub wanted: Route,
-    /// The one that is.
-    pub found: Route,
-}
-
-impl fmt::Display for RouteInTheWay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Route { destination, protocol, metric, gateway, .. } = &self.found;
-        write!(f, "the route to {destination}")?;
-        if let Some(node) = &self.node {
-            write!(f, ", where the pods of node {node} are,")?;
-        }
-        f.write_str(" is somebody else's")?;
-        if let Some(gateway) = gateway {
-            write!(f, " and leads by {gateway}")?;
-        }
-        write!(f, " (protocol {protocol}, metric {metric}); it stays. If it is not needed: ip route delete {destination} metric {metric}")
-    }
-}
-
-/// The numbers of the links that are there as desired, or can be made so without making them anew.
-#[must_use]
-pub fn our_links(desired: &[DesiredLink], live: &Live) -> PerFamily<u32> {
-    let of = |desired: &DesiredLink| {
-        live.links.iter().find(|link| link.name == desired.name && is_like(link, &desired.vxlan)).map(|link| link.index)
-    };
-    desired.iter().filter_map(|desired| Some((desired.family, of(desired)?))).collect()
-}
-
-/// Whether a link can become the one desired: what cannot be changed is right. As flannel has it, outer checksums do not matter.
-fn is_like(link: &Link, wanted: &Vxlan) -> bool {
-    matches!(&link.kind, LinkKind::Vxlan(found) if Vxlan { checksum: wanted.checksum, ..*found } == *wanted)
-}
-
-/// Plans the way to these links. `networks` are the pod network's: by an address in them a VXLAN link with flannel's name is known for a
-/// former one of this node's. `offloads` is what is known to be set of transmit checksum offload, by number of link.
-#[must_use]
-pub fn links(desired: &[DesiredLink], networks: &PerFamily<IpNetwork>, live: &Live, offloads: &BTreeMap<u32, bool>) -> LinkPlan {
-    let mut plan = LinkPlan::default();
-    let former: Vec<&Link> = live.links.iter().filter(|link| is_former(link, desired, networks, live)).collect();
-    plan.changes.extend(former.iter().map(|link| LinkChange::Delete(link.index)));
-    for wanted in desired {
-        let found = live.links.iter().find(|link| link.name == wanted.name);
-        if let Some(link) = found.filter(|link| is_like(link, &wanted.vxlan)) {
-            adjust(wanted, link, offloads, &mut plan.changes);
-            continue;
-        }
-        let other = live.links.iter().find(|link| {
-            let stays = !former.iter().any(|former| former.index == link.index) && !desired.iter().any(|desired| desired.name == link.name);
-            matches!(&link.kind, LinkKind::Vxlan(vxlan) if stays && is_same_network(vxlan, &wanted.vxlan))
-        });
-        if let Some(other) = other {
-            plan.in_the_way.push(LinkInTheWay { wanted: wanted.name.clone(), found: other.name.clone(), vni: wanted.vxlan.vni });
-            continue;
-        }
-        plan.changes.extend(found.map(|link| LinkChange::Delete(link.index)));
-        plan.changes.push(LinkChange::CreateVxlan { name: wanted.name.clone(), vxlan: wanted.vxlan, mac: wanted.mac, mtu: wanted.mtu });
-    }
-    plan
-}
-
-/// Whether the kernel would not have both: one VNI on one port with outer packets of one family.
-fn is_same_network(a: &Vxlan, b: &Vxlan) -> bool {
-    let is_v6 = |vxlan: &Vxlan| vxlan.local.is_some_and(|ip| ip.is_ipv6());
-    (a.vni, a.port, is_v6(a)) == (b.vni, b.port, is_v6(b))
-}
-
-/// Whether a link was this node's: by its name, and by an address of the network or a route of ours through it.
-fn is_former(link: &Link, desired: &[DesiredLink], networks: &PerFamily<IpNetwork>, live: &Live) -> bool {
-    let number = ["flannel.", "flannel-v6."].into_iter().find_map(|start| link.name.strip_prefix(start)?.parse::<u32>().ok());
-    let named = number.is_some() && matches!(link.kind, LinkKind::Vxlan(_)) && !desired.iter().any(|desired| desired.name == link.name);
-    let inside = |net: IpNetwork| networks.get(Family::of_net(net)).is_some_and(|network| network.contains(net.ip()));
-    let used = || live.routes.iter().any(|route| route.protocol == OUR_PROTOCOL && route.link == Some(link.index));
-    named && (link.addresses.iter().any(|address| inside(address.net)) || used())
-}
-
-/// What can be changed while the link carries traffic.
-fn adjust(wanted: &DesiredLink, link: &Link, offloads: &BTreeMap<u32, bool>, changes: &mut Vec<LinkChange>) {
-    let index = link.index;
-    if link.mac != Some(wanted.mac) {
-        changes.push(LinkChange::Mac(index, wanted.mac));
-    }
-    if link.mtu != wanted.mtu {
-        changes.push(LinkChange::Mtu(index, wanted.mtu));
-    }
-    if let Some(offload) = wanted.checksum_offload.filter(|offload| offloads.get(&index) != Some(offload)) {
-        changes.push(LinkChange::ChecksumOffload(index, offload));
-    }
-    let is_stale = |net: IpNetwork| match net {
-        _ if Family::of_net(net) != wanted.family || net == wanted.address => false,
-        IpNetwork::V4(_) => wanted.network.contains(net.ip()),
-        IpNetwork::V6(net) => !net.ip().is_unicast_link_local(),
-    };
-    let stale = link.addresses.iter().map(|address| address.net).filter(|net| is_stale(*net));
-    // Of IPv6 a link has an address once, whatever its prefix: the wrong one goes first.
-    changes.extend(stale.map(|net| LinkChange::DeleteAddress(index, net)));
-    if !link.addresses.iter().any(|address| address.net == wanted.address) {
-        changes.push(LinkChange::AddAddress(index, wanted.address));
-    }
-    if !link.up {
-        changes.push(LinkChange::Up(index));
-    }
-}
-
 /// Plans the way to these entries. `links` are our VXLAN links ([`our_links`]).
 #[must_use]
 pub fn entries(desired: &DesiredEntries, links: &PerFamily<u32>, live: &Live) -> EntryPlan {
@@ -184,12 +44,13 @@ pub fn entries(desired: &DesiredEntries, links: &PerFamily<u32>, live: &Live) ->
     let mut plan = EntryPlan::default();
     let mut stale = planner.stale();
     for (node, wanted) in &desired.peers {
-        let mut changes = planner.changes(Some(node), wanted, &mut plan.in_the_way);
+        let mut changes = planner.changes(Some(node), wanted, &mut plan);
         changes.extend(stale.of_peers.remove(node).into_iter().flatten());
         plan.add(Some(node.clone()), changes);
     }
-    let changes = planner.changes(None, &desired.own, &mut plan.in_the_way);
+    let changes = planner.changes(None, &desired.own, &mut plan);
     plan.add(None, changes);
+    plan.in_the_way.extend(planner.more_specific());
     for changes in stale.of_nobody.into_values() {
         plan.add(None, changes);
     }
@@ -201,6 +62,18 @@ impl EntryPlan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
+    }
+
+    /// Leaves the routes to these destinations as they are, for now.
+    pub fn defer(&mut self, destinations: &HashSet<IpNetwork>) {
+        let is_deferred = |change: &EntryChange| match change {
+            EntryChange::Route(route) | EntryChange::NoRoute(route) => destinations.contains(&route.destination),
+            _ => false,
+        };
+        for group in &mut self.groups {
+            group.changes.retain(|change| !is_deferred(change));
+        }
+        self.groups.retain(|group| !group.changes.is_empty());
     }
 
     fn add(&mut self, node: Option<Box<str>>, changes: Vec<EntryChange>) {
@@ -236,7 +109,8 @@ struct Planner<'a> {
     routes: HashMap<IpNetwork, Vec<Route>>,
     neighbours: HashMap<(u32, IpAddr), Neighbour>,
     fdb: HashMap<(u32, Mac), Vec<FdbEntry>>,
-    destinations: HashSet<IpNetwork>,
+    /// Our routes by destination, each with its peer; an empty name for those of no peer.
+    destinations: HashMap<IpNetwork, (&'a str, Route)>,
     /// Which peer should have a neighbour, by its link and address.
     bases: HashMap<(u32, IpAddr), &'a str>,
     macs: HashSet<(u32, Mac)>,
@@ -250,7 +124,7 @@ impl<'a> Planner<'a> {
             routes: HashMap::with_capacity(live.routes.len()),
             neighbours: live.neighbours.iter().map(|neighbour| ((neighbour.link, neighbour.ip), *neighbour)).collect(),
             fdb: HashMap::with_capacity(live.fdb.len()),
-            destinations: HashSet::new(),
+            destinations: HashMap::new(),
             bases: HashMap::new(),
             macs: HashSet::new(),
         };
@@ -266,14 +140,14 @@ impl<'a> Planner<'a> {
             match entry {
                 Entry::Neighbour(neighbour) => drop(planner.bases.insert((neighbour.link, neighbour.ip), node)),
                 Entry::Fdb(entry) => drop(planner.macs.insert((entry.link, entry.mac))),
-                Entry::Route(route) => drop(planner.destinations.insert(route.destination)),
+                Entry::Route(route) => drop(planner.destinations.insert(route.destination, (node, *route))),
             }
         }
         planner
     }
 
-    /// The steps to what one peer should have.
-    fn changes(&self, node: Option<&str>, wanted: &[Entry], in_the_way: &mut Vec<RouteInTheWay>) -> Vec<EntryChange> {
+    /// The steps to what one peer should have. Routes of other programs are noted in the plan.
+    fn changes(&self, node: Option<&str>, wanted: &[Entry], plan: &mut EntryPlan) -> Vec<EntryChange> {
         let mut changes = Vec::new();
         for entry in wanted {
             match entry {
@@ -284,8 +158,10 @@ impl<'a> Planner<'a> {
                 }
                 Entry::Fdb(fdb) => self.fdb_changes(fdb, &mut changes),
                 Entry::Route(route) => {
-                    let found = self.route_changes(route, wanted, &mut changes);
-                    in_the_way.extend(found.into_iter().map(|found| RouteInTheWay { node: node.map(Into::into), wanted: *route, found }));
+                    let (replaced, in_the_way) = self.route_changes(route, wanted, &mut changes);
+                    let named = |found: Route| ForeignRoute { node: node.map(Into::into), wanted: *route, found };
+                    plan.replaced.extend(replaced.into_iter().map(named));
+                    plan.in_the_way.extend(in_the_way.into_iter().map(named));
                 }
             }
         }
@@ -303,29 +179,55 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The steps to one route; gives those of others that are in the way.
-    fn route_changes(&self, wanted: &Route, beside: &[Entry], changes: &mut Vec<EntryChange>) -> Vec<Route> {
+    /// The steps to one route. Gives the routes of other programs that they replace, and those that are in the way and stay.
+    fn route_changes(&self, wanted: &Route, beside: &[Entry], changes: &mut Vec<EntryChange>) -> (Vec<Route>, Vec<Route>) {
         let there = self.routes.get(&wanted.destination).map(Vec::as_slice).unwrap_or_default();
         let (ours, others): (Vec<&Route>, Vec<&Route>) = there.iter().partition(|route| self.is_ours(route, wanted, beside));
-        // A route of a higher metric does no harm; and the one that swallows packets is to stand behind all others.
-        let harms = |route: &&&Route| route.metric == wanted.metric || route.metric < wanted.metric && !wanted.blackhole;
-        let in_the_way: Vec<Route> = others.iter().filter(harms).map(|route| **route).collect();
+        let is_last = wanted.kind == RouteKind::Blackhole;
+        // A route of a higher metric does no harm. Our blackhole route has to be the last of all, so no lower metric harms it.
+        let is_better = |route: &Route| route.metric < wanted.metric && !is_last;
+        let same: Vec<Route> = others.iter().filter(|route| route.metric == wanted.metric).map(|route| **route).collect();
+        let is_blocked = same.iter().any(is_connected);
+        let better = others.iter().map(|route| **route).filter(is_better);
+        let (foreign, in_the_way) =
+            if is_blocked { (Vec::new(), same.into_iter().chain(better).collect()) } else { (same, better.collect()) };
+
         let is_there = ours.contains(&wanted);
-        let is_blocked = in_the_way.iter().any(|route| route.metric == wanted.metric);
-        let replaced = ours.iter().find(|route| !is_there && !is_blocked && route.metric == wanted.metric);
-        let mut stale: Vec<Route> =
-            ours.iter().filter(|route| **route != wanted && Some(*route) != replaced).map(|route| **route).collect();
-        // The kernel takes no IPv6 gateway that a route by another link leads to; so that one has to go first.
-        let goes_first = wanted.destination.is_ipv6() && wanted.onlink && ours.iter().any(|route| route.link != wanted.link);
-        if goes_first {
-            stale.extend(replaced.filter(|route| route.link != wanted.link).map(|route| **route));
-            changes.extend(stale.drain(..).map(EntryChange::NoRoute));
+        // A request replaces the first route with its destination and metric.
+        let first = there.iter().find(|route| !is_there && !is_blocked && route.metric == wanted.metric);
+        let is_first = |route: &Route| Some(route) == first;
+        let mut stale: Vec<Route> = ours.iter().map(|route| **route).filter(|route| route != wanted && !is_first(route)).collect();
+        // IPv6 replaces a route with one next hop only by another one with one next hop. So routes of other programs are deleted first.
+        let is_v6 = wanted.destination.is_ipv6();
+        let mut before: Vec<Route> = foreign.iter().copied().filter(|route| is_v6 || !is_first(route)).collect();
+        // The kernel takes no IPv6 gateway that a route over another link leads to. So such a route has to be deleted first.
+        if is_v6 && wanted.onlink && ours.iter().any(|route| route.link != wanted.link) {
+            before.append(&mut stale);
+            before.extend(ours.iter().map(|route| **route).filter(|route| is_first(route) && route.link != wanted.link));
         }
+        changes.extend(before.into_iter().map(EntryChange::NoRoute));
         if !is_there && !is_blocked {
             changes.push(EntryChange::Route(*wanted));
         }
         changes.extend(stale.into_iter().map(EntryChange::NoRoute));
-        in_the_way
+        (foreign, in_the_way)
+    }
+
+    /// Routes of others to a part of a peer's subnet: the kernel prefers them, as they are more specific.
+    fn more_specific(&self) -> Vec<ForeignRoute> {
+        let lengths: BTreeSet<u8> = self.destinations.keys().map(IpNetwork::prefix).collect();
+        let of_peer = |route: &Route| {
+            let within = |length: &u8| {
+                let around = IpNetwork::new(route.destination.ip(), *length).ok()?;
+                let around = IpNetwork::new(around.network(), *length).ok()?;
+                self.destinations.get(&around).filter(|(node, _)| !node.is_empty())
+            };
+            lengths.range(..route.destination.prefix()).rev().find_map(within)
+        };
+        let is_foreign = |route: &&Route| route.protocol != OUR_PROTOCOL && !self.is_flannels(route);
+        let found =
+            |route: &Route| of_peer(route).map(|(node, ours)| ForeignRoute { node: Some((*node).into()), wanted: *ours, found: *route });
+        self.live.routes.iter().filter(is_foreign).filter_map(found).collect()
     }
 
     /// Whether a route to the destination of a desired one is ours to replace: ours by protocol, or one that flannel has left.
@@ -335,7 +237,11 @@ impl<'a> Planner<'a> {
             Entry::Route(direct) => direct.gateway.is_some() && route.gateway == direct.gateway,
             Entry::Neighbour(_) => false,
         };
-        let is_flannels = || self.is_flannels(route) || route.blackhole && wanted.blackhole || beside.iter().any(leads_to_host);
+        let is_flannels = || {
+            self.is_flannels(route)
+                || route.kind == RouteKind::Blackhole && wanted.kind == RouteKind::Blackhole
+                || beside.iter().any(leads_to_host)
+        };
         route.protocol == OUR_PROTOCOL || route.protocol == BOOT_PROTOCOL && is_flannels()
     }
 
@@ -353,7 +259,7 @@ impl<'a> Planner<'a> {
         }
         for route in &self.live.routes {
             let goes = route.protocol == OUR_PROTOCOL || self.is_flannels(route);
-            if goes && !self.destinations.contains(&route.destination) {
+            if goes && !self.destinations.contains_key(&route.destination) {
                 let former = match (route.link, route.gateway) {
                     (Some(link), Some(gateway)) if self.links.contains(&link) => Former::Base(link, gateway),
                     _ => Former::Destination(route.destination),
@@ -490,24 +396,62 @@ mod tests {
     }
 
     #[test]
-    fn a_route_of_somebody_elses_is_named_and_stays() {
+    fn a_foreign_route_in_place_of_ours_is_replaced() {
         let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
         let want = desired(&[("n2", two.clone())]);
-        for (there, blocked, named) in [
-            ("10.244.2.0/24 via 10.0.0.1 dev 2", true, true),
-            ("10.244.2.0/24 via 10.0.0.1 dev 2 proto 186", true, true),
-            ("10.244.2.0/24 via 10.0.0.1 dev 2 metric 50", false, false),
+        for there in [
+            "10.244.2.0/24 via 10.0.0.1 dev 2",
+            "10.244.2.0/24 via 10.0.0.1 dev 2 proto 4",
+            "10.244.2.0/24 via 10.0.0.1 dev 2 proto 186",
+            "10.244.2.0/24 dev 2",
+            // With a gateway it is not a route that an address makes.
+            "10.244.2.0/24 via 10.0.0.1 dev 2 proto 2",
+            "10.244.2.0/24 blackhole",
+            "10.244.2.0/24 unreachable proto 4",
         ] {
             let plan = plan(&want, &live(&two[..2], &[there]));
-            assert_eq!((plan.is_empty(), plan.in_the_way.len()), (blocked, usize::from(named)), "{there}");
-            if named {
-                let text = plan.in_the_way[0].to_string();
-                assert!(
-                    text.starts_with("the route to 10.244.2.0/24, where the pods of node n2 are, is somebody else's and leads by 10.0.0.1"),
-                    "{text}"
-                );
-            }
+            assert_eq!(steps(&plan), ["n2: +route 10.244.2.0/24"], "{there}");
+            assert_eq!((plan.replaced[0].found, plan.in_the_way), (route(there), vec![]), "{there}");
         }
+        // Ours is there, and another program has put its own before or behind it; or two others are there.
+        let beside = plan(&want, &live(&two, &["10.244.2.0/24 via 10.0.0.1 dev 2 proto 4"]));
+        assert_eq!((steps(&beside), beside.replaced.len()), (vec!["n2: -route 10.244.2.0/24".to_owned()], 1));
+        let twice = plan(&want, &live(&two[..2], &["10.244.2.0/24 via 10.0.0.1 dev 2", "10.244.2.0/24 unreachable"]));
+        assert_eq!((steps(&twice), twice.replaced.len()), (vec!["n2: -route 10.244.2.0/24, +route 10.244.2.0/24".to_owned()], 2));
+        // IPv6: the metric is that of ours, and theirs is deleted first.
+        let two = tunnelled("fd10:244:2::/64", "fd00::2", 2);
+        let want = desired(&[("n2", two.clone())]);
+        let v6 = plan(&want, &live(&two[..2], &["fd10:244:2::/64 via fd00::9 dev 2 proto 4"]));
+        assert_eq!((steps(&v6), v6.replaced.len()), (vec!["n2: -route fd10:244:2::/64, +route fd10:244:2::/64".to_owned()], 1));
+    }
+
+    #[test]
+    fn deferred_destinations_are_left_alone() {
+        let [two, three] = [2, 3].map(|n| tunnelled(&format!("10.244.{n}.0/24"), &format!("192.168.0.{n}"), n));
+        let want = desired(&[("n2", two.clone()), ("n3", three)]);
+        let mut plan = plan(&want, &live(&two[..2], &["10.244.2.0/24 via 10.0.0.1 dev 2"]));
+        plan.defer(&HashSet::from(["10.244.2.0/24".parse().expect("a CIDR")]));
+        assert_eq!(steps(&plan), ["n3: +neighbour 10.244.3.0, +fdb 3 192.168.0.3, +route 10.244.3.0/24"]);
+    }
+
+    #[test]
+    fn routes_that_the_kernel_prefers_are_named_and_stay() {
+        let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
+        let want = desired(&[("n2", two.clone())]);
+        for (there, is_blocked, is_named) in [
+            // A link has an address in the peer's subnet.
+            ("10.244.2.0/24 dev 2 proto 2", true, true),
+            ("10.244.2.0/24 via 10.0.0.1 dev 2 metric 50", false, false),
+            ("10.244.2.128/25 via 10.0.0.1 dev 2", false, true),
+            ("10.244.3.0/24 via 10.0.0.1 dev 2", false, false),
+            ("10.244.0.0/16 via 10.0.0.1 dev 2", false, false),
+        ] {
+            let plan = plan(&want, &live(&two[..2], &[there]));
+            assert_eq!((plan.is_empty(), plan.in_the_way.len(), plan.replaced.len()), (is_blocked, usize::from(is_named), 0), "{there}");
+        }
+        let two = tunnelled("fd10:244:2::/64", "fd00::2", 2);
+        let plan = plan(&desired(&[("n2", two.clone())]), &live(&two, &["fd10:244:2::/64 via fd00::9 dev 2 metric 100"]));
+        assert_eq!((steps(&plan), plan.in_the_way.len(), plan.replaced.len()), (Vec::<String>::new(), 1, 0));
     }
 
     #[test]

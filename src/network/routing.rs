@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use crate::cluster::Family;
 
-use super::entry::{OUR_PROTOCOL, Route};
+use super::entry::{OUR_PROTOCOL, Route, RouteKind};
 
 /// The main table without our own routes, in a form that is quick to search.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ impl RoutingTable {
     /// The link that a packet to an address leaves by, where its receiver is a neighbour on that link.
     #[must_use]
     pub fn neighbour_link(&self, to: IpAddr) -> Option<u32> {
-        self.route(to).filter(|route| route.gateway.is_none() && !route.blackhole)?.link
+        self.route(to).filter(|route| route.gateway.is_none() && route.kind == RouteKind::Unicast)?.link
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) mod tests {
             gateway: None,
             link: None,
             onlink: false,
-            blackhole: false,
+            kind: RouteKind::Unicast,
             source: None,
             protocol: BOOT_PROTOCOL,
             metric: if destination.is_ipv4() { 0 } else { 1024 },
@@ -76,7 +76,8 @@ pub(super) mod tests {
                 "proto" => route.protocol = value().parse().expect("a number"),
                 "metric" => route.metric = value().parse().expect("a number"),
                 "onlink" => route.onlink = true,
-                "blackhole" => route.blackhole = true,
+                "blackhole" => route.kind = RouteKind::Blackhole,
+                "unreachable" => route.kind = RouteKind::Unreachable,
                 word => panic!("what is {word}?"),
             }
         }

@@ -39,9 +39,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let others = known.routes.iter().filter(|route| destinations.contains(&route.destination)).copied().collect();
         let plan = plan::entries(&now, &known.links, &live_of(before.values().flatten(), others));
 
-        let blocked = !plan.in_the_way.is_empty();
-        let done = match self.write(plan.groups).await {
-            Ok(untaken) => untaken.is_empty() && !blocked,
+        // Only a round decides what happens to routes of other programs.
+        if !plan.replaced.is_empty() || !plan.in_the_way.is_empty() {
+            (self.known, self.since) = (Some(known), Some(since));
+            return false;
+        }
+        let done = match self.write(plan.groups, &known.names).await {
+            Ok(untaken) => untaken.is_empty(),
             Err(error) => {
                 tracing::error!("pod network: {error}");
                 false

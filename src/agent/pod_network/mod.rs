@@ -8,6 +8,7 @@
 mod agenda;
 pub mod conf;
 mod follow;
+mod foreign;
 pub mod publish;
 pub mod report;
 mod round;
@@ -34,9 +35,10 @@ use crate::netlink::NetworkKernel;
 use crate::netlink::monitor::{Event, Monitor};
 use crate::network::bridge::BRIDGE;
 use crate::network::desired::{DesiredLink, Entry, link_name};
-use crate::network::entry::{OUR_PROTOCOL, Route};
+use crate::network::entry::{KERNEL_PROTOCOL, OUR_PROTOCOL, Route};
 use crate::network::families::PerFamily;
 use crate::network::interface::External;
+use crate::network::link::LinkNames;
 use crate::network::mtu::Mtu;
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::OwnLease;
@@ -48,13 +50,12 @@ use crate::source::nodes::NodeUpdate;
 
 use super::node_name::pace;
 use agenda::Agenda;
+use foreign::ForeignRoutes;
 use publish::Publisher;
 use report::NetworkReport;
 use round::Retry;
 use subnets::Source;
 
-/// `rtm_protocol` of routes that the kernel makes with addresses (`RTPROT_KERNEL`).
-const KERNEL_PROTOCOL: u8 = 2;
 /// A socket that failed is replaced after this long.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -86,6 +87,8 @@ pub struct NetworkLoop<K> {
     offloads: BTreeMap<u32, bool>,
     /// Peers whose entries the kernel did not take; without a name, what is no peer's.
     retries: BTreeMap<Option<Box<str>>, Retry>,
+    /// Routes of other programs in place of ours.
+    foreign: ForeignRoutes,
     agenda: Agenda,
     /// Waits after rounds that failed.
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
@@ -110,6 +113,8 @@ struct Known {
     mtu: Mtu,
     desired: Vec<DesiredLink>,
     links: PerFamily<u32>,
+    /// The names of all links.
+    names: LinkNames,
     /// Routes of others.
     routes: Vec<Route>,
     /// The other nodes, sorted.
@@ -132,6 +137,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             known: None,
             offloads: BTreeMap::new(),
             retries: BTreeMap::new(),
+            foreign: ForeignRoutes::new(),
             agenda: Agenda::new(),
             pauses: Box::new(pace()),
             publisher,
@@ -331,7 +337,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             self.agenda.looked(start, pause);
             self.settle(outcome.err().as_ref());
         }
-        if let Some(at) = self.retries.values().map(|retry| retry.at).min() {
+        if let Some(at) = self.retries.values().map(|retry| retry.at).chain(self.foreign.next).min() {
             self.agenda.by(at);
         }
     }

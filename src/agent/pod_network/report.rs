@@ -10,6 +10,7 @@ use crate::agent::metrics::Metrics;
 use crate::cluster::Family;
 use crate::netlink::NetlinkError;
 use crate::network::cni_config::Finding;
+use crate::network::entry::Route;
 use crate::network::refusal::Refusal;
 
 /// Single things that are named at once; the rest is counted.
@@ -30,6 +31,8 @@ pub struct NetworkReport {
     refusals: BTreeMap<(Box<str>, Option<Family>), String>,
     /// What is in the way of single entries, as it was told.
     obstacles: BTreeSet<String>,
+    /// What was reported of routes that other programs write again and again.
+    contested: BTreeMap<Route, String>,
     /// What was told of each node whose entries the kernel did not take.
     failures: BTreeMap<Option<Box<str>>, String>,
     /// Other things that were told.
@@ -46,6 +49,7 @@ impl NetworkReport {
             trouble: None,
             refusals: BTreeMap::new(),
             obstacles: BTreeSet::new(),
+            contested: BTreeMap::new(),
             failures: BTreeMap::new(),
             told: BTreeMap::new(),
         }
@@ -137,6 +141,31 @@ impl NetworkReport {
         self.obstacles = now;
     }
 
+    /// Routes of other programs that are replaced now.
+    pub(super) fn routes_replaced(&self, texts: &[String]) {
+        for text in texts.iter().take(NAMED) {
+            tracing::warn!("pod network: {text}");
+            self.warn_node("RouteReplaced", text.clone());
+        }
+        if texts.len() > NAMED {
+            tracing::warn!("pod network: {} more routes of other programs are replaced", texts.len() - NAMED);
+        }
+    }
+
+    /// All routes that other programs write again and again, and that are left there for now.
+    pub(super) fn routes_contested(&mut self, now: BTreeMap<Route, String>) {
+        let news: Vec<&String> =
+            now.iter().filter(|(route, text)| self.contested.get(*route) != Some(*text)).map(|(_, text)| text).collect();
+        for text in news.iter().take(NAMED) {
+            tracing::error!("pod network: {text}");
+            self.warn_node("RouteContested", (*text).clone());
+        }
+        if news.len() > NAMED {
+            tracing::error!("pod network: {} more routes are written again and again by other programs", news.len() - NAMED);
+        }
+        self.contested = now;
+    }
+
     /// The kernel did not take these entries, each with the peer it is for; all others it took.
     pub(super) fn untaken(&mut self, failed: &BTreeMap<Option<Box<str>>, NetlinkError>) {
         for error in failed.values() {
@@ -166,7 +195,7 @@ impl NetworkReport {
             self.metrics.network().repaired(kind, *count);
         }
         let counts: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-        let note = format!("what somebody else changed is put right (changes by kind: {})", counts.join(", "));
+        let note = format!("another program changed the pod network; it is put right (changes by kind: {})", counts.join(", "));
         tracing::warn!("pod network: {note}");
         self.warn_node("NetworkRepaired", note);
     }

@@ -17,6 +17,7 @@ use crate::network::desired::{DesiredLink, Wanted, link_name};
 use crate::network::entry::{LinkChange, Live, OUR_PROTOCOL};
 use crate::network::families::PerFamily;
 use crate::network::interface::{self, External, InterfaceOptions};
+use crate::network::link::LinkNames;
 use crate::network::mtu::{Mtu, mtu};
 use crate::network::node::NetworkNode;
 use crate::network::own_lease::{OwnLease, own_mac};
@@ -77,9 +78,10 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let links = plan::our_links(&desired, &live);
         let peers = peers(self.nodes.values().map(|node| &**node), &own, &conf, &Programmed::of_live(&live));
         let entries = wanted.entries(&peers, &links, &live.routes);
-        let plan = plan::entries(&entries, &links, &live);
+        let names = LinkNames::new(&live.links);
+        let mut plan = plan::entries(&entries, &links, &live);
         self.report.refused(&[&peers.refused[..], &entries.refused].concat());
-        self.report.in_the_way(plan.in_the_way.iter().map(ToString::to_string));
+        let left = self.judge_foreign(&mut plan, &names);
 
         let before = self.known.take().filter(|known| known.desired == desired && known.links == links);
         let mut repaired = Kinds::new();
@@ -92,7 +94,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 *repaired.entry(change.kind()).or_default() += 1;
             }
         }
-        let untaken = self.write(plan.groups).await?;
+        let mut untaken = self.write(plan.groups, &names).await?;
+        untaken.extend(left);
         self.report.repaired(&repaired);
         self.report.metrics.network().peers(entries.peers.len(), entries.peers.keys().filter(|node| !untaken.contains(node)).count());
         if let Some(since) = since {
@@ -101,7 +104,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut held = entries.peers;
         held.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
-        self.known = Some(Known { own, external, mtu, desired, links, routes, peers, off_link: entries.refused, held });
+        self.known = Some(Known { own, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
         if let Some(trouble) = trouble.or(missing) {
             return Err(trouble);
         }
@@ -225,7 +228,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 Ok(()) => {
                     tracing::info!("pod network: {change}");
                     if let LinkChange::ChecksumOffload(link, on) = change {
-                        self.offloads.insert(link, on);
+                        self.offloads.insert(link.index, on);
                     }
                 }
                 Err(error) => {
@@ -238,7 +241,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Takes the steps of all groups but those that wait for their next try. Gives the peers that do not have all of theirs.
-    pub(super) async fn write(&mut self, groups: Vec<Group>) -> Result<Vec<Box<str>>, Unsettled> {
+    pub(super) async fn write(&mut self, groups: Vec<Group>, names: &LinkNames) -> Result<Vec<Box<str>>, Unsettled> {
         let now = Instant::now();
         let mut failed: BTreeMap<Option<Box<str>>, NetlinkError> = BTreeMap::new();
         let (waiting, groups): (Vec<Group>, Vec<Group>) =
@@ -246,10 +249,10 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut retries: BTreeMap<Option<Box<str>>, Retry> =
             waiting.into_iter().filter_map(|group| self.retries.get(&group.node).cloned().map(|retry| (group.node, retry))).collect();
         if !groups.is_empty() {
-            let kernel = Arc::clone(&self.kernel);
+            let (kernel, names) = (Arc::clone(&self.kernel), names.clone());
             let (groups, outcomes) = within(move || {
                 let changes: Vec<_> = groups.iter().flat_map(|group| group.changes.iter().copied()).collect();
-                let outcomes = kernel.change_entries(&changes);
+                let outcomes = kernel.change_entries(&changes, &names);
                 (groups, outcomes)
             })
             .await?;
