@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use sepal::network::allocation::{Claimant, Now, Space, SubnetLease, Terms, overlap};
-use sepal::network::claim::{Answer, Claim, Observed, Request, Standing, Step};
+use sepal::network::claim::{Answer, Claim, Loss, Observed, Request, Standing, Step};
 
 const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(100) };
 /// Clocks of two nodes differ by less than the skew that is allowed for.
@@ -109,7 +109,7 @@ struct Node {
     sent: Option<(Sent, Option<Answer>)>,
     /// How many events its watch has brought.
     watched: usize,
-    /// What subnet.env says.
+    /// The subnet that subnet.env names. It outlives the process.
     file: Option<IpNetwork>,
     /// The lease on this was taken away by somebody who may do anything, and the node has yet to notice, or to get an answer from before.
     robbed: Option<IpNetwork>,
@@ -120,6 +120,8 @@ struct World {
     nodes: Vec<Node>,
     time: Duration,
     late: Vec<Sent>,
+    /// Each time that a subnet.env named a subnet that its node had just seen to be another's.
+    lies: Vec<String>,
     dice: fastrand::Rng,
 }
 
@@ -136,7 +138,14 @@ impl World {
             robbed: None,
         };
         let nodes = nodes.iter().enumerate().map(node).collect();
-        Self { store: Store::default(), nodes, time: Duration::from_secs(1000), late: Vec::new(), dice: fastrand::Rng::with_seed(seed) }
+        Self {
+            store: Store::default(),
+            nodes,
+            time: Duration::from_secs(1000),
+            late: Vec::new(),
+            lies: Vec::new(),
+            dice: fastrand::Rng::with_seed(seed),
+        }
     }
 
     fn now(&self, node: usize) -> Now {
@@ -154,12 +163,16 @@ impl World {
     /// The node takes its next step, which ends in a request or in nothing.
     fn step(&mut self, node: usize) {
         let now = self.now(node);
-        let Node { claim: Some(claim), sent: sent @ None, who, .. } = &mut self.nodes[node] else { return };
+        let Node { claim: Some(claim), sent: sent @ None, who, file, .. } = &mut self.nodes[node] else { return };
         let request = match claim.step(now, &mut |below| self.dice.usize(..below)) {
             Step::Rest(_) => return,
             Step::List => None,
             Step::Send(request) => Some(request),
         };
+        if let Some(Request::Release(lease)) = &request {
+            // subnet.env goes before the lease.
+            *file = file.filter(|named| !overlap(*named, lease.subnet));
+        }
         *sent = Some((Sent { request, who: who.clone(), wall: now.wall }, None));
     }
 
@@ -202,7 +215,7 @@ impl World {
     fn start(&mut self, node: usize) {
         let node = &mut self.nodes[node];
         if node.claim.is_none() {
-            node.claim = Some(Claim::new(node.space, node.who.clone(), TERMS, node.file.into_iter().collect()));
+            node.claim = Some(Claim::new(node.space, node.who.clone(), TERMS, node.file.into_iter().collect()).using(node.file));
         }
     }
 
@@ -223,12 +236,12 @@ impl World {
                 for _ in 0..4 {
                     self.step(node);
                     self.arrive(node);
-                    self.deliver(node);
+                    self.deliver_and_check(node);
                 }
             }
             4..=7 => self.step(node),
             8..=11 => self.arrive(node),
-            12..=15 => self.deliver(node),
+            12..=15 => self.deliver_and_check(node),
             16 => self.observe(node),
             17 => (0..8).for_each(|_| self.observe(node)),
             18 => self.lose(node),
@@ -267,8 +280,43 @@ impl World {
             let held = self.held(index);
             let node = &mut self.nodes[index];
             node.robbed = node.robbed.filter(|robbed| held == Some(*robbed) || node.sent.is_some());
-            node.file = held.or(node.file);
         }
+        for index in 0..self.nodes.len() {
+            self.write_file(index);
+        }
+    }
+
+    /// The same. If the answer is a list of leases, subnet.env is compared with it.
+    fn deliver_and_check(&mut self, node: usize) {
+        let listed = match &self.nodes[node].sent {
+            Some((_, Some(Answer::Listed(leases)))) => leases.clone(),
+            _ => Vec::new(),
+        };
+        self.deliver(node);
+        self.write_file(node);
+        self.lies.extend(self.lie(node, &listed));
+    }
+
+    /// What the pod network's loop does to subnet.env.
+    fn write_file(&mut self, node: usize) {
+        let now = self.now(node);
+        let Node { claim: Some(claim), file, .. } = &mut self.nodes[node] else { return };
+        match claim.standing(now) {
+            Standing::Held(subnet) => *file = Some(subnet),
+            Standing::Seeking { loss: Some(Loss { holder: Some(_), .. }), .. } | Standing::Seeking { shortage: Some(_), .. } => {
+                *file = None;
+            }
+            Standing::Seeking { .. } | Standing::Lapsed(_) => {}
+        }
+    }
+
+    /// A node whose subnet.env names addresses of a lease that the node has just seen another node hold.
+    fn lie(&self, node: usize, listed: &[SubnetLease]) -> Option<String> {
+        let Node { who, file, robbed, .. } = &self.nodes[node];
+        let named = (*file)?;
+        let has_own = listed.iter().any(|lease| overlap(lease.subnet, named) && who.holds(lease));
+        let other = listed.iter().find(|lease| overlap(lease.subnet, named) && !who.holds(lease))?;
+        (!has_own && *robbed != Some(named)).then(|| format!("subnet.env of {node} names {named}, and {other:?} was listed"))
     }
 
     /// Two nodes that hold the same addresses.
@@ -317,6 +365,11 @@ fn run(nodes: &[(i64, bool)], actions: &Actions, seed: u64) -> Result<World, Tes
         }
     }
     world.calm()?;
+    prop_assert_eq!(&world.lies, &Vec::<String>::new());
+    // Each subnet.env names the subnet that its node holds, or is not there.
+    for index in 0..world.nodes.len() {
+        prop_assert_eq!(world.nodes[index].file, world.held(index), "node {} of {:?}", index, world.store.leases);
+    }
     Ok(world)
 }
 

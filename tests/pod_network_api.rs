@@ -24,6 +24,7 @@ use sepal::source::leases::{LeaseData, LeaseStore};
 use sepal::source::nodes::NodeUpdate;
 use sepal_apiserver::{ApiServer, Failure};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -67,13 +68,16 @@ struct Site {
     store: LeaseStore,
     space: Space,
     terms: Terms,
+    /// Where the nodes' subnet.env are, each by the name of its node.
+    folder: TempDir,
 }
 
 impl Site {
     fn new(server: &ApiServer, last: u8, terms: Terms) -> Self {
         let client = client(server);
         let space = Space { network: net("10.0.0.0/16"), subnet_len: 24, min: net("10.0.1.0/24"), max: net(&format!("10.0.{last}.0/24")) };
-        Self { store: LeaseStore::new(&client, &Watches::new(&client), "pods"), space, terms }
+        let folder = TempDir::new().expect("a folder");
+        Self { store: LeaseStore::new(&client, &Watches::new(&client), "pods"), space, terms, folder }
     }
 
     fn holder(&self, name: &str, previous: Option<IpNetwork>) -> Holder {
@@ -93,6 +97,7 @@ impl Site {
             space: self.space,
             terms: self.terms,
             previous,
+            subnet_file: self.folder.path().join(name),
             node: nodes,
             data: datas,
             standing: tell,

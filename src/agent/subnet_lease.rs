@@ -1,6 +1,7 @@
 //! Holds a subnet for this node by a Lease (`--subnet-source=lease`): carries out what a [`Claim`] asks for, and tells how it stands.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -13,8 +14,9 @@ use tokio::time::{Instant, sleep_until};
 use super::events::{Event, Events, Regarding};
 use super::metrics::NetworkMetrics;
 use super::node_writes::{NodeWrites, permission_missing};
+use super::pod_network::subnet_file;
 use crate::cluster::Family;
-use crate::network::allocation::{Claimant, Now, Space, Terms};
+use crate::network::allocation::{Claimant, Now, Space, Terms, lease_name, overlap};
 use crate::network::claim::{Answer, Claim, News, Observed, Request, Scope, Standing, Step};
 use crate::source::leases::{LeaseData, LeaseError, LeaseStore};
 
@@ -47,6 +49,8 @@ pub struct SubnetHolder {
     pub terms: Terms,
     /// The subnet of the family that subnet.env says, if it says one. What the Node was assigned goes before it.
     pub previous: Option<IpNetwork>,
+    /// Where subnet.env is. It must not name a subnet whose lease is released.
+    pub subnet_file: PathBuf,
     /// This node, once it has a Node.
     pub node: watch::Receiver<Option<Registered>>,
     /// What stands beside the lease; it is renewed at once when that changes.
@@ -71,7 +75,7 @@ impl SubnetHolder {
             }
         };
         let previous = registered.pod_cidrs.iter().copied().chain(self.previous).collect();
-        let mut claim = Claim::new(self.space, registered.claimant(), self.terms, previous);
+        let mut claim = Claim::new(self.space, registered.claimant(), self.terms, previous).using(self.previous);
         let (start, mut dice) = (Instant::now(), fastrand::Rng::new());
         let mut watching: Option<(Scope, BoxStream<'static, Observed>)> = None;
         let mut told = None;
@@ -112,6 +116,15 @@ impl SubnetHolder {
 
     async fn send(&mut self, request: &Request, who: &Claimant) -> Result<Answer, LeaseError> {
         let data = self.data.borrow_and_update().clone();
+        if let Request::Release(lease) = request {
+            // Another node may take the subnet as soon as it is released.
+            let removed = subnet_file::disown(&self.subnet_file, |_, subnet| !overlap(subnet, lease.subnet));
+            removed.map_err(|error| LeaseError::Failed {
+                verb: "delete",
+                name: format!(" {}", lease_name(lease.subnet)),
+                why: error.to_string(),
+            })?;
+        }
         let written = self.store.send(request, who, &self.terms, &data, Timestamp::now()).await?;
         Ok(written.map_or(Answer::Released, Answer::Written))
     }
@@ -152,7 +165,9 @@ impl SubnetHolder {
                     let subnet = loss.subnet;
                     self.metrics.lease_lost(Family::of_net(subnet));
                     let note = match loss.holder {
-                        Some(holder) => format!("the lease of subnet {subnet} is lost: {holder} has it now; another subnet is looked for"),
+                        Some(holder) => format!(
+                            "the lease of subnet {subnet} is lost: {holder} has it now; another subnet is looked for. Pods with its addresses have to be deleted"
+                        ),
                         None => format!("the lease of subnet {subnet} is lost: it was deleted; it is taken again unless another is faster"),
                     };
                     tracing::error!("{note}");

@@ -27,6 +27,8 @@ pub(super) struct Awaited {
     pub any_family: bool,
     /// Something else assigns this node's pod CIDR.
     pub assigned: bool,
+    /// The pod network runs, too. It has to start without a pod CIDR: if the node has lost it, subnet.env must go.
+    pub pod_network: bool,
 }
 
 /// The Node, where it is there. It is waited for where something hangs on it: for an IP if that decides the family or where NodePorts
@@ -38,7 +40,7 @@ pub(super) async fn wait(
     client: &Client,
     setup: &Setup,
     inputs: &Inputs,
-    Awaited { any_family, assigned }: Awaited,
+    Awaited { any_family, assigned, pod_network }: Awaited,
     readiness: &Readiness,
 ) -> anyhow::Result<Option<Node>> {
     let settings = &inputs.settings;
@@ -51,7 +53,7 @@ pub(super) async fn wait(
     if patient && node.as_ref().is_none_or(|node| node.addresses.is_empty()) {
         tracing::error!("can't determine this node's IP: {}", if node.is_some() { "its Node shows none" } else { "it has no Node" });
     }
-    if by_pod_cidr && node.as_ref().is_none_or(|node| node.pod_cidrs.is_empty()) {
+    if by_pod_cidr && !pod_network && node.as_ref().is_none_or(|node| node.pod_cidrs.is_empty()) {
         if let Some(missing) = inputs.missing() {
             tracing::warn!("{missing}");
         }

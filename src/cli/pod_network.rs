@@ -220,6 +220,7 @@ impl NetworkPart {
                 space,
                 terms: settings.lease_terms,
                 previous: previous.get(family).copied(),
+                subnet_file: settings.subnet_file.clone(),
                 node: node.subscribe(),
                 data: data.subscribe(),
                 standing,

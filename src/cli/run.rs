@@ -394,7 +394,8 @@ async fn families(
     if let Some(Cluster { client, .. }) = &start.cluster {
         // No kernel setting hangs on the pod CIDR, and an init container must not wait for what its daemon may have to assign.
         let assigned = !flags.proxy.init_only && !network.is_some_and(PodNetwork::assigns_subnets);
-        let awaited = own_node::Awaited { any_family: usable.len() == Family::ALL.len(), assigned };
+        let any_family = usable.len() == Family::ALL.len();
+        let awaited = own_node::Awaited { any_family, assigned, pod_network: network.is_some() };
         if let Some(node) = own_node::wait(client, setup, &start.inputs, awaited, readiness).await? {
             start.inputs.snapshot.apply(Change::Node(Some(node)));
         }

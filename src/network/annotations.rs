@@ -252,6 +252,20 @@ pub fn patch<'a>(wanted: &BTreeMap<String, String>, found: impl IntoIterator<Ite
     (!changed.is_empty()).then(|| json!({"metadata": {"annotations": changed}}))
 }
 
+/// The merge patch of a Node with which it takes no part any more in these families, or in none that is left; `None` if it takes no part
+/// already. Other nodes go by its podCIDRs, which cannot be changed, and would send packets to it otherwise.
+#[must_use]
+pub fn withdrawal(prefix: &Prefix, lost: &[Family], is_all: bool, found: &NodeAnnotations) -> Option<Value> {
+    let names: Vec<&str> = if is_all {
+        found.managed.then_some(MANAGED).into_iter().collect()
+    } else {
+        let published = lost.iter().filter(|family| found.public_ips.get(**family).is_some());
+        published.map(|family| suffix(PUBLIC_IP, *family)).collect()
+    };
+    let absent: BTreeMap<String, Value> = names.iter().map(|name| (prefix.name(name), Value::Null)).collect();
+    (!absent.is_empty()).then(|| json!({"metadata": {"annotations": absent}}))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,6 +291,19 @@ mod tests {
             assert_eq!(Prefix::new(text), Err(BadPrefix::Format), "{text}");
         }
         assert_eq!(Prefix::new(DEFAULT_PREFIX), Ok(Prefix::default()));
+    }
+
+    #[test]
+    fn a_node_without_a_subnet_withdraws() {
+        let prefix = Prefix::default();
+        let found = [("kube-subnet-manager", "true"), ("public-ip", "192.0.2.1"), ("public-ipv6", "fd00::1"), ("backend-data", "null")]
+            .map(|(suffix, value)| (prefix.name(suffix), value));
+        let found = NodeAnnotations::read(&prefix, found.iter().map(|(name, value)| (name.as_str(), *value)));
+        let patch =
+            |lost: &[Family], is_all| withdrawal(&prefix, lost, is_all, &found).map(|patch| patch["metadata"]["annotations"].clone());
+        assert_eq!(patch(&[Family::V4], true), Some(json!({"flannel.alpha.coreos.com/kube-subnet-manager": null})));
+        assert_eq!(patch(&[Family::V6], false), Some(json!({"flannel.alpha.coreos.com/public-ipv6": null})));
+        assert_eq!(withdrawal(&prefix, &[Family::V4], true, &NodeAnnotations::default()), None);
     }
 
     #[test]

@@ -178,6 +178,8 @@ pub struct Claim {
     who: Claimant,
     terms: Terms,
     previous: Vec<IpNetwork>,
+    /// The subnet that this node uses although no lease of it was seen yet.
+    in_use: Option<IpNetwork>,
     leases: BTreeMap<IpNetwork, Seen>,
     blocked: BTreeMap<IpNetwork, Duration>,
     /// Leases of its own that it does not want.
@@ -200,6 +202,7 @@ impl Claim {
             who,
             terms,
             previous,
+            in_use: None,
             leases: BTreeMap::new(),
             blocked: BTreeMap::new(),
             surplus: Vec::new(),
@@ -210,6 +213,13 @@ impl Claim {
             failures: 0,
             news: Vec::new(),
         }
+    }
+
+    /// The same claim of a node that uses this subnet already: subnet.env names it. If another node has a lease of it, it is lost.
+    #[must_use]
+    pub const fn using(mut self, subnet: Option<IpNetwork>) -> Self {
+        self.in_use = subnet;
+        self
     }
 
     /// Who claims.
@@ -249,8 +259,7 @@ impl Claim {
                 if lapsed { Standing::Lapsed(subnet) } else { Standing::Held(subnet) }
             }
             _ => {
-                let taken_by = |loss: &Loss| self.leases.get(&loss.subnet).map(|seen| seen.lease.holder.clone());
-                let loss = self.loss.clone().map(|loss| Loss { holder: taken_by(&loss).or(loss.holder), ..loss });
+                let loss = self.loss.clone().map(|loss| Loss { holder: self.taken_by(loss.subnet).or(loss.holder), ..loss });
                 Standing::Seeking { loss, shortage: self.shortage }
             }
         }
@@ -345,7 +354,10 @@ impl Claim {
                 match state {
                     State::Confirming { lease, granted } => self.confirm(&lease, granted, now, random),
                     State::Held(held) => self.confirm_held(&held),
-                    _ => State::Choosing,
+                    _ => {
+                        self.check_in_use();
+                        State::Choosing
+                    }
                 }
             }
             (state, _) => state,
@@ -414,7 +426,7 @@ impl Claim {
         let others = self.leases.values().map(|seen| &seen.lease);
         self.surplus = others.filter(|other| other.subnet != lease.subnet && self.who.holds(other)).cloned().collect();
         self.leases.clear();
-        (self.loss, self.shortage) = (None, None);
+        (self.loss, self.shortage, self.in_use) = (None, None, None);
         self.news.push(News::Leased(lease.subnet));
         State::Held(self.granted(lease, at, random))
     }
@@ -426,12 +438,33 @@ impl Claim {
             self.leases.clear();
             return State::Held(Held { lease, doubted: false, granted: held.granted, due: held.due });
         }
-        let loss = Loss { subnet, holder: self.leases.get(&subnet).map(|seen| seen.lease.holder.clone()) };
+        let loss = Loss { subnet, holder: self.taken_by(subnet) };
         self.news.push(News::Lost(loss.clone()));
         self.loss = Some(loss);
         self.previous.retain(|previous| *previous != subnet);
         self.previous.insert(0, subnet);
         State::Choosing
+    }
+
+    /// Whether the subnet that this node uses is another node's by now. Nothing else was seen of it if there is no lease of it at all.
+    fn check_in_use(&mut self) {
+        let Some(subnet) = self.in_use.filter(|subnet| self.own(*subnet).is_none()) else { return };
+        if let Some(holder) = self.taken_by(subnet) {
+            self.in_use = None;
+            let loss = Loss { subnet, holder: Some(holder) };
+            self.news.push(News::Lost(loss.clone()));
+            self.loss = Some(loss);
+        }
+    }
+
+    /// The holder of another node's lease on any address of a subnet. A reservation for another node counts, too.
+    fn taken_by(&self, subnet: IpNetwork) -> Option<Box<str>> {
+        let is_others = |lease: &SubnetLease| match lease.duration {
+            Some(_) => !lease.holder.is_empty() && !self.who.holds(lease),
+            None => !self.who.may_have(lease),
+        };
+        let mut others = self.leases.values().map(|seen| &seen.lease).filter(|lease| overlap(lease.subnet, subnet) && is_others(lease));
+        others.next().map(|lease| lease.holder.clone())
     }
 
     fn own(&self, subnet: IpNetwork) -> Option<SubnetLease> {

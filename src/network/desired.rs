@@ -145,7 +145,8 @@ impl Wanted<'_> {
         let mut desired = DesiredEntries::default();
         for (name, remotes) in &peers.accepted {
             let entries = desired.peers.entry(name.clone()).or_default();
-            for (family, remote) in remotes.iter() {
+            // A node without a subnet takes no part in the network of that family.
+            for (family, remote) in remotes.iter().filter(|(family, _)| self.own.subnets.get(*family).is_some()) {
                 match self.conf.backend {
                     Backend::HostGw if table.neighbour_link(remote.public_ip) != Some(self.external.index) => {
                         desired.refused.push(Refusal {

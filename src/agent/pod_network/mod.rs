@@ -15,6 +15,7 @@ mod round;
 pub(crate) mod subnet_file;
 pub mod subnets;
 mod unsettled;
+mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -81,6 +82,8 @@ pub struct NetworkLoop<K> {
     complete: bool,
     /// This node's Node as it was last seen.
     own_node: Option<Box<NetworkNode>>,
+    /// That Node was deleted since.
+    own_node_is_gone: bool,
     /// What the kernel has acknowledged; nothing before the first round that came to its end.
     known: Option<Known>,
     /// Transmit checksum offload of links, as it was set.
@@ -134,6 +137,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             nodes: HashMap::new(),
             complete: false,
             own_node: None,
+            own_node_is_gone: false,
             known: None,
             offloads: BTreeMap::new(),
             retries: BTreeMap::new(),
@@ -206,7 +210,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     self.registered(&state);
                 }
                 Ok(()) = states.changed() => {
-                    if matches!(states.borrow_and_update().get(&Part::SubnetFile), Some(State::Starting(_))) {
+                    let is_starting = matches!(states.borrow_and_update().get(&Part::SubnetFile), Some(State::Starting(_)));
+                    if is_starting || self.publisher.is_withdrawn() {
                         self.publish_file();
                     }
                     self.tell_condition();
@@ -246,7 +251,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             NodeUpdate::Changed(node) if node.name == self.asked.node => {
                 self.publisher.node_seen(self.own_node.as_deref(), &node);
                 self.asked.source.tell(&node);
-                self.own_node = Some(node);
+                (self.own_node, self.own_node_is_gone) = (Some(node), false);
                 self.agenda.ask();
             }
             NodeUpdate::Changed(node) => {
@@ -281,13 +286,19 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     fn followed(&mut self, at: Instant, node: Box<str>) {
         self.since.get_or_insert(at);
         self.changed.insert(node);
+        if self.own_node_is_missing() {
+            // The other node may have got this node's subnet.
+            self.agenda.ask();
+        }
         self.agenda.follow();
     }
 
-    /// A Node that is deleted is mostly about to be registered again: what it had stays until then.
+    /// A Node that is deleted is mostly about to be registered again: what it had stays until then, unless another Node gets it.
     fn own_node_gone(&mut self) {
         tracing::warn!("pod network: Node {} is gone; what it had stays until it is registered again", self.asked.node);
         self.publisher.node_gone();
+        self.own_node_is_gone = true;
+        self.agenda.ask();
     }
 
     /// Takes note of what changes in the kernel.

@@ -12,11 +12,12 @@ use tokio::time::Instant;
 
 use crate::agent::node_writes::{Condition, NodeWrites, WriteState};
 use crate::agent::readiness::{Part, State, all_ready};
+use crate::cluster::Family;
 use crate::cni::install;
 use crate::config::netconf::NetConf;
 use crate::config::network_settings::NetworkSettings;
 use crate::netlink::NetworkKernel;
-use crate::network::annotations::{PublishedEnd, VxlanData, patch, published};
+use crate::network::annotations::{PublishedEnd, VxlanData, patch, published, withdrawal};
 use crate::network::cni_config::choose;
 use crate::network::masquerade::PodRules;
 use crate::network::node::NetworkNode;
@@ -26,6 +27,7 @@ use crate::source::Wishes;
 use crate::source::leases::LeaseData;
 
 use super::subnet_file::{self, Written};
+use super::subnets::Source;
 use super::unsettled::Unsettled;
 use super::{Known, NetworkLoop};
 
@@ -47,14 +49,29 @@ pub struct Publisher {
     due: Option<Instant>,
     /// What subnet.env should say.
     file: Option<String>,
+    /// It named a subnet that is not this node's any more, so it was deleted.
+    withdrawn: bool,
     trouble: Option<Condition>,
+    /// The trouble is an answer, not an outage: the condition shows it at once.
+    is_final: bool,
 }
 
 impl Publisher {
     /// Writes to the Node, to leases, and to the owner of the rules.
     #[must_use]
     pub const fn new(writes: Arc<NodeWrites>, lease_data: watch::Sender<LeaseData>, wishes: watch::Sender<Wishes>) -> Self {
-        Self { writes, lease_data, wishes, wished: None, condition: None, due: None, file: None, trouble: None }
+        Self {
+            writes,
+            lease_data,
+            wishes,
+            wished: None,
+            condition: None,
+            due: None,
+            file: None,
+            withdrawn: false,
+            trouble: None,
+            is_final: false,
+        }
     }
 
     /// The Node is different now; before it was this.
@@ -69,6 +86,16 @@ impl Publisher {
     /// The Node was deleted.
     pub(super) fn node_gone(&mut self) {
         self.wished = None;
+    }
+
+    /// subnet.env must not be there until there is a subnet again.
+    pub(super) fn withdraw_file(&mut self) {
+        (self.file, self.withdrawn) = (None, true);
+    }
+
+    /// Whether subnet.env was deleted because it named a subnet that is not this node's any more.
+    pub(super) const fn is_withdrawn(&self) -> bool {
+        self.withdrawn
     }
 
     /// When the condition has to be told, if that is known.
@@ -126,12 +153,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     /// Tells everybody how things stand after a round.
     pub(super) fn settle(&mut self, unsettled: Option<&Unsettled>) {
         self.report.trouble(unsettled.map(ToString::to_string));
+        self.publisher.is_final = matches!(unsettled, Some(Unsettled::Lost(_)));
         self.publisher.trouble = unsettled.map(|unsettled| {
             let (part, reason) = unsettled.part();
             let message = unsettled.to_string();
             self.readiness.not_ready(part, &message);
             match unsettled {
-                Unsettled::Subnets(condition) => condition.clone(),
+                Unsettled::Subnets(condition) | Unsettled::Lost(condition) => condition.clone(),
                 _ => Condition::down(reason, message),
             }
         });
@@ -144,15 +172,18 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     fn publish(&mut self, known: &Known, settled: bool) {
         let conf = self.asked.conf.borrow().clone();
-        let settings = &self.asked.settings;
+        let settings = self.asked.settings.clone();
         // Others are told of links that are there as they are told.
         if settled
             && let Some(node) = &self.own_node
-            && self.publisher.annotations(settings, &conf, node, &known.own)
+            && self.publisher.annotations(&settings, &conf, node, &known.own)
         {
             self.readiness.ready(Part::Registration);
         }
-        let rules = PodRules::new(settings, &conf, &known.own);
+        if self.publisher.is_final {
+            self.withdraw_annotations(known, &conf);
+        }
+        let rules = PodRules::new(&settings, &conf, &known.own);
         self.publisher.wishes.send_if_modified(|wishes| {
             let news = wishes.pod_rules.as_ref() != Some(&rules);
             if news {
@@ -163,8 +194,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
             news
         });
-        let lost = known.own.subnets.families().count() < conf.networks.families().count();
-        if lost {
+        let is_whole = known.own.subnets.families().count() == conf.networks.families().count();
+        if !is_whole {
             self.publisher.file = None;
         } else if settled || self.publisher.file.is_some() {
             let env = SubnetEnv::new(&conf, &known.own, known.mtu.pods, settings.masquerade);
@@ -176,12 +207,25 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.publish_file();
     }
 
+    /// Where leases give subnets, the Node still shows the lost one as its podCIDR: it must not say that it takes part.
+    fn withdraw_annotations(&mut self, known: &Known, conf: &NetConf) {
+        let (Source::Leases { .. }, Some(node)) = (&self.asked.source, &self.own_node) else { return };
+        let left = &known.own.subnets;
+        let lost: Vec<Family> = conf.networks.families().filter(|family| left.get(*family).is_none()).collect();
+        let patch = withdrawal(&self.asked.settings.prefix, &lost, left.is_empty(), &node.annotations);
+        if let Some(patch) = patch.filter(|patch| self.publisher.wished.as_ref() != Some(patch)) {
+            self.publisher.writes.annotations(&patch);
+            self.publisher.wished = Some(patch);
+        }
+    }
+
     /// Makes subnet.env say what it should. It is written for the first time when everything else works: that is when pods may come.
     pub(super) fn publish_file(&mut self) {
         let path: PathBuf = self.asked.settings.subnet_file.clone();
         let states = self.readiness.states();
         let waits = |(part, state): (&Part, &State)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
-        if matches!(states.get(&Part::SubnetFile), Some(State::Starting(_))) && self.publisher.file.is_some() {
+        let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(State::Starting(_)));
+        if is_first && self.publisher.file.is_some() {
             let awaited: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
             if !awaited.is_empty() {
                 self.readiness.not_ready(Part::SubnetFile, format!("it is written when these are ready: {}", awaited.join(", ")));
@@ -190,8 +234,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
         let outcome = match (&self.publisher.file, &self.known) {
             (Some(text), _) => subnet_file::write(&path, text),
-            // A subnet that is another's must not be given to any more pods.
-            (None, Some(_)) => subnet_file::remove(&path).map(|()| Written::Unchanged),
+            // A subnet that is another node's must not be given to any more pods.
+            (None, Some(known)) => {
+                let left = known.own.subnets;
+                subnet_file::disown(&path, |family, subnet| left.get(family) == Some(&subnet)).map(|_| Written::Unchanged)
+            }
             (None, None) => return,
         };
         match outcome {
@@ -202,10 +249,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 }
                 self.report.complain("subnet-file", None::<String>);
                 if self.publisher.file.is_some() {
+                    self.publisher.withdrawn = false;
                     self.readiness.ready(Part::SubnetFile);
                     self.publish_conflist();
                 } else {
-                    self.readiness.not_ready(Part::SubnetFile, "this node has no subnets");
+                    self.readiness.not_ready(Part::SubnetFile, "this node has no subnet in every family of net-conf.json");
                 }
             }
             Err(error) => {
@@ -285,7 +333,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             self.publisher.say(Condition::up())
         } else if let Some(broken) = broken() {
             let now = Instant::now();
-            let due = *self.publisher.due.get_or_insert(if works { now + GRACE } else { now });
+            let due = if self.publisher.is_final { now } else { *self.publisher.due.get_or_insert(if works { now + GRACE } else { now }) };
             if due > now { None } else { self.publisher.say(broken) }
         } else {
             None

@@ -27,6 +27,8 @@ pub struct NetworkReport {
     events: Events,
     /// What keeps the network from working, as it was told.
     trouble: Option<String>,
+    /// What was reported of subnets that are not this node's any more.
+    gone: Option<String>,
     /// What was told of each refused node.
     refusals: BTreeMap<(Box<str>, Option<Family>), String>,
     /// What is in the way of single entries, as it was told.
@@ -47,6 +49,7 @@ impl NetworkReport {
             metrics,
             events,
             trouble: None,
+            gone: None,
             refusals: BTreeMap::new(),
             obstacles: BTreeSet::new(),
             contested: BTreeMap::new(),
@@ -72,6 +75,16 @@ impl NetworkReport {
             _ => {}
         }
         self.trouble = what;
+    }
+
+    /// Subnets that this node used are not its own any more; or all are.
+    pub(super) fn gone(&mut self, event: Option<Event>) {
+        let note = event.as_ref().map(|event| event.note.clone());
+        if let Some(event) = event.filter(|event| self.gone.as_ref() != Some(&event.note)) {
+            tracing::error!("pod network: {}", event.note);
+            self.events.tell(event);
+        }
+        self.gone = note;
     }
 
     /// On a subject there is this to complain of; or nothing.

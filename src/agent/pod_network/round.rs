@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
@@ -52,29 +53,43 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let conf = self.asked.conf.borrow().clone();
         let since = self.since.take();
         self.changed.clear();
-        let node = self.own_node.clone().ok_or_else(|| Unsettled::NoNode(self.asked.node.clone()))?;
-        let (subnets, missing) = match self.asked.source.subnets(&node, &conf) {
-            Subnets::Known(subnets) => (subnets, None),
+        let taken = if self.own_node_is_missing() { self.taken_by_other_node(&conf) } else { None };
+        let Some(node) = self.own_node.clone() else {
+            let Some(lost) = taken else { return Err(Unsettled::NoNode(self.asked.node.clone())) };
+            return Err(self.leave(lost, &conf).await?);
+        };
+        let standing = taken.map_or_else(|| self.asked.source.subnets(&node, &conf, &self.in_use()), Subnets::Lost);
+        let live = self.dump().await;
+        // Before all else: nothing that fails later keeps subnet.env.
+        self.disown(&standing, &conf, live.as_ref().unwrap_or(&Live::default()));
+        let (subnets, missing, of_others) = match &standing {
+            Subnets::Known(subnets) => (*subnets, None, &[][..]),
             // What was known before holds until something better is known.
             Subnets::Awaited(condition) => match &self.known {
-                Some(known) => (known.own.subnets, Some(Unsettled::Subnets(condition))),
-                None => return Err(Unsettled::Subnets(condition)),
+                Some(known) => (known.own.subnets, Some(Unsettled::Subnets(condition.clone())), &[][..]),
+                None => return Err(Unsettled::Subnets(condition.clone())),
             },
-            Subnets::Lost(subnets, condition) => (subnets, Some(Unsettled::Subnets(condition))),
+            Subnets::Lost(lost) => (lost.left, Some(Unsettled::Lost(lost.condition.clone())), &lost.of_others[..]),
         };
         if missing.is_none() {
             self.readiness.ready(Part::Subnet);
         }
-        let live = self.dump().await?;
-        let options = self.interface_options(&node).await?;
-        let (external, mtu) = self.external(&options, &node, &conf, &live)?;
+        let live = live?;
+        let (own, external, mtu) = match (self.place(&node, &conf, subnets, &live).await, &standing) {
+            (Ok(placed), _) => placed,
+            (Err(_), Subnets::Lost(lost)) => {
+                self.withdraw(lost, &conf, live).await?;
+                return Err(Unsettled::Lost(lost.condition.clone()));
+            }
+            (Err(error), _) => return Err(error),
+        };
         self.readiness.ready(Part::Interface);
-        let own = own(&node, &conf, subnets, &external, &live)?;
+        let of_others = self.subnets_of_others(of_others);
         let settings = self.asked.settings.clone();
         let wanted = Wanted { conf: &conf, settings: &settings, own: &own, external: &external, mtu: &mtu };
 
         let desired = wanted.links();
-        let (live, trouble) = self.links(&conf, &desired, &own, &mtu, live).await?;
+        let (live, trouble) = self.links(&wanted, &desired, &of_others, live).await?;
         let links = plan::our_links(&desired, &live);
         let peers = peers(self.nodes.values().map(|node| &**node), &own, &conf, &Programmed::of_live(&live));
         let entries = wanted.entries(&peers, &links, &live.routes);
@@ -105,7 +120,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         held.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
         self.known = Some(Known { own, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
-        if let Some(trouble) = trouble.or(missing) {
+        // A lost subnet is the cause of what fails besides.
+        if let Some(trouble) = missing.or(trouble) {
             return Err(trouble);
         }
         self.readiness.ready(Part::Links);
@@ -113,8 +129,21 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         Ok(())
     }
 
+    /// This node's own part, and the interface to other nodes.
+    async fn place(
+        &mut self,
+        node: &NetworkNode,
+        conf: &NetConf,
+        subnets: PerFamily<IpNetwork>,
+        live: &Live,
+    ) -> Result<(OwnLease, External, Mtu), Unsettled> {
+        let options = self.interface_options(node).await?;
+        let (external, mtu) = self.external(&options, node, conf, live)?;
+        Ok((own(node, conf, subnets, &external, live)?, external, mtu))
+    }
+
     /// Everything that the kernel holds.
-    async fn dump(&mut self) -> Result<Live, Unsettled> {
+    pub(super) async fn dump(&mut self) -> Result<Live, Unsettled> {
         let kernel = Arc::clone(&self.kernel);
         let live = within(move || kernel.dump()).await?;
         live.inspect_err(|error| self.report.failed(error)).map_err(Unsettled::Kernel)
@@ -171,10 +200,9 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     /// Makes the links as they should be. Gives what the kernel holds then, and what is still in the way of some of them.
     async fn links(
         &mut self,
-        conf: &NetConf,
+        wanted: &Wanted<'_>,
         desired: &[DesiredLink],
-        own: &OwnLease,
-        mtu: &Mtu,
+        of_others: &[IpNetwork],
         mut live: Live,
     ) -> Result<(Live, Option<Unsettled>), Unsettled> {
         let drifted = self.known.as_ref().is_some_and(|known| known.desired == desired);
@@ -183,8 +211,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut before = Vec::new();
         let mut passes = 0..PASSES;
         let trouble = loop {
+            let Wanted { conf, own, mtu, .. } = wanted;
             let mut plan = plan::links(desired, &conf.networks, &live, &self.offloads);
             plan.changes.extend(bridge::mtu_change(&live.links, own, mtu.pods));
+            let to_repair = plan.changes.len();
+            plan.changes.extend(bridge::stale_addresses(&live.links, own, &conf.networks, of_others));
             if plan.changes.is_empty() {
                 break plan.in_the_way.into_iter().next().map(Unsettled::InTheWay);
             }
@@ -194,7 +225,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 break Some(failed.map_or(Unsettled::Restless(plan.changes.len()), Unsettled::Kernel));
             }
             if drifted && pass == Some(0) {
-                plan.changes.iter().for_each(|change| *repaired.entry(change.kind()).or_default() += 1);
+                plan.changes.iter().take(to_repair).for_each(|change| *repaired.entry(change.kind()).or_default() += 1);
             }
             before.clone_from(&plan.changes);
             failed = self.change_links(plan.changes).await?;
@@ -212,7 +243,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Takes steps; gives the first failure. One that fails holds up no other.
-    async fn change_links(&mut self, changes: Vec<LinkChange>) -> Result<Option<NetlinkError>, Unsettled> {
+    pub(super) async fn change_links(&mut self, changes: Vec<LinkChange>) -> Result<Option<NetlinkError>, Unsettled> {
         let kernel = Arc::clone(&self.kernel);
         let outcomes = within(move || {
             let outcome = |change: LinkChange| (kernel.change_link(&change), change);
@@ -283,13 +314,7 @@ async fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
 }
 
 /// This node's own part, as it follows from its Node, its subnets and its interface.
-fn own(
-    node: &NetworkNode,
-    conf: &NetConf,
-    subnets: PerFamily<ipnetwork::IpNetwork>,
-    external: &External,
-    live: &Live,
-) -> Result<OwnLease, Unsettled> {
+fn own(node: &NetworkNode, conf: &NetConf, subnets: PerFamily<IpNetwork>, external: &External, live: &Live) -> Result<OwnLease, Unsettled> {
     let bad = |bad| Unsettled::Annotation(node.name.clone(), bad);
     let mut own = OwnLease { node: node.name.to_string(), subnets, local: external.local, ..OwnLease::default() };
     for (family, local) in external.local.iter() {

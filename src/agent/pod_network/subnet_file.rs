@@ -5,6 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use ipnetwork::IpNetwork;
+
+use crate::cluster::Family;
+use crate::network::families::PerFamily;
+use crate::network::subnet_env::SubnetEnv;
 use crate::whole_file;
 
 /// Everybody may read it.
@@ -48,6 +53,21 @@ pub(crate) fn remove(path: &Path) -> Result<(), NotWritten> {
     }
 }
 
+/// Deletes the file if it names a subnet that is not this node's any more. Gives the subnets that it named.
+pub(crate) fn disown(path: &Path, is_ours: impl Fn(Family, IpNetwork) -> bool) -> Result<Option<PerFamily<IpNetwork>>, NotWritten> {
+    let named = subnets(path);
+    if named.iter().all(|(family, subnet)| is_ours(family, *subnet)) {
+        return Ok(None);
+    }
+    remove(path)?;
+    Ok(Some(named))
+}
+
+/// The subnets that the file names.
+pub(super) fn subnets(path: &Path) -> PerFamily<IpNetwork> {
+    SubnetEnv::read(&read(path)).subnets
+}
+
 /// What a file says; nothing if it is not there.
 pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
@@ -65,6 +85,20 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_names_anothers_subnet_is_deleted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("subnet.env");
+        let (v4, v6): (IpNetwork, IpNetwork) = ("10.244.1.0/24".parse().expect("a CIDR"), "fd00:1::/64".parse().expect("a CIDR"));
+        write(&path, "FLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_SUBNET=fd00:1::1/64\n").expect("writable");
+        assert_eq!(disown(&path, |_, subnet| [v4, v6].contains(&subnet)).expect("readable"), None);
+        assert!(path.exists());
+        let named = PerFamily { v4: Some(v4), v6: Some(v6) };
+        assert_eq!(disown(&path, |_, subnet| subnet == v4).expect("removable"), Some(named));
+        assert!(!path.exists());
+        assert_eq!(disown(&path, |_, _| false).expect("gone already"), None);
+    }
 
     #[test]
     fn it_is_written_whole_and_only_if_it_differs() {

@@ -17,6 +17,9 @@ pub(super) enum Unsettled {
     /// Its subnets are not known, or not all.
     #[error("{}", .0.message)]
     Subnets(Condition),
+    /// This node has no subnet any more, or not in all families.
+    #[error("{}", .0.message)]
+    Lost(Condition),
     /// There is no interface to other nodes.
     #[error("{0}")]
     Interface(#[from] NoInterface),
@@ -47,7 +50,7 @@ impl Unsettled {
     pub(super) const fn part(&self) -> (Part, &'static str) {
         match self {
             Self::NoNode(_) => (Part::Subnet, "NodeMissing"),
-            Self::Subnets(condition) => (Part::Subnet, condition.reason),
+            Self::Subnets(condition) | Self::Lost(condition) => (Part::Subnet, condition.reason),
             Self::Interface(_) | Self::Annotation(..) => (Part::Interface, "InterfaceMissing"),
             Self::Mtu(_) => (Part::Interface, "MTUTooSmall"),
             Self::Kernel(_) | Self::InTheWay(_) | Self::Restless(_) | Self::Broken(_) => (Part::Links, "LinksFailed"),
