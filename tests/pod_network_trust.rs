@@ -173,7 +173,7 @@ fn missing_permissions_are_named_and_tried_again() {
         first.log().contains("needs the verbs list and watch on nodes") && first.log().contains("is forbidden")
     });
     let (status, parts) = first.readiness().expect("it answers");
-    assert!(status == 503 && parts.contains("[-]subnet not yet: the list of all Nodes is awaited"), "{parts}");
+    assert!(status == 503 && parts.contains("[-]subnet not yet: no Nodes are known yet"), "{parts}");
     // Only reading is allowed: the network is set up, and nobody is told.
     cluster.server.allow_all();
     cluster.server.deny("patch", "nodes/status");
