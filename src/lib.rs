@@ -16,6 +16,8 @@
 //! - [`explain`]: which way a packet goes through the rules. Pure.
 //! - [`preflight`]: what all of that needs of a node, and what was found there. Pure.
 //!
+//! - `error_text`: errors as text for operators.
+//!
 //! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
 
 pub mod agent;
@@ -24,6 +26,7 @@ pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod conntrack;
+mod error_text;
 pub mod explain;
 pub mod iptables;
 pub mod json_keys;

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::ServiceKey;
+use crate::error_text::error_text;
 
 use super::status::happenings::Happenings;
 
@@ -184,12 +185,12 @@ pub async fn send(client: Client, node_name: String, host_name: String, events: 
         let created = match serde_json::from_value::<DynamicObject>(object) {
             Ok(object) => {
                 let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
-                api.create(&PostParams::default(), &object).await.map(drop).map_err(|error| error.to_string())
+                api.create(&PostParams::default(), &object).await.map(drop).map_err(|error| error_text(&error))
             }
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = created {
-            tracing::debug!("event {} was not told: {error}", event.reason);
+            tracing::debug!("cannot send Event {}: {error}", event.reason);
         }
     }
 }

@@ -7,7 +7,7 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Client};
 use tokio::time::sleep;
 
-use crate::source::causes;
+use crate::error_text::{error_text, status_text};
 use crate::source::permission::Permission;
 
 /// Where the name comes from.
@@ -81,10 +81,13 @@ impl NameSource {
             }
             Err(kube::Error::Api(status)) => {
                 let permission = Permission { verb: "get", group: "", resource: "pods" };
-                let cure = if status.code == 403 { format!("; {permission}, or set NODE_NAME by the downward API") } else { String::new() };
-                Err(NodeNameError::Pod { pod, why: status.message, cure })
+                let (why, cure) = match status.code {
+                    403 => (status.message, format!("; {permission}, or set NODE_NAME by the downward API")),
+                    _ => (status_text(&status), String::new()),
+                };
+                Err(NodeNameError::Pod { pod, why, cure })
             }
-            Err(error) => Err(NodeNameError::Pod { pod, why: causes(&error), cure: String::new() }),
+            Err(error) => Err(NodeNameError::Pod { pod, why: error_text(&error), cure: String::new() }),
         }
     }
 

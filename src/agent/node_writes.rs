@@ -18,8 +18,8 @@ use tokio::time::sleep;
 
 use super::events::{Event, Events, Regarding};
 use super::node_name::{LONGEST_WAIT, pace};
+use crate::error_text::error_text;
 use crate::network::allocation::Shortage;
-use crate::source::causes;
 use crate::source::permission::Permission;
 
 /// What the condition `NetworkUnavailable` says.
@@ -247,7 +247,7 @@ fn unwritten(what: &str, resource: &'static str, node: &str, error: &kube::Error
             let permission = Permission { verb: "patch", group: "", resource };
             format!("cannot write {what} of Node {node}: {}; {permission}", status.message)
         }
-        error => format!("cannot write {what} of Node {node}: {}", causes(error)),
+        error => format!("cannot write {what} of Node {node}: {}", error_text(error)),
     }
 }
 

@@ -9,6 +9,8 @@ use anyhow::anyhow;
 use tokio::task::{Id, JoinError, JoinSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
+use crate::error_text::error_text;
+
 use super::events::{Event, Events, Regarding};
 use super::readiness::{Part, Readiness};
 
@@ -51,7 +53,7 @@ where
         };
         let why = match ended {
             Ok(Ok(())) => "it ended".to_owned(),
-            Ok(Err(error)) => format!("{error:#}"),
+            Ok(Err(error)) => error_text(error.as_ref()),
             Err(error) => failure(error),
         };
         if started.elapsed() >= WELL {

@@ -14,6 +14,7 @@ use crate::agent::node_name::{NameSource, NodeNameError};
 use crate::agent::node_writes::remove_annotations;
 use crate::agent::pod_network::{conf, subnet_file};
 use crate::config::netconf::NetConf;
+use crate::error_text::error_text;
 use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
 use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::network::entry::LinkChange;
@@ -33,26 +34,26 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What is taken with `--pod-network`.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct PodNetworkFlags {
-    /// Clean up the pod network, and only that: its links, routes, rules and subnet.env; with --kubeconfig, --master or --node-name also
-    /// this node's annotations and Leases
+    /// Clean up only the pod network: its links, routes, rules and subnet.env. With --kubeconfig, --master or --node-name also this node's
+    /// annotations and Leases
     #[arg(long)]
     pub(super) pod_network: bool,
-    /// Where subnet.env is
+    /// Path of subnet.env
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", requires = "pod_network")]
     subnet_file: PathBuf,
-    /// flannel's net-conf.json; it need not be there
+    /// Path of flannel's net-conf.json; it may be missing
     #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json", requires = "pod_network")]
     net_config_path: PathBuf,
-    /// What the names of the Nodes' annotations start with
+    /// Prefix of the names of flannel's annotations on Nodes
     #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX, requires = "pod_network")]
     kube_annotation_prefix: String,
-    /// How to reach the API server
+    /// Path of the kubeconfig for the API server
     #[arg(long, value_name = "FILE", requires = "pod_network")]
     kubeconfig: Option<String>,
-    /// Address of the API server, instead of the kubeconfig's
+    /// Address of the API server, in place of the kubeconfig's
     #[arg(long, value_name = "URL", requires = "pod_network")]
     master: Option<String>,
-    /// This node's name; without it what the environment names, or else the host's name
+    /// Name of this node's Node [default: from the environment, as the daemon finds it, or the host name]
     #[arg(long, value_name = "NAME", requires = "pod_network")]
     node_name: Option<String>,
 }
@@ -94,7 +95,7 @@ impl PodNetworkFlags {
         let asked = timeout(PATIENCE, self.ask_api(complain)).await;
         let outcome = asked.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", PATIENCE.as_secs())));
         if let Err(error) = outcome.context("what this node has written into the API may be there still") {
-            complain(&format!("{error:#}"));
+            complain(&error_text(error.as_ref()));
         }
     }
 

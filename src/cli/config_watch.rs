@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
+use crate::error_text::error_text;
 use crate::netlink::Kernel;
 use crate::netlink::sysctl::{set_conntrack, set_oom_score_adj};
 use crate::source::Wishes;
@@ -31,7 +32,7 @@ pub(super) async fn follow(flags: &RunFlags, mut effective: Effective, told: Tol
     let mut watch = match Watch::new(&path) {
         Ok(watch) => watch,
         Err(error) => {
-            tracing::warn!("changes of {} go unnoticed: {error}", path.display());
+            tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
             return std::future::pending().await;
         }
     };

@@ -7,6 +7,7 @@ use kube::Client;
 use crate::agent::readiness::{Part, Readiness};
 use crate::cluster::Node;
 use crate::config::settings::{DetectLocal, NodePortAddresses};
+use crate::error_text::error_text;
 use crate::rules::inputs::Inputs;
 use crate::source::api;
 
@@ -85,7 +86,7 @@ impl Looks<'_> {
                     left -= 1;
                 }
                 Err(error) => {
-                    let error = format!("no Node is known yet: {error:#}");
+                    let error = format!("no Node is known yet: {}", error_text(error.as_ref()));
                     self.readiness.not_ready(Part::Start, &error);
                     if errors.is_multiple_of(WARN_EVERY) {
                         tracing::warn!("{error}, next attempt in {} s", PAUSE.as_secs());

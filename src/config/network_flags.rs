@@ -10,6 +10,7 @@ use regex::Regex;
 use super::flag_values::{duration, go_bool};
 use super::kubeproxy::BadSetting;
 use super::network_settings::{NetworkSettings, SubnetSource};
+use crate::error_text::error_text;
 use crate::network::allocation::Terms;
 use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::network::families::PerFamily;
@@ -22,61 +23,61 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(next_help_heading = "Flags of the pod network")]
 pub struct NetworkFlags {
-    /// Look after the pod network, too: what flannel does
+    /// Run the pod network, too: what flannel does
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub pod_network: bool,
-    /// Look after Services: what kube-proxy does
+    /// Run the service proxy: what kube-proxy does
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub proxy: bool,
-    /// Where this node's subnet comes from: its Node's podCIDRs, or a Lease that it takes
+    /// Source of this node's subnet: the podCIDRs of its Node, or a Lease that sepal takes
     #[arg(long, value_name = "SOURCE", default_value = "node")]
     pub subnet_source: SubnetSourceFlag,
-    /// With --subnet-source=lease: how long a node that is gone keeps its subnet
+    /// With --subnet-source=lease: how long a node that is down keeps its subnet
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lease_duration)]
     pub subnet_lease_duration: Duration,
-    /// flannel's net-conf.json
+    /// Path of flannel's net-conf.json
     #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json")]
     pub net_config_path: String,
-    /// Where the CNI plugin reads this node's subnet
+    /// File that tells the CNI plugin this node's subnet (subnet.env)
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: String,
-    /// Put the CNI configuration there as soon as pods can have a network (/etc/cni/net.d)
+    /// Folder for the CNI configuration, usually /etc/cni/net.d; it is written once the pod network works
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
     pub cni_conf_dir: String,
-    /// The interface to other nodes, by name or address; the first of several that is there
+    /// Interface to other nodes, by name or address. May be repeated: the first one that exists is used
     #[arg(long, value_name = "INTERFACE")]
     pub iface: Vec<String>,
-    /// A pattern for its addresses, or else its name; tried after all --iface
+    /// Regular expression for the addresses or the name of the interface to other nodes; tried after --iface
     #[arg(long, value_name = "REGEX")]
     pub iface_regex: Vec<String>,
-    /// An address that packets reach by it; tried last
+    /// Use the interface by which packets reach this address; tried last
     #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
     pub iface_can_reach: String,
-    /// The address that other nodes send to, if it is not the interface's
+    /// IPv4 address of this node that other nodes send to [default: that of the interface]
     #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
     pub public_ip: String,
-    /// The same for IPv6
+    /// IPv6 address of this node that other nodes send to [default: that of the interface]
     #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
     pub public_ipv6: String,
-    /// Give what leaves the pod network this node's address
+    /// Masquerade packets that leave the pod network: they get this node's address as their source
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub ip_masq: bool,
-    /// But not a random port
+    /// With --ip-masq: do not choose random source ports
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub ip_masq_fully_random_disable: bool,
-    /// Accept what is forwarded from or to pods
+    /// Accept forwarded packets from and to pods (chain FLANNEL-FWD)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub iptables_forward_rules: bool,
-    /// Swallow what is sent to addresses of this node's subnet that no pod has
+    /// Add a blackhole route for addresses of this node's subnet that no pod has
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub ip_blackhole_route: bool,
-    /// What the names of the Nodes' annotations start with
+    /// Prefix of the names of flannel's annotations on Nodes
     #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX)]
     pub kube_annotation_prefix: String,
-    /// Let the Node's condition NetworkUnavailable say whether the network works
+    /// Set the Node's condition NetworkUnavailable
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub set_node_network_unavailable: bool,
-    /// Whether VXLAN links leave checksums to the hardware; off helps where it gets them wrong and connections stall
+    /// Checksum offload of VXLAN links; `off` helps if the hardware computes wrong checksums and connections stall
     #[arg(long, value_name = "SETTING", default_value = "kernel")]
     pub vxlan_checksum_offload: ChecksumOffloadFlag,
 }
@@ -94,7 +95,7 @@ pub enum SubnetSourceFlag {
 /// What to do about checksum offload, on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ChecksumOffloadFlag {
-    /// Leave it as the kernel has it.
+    /// Keep the kernel's setting.
     #[default]
     Kernel,
     /// Switch it on.
@@ -137,8 +138,9 @@ impl NetworkFlags {
     pub fn settings(&self) -> Result<NetworkSettings, BadSetting> {
         let bad = |flag: &str, cause: String| BadSetting { field: flag.into(), cause };
         for pattern in &self.iface_regex {
-            Regex::new(pattern)
-                .map_err(|error| bad("--iface-regex", format!("could not compile the IP address regex '{pattern}': {error}")))?;
+            Regex::new(pattern).map_err(|error| {
+                bad("--iface-regex", format!("could not compile the IP address regex '{pattern}': {}", error_text(&error)))
+            })?;
         }
         let v4 = optional::<Ipv4Addr>(&self.public_ip).map_err(|text| bad("--public-ip", format!("invalid public IP address: {text}")))?;
         let v6 =

@@ -84,8 +84,9 @@ pub async fn delete_nftables(which: NftTables) -> Vec<LeftBehind> {
     let mut left = Vec::new();
     let tables = match output("nft", &["list", "tables"]).await {
         Ok(tables) => tables,
+        Err(IptablesError::Missing(_)) => return left,
         Err(error) => {
-            tracing::debug!("nftables are left alone: {error}");
+            tracing::debug!("cannot list the tables of nftables, so none is deleted: {error}");
             return left;
         }
     };
@@ -112,8 +113,9 @@ pub async fn clean_ipvs() -> Vec<LeftBehind> {
     }
     let listed = match output("ipset", &["list", "-n"]).await {
         Ok(listed) => listed,
+        Err(IptablesError::Missing(_)) => return left,
         Err(error) => {
-            tracing::debug!("sets are left alone: {error}");
+            tracing::debug!("cannot list the sets of ipset, so none is deleted: {error}");
             return left;
         }
     };

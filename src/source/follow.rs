@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::manifests::{self, ManifestError, Manifests};
 use super::{Complaints, Update};
 use crate::config::settings::Asked;
+use crate::error_text::error_text;
 use crate::rules::inputs::Inputs;
 
 /// Files count as at rest after this long without an event.
@@ -210,7 +211,7 @@ impl Watch {
                 return true;
             }
             Err(error) => {
-                tracing::warn!("watching the manifests: {error}");
+                tracing::warn!("cannot watch the files for changes: {}", error_text(&error));
                 self.writing.clear();
                 return true;
             }

@@ -25,11 +25,11 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::api::{Raw, Watched, Watches, lease_resource};
-use super::causes;
 use super::convert::{self, RESERVED_FOR};
 use super::object::Subject;
 use super::permission::Permission;
 use super::watching::Tracks;
+use crate::error_text::error_text;
 use crate::network::allocation::{Claimant, SubnetLease, Terms, lease_name, subnet_of};
 use crate::network::claim::{Observed, Request, Scope};
 
@@ -254,7 +254,7 @@ fn failure(verb: &'static str, name: &str, error: kube::Error) -> LeaseError {
             let permission = Permission { verb, group: "coordination.k8s.io", resource: "leases" };
             LeaseError::Forbidden { permission, why: status.message }
         }
-        error => failed(verb, name, causes(&error)),
+        error => failed(verb, name, error_text(&error)),
     }
 }
 

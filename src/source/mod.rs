@@ -30,7 +30,6 @@ use crate::network::masquerade::PodRules;
 use crate::rules::inputs::Inputs;
 
 pub use object::{Kind, ObjectId, Problem};
-pub(crate) use outage::causes;
 
 /// What a source tells the loop.
 #[derive(Debug)]

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::object::Subject;
+use crate::error_text::{error_text, status_text};
 
 /// The first and shortest wait, as in client-go. Jitter makes every wait up to twice as long.
 const LEAST_WAIT: Duration = Duration::from_millis(800);
@@ -105,7 +106,7 @@ impl From<kube::Error> for Failure {
         };
         match error {
             kube::Error::Api(status) => status.into(),
-            other => Self { code: None, why: causes(&other), sort },
+            other => Self { code: None, why: error_text(&other), sort },
         }
     }
 }
@@ -125,6 +126,7 @@ fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
 impl From<Box<Status>> for Failure {
     fn from(status: Box<Status>) -> Self {
         const TOO_LARGE: &str = "Too large resource version";
+        let why = status_text(&status);
         let Status { code, reason, message, details, .. } = *status;
         let causes = details.map(|details| details.causes).unwrap_or_default();
         let too_large = causes.iter().any(|cause| cause.reason == "ResourceVersionTooLarge" || cause.message == TOO_LARGE)
@@ -137,22 +139,8 @@ impl From<Box<Status>> for Failure {
             _ if too_large => Sort::Expired,
             _ => Sort::Status,
         };
-        Self { code: Some(code), why: format!("{message} ({code} {reason})"), sort }
+        Self { code: Some(code), why, sort }
     }
-}
-
-/// An error and its causes in one line. A cause that an outer error contains already is left out.
-pub(crate) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// The waits of one watch: each failure doubles them.

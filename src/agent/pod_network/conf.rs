@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::sync::watch;
 
 use crate::config::netconf::{Backend, BadNetConf, NetConf, VxlanConf};
+use crate::error_text::error_text;
 use crate::source::follow::Watch;
 
 /// The configuration cannot be read.
@@ -46,7 +47,7 @@ pub async fn follow(path: &Path, conf: watch::Sender<NetConf>) -> Infallible {
     let mut watch = match Watch::new(path) {
         Ok(watch) => watch,
         Err(error) => {
-            tracing::warn!("changes of {} go unnoticed: {error}", path.display());
+            tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
             return std::future::pending().await;
         }
     };

@@ -10,10 +10,10 @@ use tokio::time::timeout;
 use crate::agent::node_name::NameSource;
 use crate::cluster::Node;
 use crate::config::settings::DetectLocal;
+use crate::error_text::error_text;
 use crate::preflight::cluster::{self, Wanted};
 use crate::preflight::{Check, Part};
 use crate::source::api;
-use crate::source::causes;
 use crate::source::permission::{Needed, Uses, is_allowed, needed};
 
 use super::super::pod_network::PodNetwork;
@@ -42,7 +42,7 @@ pub(super) async fn read(asked: &Asked<'_>) -> Seen {
         Err(error) => {
             let cure = "see whether the address is right (--kubeconfig, --master, KUBERNETES_SERVICE_HOST) and reachable from this node without \
                         any Service";
-            let mut checks = vec![Check::failed(PART, "API server", format!("{error:#}"), cure)];
+            let mut checks = vec![Check::failed(PART, "API server", error_text(error.as_ref()), cure)];
             checks.extend(["permissions", "Node"].map(|name| Check::not_checked(PART, name, "there is nobody to ask")));
             return Seen { checks, node: None };
         }
@@ -68,7 +68,7 @@ pub(super) async fn read(asked: &Asked<'_>) -> Seen {
         }
         // The pod network alone lists Nodes, and may get none by name.
         Err(error) => {
-            checks.push(Check::not_checked(PART, "Node", format!("{error:#}")));
+            checks.push(Check::not_checked(PART, "Node", error_text(error.as_ref())));
             None
         }
     };
@@ -85,7 +85,7 @@ async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
     let (url, client) = (connection.url()?, connection.client()?);
     let patience = connection.plugin_time_limit()?.map_or(PATIENCE, |limit| limit + PATIENCE);
     let version = timeout(patience, client.apiserver_version()).await.map_err(|_| silent());
-    let version = version.and_then(|answer| answer.map_err(|error| anyhow!("{}", causes(&error))));
+    let version = version.and_then(|answer| answer.map_err(|error| anyhow!("{}", error_text(&error))));
     match version {
         Ok(version) => Ok((client, format!("{url} answers, version {}", version.git_version))),
         Err(error) => Err(error.context(format!("{url} does not answer"))),
@@ -102,7 +102,7 @@ async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {
         match answer {
             Ok(true) => {}
             Ok(false) => missing.push(*needed),
-            Err(error) => return Check::not_checked(PART, "permissions", format!("the server does not say: {}", causes(&error))),
+            Err(error) => return Check::not_checked(PART, "permissions", format!("the server does not say: {}", error_text(&error))),
         }
     }
     cluster::permissions(&needed, &missing)

@@ -13,6 +13,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::config::flags::RunFlags;
+use crate::error_text::error_text;
 use crate::preflight::node::Roles;
 use crate::preflight::{Check, Part, passed, print};
 
@@ -22,7 +23,7 @@ use super::setup::Setup;
 /// What `sepal preflight` takes: what is to be run, and how to say what was found.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PreflightFlags {
-    /// How to print what was found
+    /// Format of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Output,
     #[command(flatten)]
@@ -31,9 +32,9 @@ pub(super) struct PreflightFlags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people
+    /// Text for people
     Text,
-    /// For programs
+    /// JSON for programs
     Json,
 }
 
@@ -64,7 +65,7 @@ pub(super) async fn preflight(PreflightFlags { output, run: flags }: PreflightFl
 }
 
 async fn checks(flags: &RunFlags) -> Vec<Check> {
-    let wrong = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", format!("{error:#}"), "")];
+    let wrong = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", error_text(error.as_ref()), "")];
     let setup = match Setup::new(flags) {
         Ok(setup) => setup,
         Err(error) => return wrong(error),
@@ -101,7 +102,7 @@ impl Asked<'_> {
             None => Check::ok(Part::Configuration, name, format!("make sense, for: {what}")),
             Some(error) => {
                 let others = "the other checks take flannel's default: IPv4, VXLAN with VNI 1 on UDP port 8472";
-                Check::failed(Part::Configuration, name, format!("{error:#}; {others}"), "")
+                Check::failed(Part::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
             }
         };
         std::iter::once(judged).chain(notes).collect()

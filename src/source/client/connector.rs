@@ -20,9 +20,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, service_fn};
 
-use super::super::outage::causes;
 use super::error::RequestError;
 use super::server_url::{Url, host_of};
+use crate::error_text::error_text;
 
 /// How long all addresses of a name together may take to answer.
 const TCP: Duration = Duration::from_secs(15);
@@ -201,9 +201,9 @@ fn tls_problem(error: &std::io::Error) -> String {
         Some(rustls::Error::InvalidCertificate(
             Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
         )) => "renew the server's certificate, or set the clock of this node",
-        _ => return causes(error),
+        _ => return error_text(error),
     };
-    format!("{}; {cure}", causes(error))
+    format!("{}; {cure}", error_text(error))
 }
 
 fn proxy_authorization(proxy: &Url) -> Option<HeaderValue> {

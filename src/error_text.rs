@@ -1,0 +1,321 @@
+//! The text of an error for operators: one line, each cause once, no dumps of library values and no advice meant for programmers.
+//!
+//! Logs, Events, exit messages and HTTP answers print errors of libraries and of `anyhow` with [`error_text`], never with `{:#}` or `{:?}`:
+//! many libraries repeat the cause in their own text.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use kube::client::AuthError;
+use kube::config::KubeconfigError;
+use kube::core::Status;
+use notify::ErrorKind;
+use serde_saphyr::UserMessageFormatter;
+use tokio::task::JoinError;
+
+/// Longest text of an answer that does not come from a Kubernetes API server, such as the HTML page of a proxy.
+const FOREIGN_ANSWER: usize = 200;
+
+/// Texts of libraries, and what they mean for an operator.
+const PHRASES: [(&str, &str); 8] = [
+    ("client error (Connect): tcp connect error", "cannot connect"),
+    ("client error (Connect)", "cannot connect"),
+    ("client error (SendRequest)", "the connection broke"),
+    ("buffer's worker closed unexpectedly", "the task that holds the connection has ended"),
+    ("; use from_str_multiple or from_str_multiple_with_options", ""),
+    ("multiple YAML documents detected", "the file has more than one YAML document; only one is allowed"),
+    // `'{path:?}'`.
+    ("'\"", "\""),
+    ("\"'", "\""),
+];
+
+/// The error and its causes, from the outside in, separated by colons. What an outer error says already is not repeated.
+pub(crate) fn error_text(error: &(dyn Error + 'static)) -> String {
+    let mut text = with_causes(error);
+    for (phrase, words) in PHRASES {
+        if text.contains(phrase) {
+            text = text.replace(phrase, words);
+        }
+    }
+    text
+}
+
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    if let Some(text) = known(error) {
+        return text;
+    }
+    let own = error.to_string();
+    let Some(source) = error.source() else { return one_line(&own) };
+    let cause = with_causes(source);
+    // Many errors print their cause in their own text.
+    if let Some(at) = position(&own, &source.to_string()) {
+        return one_line(&format!("{}{cause}{}", &own[..at.start], &own[at.end..]));
+    }
+    let mut text = one_line(&own);
+    add(&mut text, &cause);
+    text
+}
+
+/// The whole text of an error whose own text is not for operators.
+fn known(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<kube::Error>() {
+        return match error {
+            kube::Error::Api(status) => Some(status_text(status)),
+            // These only wrap their cause.
+            kube::Error::HyperError(_)
+            | kube::Error::Service(_)
+            | kube::Error::HttpError(_)
+            | kube::Error::InferConfig(_)
+            | kube::Error::InferKubeconfig(_) => error.source().map(with_causes),
+            kube::Error::ProxyProtocolUnsupported { proxy_url } | kube::Error::ProxyProtocolDisabled { proxy_url, .. } => Some(format!(
+                "proxy {} cannot be used: its protocol is not supported; see proxy-url in the kubeconfig, and HTTPS_PROXY",
+                without_credentials(proxy_url)
+            )),
+            _ => None,
+        };
+    }
+    if let Some(status) = error.downcast_ref::<Status>().or_else(|| error.downcast_ref::<Box<Status>>().map(|status| &**status)) {
+        return Some(status_text(status));
+    }
+    if let Some(AuthError::AuthExecRun { cmd, out }) = error.downcast_ref() {
+        // Its standard output may hold credentials.
+        let said = String::from_utf8_lossy(&out.stderr);
+        let said = said.lines().rev().map(str::trim).find(|line| !line.is_empty()).map_or(String::new(), |line| format!(": {line}"));
+        return Some(format!("the program of the kubeconfig that gets credentials ({cmd}) failed: {}{said}", out.status));
+    }
+    if let Some(KubeconfigError::Parse(error)) = error.downcast_ref() {
+        return Some(format!("it is not valid YAML: {}", with_causes(&**error)));
+    }
+    let yaml = error.downcast_ref::<serde_saphyr::Error>();
+    if let Some(error) = yaml.or_else(|| error.downcast_ref::<Box<serde_saphyr::Error>>().map(|error| &**error)) {
+        return Some(one_line(&error.without_snippet().render_with_formatter(&UserMessageFormatter)));
+    }
+    if let Some(error) = error.downcast_ref::<regex::Error>() {
+        // The lines before are a drawing of the pattern.
+        let text = error.to_string();
+        return text.lines().last().map(|line| line.trim_start_matches("error: ").to_owned());
+    }
+    if let Some(error) = error.downcast_ref::<notify::Error>() {
+        return match &error.kind {
+            ErrorKind::MaxFilesWatch => Some("no inotify watch is left; raise fs.inotify.max_user_watches".to_owned()),
+            ErrorKind::Io(error) => Some(error.to_string()),
+            ErrorKind::PathNotFound => Some("no such file or folder".to_owned()),
+            _ => None,
+        };
+    }
+    let panicked = error.downcast_ref::<JoinError>().filter(|error| error.is_panic())?.to_string();
+    let why = panicked.split_once(" panicked with message ").map_or("panic without a message", |(_, why)| why.trim_matches('"'));
+    Some(format!("{} (this is a defect of sepal, please report it)", one_line(why)))
+}
+
+/// What an API server answered in place of what was asked for.
+pub(crate) fn status_text(status: &Status) -> String {
+    let Status { code, reason, message, .. } = status;
+    // This is what kube makes of an answer that is no Status.
+    if reason == "Failed to parse error data" {
+        let start: String = one_line(message).chars().take(FOREIGN_ANSWER).collect();
+        let start = if start.is_empty() { String::new() } else { format!(": {start}") };
+        return format!("HTTP {code}, and the answer is not one of a Kubernetes API server{start}");
+    }
+    let mut number = if *code == 0 { String::new() } else { code.to_string() };
+    if !reason.is_empty() {
+        let gap = if number.is_empty() { "" } else { " " };
+        let _ = write!(number, "{gap}{reason}");
+    }
+    match (message.is_empty(), number.is_empty()) {
+        (true, true) => "the API server answered with an error that has no text".to_owned(),
+        (true, false) => format!("the API server answered {number}"),
+        (false, true) => one_line(message),
+        (false, false) => format!("{} ({number})", one_line(message)),
+    }
+}
+
+/// A URL without the name and password that may be in it.
+fn without_credentials(url: &http::Uri) -> String {
+    let text = url.to_string();
+    match (text.split_once("://"), url.authority()) {
+        (Some((scheme, rest)), Some(authority)) if authority.as_str().contains('@') => {
+            let host = rest.split_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://{host}")
+        }
+        _ => text,
+    }
+}
+
+/// Texts with line breaks, in one line.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Adds a cause, as far as it is news.
+fn add(text: &mut String, cause: &str) {
+    let cause = cause.trim();
+    if cause.is_empty() || says(text, cause) {
+        return;
+    }
+    // The outer text may end with the beginning of the cause.
+    let tails = text.match_indices(": ").map(|(at, _)| at + 2);
+    let overlap = std::iter::once(0).chain(tails).find(|at| starts_with(cause, &text[*at..]));
+    match overlap {
+        Some(at) => text.truncate(at),
+        None if text.is_empty() => {}
+        None => text.push_str(": "),
+    }
+    text.push_str(cause);
+}
+
+/// Whether a text begins with whole words of another, whatever their case.
+fn starts_with(text: &str, start: &str) -> bool {
+    let ends = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric());
+    text.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start)) && ends(&text[start.len()..])
+}
+
+/// Whether a text has the same words in it already, whatever their case.
+fn says(text: &str, cause: &str) -> bool {
+    position(&text.to_ascii_lowercase(), &cause.to_ascii_lowercase()).is_some()
+}
+
+/// Where a text has these words, not as a part of longer ones.
+fn position(text: &str, words: &str) -> Option<Range<usize>> {
+    let is_whole = |at: &usize| {
+        let around = [text[..*at].chars().next_back(), text[at + words.len()..].chars().next()];
+        around.into_iter().flatten().all(|next| !next.is_alphanumeric())
+    };
+    let found = text.match_indices(words).map(|(at, _)| at).filter(|_| !words.is_empty()).find(is_whole)?;
+    Some(found..found + words.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context;
+
+    use super::*;
+
+    fn of(error: &anyhow::Error) -> String {
+        error_text(error.as_ref())
+    }
+
+    fn status(code: u16, reason: &str, message: &str) -> kube::Error {
+        kube::Error::Api(Status::failure(message, reason).with_code(code).boxed())
+    }
+
+    #[test]
+    fn an_answer_of_the_api_server_is_told_once_and_is_no_dump() {
+        let denied = || status(403, "Forbidden", "services is forbidden: User \"a\" cannot list resource \"services\"");
+        let wanted = "services is forbidden: User \"a\" cannot list resource \"services\" (403 Forbidden)";
+        assert_eq!(error_text(&denied()), wanted);
+        assert_eq!(of(&anyhow::Error::from(denied()).context("cannot list services")), format!("cannot list services: {wanted}"));
+        let twice = Err::<(), _>(denied()).context("cannot list services").context("no rules");
+        assert_eq!(of(&twice.expect_err("denied")), format!("no rules: cannot list services: {wanted}"));
+        assert_eq!(error_text(&status(500, "", "")), "the API server answered 500");
+        assert_eq!(error_text(&status(0, "", "")), "the API server answered with an error that has no text");
+        let page = status(502, "Failed to parse error data", "<html>\n<title>Bad gateway</title>\n</html>");
+        assert_eq!(
+            error_text(&page),
+            "HTTP 502, and the answer is not one of a Kubernetes API server: <html> <title>Bad gateway</title> </html>"
+        );
+    }
+
+    #[test]
+    fn wrappers_of_libraries_do_not_repeat_the_cause() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("client error (Connect)")]
+        struct Connect(#[source] Tcp);
+        #[derive(Debug, thiserror::Error)]
+        #[error("tcp connect error")]
+        struct Tcp(#[source] io::Error);
+        let refused = || io::Error::from_raw_os_error(111);
+        let error = kube::Error::Service(Box::new(Connect(Tcp(refused()))));
+        assert_eq!(error_text(&error), "cannot connect: Connection refused (os error 111)");
+        let error = anyhow::Error::from(error).context("cannot get Node a");
+        assert_eq!(of(&error), "cannot get Node a: cannot connect: Connection refused (os error 111)");
+        let read = kube::Error::ReadEvents(refused());
+        assert_eq!(error_text(&read), "Error reading events stream: Connection refused (os error 111)");
+        let config = KubeconfigError::ReadConfig(io::Error::from_raw_os_error(2), "/k".into());
+        let error = anyhow::Error::from(kube::Error::InferKubeconfig(config)).context("cannot use kubeconfig /k");
+        assert_eq!(of(&error), "cannot use kubeconfig /k: failed to read kubeconfig from \"/k\": No such file or directory (os error 2)");
+        let closed = anyhow::anyhow!("buffer's worker closed unexpectedly");
+        assert_eq!(of(&closed), "the task that holds the connection has ended");
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_named_without_its_password() {
+        let proxy_url = || Box::new("http://me:secret@proxy.example:3128/".parse().expect("a URL"));
+        for error in [
+            kube::Error::ProxyProtocolDisabled { proxy_url: proxy_url(), protocol_feature: "kube/http-proxy" },
+            kube::Error::ProxyProtocolUnsupported { proxy_url: proxy_url() },
+        ] {
+            let text = error_text(&error);
+            assert!(text.starts_with("proxy http://proxy.example:3128/ cannot be used"), "{text}");
+            assert!(!text.contains("secret") && !text.contains("kube/"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_program_for_credentials_is_told_by_what_it_said_last() {
+        let out = std::process::Output {
+            status: std::os::unix::process::ExitStatusExt::from_raw(256),
+            stdout: b"{\"token\": \"secret\"}".to_vec(),
+            stderr: b"starting\nno session: sign in first\n".to_vec(),
+        };
+        let error = kube::Error::Auth(AuthError::AuthExecRun { cmd: "get-token".into(), out: Box::new(out) });
+        let text = error_text(&error);
+        assert!(text.ends_with("(get-token) failed: exit status: 1: no session: sign in first"), "{text}");
+        assert!(!text.contains("secret") && !text.contains("Output {"), "{text}");
+    }
+
+    #[test]
+    fn yaml_is_told_in_one_line_without_a_drawing_and_without_names_of_functions() {
+        let parse = |text: &str| serde_saphyr::from_str::<serde_json::Value>(text).expect_err(text);
+        let text = error_text(&parse("a: 1\n---\na: 2\n"));
+        assert!(!text.contains("from_str") && !text.contains('\n') && text.contains("document"), "{text}");
+        let text = error_text(&parse("a: [1, 2\nb: 3\n"));
+        assert!(!text.contains('\n') && !text.contains(" | ") && text.contains("line 2"), "{text}");
+        let error = KubeconfigError::Parse(Box::new(parse("a: 1\n---\na: 2\n")));
+        let text = error_text(&error);
+        assert!(text.starts_with("it is not valid YAML: ") && !text.contains("from_str") && !text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn contexts_around_contexts_name_each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read {path}: {source}")]
+        struct Unreadable {
+            path: &'static str,
+            source: io::Error,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Same(#[from] Unreadable);
+        let missing = || Unreadable { path: "/a", source: io::Error::from_raw_os_error(2) };
+        let wanted = "cannot read /a: No such file or directory (os error 2)";
+        assert_eq!(error_text(&missing()), wanted);
+        assert_eq!(of(&anyhow::Error::from(Same(missing())).context("no settings")), format!("no settings: {wanted}"));
+        // The outer text ends where the cause begins.
+        let error = anyhow::anyhow!("permission denied (os error 13)").context("cannot open /b: Permission denied");
+        assert_eq!(of(&error), "cannot open /b: permission denied (os error 13)");
+        // A part of a word is not the same word.
+        assert_eq!(of(&anyhow::anyhow!("no").context("nobody answers")), "nobody answers: no");
+        assert_eq!(of(&anyhow::anyhow!("two\n  lines\n").context("")), "two lines");
+    }
+
+    #[test]
+    fn patterns_and_watched_files_are_told_without_a_drawing() {
+        #[allow(clippy::invalid_regex, reason = "it is broken on purpose")]
+        let broken = regex::Regex::new("eth(").expect_err("broken");
+        assert_eq!(error_text(&broken), "unclosed group");
+        let none_left = notify::Error::new(ErrorKind::MaxFilesWatch).add_path("/x".into());
+        assert!(error_text(&none_left).contains("fs.inotify.max_user_watches"));
+        let gone = notify::Error::io(io::Error::from_raw_os_error(2)).add_path("/x".into());
+        assert_eq!(error_text(&gone), "No such file or directory (os error 2)");
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_task_is_a_defect() {
+        let error = tokio::spawn(async { panic!("index 7 of 3") }).await.map(|(): ()| ()).expect_err("it panics");
+        assert_eq!(error_text(&error), "index 7 of 3 (this is a defect of sepal, please report it)");
+    }
+}
