@@ -195,7 +195,7 @@ fn what_cannot_work_is_said_in_flannels_words() {
     assert!(last_words(&output).contains("Failed to create SubnetManager: env variables POD_NAME and POD_NAMESPACE must be set"));
     let output = node.flanneld(&[("NODE_NAME", "n1")]).arg("-bogus").output().expect("it starts");
     assert_eq!(output.status.code(), Some(0), "as Go's flags end");
-    assert!(String::from_utf8_lossy(&output.stderr).starts_with("flag provided but not defined: -bogus\nUsage: "));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "flag provided but not defined: -bogus\nSee 'flanneld --help'.\n");
     std::fs::write(node.path("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#).expect("writable");
     let output = node.flanneld(&[("NODE_NAME", "n1")]).output().expect("it starts");
     assert_eq!(output.status.code(), Some(1));

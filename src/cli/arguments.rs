@@ -1,15 +1,14 @@
-//! The command line of kube-proxy, with its spelling and its complaints (spec section 1.1).
+//! The command line of kube-proxy, with its spelling and its errors (spec section 1.1).
 
-use std::error::Error;
 use std::ffi::OsString;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::config::flags::{Face, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
 
 use super::pages;
+use super::usage_error::{self, Called};
 
 /// The version of kube-proxy whose behaviour this is.
 pub(super) const KUBERNETES_VERSION: &str = "v1.36.2";
@@ -40,7 +39,7 @@ pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
     arguments.map(normalize).collect()
 }
 
-/// Lets every flag that takes a value take one that starts with a dash: whatever follows it is its value.
+/// Lets every flag that takes a value take one that starts with a dash, as kube-proxy does: the next argument is its value.
 pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
     command.mut_args(|argument| {
         let takes = argument.get_action().takes_values() && !argument.is_require_equals_set() && argument.get_long().is_some();
@@ -48,26 +47,25 @@ pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
     })
 }
 
-/// Takes the command line of kube-proxy: flags to run with, or what to print, whether it is a failure.
+/// Reads the command line of kube-proxy: flags to run with, or a text to print.
 pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
     let parsed = with_any_values(KubeProxy::command())
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
-    let failed = |error: String| Ending { text: format!("{}\nError: {error}\n", KubeProxy::command().render_help()), failed: true };
     match parsed {
         Ok((KubeProxy { arguments, .. }, _)) if !arguments.is_empty() => {
             let quoted: Vec<String> = arguments.iter().map(|argument| format!("{argument:?}")).collect();
-            Err(failed(format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "))))
+            let error = format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "));
+            Err(Ending { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
         }
         Ok((KubeProxy { proxy, .. }, matches)) => {
             Ok(RunFlags { proxy, typed: pages::values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
         }
-        Err(error) if error.use_stderr() => Err(failed(complaint(&error))),
-        Err(error) => Err(Ending { text: error.render().to_string(), failed: false }),
+        Err(error) => Err(Ending::of(&error, &KubeProxy::command(), arguments)),
     }
 }
 
-/// What is printed before the program ends at once.
+/// A text that is printed before the program ends.
 #[derive(Debug)]
 pub(super) struct Ending {
     /// The text.
@@ -76,24 +74,14 @@ pub(super) struct Ending {
     pub failed: bool,
 }
 
-/// What kube-proxy would say of a command line that cannot be read.
-fn complaint(error: &clap::Error) -> String {
-    let context = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let flag = context(ContextKind::InvalidArg).map(|flag| flag.split([' ', '[', '=']).next().unwrap_or(flag));
-    match (error.kind(), flag) {
-        (ErrorKind::UnknownArgument, Some(flag)) if flag.starts_with("--") => format!("unknown flag: {flag}"),
-        (ErrorKind::UnknownArgument, Some(flag)) => format!("unknown shorthand flag: {flag}"),
-        (ErrorKind::InvalidValue, Some(flag)) if context(ContextKind::InvalidValue).is_none_or(str::is_empty) => {
-            format!("flag needs an argument: {flag}")
+impl Ending {
+    /// The help that was asked for, or what is wrong with the arguments of a program.
+    pub(super) fn of(error: &clap::Error, program: &clap::Command, arguments: &[OsString]) -> Self {
+        if error.use_stderr() {
+            Self { text: usage_error::text(error, &Called::new(program, arguments)), failed: true }
+        } else {
+            Self { text: error.render().ansi().to_string(), failed: false }
         }
-        (ErrorKind::InvalidValue | ErrorKind::ValueValidation, Some(flag)) => {
-            let cause = error.source().map_or_else(|| "invalid value".into(), ToString::to_string);
-            format!("invalid argument {:?} for \"{flag}\" flag: {cause}", context(ContextKind::InvalidValue).unwrap_or_default())
-        }
-        _ => error.render().to_string().trim_start_matches("error: ").trim_end().to_owned(),
     }
 }
 
@@ -159,20 +147,22 @@ mod tests {
     }
 
     #[test]
-    fn complaints_are_kube_proxys() {
+    fn errors_are_kube_proxys_and_come_first() {
         for (arguments, want) in [
             ("foo bar", "\"kube-proxy\" does not take any arguments, got [\"foo\" \"bar\"]"),
             ("--cleanup false", "\"kube-proxy\" does not take any arguments, got [\"false\"]"),
             ("--bogus", "unknown flag: --bogus"),
             ("--bind-address=x", "invalid argument \"x\" for \"--bind-address\" flag: \"x\" is not a valid IP address"),
-            ("--iptables-masquerade-bit=x", "invalid argument \"x\" for \"--iptables-masquerade-bit\" flag: invalid digit found in string"),
+            ("--iptables-masquerade-bit=x", "invalid argument \"x\" for \"--iptables-masquerade-bit\" flag: it is not a whole number"),
             ("--config", "flag needs an argument: --config"),
-            ("--conntrack-min -x", "invalid argument \"-x\" for \"--conntrack-min\" flag: invalid digit found in string"),
+            ("--conntrack-min -x", "invalid argument \"-x\" for \"--conntrack-min\" flag: it is not a whole number"),
+            ("--healthz-port=70000", "invalid argument \"70000\" for \"--healthz-port\" flag: 70000 is not a number from 0 to 65535"),
+            ("--kube-api-qps=x", "invalid argument \"x\" for \"--kube-api-qps\" flag: it is not a number"),
+            ("-x", "unknown shorthand flag: 'x' in -x"),
             ("--dry-run", "unknown flag: --dry-run"),
         ] {
             let ending = parse(arguments).expect_err(arguments);
-            assert!(ending.failed && ending.text.contains("Usage: kube-proxy"), "{arguments}");
-            assert_eq!(ending.text.lines().last(), Some(format!("Error: {want}").as_str()), "{arguments}");
+            assert_eq!((ending.failed, ending.text), (true, format!("Error: {want}\nSee 'kube-proxy --help'.\n")), "{arguments}");
         }
         assert!(!parse("--help").expect_err("help").failed);
     }

@@ -1,7 +1,7 @@
 //! The command line of flanneld, with its spelling and its environment (network spec section 2).
 //!
-//! Flags are Go's: one dash or two, `-flag=value` or `-flag value`, and a bool takes its value only with `=`. Whatever cannot be read
-//! prints the usage and ends with status 0, as there.
+//! Flags are Go's: one dash or two, `-flag=value` or `-flag value`, and a bool takes its value only with `=`. A command line that cannot
+//! be read ends the program with status 0, as flanneld does.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -83,45 +83,50 @@ const FLAGS: [Flag; 31] = [
         "iface",
         Kind::List,
         "",
-        "interface to other nodes, by name or address, empty for that of the default route; may be repeated, the first that is there counts",
+        "interface to other nodes, by name or address, empty for that of the default route; may be repeated, the first one that exists is used",
     ),
     Flag(
         "iface-can-reach",
         Kind::Text,
         "",
-        "address that packets reach by that interface; they leave with the source address that the kernel takes",
+        "use the interface by which packets reach this address, with the source address that the kernel takes; tried last",
     ),
-    Flag("iface-regex", Kind::List, "", "pattern for its addresses or its name; may be repeated, tried after all iface"),
-    Flag("ip-blackhole-route", Kind::Bool, "false", "swallow what is sent to addresses of this node's subnet that no pod has"),
-    Flag("ip-masq", Kind::Bool, "false", "give what leaves the pod network this node's address"),
-    Flag("ip-masq-fully-random-disable", Kind::Bool, "false", "but not a random port"),
-    Flag("iptables-forward-rules", Kind::Bool, "true", "accept what is forwarded from or to pods"),
-    Flag("iptables-resync", Kind::Int, "5", "accepted; rules are put right when they change, and looked at now and then"),
-    Flag("kube-annotation-prefix", Kind::Text, "flannel.alpha.coreos.com", "what the names of the Nodes' annotations start with"),
+    Flag(
+        "iface-regex",
+        Kind::List,
+        "",
+        "regular expression for the addresses or the name of that interface; may be repeated, tried after iface",
+    ),
+    Flag("ip-blackhole-route", Kind::Bool, "false", "add a blackhole route for addresses of this node's subnet that no pod has"),
+    Flag("ip-masq", Kind::Bool, "false", "masquerade packets that leave the pod network: they get this node's address as their source"),
+    Flag("ip-masq-fully-random-disable", Kind::Bool, "false", "with ip-masq: do not choose random source ports"),
+    Flag("iptables-forward-rules", Kind::Bool, "true", "accept forwarded packets from and to pods"),
+    Flag("iptables-resync", Kind::Int, "5", "accepted and ignored: rules are checked when they change, and from time to time"),
+    Flag("kube-annotation-prefix", Kind::Text, "flannel.alpha.coreos.com", "prefix of the names of the annotations on Nodes"),
     Flag("kube-api-url", Kind::Text, "", "address of the API server"),
-    Flag("kube-subnet-mgr", Kind::Bool, "false", "take subnets from the Kubernetes API; needed here, etcd is not spoken"),
-    Flag("kubeconfig-file", Kind::Text, "", "how to reach the API server; in-cluster if neither this nor kube-api-url is given"),
+    Flag("kube-subnet-mgr", Kind::Bool, "false", "take subnets from the Kubernetes API; required, as etcd is not supported"),
+    Flag("kubeconfig-file", Kind::Text, "", "path of the kubeconfig; in-cluster if neither this nor kube-api-url is given"),
     Flag("log_backtrace_at", Kind::Text, "", "accepted, and has no effect"),
     Flag("net-config-path", Kind::Text, "/etc/kube-flannel/net-conf.json", "the network's configuration"),
-    Flag("public-ip", Kind::Text, "", "address that other nodes send to"),
-    Flag("public-ipv6", Kind::Text, "", "the same for IPv6"),
-    Flag("set-node-network-unavailable", Kind::Bool, "true", "let the Node's condition NetworkUnavailable say whether the network works"),
-    Flag("subnet-file", Kind::Text, "/run/flannel/subnet.env", "where the CNI plugin reads this node's subnet"),
+    Flag("public-ip", Kind::Text, "", "IPv4 address of this node that other nodes send to"),
+    Flag("public-ipv6", Kind::Text, "", "IPv6 address of this node that other nodes send to"),
+    Flag("set-node-network-unavailable", Kind::Bool, "true", "set the Node's condition NetworkUnavailable"),
+    Flag("subnet-file", Kind::Text, "/run/flannel/subnet.env", "file that tells the CNI plugin this node's subnet"),
     Flag("subnet-lease-renew-margin", Kind::Int, "60", "accepted (1 to 1439); for etcd only"),
-    Flag("v", Kind::Int, "0", "how much is logged"),
-    Flag("version", Kind::Bool, "false", "print the version and end"),
+    Flag("v", Kind::Int, "0", "verbosity of the log: 0 to 6"),
+    Flag("version", Kind::Bool, "false", "print the version and exit"),
     Flag("vmodule", Kind::Text, "", "accepted, and has no effect"),
 ];
 
-const UNUSED_ETCD: &str = "accepted; subnets come from the Kubernetes API here";
+const UNUSED_ETCD: &str = "accepted and ignored: subnets come from the Kubernetes API";
 
 /// Takes a command line without the program's name, and the environment.
 ///
 /// # Errors
-/// There is nothing to run: the usage, the version, or what is wrong, to be printed on standard error.
+/// There is nothing to run. What to print on standard error: the help, the version, or what is wrong.
 fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Option<String>) -> Result<Flanneld, Ended> {
     let mut values = Values::default();
-    values.read_arguments(arguments).map_err(|complaint| usage(program, &complaint))?;
+    values.read_arguments(arguments).map_err(|error| error.map_or_else(|| usage(program), |error| unreadable(&error)))?;
     if values.bool("version") {
         return Err(Ended { text: format!("sepal {} (in place of flanneld 0.28.9)\n", env!("CARGO_PKG_VERSION")), status: 0 });
     }
@@ -134,18 +139,20 @@ fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Opti
     }
     if !values.bool("kube-subnet-mgr") {
         return Err(refuse(
-            "Failed to create SubnetManager: subnets come from the Kubernetes API here, not from etcd: say --kube-subnet-mgr".into(),
+            "Failed to create SubnetManager: subnets come from the Kubernetes API here, not from etcd: give --kube-subnet-mgr".into(),
         ));
     }
     values.resolve(notes).map_err(refuse)
 }
 
-fn usage(program: &str, complaint: &str) -> Ended {
-    let mut text = String::new();
-    if !complaint.is_empty() {
-        let _ = writeln!(text, "{complaint}");
-    }
-    let _ = writeln!(text, "Usage: {program} [OPTION]...");
+/// The error, and where the help is.
+fn unreadable(error: &str) -> Ended {
+    Ended { text: format!("{error}\nSee '{FLANNELD} --help'.\n"), status: 0 }
+}
+
+/// The help.
+fn usage(program: &str) -> Ended {
+    let mut text = format!("Usage: {program} [OPTION]...\n");
     for Flag(name, kind, default, what) in &FLAGS {
         let (takes, quote) = match kind {
             Kind::Bool => ("", ""),
@@ -164,7 +171,8 @@ fn usage(program: &str, complaint: &str) -> Ended {
 struct Values(BTreeMap<&'static str, Vec<String>>);
 
 impl Values {
-    fn read_arguments(&mut self, arguments: &[String]) -> Result<(), String> {
+    /// Reads flags. What is wrong is the error; `None` stands for a flag that asks for help.
+    fn read_arguments(&mut self, arguments: &[String]) -> Result<(), Option<String>> {
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let Some(text) = argument.strip_prefix('-').filter(|text| !text.is_empty()) else { return Ok(()) };
@@ -173,21 +181,20 @@ impl Values {
                 return Ok(());
             }
             if text.starts_with(['-', '=']) {
-                return Err(format!("bad flag syntax: {argument}"));
+                return Err(Some(format!("bad flag syntax: {argument}")));
             }
             let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value.to_owned())));
             let Some(flag) = FLAGS.iter().find(|flag| flag.0 == name) else {
-                let asks = matches!(name, "help" | "h");
-                return Err(if asks { String::new() } else { format!("flag provided but not defined: -{name}") });
+                return Err((!matches!(name, "help" | "h")).then(|| format!("flag provided but not defined: -{name}")));
             };
             let value = match (value, flag.1) {
                 (Some(value), _) => value,
                 (None, Kind::Bool) => "true".into(),
-                (None, _) => rest.next().cloned().ok_or_else(|| format!("flag needs an argument: -{name}"))?,
+                (None, _) => rest.next().cloned().ok_or_else(|| Some(format!("flag needs an argument: -{name}")))?,
             };
             self.set(flag, &value).map_err(|cause| match flag.1 {
-                Kind::Bool => format!("invalid boolean value {value:?} for -{name}: {cause}"),
-                _ => format!("invalid value {value:?} for flag -{name}: {cause}"),
+                Kind::Bool => Some(format!("invalid boolean value {value:?} for -{name}: {cause}")),
+                _ => Some(format!("invalid value {value:?} for flag -{name}: {cause}")),
             })?;
         }
         Ok(())
@@ -373,18 +380,20 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_prints_the_usage_and_is_no_failure() {
-        for (arguments, first) in [
+    fn what_cannot_be_read_is_told_first_with_one_line_of_hint_and_status_0() {
+        for (arguments, error) in [
             ("--bogus", "flag provided but not defined: -bogus"),
             ("-iface", "flag needs an argument: -iface"),
             ("--healthz-port=x", "invalid value \"x\" for flag -healthz-port: parse error"),
             ("--ip-masq=maybe", "invalid boolean value \"maybe\" for -ip-masq: parse error"),
             ("---x", "bad flag syntax: ---x"),
-            ("--help", "Usage: flanneld [OPTION]..."),
-            ("-h", "Usage: flanneld [OPTION]..."),
         ] {
+            let text = format!("{error}\nSee 'flanneld --help'.\n");
+            assert_eq!(run(arguments, &[]).expect_err(arguments), Ended { text, status: 0 }, "{arguments}");
+        }
+        for arguments in ["--help", "-h", "-help"] {
             let ended = run(arguments, &[]).expect_err(arguments);
-            assert_eq!((ended.status, ended.text.lines().next()), (0, Some(first)), "{arguments}");
+            assert_eq!((ended.status, ended.text.lines().next()), (0, Some("Usage: flanneld [OPTION]...")), "{arguments}");
             assert!(ended.text.contains(
                 "\n  -net-config-path string\n    \tthe network's configuration (default \"/etc/kube-flannel/net-conf.json\")\n"
             ));

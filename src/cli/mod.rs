@@ -1,4 +1,4 @@
-//! The command line: what was asked for, and the way to whatever answers.
+//! The command line: reads the arguments and runs the command that they name.
 
 mod arguments;
 mod cleanup;
@@ -16,6 +16,7 @@ mod preflight;
 mod proxy;
 mod run;
 mod setup;
+mod usage_error;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -28,13 +29,14 @@ use tokio::task::LocalSet;
 
 use crate::config::flags::RunFlags;
 use crate::config::settings::LogFormat;
+use crate::error_text::error_text;
 
 use arguments::Ending;
 use setup::Setup;
 
 /// Services, endpoints and leases: one daemon per Kubernetes node in place of kube-proxy (iptables mode).
 ///
-/// Watches Services and EndpointSlices and keeps this node's iptables rules as they should be.
+/// Watches Services and EndpointSlices, and writes the iptables rules of this node. With --pod-network also its links and routes to other nodes.
 #[derive(Debug, Parser)]
 #[command(name = "sepal", args_conflicts_with_subcommands = true, args_override_self = true, max_term_width = 120)]
 struct Cli {
@@ -46,19 +48,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Keep this node's rules as they should be (what happens without a command, too)
+    /// Run the daemon: write this node's rules and follow the cluster (the same as without a command)
     Run(Box<RunFlags>),
-    /// Delete the rules that kube-proxy and sepal keep on this node, or with --pod-network what the pod network has left; stop them first
+    /// Delete the rules that kube-proxy and sepal write, or with --pod-network what the pod network leaves behind. Stop these programs first
     Cleanup(cleanup::CleanupFlags),
-    /// Say which way a packet goes through the rules, and why
+    /// Show the path of a packet through the rules, and why it takes it. Exit status 2 if the packet is dropped or refused
+    #[command(after_help = EXPLAIN_STATUS)]
     Explain(Box<explain::ExplainFlags>),
-    /// Check what this node needs to run with these flags, and say what to do about what is missing; changes nothing
+    /// Check that this node has what these flags need, and say what to do about what is missing. Changes nothing
+    #[command(after_help = PREFLIGHT_STATUS)]
     Preflight(Box<preflight::PreflightFlags>),
     /// Print the version
     Version,
-    /// Put the CNI plugin in place
+    /// Install the CNI plugin
     Cni(cni::CniFlags),
 }
+
+const EXPLAIN_STATUS: &str = "Exit status: 0 if the packet passes, 2 if every such packet is dropped or refused, 1 if there is an error.";
+const PREFLIGHT_STATUS: &str = "Exit status: 0 if nothing has failed, 1 if a check has failed or there is an error.";
 
 /// Exit status for "the rules differ".
 const DIFFERENT: u8 = 2;
@@ -66,7 +73,7 @@ const DIFFERENT: u8 = 2;
 /// The name under which the program takes exactly kube-proxy's command line.
 const KUBE_PROXY: &str = "kube-proxy";
 
-/// Runs what the command line asks for and says how the process should end.
+/// Runs the command of the command line, and gives the exit status.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = arguments::normalized(std::env::args_os());
@@ -112,7 +119,7 @@ fn flanneld() -> ExitCode {
     }
 }
 
-/// Resolves the flags and starts what they ask for; what was read past is logged.
+/// Resolves the flags and starts the daemon; notes about the command line are logged.
 fn set_up(flags: RunFlags, notes: &[String]) -> anyhow::Result<ExitCode> {
     let setup = Setup::new(&flags);
     match &setup {
@@ -127,7 +134,7 @@ fn set_up(flags: RunFlags, notes: &[String]) -> anyhow::Result<ExitCode> {
 
 fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", error_text(error.as_ref()));
         ExitCode::FAILURE
     })
 }
@@ -152,11 +159,11 @@ fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
             Ok(Command::Run(run))
         }
         Ok((Cli { command: Some(command), .. }, _)) => Ok(command),
-        Err(error) => Err(Ending { text: error.render().ansi().to_string(), failed: error.use_stderr() }),
+        Err(error) => Err(Ending::of(&error, &Cli::command(), arguments)),
     }
 }
 
-/// Prints the last words. A closed pipe is no reason to fail for help that nobody reads.
+/// Prints a text and ends. A closed pipe is no failure.
 fn end(ending: &Ending) -> ExitCode {
     let text = ending.text.as_bytes();
     if ending.failed {
@@ -195,4 +202,66 @@ fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Res
     // A read of standard input or a slow parse may still be going on in the background; it has no say any more.
     runtime.shutdown_background();
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the command line of `sepal` is refused with; without a part that every error has.
+    fn refused(arguments: &str) -> String {
+        let arguments: Vec<OsString> = std::iter::once("sepal").chain(arguments.split_whitespace()).map(OsString::from).collect();
+        let ending = sepal(&arguments::normalized(arguments.into_iter())).expect_err("refused");
+        assert!(ending.failed, "{ending:?}");
+        ending.text
+    }
+
+    #[test]
+    fn every_command_says_what_is_wrong_first_and_where_its_help_is() {
+        for (arguments, want) in [
+            ("--bogus", "unknown flag: --bogus\nSee 'sepal --help'."),
+            ("run --bogus", "unknown flag: --bogus\nSee 'sepal run --help'."),
+            ("run --dry-rum", "unknown flag: --dry-rum\nDid you mean --dry-run? See 'sepal run --help'."),
+            ("run -x", "unknown shorthand flag: 'x' in -x\nSee 'sepal run --help'."),
+            ("run more", "unexpected argument \"more\"\nSee 'sepal run --help'."),
+            (
+                "--iptables-variant=x",
+                "invalid argument \"x\" for \"--iptables-variant\" flag: it has to be one of auto, nft, legacy\nSee 'sepal --help'.",
+            ),
+            ("run --config", "flag needs an argument: --config\nSee 'sepal run --help'."),
+            ("run --v=much", "invalid argument \"much\" for \"--v\" flag: it is not a whole number\nSee 'sepal run --help'."),
+            ("run --diff", "missing: --dry-run\nSee 'sepal run --help'."),
+            ("explain", "missing: --from <SENDER>, --to <DESTINATION>\nSee 'sepal explain --help'."),
+            (
+                "explain --from node --to a -o x",
+                "invalid argument \"x\" for \"--output\" flag: it has to be one of text, json\nSee 'sepal explain --help'.",
+            ),
+            ("preflight --bogus", "unknown flag: --bogus\nSee 'sepal preflight --help'."),
+            ("cleanup --bogus", "unknown flag: --bogus\nSee 'sepal cleanup --help'."),
+            ("cleanup --subnet-file=/x", "missing: --pod-network\nSee 'sepal cleanup --help'."),
+            ("version --bogus", "unknown flag: --bogus\nSee 'sepal version --help'."),
+            ("cni", "\"sepal cni\" needs a command: install\nSee 'sepal cni --help'."),
+            ("cni instal", "unknown command \"instal\" for \"sepal cni\"\nDid you mean install? See 'sepal cni --help'."),
+            (
+                "cni install --names=x",
+                "invalid argument \"x\" for \"--names\" flag: it has to be one of flannel, bridge, host-local, portmap, loopback, sepal\nSee 'sepal cni install --help'.",
+            ),
+            ("explian", "unknown command \"explian\" for \"sepal\"\nDid you mean explain? See 'sepal --help'."),
+        ] {
+            assert_eq!(refused(arguments), format!("Error: {want}\n"), "{arguments}");
+        }
+        for arguments in ["--v=4 run", "--dry-run explain --from node --to 10.0.0.1:80", "help nothing"] {
+            let text = refused(arguments);
+            assert!(text.starts_with("Error: ") && text.lines().count() == 2 && text.contains("--help'."), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_that_is_asked_for_is_no_error() {
+        for arguments in [&["sepal", "--help"][..], &["sepal", "run", "--help"], &["sepal", "help", "cni"]] {
+            let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+            let ending = sepal(&arguments).expect_err("help");
+            assert!(!ending.failed && ending.text.contains("Usage:"), "{ending:?}");
+        }
+    }
 }
