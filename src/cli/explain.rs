@@ -28,22 +28,23 @@ use crate::table::planner;
 
 use super::setup::Setup;
 
-/// Exit status for a packet that does not get through.
+/// Exit status for a packet that is dropped or refused.
 const STOPPED: u8 = 2;
 
-/// What `sepal explain` takes: who sends what to whom, which rules count, and where the cluster is read.
+/// The flags of `sepal explain`: the packet, which rules to use, and where to read the cluster.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ExplainFlags {
-    /// Who sends: an IP, `node` (this node), `external` or `external/IP` (another host), `pod/NAMESPACE/NAME` (asked from the API server)
-    #[arg(long, value_name = "WHO")]
+    /// Sender of the packet: an IP, `node` (this node), `external` or `external/IP` (another host), or `pod/NAMESPACE/NAME` (needs an API server)
+    #[arg(long, value_name = "SENDER")]
     from: String,
-    /// Whom to: `IP:PORT` or `svc/NAMESPACE/NAME[:PORT]` (a port's name or number); `/tcp`, `/udp` or `/sctp` behind it says how
-    #[arg(long, value_name = "WHOM")]
+    /// Destination: `IP:PORT` or `svc/NAMESPACE/NAME[:PORT]` (name or number of the port), with `/tcp`, `/udp` or `/sctp` at the end, in any
+    /// case; without it the Service's own protocol, or tcp
+    #[arg(long, value_name = "DESTINATION")]
     to: String,
-    /// Go by the rules that are in the kernel, and say where the ones that should be there lead elsewhere
+    /// Use the rules that are in the kernel, and show where the rules that sepal would write lead elsewhere
     #[arg(long)]
     live: bool,
-    /// How to print it
+    /// Format of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Output,
     #[command(flatten)]
@@ -52,13 +53,13 @@ pub(super) struct ExplainFlags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people
+    /// Text for people
     Text,
-    /// For programs
+    /// JSON for programs
     Json,
 }
 
-/// Prints the way. The exit status is 2 if no packet gets through.
+/// Prints the path. The exit status is 2 if every such packet is dropped or refused.
 pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     let setup = Setup::new(&flags.run)?;
     let inputs = setup.read_inputs(&flags.run).await?;
@@ -96,7 +97,7 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
         Output::Text => {
             let mut text = story::text(&packet, &counts, &words);
             if let Some(other) = &other {
-                text += "\nBy the rules that should be there it is otherwise:\n";
+                text += "\nWith the rules that sepal would write it is different:\n";
                 text += &story::text(&packet, other, &words);
             }
             text
@@ -117,7 +118,7 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     Ok(if gets_through { ExitCode::SUCCESS } else { ExitCode::from(STOPPED) })
 }
 
-/// What is different for whoever sends: whom it goes to, how likely, and as whom.
+/// What the sender can notice: the fate, the destination, the probability, and which source address the destination sees.
 fn outcomes(walk: &Walk) -> Vec<(Fate, SocketAddr, bool, String)> {
     let mut all: Vec<_> =
         walk.endings.iter().map(|ending| (ending.fate, ending.to, ending.masqueraded, format!("{:.6}", ending.probability))).collect();

@@ -1,10 +1,10 @@
-//! `sepal explain`: which way a packet goes through the rules, and why. Pure: rules as text and a packet in, endings out.
+//! `sepal explain`: the path of a packet through the rules, and why it takes it. Pure: rules as text and a packet in, endings out.
 //!
-//! - [`question`]: who sends what to whom, as people put it.
-//! - [`packet`]: what is sent, from where, and where that is.
+//! - [`question`]: the sender and the destination, as people name them.
+//! - [`packet`]: the packet, and the node that it comes to.
 //! - [`rule`], [`ruleset`]: rules as conditions and actions.
-//! - [`walk`]: the kernel's way through them, in all its branches.
-//! - [`story`]: what came of it, in words and as JSON.
+//! - [`walk`]: the path through the rules as the kernel takes it, in all its branches.
+//! - [`story`]: the result, as text and as JSON.
 
 pub mod packet;
 pub mod question;

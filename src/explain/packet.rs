@@ -10,11 +10,11 @@ use crate::cluster::Protocol;
 /// The first packet of a connection (conntrack state NEW).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Who sends it.
+    /// Its sender.
     pub source: IpAddr,
-    /// Whom it is sent to.
+    /// Its destination.
     pub to: SocketAddr,
-    /// By which protocol.
+    /// Its protocol.
     pub protocol: Protocol,
     /// Where it comes from, as the node sees it.
     pub origin: Origin,

@@ -1,4 +1,4 @@
-//! Who sends what to whom, as people put it, and where that leads in the cluster.
+//! The sender and the destination of a packet, as people name them, and where these are in the cluster.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,25 +9,62 @@ use crate::rules::inputs::Inputs;
 
 use super::packet::{Origin, Packet, Place};
 
-/// A host that is nobody's (RFC 5737, RFC 3849).
+/// Services of the same name that an error lists.
+const SUGGESTIONS: usize = 5;
+/// An address that no host has (RFC 5737, RFC 3849).
 const OUTSIDE: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(203, 0, 113, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
-/// A question that has no answer as it is put.
+/// A question that cannot be answered as it is put, and how to put it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unclear {
     /// Neither an address nor a Service.
-    #[error("{0:?} is neither IP:PORT nor svc/NAMESPACE/NAME[:PORT]")]
-    Whom(String),
+    #[error("{0:?} is neither IP:PORT nor svc/NAMESPACE/NAME[:PORT], with /tcp, /udp or /sctp at the end or without")]
+    Destination(String),
+    /// A protocol that Services do not have.
+    #[error("{0:?} is not a protocol of Services: tcp, udp or sctp")]
+    Protocol(String),
+    /// An address without a port.
+    #[error("{ip} needs a port: {}", if .choices.is_empty() { "IP:PORT".to_owned() } else { .choices.join(", ") })]
+    NoPort {
+        /// The address.
+        ip: IpAddr,
+        /// The ports that Services have at it.
+        choices: Vec<String>,
+    },
+    /// A Service without its namespace.
+    #[error("svc/{name} has no namespace: svc/NAMESPACE/NAME is needed{}", suggested(.choices))]
+    NoNamespace {
+        /// The name.
+        name: String,
+        /// Services of this name.
+        choices: Vec<String>,
+    },
     /// A Service that no rules are for.
-    #[error("there is no Service {0} that a node has rules for (headless ones have none, nor have those of type ExternalName)")]
-    NoService(ServiceKey),
-    /// It has several ports, or not that one.
-    #[error("Service {service}: one of its ports has to be named: {ports}")]
-    Port {
+    #[error(
+        "there is no Service {service} that a node has rules for (headless ones have none, nor have those of type ExternalName){}",
+        suggested(.choices)
+    )]
+    NoService {
         /// The Service.
         service: ServiceKey,
-        /// Its ports.
-        ports: String,
+        /// Services of this name in other namespaces.
+        choices: Vec<String>,
+    },
+    /// A Service whose ports are others.
+    #[error("Service {service} has no such port; it has: {}", .choices.join(", "))]
+    NoSuchPort {
+        /// The Service.
+        service: ServiceKey,
+        /// All its ports.
+        choices: Vec<String>,
+    },
+    /// A Service with several ports that fit.
+    #[error("Service {service} has several such ports; choose one: {}", .choices.join(", "))]
+    Ambiguous {
+        /// The Service.
+        service: ServiceKey,
+        /// The ports that fit.
+        choices: Vec<String>,
     },
     /// A Service without the address that is needed.
     #[error("Service {0} has no cluster IP")]
@@ -40,37 +77,93 @@ pub enum Unclear {
     Families(IpAddr, SocketAddr),
 }
 
-/// Whom it is sent to, and how: `IP:PORT` or `svc/NAMESPACE/NAME[:PORT]`, with `/tcp`, `/udp` or `/sctp` behind it if need be.
+fn suggested(choices: &[String]) -> String {
+    if choices.is_empty() { String::new() } else { format!("; did you mean {}?", choices.join(" or ")) }
+}
+
+/// The destination and the protocol: `IP:PORT` or `svc/NAMESPACE/NAME[:PORT]`, with `/tcp`, `/udp` or `/sctp`, in any case, at the end or
+/// without.
 ///
 /// # Errors
-/// It is neither, or no such Service or port is there.
+/// It is neither, or no such Service or port is there, or several ports fit.
 pub fn destination(text: &str, inputs: &Inputs) -> Result<(SocketAddr, Protocol), Unclear> {
-    let (whom, protocol) = match text.rsplit_once('/') {
-        Some((whom, protocol @ ("tcp" | "udp" | "sctp"))) if whom.contains([':', '/']) => {
-            (whom, Protocol::from_api(Some(&protocol.to_uppercase())))
+    let unclear = || Unclear::Destination(text.to_owned());
+    let Some(service) = text.strip_prefix("svc/") else {
+        let (address, protocol) = text.split_once('/').map_or((text, None), |(address, protocol)| (address, Some(protocol)));
+        let address = parsed_address(address, inputs).map_err(|no_port| no_port.unwrap_or_else(unclear))?;
+        return Ok((address, protocol.map_or(Ok(Protocol::Tcp), protocol_named)?));
+    };
+    let parts: Vec<&str> = service.split('/').collect();
+    let (namespace, name, protocol) = match parts.as_slice() {
+        _ if parts.iter().any(|part| part.is_empty()) => return Err(unclear()),
+        [namespace, name] => (*namespace, *name, None),
+        [namespace, name, protocol] => (*namespace, *name, Some(protocol_named(protocol)?)),
+        [name] => {
+            let name = name.split(':').next().unwrap_or(name);
+            return Err(Unclear::NoNamespace { name: name.to_owned(), choices: services_named(name, inputs) });
         }
-        _ => (text, None),
+        _ => return Err(unclear()),
     };
-    let whom_else = || Unclear::Whom(text.to_owned());
-    let Some(service) = whom.strip_prefix("svc/") else {
-        return Ok((whom.parse().map_err(|_| whom_else())?, protocol.unwrap_or(Protocol::Tcp)));
-    };
-    let (name, port) = service.split_once(':').map_or((service, None), |(name, port)| (name, Some(port)));
-    let (namespace, name) = name.split_once('/').ok_or_else(whom_else)?;
+    let (name, port) = name.split_once(':').map_or((name, None), |(name, port)| (name, Some(port)));
     let key = ServiceKey { namespace: namespace.into(), name: name.into() };
-    let Some(service) = inputs.snapshot.service(&key) else { return Err(Unclear::NoService(key)) };
-    let is_meant = |of: &ServicePort| {
-        protocol.is_none_or(|protocol| protocol == of.protocol) && port.is_none_or(|port| *of.name == *port || port.parse() == Ok(of.port))
+    let Some(service) = inputs.snapshot.service(&key) else {
+        return Err(Unclear::NoService { choices: services_named(name, inputs), service: key });
     };
-    let meant: Vec<&ServicePort> = service.ports.iter().filter(|port| is_meant(port)).collect();
-    let [one] = meant.as_slice() else {
-        let name = |port: &ServicePort| format!("{} {}/{}", port.name, port.port, port.protocol.as_str()).trim_start().to_owned();
-        return Err(Unclear::Port { service: key, ports: service.ports.iter().map(name).collect::<Vec<_>>().join(", ") });
+    let fits = |of: &&ServicePort| {
+        protocol.is_none_or(|protocol| protocol == of.protocol)
+            && port.is_none_or(|port| of.name.eq_ignore_ascii_case(port) || port.parse() == Ok(of.port))
+    };
+    let choice = |port: &ServicePort| {
+        let name = if port.name.is_empty() { String::new() } else { format!(" ({})", port.name) };
+        format!("svc/{key}:{}/{}{name}", port.port, port.protocol.as_str())
+    };
+    let fitting: Vec<&ServicePort> = service.ports.iter().filter(fits).collect();
+    let one = match fitting.as_slice() {
+        [one] => one,
+        [] => {
+            let choices = service.ports.iter().map(choice).collect();
+            return Err(Unclear::NoSuchPort { choices, service: key });
+        }
+        several => {
+            let choices = several.iter().map(|port| choice(port)).collect();
+            return Err(Unclear::Ambiguous { choices, service: key });
+        }
     };
     match Family::ALL.into_iter().find_map(|family| service.cluster_ip(family)) {
         Some(ip) => Ok((SocketAddr::new(ip, one.port), one.protocol)),
         None => Err(Unclear::NoClusterIp(key)),
     }
+}
+
+fn protocol_named(name: &str) -> Result<Protocol, Unclear> {
+    let known = Some(name.to_uppercase()).filter(|name| !name.is_empty()).and_then(|name| Protocol::from_api(Some(&name)));
+    known.ok_or_else(|| Unclear::Protocol(name.to_owned()))
+}
+
+/// An IP with its port. Of an IP alone the error names the ports that Services have at it.
+fn parsed_address(text: &str, inputs: &Inputs) -> Result<SocketAddr, Option<Unclear>> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let ip: IpAddr = text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| None)?;
+    let family = Family::of(ip);
+    let mut choices: Vec<String> = Vec::new();
+    for (_, service) in inputs.snapshot.services() {
+        let mut ips = service.cluster_ip(family).into_iter().chain(service.external_ips(family)).chain(service.load_balancer_vips(family));
+        if ips.any(|other| other == ip) {
+            choices.extend(service.ports.iter().map(|port| format!("{}/{}", SocketAddr::new(ip, port.port), port.protocol.as_str())));
+        }
+    }
+    Err(Some(Unclear::NoPort { ip, choices }))
+}
+
+/// The Services of a name, as they can be asked for.
+fn services_named(name: &str, inputs: &Inputs) -> Vec<String> {
+    let mut found: Vec<String> =
+        inputs.snapshot.services().filter(|(key, _)| &*key.name == name).map(|(key, _)| format!("svc/{key}")).collect();
+    found.sort_unstable();
+    found.truncate(SUGGESTIONS);
+    found
 }
 
 /// What rules may ask about the node, with these addresses of the host besides the Node's.

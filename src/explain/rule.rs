@@ -1,9 +1,11 @@
-//! One rule, taken apart: all the matches and targets that sepal writes, and those that others use most. What is not known is kept as such:
-//! nobody can say what it does.
+//! One rule, taken apart: all the matches and targets that sepal writes, and those that other programs use most. A match or target that is
+//! not known is kept as text.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -86,6 +88,35 @@ pub struct Rule {
     pub action: Action,
     /// Its comment; empty for none.
     pub comment: String,
+    /// Its arguments as they were read: all after the chain's name.
+    pub text: Arc<str>,
+}
+
+/// As iptables writes it.
+impl fmt::Display for Asks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(net) => write!(f, "-s {net}"),
+            Self::Destination(net) => write!(f, "-d {net}"),
+            Self::Protocol(name) => write!(f, "-p {name}"),
+            Self::InInterface(name) => write!(f, "-i {name}"),
+            Self::OutInterface(name) => write!(f, "-o {name}"),
+            Self::Ports(ports) => {
+                let range = |ports: &RangeInclusive<u16>| match (ports.start(), ports.end()) {
+                    (start, end) if start == end => start.to_string(),
+                    (start, end) => format!("{start}:{end}"),
+                };
+                write!(f, "--dports {}", ports.iter().map(range).collect::<Vec<_>>().join(","))
+            }
+            Self::DestinationIsLocal => f.write_str("--dst-type LOCAL"),
+            Self::SourceIsLocal => f.write_str("--src-type LOCAL"),
+            Self::State(states) => write!(f, "--ctstate {}", states.join(",")),
+            Self::Mark(value, mask) => write!(f, "--mark {value:#x}/{mask:#x}"),
+            Self::Chance(chance) => write!(f, "--mode random --probability {chance}"),
+            Self::Remembered => f.write_str("-m recent --rcheck"),
+            Self::Unknown(text) => f.write_str(text),
+        }
+    }
 }
 
 impl Rule {
@@ -93,7 +124,7 @@ impl Rule {
     #[must_use]
     pub fn read(arguments: &str) -> Self {
         let mut reader = Reader { words: words(arguments).collect(), at: 0 };
-        let mut rule = Self { conditions: Vec::new(), action: Action::Count, comment: String::new() };
+        let mut rule = Self { conditions: Vec::new(), action: Action::Count, comment: String::new(), text: arguments.into() };
         let mut module = Cow::default();
         let mut negated = false;
         while let Some(word) = reader.next() {

@@ -18,13 +18,14 @@ pub fn text(packet: &Packet, walk: &Walk, whereabouts: Whereabouts<'_>) -> Strin
     let endings = sorted(walk);
     branch(&mut text, &endings, 0, "", packet, whereabouts);
     for rule in &walk.passed_over {
-        let _ = writeln!(text, "not understood, and passed over: {rule}");
+        let _ = writeln!(text, "not known to sepal, and ignored: {rule}");
     }
     text
 }
 
 /// The walk as an object: `source`, `destination`, `protocol`, `origin`; `endings`, each with `probability`, `fate` (`passed`, `refused` or
-/// `dropped`), `destination`, `translated`, `masqueraded`, `whereabouts` and `steps`; and `notUnderstood`.
+/// `dropped`), `destination`, `translated`, `masqueraded`, `whereabouts`, `stoppedBy` (table, chain and rule; null for `passed`) and `steps`;
+/// and `notUnderstood`.
 #[must_use]
 pub fn json(packet: &Packet, walk: &Walk, whereabouts: Whereabouts<'_>) -> Value {
     let step =
@@ -32,7 +33,9 @@ pub fn json(packet: &Packet, walk: &Walk, whereabouts: Whereabouts<'_>) -> Value
     let ending = |ending: &&Ending| {
         json!({
             "probability": ending.probability, "fate": fate(ending.fate), "destination": ending.to.to_string(), "translated": ending.translated,
-            "masqueraded": ending.masqueraded, "whereabouts": whereabouts(ending), "steps": ending.steps.iter().map(step).collect::<Vec<_>>(),
+            "masqueraded": ending.masqueraded, "whereabouts": whereabouts(ending),
+            "stoppedBy": ending.stopped_by().map(|step| json!({"table": step.table.as_str(), "chain": step.chain, "rule": step.line()})),
+            "steps": ending.steps.iter().map(step).collect::<Vec<_>>(),
         })
     };
     json!({
@@ -77,7 +80,7 @@ fn branch(text: &mut String, endings: &[&Ending], depth: usize, indent: &str, pa
 }
 
 fn step_in_words(step: &Step) -> String {
-    let Step { table, chain, comment, action: done } = step;
+    let Step { table, chain, comment, action: done, .. } = step;
     let comment = if comment.is_empty() { String::new() } else { format!(" ({comment})") };
     format!("{table} {chain}: {}{comment}", action(done))
 }
@@ -144,9 +147,14 @@ fn ending_in_words(ending: &Ending, packet: &Packet, whereabouts: Whereabouts<'_
             let source = if *masqueraded { "this node's address".to_owned() } else { packet.source.to_string() };
             format!("=> {share}to {to}, {}, from {source}", whereabouts(ending))
         }
-        Fate::Refused => format!("=> {share}refused: the sender is told at once"),
-        Fate::Dropped => format!("=> {share}dropped: the sender waits in vain"),
+        Fate::Refused => format!("=> {share}refused by {}: the sender gets an error at once", rule_in_words(ending)),
+        Fate::Dropped => format!("=> {share}dropped by {}: the sender gets no answer", rule_in_words(ending)),
     }
+}
+
+/// What stops a packet, as `iptables` is called for it.
+fn rule_in_words(ending: &Ending) -> String {
+    ending.stopped_by().map_or_else(|| "no rule".to_owned(), |step| format!("'-t {} {}'", step.table, step.line()))
 }
 
 /// A probability in percent, with the digits that tell it from others.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::table::Table;
 
@@ -15,7 +16,7 @@ const DEPTH: usize = 64;
 /// Endings that are worth telling apart.
 const ENDINGS: usize = 100_000;
 
-/// A rule that had a part in it.
+/// A rule that the packet met, or the policy of a built-in chain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// Its table.
@@ -26,6 +27,19 @@ pub struct Step {
     pub comment: String,
     /// What it did.
     pub action: Action,
+    /// Its arguments, as iptables takes them behind `-A CHAIN`; `None` for a chain's policy.
+    pub rule: Option<Arc<str>>,
+}
+
+impl Step {
+    /// The line that iptables-save prints for it.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match &self.rule {
+            Some(rule) => format!("-A {} {rule}", self.chain),
+            None => format!("-P {} DROP", self.chain),
+        }
+    }
 }
 
 /// How it ends for a packet.
@@ -33,26 +47,34 @@ pub struct Step {
 pub struct Ending {
     /// How likely that is, up to 1.
     pub probability: f64,
-    /// Whom it goes to in the end.
+    /// Its destination in the end.
     pub to: SocketAddr,
-    /// It was sent to somebody else.
+    /// A rule has changed its destination.
     pub translated: bool,
     /// It gets the node's address as its source.
     pub masqueraded: bool,
     /// What becomes of it.
     pub fate: Fate,
-    /// The rules that had a part in it, in order.
+    /// The rules that it met, in order. The last one of a packet that is refused or dropped is what refuses or drops it.
     pub steps: Vec<Step>,
+}
+
+impl Ending {
+    /// The rule or policy that refuses or drops the packet; `None` if it passes.
+    #[must_use]
+    pub fn stopped_by(&self) -> Option<&Step> {
+        self.steps.last().filter(|_| self.fate != Fate::Passed)
+    }
 }
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
-    /// It goes on.
+    /// It passes.
     Passed,
-    /// The sender is told that there is nobody.
+    /// It is refused: the sender gets an error.
     Refused,
-    /// It vanishes.
+    /// It is dropped: the sender gets no answer.
     Dropped,
 }
 
@@ -209,6 +231,9 @@ impl<'a> Walker<'a> {
                 if let Some(frame) = stack.pop() {
                     traveller.came_back(&frame);
                 }
+                if chain.drops {
+                    traveller.steps.push(policy(table, name));
+                }
                 if stack.is_empty() {
                     decided.push(Decided { traveller, fate });
                     return;
@@ -243,7 +268,13 @@ impl<'a> Walker<'a> {
 
     /// Does what a rule says. Gives the packet's fate where that settles it.
     fn act(&mut self, table: Table, chain: &str, rule: &Rule, traveller: &mut Traveller, stack: &mut Vec<Frame<'a>>) -> Option<Fate> {
-        let step = || Step { table, chain: chain.to_owned(), comment: rule.comment.clone(), action: rule.action.clone() };
+        let step = || Step {
+            table,
+            chain: chain.to_owned(),
+            comment: rule.comment.clone(),
+            action: rule.action.clone(),
+            rule: Some(Arc::clone(&rule.text)),
+        };
         let rules: &'a Ruleset = self.rules;
         match &rule.action {
             Action::Count => return None,
@@ -251,7 +282,11 @@ impl<'a> Walker<'a> {
                 let built_in = stack.len() == 1;
                 let frame = stack.pop()?;
                 traveller.came_back(&frame);
-                return (built_in && frame.chain.drops).then_some(Fate::Dropped);
+                if built_in && frame.chain.drops {
+                    traveller.steps.push(policy(table, chain));
+                    return Some(Fate::Dropped);
+                }
+                return None;
             }
             Action::Jump(to) | Action::Goto(to) => {
                 let Some((name, next)) = rules.named(table, to) else {
@@ -315,7 +350,7 @@ impl<'a> Walker<'a> {
             }
         }
         if let Some(asks) = unknown {
-            self.passed_over.insert(format!("{table} {chain}: a rule that asks for {asks:?}"));
+            self.passed_over.insert(format!("{table} {chain}: a rule with {asks}"));
             return 0.0;
         }
         chance
@@ -340,6 +375,11 @@ impl<'a> Walker<'a> {
         };
         Some(if yes { 1.0 } else { 0.0 })
     }
+}
+
+/// The policy DROP of a built-in chain.
+fn policy(table: Table, chain: &str) -> Step {
+    Step { table, chain: chain.to_owned(), comment: "the policy of the chain".to_owned(), action: Action::Drop, rule: None }
 }
 
 fn is_interface(name: &str, asked: &str) -> bool {
@@ -408,7 +448,25 @@ mod tests {
     }
 
     #[test]
-    fn returns_and_circles_and_what_nobody_knows() {
+    fn what_stops_a_packet_is_known() {
+        let stopped_by = |text: &str, packet| {
+            let walked = walk(&Ruleset::live(text), packet, &place());
+            assert_eq!(walked.endings.len(), 1, "{walked:?}");
+            walked.endings[0].stopped_by().map(|step| format!("{} {}", step.table, step.line()))
+        };
+        let to_pod = packet(Origin::Outside, "203.0.113.9", "10.244.0.7:80");
+        let policy = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i cni0 -j ACCEPT\nCOMMIT\n";
+        assert_eq!(stopped_by(policy, to_pod).as_deref(), Some("filter -P FORWARD DROP"));
+        let returned = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -p tcp -j RETURN\n-A FORWARD -j ACCEPT\nCOMMIT\n";
+        assert_eq!(stopped_by(returned, to_pod).as_deref(), Some("filter -P FORWARD DROP"));
+        let refused = "*filter\n-A FORWARD -j A\n-A A -d 10.244.0.7/32 -p tcp -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n";
+        let line = "filter -A A -d 10.244.0.7/32 -p tcp -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable";
+        assert_eq!(stopped_by(refused, to_pod).as_deref(), Some(line));
+        assert_eq!(stopped_by("*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n", to_pod), None);
+    }
+
+    #[test]
+    fn returns_and_circles_and_unknown_rules() {
         let text = "*nat\n-A PREROUTING -j A\n-A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.9:1\n-A A -g B\n-A A -p tcp -j DNAT --to-destination 10.0.0.8:1\n-A B -j RETURN\nCOMMIT\n";
         let any = packet(Origin::Outside, "203.0.113.9", "10.0.0.1:80");
         assert_eq!(told(text, any), ["1.00 Passed 10.0.0.9:1 dnat"], "from where -g leads it returns past its chain");
@@ -417,6 +475,7 @@ mod tests {
         let unknown = "*nat\n-A PREROUTING -m socket --transparent -j DROP\n-A PREROUTING -d 10.9.0.0/16 -m socket --transparent -j DROP\n-A PREROUTING -j TPROXY --on-port 1\nCOMMIT\n";
         let walked = walk(&Ruleset::live(unknown), any, &place());
         assert_eq!(walked.endings[0].fate, Fate::Passed);
-        assert_eq!(walked.passed_over.len(), 2, "what does not concern the packet is no matter: {walked:?}");
+        let passed_over: Vec<&str> = walked.passed_over.iter().map(String::as_str).collect();
+        assert_eq!(passed_over, ["nat PREROUTING: a rule with --transparent", "nat PREROUTING: target TPROXY --on-port 1"]);
     }
 }
