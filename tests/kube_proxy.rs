@@ -140,7 +140,8 @@ fn the_command_line_is_kube_proxys() {
         (&["--bind-address", "x"], "Error: invalid argument \"x\" for \"--bind-address\" flag: \"x\" is not a valid IP address"),
     ] {
         let output = run(&program, arguments);
-        assert_eq!((output.status.code(), text(&output.stderr).lines().last()), (Some(1), Some(want)), "{arguments:?}");
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""), "{arguments:?}");
+        assert_eq!(text(&output.stderr), format!("{want}\nSee 'kube-proxy --help'.\n"), "{arguments:?}");
     }
     for (arguments, want) in [
         (&["--metrics-port=0"][..], "failed validate: KubeProxyConfiguration.MetricsBindAddress: Invalid value: \"\": must be IP:port"),
@@ -155,6 +156,58 @@ fn the_command_line_is_kube_proxys() {
         let output = run(&program, arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(text(&output.stderr).contains(want), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+/// `-v=2` has a line for each sync, `-v=4` every decision. No verbosity has lines of libraries.
+#[test]
+fn verbosity_shows_decisions_and_no_library() {
+    for (verbosity, decisions) in [("--v=2", false), ("--v=4", true)] {
+        let lab = Lab::new();
+        let running = lab.start(&[verbosity]);
+        lab.wait_for_rules();
+        eventually("the sync is told", || lab.said().contains("ipv4: sync, because the live tables have to be read: "));
+        assert_eq!(running.terminate(), Some(0));
+        let said = lab.said();
+        assert!(said.contains(" chains to write, 0 to delete, "), "{said}");
+        for line in [
+            "Service bench/",
+            "EndpointSlice bench/",
+            "all Services are known",
+            "ipv4: chains to write: filter FORWARD, ",
+            "the next sync starts in",
+        ] {
+            assert_eq!(said.contains(line), decisions, "{verbosity}: {line}: {said}");
+        }
+        for library in
+            ["requesting", "connecting to", "connected to", "pooling idle", "reuse idle", "service.ready", "processing request", "parsed "]
+        {
+            assert!(!said.contains(library), "{verbosity}: {library}: {said}");
+        }
+    }
+}
+
+/// What the API server, or the way to it, says against a request is told once, and not as a value of the client library.
+#[test]
+fn causes_are_told_once() {
+    let lab = Lab::new();
+    lab.server.deny("list", "services");
+    let kubeconfig = lab.folder.path().join("kubeconfig.conf").display().to_string();
+    for (arguments, once) in [
+        ([format!("--kubeconfig={kubeconfig}")], &["cannot list services", "is forbidden", "403 Forbidden"][..]),
+        (["--master=http://127.0.0.1:1".to_owned()], &["cannot list services", "cannot connect", "Connection refused"]),
+    ] {
+        let output = lab.node.command(SEPAL).args(["run", "--dry-run", "--hostname-override=bench"]).args(&arguments).output();
+        let output = output.expect("it starts");
+        let said = text(&output.stderr);
+        let line = said.lines().find(|line| line.contains("ERROR")).unwrap_or_default();
+        assert_eq!((output.status.code(), said.matches("ERROR").count()), (Some(1), 1), "{said}");
+        for part in once {
+            assert_eq!(line.matches(part).count(), 1, "{part}: {line}");
+        }
+        for dump in ["Status {", "ApiError", "ServiceError", "client error", "Some("] {
+            assert!(!line.contains(dump), "{dump}: {line}");
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::table::plan::{Extent, Plan, Variant};
 use crate::table::planner::{self, CHAINS_PER_TRANSACTION, Wanted};
 use crate::table::tally::{RuleCounts, Tally};
 
+use super::decisions;
 use super::latency::Spent;
 use super::quarantine::{Quarantine, Refusal};
 
@@ -258,6 +259,7 @@ impl FamilyRules {
         synced: &mut Synced,
     ) -> Result<(), IptablesError> {
         let start = Instant::now();
+        let reason = decisions::enabled().then(|| self.reason());
         let renderer = self.refresh(inputs, host);
         self.release();
         // What is fixed may have changed, too; that has no service port to be touched.
@@ -285,6 +287,9 @@ impl FamilyRules {
             let mut plan = self.plan(&now, runner.variant());
             let lists = self.held.as_ref().is_some_and(|held| harvest::list(&mut plan, held, counted));
             synced.spent.plan += start.elapsed();
+            if let Some(reason) = &reason {
+                decisions::planned(self.family, reason, &plan);
+            }
             if !plan.is_empty() {
                 if let Err(error) = self.restore(runner, &plan, &renderer, &mut synced.spent).await {
                     // A chain to list may be gone, and not every program says so by its line. Rules are not to blame before.
@@ -317,6 +322,20 @@ impl FamilyRules {
             if self.touched.is_empty() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Why a sync is due, for the log.
+    fn reason(&self) -> String {
+        match &self.stale {
+            _ if self.held.is_none() => "the live tables have to be read".to_owned(),
+            Stale::Everything => "the Node, the settings or the host may have changed".to_owned(),
+            Stale::Services(services) if !services.is_empty() => format!("Services have changed: {}", decisions::names(services.iter())),
+            Stale::Services(_) if !self.touched.is_empty() => {
+                format!("the rules of service ports are not as they should be: {}", decisions::names(self.touched.iter()))
+            }
+            Stale::Services(_) if self.unsettled => "shared chains are not as they should be".to_owned(),
+            Stale::Services(_) => "service ports that iptables refused are tried again".to_owned(),
         }
     }
 
@@ -502,6 +521,7 @@ impl FamilyRules {
             self.spared.push(chain);
             return Ok(());
         }
+        tracing::debug!("{}: iptables refused one of {} service ports in a transaction at {text:?}", self.family, now.len());
         let culprit = match owner {
             Some(owner) => (**owner).clone(),
             // What the kernel refuses as a whole has no line to its name. First, is it any service port? Then, which half of them?

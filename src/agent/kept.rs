@@ -140,6 +140,12 @@ impl Kept {
                 let end = Instant::now();
                 // Without an order from outside, writing may take two thirds of the time, but not all of it.
                 self.not_before = end + inputs.settings.min_sync_period.unwrap_or((end - start) / 2);
+                tracing::debug!(
+                    "{}: synced in {} ms; the next sync starts in {} ms or later",
+                    self.rules.family(),
+                    (end - start).as_millis(),
+                    (self.not_before - end).as_millis()
+                );
                 if let Some(flows) = &mut self.flows {
                     flows.tell(host, inputs, self.rules.family());
                 }

@@ -131,6 +131,10 @@ impl Lookout {
             self.audit.done(start, period);
             match outcome {
                 Ok(drift) => {
+                    if rules.is_settled() {
+                        let outcome = if drift.is_empty() { "as expected" } else { "they differ" };
+                        tracing::debug!("{}: the live tables were read: {outcome}", rules.family());
+                    }
                     report.audited(rules.family(), &drift);
                     if drift.is_empty() && !rules.is_due() {
                         report.confirmed(rules.family());

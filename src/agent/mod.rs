@@ -1,5 +1,6 @@
 //! The loops that join sources, rules and the kernel.
 
+mod decisions;
 pub mod events;
 pub mod facts;
 pub mod family;

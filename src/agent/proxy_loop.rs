@@ -19,6 +19,7 @@ use crate::rules::inputs::Inputs;
 use crate::rules::view::{NodePorts, needs_route_localnet};
 use crate::source::{Kind, Known, Moment, Update};
 
+use super::decisions;
 use super::facts::{described_facts, usable_facts};
 use super::flow_loop::Teller;
 use super::kept::Kept;
@@ -195,12 +196,16 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             return;
         };
         if before.is_none_or(|before| now.wrapping_sub(before) as usize > own) {
+            if before.is_some() {
+                tracing::debug!("another program has changed nf_tables: the tables will be read again");
+            }
             self.families.iter_mut().for_each(|kept| kept.lookout.disturb());
         }
     }
 
     /// Takes one update.
     fn take(&mut self, update: Update) {
+        decisions::received(&update);
         match update {
             Update::Change(change, moment) => {
                 let before = match &change {

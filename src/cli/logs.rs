@@ -1,4 +1,4 @@
-//! The log: to standard error, since standard output is for rules. Text for people, or an object a line as Kubernetes' components write.
+//! The log, on standard error: standard output is for rules. Lines of text, or one JSON object per line as components of Kubernetes write it.
 
 use std::fmt::{self, Debug, Write};
 use std::sync::OnceLock;
@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
@@ -17,11 +18,9 @@ use crate::agent::supervise::panic_text;
 use crate::agent::sync_log::V2;
 use crate::config::settings::LogFormat;
 
-/// Overrides the verbosity: a filter as `tracing-subscriber` reads it (`debug`, `sepal::iptables=trace`).
-const VARIABLE: &str = "SEPAL_LOG";
-
-/// Says nothing: what the client library logs comes back as an error, and is told once, by whoever asked.
-const QUIET: &str = "kube_client=off";
+/// Filters in the syntax of `tracing-subscriber` (`debug`, `sepal::iptables=trace,hyper=debug`); the first one that is set counts.
+const OWN_VARIABLE: &str = "SEPAL_LOG";
+const RUST_VARIABLE: &str = "RUST_LOG";
 
 /// The filter, so that it can be changed while the program runs.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -49,21 +48,53 @@ pub(super) fn set_verbosity(verbosity: u32) {
     if let Some(handle) = FILTER.get()
         && let Err(error) = handle.reload(filter(verbosity))
     {
-        tracing::warn!("the verbosity stays as it is: {error}");
+        tracing::warn!("cannot change the verbosity of the log: {error}");
     }
 }
 
-/// The levels that a verbosity of klog stands for. From 2 on there is a line for each sync; 4 and more says why something is done.
+/// The filter of a verbosity and of the environment.
 fn filter(verbosity: u32) -> EnvFilter {
-    let level = match verbosity {
-        0..4 => tracing::level_filters::LevelFilter::INFO,
-        4..6 => tracing::level_filters::LevelFilter::DEBUG,
-        _ => tracing::level_filters::LevelFilter::TRACE,
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let asked = match (variable(OWN_VARIABLE), variable(RUST_VARIABLE)) {
+        (Some(directives), _) => Asked::Own(directives),
+        (None, Some(directives)) => Asked::All(directives),
+        (None, None) => Asked::Nothing,
     };
-    let filter = EnvFilter::builder().with_default_directive(level.into()).with_env_var(VARIABLE).from_env_lossy();
-    let syncs = format!("{V2}=debug");
-    let syncs = if (2..4).contains(&verbosity) { syncs.parse().ok() } else { None };
-    QUIET.parse().into_iter().chain(syncs).fold(filter, EnvFilter::add_directive)
+    EnvFilter::builder().parse_lossy(directives(verbosity, &asked))
+}
+
+/// What the environment asks for.
+enum Asked {
+    /// `SEPAL_LOG`: a level without a target is for this program alone.
+    Own(String),
+    /// `RUST_LOG`: a level without a target is for libraries, too.
+    All(String),
+    Nothing,
+}
+
+/// The directives of a verbosity, which has the levels of klog: from 0 on what happens, from 2 on each sync, from 4 on each decision, from
+/// 6 on everything. Libraries log only what the environment asks for: their errors reach the log through this program.
+fn directives(verbosity: u32, asked: &Asked) -> String {
+    let own = match verbosity {
+        0..2 => "sepal=info".to_owned(),
+        2..4 => format!("sepal=info,{V2}=debug"),
+        4..6 => "sepal=debug".to_owned(),
+        _ => "sepal=trace".to_owned(),
+    };
+    let (text, all) = match asked {
+        Asked::Own(text) => (text.as_str(), false),
+        Asked::All(text) => (text.as_str(), true),
+        Asked::Nothing => ("", false),
+    };
+    let (levels, targets): (Vec<&str>, Vec<&str>) =
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).partition(|item| item.parse::<LevelFilter>().is_ok());
+    let base = match levels.last() {
+        Some(level) if all => (*level).to_owned(),
+        Some(level) => format!("off,sepal={level}"),
+        None => format!("off,{own}"),
+    };
+    // A later directive of the same target takes the place of an earlier one.
+    std::iter::once(base.as_str()).chain(targets).collect::<Vec<_>>().join(",")
 }
 
 /// `{"ts":1764111155000.123,"level":"info","v":0,"msg":"..."}`: `ts` in milliseconds since 1970, `v` on everything but errors, as
@@ -151,21 +182,55 @@ mod tests {
         assert!(lines[0]["ts"].as_f64().is_some_and(|ts| ts > 1.7e12));
     }
 
+    /// The lines that a filter lets through, by what they say.
+    fn logged(directives: &str) -> Vec<String> {
+        let written = Written::default();
+        let to = written.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
+        let filter = EnvFilter::builder().parse_lossy(directives);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(filter).with(layer), || {
+            tracing::info!(target: "sepal::agent::report", "info");
+            tracing::debug!(target: V2, "sync");
+            tracing::debug!(target: "sepal::agent::family", "decision");
+            tracing::trace!(target: "sepal::iptables::exec", "detail");
+            tracing::error!(target: "kube_client::client::builder", "kube");
+            tracing::warn!(target: "rustls::client", "rustls");
+            tracing::debug!(target: "tower::buffer::worker", "tower");
+            tracing::debug!(target: "hyper_util::client", "hyper");
+            tracing::trace!(target: "h2::proto", "h2");
+        });
+        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+        let message = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["msg"].as_str().expect("a text").to_owned();
+        text.lines().map(message).collect()
+    }
+
     #[test]
-    fn verbosity_is_klogs() {
-        for (verbosity, want) in [(0, "info"), (2, "info"), (4, "debug"), (10, "trace")] {
-            assert!(filter(verbosity).to_string().contains(want), "{verbosity}: {}", filter(verbosity));
+    fn verbosity_is_klogs_and_of_this_program_alone() {
+        let of = |verbosity| logged(&directives(verbosity, &Asked::Nothing));
+        for (verbosity, want) in [
+            (0, &["info"][..]),
+            (1, &["info"]),
+            (2, &["info", "sync"]),
+            (3, &["info", "sync"]),
+            (4, &["info", "sync", "decision"]),
+            (6, &["info", "sync", "decision", "detail"]),
+            (10, &["info", "sync", "decision", "detail"]),
+        ] {
+            assert_eq!(of(verbosity), want, "-v={verbosity}");
         }
-        // Lines about single syncs come from 2 on.
-        for (verbosity, shown) in [(0, false), (1, false), (2, true), (3, true), (4, true)] {
-            let written = Written::default();
-            let to = written.clone();
-            let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
-            tracing::subscriber::with_default(tracing_subscriber::registry().with(filter(verbosity)).with(layer), || {
-                tracing::debug!(target: V2, "3 chains written");
-            });
-            let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("UTF-8");
-            assert_eq!(text.contains(r#""v":2"#), shown, "{verbosity}: {text}");
-        }
+    }
+
+    #[test]
+    fn libraries_log_where_the_environment_asks_for_it() {
+        let own = |text: &str| logged(&directives(0, &Asked::Own(text.into())));
+        assert_eq!(own("debug"), ["info", "sync", "decision"]);
+        assert_eq!(own("off"), Vec::<String>::new());
+        assert_eq!(own("hyper_util=debug"), ["info", "hyper"]);
+        assert_eq!(own("sepal::agent=debug,tower=debug"), ["info", "decision", "tower"]);
+        assert_eq!(own("debug, h2=trace ,"), ["info", "sync", "decision", "h2"]);
+        let all = |text: &str| logged(&directives(4, &Asked::All(text.into())));
+        assert_eq!(all("debug"), ["info", "sync", "decision", "kube", "rustls", "tower", "hyper"]);
+        assert_eq!(all("kube_client=error"), ["info", "sync", "decision", "kube"]);
+        assert_eq!(all("warn,sepal=debug"), ["info", "sync", "decision", "kube", "rustls"]);
     }
 }

@@ -85,6 +85,7 @@ impl Exec {
         line: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
     ) -> Result<Restored, IptablesError> {
         let program = self.program(family, "-restore");
+        let texts = texts.inspect(|text| tracing::trace!("input of {program}:\n{text}"));
         let Fed { written, output, locked } = fed(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
         if !output.status.success() {
             return Err(refusal(&program, &output, line));

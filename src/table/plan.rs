@@ -142,6 +142,34 @@ impl Plan {
         extent
     }
 
+    /// The chains that it writes and those that it deletes, each with its table.
+    #[must_use]
+    pub fn chains(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let (mut written, mut deleted) = (BTreeSet::new(), BTreeSet::new());
+        for Transaction { table, steps } in &self.transactions {
+            for step in steps {
+                match &step.write {
+                    Write::Declare(name) => drop(written.insert(format!("{table} {name}"))),
+                    Write::DeclareOwn(name) => drop(written.insert(format!("{table} {name}"))),
+                    Write::DeclareAll(outline) => written.extend(outline.chains.iter().map(|(name, _)| format!("{table} {name}"))),
+                    Write::Lines(lines) => {
+                        let chains = lines.lines().filter_map(|line| line.split(' ').nth(1));
+                        written.extend(chains.map(|name| format!("{table} {name}")));
+                    }
+                    Write::Dispatch(outline, table) => {
+                        let chains = outline.dispatch(*table).lines().filter_map(|line| line.split(' ').nth(1));
+                        written.extend(chains.map(|name| format!("{table} {name}")));
+                    }
+                    Write::Delete(name) => drop(deleted.insert(format!("{table} {name}"))),
+                    Write::List(_) | Write::Own(_) | Write::OwnAll(_) => {}
+                }
+            }
+        }
+        // A chain has to be declared before it is deleted.
+        written.retain(|name| !deleted.contains(name));
+        (written, deleted)
+    }
+
     /// How many rules it puts into chains of ours.
     #[must_use]
     pub fn rules(&self, renderer: &Renderer<'_>) -> RuleCounts {
