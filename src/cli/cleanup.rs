@@ -18,10 +18,10 @@ use super::cleanup_pod_network::PodNetworkFlags;
 /// What `sepal cleanup` takes; `kube-proxy --cleanup` is the same without any of it.
 #[derive(Args, Clone, Debug)]
 pub(super) struct CleanupFlags {
-    /// Which iptables to clean up; auto picks the one that the node's rules are in
+    /// iptables variant to clean up; `auto` chooses the one that this node's rules are in
     #[arg(long, value_name = "VARIANT", default_value = "auto")]
     iptables_variant: VariantFlag,
-    /// Clean up the variant that the node does not use, and only that: what a change of variant has left behind
+    /// Clean up only the variant that this node does not use: rules that stayed behind when the variant changed
     #[arg(long)]
     other_variant: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `sepal cni install`: puts the CNI plugin in place.
+//! `sepal cni install`: installs the CNI plugin.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,26 +17,26 @@ pub(super) struct CniFlags {
 
 #[derive(Debug, Subcommand)]
 enum CniCommand {
-    /// Put the CNI plugin and its configuration in place, each file at once, also while the old plugin runs
+    /// Install the CNI plugin and its configuration. Each file is replaced as a whole, so that the old plugin may be running
     Install {
         /// Folder of the CNI plugins
         #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
         bin_dir: PathBuf,
-        /// Folder of the networks' configurations; without it, none is written
+        /// Folder of the CNI configuration files; without it no configuration is written
         #[arg(long, value_name = "DIR")]
         conf_dir: Option<PathBuf>,
-        /// Plugins to put in place beside `sepal`, in place of whatever is there; without it, those that are missing
+        /// Plugins to install beside `sepal`, replacing what is there; without it those that are missing
         #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = ["flannel", "bridge", "host-local", "portmap", "loopback", "sepal"])]
         names: Option<Vec<String>>,
     },
 }
 
-/// Carries it out, and prints what was written.
+/// Installs, and prints the files that were written.
 pub(super) fn run(flags: CniFlags) -> anyhow::Result<ExitCode> {
     let CniCommand::Install { bin_dir, conf_dir, names } = flags.command;
     let program = std::env::current_exe().context("cannot find out where this program is")?;
     let mut written = install(&program, &bin_dir, &names.map_or(Names::Missing, Names::These))?;
-    // The plugin is there before anybody is told to use it.
+    // The runtime may use the plugin as soon as its configuration is there, so the plugin comes first.
     if let Some(folder) = conf_dir
         && write_conflist(&folder, CONFLIST_NAME, CONFLIST)?
     {

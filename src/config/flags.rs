@@ -13,25 +13,25 @@ use crate::table::plan::Variant;
 /// Everything `sepal run` takes; without a command it is the same.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunFlags {
-    /// Print the rules, as iptables-restore would get them, and change nothing
+    /// Print the rules as input for iptables-restore, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// With --dry-run: print how they differ from this node's live rules instead; exit 2 if they do
+    /// With --dry-run: print how the rules differ from this node's live rules. Exit status 2 if they differ
     #[arg(long, requires = "dry_run")]
     pub diff: bool,
-    /// With --diff: what `sepal --dry-run` printed when rules were last applied; tells what somebody else has changed since from what the cluster has
+    /// With --diff: an earlier output of `sepal --dry-run`, to tell changes by other programs from changes in the cluster
     #[arg(long, value_name = "FILE", requires = "diff")]
     pub since: Option<PathBuf>,
-    /// Take the cluster from manifests (a file, a folder, or - for standard input) and not from an API server
+    /// Read the cluster from manifests (a file, a folder, or - for standard input), not from an API server
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
-    /// Which IP families to write or print
+    /// IP families to write or print
     #[arg(long, value_name = "FAMILY", default_value = "all")]
     pub ip_family: FamilyFlag,
-    /// Which iptables to use; auto picks the one that the node's rules are in
+    /// iptables variant to use; `auto` chooses the one that this node's rules are in
     #[arg(long, value_name = "VARIANT", default_value = "auto")]
     pub iptables_variant: VariantFlag,
-    /// Count connections to Services by the door they come by and the endpoint they go to, from the counters of rules; auto leaves out what there are more than 2000 of
+    /// Count connections per Service address and per endpoint. `auto` turns this off above 2000 of either
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub service_traffic: TrafficFlag,
     #[command(flatten)]
@@ -75,7 +75,7 @@ pub struct HostPort {
 /// When traffic of Services is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum TrafficFlag {
-    /// Where there are few of them.
+    /// If there are at most 2000.
     #[default]
     Auto,
     /// Always.
@@ -111,7 +111,7 @@ impl FamilyFlag {
 /// iptables variants on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum VariantFlag {
-    /// Whichever the node uses.
+    /// The variant that the node uses.
     #[default]
     Auto,
     /// iptables-nft.

@@ -15,49 +15,49 @@ use super::settings::LogFormat;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Flags of kube-proxy")]
 pub struct ProxyFlags {
-    /// A KubeProxyConfiguration file. Most flags are ignored then, see the README
+    /// Path of a KubeProxyConfiguration file. Most other flags are ignored then, see the README
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
     pub config: String,
-    /// Write the configuration that results from all this to a file, and end
+    /// Write the resulting configuration to this file, and exit
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
     pub write_config_to: String,
-    /// Remove the rules of every proxy mode, and end
+    /// Delete the rules of every proxy mode, and exit
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub cleanup: bool,
-    /// Do what needs privileges (kernel settings), and end
+    /// Write the kernel settings, which needs privileges, and exit
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub init_only: bool,
-    /// Print the version, and end; raw prints more of it
+    /// Print the version, and exit; `raw` prints more
     #[arg(long, value_name = "true|false|raw", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = version)]
     pub version: String,
     /// Feature gates: NAME=true|false, separated by commas
     #[arg(long, value_name = "GATES", value_parser = gates)]
     pub feature_gates: Vec<Gates>,
-    /// How to reach the API server; if not given, $KUBECONFIG, ~/.kube/config or in-cluster
+    /// Path of the kubeconfig for the API server [default: $KUBECONFIG, ~/.kube/config or in-cluster]
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
     pub kubeconfig: String,
     /// Address of the API server, overrides the kubeconfig's
     #[arg(long, value_name = "URL", default_value = "", hide_default_value = true)]
     pub master: String,
-    /// Accepted; JSON is what is spoken
+    /// Accepted and ignored: JSON is used
     #[arg(long, value_name = "TYPE", default_value = "application/vnd.kubernetes.protobuf")]
     pub kube_api_content_type: String,
-    /// Requests to the API server at once
+    /// Requests to the API server in one burst
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub kube_api_burst: i32,
-    /// Requests to the API server a second
+    /// Requests to the API server per second
     #[arg(long, value_name = "N", default_value_t = 5.0)]
     pub kube_api_qps: f32,
-    /// This node's name, if it is not the host's
+    /// Name of this node's Node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// Overrides the node's IP of its family; nothing listens there
+    /// IP of this node, in place of its Node's of the same family; nothing listens on it
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", value_parser = ip)]
     pub bind_address: String,
-    /// Where the health server listens: IP or IP:port
+    /// Address of the health server: IP or IP:port
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256", value_parser = address_and_port)]
     pub healthz_bind_address: String,
-    /// Where the metrics server listens: IP or IP:port
+    /// Address of the metrics server: IP or IP:port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = address_and_port)]
     pub metrics_bind_address: String,
     /// Deprecated: port of the health server if its address has none; 0 for no health server
@@ -66,16 +66,16 @@ pub struct ProxyFlags {
     /// Deprecated: port of the metrics server if its address has none
     #[arg(long, value_name = "PORT", default_value_t = METRICS_PORT)]
     pub metrics_port: u16,
-    /// End if the health or the metrics server cannot listen
+    /// Exit if the health or the metrics server cannot listen
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub bind_address_hard_fail: bool,
-    /// Answer for profiling on the metrics server
+    /// Answer /debug/flags/v on the metrics server, which sets the verbosity; profiles are not supported
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub profiling: bool,
-    /// The previous minor version, to show its hidden metrics
+    /// Previous minor version, to show its hidden metrics
     #[arg(long, value_name = "VERSION", default_value = "", hide_default_value = true)]
     pub show_hidden_metrics_for_version: String,
-    /// Only iptables, which is what an empty one means
+    /// Proxy mode: only iptables, the default
     #[arg(long, value_name = "MODE", default_value = "", hide_default_value = true)]
     pub proxy_mode: String,
     /// Bit of the packet mark that means "masquerade"
@@ -84,55 +84,55 @@ pub struct ProxyFlags {
     /// Masquerade all traffic to cluster IPs
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub masquerade_all: bool,
-    /// NodePorts answer on 127.0.0.0/8 too
+    /// Let NodePorts answer on 127.0.0.0/8, too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub iptables_localhost_nodeports: bool,
-    /// Longest wait before a failed sync is tried again [default: 30s]
+    /// Longest pause before a failed sync is tried again [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub iptables_sync_period: Option<GoDuration>,
-    /// Least time between two syncs [default: none, the pace follows from how long they take]
+    /// Shortest time between two syncs [default: none; the pace follows from how long syncs take]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub iptables_min_sync_period: Option<GoDuration>,
-    /// How local pods' traffic is told: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    /// How to detect traffic of local pods: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
     #[arg(long, value_name = "MODE", default_value = "", hide_default_value = true)]
     pub detect_local_mode: String,
-    /// CIDRs of the pods, at most one per family, separated by a comma
+    /// CIDRs of the cluster's pods, at most one per family, separated by a comma
     #[arg(long, value_name = "CIDRS", default_value = "", hide_default_value = true)]
     pub cluster_cidr: String,
-    /// The bridge, for --detect-local-mode=BridgeInterface
+    /// Name of the bridge for --detect-local-mode=BridgeInterface
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub pod_bridge_interface: String,
-    /// The prefix, for --detect-local-mode=InterfaceNamePrefix
+    /// Prefix of interface names for --detect-local-mode=InterfaceNamePrefix
     #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
     pub pod_interface_name_prefix: String,
-    /// Where NodePorts answer: CIDRs, or the single word primary; everywhere if not given
+    /// Addresses that NodePorts answer on: CIDRs, or the word primary [default: all addresses of the node]
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
     /// Score for the kernel's out-of-memory killer, -1000 to 1000 [default: -999]
     #[arg(long, value_name = "SCORE")]
     pub oom_score_adj: Option<i32>,
-    /// Connections to track per CPU core; 0 leaves the kernel's limit alone
+    /// Connections to track per CPU core; 0 keeps the kernel's limit
     #[arg(long, value_name = "N", default_value_t = 32768)]
     pub conntrack_max_per_core: i32,
-    /// Connections to track, at least
+    /// Least number of connections to track, however few CPU cores there are
     #[arg(long, value_name = "N", default_value_t = 131_072)]
     pub conntrack_min: i32,
-    /// Idle time of established TCP connections; 0 leaves it alone
+    /// Idle timeout of established TCP connections; 0 keeps the kernel's
     #[arg(long, value_name = "DURATION", default_value = "24h0m0s", value_parser = duration)]
     pub conntrack_tcp_timeout_established: GoDuration,
-    /// Time of TCP connections that wait to be closed; 0 leaves it alone
+    /// Timeout of TCP connections that wait for the local side to close; 0 keeps the kernel's
     #[arg(long, value_name = "DURATION", default_value = "1h0m0s", value_parser = duration)]
     pub conntrack_tcp_timeout_close_wait: GoDuration,
-    /// Let out-of-window TCP packets pass
+    /// Let TCP packets outside the window pass
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
     pub conntrack_tcp_be_liberal: bool,
-    /// Idle time of UDP flows without an answer; 0 leaves it alone
+    /// Idle timeout of UDP flows without an answer; 0 keeps the kernel's
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub conntrack_udp_timeout: GoDuration,
-    /// Idle time of UDP flows with one; 0 leaves it alone
+    /// Idle timeout of UDP flows with an answer; 0 keeps the kernel's
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub conntrack_udp_timeout_stream: GoDuration,
-    /// Accepted; watches need no refresh
+    /// Accepted and ignored: watches need no refresh
     #[arg(long, value_name = "DURATION", default_value = "15m0s", value_parser = duration)]
     pub config_sync_period: GoDuration,
     #[command(flatten)]
@@ -146,28 +146,28 @@ pub struct ProxyFlags {
 /// Flags about the log. They count with a configuration file, too.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LoggingFlags {
-    /// How much is logged: 0 for what matters, 4 for every decision, 6 for everything
+    /// Verbosity of the log: 0 for events that matter, 2 also for each sync, 4 for each decision, 6 for everything
     #[arg(short = 'v', long = "v", value_name = "LEVEL")]
     pub verbosity: Option<u32>,
-    /// Accepted: PATTERN=LEVEL, separated by commas
+    /// Accepted and ignored: PATTERN=LEVEL, separated by commas
     #[arg(long, value_name = "PATTERNS", value_parser = patterns)]
     pub vmodule: Vec<Patterns>,
-    /// text or json [default: text]
+    /// Format of the log: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub logging_format: Option<String>,
-    /// Accepted; every line is written at once [default: 5s]
+    /// Accepted and ignored: every line is written at once [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub log_flush_frequency: Option<GoDuration>,
-    /// Accepted; the log is one stream
+    /// Accepted and ignored: the log is one stream
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub log_text_split_stream: Option<bool>,
-    /// Accepted; nothing is buffered
+    /// Accepted and ignored: nothing is buffered
     #[arg(long, value_name = "BYTES")]
     pub log_text_info_buffer_size: Option<String>,
-    /// Accepted; the log is one stream
+    /// Accepted and ignored: the log is one stream
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub log_json_split_stream: Option<bool>,
-    /// Accepted; nothing is buffered
+    /// Accepted and ignored: nothing is buffered
     #[arg(long, value_name = "BYTES")]
     pub log_json_info_buffer_size: Option<String>,
 }
