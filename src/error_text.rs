@@ -7,27 +7,20 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use kube::client::AuthError;
-use kube::config::KubeconfigError;
 use kube::core::Status;
 use notify::ErrorKind;
-use serde_saphyr::UserMessageFormatter;
+use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 use tokio::task::JoinError;
 
 /// Longest text of an answer that does not come from a Kubernetes API server, such as the HTML page of a proxy.
 const FOREIGN_ANSWER: usize = 200;
 
 /// Texts of libraries, and what they mean for an operator.
-const PHRASES: [(&str, &str); 8] = [
+const PHRASES: [(&str, &str); 4] = [
     ("client error (Connect): tcp connect error", "cannot connect"),
     ("client error (Connect)", "cannot connect"),
     ("client error (SendRequest)", "the connection broke"),
     ("buffer's worker closed unexpectedly", "the task that holds the connection has ended"),
-    ("; use from_str_multiple or from_str_multiple_with_options", ""),
-    ("multiple YAML documents detected", "the file has more than one YAML document; only one is allowed"),
-    // `'{path:?}'`.
-    ("'\"", "\""),
-    ("\"'", "\""),
 ];
 
 /// The error and its causes, from the outside in, separated by colons. What an outer error says already is not repeated.
@@ -63,33 +56,16 @@ fn known(error: &(dyn Error + 'static)) -> Option<String> {
         return match error {
             kube::Error::Api(status) => Some(status_text(status)),
             // These only wrap their cause.
-            kube::Error::HyperError(_)
-            | kube::Error::Service(_)
-            | kube::Error::HttpError(_)
-            | kube::Error::InferConfig(_)
-            | kube::Error::InferKubeconfig(_) => error.source().map(with_causes),
-            kube::Error::ProxyProtocolUnsupported { proxy_url } | kube::Error::ProxyProtocolDisabled { proxy_url, .. } => Some(format!(
-                "proxy {} cannot be used: its protocol is not supported; see proxy-url in the kubeconfig, and HTTPS_PROXY",
-                without_credentials(proxy_url)
-            )),
+            kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::HttpError(_) => error.source().map(with_causes),
             _ => None,
         };
     }
     if let Some(status) = error.downcast_ref::<Status>().or_else(|| error.downcast_ref::<Box<Status>>().map(|status| &**status)) {
         return Some(status_text(status));
     }
-    if let Some(AuthError::AuthExecRun { cmd, out }) = error.downcast_ref() {
-        // Its standard output may hold credentials.
-        let said = String::from_utf8_lossy(&out.stderr);
-        let said = said.lines().rev().map(str::trim).find(|line| !line.is_empty()).map_or(String::new(), |line| format!(": {line}"));
-        return Some(format!("the program of the kubeconfig that gets credentials ({cmd}) failed: {}{said}", out.status));
-    }
-    if let Some(KubeconfigError::Parse(error)) = error.downcast_ref() {
-        return Some(format!("it is not valid YAML: {}", with_causes(&**error)));
-    }
-    let yaml = error.downcast_ref::<serde_saphyr::Error>();
-    if let Some(error) = yaml.or_else(|| error.downcast_ref::<Box<serde_saphyr::Error>>().map(|error| &**error)) {
-        return Some(one_line(&error.without_snippet().render_with_formatter(&UserMessageFormatter)));
+    if let Some(error) = error.downcast_ref::<serde_saphyr::Error>() {
+        let place = error.location().map_or(String::new(), |at| format!("line {}: ", at.line()));
+        return Some(place + &yaml_problem(error));
     }
     if let Some(error) = error.downcast_ref::<regex::Error>() {
         // The lines before are a drawing of the pattern.
@@ -131,16 +107,9 @@ pub(crate) fn status_text(status: &Status) -> String {
     }
 }
 
-/// A URL without the name and password that may be in it.
-fn without_credentials(url: &http::Uri) -> String {
-    let text = url.to_string();
-    match (text.split_once("://"), url.authority()) {
-        (Some((scheme, rest)), Some(authority)) if authority.as_str().contains('@') => {
-            let host = rest.split_once('@').map_or(rest, |(_, host)| host);
-            format!("{scheme}://{host}")
-        }
-        _ => text,
-    }
+/// What is wrong with a text that is no YAML; without the place.
+pub(crate) fn yaml_problem(error: &serde_saphyr::Error) -> String {
+    one_line(&UserMessageFormatter.format_message(error.without_snippet()))
 }
 
 /// Texts with line breaks, in one line.
@@ -234,49 +203,18 @@ mod tests {
         assert_eq!(of(&error), "cannot get Node a: cannot connect: Connection refused (os error 111)");
         let read = kube::Error::ReadEvents(refused());
         assert_eq!(error_text(&read), "Error reading events stream: Connection refused (os error 111)");
-        let config = KubeconfigError::ReadConfig(io::Error::from_raw_os_error(2), "/k".into());
-        let error = anyhow::Error::from(kube::Error::InferKubeconfig(config)).context("cannot use kubeconfig /k");
-        assert_eq!(of(&error), "cannot use kubeconfig /k: failed to read kubeconfig from \"/k\": No such file or directory (os error 2)");
         let closed = anyhow::anyhow!("buffer's worker closed unexpectedly");
         assert_eq!(of(&closed), "the task that holds the connection has ended");
     }
 
     #[test]
-    fn a_proxy_that_cannot_be_used_is_named_without_its_password() {
-        let proxy_url = || Box::new("http://me:secret@proxy.example:3128/".parse().expect("a URL"));
-        for error in [
-            kube::Error::ProxyProtocolDisabled { proxy_url: proxy_url(), protocol_feature: "kube/http-proxy" },
-            kube::Error::ProxyProtocolUnsupported { proxy_url: proxy_url() },
-        ] {
-            let text = error_text(&error);
-            assert!(text.starts_with("proxy http://proxy.example:3128/ cannot be used"), "{text}");
-            assert!(!text.contains("secret") && !text.contains("kube/"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_program_for_credentials_is_told_by_what_it_said_last() {
-        let out = std::process::Output {
-            status: std::os::unix::process::ExitStatusExt::from_raw(256),
-            stdout: b"{\"token\": \"secret\"}".to_vec(),
-            stderr: b"starting\nno session: sign in first\n".to_vec(),
-        };
-        let error = kube::Error::Auth(AuthError::AuthExecRun { cmd: "get-token".into(), out: Box::new(out) });
-        let text = error_text(&error);
-        assert!(text.ends_with("(get-token) failed: exit status: 1: no session: sign in first"), "{text}");
-        assert!(!text.contains("secret") && !text.contains("Output {"), "{text}");
-    }
-
-    #[test]
     fn yaml_is_told_in_one_line_without_a_drawing_and_without_names_of_functions() {
-        let parse = |text: &str| serde_saphyr::from_str::<serde_json::Value>(text).expect_err(text);
-        let text = error_text(&parse("a: 1\n---\na: 2\n"));
-        assert!(!text.contains("from_str") && !text.contains('\n') && text.contains("document"), "{text}");
-        let text = error_text(&parse("a: [1, 2\nb: 3\n"));
-        assert!(!text.contains('\n') && !text.contains(" | ") && text.contains("line 2"), "{text}");
-        let error = KubeconfigError::Parse(Box::new(parse("a: 1\n---\na: 2\n")));
-        let text = error_text(&error);
-        assert!(text.starts_with("it is not valid YAML: ") && !text.contains("from_str") && !text.contains('\n'), "{text}");
+        let of = |text: &str| error_text(&serde_saphyr::from_str::<serde_json::Value>(text).expect_err(text));
+        assert_eq!(of("a: 1\n---\na: 2\n"), "line 3: only single YAML document expected but multiple found");
+        let text = of("a: 1\nb: [1, 2\nc: 3\n");
+        assert!(text.starts_with("line ") && !text.contains('\n') && !text.contains(" | "), "{text}");
+        let text = of("a: 1\na: 2\n");
+        assert!(text.starts_with("line 2: duplicate") && text.matches("line").count() == 1, "{text}");
     }
 
     #[test]

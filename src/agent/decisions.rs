@@ -49,6 +49,7 @@ pub(super) fn received(update: &Update) {
         Update::PodRules(_) => tracing::debug!("the pod network gives its rules"),
         Update::Listed(Known::Services(known)) => tracing::debug!("all {} Services are listed", known.len()),
         Update::Listed(Known::Slices(known)) => tracing::debug!("all {} EndpointSlices are listed", known.len()),
+        Update::Unknown(kind, why) => tracing::debug!("no {} is known yet: {why}", kind.as_str()),
         Update::Complete(kind) => tracing::debug!("all {}s are known", kind.as_str()),
     }
 }

@@ -67,8 +67,7 @@ pub fn parse(text: &str, duplicates: DuplicateKeyPolicy) -> Result<Value, BadYam
 }
 
 /// The parser's message without the place that it names and without its drawing of the text.
-#[must_use]
-pub fn without_place(message: &str) -> &str {
+fn without_place(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
     match line.split_once(": ") {
         Some((place, cause)) if place.starts_with("line ") => cause,

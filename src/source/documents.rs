@@ -9,7 +9,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::plain_yaml;
-use crate::config::yaml::without_place;
+use crate::error_text::yaml_problem;
 use crate::parallel;
 
 /// Text is handed to the parsers in portions of about this many bytes.
@@ -193,7 +193,10 @@ impl Piece<'_> {
     /// One JSON value or several in a row.
     fn json(&self) -> Result<Vec<Value>, BadDocument> {
         let values: serde_json::Result<_> = serde_json::Deserializer::from_str(self.text).into_iter().collect();
-        values.map_err(|error| self.bad(error.line(), &error.to_string()))
+        values.map_err(|error| {
+            let text = error.to_string();
+            self.bad(error.line(), text.split(" at line ").next().unwrap_or(&text))
+        })
     }
 
     fn yaml(&self) -> Result<Value, BadDocument> {
@@ -204,8 +207,7 @@ impl Piece<'_> {
         let options = serde_saphyr::options! { budget: None };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
-            let message = error.to_string();
-            self.bad(line, without_place(&message))
+            self.bad(line, &yaml_problem(&error))
         })
     }
 }
@@ -292,6 +294,19 @@ mod tests {
     }
 
     /// Whatever stands between and after the items, cut or whole makes no difference.
+    #[test]
+    fn errors_name_the_line_once_and_no_function_of_the_parser() {
+        for (text, want) in [
+            (
+                "metadata: {name: a}\n...\nmetadata: {name: b}\n",
+                "document 1, line 3: only single YAML document expected but multiple found",
+            ),
+            ("{\"a\": [1, 2}\n", "document 1, line 1: expected `,` or `]`"),
+        ] {
+            assert_eq!(names(text).expect_err(text), want);
+        }
+    }
+
     #[test]
     fn a_list_that_is_no_longer_in_step_is_read_as_it_is() {
         for (indentation, tail, more) in [

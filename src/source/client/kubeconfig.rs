@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
 
+use crate::error_text::error_text;
+
 /// A kubeconfig that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeconfigError {
@@ -263,7 +265,7 @@ fn parse(text: &[u8]) -> Result<File, String> {
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
     let mut reader = text;
     let first = serde_saphyr::read_with_options::<_, Value>(&mut reader, options).next();
-    let value = first.transpose().map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?.unwrap_or_default();
+    let value = first.transpose().map_err(|error| error_text(&error))?.unwrap_or_default();
     match value {
         Value::Null => Ok(File::default()),
         Value::Object(_) => {
