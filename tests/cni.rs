@@ -453,8 +453,9 @@ fn the_plugin_is_put_in_place_while_it_runs() {
     running.env("CNI_COMMAND", "STATUS").env("CNI_PATH", &bin).stdin(std::process::Stdio::piped());
     let mut running = running.spawn().expect("it starts");
     let newer = node.path("newer");
-    std::fs::copy(node.path("bin/sepal"), &newer).expect("writable");
-    std::io::Write::write_all(&mut std::fs::OpenOptions::new().append(true).open(&newer).expect("writable"), b"newer").expect("writable");
+    // Another process writes it: what another test starts meanwhile would hold a file open for writing that is open here.
+    let shown = newer.display();
+    node.netns.run(&format!("cp {} {shown} && printf newer >> {shown}", node.path("bin/sepal").display()));
     assert_eq!(install(&newer, &["--conf-dir", &conf_dir]), 6, "the conflist is as it was");
     assert!(
         std::fs::read_dir(&bin)

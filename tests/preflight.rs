@@ -228,7 +228,7 @@ fn what_the_node_has_in_the_way_is_found() {
     let held = node.netns.within(|| TcpListener::bind("127.0.0.1:10249").expect("a free port"));
     // Programs are known by their names.
     let other = node.path("flanneld");
-    fs::copy("/bin/sleep", &other).expect("a copy");
+    node.netns.run(&format!("cp /bin/sleep {other}"));
     let mut command =
         node.preflight_beside(&format!("{other} 600"), &["-o", "json", "--iptables-variant=nft", "--iptables-forward-rules=false"]);
     let found = checks(&command.args(node.pod_network()).output().expect("it runs"));

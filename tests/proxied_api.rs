@@ -118,6 +118,9 @@ fn no_proxy_and_refusing_proxies() {
     let (fine, said) = site.dry_run(&format!("https://{TARGET}"), &format!(", proxy-url: \"{wrong}\""), &[]);
     let shown = format!("cannot connect to {TARGET} through the proxy {}: ", proxy.url());
     assert!(!fine && said.contains(&shown) && !said.contains("wrong-word"), "{said}");
+    assert!(said.contains("the proxy asks for a user and a password"), "{said}");
+    let (fine, said) = site.dry_run(&format!("https://{TARGET}"), ", proxy-url: \"socks5://127.0.0.1:1\"", &[]);
+    assert!(!fine && said.contains("through the proxy socks5://127.0.0.1:1: Connection refused"), "{said}");
     let (fine, said) = site.dry_run(&format!("https://{TARGET}"), ", proxy-url: \"http://me:wrong-word@127.0.0.1:1\"", &[]);
     assert!(!fine && said.contains("through the proxy http://127.0.0.1:1: Connection refused") && !said.contains("wrong-word"), "{said}");
 }
@@ -139,6 +142,45 @@ fn without_tls_no_token_is_sent() {
     let (fine, said) = site.dry_run("http://192.0.2.11", "", &[("HTTP_PROXY", &url), ("HTTPS_PROXY", "http://127.0.0.1:1")]);
     assert!(fine && !proxy.requests().is_empty(), "{said}");
     assert!(plain.log().len() > 9 && plain.log().iter().all(|request| request.authorization.is_empty()));
+}
+
+/// A password in `--master` is in no line of the log.
+#[test]
+fn a_password_on_the_command_line_is_not_logged() {
+    let site = Site::new(|options| options);
+    let url = site.server.url().replace("://", "://user:pass-word@");
+    let mut command = Command::new(SEPAL);
+    command.args([
+        "--dry-run",
+        "--hostname-override=n",
+        "--ip-family=ipv4",
+        "-v=9",
+        "--kubeconfig",
+        &site.kubeconfig(&url, ""),
+        "--master",
+        &url,
+    ]);
+    let output = command.stdin(Stdio::null()).output().expect("sepal starts");
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("FLAG: --master=\"https://***@127.0.0.1:") && !said.contains("pass-word"), "{said}");
+}
+
+/// A file with credentials that becomes one which never ends: what was read before counts, and nothing stands still.
+#[tokio::test]
+async fn a_token_file_that_does_not_end_holds_nothing_up() {
+    let site = Site::new(|options| options.token("secret-token"));
+    let token = site.folder.path().join("token");
+    std::fs::write(&token, "secret-token").expect("writable");
+    let path = site.kubeconfig(&site.server.url(), "");
+    let text = std::fs::read_to_string(&path).expect("readable");
+    std::fs::write(&path, text.replace("token: secret-token", &format!("tokenFile: {}", token.display()))).expect("writable");
+    let client = Connection { kubeconfig: Some(path), ..Connection::default() }.client().expect("a client");
+    client.apiserver_version().await.expect("an answer");
+    std::fs::remove_file(&token).expect("it is there");
+    assert!(Command::new("mkfifo").arg(&token).status().expect("mkfifo (coreutils) is there").success());
+    sleep(Duration::from_secs(11)).await;
+    let answer = tokio::time::timeout(Duration::from_secs(20), client.apiserver_version()).await;
+    answer.expect("in time").expect("what was read before counts");
 }
 
 /// Watches everything through a relay that goes silent, and is back on another connection in time.

@@ -14,6 +14,7 @@ use crate::agent::zpages::Build;
 use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
 use crate::config::kubeproxy::gates::enabled;
+use crate::source::client::without_password;
 
 use super::{arguments, logs};
 
@@ -72,7 +73,8 @@ pub(super) fn values(matches: &ArgMatches) -> BTreeMap<String, String> {
         let raw = matches.try_get_raw(id).ok()?;
         let typed = raw.map(|values| values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","));
         let default = || UNTYPED.iter().find(|(flag, _)| *flag == name).map_or("", |(_, value)| value).to_owned();
-        Some(typed.unwrap_or_else(default))
+        // The URL of a server may hold a password.
+        Some(typed.map_or_else(default, |typed| if name == "master" { without_password(&typed) } else { typed }))
     };
     let named = |argument: &clap::Arg| {
         let name = argument.get_long()?;

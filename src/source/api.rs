@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -152,7 +151,7 @@ pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapsh
         let api: Api<Raw> = Api::all_with(client.clone(), &resource);
         let parameters = ListParams { label_selector: labels, field_selector: fields, ..ListParams::default() };
         let listed = api.list(&parameters).await;
-        let list = listed.with_context(|| format!("cannot list {}{}", resource.plural, subject.permission_hint()))?;
+        let list = listed.map_err(|error| refused(&format!("cannot list {}", resource.plural), subject, error))?;
         for object in list {
             let id = object.id(kind);
             let converted = convert::text(&id, object.text.get());
@@ -169,13 +168,20 @@ pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapsh
 /// The server does not say.
 pub async fn node(client: &Client, node_name: &str) -> anyhow::Result<Option<Node>> {
     let api: Api<Raw> = Api::all_with(client.clone(), &node_resource());
-    let hint = Subject::Proxy(Kind::Node).permission_hint();
-    let found = api.get_opt(node_name).await.with_context(|| format!("cannot get Node {node_name}{hint}"))?;
+    let found = api.get_opt(node_name).await;
+    let found = found.map_err(|error| refused(&format!("cannot get Node {node_name}"), Subject::Proxy(Kind::Node), error))?;
     let converted = found.map(|object| convert::text(&object.id(Kind::Node), object.text.get()).change);
     Ok(match converted {
         Some(Change::Node(node)) => node,
         _ => None,
     })
+}
+
+/// An error that says what could not be read, and which permission it needs if the server forbids it.
+fn refused(what: &str, subject: Subject, error: kube::Error) -> anyhow::Error {
+    let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
+    let hint = if forbidden { subject.permission_hint() } else { "" };
+    anyhow::Error::new(error).context(format!("{what}{hint}"))
 }
 
 /// The watches of one process. They share what they know of the server: the first one to get through after an outage tells the others.

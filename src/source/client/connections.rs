@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::body::{Body, Bytes, Frame, SizeHint};
 use tokio::sync::watch;
 use tower::BoxError;
 
@@ -33,7 +33,23 @@ pub(super) enum Closed {
     Credentials,
     #[error("the answer was not complete after {} s", .0.as_secs())]
     Late(Duration),
+    #[error("the answer is larger than {} MB", .0 / 1_000_000)]
+    Large(usize),
 }
+
+/// How large an answer may be: the server's memory does not end ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Size {
+    /// As a whole.
+    Whole,
+    /// Each of its lines: those of a watch.
+    Line,
+}
+
+/// The largest answer. A list comes in pages of at most 500 objects, and an object has at most 1.5 MB.
+const LARGEST: usize = 256_000_000;
+/// The largest line, as for client-go.
+const LARGEST_LINE: usize = 16_000_000;
 
 impl Connections {
     /// Closes them: requests and watches that are open fail, and the next ones connect again.
@@ -88,25 +104,45 @@ pub(super) struct ClosedBody<B> {
     body: B,
     /// `None` once it has ended.
     closed: Option<BoxFuture<'static, Closed>>,
+    size: Size,
+    /// Bytes of the answer, or of its last line, so far.
+    bytes: usize,
 }
 
 impl<B> ClosedBody<B> {
-    pub(super) fn new(body: B, closed: BoxFuture<'static, Closed>) -> Self {
-        Self { body, closed: Some(closed) }
+    pub(super) fn new(body: B, size: Size, closed: BoxFuture<'static, Closed>) -> Self {
+        Self { body, closed: Some(closed), size, bytes: 0 }
+    }
+
+    /// Counts what was read. Fails if it is too much.
+    fn count(&mut self, data: &[u8]) -> Result<(), Closed> {
+        let (since, largest) = match self.size {
+            Size::Whole => (None, LARGEST),
+            Size::Line => (data.iter().rposition(|byte| *byte == b'\n'), LARGEST_LINE),
+        };
+        self.bytes = since.map_or(self.bytes + data.len(), |at| data.len() - at - 1);
+        if self.bytes > largest { Err(Closed::Large(largest)) } else { Ok(()) }
     }
 }
 
-impl<B: Body<Error: Into<BoxError>> + Unpin> Body for ClosedBody<B> {
-    type Data = B::Data;
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for ClosedBody<B> {
+    type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(closed) = &mut self.closed else { return Poll::Ready(None) };
         if let Poll::Ready(why) = closed.poll_unpin(context) {
             self.closed = None;
             return Poll::Ready(Some(Err(why.into())));
         }
-        Pin::new(&mut self.body).poll_frame(context).map_err(Into::into)
+        let frame = Pin::new(&mut self.body).poll_frame(context).map_err(Into::into);
+        if let Poll::Ready(Some(Ok(read))) = &frame
+            && let Some(Err(why)) = read.data_ref().map(|data| self.count(data))
+        {
+            self.closed = None;
+            return Poll::Ready(Some(Err(why.into())));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -121,7 +157,6 @@ impl<B: Body<Error: Into<BoxError>> + Unpin> Body for ClosedBody<B> {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use hyper::body::Bytes;
     use tokio::time::timeout;
 
     use super::*;
@@ -145,8 +180,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bodies_end_with_what_makes_them_useless() {
         let connections = Connections::default();
-        let mut watch = ClosedBody::new(Silent, connections.until_watch_ends());
-        let mut list = ClosedBody::new(Silent, connections.until_request_ends(Duration::from_secs(5_000)));
+        let mut watch = ClosedBody::new(Silent, Size::Whole, connections.until_watch_ends());
+        let mut list = ClosedBody::new(Silent, Size::Whole, connections.until_request_ends(Duration::from_secs(5_000)));
         assert_eq!((end(&mut watch).await, end(&mut list).await), (None, None));
         connections.end_watches();
         assert_eq!(end(&mut watch).await.as_deref(), Some("the connection was closed, because the credentials have changed"));
@@ -154,7 +189,24 @@ mod tests {
         connections.renew();
         assert_eq!(end(&mut list).await.as_deref(), Some("the connection was closed, because this node has another address now"));
         // What begins later is not ended by what was before; and an answer does not take for ever.
-        let mut late = ClosedBody::new(Silent, connections.until_request_ends(Duration::from_secs(300)));
+        let mut late = ClosedBody::new(Silent, Size::Whole, connections.until_request_ends(Duration::from_secs(300)));
         assert_eq!(end(&mut late).await.as_deref(), Some("the answer was not complete after 300 s"));
+    }
+    #[tokio::test]
+    async fn bodies_that_are_too_large_end() {
+        let never = || std::future::pending().boxed();
+        let part = Bytes::from(vec![b'x'; 8_000_000]);
+        let line = Bytes::from([&part[1..], b"\n"].concat());
+        let body = |parts: &[&Bytes]| {
+            let frames: Vec<Result<Frame<Bytes>, BoxError>> = parts.iter().map(|part| Ok(Frame::data((*part).clone()))).collect();
+            http_body_util::StreamBody::new(futures::stream::iter(frames))
+        };
+        let whole = |parts: &[&Bytes], size| ClosedBody::new(body(parts), size, never()).collect();
+        whole(&[&part, &line, &part, &line], Size::Line).await.expect("each line is small enough");
+        let error = whole(&[&part, &line, &part, &part, &part], Size::Line).await.map(drop).expect_err("a long line").to_string();
+        assert_eq!(error, "the answer is larger than 16 MB");
+        whole(&[&part, &part, &part], Size::Whole).await.expect("no lines, and not large");
+        let error = whole(&vec![&part; 33], Size::Whole).await.map(drop).expect_err("a large one").to_string();
+        assert_eq!(error, "the answer is larger than 256 MB");
     }
 }

@@ -18,9 +18,9 @@ use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tower::{BoxError, Service, service_fn};
+use tower::{Service, service_fn};
 
-use super::error::RequestError;
+use super::error::{RequestError, plain};
 use super::server_url::{Url, host_of};
 use crate::error_text::error_text;
 
@@ -106,7 +106,8 @@ impl Connector {
 
     async fn connect(self, server: Uri) -> Result<Io, RequestError> {
         let address = address(&server);
-        let late = |_| RequestError::new(format!("{address} was not reached within {} s", ALL.as_secs()));
+        let through = self.proxy.as_ref().map_or(String::new(), |proxy| format!(" through the proxy {proxy}"));
+        let late = |_| RequestError::new(format!("cannot connect to {address}{through}: no answer within {} s", ALL.as_secs()));
         timeout(ALL, self.connect_now(&server, &address)).await.map_err(late)?
     }
 
@@ -128,36 +129,38 @@ impl Connector {
             return Ok((Box::new(stream.map_err(refused)?), false));
         };
         let before = format!("cannot connect to {address} through the proxy {proxy}");
+        let refused = |error: &(dyn std::error::Error + 'static)| RequestError::caused(&before, error);
         let scheme = proxy.uri.scheme_str().unwrap_or_default();
-        if scheme.starts_with("socks") {
-            let mut socks = SocksV5::new(with_port(&proxy.uri, 1080), tcp);
+        let is_socks = scheme.starts_with("socks");
+        let to = with_port(&proxy.uri, if is_socks { 1080 } else { default_port(&proxy.uri) });
+        let stream: Stream = Box::new(tcp.call(to.clone()).await.map_err(|error| refused(&error))?);
+        if is_socks {
+            let mut socks = SocksV5::new(to, connected(stream));
             if let Some(user) = &proxy.user {
                 socks = socks.with_auth(user.user.clone(), user.password.clone());
             }
             let stream = socks.call(with_port(server, default_port(server))).await;
-            return Ok((Box::new(stream.map_err(|error| RequestError::caused(&before, &error))?), false));
+            return Ok((stream.map_err(|error| refused(&error))?, false));
         }
-        let proxy_tls = self.proxy_tls.clone().filter(|_| scheme == "https");
-        let mut to_proxy = service_fn(move |uri: Uri| {
-            let (connecting, tls) = (tcp.call(uri.clone()), proxy_tls.clone());
-            async move {
-                let stream: Stream = Box::new(connecting.await?);
-                match tls {
-                    Some(tls) => Ok(encrypt(tls, host_of(&uri), stream).await?.0),
-                    None => Ok::<_, BoxError>(stream),
-                }
-            }
-        });
+        let stream = match self.proxy_tls.clone().filter(|_| scheme == "https") {
+            Some(tls) => encrypt(tls, host_of(&to), stream).await.map_err(|why| RequestError::new(format!("{before}: {why}")))?.0,
+            None => stream,
+        };
         if self.tls.is_none() {
-            return Ok((to_proxy.call(proxy.uri.clone()).await.map_err(|error| RequestError::caused(&before, &*error))?, true));
+            return Ok((stream, true));
         }
-        let mut tunnel = Tunnel::new(proxy.uri.clone(), to_proxy);
+        let mut tunnel = Tunnel::new(to, connected(stream));
         if let Some(authorization) = proxy_authorization(proxy) {
             tunnel = tunnel.with_auth(authorization);
         }
-        let stream = tunnel.call(server.clone()).await;
-        Ok((stream.map_err(|error| RequestError::caused(&before, &error))?, false))
+        Ok((tunnel.call(server.clone()).await.map_err(|error| refused(&error))?, false))
     }
+}
+
+/// A connector that gives this stream, once.
+fn connected(stream: Stream) -> impl Service<Uri, Response = Stream, Error = std::io::Error, Future: Send + 'static> {
+    let mut stream = Some(stream);
+    service_fn(move |_| std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("the connection is in use"))))
 }
 
 impl Service<Uri> for Connector {
@@ -201,7 +204,7 @@ fn tls_problem(error: &std::io::Error) -> String {
         Some(rustls::Error::InvalidCertificate(
             Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
         )) => "renew the server's certificate, or set the clock of this node",
-        _ => return error_text(error),
+        _ => return plain(&error_text(error)).to_owned(),
     };
     format!("{}; {cure}", error_text(error))
 }

@@ -8,7 +8,7 @@ use http::HeaderValue;
 
 use super::kubeconfig::{self, Cluster, User};
 use super::server_url::UserInfo;
-use super::tls::{Identity, Trust};
+use super::tls::{BadTls, Identity, Trust};
 
 /// Credentials that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +58,13 @@ impl Material {
     }
 }
 
+/// Reads a regular file. Others, such as a FIFO, may not end.
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BadCredentials> {
-    std::fs::read(path).map_err(|cause| BadCredentials::Read { what, path: path.display().to_string(), cause })
+    let regular = std::fs::metadata(path).and_then(|found| {
+        if found.is_file() { Ok(()) } else { Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file")) }
+    });
+    let bytes = regular.and_then(|()| std::fs::read(path));
+    bytes.map_err(|cause| BadCredentials::Read { what, path: path.display().to_string(), cause })
 }
 
 /// How a server's certificate is judged.
@@ -143,6 +148,20 @@ impl Sources {
             }
         };
         Self { trust, identity: None, token: TokenSource::File { path: folder.join("token"), before: None } }
+    }
+
+    /// The file that is at fault where certificates or keys cannot be used.
+    pub(super) fn file_of(&self, problem: &BadTls) -> Option<&Path> {
+        let material = match (problem, &self.trust, &self.identity) {
+            (BadTls::NoAuthority, TrustSource::Authorities(material), _) => material,
+            (BadTls::NoCertificate, _, Some((certificate, _))) => certificate,
+            (BadTls::NoKey | BadTls::OtherKey, _, Some((_, key))) => key,
+            _ => return None,
+        };
+        match material {
+            Material::File(path) => Some(path),
+            Material::Given(_) => None,
+        }
     }
 
     /// Reads everything.

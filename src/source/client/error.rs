@@ -21,13 +21,29 @@ impl RequestError {
     /// A sentence that ends with the innermost cause of an error. Outer errors of connectors only say that connecting failed.
     pub(super) fn caused(before: &str, error: &(dyn Error + 'static)) -> Self {
         let cause = innermost(error);
-        Self { text: format!("{before}: {cause}"), cause: system_error(cause) }
+        Self { text: format!("{before}: {}", plain(&cause.to_string())), cause: system_error(cause) }
     }
 
     /// The same error once more, for another owner.
     pub(super) fn copy(&self) -> Self {
         Self { text: self.text.clone(), cause: self.cause.as_ref().and_then(|cause| system_error(cause)) }
     }
+}
+
+/// What texts of libraries mean here. Others stay as they are.
+pub(super) fn plain(text: &str) -> &str {
+    const MEANINGS: [(&str, &str); 9] = [
+        ("deadline has elapsed", "no answer in time"),
+        ("close_notify", "the server closed the connection"),
+        ("invalid HTTP version parsed", "the answer is not HTTP; if the server speaks TLS, its URL begins with https://"),
+        ("corrupt message of type InvalidContentType", "the server does not speak TLS; is the port right?"),
+        ("proxy authorization required", "the proxy asks for a user and a password; put them into its URL"),
+        ("tunnel error: unsuccessful", "the proxy refused to connect"),
+        ("tunnel error: unexpected end of file", "the proxy closed the connection"),
+        ("proxy response headers too long", "the answer of the proxy is too long"),
+        ("no acceptable", "the proxy accepts no way to sign in that is known here"),
+    ];
+    MEANINGS.iter().find(|(part, _)| text.contains(part)).map_or(text, |(_, meaning)| meaning)
 }
 
 fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {

@@ -1,17 +1,20 @@
 //! Credentials from a program that the kubeconfig names (`users[].user.exec`, client.authentication.k8s.io).
 
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
 use jiff::Timestamp;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::credentials::bearer;
 use super::kubeconfig::{Cluster, Exec};
@@ -19,6 +22,10 @@ use super::tls::Identity;
 
 /// How long the program may take. Some ask servers elsewhere.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// How many bytes the program may print.
+const MOST_OUTPUT: u64 = 1 << 20;
+/// How long its output is read after its end.
+const AFTER_THE_END: Duration = Duration::from_secs(1);
 /// How much of what the program says of a failure is repeated.
 const MOST_WORDS: usize = 300;
 
@@ -41,6 +48,9 @@ pub(super) enum PluginError {
         /// The program.
         command: String,
     },
+    /// The run that another request waited for failed.
+    #[error("{0}")]
+    Shared(String),
     /// The program failed, or printed something else than credentials.
     #[error("the credential plugin {command} failed: {why}")]
     Failed {
@@ -64,7 +74,15 @@ pub(super) struct ExecPlugin {
     exec: Exec,
     /// Value of `KUBERNETES_EXEC_INFO`.
     info: String,
-    given: Mutex<Option<PluginCredentials>>,
+    given: Mutex<Given>,
+}
+
+/// The end of the last run.
+#[derive(Default)]
+struct Given {
+    credentials: Option<PluginCredentials>,
+    /// When it failed, and why.
+    failure: Option<(Instant, String)>,
 }
 
 #[derive(Default, Deserialize)]
@@ -100,18 +118,25 @@ impl ExecPlugin {
     /// # Errors
     /// The program gives none.
     pub(super) async fn credentials(&self) -> Result<PluginCredentials, PluginError> {
+        let asked = Instant::now();
         let mut given = self.given.lock().await;
-        if let Some(credentials) = given.as_ref().filter(|given| given.expires.is_none_or(|expires| Timestamp::now() < expires)) {
+        let valid = |given: &&PluginCredentials| given.expires.is_none_or(|expires| Timestamp::now() < expires);
+        if let Some(credentials) = given.credentials.as_ref().filter(valid) {
             return Ok(credentials.clone());
         }
-        let credentials = self.run().await?;
-        *given = Some(credentials.clone());
-        Ok(credentials)
+        // Requests that waited for the same run share its failure.
+        if let Some((_, why)) = given.failure.as_ref().filter(|(failed, _)| *failed >= asked) {
+            return Err(PluginError::Shared(why.clone()));
+        }
+        let ended = self.run().await;
+        given.failure = ended.as_ref().err().map(|error| (Instant::now(), error.to_string()));
+        given.credentials = ended.as_ref().ok().cloned();
+        ended
     }
 
     /// The server refused what the program gave: it is run again for the next request.
     pub(super) async fn forget(&self) {
-        *self.given.lock().await = None;
+        *self.given.lock().await = Given::default();
     }
 
     async fn run(&self) -> Result<PluginCredentials, PluginError> {
@@ -122,9 +147,13 @@ impl ExecPlugin {
             let hint = if hint.is_empty() { String::new() } else { format!("; {}", hint.escape_debug()) };
             PluginError::Start { command: command.clone(), cause, hint }
         };
-        let child = self.command().spawn().map_err(start)?;
-        let ended = timeout(TIME_LIMIT, child.wait_with_output()).await.map_err(|_| PluginError::Hangs { command: command.clone() })?;
+        let mut child = self.command().spawn().map_err(start)?;
+        let group = Group(child.id());
+        let ended = timeout(TIME_LIMIT, output(&mut child)).await.map_err(|_| PluginError::Hangs { command: command.clone() })?;
         let output = ended.map_err(|error| failed(error.to_string()))?;
+        if output.stdout.len() as u64 >= MOST_OUTPUT {
+            return Err(failed(format!("it printed more than {MOST_OUTPUT} bytes")));
+        }
         if !output.status.success() {
             let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MOST_WORDS).collect();
             return Err(failed(if said.is_empty() {
@@ -133,15 +162,16 @@ impl ExecPlugin {
                 format!("{}: {}", output.status, said.escape_debug())
             }));
         }
+        group.leave();
         self.read(&output.stdout).map_err(failed)
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a credential plugin is no iptables; it has a time limit and is killed with its future")]
+    #[allow(clippy::disallowed_methods, reason = "a credential plugin is not iptables; it has a time limit and is killed with its future")]
     fn command(&self) -> Command {
         let mut command = Command::new(&self.exec.command);
         command.args(&self.exec.args).envs(self.exec.env.iter().map(|variable| (&variable.name, &variable.value)));
         command.env("KUBERNETES_EXEC_INFO", &self.info);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
         command
     }
 
@@ -166,6 +196,51 @@ impl ExecPlugin {
             return Err("it gave neither a token nor a certificate".to_owned());
         }
         Ok(PluginCredentials { authorization: token, identity, expires: status.expiration_timestamp })
+    }
+}
+
+/// The processes of a program that has not succeeded: they are killed with it, or they would stay.
+struct Group(Option<u32>);
+
+impl Group {
+    /// The program succeeded. What it leaves running is its own affair.
+    fn leave(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.and_then(|id| i32::try_from(id).ok()) {
+            // An error means that no process of the group is left.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Waits for the end of a program, and reads what it prints, up to a limit. Processes that it leaves behind may hold its output open.
+async fn output(child: &mut Child) -> std::io::Result<Output> {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut printed = (Vec::new(), Vec::new());
+    let status = {
+        let reading = async { tokio::join!(read_to(stdout, &mut printed.0), read_to(stderr, &mut printed.1)) };
+        tokio::pin!(reading);
+        let status = tokio::select! {
+            _ = &mut reading => child.wait().await,
+            status = child.wait() => {
+                let _ = timeout(AFTER_THE_END, &mut reading).await;
+                status
+            }
+        };
+        status?
+    };
+    Ok(Output { status, stdout: printed.0, stderr: printed.1 })
+}
+
+async fn read_to(stream: Option<impl AsyncRead + Unpin>, printed: &mut Vec<u8>) {
+    if let Some(stream) = stream {
+        // What could be read before an error counts.
+        let _ = stream.take(MOST_OUTPUT).read_to_end(printed).await;
     }
 }
 
@@ -269,6 +344,32 @@ mod tests {
             missing.starts_with("cannot start the credential plugin /nowhere/x: ") && missing.ends_with("; see the manual"),
             "{missing}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_running_does_not_hold_it_up() {
+        let left = plugin(&format!("sleep 30 & {}", prints(r#"{"token":"TOKEN"}"#)));
+        let given = timeout(TIME_LIMIT / 2, left.credentials()).await.expect("in time").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(given.authorization.expect("a token"), "Bearer abc");
+        assert!(error("head -c 2000000 /dev/zero").await.ends_with("it printed more than 1048576 bytes"));
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_share_a_failure_and_nothing_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runs = folder.path().join("runs");
+        let failing = plugin(&format!("sleep 600 & echo $! >> {}; sleep 0.2; exit 3", runs.display()));
+        let (one, two) = tokio::join!(failing.credentials(), failing.credentials());
+        for failure in [one, two] {
+            assert!(failure.map(drop).expect_err("it fails").to_string().contains("exit status: 3"));
+        }
+        let children = std::fs::read_to_string(&runs).expect("it ran");
+        assert_eq!(children.lines().count(), 1, "it ran once");
+        let child = format!("/proc/{}/stat", children.trim());
+        let is_gone = || std::fs::read_to_string(&child).map_or(true, |stat| stat.contains(") Z "));
+        while !is_gone() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,6 +49,10 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserial
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 struct File {
+    #[serde(rename = "apiVersion", deserialize_with = "or_default")]
+    api_version: String,
+    #[serde(deserialize_with = "or_default")]
+    kind: String,
     #[serde(deserialize_with = "or_default")]
     clusters: Vec<NamedCluster>,
     #[serde(deserialize_with = "or_default")]
@@ -236,6 +240,10 @@ fn read_file(path: &Path) -> Result<File, KubeconfigError> {
     let shown = path.display().to_string();
     let text = std::fs::read(path).map_err(|cause| KubeconfigError::Read { path: shown.clone(), cause })?;
     let mut file = parse(&text).map_err(|cause| KubeconfigError::Parse { path: shown, cause })?;
+    if !matches!((file.api_version.as_str(), file.kind.as_str()), ("" | "v1", "" | "Config")) {
+        let cause = format!("it holds a {} of {}, not a Config of v1", file.kind, file.api_version);
+        return Err(KubeconfigError::Parse { path: path.display().to_string(), cause });
+    }
     let folder = path.parent().unwrap_or(Path::new(""));
     for NamedCluster { cluster, .. } in &mut file.clusters {
         make_absolute(&mut cluster.certificate_authority, folder);
@@ -468,5 +476,8 @@ mod tests {
         assert_eq!(Path::new(&read.cluster.certificate_authority), folder.path().join("pki/ca.crt"));
         assert_eq!(Path::new(&read.user.exec.expect("a plugin").command), folder.path().join("./login"));
         assert!(read_all(&[folder.path().join("none")]).expect("no error").is_none());
+        let pod = write("c", "apiVersion: v1\nkind: Pod\n");
+        let error = super::read(&pod).map(drop).expect_err("a Pod").to_string();
+        assert!(error.ends_with("it holds a Pod of v1, not a Config of v1"), "{error}");
     }
 }

@@ -17,4 +17,5 @@ mod verifier;
 
 pub use connections::Connections;
 pub use resolve::{Connection, ConnectionError};
+pub use server_url::without_password;
 pub use user_agent::ProgramName;

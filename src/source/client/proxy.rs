@@ -54,43 +54,45 @@ fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// True if `NO_PROXY` excludes a server: by `*`, an address, a CIDR, a name or the end of a name, each of the latter with or without a port.
+/// True if `NO_PROXY` excludes a server: by `*`, an address, a CIDR, a name or the end of a name, each of them but a CIDR with or without a
+/// port. Ports are compared as text.
 fn excludes(no_proxy: &str, host: &str, port: u16) -> bool {
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let (host, port) = (host.to_ascii_lowercase(), port.to_string());
     let ip = host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
     no_proxy.split(',').map(|entry| entry.trim().to_ascii_lowercase()).filter(|entry| !entry.is_empty()).any(|entry| {
         if entry == "*" {
             return true;
         }
-        if entry.contains('/') {
-            return entry.parse::<IpNetwork>().is_ok_and(|net| ip.is_some_and(|ip| net.contains(ip)));
+        if let Some((_, prefix)) = entry.split_once('/')
+            && prefix.bytes().all(|byte| byte.is_ascii_digit())
+            && let Ok(net) = entry.parse::<IpNetwork>()
+        {
+            return ip.is_some_and(|ip| net.contains(ip));
         }
         let (name, wanted_port) = split_port(&entry);
-        if wanted_port.is_some_and(|wanted| wanted != port) {
+        if !wanted_port.is_empty() && wanted_port != port {
             return false;
         }
-        let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
         if let Ok(wanted) = name.parse::<IpAddr>() {
             return ip == Some(wanted.to_canonical());
         }
-        match name.strip_prefix('*').unwrap_or(name) {
+        let name = name.strip_prefix('*').filter(|below| below.starts_with('.')).unwrap_or(name);
+        match name {
             "" => false,
-            // `.example.com` stands for the names below it, `example.com` for itself and these.
+            // `.example.com` means the names below it, `example.com` means itself and these.
             below if below.starts_with('.') => host.ends_with(below),
             name => host == name || host.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')),
         }
     })
 }
 
-/// The host and the port of `host`, `host:port`, `[address]` and `[address]:port`; a bare IPv6 address has no port.
-fn split_port(entry: &str) -> (&str, Option<u16>) {
-    match entry.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse() {
-            Ok(port) => (host, Some(port)),
-            Err(_) => (entry, None),
-        },
-        _ => (entry, None),
-    }
+/// The host and the port of `host:port` and `[address]:port`; other texts have no port.
+fn split_port(entry: &str) -> (&str, &str) {
+    let split = match entry.strip_prefix('[') {
+        Some(rest) => rest.split_once("]:"),
+        None => entry.split_once(':').filter(|(_, port)| !port.contains(':')),
+    };
+    split.unwrap_or((entry, ""))
 }
 
 #[cfg(test)]
@@ -148,6 +150,12 @@ mod tests {
             ("", "https://10.0.0.1", false),
             (",,", "https://10.0.0.1", false),
             ("10.0.0.0/99", "https://10.0.0.1", false),
+            ("*k8s.test", "https://k8s.test", false),
+            ("k8s.test:", "https://k8s.test:6443", true),
+            ("[fd00::1]", "https://[fd00::1]:6443", false),
+            ("10.0.0.0/255.0.0.0", "https://10.0.0.1", false),
+            ("k8s.test:06443", "https://k8s.test:6443", false),
+            ("k8s.test", "https://k8s.test.:6443", false),
         ] {
             let proxied = through(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", no_proxy)], server);
             assert_eq!(proxied.is_none(), direct, "{no_proxy:?} and {server}");

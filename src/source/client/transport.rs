@@ -1,6 +1,7 @@
 //! Sends requests to one API server: over one connection where the server has HTTP/2, with the credentials of this moment, and over new
 //! connections when the old ones are of no use any more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,11 +16,14 @@ use hyper_util::client::legacy::{Client as HttpClient, Error as HttpError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::Body;
 use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, Service, ServiceExt};
 use tower_http::decompression::{Decompression, DecompressionBody};
 
-use super::connections::{Closed, ClosedBody, Connections};
+use crate::error_text::error_text;
+
+use super::connections::{Closed, ClosedBody, Connections, Size};
 use super::connector::{Connector, OpenConnections};
 use super::credentials::Loaded;
 use super::error::RequestError;
@@ -31,6 +35,8 @@ use super::user_agent::user_agent;
 
 /// How often files with credentials are looked at, where something is sent or watched.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long reading them may take.
+const READ: Duration = Duration::from_secs(5);
 /// How long an answer may take to begin; the API server itself gives up after 60 s.
 const ANSWER: Duration = Duration::from_secs(70);
 /// How long an answer may take to be complete, if it is not a watch.
@@ -57,6 +63,8 @@ struct Shared {
     state: Mutex<State>,
     /// Held by a request that opens the first connection; others wait, and then use it, too.
     turn: AsyncMutex<()>,
+    /// Files are being read.
+    is_reading: Arc<AtomicBool>,
 }
 
 /// What may change.
@@ -82,7 +90,10 @@ impl Transport {
     pub(super) fn new(server: Server, connections: &Connections) -> Result<Self, ConnectionError> {
         let origin = || server.origin.clone();
         let loaded = server.sources.load().map_err(|cause| ConnectionError::Credentials { origin: origin(), cause })?;
-        let connector = connector(&server, &loaded, None).map_err(|cause| ConnectionError::Tls { origin: origin(), cause })?;
+        let connector = connector(&server, &loaded, None).map_err(|cause| {
+            let file = server.sources.file_of(&cause).map_or(String::new(), |path| format!(", {}", path.display()));
+            ConnectionError::Tls { origin: origin() + &file, cause }
+        })?;
         let state = State {
             loaded,
             plugin_identity: None,
@@ -93,7 +104,13 @@ impl Transport {
             looked: Instant::now(),
             problem: None,
         };
-        Ok(Self(Arc::new(Shared { server, connections: connections.clone(), state: Mutex::new(state), turn: AsyncMutex::default() })))
+        Ok(Self(Arc::new(Shared {
+            server,
+            connections: connections.clone(),
+            state: Mutex::new(state),
+            turn: AsyncMutex::default(),
+            is_reading: Arc::default(),
+        })))
     }
 }
 
@@ -114,7 +131,7 @@ impl Service<Request<Body>> for Transport {
 impl Shared {
     async fn send(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<AnswerBody>, BoxError> {
         let watches = request.uri().query().is_some_and(|query| query.split('&').any(|part| matches!(part, "watch=true" | "watch=1")));
-        self.look();
+        self.look().await;
         let given = match &self.server.plugin {
             Some(plugin) => plugin.credentials().await?,
             None => PluginCredentials::default(),
@@ -133,7 +150,8 @@ impl Shared {
         if let (StatusCode::UNAUTHORIZED, Some(plugin)) = (answer.status(), &self.server.plugin) {
             plugin.forget().await;
         }
-        Ok(answer.map(|body| ClosedBody::new(body, ends)))
+        let size = if watches { Size::Line } else { Size::Whole };
+        Ok(answer.map(|body| ClosedBody::new(body, size, ends)))
     }
 
     /// Completes a request: where to, from whom, with what; and gives the client to send it by.
@@ -186,21 +204,41 @@ impl Shared {
             loop {
                 tokio::select! {
                     closed = &mut ends => return closed,
-                    () = sleep(LOOK) => self.look(),
+                    () = sleep(LOOK) => self.look().await,
                 }
             }
         }
         .boxed()
     }
 
-    /// Reads files again, if that was not done for a while. What cannot be read or used changes nothing, and is logged once.
-    fn look(&self) {
-        let mut state = self.state();
-        if state.looked.elapsed() < LOOK {
-            return;
+    /// Reads files again, if that was not done for a while. What cannot be read or used changes nothing, and is logged once. A file system
+    /// that does not answer holds up the first request for a moment, and one thread.
+    async fn look(&self) {
+        {
+            let mut state = self.state();
+            if state.looked.elapsed() < LOOK || self.is_reading.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            state.looked = Instant::now();
         }
-        state.looked = Instant::now();
-        let loaded = self.server.sources.load().map_err(|error| error.to_string()).and_then(|loaded| {
+        let (sources, is_reading) = (self.server.sources.clone(), Arc::clone(&self.is_reading));
+        let reading = spawn_blocking(move || {
+            let loaded = sources.load();
+            is_reading.store(false, Ordering::Relaxed);
+            loaded
+        });
+        let loaded = match timeout(READ, reading).await {
+            Ok(Ok(loaded)) => loaded.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error_text(&error)),
+            Err(_) => Err(format!("the files with credentials cannot be read within {} s", READ.as_secs())),
+        };
+        self.take(loaded);
+    }
+
+    /// Uses what was read, if it is not in use.
+    fn take(&self, loaded: Result<Loaded, String>) {
+        let mut state = self.state();
+        let loaded = loaded.and_then(|loaded| {
             let connector = connector(&self.server, &loaded, state.plugin_identity.as_ref()).map_err(|error| error.to_string())?;
             Ok((loaded, connector))
         });
