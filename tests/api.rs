@@ -234,7 +234,7 @@ fn no_server_for_a_minute() {
     );
 }
 
-/// Packets of the open connections are dropped, and no end is told that they are gone: other connections are opened within 45 s.
+/// Packets of the open connections are dropped, and neither end gets an error: other connections are opened within 45 s.
 fn dropped_packets_are_noticed(http: &str, options: impl FnOnce(Options) -> Options) {
     let lab = Lab::secure("nft", SMALL, options);
     let _sepal = lab.sepal();

@@ -21,7 +21,7 @@ pub struct LinkPlan {
     pub in_the_way: Vec<LinkInTheWay>,
 }
 
-/// A VXLAN link of somebody else's with the same VNI and port: the kernel allows one.
+/// A VXLAN link of another program with the same VNI and port: the kernel allows one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkInTheWay {
     /// The link that is to be made.

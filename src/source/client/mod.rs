@@ -1,5 +1,7 @@
-//! The client for the API server. It behaves as client-go does: where the server is and who we are ([`kubeconfig`]), how to get there
-//! ([`proxy`], [`connector`]), whom to trust ([`tls`], [`verifier`]), and when to connect again ([`transport`]).
+//! The client for the API server. It behaves as client-go does.
+//!
+//! [`kubeconfig`] and [`resolve`] find the server and the credentials, [`proxy`] and [`connector`] open connections, [`tls`] and [`verifier`]
+//! check the server's certificate, and [`transport`] sends requests and opens new connections when the old ones are of no use.
 
 mod connections;
 mod connector;

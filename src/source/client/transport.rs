@@ -1,5 +1,5 @@
-//! Sends requests to one API server: over one connection where the server has HTTP/2, with the credentials of this moment, and over new
-//! connections when the old ones are of no use any more.
+//! Sends requests to one API server. All requests share one connection where the server has HTTP/2. Each request has the current
+//! credentials. New connections are opened when credentials or this node's addresses change.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -154,7 +154,7 @@ impl Shared {
         Ok(answer.map(|body| ClosedBody::new(body, size, ends)))
     }
 
-    /// Completes a request: where to, from whom, with what; and gives the client to send it by.
+    /// Adds the server's address, the user agent and the credentials to a request. Gives the HTTP client that sends it.
     fn prepare(&self, request: &mut Request<Body>, given: Option<HeaderValue>) -> Result<(Http, Arc<OpenConnections>), BoxError> {
         *request.uri_mut() = below(&self.server.url.uri, request.uri())?;
         let mut state = self.state();

@@ -68,7 +68,7 @@ async fn script(steps: Vec<(&'static str, Answer)>) -> (Vec<Update>, Duration) {
     let left = Arc::clone(&steps);
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         // A failure here poisons the lock, and that ends the test.
-        let mut steps = steps.lock().expect("nobody panics");
+        let mut steps = steps.lock().expect("no other holder panics");
         let (wanted, answer) = steps.pop_front().expect("a request that is answered");
         assert_eq!(short(&request), wanted);
         drop(steps);
@@ -90,7 +90,7 @@ async fn script(steps: Vec<(&'static str, Answer)>) -> (Vec<Update>, Duration) {
     let watched = Watched::all(Subject::Proxy(Kind::Service), resource);
     let mut following = Following::new(&Client::new(service, "default"), watched, Tracker::new(Kind::Service), Arc::default());
     let (start, mut updates) = (Instant::now(), Vec::new());
-    while !left.lock().expect("nobody panics").is_empty() {
+    while !left.lock().expect("no other holder panics").is_empty() {
         updates.extend(following.next().await);
     }
     (updates, start.elapsed())
