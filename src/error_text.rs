@@ -236,7 +236,7 @@ mod tests {
         let error = anyhow::anyhow!("permission denied (os error 13)").context("cannot open /b: Permission denied");
         assert_eq!(of(&error), "cannot open /b: permission denied (os error 13)");
         // A part of a word is not the same word.
-        assert_eq!(of(&anyhow::anyhow!("no").context("no answer came")), "no answer came: no");
+        assert_eq!(of(&anyhow::anyhow!("no").context("nothing came")), "nothing came: no");
         assert_eq!(of(&anyhow::anyhow!("two\n  lines\n").context("")), "two lines");
     }
 
