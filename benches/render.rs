@@ -6,9 +6,10 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use sepal::cluster::Family;
-use sepal::config::settings::{Asked, HostFacts};
-use sepal::rules;
-use sepal::source::manifests::Manifests;
+use sepal::cluster::host_facts::HostFacts;
+use sepal::config::manifests::Manifests;
+use sepal::config::settings::Asked;
+use sepal::proxy::rules;
 use sepal_lab::Cluster;
 
 fn render(criterion: &mut Criterion) {

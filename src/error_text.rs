@@ -3,6 +3,7 @@
 //! Logs, Events, exit messages and HTTP answers print errors of libraries and of `anyhow` with [`error_text`], never with `{:#}` or `{:?}`:
 //! many libraries repeat the cause in their own text.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -153,6 +154,22 @@ fn position(text: &str, words: &str) -> Option<Range<usize>> {
     };
     let found = text.match_indices(words).map(|(at, _)| at).filter(|_| !words.is_empty()).find(is_whole)?;
     Some(found..found + words.len())
+}
+
+/// Why a task has no result.
+#[must_use]
+pub(crate) fn task_failure(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => panic_text(&*panic),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// What a panic said.
+#[must_use]
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("{} (this is a defect of sepal, please report it)", text.unwrap_or("panic without a message"))
 }
 
 #[cfg(test)]

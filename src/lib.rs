@@ -1,40 +1,40 @@
-//! sepal: services, endpoints and leases. One daemon per Kubernetes node in place of kube-proxy (iptables mode).
+//! sepal: services, endpoints and leases. One daemon per Kubernetes node in place of kube-proxy (iptables mode) and flannel.
 //!
-//! The map of the house, in the order data flows through it:
+//! Data flows one way. [`kubernetes`] and manifests give objects, which become [`cluster`] values. [`proxy`] and [`pod_network`] compute the
+//! desired state from them, as values. What differs from the state that the kernel acknowledged is written by [`iptables`] and [`netlink`].
 //!
-//! - [`source`]: manifests or an API server; [`source::convert`] turns objects into cluster values and is pure.
-//! - [`cluster`]: Services, EndpointSlices and this Node, as this node needs them. Pure.
-//! - [`config`]: what the operator asked for.
-//! - [`rules`]: the rules this node should have, computed as plain values. Pure.
-//! - [`table`]: rules as text, live tables parsed, the difference, and the plan of writes. Pure.
-//! - [`network`]: the pod network: links, routes, neighbours and forwarding entries as values. Pure.
-//! - [`iptables`] and [`netlink`]: the only doors to the kernel, each behind a trait.
-//! - [`conntrack`]: flows that contradict the cluster, found (pure) and deleted (its own door to the kernel).
-//! - [`agent`]: the loop that joins these. [`cli`]: the program's other faces. [`cni`]: the program as a plugin of container runtimes.
+//! The layers, from the top. A module imports only what stands below it; `tests/pure/architecture.rs` checks that.
 //!
-//! - [`json_keys`]: JSON with keys in any case, as programs in Go read it. Pure.
-//! - [`explain`]: which way a packet goes through the rules. Pure.
-//! - [`preflight`]: what all of that needs of a node, and what was found there. Pure.
-//!
-//! - `error_text`: errors as text for operators.
-//!
-//! "Pure" means values in, values out: no async, no processes, no files, no clock; a test holds these rooms to it.
+//! 1. [`cli`]: one file per command.
+//! 2. [`daemon`]: `sepal run`. Builds the parts, connects them, and starts a failed part again.
+//! 3. [`serve`]: health, readiness, metrics, debug pages and the status page over HTTP.
+//! 4. [`config`]: flags, KubeProxyConfiguration and manifests become the settings of the parts.
+//! 5. The parts: [`proxy`], [`pod_network`], [`cni`] (the CNI plugin), [`explain`] (the path of a packet), [`preflight`] (what a node lacks).
+//! 6. [`observe`]: what the parts report. [`kubernetes`]: the API.
+//! 7. [`iptables`]: runs the programs. [`table`]: iptables tables as values. [`netlink`]: the rest of the kernel.
+//! 8. [`http_server`]: the HTTP server of all ports. [`cluster`]: Services, endpoints and the Node as this node needs them.
+//! 9. Single files without imports from the layers: `atomic_file`, `bad_setting`, `error_text`, `file_watch`, `json_keys`, `parallel`, `versions`.
 
-pub mod agent;
+mod atomic_file;
+mod bad_setting;
 pub mod cli;
 pub mod cluster;
 pub mod cni;
 pub mod config;
-pub mod conntrack;
+pub mod daemon;
 mod error_text;
 pub mod explain;
+pub mod file_watch;
+pub mod http_server;
 pub mod iptables;
 pub mod json_keys;
+pub mod kubernetes;
 pub mod netlink;
-pub mod network;
+pub mod observe;
 pub mod parallel;
+pub mod pod_network;
 pub mod preflight;
-pub mod rules;
-pub mod source;
+pub mod proxy;
+pub mod serve;
 pub mod table;
-mod whole_file;
+mod versions;

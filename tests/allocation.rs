@@ -9,8 +9,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use sepal::network::allocation::{Claimant, Now, Space, SubnetLease, Terms, overlap};
-use sepal::network::claim::{Answer, Claim, Loss, Observed, Request, Standing, Step};
+use sepal::pod_network::allocation::{Claimant, Now, Space, SubnetLease, Terms, overlap};
+use sepal::pod_network::claim::{Answer, Claim, Loss, Observed, Request, Standing, Step};
 
 const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(100) };
 /// Clocks of two nodes differ by less than the skew that is allowed for.

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sepal::cluster::Family;
-use sepal::conntrack::flows::{End, FlowError, FlowTable, KernelFlows};
-use sepal::conntrack::frontends::Changes;
-use sepal::conntrack::stale::{Flow, LocalAddresses};
-use sepal::conntrack::{Cleaned, Reconciler};
+use sepal::proxy::conntrack::flows::{End, FlowError, FlowTable, KernelFlows};
+use sepal::proxy::conntrack::frontends::Changes;
+use sepal::proxy::conntrack::stale::{Flow, LocalAddresses};
+use sepal::proxy::conntrack::{Cleaned, Reconciler};
 use sepal_lab::{Netns, eventually};
 
 /// The addresses of one family.

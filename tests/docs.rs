@@ -43,7 +43,7 @@ fn operations() -> String {
 /// Counters are registered without the `_total` that they are shown with.
 #[test]
 fn every_metric_is_described() {
-    let text: String = source_files(&root().join("src/agent/metrics")).iter().map(|file| code(file)).collect();
+    let text: String = source_files(&root().join("src/observe/metrics")).iter().map(|file| code(file)).collect();
     let prefixes = "sepal|kubeproxy|kubernetes|rest_client|process";
     let registered = found(&format!("\"((?:{prefixes})_[a-z_]+)\""), &text);
     assert!(registered.len() > 50, "only {registered:?}");
@@ -74,7 +74,9 @@ fn every_reason_of_an_event_is_described() {
         "NetworkUnavailable",
         "NodeMeta",
     ];
-    let files = source_files(&root().join("src/agent")).into_iter().chain(source_files(&root().join("src/cli")));
+    let folders = ["cli", "daemon", "observe", "pod_network/sync", "proxy/sync", "serve"];
+    let files = folders.iter().flat_map(|folder| source_files(&root().join("src").join(folder)));
+    let files = files.chain([root().join("src/kubernetes/events.rs")]);
     let text: String = files.map(|file| code(&file)).collect();
     let mut reasons = found("\"([A-Z][A-Za-z]*[a-z][A-Z][A-Za-z]+)\"", &text);
     reasons.extend(found("reason: \"([A-Za-z]+)\"", &text));
@@ -90,7 +92,7 @@ fn every_reason_of_an_event_is_described() {
 #[test]
 fn every_part_and_every_refusal_is_described() {
     let operations = operations();
-    for (file, least) in [("src/agent/readiness.rs", 10), ("src/network/refusal.rs", 11)] {
+    for (file, least) in [("src/observe/readiness.rs", 10), ("src/pod_network/refusal.rs", 11)] {
         let text = code(&root().join(file));
         let (_, names) = text.split_once("fn as_str(").expect("it has names");
         let names = found("=> \"([a-z0-9_-]+)\"", names.split_once("\n    }").expect("an end").0);

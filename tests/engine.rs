@@ -11,18 +11,20 @@ use common::objects::{cluster, text};
 use common::simulator::{Chains, Fault, Memory, Simulator};
 use proptest::prelude::*;
 
-use sepal::agent::events::Events;
-use sepal::agent::family::{FamilyRules, Synced, Unsynced};
-use sepal::agent::health::SharedHealth;
-use sepal::agent::metrics::Format;
-use sepal::agent::proxy_loop::ProxyLoop;
-use sepal::agent::report::Report;
 use sepal::cluster::{Family, ServiceKey, ServicePortName};
+use sepal::kubernetes::events::Events;
+use sepal::kubernetes::{self, Kind, Moment, ObjectId, convert};
 use sepal::netlink::record::FakeHost;
-use sepal::rules::RuleSet;
-use sepal::rules::inputs::Inputs;
-use sepal::source::{Kind, Moment, ObjectId, Update, convert};
-use sepal::table::harvest::Counted;
+use sepal::observe::health::SharedHealth;
+use sepal::observe::metrics::Format;
+use sepal::observe::sync_result::Synced;
+use sepal::proxy::rules::RuleSet;
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::sync::family::{FamilyRules, Unsynced};
+use sepal::proxy::sync::proxy_loop::ProxyLoop;
+use sepal::proxy::sync::report::Report;
+use sepal::proxy::sync::update::Update;
+use sepal::table::final_counters::Counted;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal::table::planner::CHAINS_PER_TRANSACTION;
@@ -519,7 +521,7 @@ fn a_changed_endpoint_touches_its_service_only() {
 /// How long it took from what happened in the cluster to rules that follow it is measured once per change, and for its family only.
 #[test]
 fn the_way_from_the_cluster_to_the_rules_is_timed() {
-    let metrics: std::sync::Arc<sepal::agent::metrics::Metrics> = std::sync::Arc::default();
+    let metrics: std::sync::Arc<sepal::observe::metrics::Metrics> = std::sync::Arc::default();
     block_on(async {
         let inputs = common::inputs(TWO_SERVICES).expect("well formed");
         let report = Report::new(metrics.clone(), SharedHealth::new(Duration::from_secs(30)), Events::none());
@@ -527,7 +529,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
         let proxy = proxy.with_family(Family::V4, None).with_family(Family::V6, None);
         let (updates, receiver) = tokio::sync::mpsc::channel(16);
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            updates.send(Update::Complete(kind)).await.expect("taken");
+            updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
         }
         let slice = |ip: &str, time: String| {
             let object = serde_json::json!({
@@ -537,7 +539,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
             });
             let id = ObjectId::of(Kind::EndpointSlice, &object);
             let converted = convert::object(&id, &object);
-            Update::Change(converted.change, Moment::now(converted.trigger))
+            Update::Cluster(kubernetes::Update::Change(converted.change, Moment::now(converted.trigger)))
         };
         let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
         updates.send(slice("10.61.9.1", "2020-01-01T00:00:00Z".into())).await.expect("taken");

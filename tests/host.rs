@@ -8,9 +8,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use sepal::cluster::Family;
-use sepal::config::settings::ConntrackSettings;
 use sepal::iptables::exec::Exec;
 use sepal::iptables::{Runner, detect};
+use sepal::netlink::kernel_settings::ConntrackSettings;
 use sepal::netlink::sysctl::set_conntrack;
 use sepal::netlink::{Host, Kernel};
 use sepal::table::plan::Variant;

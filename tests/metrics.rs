@@ -10,31 +10,32 @@ use std::time::Duration;
 
 use common::plain::{service, slice};
 use common::simulator::{Fault, Memory};
-use sepal::agent::events::Events;
-use sepal::agent::flow_loop;
-use sepal::agent::health::SharedHealth;
-use sepal::agent::metrics::{Format, Metrics};
-use sepal::agent::proxy_loop::ProxyLoop;
-use sepal::agent::readiness::{Part, Readiness, show};
-use sepal::agent::report::Report;
+use sepal::cluster::families::PerFamily;
+use sepal::cluster::pod_rules::{PodRanges, PodRules};
 use sepal::cluster::{Family, ServiceKey};
-use sepal::conntrack::Reconciler;
-use sepal::conntrack::frontends::{Allowed, Changes, Place, Reached};
-use sepal::conntrack::record::{self, FakeFlows};
-use sepal::conntrack::stale::{Flow, Tuple, UDP};
 use sepal::iptables::{IptablesError, Restored, Runner};
+use sepal::kubernetes::api;
+use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::Connections;
+use sepal::kubernetes::events::Events;
+use sepal::kubernetes::{self, Kind, Moment, ObjectId, convert};
 use sepal::netlink::nfacct::{PacketCounters, Packets};
 use sepal::netlink::record::FakeHost;
 use sepal::netlink::{Host, Kernel};
-use sepal::network::families::PerFamily;
-use sepal::network::masquerade::{PodRanges, PodRules};
-use sepal::rules::Renderer;
-use sepal::source::api;
-use sepal::source::client::Connection;
-use sepal::source::client::Connections;
-use sepal::source::{Kind, Moment, ObjectId, Update, convert};
+use sepal::observe::health::SharedHealth;
+use sepal::observe::metrics::{Format, Metrics};
+use sepal::observe::readiness::{Part, Readiness, show};
+use sepal::proxy::conntrack::Reconciler;
+use sepal::proxy::conntrack::frontends::{Allowed, Changes, Place, Reached};
+use sepal::proxy::conntrack::record::{self, FakeFlows};
+use sepal::proxy::conntrack::stale::{Flow, Tuple, UDP};
+use sepal::proxy::sync::flow_loop;
+use sepal::proxy::sync::proxy_loop::ProxyLoop;
+use sepal::proxy::sync::report::Report;
+use sepal::proxy::sync::update::Update;
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
+use sepal::table::rules::RuleSource;
 use sepal_lab::Netns;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -67,7 +68,7 @@ impl Runner for Both {
         self.of(family).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
         self.of(family).restore(family, plan, renderer).await
     }
 
@@ -120,14 +121,17 @@ impl Lab {
     /// Everything has been told: the first sync may come.
     async fn complete(&self) {
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            self.updates.send(Update::Complete(kind)).await.expect("taken");
+            self.updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
         }
     }
 
     async fn tell(&self, kind: Kind, object: &Value) {
         let id = ObjectId::of(kind, object);
         let converted = convert::object(&id, object);
-        self.updates.send(Update::Change(converted.change, Moment::now(converted.trigger))).await.expect("taken");
+        self.updates
+            .send(Update::Cluster(kubernetes::Update::Change(converted.change, Moment::now(converted.trigger))))
+            .await
+            .expect("taken");
     }
 
     /// Lets time pass; whatever is due by then is done.
@@ -291,7 +295,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
         // A slice of IPv4 goes, right after a sync: it waits for its second to pass.
         let mut gone = slice("a", "IPv4", &[]);
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
-        lab.updates.send(Update::Change(convert::gone(&id), Moment::now(None))).await.expect("taken");
+        lab.updates.send(Update::Cluster(kubernetes::Update::Change(convert::gone(&id), Moment::now(None)))).await.expect("taken");
         lab.pass(1).await;
         lab.shows(&endpoints("total"), "4");
         lab.shows(&endpoints("pending"), "1");
@@ -302,7 +306,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
         // It was unknown by now.
         gone["metadata"]["name"] = "unheard-of".into();
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
-        lab.updates.send(Update::Change(convert::gone(&id), Moment::now(None))).await.expect("taken");
+        lab.updates.send(Update::Cluster(kubernetes::Update::Change(convert::gone(&id), Moment::now(None)))).await.expect("taken");
         lab.pass(1).await;
         lab.shows(&endpoints("total"), "4");
         lab.shows("sepal_services", "2");
@@ -393,7 +397,7 @@ fn what_is_missing_before_the_first_sync_shows() {
     let metrics = Arc::new(Metrics::default());
     with_loop(&metrics, async |lab| {
         let health = || (lab.health.now().healthy(), lab.health.now().programmed());
-        lab.updates.send(Update::Unknown(Kind::Service, "connection refused".into())).await.expect("taken");
+        lab.updates.send(Update::Cluster(kubernetes::Update::Unknown(Kind::Service, "connection refused".into()))).await.expect("taken");
         lab.pass(10_000_000).await;
         let shown = show(&lab.readiness.states());
         assert!(shown.starts_with("[-]proxy-ipv4 not yet: no Services are known yet: connection refused\n"), "{shown}");
@@ -408,7 +412,7 @@ fn what_is_missing_before_the_first_sync_shows() {
         lab.pass(60_000).await;
         assert_eq!(health(), (true, true));
         // A late message about lists says nothing any more.
-        lab.updates.send(Update::Unknown(Kind::Service, "connection refused".into())).await.expect("taken");
+        lab.updates.send(Update::Cluster(kubernetes::Update::Unknown(Kind::Service, "connection refused".into()))).await.expect("taken");
         lab.pass(1_000).await;
         let shown = show(&lab.readiness.states());
         assert!(shown.starts_with("[+]proxy-ipv4 ok\n"), "{shown}");

@@ -11,12 +11,12 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use sepal::netlink::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::FakeNetwork;
+use sepal::netlink::link::{Link, LinkId, LinkKind, LinkNames, Scope, Vxlan};
+use sepal::netlink::mac::Mac;
 use sepal::netlink::monitor::{Event, Monitor};
 use sepal::netlink::{Cause, Kernel, NetlinkError, NetworkKernel};
-use sepal::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind};
-use sepal::network::link::{Link, LinkId, LinkKind, LinkNames, Scope, Vxlan};
-use sepal::network::mac::Mac;
 use sepal_lab::Netns;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use network_loop::{Loop, UNDERLAY, changes, eventually, host, node, node_at};
 use nix::errno::Errno;
-use sepal::agent::readiness::{Part, State, all_ready, show};
+use sepal::netlink::entry::{EntryChange, LinkChange, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
-use sepal::network::annotations::Prefix;
-use sepal::network::entry::{EntryChange, LinkChange, OUR_PROTOCOL, Route, RouteKind};
-use sepal::network::link::{LinkAddress, Scope};
-use sepal::network::node::{NetworkNode, NodeText};
-use sepal::source::nodes::NodeUpdate;
+use sepal::netlink::link::{LinkAddress, Scope};
+use sepal::observe::readiness::{Part, State, all_ready, show};
+use sepal::pod_network::annotations::Prefix;
+use sepal::pod_network::node::{NetworkNode, NodeText};
+use sepal::pod_network::sync::nodes::NodeUpdate;
 use serde_json::json;
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     let calls = network.kernel.take_calls();
     assert!(matches!(calls.first(), Some(Call::Dump)), "nothing is changed before it is looked at");
     assert_eq!(changes(&calls).len(), 3 + 3 * 19, "a link, its address, up; three entries for each of the others");
-    assert!(network.wishes.borrow().pod_rules.as_ref().is_some_and(|rules| rules.ranges.v4.is_some()));
+    assert!(network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.v4.is_some()));
     let env = std::fs::read_to_string(network.folder.path().join("subnet.env")).expect("it is there");
     assert_eq!(env, "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n");
     let conflist = std::fs::read_to_string(network.folder.path().join("net.d/10-sepal.conflist")).expect("it is there");

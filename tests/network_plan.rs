@@ -9,23 +9,23 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 use sepal::cluster::Family;
-use sepal::config::netconf::NetConf;
-use sepal::config::network_settings::NetworkSettings;
-use sepal::network::annotations::Prefix;
-use sepal::network::desired::{DesiredEntries, DesiredLink, Entry, Wanted, link_name};
-use sepal::network::entry::{
+use sepal::cluster::families::PerFamily;
+use sepal::netlink::entry::{
     BOOT_PROTOCOL, EntryChange, FdbEntry, KERNEL_PROTOCOL, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind,
 };
-use sepal::network::families::PerFamily;
-use sepal::network::foreign::is_connected;
-use sepal::network::interface::{External, InterfaceOptions, select};
-use sepal::network::link::{Link, LinkAddress, LinkId, LinkKind, Scope, Vxlan};
-use sepal::network::mac::Mac;
-use sepal::network::mtu::{Mtu, mtu};
-use sepal::network::node::{NetworkNode, NodeText};
-use sepal::network::own_lease::{OwnLease, own_mac, subnets};
-use sepal::network::peers::{Peers, Programmed, overlap, peers};
-use sepal::network::plan;
+use sepal::netlink::link::{Link, LinkAddress, LinkId, LinkKind, Scope, Vxlan};
+use sepal::netlink::mac::Mac;
+use sepal::pod_network::annotations::Prefix;
+use sepal::pod_network::desired::{DesiredEntries, DesiredLink, Entry, Wanted, link_name};
+use sepal::pod_network::foreign::is_connected;
+use sepal::pod_network::interface::{External, InterfaceOptions, select};
+use sepal::pod_network::mtu::{Mtu, mtu};
+use sepal::pod_network::net_conf::NetConf;
+use sepal::pod_network::node::{NetworkNode, NodeText};
+use sepal::pod_network::own_lease::{OwnLease, own_mac, subnets};
+use sepal::pod_network::peers::{Peers, Programmed, overlap, peers};
+use sepal::pod_network::plan;
+use sepal::pod_network::settings::NetworkSettings;
 
 /// A kernel in memory, as far as the pod network goes; as strict as the real one about what exists.
 #[derive(Clone, Debug)]

@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use network_loop::{Loop, UNDERLAY, VXLAN, changes, eventually, host, node};
-use sepal::agent::pod_network::subnets::Source;
-use sepal::agent::readiness::{Part, State};
+use sepal::cluster::families::PerFamily;
+use sepal::netlink::entry::{Live, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
-use sepal::network::annotations::Prefix;
-use sepal::network::claim::{Loss, Standing};
-use sepal::network::entry::{Live, OUR_PROTOCOL, Route, RouteKind};
-use sepal::network::families::PerFamily;
-use sepal::network::link::{Link, LinkAddress, LinkKind, Scope};
-use sepal::network::node::{NetworkNode, NodeText};
-use sepal::source::nodes::NodeUpdate;
+use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
+use sepal::observe::readiness::{Part, State};
+use sepal::pod_network::annotations::Prefix;
+use sepal::pod_network::claim::{Loss, Standing};
+use sepal::pod_network::node::{NetworkNode, NodeText};
+use sepal::pod_network::sync::nodes::NodeUpdate;
+use sepal::pod_network::sync::subnets::Source;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -82,7 +82,7 @@ async fn a_node_without_pod_cidr_withdraws_its_subnet() {
     eventually("an Event tells", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24, and no pod can start"))
         .await;
     assert!(network.has_event("SubnetWithdrawn", "delete these pods"));
-    let rules = network.wishes.borrow().pod_rules.clone().expect("rules are known");
+    let rules = network.pod_rules.borrow().clone().expect("rules are known");
     assert!(rules.ranges.is_empty(), "no rules of the former subnet stay");
     // Another node gets it: packets to that node's pods must not go to the bridge.
     let text = NodeText { name: "node-7", uid: "u7", pod_cidrs: vec!["10.244.1.0/24"], ..NodeText::default() };

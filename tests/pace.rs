@@ -14,13 +14,14 @@ use serde_json::json;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use sepal::agent::events::Events;
-use sepal::agent::health::SharedHealth;
-use sepal::agent::proxy_loop::ProxyLoop;
-use sepal::agent::report::Report;
 use sepal::cluster::Family;
+use sepal::kubernetes::events::Events;
+use sepal::kubernetes::{self, Kind, Moment, ObjectId, convert};
 use sepal::netlink::record::FakeHost;
-use sepal::source::{Kind, Moment, ObjectId, Update, convert};
+use sepal::observe::health::SharedHealth;
+use sepal::proxy::sync::proxy_loop::ProxyLoop;
+use sepal::proxy::sync::report::Report;
+use sepal::proxy::sync::update::Update;
 use sepal::table::plan::Variant;
 
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
@@ -40,7 +41,10 @@ impl Driver<'_> {
     async fn change(&self, service: usize, ip: &str) {
         let object = plain::slice(&format!("s{service}"), "IPv4", &[ip]);
         let converted = convert::object(&ObjectId::of(Kind::EndpointSlice, &object), &object);
-        self.updates.send(Update::Change(converted.change, Moment::now(converted.trigger))).await.expect("taken");
+        self.updates
+            .send(Update::Cluster(kubernetes::Update::Change(converted.change, Moment::now(converted.trigger))))
+            .await
+            .expect("taken");
     }
 
     /// The runs since the test forgot about those before.
@@ -69,7 +73,7 @@ fn beside(memory: &Memory, min_sync_period: Option<Duration>, test: impl AsyncFn
         let proxy = ProxyLoop::new(memory, FakeHost::default(), true, inputs, report).with_family(Family::V4, None);
         let (updates, receiver) = channel(16);
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            updates.send(Update::Complete(kind)).await.expect("taken");
+            updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
         }
         let driver = Driver { memory, updates };
         let script = async move {

@@ -10,18 +10,18 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use ipnetwork::IpNetwork;
 use kube::Client;
-use sepal::agent::events::{self, Events};
-use sepal::agent::metrics::{Format, Metrics};
-use sepal::agent::node_name::{NameSource, NodeNameError};
-use sepal::agent::node_writes::{Condition, NodeWrites, WriteState};
-use sepal::agent::subnet_lease::{Registered, SubnetHolder, show_subnets};
-use sepal::network::allocation::{Space, Terms};
-use sepal::network::annotations::Prefix;
-use sepal::network::claim::{Loss, Standing};
-use sepal::source::api::Watches;
-use sepal::source::client::Connection;
-use sepal::source::leases::{LeaseData, LeaseStore};
-use sepal::source::nodes::NodeUpdate;
+use sepal::kubernetes::api::Watches;
+use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::events::{self, Events};
+use sepal::observe::metrics::{Format, Metrics};
+use sepal::pod_network::allocation::{Space, Terms};
+use sepal::pod_network::annotations::Prefix;
+use sepal::pod_network::claim::{Loss, Standing};
+use sepal::pod_network::sync::leases::{LeaseData, LeaseStore};
+use sepal::pod_network::sync::node_name::{NameSource, NodeNameError};
+use sepal::pod_network::sync::node_writes::{Condition, NodeWrites, WriteState};
+use sepal::pod_network::sync::nodes::NodeUpdate;
+use sepal::pod_network::sync::subnet_lease::{Registered, SubnetHolder, show_subnets};
 use sepal_apiserver::{ApiServer, Failure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -320,7 +320,7 @@ async fn next(nodes: &mut BoxStream<'static, NodeUpdate>) -> NodeUpdate {
 #[tokio::test]
 async fn nodes_are_followed_whatever_the_server_does() {
     let server = server(&["a", "b"]);
-    let mut nodes = Watches::new(&client(&server)).nodes(&Prefix::default());
+    let mut nodes = sepal::pod_network::sync::nodes::nodes(&Watches::new(&client(&server)), &Prefix::default());
     let mut told = BTreeSet::new();
     loop {
         match next(&mut nodes).await {

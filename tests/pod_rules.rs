@@ -7,9 +7,9 @@ mod common;
 
 use common::simulator::Memory;
 use proptest::prelude::*;
-use sepal::agent::family::FamilyRules;
 use sepal::cluster::Family;
-use sepal::rules::inputs::Inputs;
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::sync::family::FamilyRules;
 use sepal::table::plan::Variant;
 
 const SERVICE: &str = r#"

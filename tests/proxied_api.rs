@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use sepal::source::api::Watches;
-use sepal::source::client::Connection;
+use sepal::kubernetes::api::Watches;
+use sepal::kubernetes::client::Connection;
 use sepal_apiserver::{ApiServer, Authority, Identity, Options, Proxy, Relay};
 use serde_json::json;
 use tokio::time::sleep;

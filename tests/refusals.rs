@@ -11,9 +11,9 @@ use common::plain;
 use common::simulator::Memory;
 use serde_json::{Value, json};
 
-use sepal::agent::family::FamilyRules;
 use sepal::cluster::{Family, ServiceKey};
-use sepal::rules::inputs::Inputs;
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::sync::family::FamilyRules;
 use sepal::table::plan::Variant;
 
 /// A cluster of so many Services; an endpoint of a bad one is in 10.66.0.0/16, of a good one in 10.62.0.0/16.

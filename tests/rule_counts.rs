@@ -10,13 +10,14 @@ use common::objects::{cluster, text};
 use common::plain::{service, slice};
 use common::simulator::Memory;
 use proptest::prelude::*;
-use sepal::agent::family::FamilyRules;
+use sepal::cluster::host_facts::{HostFacts, NfacctCounters};
 use sepal::cluster::{Family, ServiceKey};
-use sepal::config::settings::{DetectLocal, HostFacts, NfacctCounters};
-use sepal::rules::RuleSet;
-use sepal::rules::inputs::Inputs;
+use sepal::proxy::rules::RuleSet;
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::settings::DetectLocal;
+use sepal::proxy::sync::family::FamilyRules;
 use sepal::table::plan::Variant;
-use sepal::table::tally::RuleCounts;
+use sepal::table::rule_counts::RuleCounts;
 use serde_json::json;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {

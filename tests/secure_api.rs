@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kube::Client;
-use sepal::network::annotations::Prefix;
-use sepal::source::api::{self, Watches};
-use sepal::source::client::{Connection, Connections, ProgramName};
-use sepal::source::requests::{Answered, Observer};
+use sepal::kubernetes::api::{self, Watches};
+use sepal::kubernetes::client::{Connection, Connections, ProgramName};
+use sepal::kubernetes::requests::{Answered, Observer};
+use sepal::pod_network::annotations::Prefix;
 use sepal_apiserver::{ApiServer, Authority, CertificateRequest, Identity, KeyType, Options};
 use sepal_lab::Cluster;
 use tokio::time::{Instant, sleep, timeout};
@@ -85,7 +85,7 @@ impl Observer for Silent {
 /// Reads everything that the daemon watches, for as long as the test runs.
 fn watch_everything(client: &Client) {
     let watches = Watches::new(client);
-    let (mut cluster, mut nodes) = (watches.cluster("n"), watches.nodes(&Prefix::default()));
+    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::nodes(&watches, &Prefix::default()));
     tokio::spawn(async move { while cluster.next().await.is_some() {} });
     tokio::spawn(async move { while nodes.next().await.is_some() {} });
 }

@@ -6,17 +6,19 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::time::Instant;
 
-use sepal::agent::facts::described_facts;
+use sepal::cluster::host_facts::HostFacts;
 use sepal::cluster::{Family, ServiceKey};
-use sepal::config::settings::{Asked, HostFacts};
+use sepal::config::manifests::Manifests;
+use sepal::config::settings::Asked;
+use sepal::kubernetes::convert;
+use sepal::kubernetes::object::{Kind, ObjectId};
 use sepal::netlink::record::FakeHost;
-use sepal::rules::inputs::Inputs;
-use sepal::rules::jumps::{JUMPS, Table};
-use sepal::rules::{self, Renderer, ServicePortRules};
-use sepal::source::convert;
-use sepal::source::manifests::Manifests;
-use sepal::source::object::{Kind, ObjectId};
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::rules::{self, Renderer};
+use sepal::proxy::sync::facts::described_facts;
+use sepal::table::jumps::{JUMPS, Table};
 use sepal::table::plan::Variant;
+use sepal::table::rules::{Chain, RuleSource, ServicePortRules};
 use sepal_lab::{Cluster, Netns};
 use serde_json::Value;
 
@@ -156,7 +158,7 @@ fn everything(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
         let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.wants(jump));
         of_table.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect()
     };
-    let declared = |chains: &[rules::Chain<&'static str>]| -> String {
+    let declared = |chains: &[Chain<&'static str>]| -> String {
         let rules: String = chains.iter().map(|chain| chain.rules.as_str()).collect();
         chains.iter().map(|chain| format!(":{} - [0:0]\n", chain.name)).collect::<String>() + &rules
     };

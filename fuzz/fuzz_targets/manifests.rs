@@ -5,9 +5,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use sepal::cluster::Family;
-use sepal::config::settings::{Asked, HostFacts};
-use sepal::rules;
-use sepal::source::manifests::Manifests;
+use sepal::config::settings::Asked;
+use sepal::cluster::host_facts::HostFacts;
+use sepal::proxy::rules;
+use sepal::config::manifests::Manifests;
 
 fuzz_target!(|text: &str| {
     let mut manifests = Manifests::default();

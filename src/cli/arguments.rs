@@ -7,11 +7,9 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use crate::config::flags::{Face, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
 
-use super::pages;
 use super::usage_error::{self, Called};
-
-/// The version of kube-proxy whose behaviour this is.
-pub(super) const KUBERNETES_VERSION: &str = "v1.36.2";
+use crate::config::typed_flags;
+use crate::versions::KUBE_PROXY;
 
 /// Network proxy of a Kubernetes node, in iptables mode (this is sepal under the name of kube-proxy).
 #[derive(Debug, Parser)]
@@ -59,7 +57,7 @@ pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
             Err(Ending { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
         }
         Ok((KubeProxy { proxy, .. }, matches)) => {
-            Ok(RunFlags { proxy, typed: pages::values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
+            Ok(RunFlags { proxy, typed: typed_flags::values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
         }
         Err(error) => Err(Ending::of(&error, &KubeProxy::command(), arguments)),
     }
@@ -87,18 +85,18 @@ impl Ending {
 
 /// What `sepal version` prints, and `sepal --version`.
 pub(super) fn own_version() -> String {
-    format!("sepal {} (in place of kube-proxy {KUBERNETES_VERSION})\n", env!("CARGO_PKG_VERSION"))
+    format!("sepal {} (in place of kube-proxy {KUBE_PROXY})\n", env!("CARGO_PKG_VERSION"))
 }
 
 /// What `--version` prints; `None` if it was not asked for.
 pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
     let own = env!("CARGO_PKG_VERSION");
     match asked {
-        "true" if kube_proxy => Some(format!("Kubernetes {KUBERNETES_VERSION}\n")),
+        "true" if kube_proxy => Some(format!("Kubernetes {KUBE_PROXY}\n")),
         "true" => Some(own_version()),
-        "raw" => Some(format!(
-            "version.Info{{Major:\"1\", Minor:\"36\", GitVersion:\"{KUBERNETES_VERSION}\", Compiler:\"rustc\", Sepal:\"{own}\"}}\n"
-        )),
+        "raw" => {
+            Some(format!("version.Info{{Major:\"1\", Minor:\"36\", GitVersion:\"{KUBE_PROXY}\", Compiler:\"rustc\", Sepal:\"{own}\"}}\n"))
+        }
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::config::flags::VariantFlag;
 use crate::iptables::clean::clean;
-use crate::iptables::other_modes::{self, NftTables};
+use crate::iptables::ipvs_nftables::{self, NftTables};
 use crate::iptables::{IptablesError, detect};
 use crate::table::cleanup::Owner;
 
@@ -53,14 +53,14 @@ pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
     let rest = match (flags.other_variant, owner) {
         (true, _) => Vec::new(),
         (false, Owner::Proxy) => {
-            let mut left = other_modes::clean_ipvs().await;
-            left.extend(other_modes::delete_nftables(NftTables::KubeProxy).await);
+            let mut left = ipvs_nftables::clean_ipvs().await;
+            left.extend(ipvs_nftables::delete_nftables(NftTables::KubeProxy).await);
             left
         }
         (false, Owner::PodNetwork) => {
             flags.network.clean_node(&mut complain).await;
             flags.network.clean_api(&mut complain).await;
-            other_modes::delete_nftables(NftTables::Flannel).await
+            ipvs_nftables::delete_nftables(NftTables::Flannel).await
         }
     };
     for error in &rest {

@@ -10,23 +10,23 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::agent::node_name::{NameSource, NodeNameError};
-use crate::agent::node_writes::remove_annotations;
-use crate::agent::pod_network::{conf, subnet_file};
-use crate::config::netconf::NetConf;
 use crate::error_text::error_text;
+use crate::kubernetes::api::Watches;
+use crate::kubernetes::client::Connection;
+use crate::netlink::entry::LinkChange;
+use crate::netlink::link::LinkNames;
 use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
-use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
-use crate::network::entry::LinkChange;
-use crate::network::leftovers::{self, Known};
-use crate::network::link::LinkNames;
-use crate::network::subnet_env::SubnetEnv;
-use crate::source::api::Watches;
-use crate::source::client::Connection;
-use crate::source::leases::{LeaseError, LeaseStore};
+use crate::pod_network::annotations::{DEFAULT_PREFIX, Prefix};
+use crate::pod_network::leftovers::{self, Known};
+use crate::pod_network::net_conf::NetConf;
+use crate::pod_network::subnet_env::SubnetEnv;
+use crate::pod_network::sync::leases::{LeaseError, LeaseStore};
+use crate::pod_network::sync::node_name::{NameSource, NodeNameError};
+use crate::pod_network::sync::node_writes::remove_annotations;
+use crate::pod_network::sync::{net_conf_watch, subnet_file};
 
-use super::pod_network::NETWORK;
-use super::setup::host_name;
+use crate::daemon::pod_network::NETWORK;
+use crate::daemon::setup::host_name;
 
 /// How long the API server is asked.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ impl PodNetworkFlags {
         if !self.net_config_path.exists() {
             return None;
         }
-        conf::read(&self.net_config_path).inspect_err(|error| tracing::warn!("{error}; it is done without")).ok()
+        net_conf_watch::read(&self.net_config_path).inspect_err(|error| tracing::warn!("{error}; it is done without")).ok()
     }
 
     /// Takes away what this node has written into the API, if it was said how to reach it.

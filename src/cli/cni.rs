@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use crate::cni::install::{CONFLIST, CONFLIST_NAME, Names, install, write_conflist};
+use crate::pod_network::sync::cni_install::{CONFLIST, CONFLIST_NAME, Names, install, write_conflist};
 
 #[derive(Debug, Args)]
 pub(super) struct CniFlags {

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::agent::facts::{described_facts, whole};
 use crate::cluster::Family;
 use crate::config::flags::{RunFlags, VariantFlag};
 use crate::iptables::record::Recorder;
 use crate::iptables::{IptablesError, Runner, detect};
 use crate::netlink::Kernel;
-use crate::rules::inputs::Inputs;
+use crate::proxy::rules::inputs::Inputs;
+use crate::proxy::sync::facts::{described_facts, whole};
 use crate::table::Table;
 use crate::table::by_service::{ByService, by_service};
 use crate::table::diff;
@@ -20,7 +20,7 @@ use crate::table::plan::Variant;
 use crate::table::planner;
 
 use super::DIFFERENT;
-use super::setup::Setup;
+use crate::daemon::setup::Setup;
 
 /// Prints what iptables-restore would get, family by family.
 pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {

@@ -11,22 +11,22 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
 use serde_json::Value;
 
-use crate::agent::facts::{described_facts, whole};
 use crate::cluster::Family;
 use crate::cluster::ip::parse_ip;
 use crate::config::flags::RunFlags;
+use crate::explain::output;
 use crate::explain::packet::Place;
 use crate::explain::question;
 use crate::explain::ruleset::Ruleset;
-use crate::explain::story;
 use crate::explain::walk::{Ending, Fate, Walk, walk};
 use crate::iptables::detect;
 use crate::netlink::{Host, Kernel, NetworkKernel};
-use crate::rules::inputs::Inputs;
+use crate::proxy::rules::inputs::Inputs;
+use crate::proxy::sync::facts::{described_facts, whole};
 use crate::table::Table;
 use crate::table::planner;
 
-use super::setup::Setup;
+use crate::daemon::setup::Setup;
 
 /// Exit status for a packet that is dropped or refused.
 const STOPPED: u8 = 2;
@@ -95,17 +95,17 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     };
     let text = match flags.output {
         Output::Text => {
-            let mut text = story::text(&packet, &counts, &words);
+            let mut text = output::text(&packet, &counts, &words);
             if let Some(other) = &other {
                 text += "\nWith the rules that sepal would write it is different:\n";
-                text += &story::text(&packet, other, &words);
+                text += &output::text(&packet, other, &words);
             }
             text
         }
         Output::Json => {
-            let mut object = story::json(&packet, &counts, &words);
+            let mut object = output::json(&packet, &counts, &words);
             if flags.live {
-                object["desired"] = other.as_ref().map(|other| story::json(&packet, other, &words)).into();
+                object["desired"] = other.as_ref().map(|other| output::json(&packet, other, &words)).into();
             }
             format!("{object:#}\n")
         }

@@ -305,8 +305,8 @@ fn go_int(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::network_settings::NetworkSettings;
-    use crate::network::families::PerFamily;
+    use crate::cluster::families::PerFamily;
+    use crate::pod_network::settings::NetworkSettings;
 
     fn run(arguments: &str, environment: &[(&str, &str)]) -> Result<Flanneld, Ended> {
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();

@@ -4,20 +4,13 @@ mod arguments;
 mod cleanup;
 mod cleanup_pod_network;
 mod cni;
-mod config_watch;
 mod dry_run;
 mod explain;
 mod flanneld;
-mod logs;
-mod own_node;
-mod pages;
-mod pod_network;
 mod preflight;
-mod proxy;
-mod run;
-mod setup;
 mod usage_error;
 
+use crate::daemon::logs;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -31,8 +24,10 @@ use crate::config::flags::RunFlags;
 use crate::config::settings::LogFormat;
 use crate::error_text::error_text;
 
+use crate::config::typed_flags;
+use crate::daemon;
+use crate::daemon::setup::Setup;
 use arguments::Ending;
-use setup::Setup;
 
 /// Services, endpoints and leases: one daemon per Kubernetes node in place of kube-proxy (iptables mode).
 ///
@@ -153,9 +148,9 @@ fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {
-        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { typed: pages::values(&matches), ..run }))),
+        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { typed: typed_flags::values(&matches), ..run }))),
         Ok((Cli { command: Some(Command::Run(mut run)), .. }, matches)) => {
-            run.typed = matches.subcommand().map(|(_, matches)| pages::values(matches)).unwrap_or_default();
+            run.typed = matches.subcommand().map(|(_, matches)| typed_flags::values(matches)).unwrap_or_default();
             Ok(Command::Run(run))
         }
         Ok((Cli { command: Some(command), .. }, _)) => Ok(command),
@@ -191,7 +186,7 @@ fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
             (true, _, _) => cleanup::cleanup(&cleanup::CleanupFlags::of_variant(flags.iptables_variant)).await,
             (_, true, true) => dry_run::diff(&setup, &flags).await,
             (_, true, false) => dry_run::print(&setup, &flags).await,
-            (false, false, _) => Box::pin(run::run(setup, flags)).await,
+            (false, false, _) => Box::pin(daemon::run::run(setup, flags)).await,
         }
     })
 }

@@ -4,9 +4,12 @@
 //! Per IP family, [`service`] and [`endpoints`] answer what kube-proxy's per-family trackers would.
 
 pub mod endpoints;
+pub mod families;
 pub mod health_checks;
+pub mod host_facts;
 pub mod ip;
 pub mod node;
+pub mod pod_rules;
 pub mod service;
 pub mod snapshot;
 pub mod topology;

@@ -1,5 +1,6 @@
 //! What the plugin `flannel` has another one do: the configuration that it makes of its own and of subnet.env (spec section 10.2). PURE.
 
+use crate::pod_network::subnet_env::SUBNET_FILE;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -10,8 +11,6 @@ use super::failure::{Code, Failure};
 use super::result::Route;
 use super::subnet_env::SubnetEnv;
 
-/// Where the daemon writes this node's subnet.
-pub(super) const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Where the configurations of other plugins are kept, one for each container.
 const DATA: &str = "/var/lib/cni/flannel";
 const BRIDGE: &str = "bridge";

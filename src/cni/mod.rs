@@ -20,7 +20,6 @@ pub mod exec;
 pub mod failure;
 pub mod flannel;
 pub mod in_use;
-pub mod install;
 pub mod ipam;
 pub mod iptables;
 pub mod loopback;
@@ -39,9 +38,9 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::pod_network::cni_config::{OTHER_NAMES, OWN_NAME};
 use config::{Config, MOST};
 use failure::{Code, Failure};
-use install::{OTHER_NAMES, OWN_NAME};
 use netns::Namespace;
 use protocol::{Call, Verb};
 use result::Outcome;

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use ipnetwork::IpNetwork;
 
 use super::effective::Effective;
-use super::settings::{DetectLocal, NodePortAddresses};
 use crate::cluster::Family;
 use crate::cluster::ip::parse_cidr;
+use crate::proxy::settings::{DetectLocal, NodePortAddresses};
 
 /// What is wrong between a configuration and the families of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,10 @@ use serde_json::Value;
 use super::flags::RunFlags;
 use super::kubeproxy::decode::{BadConfiguration, Decoded};
 use super::kubeproxy::validate::{joined, problems};
-use super::kubeproxy::{self, BadSetting, KubeProxyConfiguration, decode, gates};
-use super::settings::{DaemonSettings, ProxySettings};
+use super::kubeproxy::{self, KubeProxyConfiguration, decode, gates};
+use super::settings::DaemonSettings;
+use crate::bad_setting::BadSetting;
+use crate::proxy::settings::ProxySettings;
 
 /// A configuration in force.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,11 +4,11 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::kubeproxy::BadSetting;
+use crate::bad_setting::BadSetting;
 use crate::cluster::Family;
+use crate::cluster::families::PerFamily;
 use crate::cluster::ip::parse_cidr;
-use crate::network::families::PerFamily;
-use crate::network::masquerade::{PodRanges, PodRules};
+use crate::cluster::pod_rules::{PodRanges, PodRules};
 
 /// `kind` of the object; its `apiVersion` is that of `HostFacts`.
 pub const KIND: &str = "NetworkFacts";

@@ -8,13 +8,13 @@ use clap::{Args, ValueEnum};
 use regex::Regex;
 
 use super::flag_values::{duration, go_bool};
-use super::kubeproxy::BadSetting;
-use super::network_settings::{NetworkSettings, SubnetSource};
+use crate::bad_setting::BadSetting;
+use crate::cluster::families::PerFamily;
 use crate::error_text::error_text;
-use crate::network::allocation::Terms;
-use crate::network::annotations::{DEFAULT_PREFIX, Prefix};
-use crate::network::families::PerFamily;
-use crate::network::interface::InterfaceOptions;
+use crate::pod_network::allocation::Terms;
+use crate::pod_network::annotations::{DEFAULT_PREFIX, Prefix};
+use crate::pod_network::interface::InterfaceOptions;
+use crate::pod_network::settings::{NetworkSettings, SubnetSource};
 
 /// A lease has to outlast a few tries to renew it.
 const SHORTEST_LEASE: Duration = Duration::from_secs(10);

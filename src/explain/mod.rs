@@ -6,9 +6,9 @@
 //! - [`walk`]: the path through the rules as the kernel takes it, in all its branches.
 //! - [`story`]: the result, as text and as JSON.
 
+pub mod output;
 pub mod packet;
 pub mod question;
 pub mod rule;
 pub mod ruleset;
-pub mod story;
 pub mod walk;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::cluster::ip::parse_ip;
 use crate::cluster::{Family, Protocol, ServiceKey, ServicePort};
-use crate::config::settings::DetectLocal;
-use crate::rules::inputs::Inputs;
+use crate::proxy::rules::inputs::Inputs;
+use crate::proxy::settings::DetectLocal;
 
 use super::packet::{Origin, Packet, Place};
 

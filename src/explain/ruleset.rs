@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::rules::jumps::JUMPS;
 use crate::table::Table;
+use crate::table::jumps::JUMPS;
 
 use super::rule::Rule;
 

@@ -7,7 +7,7 @@ use iptables::IPTables;
 
 use crate::cluster::Family;
 use crate::netlink::generation;
-use crate::rules::names;
+use crate::table::chain_names;
 use crate::table::plan::Variant;
 
 use super::exec::{Exec, LOCK_WAIT, failure, output};
@@ -41,7 +41,7 @@ impl Found {
 
     /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so.
     pub async fn find_doubles(&mut self) -> Vec<Family> {
-        let doubles = self.in_other(names::SERVICES).await.families;
+        let doubles = self.in_other(chain_names::SERVICES).await.families;
         if !doubles.is_empty() {
             self.reason.extend(["; there are KUBE-* rules in ", self.variant.other().as_str(), ", too"]);
         }

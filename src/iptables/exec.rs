@@ -10,11 +10,11 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use crate::cluster::{Family, ServicePortName};
 use crate::netlink::generation;
-use crate::rules::Renderer;
-use crate::rules::names;
 use crate::table::Table;
+use crate::table::chain_names;
 use crate::table::live::jumps_of;
 use crate::table::plan::{Plan, Variant};
+use crate::table::rules::RuleSource;
 
 use super::lock::{self, Watched};
 use super::runner::{IptablesError, Restored, Runner};
@@ -171,19 +171,20 @@ impl Runner for Exec {
         self.saved(family, &["-t", table.as_str()], line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
         self.feed(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
     }
 
     async fn canary(&self, family: Family) -> Option<bool> {
         // iptables-nft-save reads all tables even for one of them that is nearly empty; `-S` of one chain does not.
-        let there = self.variant == Variant::Nft && output(&self.program(family, ""), &["-t", "mangle", "-S", names::CANARY]).await.is_ok();
+        let there =
+            self.variant == Variant::Nft && output(&self.program(family, ""), &["-t", "mangle", "-S", chain_names::CANARY]).await.is_ok();
         if there {
             return Some(true);
         }
         // `-S` of a chain that is not there is told in other words by every version, and by iptables-nft 1.8.9 in misleading ones.
         let saved = self.save_table(family, "mangle").await.ok()?;
-        Some(saved.lines().any(|line| line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(names::CANARY))))
+        Some(saved.lines().any(|line| line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(chain_names::CANARY))))
     }
 
     async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
@@ -205,7 +206,7 @@ impl Runner for Exec {
     }
 
     async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
-        let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{} - [0:0]\nCOMMIT\n", names::CANARY));
+        let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{} - [0:0]\nCOMMIT\n", chain_names::CANARY));
         self.feed(family, input.into_iter().map(Cow::from), |_| None).await.map(drop)
     }
 }

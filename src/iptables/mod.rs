@@ -3,10 +3,10 @@
 pub mod clean;
 pub mod detect;
 pub mod exec;
+pub mod ipvs_nftables;
 pub mod lock;
-pub mod other_modes;
+mod probe;
 pub mod record;
 pub mod runner;
-mod trial;
 
 pub use runner::{IptablesError, Restored, Runner};

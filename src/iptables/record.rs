@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::io::Write;
 
 use crate::cluster::Family;
-use crate::rules::Renderer;
 use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
+use crate::table::rules::RuleSource;
 
 use super::runner::{IptablesError, Restored, Runner};
 
@@ -46,7 +46,7 @@ impl<W: Write> Runner for Recorder<W> {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
         let mut out = self.out.borrow_mut();
         plan.texts(renderer)
             .try_for_each(|(text, _)| out.write_all(text.as_bytes()))

@@ -4,9 +4,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::cluster::{Family, ServicePortName};
-use crate::rules::Renderer;
 use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
+use crate::table::rules::RuleSource;
 
 /// Reads and writes tables.
 pub trait Runner {
@@ -24,7 +24,7 @@ pub trait Runner {
     ///
     /// # Errors
     /// A transaction was refused; those before it hold.
-    fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> impl Future<Output = Result<Restored, IptablesError>>;
+    fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> impl Future<Output = Result<Restored, IptablesError>>;
 
     /// Whether the chain is still there by which one can tell that tables were flushed (spec section 7.3); `None` if that cannot be
     /// told now.

@@ -13,8 +13,8 @@ use nix::libc::{
     IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_FLAGS, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_OPERSTATE, RTM_GETADDR, RTM_GETLINK, RTM_NEWROUTE,
 };
 
-use crate::network::entry::Route;
-use crate::network::link::{Link, LinkAddress};
+use super::entry::Route;
+use super::link::{Link, LinkAddress};
 
 use super::error::Cause;
 use super::kernel::check_name;

@@ -4,8 +4,8 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::network::entry::{CREATE_VXLAN, EntryChange, LinkChange};
-use crate::network::link::LinkNames;
+use super::entry::{CREATE_VXLAN, EntryChange, LinkChange};
+use super::link::LinkNames;
 
 /// A piece of work that the kernel did not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,9 +109,9 @@ impl NetlinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::entry::{FdbEntry, Neighbour, Route, RouteKind};
-    use crate::network::link::{Link, LinkId, LinkKind, Vxlan};
-    use crate::network::mac::Mac;
+    use crate::netlink::entry::{FdbEntry, Neighbour, Route, RouteKind};
+    use crate::netlink::link::{Link, LinkId, LinkKind, Vxlan};
+    use crate::netlink::mac::Mac;
 
     fn said(errno: Errno, said: &str) -> Cause {
         Cause::Kernel { errno, said: said.to_owned() }

@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::network::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, Route, RouteKind};
-use crate::network::link::{Link, LinkAddress, LinkKind, LinkNames, Scope, Vxlan};
-use crate::network::mac::Mac;
+use super::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, Route, RouteKind};
+use super::link::{Link, LinkAddress, LinkKind, LinkNames, Scope, Vxlan};
+use super::mac::Mac;
 
 use super::error::{Cause, NetlinkError};
 use super::kernel::{NetworkKernel, check_name};
@@ -302,7 +302,7 @@ fn is_meant(asked: &Route, there: &Route) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::link::LinkId;
+    use crate::netlink::link::LinkId;
 
     const VXLAN: Vxlan = Vxlan {
         vni: 1,

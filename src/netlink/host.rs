@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::ifaddrs::getifaddrs;
 
-use crate::config::settings::NfacctCounters;
+use crate::cluster::host_facts::NfacctCounters;
 
 use super::nfacct;
 

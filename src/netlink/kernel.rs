@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 
+use super::entry::{EntryChange, LinkChange, Live, Route};
+use super::link::{Link, LinkKind, LinkNames};
 use crate::cluster::Family;
-use crate::network::entry::{EntryChange, LinkChange, Live, Route};
-use crate::network::link::{Link, LinkKind, LinkNames};
 
 use super::error::{Cause, NetlinkError};
 use super::socket::{Connection, Request};

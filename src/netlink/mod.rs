@@ -2,11 +2,15 @@
 //! forwarding entries.
 
 pub mod device;
+pub mod entry;
 pub mod error;
 pub mod fake_network;
 pub mod generation;
 pub mod host;
 pub mod kernel;
+pub mod kernel_settings;
+pub mod link;
+pub mod mac;
 pub mod monitor;
 pub mod nfacct;
 pub mod nft_tables;

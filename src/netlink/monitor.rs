@@ -12,7 +12,7 @@ use nix::libc::{
     RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_LINK, RTNLGRP_NEIGH,
 };
 
-use crate::network::entry::OUR_PROTOCOL;
+use super::entry::OUR_PROTOCOL;
 
 use super::error::{Cause, NetlinkError};
 use super::readings;

@@ -8,7 +8,7 @@ use std::fmt;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::config::settings::NfacctCounters;
+use crate::cluster::host_facts::NfacctCounters;
 
 use super::Kernel;
 

@@ -18,9 +18,9 @@ use nix::libc::{
     RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE,
 };
 
-use crate::network::entry::{FdbEntry, Neighbour, Route, RouteKind};
-use crate::network::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
-use crate::network::mac::Mac;
+use super::entry::{FdbEntry, Neighbour, Route, RouteKind};
+use super::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
+use super::mac::Mac;
 
 /// The gateway of a route, in another family than the route's (`include/uapi/linux/rtnetlink.h`). libc has it for glibc alone.
 const RTA_VIA: u16 = 18;
@@ -253,8 +253,8 @@ fn ip(value: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::entry::EntryChange;
     use crate::netlink::requests;
-    use crate::network::entry::EntryChange;
     use nix::libc::NUD_NOARP;
     use proptest::prelude::*;
 

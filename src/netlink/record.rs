@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use crate::config::settings::{HostFacts, NfacctCounters};
+use crate::cluster::host_facts::{HostFacts, NfacctCounters};
 
 use super::host::Host;
 

@@ -14,10 +14,10 @@ use nix::libc::{
     RTM_NEWNEIGH, RTM_NEWROUTE,
 };
 
+use super::entry::{EntryChange, FdbEntry, Neighbour, Route, RouteKind};
+use super::link::Vxlan;
+use super::mac::Mac;
 use crate::cluster::Family;
-use crate::network::entry::{EntryChange, FdbEntry, Neighbour, Route, RouteKind};
-use crate::network::link::Vxlan;
-use crate::network::mac::Mac;
 
 use super::socket::Request;
 

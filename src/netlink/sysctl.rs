@@ -4,8 +4,8 @@
 use std::io;
 use std::time::Duration;
 
-use crate::config::kernel::{self, CONNTRACK_MAX, KernelSetting, ROUTE_LOCALNET};
-use crate::config::settings::ConntrackSettings;
+use super::kernel_settings::ConntrackSettings;
+use super::kernel_settings::{self, CONNTRACK_MAX, KernelSetting, ROUTE_LOCALNET};
 
 use super::host::Host;
 
@@ -74,7 +74,7 @@ impl RouteLocalnetError {
 /// The first number that cannot be set; those after it were not tried.
 pub fn set_conntrack(host: &impl Host, settings: &ConntrackSettings) -> Result<(), ConntrackError> {
     let mut limit_stays = false;
-    for setting in kernel::conntrack(settings, host.cores()) {
+    for setting in kernel_settings::conntrack(settings, host.cores()) {
         // The buckets follow from the limit.
         if limit_stays && setting.is_of_host() {
             continue;

@@ -12,7 +12,7 @@ use netlink_packet_route::link::{
 use nix::errno::Errno;
 use nix::libc::{RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK};
 
-use crate::network::mac::Mac;
+use super::mac::Mac;
 
 use super::error::Cause;
 use super::kernel::check_name;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::cluster::Node;
-use crate::source::permission::{Needed, Permission};
+use crate::kubernetes::permission::{Needed, Permission};
 
 use super::{Check, Part};
 

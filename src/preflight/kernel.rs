@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::cluster::Family;
-use crate::config::kernel::KernelSetting;
+use crate::netlink::kernel_settings::KernelSetting;
 
 use super::{Check, Part};
 
@@ -98,8 +98,8 @@ pub fn bridge_filter(family: Family, value: io::Result<u64>) -> Check {
 mod tests {
     use super::super::Outcome;
     use super::*;
-    use crate::config::kernel::ROUTE_LOCALNET;
-    use crate::config::settings::ConntrackSettings;
+    use crate::netlink::kernel_settings::ConntrackSettings;
+    use crate::netlink::kernel_settings::ROUTE_LOCALNET;
 
     #[test]
     fn what_is_wrong_and_cannot_be_written_fails() {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_host_does_not_fail() {
-        let wanted = crate::config::kernel::conntrack(&ConntrackSettings::default(), 1);
+        let wanted = crate::netlink::kernel_settings::conntrack(&ConntrackSettings::default(), 1);
         let judge = |limit: u64| {
             let read = |path: &str| Ok(if path.ends_with("nf_conntrack_max") { limit } else { 1 });
             let refused = |_: &str| Err(io::Error::from(io::ErrorKind::PermissionDenied));

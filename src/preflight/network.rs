@@ -1,10 +1,10 @@
 //! What the pod network needs: an interface to other nodes, room for what encapsulation takes, and VXLAN.
 
-use crate::config::netconf::NetConf;
-use crate::network::desired::link_name;
-use crate::network::interface::{External, NoInterface};
-use crate::network::link::{Link, LinkKind};
-use crate::network::mtu::mtu;
+use crate::netlink::link::{Link, LinkKind};
+use crate::pod_network::desired::link_name;
+use crate::pod_network::interface::{External, NoInterface};
+use crate::pod_network::mtu::mtu;
+use crate::pod_network::net_conf::NetConf;
 
 use super::{Check, Part};
 
@@ -82,8 +82,8 @@ pub fn vxlan(tried: Result<(), String>, unknown: Option<&str>, there: bool) -> C
 mod tests {
     use super::super::Outcome;
     use super::*;
-    use crate::network::families::PerFamily;
-    use crate::network::link::Vxlan;
+    use crate::cluster::families::PerFamily;
+    use crate::netlink::link::Vxlan;
 
     fn conf(text: &str) -> NetConf {
         NetConf::parse(text).expect("good")

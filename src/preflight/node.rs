@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::network::cni_config::{ConfFile, choose};
+use crate::pod_network::cni_config::{ConfFile, choose};
 
 use super::{Check, Part};
 

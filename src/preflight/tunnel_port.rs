@@ -3,9 +3,9 @@
 use std::io;
 
 use crate::cluster::Family;
-use crate::config::netconf::{NetConf, VxlanConf};
-use crate::network::desired::link_name;
-use crate::network::link::{Link, LinkKind};
+use crate::netlink::link::{Link, LinkKind};
+use crate::pod_network::desired::link_name;
+use crate::pod_network::net_conf::{NetConf, VxlanConf};
 
 use super::{Check, Part};
 
@@ -59,7 +59,7 @@ fn shares(link: &Link, asked: &VxlanConf) -> bool {
 mod tests {
     use super::super::Outcome;
     use super::*;
-    use crate::network::link::Vxlan;
+    use crate::netlink::link::Vxlan;
 
     fn link(name: &str, change: impl Fn(&mut Vxlan)) -> Link {
         let (port, reports_misses) = (8472, false);

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use super::chain_names::{self, ChainName};
+use super::jumps::JUMPS;
+use super::rules::Fixed;
 use crate::cluster::ServicePortName;
-use crate::rules::Fixed;
-use crate::rules::jumps::JUMPS;
-use crate::rules::names::{self, ChainName};
 
 use super::Table;
 use super::desired::{Outline, Outlines};
@@ -79,7 +79,7 @@ impl Acknowledged {
     pub fn drift(&self, now: &Self, fixed: &Fixed) -> Drift {
         let changed = self.services.iter().filter(|(name, outline)| now.services.get(name).is_none_or(|live| live != *outline));
         // KUBE-FIREWALL is kubelet's too: where it is not ours to fill it only has to be there.
-        let firewall = (Table::Filter, names::FIREWALL);
+        let firewall = (Table::Filter, chain_names::FIREWALL);
         let mut chains: Vec<FixedChain> =
             fixed_digests(fixed).into_keys().filter(|chain| self.fixed.get(chain) != now.fixed.get(chain)).collect();
         chains.extend(fixed.unwanted.iter().filter(|chain| now.has_rules(chain) && !self.has_rules(chain)));
@@ -113,7 +113,7 @@ impl Acknowledged {
         }
         // What KUBE-FIREWALL held before it was ours alone to fill stays known as there.
         if fixed.has_proxy() {
-            self.fixed.entry((Table::Filter, names::FIREWALL)).or_default();
+            self.fixed.entry((Table::Filter, chain_names::FIREWALL)).or_default();
         }
         self.fixed.extend(fixed_digests(fixed));
         for chain in &fixed.unwanted {
@@ -165,7 +165,7 @@ pub fn fixed_digests(fixed: &Fixed) -> BTreeMap<FixedChain, Digest> {
         .flat_map(|table| fixed.chains(table).iter().map(move |chain| ((table, chain.name), Digest::of_chain(&chain.rules))))
         .collect();
     if fixed.has_proxy() {
-        digests.insert((Table::Nat, names::SERVICES), Digest::of_chain(&fixed.nat_tail));
+        digests.insert((Table::Nat, chain_names::SERVICES), Digest::of_chain(&fixed.nat_tail));
     }
     digests
 }

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::rules::jumps::JUMPS;
-use crate::rules::names::{self, ChainKind};
+use super::chain_names::{self, ChainKind};
+use super::jumps::JUMPS;
 
 use super::plan::Variant;
 use super::rule::{Digest, split_line, target};
@@ -19,17 +19,24 @@ pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 const GROUP: usize = 256;
 
 /// Chains in `nat` beside those of service ports, in upstream's order; the last two are the IPVS mode's.
-const NAT: [&str; 7] =
-    [names::SERVICES, names::NODEPORTS, names::POSTROUTING, names::MARK_MASQ, names::CANARY, "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER"];
+const NAT: [&str; 7] = [
+    chain_names::SERVICES,
+    chain_names::NODEPORTS,
+    chain_names::POSTROUTING,
+    chain_names::MARK_MASQ,
+    chain_names::CANARY,
+    "KUBE-NODE-PORT",
+    "KUBE-LOAD-BALANCER",
+];
 
 /// Chains in `filter`, in upstream's order; the last four are the IPVS mode's.
 const FILTER: [&str; 10] = [
-    names::SERVICES,
-    names::EXTERNAL_SERVICES,
-    names::FORWARD,
-    names::NODEPORTS,
-    names::PROXY_FIREWALL,
-    names::CANARY,
+    chain_names::SERVICES,
+    chain_names::EXTERNAL_SERVICES,
+    chain_names::FORWARD,
+    chain_names::NODEPORTS,
+    chain_names::PROXY_FIREWALL,
+    chain_names::CANARY,
     "KUBE-NODE-PORT",
     "KUBE-SOURCE-RANGES-FIREWALL",
     "KUBE-IPVS-FILTER",
@@ -37,10 +44,10 @@ const FILTER: [&str; 10] = [
 ];
 
 /// The pod network's chains in `nat`; flannel looks for the second one there, too, where it never was.
-const POD_NETWORK_NAT: [&str; 2] = [names::FLANNEL_POSTROUTING, names::FLANNEL_FORWARD];
+const POD_NETWORK_NAT: [&str; 2] = [chain_names::FLANNEL_POSTROUTING, chain_names::FLANNEL_FORWARD];
 
 /// The pod network's chains in `filter`.
-const POD_NETWORK_FILTER: [&str; 1] = [names::FLANNEL_FORWARD];
+const POD_NETWORK_FILTER: [&str; 1] = [chain_names::FLANNEL_FORWARD];
 
 /// Jumps of the IPVS mode, all in `filter`, by the chain they are in; its others are the same as in iptables mode.
 const IPVS_JUMPS: [(&str, &str); 6] = [
@@ -202,10 +209,10 @@ impl OwnRules {
         let fixed: &[&str] = match table {
             "nat" => &NAT,
             "filter" => &FILTER,
-            _ => &[names::CANARY],
+            _ => &[chain_names::CANARY],
         };
         // The jumps to KUBE-FIREWALL are kubelet's as well.
-        let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.to != names::FIREWALL && !jump.pod_network);
+        let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.to != chain_names::FIREWALL && !jump.pod_network);
         let jumps = jumps.map(|jump| (jump.from, Digest::of_rule(&jump.arguments())));
         let ipvs = IPVS_JUMPS.iter().filter(|_| table == "filter").map(|(from, arguments)| (*from, Digest::of_rule(arguments)));
         Self { table, fixed, jumps: jumps.chain(ipvs).collect(), proxy: true }

@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use super::chain_names::ChainName;
+use super::rules::WithoutLocal;
+use super::rules::{Fixed, ServicePortRules};
 use crate::cluster::{Protocol, ServiceKey, ServicePortName};
 use crate::parallel;
-use crate::rules::names::ChainName;
-use crate::rules::policy::WithoutLocal;
-use crate::rules::{Fixed, Renderer, ServicePortRules};
+use crate::table::rules::RuleSource;
 
 use super::Table;
 use super::rule::Digest;
-use super::tally::{Tally, lines};
+use super::rule_counts::{Tally, lines};
 
 /// What is known of one service port's rules without their text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,7 +96,7 @@ pub struct Desired {
 const PORTION: usize = 64;
 const PORTIONS: usize = 16;
 
-fn outlines(renderer: &Renderer<'_>, key: &ServiceKey) -> Vec<(ServicePortName, Outline)> {
+fn outlines(renderer: &dyn RuleSource, key: &ServiceKey) -> Vec<(ServicePortName, Outline)> {
     renderer.service(key).into_iter().map(|rules| (rules.name.clone(), Outline::of(&rules))).collect()
 }
 
@@ -130,10 +131,13 @@ impl Desired {
     }
 
     /// Counts the endpoints of what changed, before a renderer is made for it.
-    pub fn count(&mut self, counter: &Renderer<'_>, what: Refresh<'_>) {
+    pub fn count(&mut self, counter: &dyn RuleSource, what: Refresh<'_>) {
         match what {
             Refresh::All => {
-                let counts = counter.services().map(|key| (key.clone(), counter.endpoints(key)));
+                let counts = counter.services().into_iter().map(|key| {
+                    let endpoints = counter.endpoints(&key);
+                    (key, endpoints)
+                });
                 self.endpoints = counts.filter(|(_, count)| *count > 0).collect();
                 self.total = self.endpoints.values().sum();
             }
@@ -149,12 +153,12 @@ impl Desired {
     }
 
     /// Computes rules anew; gives the service ports whose rules are different now, or are gone.
-    pub fn refresh(&mut self, renderer: &Renderer<'_>, what: Refresh<'_>) -> BTreeSet<ServicePortName> {
+    pub fn refresh(&mut self, renderer: &dyn RuleSource, what: Refresh<'_>) -> BTreeSet<ServicePortName> {
         self.fixed = renderer.fixed();
         let mut changed = BTreeSet::new();
         match what {
             Refresh::All => {
-                let keys: BTreeSet<ServiceKey> = renderer.services().cloned().collect();
+                let keys: BTreeSet<ServiceKey> = renderer.services().into_iter().collect();
                 let gone: Vec<ServicePortName> = self.services.keys().filter(|name| !keys.contains(&name.service)).cloned().collect();
                 for name in gone {
                     self.remove(&name);

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 
 use similar::TextDiff;
 
-use crate::rules::names::{self, ChainKind};
+use super::chain_names::{self, ChainKind};
 
 use super::Table;
 use super::parse::Tables;
 use super::rule::{canonical, owner};
 
 /// Chains in which the order of service ports means nothing, but for the NodePort rule at the end.
-const SHARED: [&str; 4] = [names::SERVICES, names::NODEPORTS, names::EXTERNAL_SERVICES, names::PROXY_FIREWALL];
+const SHARED: [&str; 4] = [chain_names::SERVICES, chain_names::NODEPORTS, chain_names::EXTERNAL_SERVICES, chain_names::PROXY_FIREWALL];
 
 const LAST: &str = "this must be the last rule in this chain";
 

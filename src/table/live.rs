@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::rules::Fixed;
-use crate::rules::jumps::{JUMPS, Jump};
-use crate::rules::names::{self, ChainName};
+use super::chain_names::{self, ChainName};
+use super::jumps::{JUMPS, Jump};
+use super::rules::Fixed;
 
 use super::Table;
 use super::desired::Outlines;
@@ -14,22 +14,22 @@ use super::rule::Digest;
 /// The chains that all service ports share. The order of service ports in them means nothing, that of one service port's own lines
 /// does; and the end of `nat`'s KUBE-SERVICES is fixed.
 pub const SHARED: [(Table, &str); 6] = [
-    (Table::Filter, names::SERVICES),
-    (Table::Filter, names::EXTERNAL_SERVICES),
-    (Table::Filter, names::NODEPORTS),
-    (Table::Filter, names::PROXY_FIREWALL),
-    (Table::Nat, names::SERVICES),
-    (Table::Nat, names::NODEPORTS),
+    (Table::Filter, chain_names::SERVICES),
+    (Table::Filter, chain_names::EXTERNAL_SERVICES),
+    (Table::Filter, chain_names::NODEPORTS),
+    (Table::Filter, chain_names::PROXY_FIREWALL),
+    (Table::Nat, chain_names::SERVICES),
+    (Table::Nat, chain_names::NODEPORTS),
 ];
 
 /// The chains with fixed rules only.
 const FIXED: [(Table, &str); 6] = [
-    (Table::Filter, names::FORWARD),
-    (Table::Filter, names::FIREWALL),
-    (Table::Filter, names::FLANNEL_FORWARD),
-    (Table::Nat, names::POSTROUTING),
-    (Table::Nat, names::MARK_MASQ),
-    (Table::Nat, names::FLANNEL_POSTROUTING),
+    (Table::Filter, chain_names::FORWARD),
+    (Table::Filter, chain_names::FIREWALL),
+    (Table::Filter, chain_names::FLANNEL_FORWARD),
+    (Table::Nat, chain_names::POSTROUTING),
+    (Table::Nat, chain_names::MARK_MASQ),
+    (Table::Nat, chain_names::FLANNEL_POSTROUTING),
 ];
 
 /// A fixed chain: its table and its name.
@@ -174,7 +174,7 @@ impl Reader {
 
     fn shared_rule(&mut self, shared: FixedChain, line: &str) {
         let digest = Digest::of_line(line);
-        if shared == (Table::Nat, names::SERVICES) && self.tail.contains(&digest) {
+        if shared == (Table::Nat, chain_names::SERVICES) && self.tail.contains(&digest) {
             let rule = Digest::of_rule(super::rule::split_line(line).1);
             self.live.fixed.entry(shared).and_modify(|fixed| *fixed = fixed.then(rule));
             return;

@@ -5,15 +5,18 @@
 
 pub mod acknowledged;
 pub mod by_service;
+pub mod chain_names;
 pub mod cleanup;
 pub mod desired;
 pub mod diff;
-pub mod harvest;
+pub mod final_counters;
+pub mod jumps;
 pub mod live;
 pub mod parse;
 pub mod plan;
 pub mod planner;
 pub mod rule;
-pub mod tally;
+pub mod rule_counts;
+pub mod rules;
 
-pub use crate::rules::jumps::Table;
+pub use jumps::Table;

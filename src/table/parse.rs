@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::rules::jumps::{JUMPS, Jump};
+use super::jumps::{JUMPS, Jump};
 
 use super::Table;
 use super::rule::canonical;

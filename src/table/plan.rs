@@ -11,13 +11,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 
+use super::chain_names::ChainName;
+use super::rules::ServicePortRules;
 use crate::cluster::ServicePortName;
-use crate::rules::names::ChainName;
-use crate::rules::{Renderer, ServicePortRules};
+use crate::table::rules::RuleSource;
 
 use super::Table;
 use super::desired::Outline;
-use super::tally::{RuleCounts, lines};
+use super::rule_counts::{RuleCounts, lines};
 
 /// Which iptables is written with: they take the same text but want it cut differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,7 +173,7 @@ impl Plan {
 
     /// How many rules it puts into chains of ours.
     #[must_use]
-    pub fn rules(&self, renderer: &Renderer<'_>) -> RuleCounts {
+    pub fn rules(&self, renderer: &dyn RuleSource) -> RuleCounts {
         let mut counts = RuleCounts::default();
         for transaction in &self.transactions {
             for step in &transaction.steps {
@@ -193,7 +194,7 @@ impl Plan {
     }
 
     /// The input for iptables-restore, in pieces, each with the service port it is for.
-    pub fn texts<'a>(&'a self, renderer: &'a Renderer<'a>) -> impl Iterator<Item = (Cow<'a, str>, Option<&'a ServicePortName>)> {
+    pub fn texts<'a>(&'a self, renderer: &'a dyn RuleSource) -> impl Iterator<Item = (Cow<'a, str>, Option<&'a ServicePortName>)> {
         self.transactions.iter().flat_map(move |transaction| {
             let start = (format!("*{}\n", transaction.table).into(), None);
             let steps = transaction.steps.iter().map(move |step| (step.text(renderer), step.owner.as_ref()));
@@ -203,13 +204,13 @@ impl Plan {
 
     /// The input for iptables-restore as one text.
     #[must_use]
-    pub fn text(&self, renderer: &Renderer<'_>) -> String {
+    pub fn text(&self, renderer: &dyn RuleSource) -> String {
         self.texts(renderer).map(|(text, _)| text).collect()
     }
 
     /// A line of the input, counted from 1, and the service port it is for.
     #[must_use]
-    pub fn line(&self, number: usize, renderer: &Renderer<'_>) -> Option<(String, Option<ServicePortName>)> {
+    pub fn line(&self, number: usize, renderer: &dyn RuleSource) -> Option<(String, Option<ServicePortName>)> {
         let mut before = 0;
         for (text, owner) in self.texts(renderer) {
             let count = lines(&text);
@@ -223,7 +224,7 @@ impl Plan {
 }
 
 impl Step {
-    fn text<'a>(&'a self, renderer: &Renderer<'_>) -> Cow<'a, str> {
+    fn text<'a>(&'a self, renderer: &dyn RuleSource) -> Cow<'a, str> {
         match &self.write {
             Write::List(chain) => format!("-v -S {chain}\n").into(),
             Write::Declare(chain) => format!(":{chain} - [0:0]\n").into(),
@@ -239,7 +240,7 @@ impl Step {
         }
     }
 
-    fn own(&self, renderer: &Renderer<'_>, wanted: impl Fn(&ChainName) -> bool) -> Cow<'static, str> {
+    fn own(&self, renderer: &dyn RuleSource, wanted: impl Fn(&ChainName) -> bool) -> Cow<'static, str> {
         let Some(rules) = self.owner.as_ref().and_then(|owner| renderer.service_port(owner)) else { return Cow::default() };
         let of = |rules: &ServicePortRules| rules.chains().filter(|(chain, _)| wanted(chain)).map(|(_, rules)| rules).collect::<String>();
         of(&rules).into()

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use super::chain_names::{self, ChainKind, ChainName};
+use super::jumps::JUMPS;
+use super::rules::{Chain, Fixed};
 use crate::cluster::ServicePortName;
-use crate::rules::jumps::JUMPS;
-use crate::rules::names::{self, ChainKind, ChainName};
-use crate::rules::{Chain, Fixed};
 
 use super::Table;
 use super::acknowledged::{Acknowledged, fixed_digests};
@@ -125,9 +125,9 @@ impl<'a> Planner<'a> {
         let table = Table::Filter;
         let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
         // Where we have no rule for it, KUBE-FIREWALL is only there to be jumped to; declaring it would empty it.
-        let ours = self.wanted.fixed.has(table, names::FIREWALL) || !self.wanted.fixed.has_proxy();
-        if !ours && !self.held.fixed.contains_key(&(table, names::FIREWALL)) {
-            steps.push(shared(Write::Declare(names::FIREWALL)));
+        let ours = self.wanted.fixed.has(table, chain_names::FIREWALL) || !self.wanted.fixed.has_proxy();
+        if !ours && !self.held.fixed.contains_key(&(table, chain_names::FIREWALL)) {
+            steps.push(shared(Write::Declare(chain_names::FIREWALL)));
         }
         steps.extend(self.fixed_rules(table));
         steps.extend(self.rewritten_lines(table));
@@ -280,7 +280,7 @@ impl<'a> Planner<'a> {
 
     fn tail(&self) -> Option<Step> {
         let tail = &self.wanted.fixed.nat_tail;
-        (self.is_rewritten(Table::Nat, names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
+        (self.is_rewritten(Table::Nat, chain_names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
     }
 
     /// Jumps that are missing go to the top, or the end, of their chains; of several alike one is kept. Where nothing is known of the
@@ -421,6 +421,6 @@ fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> Step {
 /// Tables of which nothing is known but that jumps and kubelet's chain are somebody else's business: what a dry run writes into.
 #[must_use]
 pub fn unknown() -> Acknowledged {
-    let fixed = [((Table::Filter, names::FIREWALL), Digest::default())].into();
+    let fixed = [((Table::Filter, chain_names::FIREWALL), Digest::default())].into();
     Acknowledged { fixed, jumps: [1; JUMPS.len()], ..Acknowledged::default() }
 }

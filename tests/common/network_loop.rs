@@ -7,26 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use sepal::agent::events::{self, Events};
-use sepal::agent::metrics::{Format, Metrics};
-use sepal::agent::node_writes::NodeWrites;
-use sepal::agent::pod_network::publish::Publisher;
-use sepal::agent::pod_network::report::NetworkReport;
-use sepal::agent::pod_network::subnets::Source;
-use sepal::agent::pod_network::{Asked, NetworkLoop};
-use sepal::agent::readiness::{Part, Readiness, State};
-use sepal::agent::status::happenings::Happenings;
-use sepal::config::netconf::NetConf;
-use sepal::config::network_settings::NetworkSettings;
+use sepal::cluster::pod_rules::PodRules;
+use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::events::{self, Events};
+use sepal::kubernetes::recent_events::Happenings;
+use sepal::netlink::entry::Live;
 use sepal::netlink::fake_network::{Call, FakeNetwork};
-use sepal::network::annotations::Prefix;
-use sepal::network::entry::Live;
-use sepal::network::link::{Link, LinkAddress, LinkKind, Scope};
-use sepal::network::node::{NetworkNode, NodeText};
-use sepal::source::Wishes;
-use sepal::source::client::Connection;
-use sepal::source::leases::LeaseData;
-use sepal::source::nodes::NodeUpdate;
+use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
+use sepal::observe::metrics::{Format, Metrics};
+use sepal::observe::readiness::{Part, Readiness, State};
+use sepal::pod_network::annotations::Prefix;
+use sepal::pod_network::net_conf::NetConf;
+use sepal::pod_network::node::{NetworkNode, NodeText};
+use sepal::pod_network::settings::NetworkSettings;
+use sepal::pod_network::sync::leases::LeaseData;
+use sepal::pod_network::sync::node_writes::NodeWrites;
+use sepal::pod_network::sync::nodes::NodeUpdate;
+use sepal::pod_network::sync::publish::Publisher;
+use sepal::pod_network::sync::report::NetworkReport;
+use sepal::pod_network::sync::subnets::Source;
+use sepal::pod_network::sync::{Asked, NetworkLoop};
 use sepal_apiserver::ApiServer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -82,7 +82,7 @@ pub fn node_at(n: u8, mac: u8, backend: &str, ip: &str) -> NodeUpdate {
 pub struct Loop {
     pub kernel: Arc<FakeNetwork>,
     nodes: mpsc::Sender<(Instant, NodeUpdate)>,
-    pub wishes: watch::Receiver<Wishes>,
+    pub pod_rules: watch::Receiver<Option<PodRules>>,
     pub readiness: Readiness,
     metrics: Arc<Metrics>,
     pub folder: TempDir,
@@ -124,7 +124,7 @@ impl Loop {
             ..NetworkSettings::default()
         };
         let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source };
-        let (sender, wishes) = watch::channel(Wishes::default());
+        let (sender, pod_rules) = watch::channel(None);
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
         let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile, Part::CniConfig];
         let readiness = Readiness::new(parts);
@@ -134,7 +134,7 @@ impl Loop {
         let (nodes, told) = mpsc::channel(1024);
         let network = NetworkLoop::new(Arc::clone(&kernel), asked, publisher, readiness.clone(), report);
         let task = tokio::spawn(network.run(told));
-        Self { kernel, nodes, wishes, readiness, metrics, folder, task, happenings, server, conf }
+        Self { kernel, nodes, pod_rules, readiness, metrics, folder, task, happenings, server, conf }
     }
 
     pub async fn tell(&self, update: NodeUpdate) {

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use sepal::cluster::Family;
 use sepal::netlink::{Host, Kernel};
-use sepal::rules::jumps::JUMPS;
+use sepal::table::jumps::JUMPS;
 use sepal_lab::Netns;
 
 fn iptables(family: Family, variant: &str) -> String {

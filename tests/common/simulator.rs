@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal::iptables::{IptablesError, Restored, Runner};
-use sepal::rules::Renderer;
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
 use sepal::table::rule::Digest;
+use sepal::table::rules::RuleSource;
 use tokio::time::Instant;
 
 /// One table: chains by name, rules in order, each as its words after the chain's name.
@@ -182,7 +182,7 @@ impl Memory {
         self.generation.set(self.generation.get().map(|generation| generation.wrapping_add(1)));
     }
 
-    fn transactions(plan: &Plan, renderer: &Renderer<'_>) -> Vec<String> {
+    fn transactions(plan: &Plan, renderer: &dyn RuleSource) -> Vec<String> {
         let of = |transaction: &sepal::table::plan::Transaction| Plan { transactions: vec![transaction.clone()] }.text(renderer);
         plan.transactions.iter().map(of).collect()
     }
@@ -199,7 +199,7 @@ impl Runner for Memory {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
         let command = || "restore".to_owned();
         let refused_at = |line: usize, output: String| {
             let (text, owner) = plan.line(line, renderer).expect("the line is there");
@@ -273,7 +273,7 @@ impl Runner for &Memory {
         (**self).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &Renderer<'_>) -> Result<Restored, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
         (**self).restore(family, plan, renderer).await
     }
 

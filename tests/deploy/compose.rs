@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use sepal::source::client::Connection;
+use sepal::kubernetes::client::Connection;
 use sepal_apiserver::ApiServer;
 use serde::Deserialize;
 use serde_json::{Value, json};

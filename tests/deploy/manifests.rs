@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Probe
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sepal::config::kubeproxy::KubeProxyConfiguration;
-use sepal::config::netconf::NetConf;
+use sepal::pod_network::net_conf::NetConf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;

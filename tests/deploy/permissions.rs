@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sepal::source::permission::{Needed, Permission, Uses, needed as needed_by};
+use sepal::kubernetes::permission::{Needed, Permission, Uses, needed as needed_by};
 use sepal_apiserver::{ApiServer, Failure};
 use sepal_lab::{Cluster, eventually};
 use serde_json::{Value, json};

@@ -21,11 +21,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use sepal::cluster::Family;
-use sepal::config::settings::NodePortAddresses;
 use sepal::explain::packet::{Origin, Packet, Place};
 use sepal::explain::ruleset::Ruleset;
 use sepal::explain::walk::walk;
-use sepal::rules::inputs::Inputs;
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::settings::NodePortAddresses;
 
 use oracle::Endings;
 
@@ -56,8 +56,8 @@ fn same(a: &Endings, b: &Endings) -> bool {
 fn place(inputs: &Inputs) -> Place {
     let node = inputs.snapshot.node();
     let pod_interface = match &inputs.settings.detect_local {
-        sepal::config::settings::DetectLocal::BridgeInterface(name) => name.clone(),
-        sepal::config::settings::DetectLocal::InterfaceNamePrefix(prefix) => format!("{prefix}0"),
+        sepal::proxy::settings::DetectLocal::BridgeInterface(name) => name.clone(),
+        sepal::proxy::settings::DetectLocal::InterfaceNamePrefix(prefix) => format!("{prefix}0"),
         _ => "cni0".to_owned(),
     };
     let bound = inputs.settings.bind_address.filter(|ip| !ip.is_unspecified());
@@ -81,7 +81,7 @@ fn senders(inputs: &Inputs, place: &Place, family: Family) -> Vec<(IpAddr, Origi
         let endpoints = snapshot.slices(key).flat_map(|slice| &slice.endpoints);
         senders.extend(endpoints.take(3).map(|endpoint| (endpoint.ip, Origin::Pod)));
     }
-    if let sepal::config::settings::DetectLocal::ClusterCidr(cidrs) = &inputs.settings.detect_local {
+    if let sepal::proxy::settings::DetectLocal::ClusterCidr(cidrs) = &inputs.settings.detect_local {
         senders.extend(cidrs.iter().filter_map(|cidr| Some((cidr.iter().nth(77)?, Origin::Pod))));
     }
     senders.retain(|(ip, _)| Family::of(*ip) == family && !ip.is_loopback());

@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use sepal::cluster::{Conditions, Family, Service, ServiceKey, ServicePort, SliceEndpoint};
-use sepal::config::settings::DetectLocal;
 use sepal::explain::packet::{Origin, Packet, Place};
 use sepal::explain::walk::Fate;
-use sepal::rules::inputs::Inputs;
+use sepal::proxy::rules::inputs::Inputs;
+use sepal::proxy::settings::DetectLocal;
 
 /// Endings: what becomes of it, whom it goes to, whether as this node; and how likely.
 pub(crate) type Endings = BTreeMap<(Fate, SocketAddr, bool), f64>;

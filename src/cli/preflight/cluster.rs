@@ -7,17 +7,17 @@ use futures::future::join_all;
 use kube::Client;
 use tokio::time::timeout;
 
-use crate::agent::node_name::NameSource;
 use crate::cluster::Node;
-use crate::config::settings::DetectLocal;
 use crate::error_text::error_text;
+use crate::kubernetes::api;
+use crate::kubernetes::permission::{Needed, Uses, is_allowed, needed};
+use crate::pod_network::sync::node_name::NameSource;
 use crate::preflight::cluster::{self, Wanted};
 use crate::preflight::{Check, Part};
-use crate::source::api;
-use crate::source::permission::{Needed, Uses, is_allowed, needed};
+use crate::proxy::settings::DetectLocal;
 
-use super::super::pod_network::PodNetwork;
 use super::Asked;
+use crate::daemon::pod_network::PodNetwork;
 
 const PART: Part = Part::Cluster;
 /// How long the server may take for an answer.

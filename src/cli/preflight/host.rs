@@ -7,25 +7,25 @@ use std::path::Path;
 use socket2::{Domain, Socket, Type};
 
 use crate::cluster::{Family, Node};
-use crate::cni::install::{CONFLIST_NAME, conf_files, conflist};
 use crate::config::flags::Face;
-use crate::config::kernel::{CONNTRACK_MAX, ROUTE_LOCALNET, conntrack};
-use crate::config::network_settings::NetworkSettings;
-use crate::iptables::other_modes::NftTables;
+use crate::iptables::ipvs_nftables::NftTables;
+use crate::netlink::entry::LinkChange;
+use crate::netlink::kernel_settings::{CONNTRACK_MAX, ROUTE_LOCALNET, conntrack};
+use crate::netlink::link::Vxlan;
+use crate::netlink::mac::Mac;
 use crate::netlink::scratch::within_new_namespace;
 use crate::netlink::{Host, Kernel, NetworkKernel, nft_tables};
-use crate::network::cni_config::ConfFile;
-use crate::network::desired::link_name;
-use crate::network::entry::LinkChange;
-use crate::network::interface::select;
-use crate::network::link::Vxlan;
-use crate::network::mac::Mac;
+use crate::pod_network::cni_config::ConfFile;
+use crate::pod_network::desired::link_name;
+use crate::pod_network::interface::select;
+use crate::pod_network::settings::NetworkSettings;
+use crate::pod_network::sync::cni_install::{CONFLIST_NAME, conf_files, conflist};
 use crate::preflight::tunnel_port::tunnel_port;
 use crate::preflight::{Check, Part, kernel, network, node};
-use crate::rules::view::needs_route_localnet;
+use crate::proxy::rules::view::needs_route_localnet;
 
-use super::super::pod_network::PodNetwork;
 use super::{Asked, processes};
+use crate::daemon::pod_network::PodNetwork;
 
 /// Where container runtimes look for CNI configurations by default: as sepal's manifests mount the folder, and on the node itself.
 const CONF_DIRS: [&str; 2] = ["/host/etc/cni/net.d", "/etc/cni/net.d"];

@@ -17,8 +17,8 @@ use crate::error_text::error_text;
 use crate::preflight::node::Roles;
 use crate::preflight::{Check, Part, passed, print};
 
-use super::pod_network::PodNetwork;
-use super::setup::Setup;
+use crate::daemon::pod_network::PodNetwork;
+use crate::daemon::setup::Setup;
 
 /// What `sepal preflight` takes: what is to be run, and how to say what was found.
 #[derive(Args, Clone, Debug)]

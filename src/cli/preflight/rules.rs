@@ -15,8 +15,8 @@ use crate::netlink::{Host, Kernel};
 use crate::preflight::iptables::{self, Lock, Tried};
 use crate::preflight::probes::PROBES;
 use crate::preflight::{Check, Part};
-use crate::rules::names;
 use crate::table::Table;
+use crate::table::chain_names;
 use crate::table::cleanup::Owner;
 use crate::table::plan::Variant;
 
@@ -42,7 +42,8 @@ pub(super) async fn checks(asked: &Asked<'_>) -> Vec<Check> {
     let support = detect::support(&found, Kernel.ipv6_enabled()).await;
     let usable = support.usable().unwrap_or_default().to_vec();
     checks.extend(iptables::families(&usable, support.unusable()));
-    let owners = [(Owner::Proxy, names::SERVICES, true), (Owner::PodNetwork, names::FLANNEL_POSTROUTING, asked.network.is_some())];
+    let owners =
+        [(Owner::Proxy, chain_names::SERVICES, true), (Owner::PodNetwork, chain_names::FLANNEL_POSTROUTING, asked.network.is_some())];
     for (owner, chain, _) in owners.into_iter().filter(|(_, _, ours)| *ours) {
         let InOther { families, unknown } = found.in_other(chain).await;
         checks.push(iptables::leftovers(found.variant.other(), owner, &families, unknown.as_deref()));

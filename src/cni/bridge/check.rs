@@ -8,10 +8,10 @@ use crate::cni::netns::Namespace;
 use crate::cni::protocol::{Call, Verb};
 use crate::cni::result::{Interface, Outcome};
 use crate::cni::{exec, ipam};
+use crate::netlink::entry::Route;
+use crate::netlink::link::LinkKind;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device};
-use crate::network::entry::Route;
-use crate::network::link::LinkKind;
 
 use super::config::BridgeConfig;
 use super::host::cannot;

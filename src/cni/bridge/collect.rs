@@ -81,8 +81,8 @@ fn is_veth_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::link::{Link, LinkKind};
-    use crate::network::mac::Mac;
+    use crate::netlink::link::{Link, LinkKind};
+    use crate::netlink::mac::Mac;
 
     fn attachment(container: &str) -> Attachment {
         Attachment { container: container.into(), interface: "eth0".into() }

@@ -8,7 +8,7 @@ use crate::cni::failure::{Code, Failure};
 use crate::cni::ipam;
 use crate::cni::protocol::Call;
 use crate::cni::result::Dns;
-use crate::network::mac::Mac;
+use crate::netlink::mac::Mac;
 
 /// The bridge of networks that name none.
 const BRIDGE: &str = "cni0";

@@ -7,10 +7,10 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 
 use crate::cni::failure::Failure;
+use crate::netlink::link::{LinkKind, Scope};
+use crate::netlink::mac::Mac;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, veth};
-use crate::network::link::{LinkKind, Scope};
-use crate::network::mac::Mac;
 
 use super::config::BridgeConfig;
 

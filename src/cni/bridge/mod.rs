@@ -17,9 +17,9 @@ use nix::errno::Errno;
 use serde::Deserialize;
 
 use crate::cluster::Family;
+use crate::netlink::mac::Mac;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, veth};
-use crate::network::mac::Mac;
 
 use super::config::Config;
 use super::failure::{Failure, Failures};

@@ -7,7 +7,7 @@
 use sha2::{Digest, Sha512};
 
 use crate::cni::protocol::Attachment;
-use crate::network::mac::Mac;
+use crate::netlink::mac::Mac;
 
 /// How many names there are for an attachment, should somebody else have the first.
 pub(super) const TRIES: u8 = 10;

@@ -42,7 +42,7 @@ struct IpamConfig {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Wishes {
+struct SettingsUpdate {
     ip_ranges: Vec<Vec<RangeConfig>>,
     ips: Vec<String>,
 }
@@ -52,14 +52,14 @@ struct Wishes {
 struct Around {
     ipam: Option<IpamConfig>,
     #[serde(rename = "runtimeConfig")]
-    runtime: Wishes,
+    runtime: SettingsUpdate,
     args: Args,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Args {
-    cni: Wishes,
+    cni: SettingsUpdate,
 }
 
 /// host-local's part of a network.

@@ -2,7 +2,7 @@
 
 use crate::cluster::Family;
 use crate::cni::failure::Failure;
-use crate::conntrack::flows;
+use crate::proxy::conntrack::flows;
 
 use super::config::{Mapping, Transport};
 

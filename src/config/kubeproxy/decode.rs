@@ -4,7 +4,8 @@ use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
 
 use super::document::KubeProxyConfiguration;
-use super::{API_VERSION, BadSetting, KIND};
+use super::{API_VERSION, KIND};
+use crate::bad_setting::BadSetting;
 use crate::config::yaml::{self, BadYaml};
 
 /// A configuration as it was read.

@@ -16,13 +16,3 @@ pub use document::KubeProxyConfiguration;
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// `kind` of the configuration.
 pub const KIND: &str = "KubeProxyConfiguration";
-
-/// A setting that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {cause}")]
-pub struct BadSetting {
-    /// The field, as the configuration spells it.
-    pub field: String,
-    /// What is wrong and what would be right.
-    pub cause: String,
-}

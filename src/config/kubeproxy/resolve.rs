@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::BadSetting;
 use super::document::KubeProxyConfiguration;
 use super::gates;
 use super::validate::{joined, number, problems, split_host_port};
+use crate::bad_setting::BadSetting;
 use crate::cluster::ip::{parse_cidr, parse_ip};
 use crate::config::duration::GoDuration;
-use crate::config::settings::{ConntrackSettings, DaemonSettings, DetectLocal, LogFormat, NodePortAddresses, ProxySettings};
+use crate::config::settings::{DaemonSettings, LogFormat};
+use crate::netlink::kernel_settings::ConntrackSettings;
+use crate::proxy::settings::{DetectLocal, NodePortAddresses, ProxySettings};
 
 fn bad(field: &str, cause: impl Into<String>) -> BadSetting {
     BadSetting { field: field.into(), cause: cause.into() }

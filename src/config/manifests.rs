@@ -1,0 +1,110 @@
+//! What manifest files say: the cluster, and the configuration objects among its objects.
+
+use serde_json::Value;
+
+use super::kubeproxy;
+use super::network_facts::{self, NetworkFacts};
+use super::settings::Asked;
+use crate::bad_setting::BadSetting;
+use crate::cluster::host_facts::{self, HostFacts, WrittenFacts};
+use crate::kubernetes::Complaints;
+use crate::kubernetes::manifests::{Document, ManifestError, Objects, documents};
+use crate::proxy::rules::inputs::Inputs;
+use crate::proxy::settings::ProxySettings;
+
+/// Everything the manifests say.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    objects: Objects,
+    config: Option<Config>,
+    host_facts: Option<WrittenFacts>,
+    network_facts: Option<NetworkFacts>,
+}
+
+impl Manifests {
+    /// Adds the text of one file. Of two objects of one name the later one counts.
+    ///
+    /// # Errors
+    /// A document that cannot be read, or a configuration object that makes no sense.
+    pub fn add(&mut self, path: &str, text: &str) -> Result<(), ManifestError> {
+        let documents = documents(text).map_err(|bad| ManifestError::Document { path: path.into(), bad })?;
+        for document in documents {
+            let (api_version, kind, value) = match document {
+                Document::Object(id, converted) => {
+                    self.objects.insert(id, *converted);
+                    continue;
+                }
+                Document::OtherVersion(id, api_version) => {
+                    self.objects.insert_unread(id, &api_version);
+                    continue;
+                }
+                Document::Other { api_version, kind, value } => (api_version, kind, value),
+            };
+            let setting = |kind| move |bad| ManifestError::Setting { path: path.into(), kind, bad };
+            match (api_version.as_str(), kind.as_str()) {
+                (kubeproxy::API_VERSION, kubeproxy::KIND) => {
+                    let config = kubeproxy::decode::value(&value).map_err(setting(kubeproxy::KIND))?;
+                    let settings = config.resolve().map_err(setting(kubeproxy::KIND))?;
+                    self.config = Some(Config { settings, node_name: config.node_name(), document: value });
+                }
+                (_, kubeproxy::KIND) => {
+                    let cause = format!("{api_version:?} cannot be read here, only {}", kubeproxy::API_VERSION);
+                    return Err(setting(kubeproxy::KIND)(BadSetting { field: "apiVersion".into(), cause }));
+                }
+                (host_facts::API_VERSION, host_facts::KIND) => {
+                    let facts = WrittenFacts::from_value(&value).map_err(setting(host_facts::KIND))?;
+                    facts.over(HostFacts::default()).map_err(setting(host_facts::KIND))?;
+                    self.host_facts = Some(facts);
+                }
+                (host_facts::API_VERSION, network_facts::KIND) => {
+                    self.network_facts = Some(NetworkFacts::from_value(&value).map_err(setting(network_facts::KIND))?);
+                }
+                (_, "") => self.objects.skip("without a kind".into()),
+                _ => self.objects.skip(format!("{api_version} {kind}").trim_start().to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what could not be used, object by object, and what was not needed.
+    pub fn complain(&self, complaints: &mut Complaints) {
+        self.objects.complain(complaints);
+    }
+
+    /// Adds what other manifests say; of two objects of one name theirs counts.
+    pub fn absorb(&mut self, other: Self) {
+        self.objects.absorb(other.objects);
+        self.config = other.config.or(self.config.take());
+        self.host_facts = other.host_facts.or(self.host_facts.take());
+        self.network_facts = other.network_facts.or(self.network_facts.take());
+    }
+
+    /// What rules are computed from, with what the manifests leave open filled in. This node is the one that was asked for, else the one
+    /// the configuration among the manifests names, else their only Node, else the host.
+    #[must_use]
+    pub fn into_inputs(self, asked: &Asked) -> Inputs {
+        let only_node = self.objects.only_node().map(str::to_owned);
+        let (settings, configured) =
+            self.config.map_or_else(|| (asked.settings.clone(), None), |config| (config.settings, config.node_name));
+        let node_name = asked.node_name.clone().or(configured).or(only_node).unwrap_or_else(|| asked.host_name.clone());
+        let snapshot = self.objects.into_snapshot(&node_name);
+        let without_proxy = self.network_facts.as_ref().is_some_and(|facts| facts.without_proxy);
+        let pod_rules = self.network_facts.map(|facts| facts.rules);
+        Inputs { snapshot, node_name, settings, written_facts: self.host_facts, pod_rules, without_proxy }
+    }
+
+    /// The KubeProxyConfiguration among the manifests, as it is written.
+    #[must_use]
+    pub fn configuration(&self) -> Option<&Value> {
+        self.config.as_ref().map(|config| &config.document)
+    }
+}
+
+/// What a configuration among the manifests says.
+#[derive(Clone, Debug)]
+struct Config {
+    settings: ProxySettings,
+    node_name: Option<String>,
+    /// As it is written.
+    document: Value,
+}

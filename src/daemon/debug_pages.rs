@@ -1,0 +1,50 @@
+//! What the metrics server shows of this program (spec section 9.3).
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::config::effective::Effective;
+use crate::config::flags::RunFlags;
+use crate::config::kubeproxy::gates::enabled;
+use crate::observe::metrics::{Format, Metrics};
+use crate::serve::metrics_server::{Exposition, Pages, SetVerbosity};
+use crate::serve::status::server::Site;
+use crate::serve::zpages::Build;
+
+use super::logs;
+use crate::versions;
+
+/// The pages of a program that runs with this configuration and these flags.
+pub(crate) fn pages(
+    effective: &Effective,
+    flags: &RunFlags,
+    metrics: Arc<Metrics>,
+    configz: watch::Receiver<serde_json::Value>,
+    site: Site,
+) -> Pages {
+    let gate = |name| enabled(&effective.config.feature_gates, name);
+    let set_verbosity: SetVerbosity = Box::new(|text: &str| {
+        let verbosity = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+        logs::set_verbosity(verbosity);
+        Ok(())
+    });
+    let slowest = Arc::clone(&metrics);
+    Pages {
+        site: Some(site),
+        slowest: Box::new(move || slowest.slowest().text(Timestamp::now())),
+        metrics: Box::new(move |accept| {
+            let (content_type, text) = metrics.text(Format::of_accept(accept.unwrap_or_default()));
+            Exposition { content_type: content_type.to_owned(), text }
+        }),
+        configz,
+        flags: gate("ComponentFlagz").then(|| flags.typed.clone()),
+        build: gate("ComponentStatusz").then(|| Build {
+            binary_version: format!("{}+sepal-{}", versions::KUBE_PROXY.trim_start_matches('v'), env!("CARGO_PKG_VERSION")),
+            emulation_version: "1.36".into(),
+            started: Timestamp::now(),
+        }),
+        set_verbosity: effective.daemon.profiling.then_some(set_verbosity),
+    }
+}

@@ -1,0 +1,31 @@
+//! Reads manifest files again when they change: `sepal run --manifests`.
+
+use tokio::sync::mpsc;
+
+use crate::config::manifest_files::Files;
+use crate::file_watch::Watch;
+use crate::proxy::sync::update::Update;
+
+/// Sends new inputs for as long as somebody takes them.
+pub async fn follow(mut files: Files, mut watch: Watch, updates: mpsc::Sender<Update>) {
+    loop {
+        watch.changed().await;
+        // Parsing a large cluster takes a while, and the loop must not wait for it.
+        let reread = tokio::task::spawn_blocking(move || {
+            let inputs = files.reread();
+            (files, inputs)
+        });
+        let inputs;
+        (files, inputs) = match reread.await {
+            Ok(done) => done,
+            // A panic there is one here: this task is supervised.
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
+        };
+        if updates.send(Update::Inputs(Box::new(inputs))).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The fields of API objects that matter here. Whatever else an object holds is passed over while it is read: it costs no memory, and
+//! cannot be wrong.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// Labels that matter, of any object.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Labels {
+    /// Another proxy looks after this Service.
+    #[serde(rename = "service.kubernetes.io/service-proxy-name")]
+    pub proxy_name: Option<String>,
+    /// The slice belongs to a headless Service.
+    #[serde(rename = "service.kubernetes.io/headless")]
+    pub headless: Option<String>,
+    /// The slice's Service.
+    #[serde(rename = "kubernetes.io/service-name")]
+    pub service_name: Option<String>,
+    /// The Node's zone.
+    #[serde(rename = "topology.kubernetes.io/zone")]
+    pub zone: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Metadata {
+    pub labels: Option<Labels>,
+    pub annotations: Option<Annotations>,
+    #[serde(rename = "deletionTimestamp")]
+    pub deletion_timestamp: Option<String>,
+}
+
+/// Annotations that matter, of any object.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Annotations {
+    /// When the change happened that this version of the slice tells of.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub trigger_time: Option<String>,
+}
+
+/// `v1` Service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Service {
+    pub metadata: Metadata,
+    pub spec: Option<ServiceSpec>,
+    pub status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ServiceSpec {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Option<Vec<String>>,
+    pub ip_families: Option<Vec<String>>,
+    pub ports: Option<Vec<ServicePort>>,
+    pub session_affinity: Option<String>,
+    pub session_affinity_config: Option<SessionAffinityConfig>,
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Option<Vec<String>>,
+    pub external_traffic_policy: Option<String>,
+    pub internal_traffic_policy: Option<String>,
+    pub load_balancer_source_ranges: Option<Vec<String>>,
+    pub health_check_node_port: Option<i32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ServicePort {
+    pub name: Option<String>,
+    pub protocol: Option<String>,
+    pub port: i32,
+    pub node_port: Option<i32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIp>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ClientIp {
+    pub timeout_seconds: Option<i32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ServiceStatus {
+    pub load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LoadBalancer {
+    pub ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Ingress {
+    pub ip: Option<String>,
+    pub ip_mode: Option<String>,
+}
+
+/// `discovery.k8s.io/v1` EndpointSlice.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct EndpointSlice {
+    pub metadata: Metadata,
+    pub address_type: String,
+    pub endpoints: Option<Vec<Endpoint>>,
+    pub ports: Option<Vec<EndpointPort>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Endpoint {
+    pub addresses: Option<Vec<String>>,
+    pub conditions: Option<Conditions>,
+    pub node_name: Option<String>,
+    pub hints: Option<Hints>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Conditions {
+    pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Hints {
+    pub for_zones: Option<Vec<Hint>>,
+    pub for_nodes: Option<Vec<Hint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Hint {
+    pub name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct EndpointPort {
+    pub name: Option<String>,
+    pub protocol: Option<String>,
+    pub port: Option<i32>,
+}
+
+/// `v1` Node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Node {
+    pub metadata: Metadata,
+    pub spec: Option<NodeSpec>,
+    pub status: Option<NodeStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeSpec {
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<String>>,
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: Option<String>,
+    pub taints: Option<Vec<Taint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Taint {
+    pub key: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeStatus {
+    pub addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeAddress {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub address: String,
+}
+
+/// `v1` Node, as the pod network needs it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NetworkNode {
+    pub metadata: NamedMetadata,
+    pub spec: Option<NodeSpec>,
+    pub status: Option<NodeStatus>,
+}
+
+/// Metadata by which versions of objects are told apart, and all annotations.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct NamedMetadata {
+    pub name: Option<String>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub creation_timestamp: Option<String>,
+    pub annotations: Option<BTreeMap<String, String>>,
+}
+
+/// `coordination.k8s.io/v1` Lease.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Lease {
+    pub metadata: NamedMetadata,
+    pub spec: Option<LeaseSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct LeaseSpec {
+    pub holder_identity: Option<String>,
+    pub lease_duration_seconds: Option<u32>,
+    pub renew_time: Option<String>,
+    pub lease_transitions: Option<i32>,
+}

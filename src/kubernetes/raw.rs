@@ -1,0 +1,103 @@
+//! API objects as the server sends them, and which of them are read.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use kube::Resource;
+use kube::api::{ApiResource, ObjectMeta};
+use kube::core::DynamicResourceScope;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::object::{Kind, ObjectId, Subject};
+
+/// An object as the server sends it: its text, and the little that a watch has to know. Nothing in it can make a whole list fail: it is
+/// only looked at when it is converted.
+#[derive(Clone, Debug)]
+pub(crate) struct Raw {
+    pub metadata: ObjectMeta,
+    pub text: Box<RawValue>,
+}
+
+impl Raw {
+    pub(crate) fn id(&self, kind: Kind) -> ObjectId {
+        ObjectId::new(kind, self.metadata.namespace.as_deref().unwrap_or_default(), self.metadata.name.as_deref().unwrap_or_default())
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let Identity { name, namespace, resource_version, annotations } =
+            serde_json::from_str::<Identified>(text.get()).unwrap_or_default().metadata;
+        Ok(Self { metadata: ObjectMeta { name, namespace, resource_version, annotations, ..ObjectMeta::default() }, text })
+    }
+}
+
+impl Serialize for Raw {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.text.serialize(serializer)
+    }
+}
+
+impl Resource for Raw {
+    type DynamicType = ApiResource;
+    type Scope = DynamicResourceScope;
+
+    fn kind(resource: &ApiResource) -> Cow<'_, str> {
+        resource.kind.as_str().into()
+    }
+
+    fn group(resource: &ApiResource) -> Cow<'_, str> {
+        resource.group.as_str().into()
+    }
+
+    fn version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.version.as_str().into()
+    }
+
+    fn plural(resource: &ApiResource) -> Cow<'_, str> {
+        resource.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// What is needed of an object's metadata to watch it.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Identity {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+    /// Of a bookmark: that it ends the initial events.
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Identified {
+    metadata: Identity,
+}
+
+/// What is read of one kind.
+pub(crate) struct Watched {
+    pub subject: Subject,
+    pub resource: ApiResource,
+    /// All namespaces, or only this one.
+    pub namespace: Option<String>,
+    pub labels: Option<String>,
+    pub fields: Option<String>,
+}
+
+impl Watched {
+    pub(crate) const fn all(subject: Subject, resource: ApiResource) -> Self {
+        Self { subject, resource, namespace: None, labels: None, fields: None }
+    }
+}

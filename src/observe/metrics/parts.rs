@@ -1,0 +1,73 @@
+//! Which parts of the daemon do their work, read whenever somebody asks for the metrics. The same that `/readyz` says.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::metrics::family::Family as Labelled;
+
+use crate::observe::readiness::Readiness;
+
+use super::Count;
+use super::text::one;
+
+/// Labels of a part.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPart {
+    part: &'static str,
+}
+
+/// The table of parts, once there is one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parts(Arc<OnceLock<Readiness>>);
+
+impl Parts {
+    /// Shows this table from now on. The first one stays.
+    pub(super) fn show(&self, readiness: &Readiness) {
+        let _ = self.0.set(readiness.clone());
+    }
+}
+
+impl Collector for Parts {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let states = self.0.get().map(Readiness::states).unwrap_or_default();
+        if states.is_empty() {
+            return Ok(());
+        }
+        let ready = Labelled::<OfPart, Count>::default();
+        for (part, state) in &states {
+            ready.get_or_create(&OfPart { part: part.as_str() }).set(state.is_ready().into());
+        }
+        one(&mut encoder, "sepal_part_ready", "Whether a part of the daemon does its work, 1 or 0", &ready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cluster::Family;
+    use crate::observe::metrics::{Format, Metrics};
+    use crate::observe::readiness::{Part, Readiness};
+
+    /// What is shown of parts, without regard to their order.
+    fn shown(metrics: &Metrics) -> Vec<String> {
+        let text = metrics.text(Format::Classic).1;
+        let mut lines: Vec<String> = text.lines().filter(|line| line.contains("sepal_part_ready")).map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    #[test]
+    fn parts_are_shown_as_they_stand() {
+        let metrics = Metrics::default();
+        assert!(shown(&metrics).is_empty());
+        let readiness = Readiness::new([Part::Peers, Part::Proxy(Family::V4)]);
+        metrics.parts(&readiness);
+        readiness.ready(Part::Proxy(Family::V4));
+        let head = ["# HELP sepal_part_ready Whether a part of the daemon does its work, 1 or 0", "# TYPE sepal_part_ready gauge"];
+        assert_eq!(shown(&metrics), [head[0], head[1], "sepal_part_ready{part=\"peers\"} 0", "sepal_part_ready{part=\"proxy-ipv4\"} 1"]);
+        readiness.not_ready(Part::Proxy(Family::V4), "no iptables");
+        readiness.ready(Part::Peers);
+        assert_eq!(shown(&metrics)[2..], ["sepal_part_ready{part=\"peers\"} 1", "sepal_part_ready{part=\"proxy-ipv4\"} 0"]);
+    }
+}

@@ -1,0 +1,406 @@
+//! What nodes tell each other in annotations of their Nodes (spec section 3): flannel's names, flannel's bytes.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::net_conf::Backend;
+use crate::cluster::Family;
+use crate::json_keys;
+
+use crate::cluster::families::PerFamily;
+use crate::netlink::mac::Mac;
+
+/// The usual prefix.
+pub const DEFAULT_PREFIX: &str = "flannel.alpha.coreos.com";
+
+const MANAGED: &str = "kube-subnet-manager";
+const BACKEND_TYPE: &str = "backend-type";
+const BACKEND_DATA: [(Family, &str); 2] = [(Family::V4, "backend-data"), (Family::V6, "backend-v6-data")];
+const PUBLIC_IP: [(Family, &str); 2] = [(Family::V4, "public-ip"), (Family::V6, "public-ipv6")];
+const NODE_PUBLIC_IP: [(Family, &str); 2] = [(Family::V4, "node-public-ip"), (Family::V6, "node-public-ipv6")];
+const OVERWRITE: [(Family, &str); 2] = [(Family::V4, "public-ip-overwrite"), (Family::V6, "public-ipv6-overwrite")];
+
+/// What all names of annotations start with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefix(String);
+
+/// A prefix that makes no names of annotations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPrefix {
+    /// More than one slash.
+    #[error("subnet/kube: prefix can contain at most single slash")]
+    Slashes,
+    /// Not of the right form.
+    #[error("subnet/kube: prefix must be in a format: fqdn/[0-9a-z-_]*")]
+    Format,
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self(format!("{DEFAULT_PREFIX}/"))
+    }
+}
+
+impl Prefix {
+    /// Completes a prefix: with a slash if it has none, then with a hyphen if it ends with neither.
+    ///
+    /// # Errors
+    /// It is not a domain name with at least one dot, and what may follow a slash.
+    pub fn new(text: &str) -> Result<Self, BadPrefix> {
+        let mut text = text.to_owned();
+        match text.matches('/').count() {
+            0 => text.push('/'),
+            1 => {}
+            _ => return Err(BadPrefix::Slashes),
+        }
+        if !text.ends_with(['/', '-']) {
+            text.push('-');
+        }
+        let word = |text: &str| text.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
+        let (domain, rest) = text.split_once('/').unwrap_or_default();
+        let labels = domain.split('.').count();
+        let good = labels > 1 && domain.split('.').all(|label| !label.is_empty() && word(label)) && word(rest) && rest != "-";
+        if good { Ok(Self(text)) } else { Err(BadPrefix::Format) }
+    }
+
+    /// The name of an annotation.
+    #[must_use]
+    pub fn name(&self, suffix: &str) -> String {
+        [&self.0, suffix].concat()
+    }
+
+    /// The names that this and nobody else writes; what a clean-up removes.
+    #[must_use]
+    pub fn written(&self) -> Vec<String> {
+        let of_families = BACKEND_DATA.into_iter().chain(PUBLIC_IP).map(|(_, suffix)| suffix);
+        [MANAGED, BACKEND_TYPE].into_iter().chain(of_families).map(|suffix| self.name(suffix)).collect()
+    }
+}
+
+/// The annotations of a Node that matter, as they are written there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAnnotations {
+    /// `kube-subnet-manager` is `true`: the node takes part.
+    pub managed: bool,
+    /// `backend-type`.
+    pub backend_type: Option<Box<str>>,
+    /// `backend-data`, `backend-v6-data`.
+    pub data: PerFamily<Box<str>>,
+    /// `public-ip`, `public-ipv6`.
+    pub public_ips: PerFamily<Box<str>>,
+    /// `node-public-ip`, `node-public-ipv6`: the user's, instead of `--public-ip`.
+    pub node_public_ips: PerFamily<Box<str>>,
+    /// `public-ip-overwrite`, `public-ipv6-overwrite`: the user's, published instead of the real address.
+    pub overwrites: PerFamily<Box<str>>,
+}
+
+/// An annotation that says nothing that makes sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {name} is {value:?}, which is not {wanted}")]
+pub struct BadAnnotation {
+    /// The annotation, without the prefix.
+    pub name: &'static str,
+    /// What it says.
+    pub value: String,
+    /// What it should be.
+    pub wanted: &'static str,
+}
+
+/// What a node says of its VXLAN link: `{"VNI":1,"VtepMAC":"26:22:24:fa:1a:29"}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VxlanData {
+    /// The network's identifier; old flannels did not tell.
+    #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// The link's hardware address.
+    #[serde(rename = "VtepMAC")]
+    pub mac: Mac,
+}
+
+impl NodeAnnotations {
+    /// Picks what matters from all annotations of a Node.
+    pub fn read<'a>(prefix: &Prefix, all: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut found = Self::default();
+        for (name, value) in all {
+            let Some(suffix) = name.strip_prefix(prefix.0.as_str()) else { continue };
+            match suffix {
+                MANAGED => found.managed = value == "true",
+                BACKEND_TYPE => found.backend_type = Some(value.into()),
+                _ => {
+                    let kinds = [
+                        (BACKEND_DATA, &mut found.data),
+                        (PUBLIC_IP, &mut found.public_ips),
+                        (NODE_PUBLIC_IP, &mut found.node_public_ips),
+                        (OVERWRITE, &mut found.overwrites),
+                    ];
+                    for (names, values) in kinds {
+                        if let Some((family, _)) = names.into_iter().find(|(_, name)| *name == suffix) {
+                            values.set(family, Some(value.into()));
+                        }
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Those that nodes write of themselves, as annotations with their whole names.
+    #[must_use]
+    pub fn written(&self, prefix: &Prefix) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        let mut add = |suffix: &str, value: Option<&str>| all.extend(value.map(|value| (prefix.name(suffix), value.to_owned())));
+        add(MANAGED, self.managed.then_some("true"));
+        add(BACKEND_TYPE, self.backend_type.as_deref());
+        for (names, values) in [(BACKEND_DATA, &self.data), (PUBLIC_IP, &self.public_ips)] {
+            for (family, suffix) in names {
+                add(suffix, values.get(family).map(|value| &**value));
+            }
+        }
+        all
+    }
+
+    /// The address that the node publishes in a family, if it does.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn public_ip(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
+        address(PUBLIC_IP, &self.public_ips, family)
+    }
+
+    /// What takes the place of `--public-ip` or `--public-ipv6`, if something does.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub fn node_public_ip(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
+        address(NODE_PUBLIC_IP, &self.node_public_ips, family)
+    }
+
+    /// What is to be published instead of the real address, if something is. It need not be an address of this host.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub fn overwrite(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
+        address(OVERWRITE, &self.overwrites, family)
+    }
+
+    /// What the node says of its VXLAN link in a family, if it does.
+    ///
+    /// # Errors
+    /// It is not what such a link says, or no station can have the hardware address.
+    pub fn vxlan(&self, family: Family) -> Result<Option<VxlanData>, BadAnnotation> {
+        let Some(text) = self.data.get(family) else { return Ok(None) };
+        let bad = || BadAnnotation {
+            name: suffix(BACKEND_DATA, family),
+            value: (**text).to_owned(),
+            wanted: "{\"VNI\":...,\"VtepMAC\":\"...\"}",
+        };
+        // flannel writes this where a link's family is off.
+        if &**text == "null" {
+            return Ok(None);
+        }
+        let data: VxlanData = json_keys::from_slice(text.as_bytes()).map_err(|_| bad())?;
+        if data.mac.is_unicast() { Ok(Some(data)) } else { Err(bad()) }
+    }
+}
+
+fn suffix(names: [(Family, &'static str); 2], family: Family) -> &'static str {
+    let [(_, v4), (_, v6)] = names;
+    if family == Family::V4 { v4 } else { v6 }
+}
+
+fn address(names: [(Family, &'static str); 2], texts: &PerFamily<Box<str>>, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
+    let Some(text) = texts.get(family).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let (parsed, wanted) = match family {
+        Family::V4 => (text.parse::<Ipv4Addr>().ok().map(IpAddr::V4), "an IPv4 address"),
+        Family::V6 => (text.parse::<Ipv6Addr>().ok().map(IpAddr::V6), "an IPv6 address"),
+    };
+    parsed.map(Some).ok_or_else(|| BadAnnotation { name: suffix(names, family), value: (**text).to_owned(), wanted })
+}
+
+/// What a node tells of itself in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishedEnd {
+    /// Where others reach it.
+    pub public_ip: IpAddr,
+    /// Its VXLAN link, if that is the backend.
+    pub vxlan: Option<VxlanData>,
+}
+
+/// What a node tells of itself, as annotations with their whole names.
+#[must_use]
+pub fn published(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedEnd>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> =
+        [(prefix.name(MANAGED), "true".to_owned()), (prefix.name(BACKEND_TYPE), backend.as_str().to_owned())].into();
+    for (family, end) in ends.iter() {
+        let data = end.vxlan.as_ref().and_then(|data| serde_json::to_string(data).ok()).unwrap_or_else(|| "null".into());
+        all.insert(prefix.name(suffix(BACKEND_DATA, family)), data);
+        all.insert(prefix.name(suffix(PUBLIC_IP, family)), end.public_ip.to_string());
+    }
+    all
+}
+
+/// The strategic merge patch of a Node (for `nodes/status`, where flannel sends it) that makes its annotations say this; only what it
+/// changes. `None` if they do already.
+#[must_use]
+pub fn patch<'a>(wanted: &BTreeMap<String, String>, found: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Value> {
+    let found: BTreeMap<&str, &str> = found.into_iter().collect();
+    let changed: BTreeMap<&String, &String> =
+        wanted.iter().filter(|(name, value)| found.get(name.as_str()) != Some(&value.as_str())).collect();
+    (!changed.is_empty()).then(|| json!({"metadata": {"annotations": changed}}))
+}
+
+/// The merge patch of a Node with which it takes no part any more in these families, or in none that is left; `None` if it takes no part
+/// already. Other nodes go by its podCIDRs, which cannot be changed, and would send packets to it otherwise.
+#[must_use]
+pub fn withdrawal(prefix: &Prefix, lost: &[Family], is_all: bool, found: &NodeAnnotations) -> Option<Value> {
+    let names: Vec<&str> = if is_all {
+        found.managed.then_some(MANAGED).into_iter().collect()
+    } else {
+        let published = lost.iter().filter(|family| found.public_ips.get(**family).is_some());
+        published.map(|family| suffix(PUBLIC_IP, *family)).collect()
+    };
+    let absent: BTreeMap<String, Value> = names.iter().map(|name| (prefix.name(name), Value::Null)).collect();
+    (!absent.is_empty()).then(|| json!({"metadata": {"annotations": absent}}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod_network::net_conf::VxlanConf;
+
+    fn mac(text: &str) -> Mac {
+        text.parse().expect("a hardware address")
+    }
+
+    #[test]
+    fn prefixes_are_completed_or_refused() {
+        for (text, name) in [
+            ("flannel.alpha.coreos.com", "flannel.alpha.coreos.com/public-ip"),
+            ("flannel.alpha.coreos.com/", "flannel.alpha.coreos.com/public-ip"),
+            ("flannel.alpha.coreos.com/pod", "flannel.alpha.coreos.com/pod-public-ip"),
+            ("flannel.alpha.coreos.com/pod-", "flannel.alpha.coreos.com/pod-public-ip"),
+            ("a.b/c_d-1", "a.b/c_d-1-public-ip"),
+        ] {
+            assert_eq!(Prefix::new(text).map(|prefix| prefix.name("public-ip")), Ok(name.to_owned()), "{text}");
+        }
+        assert_eq!(Prefix::new("a.b/c/d"), Err(BadPrefix::Slashes));
+        for text in ["", "/", "flannel", "flannel/", "a..b/", "A.b/", "a.b/C", "a.b/c.d", "a.b/-", ".a/x"] {
+            assert_eq!(Prefix::new(text), Err(BadPrefix::Format), "{text}");
+        }
+        assert_eq!(Prefix::new(DEFAULT_PREFIX), Ok(Prefix::default()));
+    }
+
+    #[test]
+    fn a_node_without_a_subnet_withdraws() {
+        let prefix = Prefix::default();
+        let found = [("kube-subnet-manager", "true"), ("public-ip", "192.0.2.1"), ("public-ipv6", "fd00::1"), ("backend-data", "null")]
+            .map(|(suffix, value)| (prefix.name(suffix), value));
+        let found = NodeAnnotations::read(&prefix, found.iter().map(|(name, value)| (name.as_str(), *value)));
+        let patch =
+            |lost: &[Family], is_all| withdrawal(&prefix, lost, is_all, &found).map(|patch| patch["metadata"]["annotations"].clone());
+        assert_eq!(patch(&[Family::V4], true), Some(json!({"flannel.alpha.coreos.com/kube-subnet-manager": null})));
+        assert_eq!(patch(&[Family::V6], false), Some(json!({"flannel.alpha.coreos.com/public-ipv6": null})));
+        assert_eq!(withdrawal(&prefix, &[Family::V4], true, &NodeAnnotations::default()), None);
+    }
+
+    #[test]
+    fn what_is_written_is_flannels_to_the_byte() {
+        let vxlan = Some(VxlanData { vni: Some(1), mac: mac("26:22:24:FA:1a:29") });
+        let ends: PerFamily<PublishedEnd> =
+            [(Family::V4, PublishedEnd { public_ip: [192, 168, 77, 1].into(), vxlan })].into_iter().collect();
+        let wanted = published(&Prefix::default(), &Backend::Vxlan(VxlanConf::default()), &ends);
+        assert_eq!(
+            patch(&wanted, []).map(|patch| patch.to_string()).as_deref(),
+            Some(
+                r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/backend-data":"{\"VNI\":1,\"VtepMAC\":\"26:22:24:fa:1a:29\"}","flannel.alpha.coreos.com/backend-type":"vxlan","flannel.alpha.coreos.com/kube-subnet-manager":"true","flannel.alpha.coreos.com/public-ip":"192.168.77.1"}}}"#
+            )
+        );
+        // Only what differs; nothing if nothing does.
+        let mut found: Vec<(&str, &str)> =
+            wanted.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain([("other", "x")]).collect();
+        assert_eq!(patch(&wanted, found.iter().copied()), None);
+        found[3].1 = "192.168.77.2";
+        let text = patch(&wanted, found).map(|patch| patch.to_string());
+        assert_eq!(text.as_deref(), Some(r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/public-ip":"192.168.77.1"}}}"#));
+
+        let ends = [
+            (Family::V4, PublishedEnd { public_ip: [10, 0, 0, 1].into(), vxlan: None }),
+            (Family::V6, PublishedEnd { public_ip: "fd00::1".parse().expect("an address"), vxlan: None }),
+        ];
+        let wanted = published(&Prefix::new("a.b/c").expect("good"), &Backend::HostGw, &ends.into_iter().collect());
+        let lines: Vec<String> = wanted.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(
+            lines,
+            [
+                "a.b/c-backend-data=null",
+                "a.b/c-backend-type=host-gw",
+                "a.b/c-backend-v6-data=null",
+                "a.b/c-kube-subnet-manager=true",
+                "a.b/c-public-ip=10.0.0.1",
+                "a.b/c-public-ipv6=fd00::1"
+            ]
+        );
+        assert!(wanted.keys().all(|name| Prefix::new("a.b/c").expect("good").written().contains(name)));
+    }
+
+    #[test]
+    fn what_nodes_say_is_read_and_not_believed_blindly() {
+        let read = |pairs: &[(&str, &str)]| {
+            let all: Vec<(String, &str)> = pairs.iter().map(|(name, value)| (format!("{DEFAULT_PREFIX}/{name}"), *value)).collect();
+            NodeAnnotations::read(
+                &Prefix::default(),
+                all.iter().map(|(name, value)| (name.as_str(), *value)).chain([("public-ip", "9.9.9.9")]),
+            )
+        };
+        let node = read(&[
+            ("kube-subnet-manager", "true"),
+            ("backend-type", "vxlan"),
+            ("backend-data", r#"{"VtepMAC":"26:22:24:fa:1a:29","VNI":5,"More":1}"#),
+            ("backend-v6-data", "null"),
+            ("public-ip", "192.168.77.1"),
+            ("public-ipv6", "192.168.77.1"),
+            ("node-public-ip", "10.0.0.9"),
+            ("public-ip-overwrite", ""),
+            ("public-ipv6-overwrite", "fd00::9"),
+        ]);
+        assert!(node.managed && node.backend_type.as_deref() == Some("vxlan"));
+        assert_eq!(node.vxlan(Family::V4), Ok(Some(VxlanData { vni: Some(5), mac: mac("26:22:24:fa:1a:29") })));
+        assert_eq!(node.vxlan(Family::V6), Ok(None));
+        assert_eq!(node.public_ip(Family::V4), Ok(Some([192, 168, 77, 1].into())));
+        let bad = node.public_ip(Family::V6).expect_err("an IPv4 address").to_string();
+        assert_eq!(bad, "annotation public-ipv6 is \"192.168.77.1\", which is not an IPv6 address");
+        assert_eq!((node.node_public_ip(Family::V4), node.overwrite(Family::V4)), (Ok(Some([10, 0, 0, 9].into())), Ok(None)));
+        assert_eq!(node.overwrite(Family::V6), Ok("fd00::9".parse().ok()));
+        // As Go's encoding/json: a key in any case, the last of two, and every spelling of a hardware address.
+        for data in [
+            r#"{"vni":5,"vtepmac":"26:22:24:fa:1a:29"}"#,
+            r#"{"VNI":5,"VtepMac":"26-22-24-FA-1A-29"}"#,
+            r#"{"Vni":5,"VTEPMAC":"2622.24fa.1a29"}"#,
+            r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:01","vtepMAC":"26:22:24:fa:1a:29","VNI":5}"#,
+        ] {
+            let want = VxlanData { vni: Some(5), mac: mac("26:22:24:fa:1a:29") };
+            assert_eq!(read(&[("backend-data", data)]).vxlan(Family::V4), Ok(Some(want)), "{data}");
+        }
+        for data in [
+            "",
+            "{}",
+            "x",
+            r#"{"VtepMAC":null}"#,
+            r#"{"VtepMAC":"26-22-24:fa:1a:29"}"#,
+            r#"{"VtepMAC":"26:22:24:fa:1a:29:00:01"}"#,
+            r#"{"VtepMAC":"00:00:00:00:00:00"}"#,
+            r#"{"VtepMAC":"01:00:5e:00:00:01"}"#,
+            r#"{"VNI":-1,"VtepMAC":"26:22:24:fa:1a:29"}"#,
+        ] {
+            assert!(read(&[("backend-data", data)]).vxlan(Family::V4).is_err(), "{data}");
+        }
+        assert_eq!(
+            read(&[("backend-data", r#"{"VtepMAC":"26:22:24:fa:1a:29"}"#)]).vxlan(Family::V4).map(|data| data.and_then(|data| data.vni)),
+            Ok(None)
+        );
+        assert!(!read(&[("kube-subnet-manager", "True")]).managed);
+    }
+}

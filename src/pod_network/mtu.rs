@@ -1,0 +1,112 @@
+//! How large packets can be: what encapsulation takes, and what that leaves (spec sections 5.2 and 12.9).
+
+use super::net_conf::NetConf;
+use crate::cluster::Family;
+
+use crate::cluster::families::PerFamily;
+
+/// Bytes that VXLAN puts around a packet: outer IP header, UDP, VXLAN, and the inner Ethernet header. The family is the outer packets'.
+#[must_use]
+pub const fn overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
+
+/// The smallest MTU of a link that carries a family (RFC 791, RFC 8200). Below 1280 the kernel switches IPv6 off.
+#[must_use]
+pub const fn least(family: Family) -> u32 {
+    match family {
+        Family::V4 => 68,
+        Family::V6 => 1280,
+    }
+}
+
+/// The MTUs of a pod network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtu {
+    /// Of the VXLAN links, each by the family of its outer packets, which is that of the packets it carries, too. Empty for host-gw.
+    pub links: PerFamily<u32>,
+    /// Of the pods' interfaces, which is what subnet.env says: what fits through every link.
+    pub pods: u32,
+    /// What was asked for and is more than the external interface takes.
+    pub too_large: Option<u32>,
+}
+
+/// Packets would have to be smaller than IP allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an MTU of {outer} for outer packets leaves {inner} for pods, and {family} needs {} at least: set a larger MTU on the external interface (or for Backend.MTU in net-conf.json, if it is set there)",
+    least(*.family)
+)]
+pub struct TooSmall {
+    /// MTU of the outer packets.
+    pub outer: u32,
+    /// What is left of it.
+    pub inner: u32,
+    /// The family that it is too small for.
+    pub family: Family,
+}
+
+/// The MTUs that come from a configuration and the MTU of the external interface. More than that one takes cannot be sent, so it counts
+/// as asked for in vain.
+///
+/// # Errors
+/// What is left is less than a family needs.
+pub fn mtu(conf: &NetConf, external: u32) -> Result<Mtu, TooSmall> {
+    let asked = conf.backend.vxlan().and_then(|vxlan| vxlan.mtu);
+    let outer = asked.unwrap_or(external).min(external);
+    let mut links = PerFamily::default();
+    for family in conf.networks.families() {
+        let taken = if conf.backend.vxlan().is_some() { overhead(family) } else { 0 };
+        let inner = outer.saturating_sub(taken);
+        if inner < least(family) {
+            return Err(TooSmall { outer, inner, family });
+        }
+        links.set(family, Some(inner));
+    }
+    let pods = links.iter().map(|(_, inner)| *inner).min().unwrap_or(outer);
+    let links = if conf.backend.vxlan().is_some() { links } else { PerFamily::default() };
+    Ok(Mtu { links, pods, too_large: asked.filter(|asked| *asked > external) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conf(families: &str, backend: &str) -> NetConf {
+        let (v4, v6) = (families.contains('4'), families.contains('6'));
+        let text =
+            format!(r#"{{"EnableIPv4":{v4},"EnableIPv6":{v6},"Network":"10.244.0.0/16","IPv6Network":"fd10::/32","Backend":{backend}}}"#);
+        NetConf::parse(&text).expect("a good one")
+    }
+
+    #[test]
+    fn what_goes_around_packets_is_taken_off() {
+        let vxlan = r#"{"Type":"vxlan"}"#;
+        for (families, backend, external, v4, v6, pods, too_large) in [
+            ("4", vxlan, 1500, Some(1450), None, 1450, None),
+            ("6", vxlan, 1500, None, Some(1430), 1430, None),
+            ("46", vxlan, 1500, Some(1450), Some(1430), 1430, None),
+            ("46", vxlan, 9001, Some(8951), Some(8931), 8931, None),
+            ("4", r#"{"Type":"vxlan","MTU":1400}"#, 1500, Some(1350), None, 1350, None),
+            ("4", r#"{"Type":"vxlan","MTU":9000}"#, 1500, Some(1450), None, 1450, Some(9000)),
+            ("46", r#"{"Type":"host-gw"}"#, 1500, None, None, 1500, None),
+            ("6", vxlan, 1350, None, Some(1280), 1280, None),
+        ] {
+            let want = Mtu { links: PerFamily { v4, v6 }, pods, too_large };
+            assert_eq!(mtu(&conf(families, backend), external), Ok(want), "{families} {backend} {external}");
+        }
+    }
+
+    #[test]
+    fn less_than_a_family_needs_is_refused() {
+        let too_small = mtu(&conf("46", r#"{"Type":"vxlan"}"#), 1349).expect_err("too small");
+        assert_eq!(too_small, TooSmall { outer: 1349, inner: 1279, family: Family::V6 });
+        assert!(too_small.to_string().contains("leaves 1279 for pods, and ipv6 needs 1280 at least"));
+        assert!(mtu(&conf("4", r#"{"Type":"vxlan"}"#), 1349).is_ok());
+        assert!(mtu(&conf("6", r#"{"Type":"host-gw"}"#), 1279).is_err());
+        assert!(mtu(&conf("4", r#"{"Type":"vxlan"}"#), 0).is_err());
+    }
+}

@@ -1,0 +1,147 @@
+//! Why a node is not programmed as a peer of the pod network, in words for logs, Events and metrics.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::cluster::Family;
+
+use super::annotations::BadAnnotation;
+use super::node::BadPodCidrs;
+use crate::netlink::mac::Mac;
+
+/// A node that is not programmed, or not in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The node.
+    pub node: Box<str>,
+    /// The family; `None` for all of it.
+    pub family: Option<Family>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a node is not programmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It does not take part, or does no longer: it lacks the annotation.
+    NotManaged,
+    /// It uses another backend.
+    OtherBackend(Option<Box<str>>),
+    /// It has no pod CIDRs that make sense.
+    PodCidrs(BadPodCidrs),
+    /// It has no pod CIDR in this family.
+    NoPodCidr,
+    /// Its pod CIDR is not inside the network.
+    OutsideNetwork(IpNetwork, IpNetwork),
+    /// Its pod CIDR is the whole network.
+    WholeNetwork(IpNetwork),
+    /// Its pod CIDR overlaps this node's.
+    OverlapsOurs(IpNetwork, IpNetwork),
+    /// Its pod CIDR overlaps another node's.
+    Overlaps(IpNetwork, IpNetwork, Box<str>),
+    /// There is a node's address inside its pod CIDR, this one's or another's.
+    SwallowsNode(IpNetwork, IpAddr),
+    /// Its address lies inside another node's pod CIDR.
+    InsideSubnet(IpAddr, Box<str>),
+    /// It publishes no address.
+    NoPublicIp,
+    /// It publishes an address that no node can have.
+    BadPublicIp(IpAddr),
+    /// It publishes this node's address.
+    ClaimsOurAddress(IpAddr),
+    /// It publishes the address of another node.
+    SameAddress(IpAddr, Box<str>),
+    /// It says nothing of its VXLAN link.
+    NoBackendData,
+    /// Its VXLAN link belongs to another network.
+    OtherVni(u32, u32),
+    /// Its VXLAN link has the same hardware address as this node's.
+    ClaimsOurMac(Mac),
+    /// Its VXLAN link has the same hardware address as another node's.
+    SameMac(Mac, Box<str>),
+    /// An annotation makes no sense.
+    Annotation(BadAnnotation),
+    /// The backend needs neighbours, and it is none.
+    NotOnLink(IpAddr),
+}
+
+impl Reason {
+    /// A word for it, for metrics.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotManaged => "not_managed",
+            Self::OtherBackend(_) => "other_backend",
+            Self::PodCidrs(_) | Self::NoPodCidr => "pod_cidr",
+            Self::OutsideNetwork(..) | Self::WholeNetwork(_) => "outside_network",
+            Self::OverlapsOurs(..) | Self::Overlaps(..) => "overlap",
+            Self::SwallowsNode(..) | Self::InsideSubnet(..) => "address_in_subnet",
+            Self::NoPublicIp | Self::BadPublicIp(_) => "public_ip",
+            Self::ClaimsOurAddress(_) | Self::SameAddress(..) => "same_address",
+            Self::NoBackendData | Self::OtherVni(..) | Self::Annotation(_) => "annotation",
+            Self::ClaimsOurMac(_) | Self::SameMac(..) => "same_mac",
+            Self::NotOnLink(_) => "not_on_link",
+        }
+    }
+
+    /// Whether another node may have to do with it, so that it may end when that one changes.
+    #[must_use]
+    pub const fn hangs_on_others(&self) -> bool {
+        matches!(self, Self::Overlaps(..) | Self::SwallowsNode(..) | Self::InsideSubnet(..) | Self::SameAddress(..) | Self::SameMac(..))
+    }
+
+    /// Whether it is worth a line and an Event. A node that does not take part, or waits for its pod CIDR, is nothing out of order.
+    #[must_use]
+    pub const fn is_noteworthy(&self) -> bool {
+        !matches!(self, Self::NotManaged | Self::PodCidrs(BadPodCidrs::Unassigned))
+    }
+}
+
+const SAME_ADDRESS: &str = "Every node needs an address of its own: where all machines have one interface with the same address (Vagrant's first one has 10.0.2.15), say --iface, --iface-regex or --public-ip on each, or annotate its Node with public-ip-overwrite. If the other node is gone, delete its Node";
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {}", self.node)?;
+        if let Some(family) = self.family {
+            write!(f, " ({family})")?;
+        }
+        f.write_str(": ")?;
+        match &self.reason {
+            Reason::NotManaged => f.write_str("its annotation kube-subnet-manager is not true, so it does not take part"),
+            Reason::OtherBackend(Some(kind)) => write!(f, "its backend is {kind}; all nodes need the same Backend in net-conf.json"),
+            Reason::OtherBackend(None) => f.write_str("it does not say what its backend is (annotation backend-type)"),
+            Reason::PodCidrs(bad) => f.write_str(&bad.of_node(&self.node)),
+            Reason::NoPodCidr => f.write_str("it has no pod CIDR in this family"),
+            Reason::OutsideNetwork(subnet, network) => write!(f, "its pod CIDR {subnet} is not inside the network {network}"),
+            Reason::WholeNetwork(network) => {
+                write!(f, "its pod CIDR is all of the network {network}, which would leave nothing for other nodes")
+            }
+            Reason::OverlapsOurs(subnet, own) => write!(f, "its pod CIDR {subnet} overlaps this node's {own}"),
+            Reason::Overlaps(subnet, theirs, other) => write!(f, "its pod CIDR {subnet} overlaps {theirs} of node {other}, which keeps it"),
+            Reason::SwallowsNode(subnet, ip) => write!(f, "its pod CIDR {subnet} holds {ip}, which is a node's own address"),
+            Reason::InsideSubnet(ip, other) => write!(f, "its address {ip} is inside the pod CIDR of node {other}"),
+            Reason::NoPublicIp => f.write_str("it publishes no address (annotation public-ip or public-ipv6)"),
+            Reason::BadPublicIp(ip) => write!(f, "it publishes the address {ip}, which no node can have"),
+            Reason::ClaimsOurAddress(ip) => write!(f, "it publishes {ip}, which is this node's address. {SAME_ADDRESS}"),
+            Reason::SameAddress(ip, other) => write!(f, "it publishes {ip}, as node {other} does, which keeps it. {SAME_ADDRESS}"),
+            Reason::NoBackendData => f.write_str("it says nothing of its VXLAN link (annotation backend-data or backend-v6-data)"),
+            Reason::OtherVni(theirs, ours) => {
+                write!(f, "its VXLAN link has VNI {theirs}, and this node's {ours}; all nodes need the same net-conf.json")
+            }
+            Reason::ClaimsOurMac(mac) => write!(
+                f,
+                "its VXLAN link has the hardware address {mac} of this node's. Was one copied from the other? Delete its annotations backend-data and backend-v6-data and its VXLAN link, and start its daemon again"
+            ),
+            Reason::SameMac(mac, other) => write!(
+                f,
+                "its VXLAN link has the hardware address {mac}, as that of node {other}, which keeps it. Was one copied from the other? Delete its annotations backend-data and backend-v6-data and its VXLAN link, and start its daemon again"
+            ),
+            Reason::Annotation(bad) => write!(f, "{bad}"),
+            Reason::NotOnLink(ip) => {
+                write!(f, "its address {ip} is not on a network of the external interface, which backend host-gw needs; use vxlan")
+            }
+        }
+    }
+}

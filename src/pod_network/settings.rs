@@ -1,0 +1,72 @@
+//! What the operator asked for about the pod network, resolved: plain data, no parsing left to do. What is in net-conf.json is in
+//! [`super::net_conf`].
+
+use std::path::PathBuf;
+
+use super::allocation::Terms;
+use super::annotations::{DEFAULT_PREFIX, Prefix};
+use super::interface::InterfaceOptions;
+
+/// Everything about the pod network that is not in net-conf.json.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// Where this node's subnets come from.
+    pub subnet_source: SubnetSource,
+    /// How long leases of subnets last, where this node takes one.
+    pub lease_terms: Terms,
+    /// net-conf.json.
+    pub net_config_path: PathBuf,
+    /// subnet.env.
+    pub subnet_file: PathBuf,
+    /// Where the CNI configuration is written once pods can have a network; `None` for nowhere.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// What is asked for about the external interface.
+    pub interface: InterfaceOptions,
+    /// What leaves the network has this node's address.
+    pub masquerade: bool,
+    /// It has a random source port, where iptables can do that.
+    pub random_fully: bool,
+    /// What is forwarded from or to pods is accepted.
+    pub forward_rules: bool,
+    /// What no pod of this node has is swallowed.
+    pub blackhole_route: bool,
+    /// What names of annotations start with, as typed.
+    pub annotation_prefix: String,
+    /// The same, completed.
+    pub prefix: Prefix,
+    /// The Node's condition NetworkUnavailable says whether the network works.
+    pub set_network_unavailable: bool,
+    /// Transmit checksum offload of VXLAN links, if it is not to be left as it is.
+    pub checksum_offload: Option<bool>,
+}
+
+impl Default for NetworkSettings {
+    fn default() -> Self {
+        Self {
+            subnet_source: SubnetSource::Node,
+            lease_terms: Terms::of(Terms::DURATION),
+            net_config_path: "/etc/kube-flannel/net-conf.json".into(),
+            subnet_file: "/run/flannel/subnet.env".into(),
+            cni_conf_dir: None,
+            interface: InterfaceOptions::default(),
+            masquerade: false,
+            random_fully: true,
+            forward_rules: true,
+            blackhole_route: false,
+            annotation_prefix: DEFAULT_PREFIX.into(),
+            prefix: Prefix::default(),
+            set_network_unavailable: true,
+            checksum_offload: None,
+        }
+    }
+}
+
+/// Where a node's subnets come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SubnetSource {
+    /// `spec.podCIDRs` of its Node, which the cluster assigns.
+    #[default]
+    Node,
+    /// A Lease of its own, which it takes.
+    Lease,
+}

@@ -1,0 +1,59 @@
+//! What a round does about routes of other programs that are in place of ours.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use tokio::time::Instant;
+
+use crate::netlink::NetworkKernel;
+use crate::netlink::entry::Route;
+use crate::netlink::link::LinkNames;
+use crate::pod_network::contest::{Contests, Verdict};
+use crate::pod_network::plan::EntryPlan;
+
+use super::NetworkLoop;
+
+/// The routes of other programs, as the loop remembers them.
+#[derive(Debug)]
+pub(super) struct ForeignRoutes {
+    contests: Contests,
+    start: Instant,
+    /// When one that is left for now is to be replaced.
+    pub(super) next: Option<Instant>,
+}
+
+impl ForeignRoutes {
+    pub(super) fn new() -> Self {
+        Self { contests: Contests::default(), start: Instant::now(), next: None }
+    }
+}
+
+impl<K: NetworkKernel> NetworkLoop<K> {
+    /// Reports the routes of other programs, and takes those out of the plan that are left for now. Gives the peers whose routes are
+    /// therefore not in place.
+    pub(super) fn judge_foreign(&mut self, plan: &mut EntryPlan, names: &LinkNames) -> BTreeSet<Box<str>> {
+        let found: Vec<Route> = plan.replaced.iter().map(|foreign| foreign.found).collect();
+        let verdicts = self.foreign.contests.judge(&found, self.foreign.start.elapsed());
+        let (mut replaced, mut contested) = (Vec::new(), BTreeMap::new());
+        let (mut left, mut peers) = (HashSet::<IpNetwork>::new(), BTreeSet::new());
+        let mut next: Option<Duration> = None;
+        for (foreign, verdict) in plan.replaced.iter().zip(verdicts) {
+            match verdict {
+                Verdict::Replace => replaced.push(foreign.replaced_text(names)),
+                Verdict::Leave { until, pause, times } => {
+                    left.insert(foreign.wanted.destination);
+                    peers.extend(foreign.node.clone());
+                    contested.insert(foreign.found, foreign.contested_text(names, times, pause.as_secs()));
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                }
+            }
+        }
+        plan.defer(&left);
+        self.foreign.next = next.map(|next| self.foreign.start + next);
+        self.report.routes_replaced(&replaced);
+        self.report.routes_contested(contested);
+        self.report.in_the_way(plan.in_the_way.iter().map(|foreign| foreign.in_the_way_text(names)));
+        peers
+    }
+}

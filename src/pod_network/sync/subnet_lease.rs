@@ -1,0 +1,271 @@
+//! Holds a subnet for this node by a Lease (`--subnet-source=lease`): carries out what a [`Claim`] asks for, and tells how it stands.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::{BoxStream, FuturesUnordered};
+use ipnetwork::IpNetwork;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::leases::{LeaseData, LeaseError, LeaseStore};
+use super::node_writes::{NodeWrites, permission_missing};
+use super::subnet_file;
+use crate::cluster::Family;
+use crate::kubernetes::events::{Event, Events, Regarding};
+use crate::observe::metrics::NetworkMetrics;
+use crate::pod_network::allocation::{Claimant, Now, Space, Terms, lease_name, overlap};
+use crate::pod_network::claim::{Answer, Claim, News, Observed, Request, Scope, Standing, Step};
+
+/// This node as its Node object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The Node's name.
+    pub name: Arc<str>,
+    /// The Node's UID.
+    pub uid: Arc<str>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Addresses that subnets may be reserved for: internal and public ones.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Registered {
+    fn claimant(&self) -> Claimant {
+        Claimant { node: Arc::clone(&self.name), uid: Arc::clone(&self.uid), addresses: self.addresses.clone() }
+    }
+}
+
+/// What it takes to hold a subnet of one family.
+pub struct SubnetHolder {
+    /// Where leases are.
+    pub store: LeaseStore,
+    /// The subnets there are.
+    pub space: Space,
+    /// How long leases last.
+    pub terms: Terms,
+    /// The subnet of the family that subnet.env says, if it says one. What the Node was assigned goes before it.
+    pub previous: Option<IpNetwork>,
+    /// Where subnet.env is. It must not name a subnet whose lease is released.
+    pub subnet_file: PathBuf,
+    /// This node, once it has a Node.
+    pub node: watch::Receiver<Option<Registered>>,
+    /// What stands beside the lease; it is renewed at once when that changes.
+    pub data: watch::Receiver<LeaseData>,
+    /// Where it tells how things stand.
+    pub standing: watch::Sender<Standing>,
+    /// Where it tells what happens.
+    pub events: Events,
+    /// Where it counts.
+    pub metrics: NetworkMetrics,
+}
+
+impl SubnetHolder {
+    /// Holds a subnet for good: waits for the Node, takes a subnet, renews its lease, and takes another one if it is lost. Nothing is
+    /// released when this ends.
+    pub async fn run(mut self) {
+        let registered = loop {
+            let registered = self.node.borrow_and_update().clone();
+            match registered {
+                Some(registered) => break registered,
+                None => changed(&mut self.node).await,
+            }
+        };
+        let previous = registered.pod_cidrs.iter().copied().chain(self.previous).collect();
+        let mut claim = Claim::new(self.space, registered.claimant(), self.terms, previous).using(self.previous);
+        let (start, mut dice) = (Instant::now(), fastrand::Rng::new());
+        let mut watching: Option<(Scope, BoxStream<'static, Observed>)> = None;
+        let mut told = None;
+        loop {
+            let now = || Now { elapsed: start.elapsed(), wall: Timestamp::now() };
+            let mut random = |below: usize| dice.usize(..below.max(1));
+            let step = claim.step(now(), &mut random);
+            self.tell(&mut claim, now());
+            let answered = match step {
+                Step::List => self.store.list().await.map(Answer::Listed),
+                Step::Send(request) => self.send(&request, claim.who()).await,
+                Step::Rest(until) => {
+                    if let Some(scope) = claim.scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
+                        watching = Some((scope, self.store.watch(scope)));
+                    }
+                    tokio::select! {
+                        () = sleep_until(start + until) => {}
+                        observed = observed(&mut watching) => claim.observe(observed, now()),
+                        () = changed(&mut self.data) => claim.renew_now(),
+                        () = changed(&mut self.node) => {
+                            let registered = self.node.borrow_and_update().clone();
+                            if let Some(registered) = registered {
+                                claim.set_who(registered.claimant());
+                            }
+                        }
+                    }
+                    continue;
+                }
+            };
+            let answer = answered.unwrap_or_else(|error| self.failed(error, &mut told));
+            if answer != Answer::Failed {
+                told = None;
+            }
+            claim.answer(answer, now(), &mut random);
+            self.tell(&mut claim, now());
+        }
+    }
+
+    async fn send(&mut self, request: &Request, who: &Claimant) -> Result<Answer, LeaseError> {
+        let data = self.data.borrow_and_update().clone();
+        if let Request::Release(lease) = request {
+            // Another node may take the subnet as soon as it is released.
+            let removed = subnet_file::disown(&self.subnet_file, |_, subnet| !overlap(subnet, lease.subnet));
+            removed.map_err(|error| LeaseError::Failed {
+                verb: "delete",
+                name: format!(" {}", lease_name(lease.subnet)),
+                why: error.to_string(),
+            })?;
+        }
+        let written = self.store.send(request, who, &self.terms, &data, Timestamp::now()).await?;
+        Ok(written.map_or(Answer::Released, Answer::Written))
+    }
+
+    /// What an error means for the claim. One that has to be mended is said once for as long as it stays the same.
+    fn failed(&self, error: LeaseError, told: &mut Option<LeaseError>) -> Answer {
+        match error {
+            LeaseError::Conflict(_) => Answer::Conflict,
+            LeaseError::Missing(_) => Answer::Missing,
+            error => {
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!("{error}; tried again until it works");
+                    if matches!(error, LeaseError::Forbidden { .. }) {
+                        self.events.tell(permission_missing(&error.to_string()));
+                    }
+                }
+                *told = Some(error);
+                Answer::Failed
+            }
+        }
+    }
+
+    /// Tells what is new, and how things stand.
+    fn tell(&self, claim: &mut Claim, now: Now) {
+        for news in claim.take_news() {
+            match news {
+                News::Leased(subnet) => {
+                    self.metrics.leased(Family::of_net(subnet));
+                    let note = format!("subnet {subnet} is leased to this node");
+                    tracing::info!("{note}");
+                    self.event("SubnetLeased", false, note);
+                }
+                News::Renewed(subnet) => {
+                    self.metrics.renewed(Family::of_net(subnet));
+                    tracing::debug!("the lease of subnet {subnet} was renewed");
+                }
+                News::Lost(loss) => {
+                    let subnet = loss.subnet;
+                    self.metrics.lease_lost(Family::of_net(subnet));
+                    let note = match loss.holder {
+                        Some(holder) => format!(
+                            "the lease of subnet {subnet} is lost: {holder} has it now; another subnet is looked for. Pods with its addresses have to be deleted"
+                        ),
+                        None => format!("the lease of subnet {subnet} is lost: it was deleted; it is taken again unless another is faster"),
+                    };
+                    tracing::error!("{note}");
+                    self.event("SubnetLost", true, note);
+                }
+                News::Overlapped(subnet, other) => {
+                    self.metrics.lease_lost(Family::of_net(subnet));
+                    tracing::warn!(
+                        "subnet {subnet} is given up at once: the lease of {other} reaches into it; is SubnetLen the same everywhere?"
+                    );
+                }
+                News::OutOfSubnets(shortage) => {
+                    tracing::error!("{shortage}");
+                    self.event("OutOfSubnets", true, shortage.to_string());
+                }
+            }
+        }
+        let standing = claim.standing(now);
+        self.standing.send_if_modified(|before| {
+            let news = *before != standing;
+            if let (true, Standing::Lapsed(subnet)) = (news, &standing) {
+                tracing::error!(
+                    "the lease of subnet {subnet} could not be renewed for {} s; others may take it",
+                    self.terms.duration.as_secs()
+                );
+            }
+            *before = standing;
+            news
+        });
+    }
+
+    fn event(&self, reason: &'static str, warning: bool, note: String) {
+        self.events.tell(Event { regarding: Regarding::Node, reason, action: "LeaseSubnet", warning, note });
+    }
+}
+
+/// Waits for another value. One whose sender is gone stays as it is.
+async fn changed<T>(value: &mut watch::Receiver<T>) {
+    if value.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn observed(watching: &mut Option<(Scope, BoxStream<'static, Observed>)>) -> Observed {
+    match watching {
+        Some((_, stream)) => match stream.next().await {
+            Some(observed) => observed,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes the leased subnets to a Node that has none, so that others see them; says so if it has others, which only deleting the Node can
+/// mend. Runs for good.
+pub async fn show_subnets(
+    mut node: watch::Receiver<Option<Registered>>,
+    mut standings: Vec<watch::Receiver<Standing>>,
+    writes: Arc<NodeWrites>,
+    events: Events,
+) {
+    let mut last = None;
+    loop {
+        let registered = node.borrow_and_update().clone();
+        let held: Option<Vec<IpNetwork>> = standings
+            .iter_mut()
+            .map(|standing| if let Standing::Held(subnet) = &*standing.borrow_and_update() { Some(*subnet) } else { None })
+            .collect();
+        if let (Some(registered), Some(held)) = (registered, held)
+            && !held.is_empty()
+        {
+            let now = (Arc::clone(&registered.uid), registered.pod_cidrs.clone(), held.clone());
+            if last.as_ref() != Some(&now) {
+                show(&registered, &held, &writes, &events);
+                last = Some(now);
+            }
+        }
+        let mut any: FuturesUnordered<_> = standings.iter_mut().map(changed).collect();
+        tokio::select! {
+            () = changed(&mut node) => {}
+            Some(()) = any.next() => {}
+        }
+    }
+}
+
+fn show(registered: &Registered, held: &[IpNetwork], writes: &NodeWrites, events: &Events) {
+    let Registered { name, uid, pod_cidrs, .. } = registered;
+    if pod_cidrs.is_empty() {
+        writes.pod_cidrs(uid, held);
+    } else if held.iter().any(|subnet| !pod_cidrs.contains(subnet)) {
+        let list = |subnets: &[IpNetwork]| subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let note = format!(
+            "spec.podCIDRs of Node {name} is {} and cannot be changed, but {} is leased to it; other nodes go by the former. Delete the Node \
+             and let kubelet register it again",
+            list(pod_cidrs),
+            list(held)
+        );
+        tracing::error!("{note}");
+        events.tell(Event { regarding: Regarding::Node, reason: "PodCIDRMismatch", action: "LeaseSubnet", warning: true, note });
+    }
+}

@@ -1,0 +1,50 @@
+//! The pod network's chains: what leaves it is masqueraded, what is forwarded for it accepted. flannel's, to the byte (network spec,
+//! section 8.1).
+
+use std::fmt::Write as _;
+
+use crate::cluster::pod_rules::{PodRanges, PodRules};
+
+use super::Family;
+use crate::table::chain_names::{FLANNEL_FORWARD, FLANNEL_POSTROUTING};
+use crate::table::jumps::Table;
+use crate::table::rules::{Chain, Fixed};
+
+/// Puts the pod network's chains into a family's; those that it should not have are noted as unwanted.
+pub(super) fn add(fixed: &mut Fixed, rules: &PodRules, mark: u32, random_fully: bool, family: Family) {
+    let ranges = rules.ranges.get(family);
+    match ranges.filter(|_| rules.masquerade) {
+        Some(ranges) => {
+            let rules = postrouting(ranges, mark, rules.random_fully && random_fully, family);
+            fixed.nat.push(Chain { name: FLANNEL_POSTROUTING, rules });
+        }
+        None => fixed.unwanted.push((Table::Nat, FLANNEL_POSTROUTING)),
+    }
+    match ranges.filter(|_| rules.forward) {
+        Some(ranges) => fixed.filter.push(Chain { name: FLANNEL_FORWARD, rules: forward(ranges) }),
+        None => fixed.unwanted.push((Table::Filter, FLANNEL_FORWARD)),
+    }
+}
+
+fn postrouting(PodRanges { network, subnet }: &PodRanges, mark: u32, random_fully: bool, family: Family) -> String {
+    let multicast = if family == Family::V4 { "224.0.0.0/4" } else { "ff00::/8" };
+    let masquerade = if random_fully { "MASQUERADE --random-fully" } else { "MASQUERADE" };
+    let mut out = String::new();
+    let mut rule = |matches: &str, target: &str| {
+        let _ = writeln!(out, "-A {FLANNEL_POSTROUTING} {matches} -m comment --comment \"flanneld masq\" -j {target}");
+    };
+    // What the service proxy has marked it masquerades itself.
+    rule(&format!("-m mark --mark {mark:#x}/{mark:#x}"), "RETURN");
+    rule(&format!("-s {subnet} -d {network}"), "RETURN");
+    rule(&format!("-s {network} -d {subnet}"), "RETURN");
+    // The client's address is kept where a service wants it kept.
+    rule(&format!("! -s {network} -d {subnet}"), "RETURN");
+    rule(&format!("-s {network} ! -d {multicast}"), masquerade);
+    rule(&format!("! -s {network} -d {network}"), masquerade);
+    out
+}
+
+fn forward(PodRanges { network, .. }: &PodRanges) -> String {
+    let rule = |matches: &str| format!("-A {FLANNEL_FORWARD} {matches} {network} -m comment --comment \"flanneld forward\" -j ACCEPT\n");
+    rule("-s") + &rule("-d")
+}

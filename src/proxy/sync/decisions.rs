@@ -1,0 +1,85 @@
+//! Log lines about what the loop of the rules decides: why each sync runs and how much it writes (`-v=2`), every update that it gets and
+//! the chains of each plan (`-v=4`). Their texts are only made when they are logged.
+
+use std::fmt::Display;
+
+use tracing::Level;
+
+use super::update::Update;
+use crate::cluster::{Change, Family};
+use crate::kubernetes::{self, Known};
+use crate::table::plan::Plan;
+
+use super::sync_log::V2;
+
+/// Names in one line; the others are counted.
+const NAMED: usize = 20;
+
+/// Whether lines about single syncs are logged.
+pub(super) fn enabled() -> bool {
+    tracing::enabled!(target: V2, Level::DEBUG)
+}
+
+/// A sync has its plan, or a part of it.
+pub(super) fn planned(family: Family, reason: &str, plan: &Plan) {
+    if plan.is_empty() {
+        tracing::debug!(target: V2, "{family}: sync, because {reason}: nothing to write");
+        return;
+    }
+    let extent = plan.extent();
+    tracing::debug!(
+        target: V2,
+        "{family}: sync, because {reason}: {} chains to write, {} to delete, {} lines to edit in {} transactions",
+        extent.chains, extent.deleted, extent.edits, extent.transactions,
+    );
+    if tracing::enabled!(Level::DEBUG) {
+        let (written, deleted) = plan.chains();
+        tracing::debug!("{family}: chains to write: {}; to delete: {}", names(written.iter()), names(deleted.iter()));
+    }
+}
+
+/// The loop got an update.
+pub(super) fn received(update: &Update) {
+    let what = |is_there: bool| if is_there { "is new or has changed" } else { "is gone" };
+    match update {
+        Update::Cluster(kubernetes::Update::Change(Change::Service(key, now), _)) => {
+            tracing::debug!("Service {key} {}", what(now.is_some()))
+        }
+        Update::Cluster(kubernetes::Update::Change(Change::Slice(key, now), _)) => {
+            tracing::debug!("EndpointSlice {key} {}", what(now.is_some()))
+        }
+        Update::Cluster(kubernetes::Update::Change(Change::Node(now), _)) => tracing::debug!("this node's Node {}", what(now.is_some())),
+        Update::Inputs(_) => tracing::debug!("the manifests were read"),
+        Update::Settings(_) => tracing::debug!("the settings were read"),
+        Update::PodRules(_) => tracing::debug!("the pod network gives its rules"),
+        Update::Cluster(kubernetes::Update::Listed(Known::Services(known))) => tracing::debug!("all {} Services are listed", known.len()),
+        Update::Cluster(kubernetes::Update::Listed(Known::Slices(known))) => {
+            tracing::debug!("all {} EndpointSlices are listed", known.len())
+        }
+        Update::Cluster(kubernetes::Update::Unknown(kind, why)) => tracing::debug!("no {} is known yet: {why}", kind.as_str()),
+        Update::Cluster(kubernetes::Update::Complete(kind)) => tracing::debug!("all {}s are known", kind.as_str()),
+    }
+}
+
+/// The first names, and how many more there are.
+pub(super) fn names(all: impl ExactSizeIterator<Item = impl Display>) -> String {
+    let count = all.len();
+    if count == 0 {
+        return "none".to_owned();
+    }
+    let named = all.take(NAMED).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+    if count > NAMED { format!("{named} and {} more", count - NAMED) } else { named }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_of_names_are_cut() {
+        assert_eq!(names(std::iter::empty::<u8>()), "none");
+        assert_eq!(names(["a", "b"].iter()), "a, b");
+        let many = names(0..NAMED + 3);
+        assert!(many.starts_with("0, 1, ") && many.ends_with("19 and 3 more"), "{many}");
+    }
+}

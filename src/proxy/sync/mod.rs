@@ -1,0 +1,21 @@
+//! The loop of the service proxy: takes updates, computes the desired rules, writes what differs, and repairs what other programs change.
+//!
+//! - [`proxy_loop`]: receives updates and decides when to sync. [`update`]: the updates. [`facts`]: facts of the host that rules depend on.
+//! - [`family_loop`]: one IP family: when its rules are synced, audited and tried again. [`family`]: one sync. [`quarantine`]: service ports
+//!   whose rules iptables refuses. [`audit_schedule`]: when the live tables are read and compared.
+//! - [`flow_loop`]: deletes stale UDP flows. [`service_health`]: health-check node ports.
+//! - [`report`], [`sync_log`], [`decisions`], [`status`]: what it reports.
+
+pub mod audit_schedule;
+pub mod decisions;
+pub mod facts;
+pub mod family;
+pub mod family_loop;
+pub mod flow_loop;
+pub mod proxy_loop;
+pub mod quarantine;
+pub mod report;
+pub mod service_health;
+pub mod status;
+pub mod sync_log;
+pub mod update;

@@ -1,0 +1,220 @@
+//! Reports what the service proxy does: log lines, metrics, Events, readiness and health.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::Family;
+use crate::iptables::IptablesError;
+use crate::table::acknowledged::Drift;
+use crate::table::jumps::{JUMPS, Jump};
+
+use super::family::{FamilyRules, Unsynced};
+use super::sync_log::{SyncLog, written};
+use crate::kubernetes::events::{Event, Events, Regarding};
+use crate::observe::health::SharedHealth;
+use crate::observe::latency::Followed;
+use crate::observe::liveness::{Busy, SERVICE_PROXY};
+use crate::observe::metrics::Metrics;
+use crate::observe::readiness::{Part, Readiness, State};
+use crate::observe::sync_result::Refusal;
+use crate::observe::sync_result::Synced;
+
+/// Names of single things in one log line or Event; the rest is counted.
+const NAMED: usize = 5;
+
+/// Reports what happens.
+#[derive(Debug)]
+pub struct Report {
+    /// The counts.
+    pub metrics: Arc<Metrics>,
+    /// How well rules keep up.
+    pub health: SharedHealth,
+    events: Events,
+    readiness: Readiness,
+    syncs: SyncLog,
+}
+
+impl Report {
+    /// Counts in these metrics and sends these Events.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
+        Self { metrics, health, events, readiness: Readiness::new([]), syncs: SyncLog::default() }
+    }
+
+    /// Sets in this table which families' rules are in force.
+    #[must_use]
+    pub fn with_readiness(mut self, readiness: Readiness) -> Self {
+        self.readiness = readiness;
+        self
+    }
+
+    /// The loop has begun to look after a family.
+    pub fn started(&self, family: Family) {
+        self.metrics.queued(family);
+        self.health.updated(family);
+    }
+
+    /// A family's first sync waits for something.
+    pub fn waits(&self, family: Family, why: &str) {
+        let states = self.readiness.states();
+        for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(State::Starting(_)))) {
+            self.readiness.not_ready(part, why);
+        }
+    }
+
+    /// The loop begins a step, which lasts until the result is dropped.
+    #[must_use]
+    pub fn busy(&self) -> Busy {
+        self.readiness.liveness().busy(SERVICE_PROXY)
+    }
+
+    /// Time passes: a summary of the syncs may be due.
+    pub fn summarize(&self) {
+        self.syncs.summarize();
+    }
+
+    /// The first sync of a family is due. kube-proxy does not count it as asked for.
+    pub fn first_due(&self, family: Family) {
+        self.health.queued(family);
+    }
+
+    /// The loop is asked to sync a family.
+    pub fn queued(&self, family: Family) {
+        self.metrics.queued(family);
+        self.health.queued(family);
+    }
+
+    /// Something is worth an Event.
+    pub fn tell(&self, event: Event) {
+        self.events.tell(event);
+    }
+
+    /// A sync ended, well or not, after so long.
+    pub fn attempted(&self, rules: &FamilyRules, took: Duration) {
+        self.metrics.attempted(rules.family(), rules.attempt(), &rules.tally(), took);
+        self.metrics.quarantined(rules.family(), rules.quarantined().len());
+    }
+
+    /// The live tables were read and are as they should be.
+    pub fn confirmed(&self, family: Family) {
+        self.health.updated(family);
+        self.metrics.confirmed(family);
+    }
+
+    /// A sync succeeded.
+    pub fn synced(&self, rules: &FamilyRules, synced: &Synced) {
+        let family = rules.family();
+        self.health.synced(family);
+        self.metrics.synced(family, synced, &rules.tally());
+        self.refused(family, &synced.refused);
+        self.readiness.ready(Part::Proxy(family));
+        if synced.pod_rules {
+            self.readiness.ready(Part::PodRules(family));
+        }
+        if synced.extent.transactions > 0 {
+            let names = match synced.written.len() {
+                0 => String::new(),
+                more => format!(": {}", first(synced.written.iter(), more)),
+            };
+            self.events.note("RulesWritten", &(written(family, synced) + &names));
+        }
+        self.syncs.synced(family, synced, rules.attempt().full);
+    }
+
+    /// A change of a Service is in force.
+    pub fn followed(&self, change: &Followed) {
+        self.metrics.followed(change);
+    }
+
+    fn refused(&self, family: Family, refused: &[Refusal]) {
+        for Refusal { name, cause } in refused {
+            tracing::error!(
+                "{family}: iptables refuses the rules of service port {name}, its old rules stay; next attempt in a few minutes or when it changes: {cause}"
+            );
+            self.events.tell(Event {
+                regarding: Regarding::Service(name.service.clone()),
+                reason: "RulesRefused",
+                action: "Sync",
+                warning: true,
+                note: format!("iptables refuses the {family} rules of port {name}; its old rules stay. {cause}"),
+            });
+        }
+    }
+
+    /// A sync ended before everything was written, because iptables refused many service ports. The next one continues.
+    pub fn unfinished(&self, family: Family, synced: &Synced, seconds: f32) {
+        self.refused(family, &synced.refused);
+        tracing::warn!(
+            "{family}: iptables refuses the rules of many service ports; {} are still to be written, next attempt in {seconds} s",
+            synced.unfinished
+        );
+    }
+
+    /// A sync failed as a whole.
+    pub fn failed(&self, family: Family, unsynced: &Unsynced, seconds: f32) {
+        let Unsynced { error, refused } = unsynced;
+        self.refused(family, refused);
+        self.metrics.failed(family);
+        if let IptablesError::Locked { seconds, .. } = error {
+            self.metrics.locked_out(family, *seconds);
+        }
+        for part in parts(family) {
+            self.readiness.not_ready(part, error.to_string());
+        }
+        tracing::error!("{family}: sync failed, next try in {seconds} s: {error}");
+    }
+
+    /// The live tables were looked at. If rules were not what they had been, they are about to be put right.
+    pub fn audited(&self, family: Family, drift: &Drift) {
+        let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
+        let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
+        let jumps: Vec<String> = drift.jumps.iter().map(|i| name(&JUMPS[*i])).collect();
+        let mut told = Vec::new();
+        for (kind, what, names) in [("service", "service ports", services), ("chain", "chains", chains), ("jump", "jumps", jumps)] {
+            self.metrics.audited(family, kind, names.len());
+            if !names.is_empty() {
+                told.push(format!("{what}: {}", some(&names)));
+            }
+        }
+        self.metrics.audited(family, "stranger", drift.strangers);
+        if drift.is_empty() {
+            return;
+        }
+        if drift.strangers > 0 {
+            told.push(format!("{} unknown rules or chains", drift.strangers));
+        }
+        let note = format!("{family}: another program changed rules of sepal, they are put right: {}", told.join("; "));
+        tracing::warn!("{note}");
+        self.events.tell(Event { regarding: Regarding::Node, reason: "RulesRepaired", action: "Audit", warning: true, note });
+    }
+
+    /// All tables of a family were flushed.
+    pub fn flushed(&self, family: Family) {
+        tracing::warn!("{family}: chain KUBE-PROXY-CANARY is gone: another program flushed the tables; they are read again and put right");
+    }
+
+    /// Jumps into our chains are gone.
+    pub fn cut_off(&self, family: Family, missing: &[&Jump]) {
+        let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
+        tracing::warn!("{family}: jumps are gone: {}; the live tables are read again and put right", some(&jumps));
+    }
+}
+
+/// What is ready when a family's rules are in force.
+const fn parts(family: Family) -> [Part; 2] {
+    [Part::Proxy(family), Part::PodRules(family)]
+}
+
+fn name(jump: &Jump) -> String {
+    format!("{} {} to {}", jump.table, jump.from, jump.to)
+}
+
+fn some(all: &[String]) -> String {
+    first(all.iter(), all.len())
+}
+
+/// The first of so many.
+fn first(all: impl Iterator<Item = impl ToString>, count: usize) -> String {
+    let named = all.take(NAMED).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+    if count > NAMED { format!("{named} and {} more", count - NAMED) } else { named }
+}

@@ -1,0 +1,34 @@
+//! What the status page can see of the service proxy.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::cluster::{Family, ServiceKey, ServicePortName};
+use crate::netlink::Host;
+use crate::observe::metrics::Metrics;
+use crate::observe::query::Question;
+use crate::proxy::rules::inputs::Inputs;
+
+/// Answers a question about the service proxy, as JSON.
+pub type StatusAnswer = fn(&StatusView<'_>, Question) -> Value;
+
+/// The state of the service proxy.
+#[derive(Clone, Copy)]
+pub struct StatusView<'a> {
+    /// The cluster and the settings.
+    pub inputs: &'a Inputs,
+    /// The families that have rules, each with the number of its endpoints.
+    pub families: &'a [(Family, usize)],
+    /// Service ports whose rules iptables refuses.
+    pub refused: &'a BTreeSet<&'a ServicePortName>,
+    /// The last time that rules followed a change of a Service, since the start.
+    pub changed: &'a dyn Fn(&ServiceKey) -> Option<Timestamp>,
+    /// The metrics.
+    pub metrics: &'a Metrics,
+    /// The host.
+    pub host: &'a dyn Host,
+    /// MASQUERADE understands `--random-fully`.
+    pub random_fully: bool,
+}

@@ -1,0 +1,187 @@
+//! Log lines about syncs. Every node makes thousands of them a day, so most are only logged with `-v=2`, and counted for a summary line.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::Family;
+
+use crate::observe::sync_result::Synced;
+
+/// The target of log lines that klog would show from `-v=2` on. Their level is `debug`.
+pub const V2: &str = "sepal::v2";
+
+/// A sync that takes longer is always logged.
+const SLOW: Duration = Duration::from_secs(1);
+/// The time between two summary lines.
+const SUMMARY: Duration = Duration::from_secs(300);
+
+/// Logs syncs, and counts them for the next summary.
+#[derive(Debug, Default)]
+pub(super) struct SyncLog(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// The first sync that the next summary counts.
+    since: Option<Instant>,
+    /// By family.
+    v4: Count,
+    v6: Count,
+}
+
+/// Syncs of one family that wrote something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    syncs: usize,
+    /// Those among them that had no line of their own without `-v=2`.
+    unlogged: usize,
+    chains: usize,
+    deleted: usize,
+    slowest: Duration,
+}
+
+impl SyncLog {
+    /// Logs a sync that succeeded: always if it was a full one or slow, else with `-v=2`.
+    pub(super) fn synced(&self, family: Family, synced: &Synced, full: bool) {
+        let took = synced.spent.planning() + synced.spent.applying();
+        let always = full || synced.read || took >= SLOW;
+        if synced.extent.transactions > 0 {
+            self.count(family, synced, took, always);
+        }
+        let Some(line) = line(family, synced, full, took) else { return };
+        if always {
+            tracing::info!("{line}");
+        } else {
+            tracing::debug!(target: V2, "{line}");
+        }
+    }
+
+    fn count(&self, family: Family, synced: &Synced, took: Duration, logged: bool) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.since.get_or_insert_with(Instant::now);
+        let count = if family == Family::V4 { &mut counts.v4 } else { &mut counts.v6 };
+        count.syncs += 1;
+        count.unlogged += usize::from(!logged);
+        count.chains += synced.extent.chains;
+        count.deleted += synced.extent.deleted;
+        count.slowest = count.slowest.max(took);
+    }
+
+    /// Logs a line for each family that had syncs without a line of their own, once in [`SUMMARY`].
+    pub(super) fn summarize(&self) {
+        let counts = {
+            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if counts.since.is_none_or(|since| since.elapsed() < SUMMARY) {
+                return;
+            }
+            std::mem::take(&mut *counts)
+        };
+        let seconds = counts.since.map_or(0, |since| since.elapsed().as_secs());
+        for (family, count) in [(Family::V4, counts.v4), (Family::V6, counts.v6)].into_iter().filter(|(_, count)| count.unlogged > 0) {
+            let Count { syncs, chains, deleted, slowest, .. } = count;
+            let slowest = slowest.as_millis();
+            tracing::info!(
+                "{family}: {syncs} syncs in {seconds} s: {chains} chains written, {deleted} deleted, the slowest took {slowest} ms"
+            );
+        }
+    }
+}
+
+/// The line about a sync; `None` if there is nothing to say.
+fn line(family: Family, synced: &Synced, full: bool, took: Duration) -> Option<String> {
+    let (extent, milliseconds, ports) = (synced.extent, took.as_millis(), synced.service_ports);
+    Some(if extent.transactions > 0 {
+        let after = if synced.read { ", after reading the live tables" } else { "" };
+        format!("{}; {ports} service ports{after}", written(family, synced))
+    } else if synced.read {
+        format!("{family}: the live tables are as they should be, {milliseconds} ms; {ports} service ports")
+    } else if full || took >= SLOW {
+        format!("{family}: nothing to write, {milliseconds} ms; {ports} service ports")
+    } else {
+        return None;
+    })
+}
+
+/// What a sync wrote, in short.
+pub(super) fn written(family: Family, synced: &Synced) -> String {
+    let (extent, milliseconds) = (synced.extent, (synced.spent.planning() + synced.spent.applying()).as_millis());
+    format!(
+        "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms",
+        extent.chains, extent.deleted, extent.edits, extent.transactions,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use tokio::time::advance;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::observe::latency::Spent;
+    use crate::table::plan::Extent;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Written {
+        /// The lines since the last call.
+        fn take(&self) -> Vec<String> {
+            let bytes = std::mem::take(&mut *self.0.lock().expect("not poisoned"));
+            String::from_utf8(bytes).expect("UTF-8").lines().map(|line| line.trim().to_owned()).collect()
+        }
+    }
+
+    fn synced(chains: usize, milliseconds: u64) -> Synced {
+        let extent = Extent { chains, transactions: chains.min(1), ..Extent::default() };
+        let spent = Spent { restore: Duration::from_millis(milliseconds), ..Spent::default() };
+        Synced { extent, spent, service_ports: 7, ..Synced::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn single_syncs_are_summed_up_every_five_minutes() {
+        let written = Written::default();
+        let to = written.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).without_time().with_target(false).with_ansi(false);
+        let _guard = tracing::subscriber::set_default(
+            tracing_subscriber::registry().with(tracing_subscriber::filter::LevelFilter::INFO).with(lines),
+        );
+        let log = SyncLog::default();
+        log.synced(Family::V4, &synced(90, 12), true);
+        assert_eq!(written.take(), ["INFO ipv4: 90 chains written, 0 deleted, 0 lines edited in 1 transactions, 12 ms; 7 service ports"]);
+        // A full sync has had its line: there is nothing to sum up.
+        advance(SUMMARY).await;
+        log.summarize();
+        assert_eq!(written.take(), Vec::<String>::new());
+
+        for (chains, milliseconds) in [(3, 20), (4, 80), (0, 5)] {
+            log.synced(Family::V4, &synced(chains, milliseconds), false);
+        }
+        advance(SUMMARY.saturating_sub(Duration::from_secs(1))).await;
+        log.summarize();
+        assert_eq!(written.take(), Vec::<String>::new());
+        log.synced(Family::V4, &synced(5, 1_500), false);
+        assert_eq!(written.take(), ["INFO ipv4: 5 chains written, 0 deleted, 0 lines edited in 1 transactions, 1500 ms; 7 service ports"]);
+        advance(Duration::from_secs(1)).await;
+        log.summarize();
+        assert_eq!(written.take(), ["INFO ipv4: 3 syncs in 300 s: 12 chains written, 0 deleted, the slowest took 1500 ms"]);
+        advance(SUMMARY).await;
+        log.summarize();
+        assert_eq!(written.take(), Vec::<String>::new(), "nothing was written since");
+        log.synced(Family::V6, &Synced { read: true, ..synced(0, 9) }, true);
+        assert_eq!(written.take(), ["INFO ipv6: the live tables are as they should be, 9 ms; 7 service ports"]);
+    }
+}

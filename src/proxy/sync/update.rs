@@ -1,0 +1,25 @@
+//! What the loop of the service proxy receives.
+
+use crate::cluster::pod_rules::PodRules;
+use crate::kubernetes;
+use crate::proxy::rules::inputs::Inputs;
+use crate::proxy::settings::ProxySettings;
+
+/// One input of the loop.
+#[derive(Debug)]
+pub enum Update {
+    /// The cluster changed.
+    Cluster(kubernetes::Update),
+    /// All inputs, from manifests.
+    Inputs(Box<Inputs>),
+    /// New settings.
+    Settings(Box<ProxySettings>),
+    /// New input of the pod network's rules.
+    PodRules(Box<PodRules>),
+}
+
+impl From<kubernetes::Update> for Update {
+    fn from(update: kubernetes::Update) -> Self {
+        Self::Cluster(update)
+    }
+}

@@ -1,0 +1,367 @@
+//! The page at `/` and what it asks for under `/status/`. Read-only, for browsers on this node, or that come through
+//! `kubectl port-forward`; nobody else is answered.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, StreamExt};
+use hyper::body::Bytes;
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, HeaderValue, REFERRER_POLICY};
+use hyper::{Method, StatusCode};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::ServiceKey;
+use crate::http_server::{Answer, Reply, Request};
+use crate::observe::latency::Followed;
+use crate::observe::metrics::Metrics;
+use crate::observe::readiness::{Readiness, State, States};
+
+use super::Board;
+use crate::observe::paging::Part;
+use crate::observe::query::Question;
+use crate::observe::query::Unanswered;
+
+/// The page, with all that it needs.
+const PAGE: &str = include_str!("page.html");
+/// Only what the page brings along counts, and it may only ask here.
+const POLICY: &str = "default-src 'none'; style-src 'sha256-STYLE'; script-src 'sha256-SCRIPT'; connect-src 'self'; base-uri 'none'; \
+form-action 'none'; frame-ancestors 'none'";
+/// Browsers that are told of news at a time.
+const LISTENERS: usize = 16;
+/// They are told no more often than this.
+const PACE: Duration = Duration::from_secs(1);
+/// And at least this often, so that counts move and a connection that is gone is noticed.
+const BEAT: Duration = Duration::from_secs(10);
+
+/// What does not change while the program runs.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// This node's name.
+    pub node: String,
+    /// sepal's version.
+    pub version: &'static str,
+    /// iptables: variant, version, and why that one.
+    pub iptables: String,
+    /// Families that have rules.
+    pub families: Vec<&'static str>,
+}
+
+/// The site and what it knows.
+pub struct Site {
+    about: About,
+    board: Board,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    policy: HeaderValue,
+    listeners: Arc<AtomicUsize>,
+}
+
+impl Site {
+    /// A site that shows this.
+    #[must_use]
+    pub fn new(about: About, board: Board, readiness: Readiness, metrics: Arc<Metrics>) -> Self {
+        let policy = HeaderValue::try_from(POLICY.replace("STYLE", &digest("style")).replace("SCRIPT", &digest("script")))
+            .unwrap_or(HeaderValue::from_static("default-src 'none'"));
+        Self { about, board, readiness, metrics, policy, listeners: Arc::default() }
+    }
+
+    /// The answer to a request for one of the site's paths; `None` for all others.
+    #[must_use]
+    pub fn reply(&self, request: &Request) -> Option<BoxFuture<'static, Reply>> {
+        let path = match request.path.as_str() {
+            "/" => "",
+            path => path.strip_prefix("/status/")?,
+        };
+        let now = |answer: Answer| Some(std::future::ready(Reply::Whole(guarded(answer))).boxed());
+        if let Some(refusal) = refusal(request) {
+            return now(refusal);
+        }
+        let query = query(request);
+        let text = |name: &str| query.get(name).cloned().unwrap_or_default();
+        let part = || Part { search: text("search").to_lowercase(), page: text("page").parse().unwrap_or_default() };
+        match path {
+            "" => now(Answer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE).with(CONTENT_SECURITY_POLICY, self.policy.clone())),
+            "overview.json" => now(json(StatusCode::OK, &self.overview())),
+            "events" => Some(self.listen()),
+            "peers.json" => {
+                let (desk, part) = (self.board.peers.clone(), part());
+                Some(async move { answered(desk.ask(part).await) }.boxed())
+            }
+            "services.json" => Some(self.ask(Question::Services(part()))),
+            "service.json" => {
+                let (namespace, name) = (text("namespace").into(), text("name").into());
+                Some(self.ask(Question::Service(ServiceKey { namespace, name })))
+            }
+            "explain.json" => Some(self.ask(Question::Explain { from: text("from"), to: text("to") })),
+            _ => None,
+        }
+    }
+
+    fn ask(&self, question: Question) -> BoxFuture<'static, Reply> {
+        let desk = self.board.rules.clone();
+        async move { answered(desk.ask(question).await) }.boxed()
+    }
+
+    fn overview(&self) -> Value {
+        let About { node, version, iptables, families } = &self.about;
+        let now = Timestamp::now();
+        let slowest: Vec<Value> = self.metrics.slowest().list(now).iter().map(slow).collect();
+        json!({
+            "node": node, "version": version, "iptables": iptables, "families": families, "now": now,
+            "parts": parts(&self.readiness.states()), "happenings": self.board.happenings.list(), "slowest": slowest,
+        })
+    }
+
+    /// A line whenever there is news.
+    fn listen(&self) -> BoxFuture<'static, Reply> {
+        let listener = Listener::new(&self.listeners);
+        let (news, states) = (self.board.happenings.subscribe(), self.readiness.subscribe());
+        let reply = match listener {
+            Some(listener) => {
+                let start = Answer::new(StatusCode::OK, "text/event-stream", "retry: 3000\ndata: news\n\n");
+                Reply::Stream(guarded(start), told(listener, news, states))
+            }
+            None => Reply::Whole(guarded(Answer::text(StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n"))),
+        };
+        std::future::ready(reply).boxed()
+    }
+}
+
+/// Somebody who is told of news; counted while it is there.
+struct Listener(Arc<AtomicUsize>);
+
+impl Listener {
+    fn new(count: &Arc<AtomicUsize>) -> Option<Self> {
+        let one_more = |count: usize| (count < LISTENERS).then_some(count + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn told(listener: Listener, news: watch::Receiver<u64>, states: watch::Receiver<States>) -> BoxStream<'static, Bytes> {
+    let next = |(listener, mut news, mut states): (Listener, watch::Receiver<u64>, watch::Receiver<States>)| async move {
+        sleep(PACE).await;
+        let changed = async {
+            tokio::select! {
+                changed = news.changed() => changed,
+                changed = states.changed() => changed,
+            }
+        };
+        match timeout(BEAT, changed).await {
+            Ok(Err(_)) => None,
+            Ok(Ok(())) | Err(_) => Some((Bytes::from_static(b"data: news\n\n"), (listener, news, states))),
+        }
+    };
+    stream::unfold((listener, news, states), next).boxed()
+}
+
+/// Whom nothing is told: other hosts; pages of other sites, which a browser on this node may have been led to ask here (by a name of
+/// theirs that leads to loopback); whoever wants to change something.
+fn refusal(request: &Request) -> Option<Answer> {
+    let refuse = |status, why: &'static str| Some(Answer::text(status, why));
+    if !request.peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
+        return refuse(StatusCode::FORBIDDEN, "the status page is for this node alone; from elsewhere: kubectl port-forward, or ssh -L\n");
+    }
+    if request.method != Method::GET && request.method != Method::HEAD {
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "there is only something to read here\n");
+    }
+    let host = request.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_address(host) {
+        return refuse(StatusCode::FORBIDDEN, "ask by address, or as localhost: names can be made to lead here by others\n");
+    }
+    None
+}
+
+/// Whether a `Host` header has an IP or `localhost`, with or without a port.
+fn is_address(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn query(request: &Request) -> HashMap<String, String> {
+    form_urlencoded::parse(request.query.as_deref().unwrap_or_default().as_bytes()).into_owned().collect()
+}
+
+fn json(status: StatusCode, value: &Value) -> Answer {
+    Answer::new(status, "application/json", value.to_string())
+}
+
+fn answered(answer: Result<Value, Unanswered>) -> Reply {
+    Reply::Whole(guarded(match answer {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(error) => json(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": error.to_string()})),
+    }))
+}
+
+fn guarded(answer: Answer) -> Answer {
+    let answer = answer.nosniff().with(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.with(REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
+}
+
+fn parts(states: &States) -> Vec<Value> {
+    let why = |state: &State| match state {
+        State::Ready => String::new(),
+        State::Noted(why) | State::Starting(why) | State::Degraded(why) => why.to_string(),
+    };
+    states.iter().map(|(part, state)| json!({"name": part.as_str(), "state": state.as_str(), "why": why(state)})).collect()
+}
+
+fn slow(change: &Followed) -> Value {
+    let milliseconds = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
+    let waits: serde_json::Map<String, Value> =
+        change.waits().map(|(cause, wait)| (cause.as_str().to_owned(), milliseconds(wait).into())).collect();
+    let ServiceKey { namespace, name } = &change.service;
+    json!({
+        "namespace": &**namespace, "name": &**name, "family": change.family.as_str(), "at": change.at,
+        "total": milliseconds(change.total()), "waits": waits,
+    })
+}
+
+/// SHA-256 in base64 of what is in an element of the page.
+fn digest(element: &str) -> String {
+    let (start, end) = (format!("<{element}>"), format!("</{element}>"));
+    let content = PAGE.split_once(&start).and_then(|(_, rest)| rest.split_once(&end)).map_or("", |(content, _)| content);
+    STANDARD.encode(Sha256::digest(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Family;
+    use crate::observe::readiness::Part as OfProgram;
+
+    fn site(board: &Board) -> Site {
+        let readiness = Readiness::new([OfProgram::Proxy(Family::V4)]);
+        Site::new(About { node: "n".to_owned(), ..About::default() }, board.clone(), readiness, Arc::default())
+    }
+
+    fn request(path: &str) -> Request {
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query.to_owned())));
+        let headers = [(HOST, HeaderValue::from_static("127.0.0.1:10249"))].into_iter().collect();
+        Request { path: path.to_owned(), query, headers, peer: Some([127, 0, 0, 1].into()), ..Request::default() }
+    }
+
+    async fn answer(site: &Site, request: &Request) -> Answer {
+        match site.reply(request).expect("one of its paths").await {
+            Reply::Whole(answer) | Reply::Stream(answer, _) => answer,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_page_runs_nothing_but_its_own() {
+        let site = site(&Board::default());
+        let page = answer(&site, &request("/")).await;
+        let header = |name: &str| page.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        assert_eq!(
+            (page.status, header("cache-control").as_str(), header("x-content-type-options").as_str()),
+            (StatusCode::OK, "no-store", "nosniff")
+        );
+        assert!(header("content-security-policy").starts_with("default-src 'none'; style-src 'sha256-"), "{:?}", page.headers);
+        // One script, one style, no way to set markup, nothing from elsewhere.
+        assert_eq!((PAGE.matches("<script").count(), PAGE.matches("<style").count()), (1, 1));
+        for banned in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", "src=", "href=", "onclick=\""]
+        {
+            assert!(!PAGE.contains(banned), "{banned}");
+        }
+    }
+
+    #[tokio::test]
+    async fn strangers_are_told_nothing() {
+        let site = site(&Board::default());
+        for path in ["/", "/status/overview.json", "/status/services.json", "/status/events"] {
+            let asked = |change: &dyn Fn(&mut Request)| {
+                let mut request = request(path);
+                change(&mut request);
+                request
+            };
+            for peer in [None, Some(IpAddr::from([192, 168, 0, 9])), Some("fe80::1".parse().expect("an IP"))] {
+                assert_eq!(answer(&site, &asked(&|request| request.peer = peer)).await.status, StatusCode::FORBIDDEN, "{path} {peer:?}");
+            }
+            for host in ["evil.example:10249", "127.0.0.1.evil.example", "", "localhost.evil.example"] {
+                let header = HeaderValue::try_from(host).expect("a header");
+                let request = asked(&|request| drop(request.headers.insert(HOST, header.clone())));
+                assert_eq!(answer(&site, &request).await.status, StatusCode::FORBIDDEN, "{path} {host}");
+            }
+            assert_eq!(answer(&site, &asked(&|request| request.method = Method::POST)).await.status, StatusCode::METHOD_NOT_ALLOWED);
+            for peer in ["::1", "::ffff:127.0.0.1", "127.0.0.9"] {
+                let request = asked(&|request| request.peer = peer.parse().ok());
+                assert_ne!(answer(&site, &request).await.status, StatusCode::FORBIDDEN, "{peer}");
+            }
+            for host in ["localhost", "LOCALHOST:8080", "[::1]:10249", "127.0.0.1", "[fd00::1]"] {
+                let header = HeaderValue::try_from(host).expect("a header");
+                let request = asked(&|request| drop(request.headers.insert(HOST, header.clone())));
+                assert_ne!(answer(&site, &request).await.status, StatusCode::FORBIDDEN, "{host}");
+            }
+        }
+        assert!(site.reply(&request("/metrics")).is_none() && site.reply(&request("/status/nothing")).is_none());
+    }
+
+    #[tokio::test]
+    async fn questions_reach_whoever_knows() {
+        let board = Board::default();
+        let site = site(&board);
+        let nobody = answer(&site, &request("/status/services.json")).await;
+        assert_eq!(nobody.status, StatusCode::SERVICE_UNAVAILABLE);
+        let mut questions = board.rules.open();
+        for (path, wanted) in [
+            ("services.json?search=A%2Fb&page=2", Question::Services(Part { search: "a/b".to_owned(), page: 2 })),
+            ("services.json?page=x", Question::Services(Part::default())),
+            ("service.json?namespace=a&name=b", Question::Service(ServiceKey { namespace: "a".into(), name: "b".into() })),
+            ("explain.json?from=node&to=svc/a/b", Question::Explain { from: "node".to_owned(), to: "svc/a/b".to_owned() }),
+        ] {
+            let asking = async { answer(&site, &request(&format!("/status/{path}"))).await };
+            let answering = async {
+                questions.recv().await.expect("a question").answer(|question| {
+                    assert_eq!(question, wanted, "{path}");
+                    json!("<b>")
+                });
+            };
+            let (told, ()) = tokio::join!(asking, answering);
+            assert_eq!((told.status, &*told.body), (StatusCode::OK, br#""<b>""#.as_slice()), "{path}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_are_told_to_a_few_as_they_come() {
+        let board = Board::default();
+        let site = site(&board);
+        let mut streams = Vec::new();
+        for _ in 0..LISTENERS {
+            let Reply::Stream(_, stream) = site.reply(&request("/status/events")).expect("a path").await else { panic!("it goes on") };
+            streams.push(stream);
+        }
+        assert_eq!(answer(&site, &request("/status/events")).await.status, StatusCode::SERVICE_UNAVAILABLE);
+        let mut stream = streams.pop().expect("there are some");
+        board.happenings.note("RulesWritten", false, "a");
+        board.happenings.note("RulesWritten", false, "b");
+        let start = tokio::time::Instant::now();
+        assert_eq!(stream.next().await.as_deref(), Some(b"data: news\n\n".as_slice()));
+        assert_eq!(start.elapsed(), PACE);
+        assert!(stream.next().await.is_some());
+        assert_eq!(start.elapsed(), 2 * PACE + BEAT, "nothing happened meanwhile");
+        drop(stream);
+        assert_eq!(answer(&site, &request("/status/events")).await.status, StatusCode::OK, "one has gone");
+        let overview: Value = serde_json::from_slice(&answer(&site, &request("/status/overview.json")).await.body).expect("JSON");
+        assert_eq!((&overview["node"], &overview["happenings"][0]["text"]), (&json!("n"), &json!("b")));
+        assert_eq!(overview["parts"][0], json!({"name": "proxy-ipv4", "state": "starting", "why": "it has not begun"}));
+    }
+}
