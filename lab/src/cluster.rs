@@ -78,7 +78,7 @@ impl Cluster {
     }
 
     /// Returns a Node object.
-    pub fn node(name: &str) -> Value {
+    fn node(name: &str) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.168.61.13"}]},

@@ -53,7 +53,7 @@ impl Prober {
     }
 
     /// Starts to probe a TCP server, with one connection per request. It waits for each answer, so slow answers reduce the rate.
-    pub fn start_tcp(from: &Netns, to: SocketAddr) -> Self {
+    pub(crate) fn start_tcp(from: &Netns, to: SocketAddr) -> Self {
         Self::start_with(from, to, probe_tcp)
     }
 

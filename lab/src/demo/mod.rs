@@ -333,7 +333,7 @@ fn check_affinity(from: &Netns, to: SocketAddr) -> Outcome {
     match answers {
         Ok(servers) if servers.len() == 1 => {
             let server = servers.iter().next().and_then(|answer| answer.split(' ').next()).unwrap_or_default();
-            Outcome { ok: true, text: format!("16 times {server}") }
+            Outcome { ok: true, text: format!("answered 16 times by {server}") }
         }
         Ok(_) => Outcome { ok: false, text: "both endpoints answered".to_owned() },
         Err(error) => Outcome { ok: false, text: error.to_string() },
