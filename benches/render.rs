@@ -1,6 +1,6 @@
-//! Computing every rule of a large cluster from a snapshot, and printing them.
+//! Measures how long sepal needs to compute all rules of a large cluster.
 
-#![allow(clippy::expect_used, missing_docs, reason = "a bench that cannot be set up has failed")]
+#![allow(clippy::expect_used, missing_docs, reason = "a failed setup fails the benchmark")]
 
 use std::hint::black_box;
 
@@ -14,7 +14,7 @@ use sepal_lab::Cluster;
 
 fn render(criterion: &mut Criterion) {
     let mut manifests = Manifests::default();
-    manifests.add("cluster", &Cluster { services: 10_000, endpoints: 3 }.manifest()).expect("it is well formed");
+    manifests.add("cluster", &Cluster { services: 10_000, endpoints: 3 }.manifest()).expect("the manifest is well formed");
     let inputs = manifests.into_inputs(&Asked::default());
     let host = HostFacts::default();
     criterion.bench_function("rules of 10000 services x 3 endpoints", |bencher| {

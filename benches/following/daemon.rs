@@ -1,4 +1,4 @@
-//! A node with an API server and a running sepal.
+//! A running sepal and the API server in the same namespace.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -11,21 +11,22 @@ use sepal_apiserver::ApiServer;
 use sepal_lab::{IN_NAMESPACE, Netns, figures};
 use serde_json::Value;
 
-/// The program.
+/// Path of the program.
 pub(crate) const SEPAL: &str = env!("CARGO_BIN_EXE_sepal");
 
-/// A running sepal and what it logs.
+/// A running sepal and its log lines. Dropping it kills the program.
 pub(crate) struct Sepal {
     child: Child,
     log: Receiver<String>,
 }
 
 impl Sepal {
+    /// Starts sepal in a node's namespace.
     pub(crate) fn start(node: &Netns, server: &ApiServer, variant: Variant) -> Self {
         let kubeconfig = std::env::temp_dir().join(format!("sepal-bench-{}", std::process::id()));
         std::fs::write(&kubeconfig, server.kubeconfig()).expect("writable");
         let mut command = node.command(SEPAL);
-        // Without audits, whose share of the time has a limit of its own: what is measured is the cost of changes. Each sync is logged.
+        // The long sync period keeps audits out of the measurement. -v=2 logs each sync.
         command
             .arg("run")
             .args(IN_NAMESPACE)
@@ -46,30 +47,30 @@ impl Sepal {
         Self { child, log }
     }
 
-    /// Waits until it logs this of IPv4.
-    pub(crate) fn logs(&self, text: &str) {
+    /// Waits until sepal logs a line about IPv4 that contains this text.
+    pub(crate) fn wait_for_log(&self, text: &str) {
         let limit = Instant::now() + Duration::from_secs(600);
         loop {
-            let line = self.log.recv_timeout(limit - Instant::now()).expect("it is said in time");
+            let line = self.log.recv_timeout(limit - Instant::now()).expect("sepal logs the text in time");
             if line.contains("ipv4: ") && line.contains(text) {
                 return;
             }
         }
     }
 
-    /// Forgets what it has logged so far.
-    pub(crate) fn forget_log(&self) {
+    /// Discards the lines that were logged so far.
+    pub(crate) fn clear_log(&self) {
         while self.log.try_recv().is_ok() {}
     }
 
-    /// A figure of `/proc/PID/status`, in MB of a million bytes.
-    pub(crate) fn memory(&self, name: &str) -> f64 {
-        figures::memory(self.child.id(), name)
+    /// Returns a memory figure of `/proc/PID/status` in MB (10^6 bytes).
+    pub(crate) fn read_memory_mb(&self, name: &str) -> f64 {
+        figures::read_memory_mb(self.child.id(), name)
     }
 
-    /// CPU time of all its threads, without its children's, in ms; to 10 ms.
-    pub(crate) fn cpu(&self) -> f64 {
-        figures::cpu(self.child.id())
+    /// Returns the CPU time of all threads in ms, without children. The resolution is 10 ms.
+    pub(crate) fn read_cpu_ms(&self) -> f64 {
+        figures::read_cpu_ms(self.child.id())
     }
 }
 
@@ -80,7 +81,9 @@ impl Drop for Sepal {
     }
 }
 
-/// An API server in the node's namespace.
-pub(crate) fn serve(node: &Netns, objects: Vec<Value>) -> ApiServer {
-    node.within(move || ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("it serves"))
+/// Starts an API server with these objects in the node's namespace.
+pub(crate) fn start_api_server(node: &Netns, objects: Vec<Value>) -> ApiServer {
+    node.within(move || {
+        ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("the API server starts")
+    })
 }

@@ -1,4 +1,4 @@
-//! `--dry-run` from a manifest file, beside what it takes to load what it prints.
+//! Measures `--dry-run` from a manifest file. The floor is iptables-restore loading the printed rules.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -11,16 +11,17 @@ use serde_json::json;
 use crate::daemon::SEPAL;
 use crate::floor::restore;
 
-/// How often each is done; the median counts.
-const TIMES: usize = 5;
+/// Runs per manifest. The median counts.
+const RUNS: usize = 5;
 
-/// The namespace has no nfacct counters, so rules that name one could not be loaded.
-const HOST: &str = r#"{"apiVersion": "sepal/v1alpha1", "kind": "HostFacts", "host": {"addresses": [], "nfacct": false, "tcpBeLiberal": false, "noRandomFully": false}}"#;
+/// Host facts for the dry run. nfacct is off because rules that name a missing nfacct counter cannot be loaded.
+const HOST_FACTS: &str = r#"{"apiVersion": "sepal/v1alpha1", "kind": "HostFacts", "host": {"addresses": [], "nfacct": false, "tcpBeLiberal": false, "noRandomFully": false}}"#;
 
+/// Measures the dry run of a cluster in three manifest formats.
 pub(crate) fn measure(cluster: Cluster, rows: &mut Rows<'_>) {
     let manifests = [
-        ("--dry-run of a manifest as kubectl prints it", list(cluster, "")),
-        ("the same, items indented", list(cluster, "  ")),
+        ("--dry-run of a manifest as kubectl prints it", yaml_list(cluster, "")),
+        ("the same, items indented", yaml_list(cluster, "  ")),
         (
             "--dry-run of a manifest, JSON",
             json!({"apiVersion": "v1", "kind": "List", "items": cluster.objects().collect::<Vec<_>>()}).to_string(),
@@ -28,9 +29,9 @@ pub(crate) fn measure(cluster: Cluster, rows: &mut Rows<'_>) {
     ];
     let path = std::env::temp_dir().join(format!("sepal-bench-manifest-{}.yaml", std::process::id()));
     for (what, manifest) in manifests {
-        std::fs::write(&path, format!("{HOST}\n---\n{manifest}")).expect("writable");
+        std::fs::write(&path, format!("{HOST_FACTS}\n---\n{manifest}")).expect("writable");
         let (mut times, mut floors) = (Vec::new(), Vec::new());
-        for _ in 0..TIMES {
+        for _ in 0..RUNS {
             let node = Netns::new();
             let mut command = node.command(SEPAL);
             command.args(["--dry-run", "--ip-family=ipv4", "--hostname-override=bench", "--manifests"]).arg(&path);
@@ -42,16 +43,16 @@ pub(crate) fn measure(cluster: Cluster, rows: &mut Rows<'_>) {
         }
         rows.ratio(what, quantile(&mut times, 0.5), quantile(&mut floors, 0.5), "s");
     }
-    std::fs::remove_file(path).expect("it is there");
+    std::fs::remove_file(path).expect("the file exists");
 }
 
-/// The cluster as a list in block style.
-fn list(cluster: Cluster, margin: &str) -> String {
+/// Returns the cluster as a List in YAML block style, with this indentation of its items.
+fn yaml_list(cluster: Cluster, indent: &str) -> String {
     let mut text = String::from("apiVersion: v1\nitems:\n");
     for object in cluster.objects() {
-        let yaml = serde_saphyr::to_string(&object).expect("YAML can hold it");
-        for (line, start) in yaml.lines().zip(std::iter::once("- ").chain(std::iter::repeat("  "))) {
-            let _ = writeln!(text, "{margin}{start}{line}");
+        let yaml = serde_saphyr::to_string(&object).expect("the object converts to YAML");
+        for (line, prefix) in yaml.lines().zip(std::iter::once("- ").chain(std::iter::repeat("  "))) {
+            let _ = writeln!(text, "{indent}{prefix}{line}");
         }
     }
     text + "kind: List\nmetadata:\n  resourceVersion: \"\"\n"

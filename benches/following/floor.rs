@@ -1,5 +1,5 @@
-//! What a bare iptables-restore needs for the same content: no planning, no comparing, the cheapest order and grouping there is. None of
-//! it comes from sepal's own planner, only the rules themselves do.
+//! Measures what a bare iptables-restore needs for the same content, without planning or comparing, in the cheapest order and grouping. The
+//! rules come from sepal, their order and grouping do not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,16 +22,16 @@ use sepal::table::rules::{Chain, RuleSource, ServicePortRules};
 use sepal_lab::{Cluster, Netns};
 use serde_json::Value;
 
-/// On nft, whole services go into one COMMIT until it mentions about so many chains; the best of these is the floor.
-const GROUPS: [usize; 2] = [256, 512];
+/// Chains per COMMIT when empty tables are filled on nft. A Service is never split. The fastest of these sizes is the floor.
+const GROUP_SIZES: [usize; 2] = [256, 512];
 
-/// In tables that are full already a COMMIT costs more, for the kernel looks through all of them: fewer and larger ones are best then.
-const GROUP_OF_CHANGES: usize = 1024;
+/// Chains per COMMIT when full tables are changed on nft. The kernel walks the whole tables for each COMMIT, so few large ones are fastest.
+const CHANGE_GROUP_SIZE: usize = 1024;
 
-/// Rules by chain.
+/// Rules by chain name.
 type Chains = BTreeMap<String, String>;
 
-/// Tables that iptables-restore alone has filled, in a namespace of their own.
+/// Tables in their own namespace, written by a bare iptables-restore.
 pub(crate) struct Floor {
     node: Netns,
     variant: Variant,
@@ -40,24 +40,24 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    /// Fills empty tables; gives the shortest time that takes, in seconds.
+    /// Fills empty tables and returns the shortest time in seconds.
     pub(crate) fn fill(cluster: Cluster, variant: Variant) -> (Self, f64) {
         let mut manifests = Manifests::default();
-        manifests.add("cluster", &cluster.manifest()).expect("well formed");
+        manifests.add("cluster", &cluster.manifest()).expect("the manifest is well formed");
         let inputs = manifests.into_inputs(&Asked { host_name: "bench".into(), ..Asked::default() });
-        let facts = described_facts(&inputs, &FakeHost::default(), true).expect("facts");
-        let groups = if variant == Variant::Nft { &GROUPS[..] } else { &[usize::MAX] };
+        let facts = described_facts(&inputs, &FakeHost::default(), true).expect("the facts can be read");
+        let groups = if variant == Variant::Nft { &GROUP_SIZES[..] } else { &[usize::MAX] };
         let filled = groups.iter().map(|&group| {
             let node = Netns::new();
-            let time = restore(&node, variant, &everything(&inputs, &facts, group));
+            let time = restore(&node, variant, &full_input(&inputs, &facts, group));
             (node, time)
         });
-        let (node, time) = filled.min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("there are some");
+        let (node, time) = filled.min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("there is a group size");
         (Self { node, variant, inputs, facts }, time)
     }
 
-    /// Makes these changes; gives the time, in seconds. Of each service only those chains are written that are other than before, with its
-    /// lines in the shared chains where they are.
+    /// Applies changed objects and returns the time in seconds. Of each Service, it writes the chains that differ, and adds or deletes the
+    /// rules in the dispatch chains that differ.
     pub(crate) fn change(&mut self, objects: &[Value]) -> f64 {
         let mut touched = Vec::new();
         let mut after = self.inputs.clone();
@@ -66,27 +66,28 @@ impl Floor {
             let id = ObjectId::of(kind, object);
             touched.extend(after.snapshot.apply(convert::object(&id, object).change).services);
         }
-        self.go_to(after, &touched)
+        self.write(after, &touched)
     }
 
-    /// Takes a service away.
+    /// Removes a Service and returns the time in seconds.
     pub(crate) fn remove(&mut self, service: &Value, slice: &Value) -> f64 {
         let mut after = self.inputs.clone();
         let mut touched = Vec::new();
         for (kind, object) in [(Kind::Service, service), (Kind::EndpointSlice, slice)] {
             touched.extend(after.snapshot.apply(convert::gone(&ObjectId::of(kind, object))).services);
         }
-        self.go_to(after, &touched)
+        self.write(after, &touched)
     }
 
-    fn go_to(&mut self, after: Inputs, touched: &[ServiceKey]) -> f64 {
+    /// Writes the difference from the current inputs to `after` for these Services. Returns the time in seconds.
+    fn write(&mut self, after: Inputs, touched: &[ServiceKey]) -> f64 {
         let mut touched = touched.to_vec();
         touched.sort();
         touched.dedup();
         let (mut text, mut group) = (String::new(), Group::default());
         for key in &touched {
-            group.add(chains(&self.inputs, &self.facts, key), chains(&after, &self.facts, key));
-            if group.mentioned >= GROUP_OF_CHANGES && self.variant == Variant::Nft {
+            group.add(service_chains(&self.inputs, &self.facts, key), service_chains(&after, &self.facts, key));
+            if group.chains >= CHANGE_GROUP_SIZE && self.variant == Variant::Nft {
                 text += &std::mem::take(&mut group).text();
             }
         }
@@ -95,7 +96,7 @@ impl Floor {
         restore(&self.node, self.variant, &text)
     }
 
-    /// Reads both tables; gives the time, in seconds.
+    /// Reads both tables with iptables-save and returns the time in seconds.
     pub(crate) fn save(&self) -> f64 {
         let start = Instant::now();
         for table in Table::ALL {
@@ -105,16 +106,17 @@ impl Floor {
     }
 }
 
-/// Changes that go into one COMMIT.
+/// Changes for one COMMIT.
 #[derive(Default)]
 struct Group {
-    mentioned: usize,
+    chains: usize,
     declarations: String,
     rules: String,
     deletions: String,
 }
 
 impl Group {
+    /// Adds the changes of one Service.
     fn add(&mut self, (before, dispatch_before): (Chains, String), (after, dispatch): (Chains, String)) {
         for (chain, rules) in after.iter().filter(|(chain, rules)| before.get(*chain) != Some(rules)) {
             self.declare(chain);
@@ -132,27 +134,29 @@ impl Group {
         }
     }
 
+    /// Adds a chain line, which creates or empties the chain.
     fn declare(&mut self, chain: &str) {
-        self.mentioned += 1;
+        self.chains += 1;
         let _ = writeln!(self.declarations, ":{chain} - [0:0]");
     }
 
+    /// Returns the input for iptables-restore.
     fn text(self) -> String {
         let Self { declarations, rules, deletions, .. } = self;
         if declarations.is_empty() { String::new() } else { format!("*nat\n{declarations}{rules}{deletions}COMMIT\n") }
     }
 }
 
-/// A service's chains, and its lines in the shared chains of `nat`.
-fn chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chains, String) {
+/// Returns the chains of a Service and its rules in the dispatch chains of `nat`.
+fn service_chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chains, String) {
     let renderer = Renderer::new(inputs, facts, Family::V4).for_size(usize::MAX);
     let ports = renderer.service(key);
     let chains = ports.iter().flat_map(|port| port.chains().map(|(chain, rules)| (chain.to_string(), rules.to_owned())));
     (chains.collect(), ports.iter().map(ServicePortRules::nat_dispatch).collect())
 }
 
-/// Everything into empty tables: `filter`, then service ports in groups, then what leads to them.
-fn everything(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
+/// Returns the input that fills empty tables: `filter`, then service ports in groups, then the dispatch chains and jumps.
+fn full_input(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
     let all = rules::compute(inputs, facts, Family::V4);
     let jumps = |table| -> String {
         let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.wants(jump));
@@ -165,17 +169,17 @@ fn everything(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
     let (filter, dispatch): (String, String) = all.services.iter().map(|port| (port.filter_dispatch(), port.nat_dispatch())).unzip();
     let mut text =
         format!("*filter\n{}{filter}{}COMMIT\n*nat\n{}", declared(&all.fixed.filter), jumps(Table::Filter), declared(&all.fixed.nat));
-    let (mut mentioned, mut contents) = (0, String::new());
+    let (mut chains, mut contents) = (0, String::new());
     for port in &all.services {
         for (chain, rules) in port.chains() {
             let _ = writeln!(text, ":{chain} - [0:0]");
             contents += rules;
-            mentioned += 1;
+            chains += 1;
         }
-        if mentioned >= group {
+        if chains >= group {
             text += &std::mem::take(&mut contents);
             text += "COMMIT\n*nat\n";
-            mentioned = 0;
+            chains = 0;
         }
     }
     text += &contents;
@@ -185,13 +189,13 @@ fn everything(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
     text + &dispatch + &all.fixed.nat_tail + &jumps(Table::Nat) + "COMMIT\n"
 }
 
-/// How long a bare iptables-restore takes with this input, in seconds.
+/// Runs a bare iptables-restore with this input and returns the time in seconds.
 pub(crate) fn restore(node: &Netns, variant: Variant, input: &str) -> f64 {
     let path = std::env::temp_dir().join(format!("sepal-bench-input-{}", std::process::id()));
     std::fs::write(&path, input).expect("writable");
     let mut command = node.command(&format!("iptables-{variant}-restore"));
     command.args(["-w", "5", "--noflush", "--counters"]).stdin(File::open(&path).expect("readable"));
     let start = Instant::now();
-    assert!(command.status().expect("it starts").success(), "iptables-restore takes its input");
+    assert!(command.status().expect("iptables-restore starts").success(), "iptables-restore accepts its input");
     start.elapsed().as_secs_f64()
 }

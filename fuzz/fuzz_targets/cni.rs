@@ -1,4 +1,4 @@
-//! Arbitrary bytes into the reader of what a container runtime sends on standard input, and arbitrary text into that of subnet.env.
+//! Feeds arbitrary bytes to the parser of the CNI configuration on standard input, and arbitrary text to the parser of subnet.env.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Arbitrary text into the manifest reader, and what it reads into rules. A crash goes to testdata/regress under a name that says what
-//! it was, with a `.expect` beside it.
+//! Feeds arbitrary text to the manifest parser, and computes the rules of what it parses. The input of a crash is stored in
+//! testdata/regress under a name that describes the bug, with a `.expect` file.
 
 #![no_main]
 

@@ -1,38 +1,38 @@
-//! Clusters of any size: ClusterIP services of one port with a number of endpoints each, as an API server would return them.
+//! API objects of a cluster of any size: ClusterIP Services with one port and a number of endpoints each.
 
 use serde_json::{Value, json};
 
-/// Label that ties a slice to its Service.
+/// Label that names the Service of an EndpointSlice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// A cluster of equal services.
+/// The size of a cluster of equal Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cluster {
-    /// How many services.
+    /// Number of Services.
     pub services: usize,
-    /// Endpoints of each, at most 250.
+    /// Number of endpoints per Service, at most 250.
     pub endpoints: usize,
 }
 
 impl Cluster {
-    /// The name of one service; namespace `bench`.
+    /// Returns the name of a Service. Its namespace is `bench`.
     pub fn name(index: usize) -> String {
         format!("svc-{index:05}")
     }
 
-    /// The cluster IP of one service, within 10.96.0.0/12; it listens on port 80.
+    /// Returns the cluster IP of a Service, within 10.96.0.0/12. The service port is 80.
     pub fn cluster_ip(index: usize) -> String {
         let host = index + 1;
         format!("10.{}.{}.{}", 96 + (host >> 16), (host >> 8) & 0xff, host & 0xff)
     }
 
-    /// The address of one endpoint, within 10.128.0.0/9.
+    /// Returns the address of an endpoint, within 10.128.0.0/9.
     pub fn endpoint_ip(index: usize, endpoint: usize) -> String {
         let host = index * 250 + endpoint + 1;
         format!("10.{}.{}.{}", 128 + (host >> 16), (host >> 8) & 0xff, host & 0xff)
     }
 
-    /// One Service.
+    /// Returns a Service object.
     pub fn service(index: usize) -> Value {
         let (name, ip) = (Self::name(index), Self::cluster_ip(index));
         json!({
@@ -52,7 +52,7 @@ impl Cluster {
         })
     }
 
-    /// The slice of one service, with these endpoints.
+    /// Returns the EndpointSlice of a Service with these endpoints.
     pub fn slice(index: usize, endpoints: &[String]) -> Value {
         let name = Self::name(index);
         let endpoint = |ip: &String| {
@@ -72,26 +72,26 @@ impl Cluster {
         })
     }
 
-    /// The endpoints that one service starts with.
-    pub fn first_endpoints(&self, index: usize) -> Vec<String> {
+    /// Returns the addresses of the endpoints that a Service starts with.
+    fn first_endpoints(&self, index: usize) -> Vec<String> {
         (0..self.endpoints).map(|endpoint| Self::endpoint_ip(index, endpoint)).collect()
     }
 
-    /// This node.
-    pub fn node(name: &str) -> Value {
+    /// Returns a Node object.
+    fn node(name: &str) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.168.61.13"}]},
         })
     }
 
-    /// Every Service and slice, and the Node `bench`.
+    /// Returns every Service and EndpointSlice, and the Node `bench`.
     pub fn objects(&self) -> impl Iterator<Item = Value> {
         let of_service = |index| [Self::service(index), Self::slice(index, &self.first_endpoints(index))];
         (0..self.services).flat_map(of_service).chain([Self::node("bench")])
     }
 
-    /// The cluster as a manifest: JSON documents, one a line.
+    /// Returns the cluster as a manifest with one JSON document per line.
     pub fn manifest(&self) -> String {
         self.objects().map(|object| format!("{object}\n")).collect()
     }

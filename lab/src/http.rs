@@ -1,4 +1,4 @@
-//! One HTTP request from a namespace, and the answer.
+//! One HTTP request from a network namespace.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,43 +6,43 @@ use std::time::Duration;
 
 use crate::netns::Netns;
 
-const SOON: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// An answer.
+/// An HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// The head as it came.
+    /// The status line and the headers, unparsed.
     pub head: String,
     /// The body.
     pub body: String,
 }
 
-/// Gets a path.
+/// Sends a GET request.
 ///
 /// # Errors
-/// Nobody answers, or not in HTTP.
+/// If no answer comes, or if it is not HTTP.
 pub fn get(from: &Netns, to: SocketAddr, path: &str) -> io::Result<Answer> {
     ask(from, to, "GET", path, "", "")
 }
 
-/// Makes a request of any kind; extra header lines each end with `\r\n`.
+/// Sends a request with any method. Each line of `headers` ends with `\r\n`.
 ///
 /// # Errors
-/// Nobody answers, or not in HTTP.
+/// If no answer comes, or if it is not HTTP.
 pub fn ask(from: &Netns, to: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> io::Result<Answer> {
     let length = body.len();
     let request = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}");
     from.within(move || {
-        let mut stream = TcpStream::connect_timeout(&to, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
+        let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(request.as_bytes())?;
-        let mut said = String::new();
-        stream.read_to_string(&mut said)?;
-        let no_http = || io::Error::new(io::ErrorKind::InvalidData, said.clone());
-        let (head, body) = said.split_once("\r\n\r\n").ok_or_else(no_http)?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(no_http)?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        let not_http = || io::Error::new(io::ErrorKind::InvalidData, response.clone());
+        let (head, body) = response.split_once("\r\n\r\n").ok_or_else(not_http)?;
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(not_http)?;
         Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
     })
 }

@@ -1,21 +1,21 @@
-//! Network namespaces to try sepal in: for its tests, its benchmarks and its demo. Nothing of the host's own network is touched.
+//! Network namespaces for sepal's tests, benchmarks and demo. The host's own network is never changed.
 //!
-//! - [`cluster`]: clusters of any size, as objects.
-//! - [`demo`]: all of it, shown.
-//! - [`figures`]: what measures.
-//! - [`http`]: one request from a namespace.
-//! - [`netns`]: a namespace, programs and sockets within it.
-//! - [`peers`]: thousands of nodes, of which one is real.
+//! - [`cluster`]: API objects of a cluster of any size.
+//! - [`demo`]: the demo.
+//! - [`figures`]: measurements and their table.
+//! - [`http`]: one HTTP request from a namespace.
+//! - [`netns`]: a network namespace, and programs and sockets in it.
+//! - [`peers`]: Node objects of thousands of peers around one real node.
 //! - [`plugin`]: pods that the CNI plugin connects.
-//! - [`pod`]: a pod on a node's bridge, and servers to talk to.
-//! - [`pod_cluster`]: nodes on one switch, each with the daemon that is tried, and an API server.
+//! - [`pod`]: a pod, and the servers in it.
+//! - [`pod_cluster`]: nodes on one switch, each with a daemon, and an API server.
 //! - [`probe`]: a client that notices every lost packet.
-//! - [`scale`]: a cluster of any size around one real node.
-//! - [`servers`]: two servers that endpoints are moved between.
-//! - [`session`]: a connection that lasts, and notices when it does not.
-//! - [`site`]: a node between its pods and the world outside.
-//! - [`soak`]: trouble without end, after which everything has to be as it was.
-//! - [`traffic`]: one try of a client at a server.
+//! - [`scale`]: a simulated cluster of any size around one real node.
+//! - [`servers`]: two servers for the endpoints of a [`Cluster`].
+//! - [`session`]: a client with a long-lived connection.
+//! - [`site`]: a node between its pods and the outside.
+//! - [`soak`]: changes, faults and restarts for a long time, with a check that nothing is left over.
+//! - [`traffic`]: one request of a client to a server.
 
 #![allow(
     clippy::disallowed_methods,
@@ -24,7 +24,7 @@
     clippy::missing_panics_doc,
     clippy::must_use_candidate,
     clippy::new_without_default,
-    reason = "an instrument for tests: it starts programs, waits, and where it cannot be set up the test has failed"
+    reason = "a tool for tests: it starts programs and waits, and a failed setup fails the test"
 )]
 
 pub mod cluster;
@@ -44,11 +44,8 @@ pub mod site;
 pub mod soak;
 pub mod traffic;
 
-/// Flags for a sepal that runs in a network namespace: the limit of tracked connections is the host's own, and cannot be set from there.
-pub const IN_NAMESPACE: [&str; 1] = ["--conntrack-max-per-core=0"];
-
 pub use cluster::Cluster;
-pub use netns::{Netns, Running, eventually, eventually_within};
+pub use netns::{IN_NAMESPACE, Netns, Running, eventually, eventually_within};
 pub use pod::Pod;
 pub use pod_cluster::{Families, Layout, PodCluster, PodNode};
 pub use probe::Prober;

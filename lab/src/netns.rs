@@ -1,4 +1,4 @@
-//! Network namespaces of a test's own, and programs and sockets within them. As root; gone afterwards, also on failure.
+//! Network namespaces for one test, and programs and sockets in them. Needs root. They end with the test, also when it fails.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -9,25 +9,31 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 
-/// A network namespace that lives as long as this does.
+/// Flags for a sepal in a network namespace. The limit of tracked connections can only be set in the host's namespace.
+pub const IN_NAMESPACE: [&str; 1] = ["--conntrack-max-per-core=0"];
+
+/// A network namespace. Dropping it ends the namespace.
 #[derive(Debug)]
 pub struct Netns {
-    /// A process that does nothing but be in it; it dies with the test.
+    /// An idle process that keeps the namespace alive. The kernel kills it when the test's process ends.
     holder: Child,
 }
 
 impl Netns {
-    /// A new namespace with its loopback up. Where that is impossible the test has failed: it must not pass unseen.
+    /// Creates a namespace with its loopback interface up.
+    ///
+    /// # Panics
+    /// If that is impossible, so that the test fails instead of being skipped.
     pub fn new() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces and need root: sudo make test");
+        assert!(nix::unistd::geteuid().is_root(), "these tests create network namespaces and need root: sudo make test");
         let mut holder = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "unshare", "--net", "--", "sh", "-c", "echo in; exec sleep 3600"])
             .stdout(Stdio::piped())
             .spawn()
-            .expect("setpriv and unshare (util-linux) are there");
+            .expect("setpriv and unshare (util-linux) are installed");
         let mut line = String::new();
         BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
-        assert_eq!(line, "in\n", "this machine lets nobody make network namespaces");
+        assert_eq!(line, "in\n", "this machine does not allow network namespaces");
         let netns = Self { holder };
         netns.run("ip link set lo up");
         netns
@@ -37,17 +43,18 @@ impl Netns {
         self.holder.id().to_string()
     }
 
-    /// Its path, by which others can find it.
+    /// Returns the path by which other programs open the namespace.
     pub fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.pid())
     }
 
-    /// Legacy iptables has one lock for all network namespaces; with one of its own a test is held up by nothing outside.
+    /// Returns the path of this namespace's own lock file for legacy iptables. The default file is one for all namespaces, so that other
+    /// programs could block the test.
     pub fn xtables_lock(&self) -> PathBuf {
         std::env::temp_dir().join(format!("xtables-{}.lock", self.pid()))
     }
 
-    /// A program in the namespace, ready to be started.
+    /// Returns a command that runs a program in the namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.pid(), "-n", "--", program]);
@@ -55,33 +62,33 @@ impl Netns {
         command
     }
 
-    /// Runs shell commands in the namespace; any that fails fails the test.
+    /// Runs shell commands in the namespace and returns their output. A command that fails fails the test.
     pub fn run(&self, script: &str) -> String {
         let output = self.output(script);
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs shell commands in the namespace.
+    /// Runs shell commands in the namespace and returns their output and exit status.
     pub fn output(&self, script: &str) -> Output {
-        self.command("sh").args(["-ec", script]).output().expect("nsenter (util-linux) is there")
+        self.command("sh").args(["-ec", script]).output().expect("nsenter (util-linux) is installed")
     }
 
-    /// Calls a function on a thread of its own that is in the namespace. Sockets it makes stay there.
+    /// Calls a function on a new thread in the namespace and returns its result. Sockets that it opens stay in the namespace.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.start(work).join().expect("the thread ends well")
+        self.start(work).join().expect("the thread does not panic")
     }
 
-    /// Starts a function on a thread of its own that is in the namespace.
+    /// Starts a function on a new thread in the namespace.
     pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
-        let file = File::open(self.path()).expect("the namespace is there");
+        let file = File::open(self.path()).expect("the namespace exists");
         thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+            setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter the namespace");
             work()
         })
     }
 
-    /// Connects this namespace with another by a pair of interfaces.
+    /// Connects this namespace with another one by a veth pair. `here` and `there` are the interface names.
     pub fn link(&self, here: &str, other: &Self, there: &str) {
         self.run(&format!("ip link add {here} type veth peer name {there} netns {}; ip link set {here} up", other.pid()));
         other.run(&format!("ip link set {there} up"));
@@ -96,16 +103,16 @@ impl Drop for Netns {
     }
 }
 
-/// A program that is ended with the test.
+/// A running program. Dropping it kills the program.
 #[derive(Debug)]
 pub struct Running(pub Child);
 
 impl Running {
-    /// Asks it to end and gives its exit status.
+    /// Sends SIGTERM, waits for the end and returns the exit status.
     pub fn terminate(mut self) -> Option<i32> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).expect("a process id"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it is still there");
-        self.0.wait().expect("it ends").code()
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("the program is still running");
+        self.0.wait().expect("the program ends").code()
     }
 }
 
@@ -116,16 +123,16 @@ impl Drop for Running {
     }
 }
 
-/// Waits until something holds; fails the test if that takes too long.
+/// Waits until a condition holds. The test fails after 20 s.
 pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
     eventually_within(Duration::from_secs(20), what, holds);
 }
 
-/// Waits until something holds, for at most so long; fails the test if it takes longer.
+/// Waits until a condition holds. The test fails after the time limit.
 pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < limit, "still not so after {limit:?}: {what}");
+        assert!(start.elapsed() < limit, "condition does not hold after {limit:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

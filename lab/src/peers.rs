@@ -1,4 +1,4 @@
-//! Thousands of nodes, of which one is real: as objects, and what their entries cost the usual tools.
+//! Node objects of thousands of peers around one real node, and the time that iproute2 needs to write their entries.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::Netns;
+use crate::netns::Netns;
 
-/// A node as the API has it: ten kilobytes, most of which nobody needs. Number 0 is `bench`, the one that is real. With another generation its
-/// link has another hardware address.
-pub fn node(number: usize, generation: usize) -> Value {
+/// Returns a Node object of ten kilobytes, as the API server sends it. Number 0 is the real node, `bench`. Another `generation` gives the
+/// node's VTEP another MAC address.
+pub fn node_object(number: usize, generation: usize) -> Value {
     let [high, low] = [number / 256, number % 256];
     let name = if number == 0 { "bench".to_owned() } else { format!("node-{number}") };
     let images: Vec<Value> = (0..30)
@@ -45,8 +45,8 @@ fn mac(number: usize, generation: usize) -> String {
     format!("02:00:{:02x}:{:02x}:{:02x}:{:02x}", generation, number >> 16, (number >> 8) & 255, number & 255)
 }
 
-/// A namespace with one interface to other nodes.
-pub fn host() -> Netns {
+/// Creates the namespace of the real node, with one interface to the other nodes.
+pub fn new_host() -> Netns {
     let host = Netns::new();
     host.run(
         "ip link add eth0 type veth peer name beyond; ip link set eth0 up; ip link set beyond up
@@ -55,38 +55,38 @@ pub fn host() -> Netns {
     host
 }
 
-/// What the same entries cost when they are written at once by the usual tools, in s.
-pub fn floor(peers: usize, folder: &Path) -> f64 {
-    let host = host();
+/// Writes the entries of all peers with one `bridge -batch` and one `ip -batch`. Returns the time in s.
+pub fn time_iproute2(peers: usize, folder: &Path) -> f64 {
+    let host = new_host();
     host.run(
         "ip link add flannel.1 type vxlan id 1 dev eth0 local 192.168.77.1 dstport 8472 nolearning; ip addr add 10.1.0.0/32 dev flannel.1
          ip link set flannel.1 up",
     );
-    let (mut entries, mut forwards) = (String::new(), String::new());
+    let (mut ip_commands, mut bridge_commands) = (String::new(), String::new());
     for number in 1..=peers {
         let [high, low] = [number / 256, number % 256];
         let (base, mac) = (format!("10.{}.{low}.0", 1 + high), mac(number, 0));
-        let _ = writeln!(entries, "neigh replace {base} lladdr {mac} dev flannel.1 nud permanent");
-        let _ = writeln!(entries, "route replace {base}/24 via {base} dev flannel.1 onlink proto 83");
-        let _ = writeln!(forwards, "fdb replace {mac} dev flannel.1 dst 172.16.{high}.{low} self permanent");
+        let _ = writeln!(ip_commands, "neigh replace {base} lladdr {mac} dev flannel.1 nud permanent");
+        let _ = writeln!(ip_commands, "route replace {base}/24 via {base} dev flannel.1 onlink proto 83");
+        let _ = writeln!(bridge_commands, "fdb replace {mac} dev flannel.1 dst 172.16.{high}.{low} self permanent");
     }
-    let files = [folder.join("entries"), folder.join("forwards")];
-    std::fs::write(&files[0], entries).expect("writable");
-    std::fs::write(&files[1], forwards).expect("writable");
+    let [ip_file, bridge_file] = ["ip", "bridge"].map(|name| folder.join(name));
+    std::fs::write(&ip_file, ip_commands).expect("writable");
+    std::fs::write(&bridge_file, bridge_commands).expect("writable");
     let start = Instant::now();
-    host.run(&format!("bridge -batch {}; ip -batch {}", files[1].display(), files[0].display()));
+    host.run(&format!("bridge -batch {}; ip -batch {}", bridge_file.display(), ip_file.display()));
     let took = start.elapsed().as_secs_f64();
-    assert_eq!(routes(&host), peers);
+    assert_eq!(count_routes(&host), peers);
     took
 }
 
-/// How many routes of sepal's a node has.
-pub fn routes(host: &Netns) -> usize {
+/// Returns how many routes with sepal's route protocol a node has.
+pub fn count_routes(host: &Netns) -> usize {
     host.run("ip route show proto 83 | wc -l").trim().parse().expect("a number")
 }
 
-/// A node that says again that it is alive.
-pub fn beating(mut node: Value, beat: usize) -> Value {
+/// Sets the heartbeat time of a Node object.
+pub fn with_heartbeat(mut node: Value, beat: usize) -> Value {
     node["status"]["conditions"][0]["lastHeartbeatTime"] = json!(format!("2026-01-01T00:{:02}:{:02}Z", beat / 60 % 60, beat % 60));
     node
 }

@@ -1,4 +1,4 @@
-//! A pod as the CNI bridge plugin leaves it (network spec, section 10.3), and servers to talk to.
+//! A pod as the CNI bridge plugin connects it [flannel 10.3], and the servers in it.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -11,49 +11,49 @@ use crate::traffic::{ECHO_PORT, SINK_PORT, checksum};
 /// A pod.
 #[derive(Debug)]
 pub struct Pod {
-    /// Where its programs run.
+    /// The pod's network namespace.
     pub netns: Netns,
-    /// Its addresses: of each family that the network has one, IPv4 first.
+    /// One address per family of the pod network, IPv4 first.
     pub ips: Vec<IpAddr>,
 }
 
 impl Pod {
-    /// Its address of the family of another address.
+    /// Returns the pod's address in the family of `other`.
     ///
     /// # Panics
-    /// It has none of that family.
+    /// If the pod has no address in that family.
     pub fn ip_like(&self, other: IpAddr) -> IpAddr {
         *self.ips.iter().find(|ip| ip.is_ipv4() == other.is_ipv4()).expect("the pod has an address of this family")
     }
 
-    /// Where it says who asked, by TCP.
+    /// Returns the address of the TCP server that answers with the client's address.
     pub fn tcp(&self, like: IpAddr) -> SocketAddr {
         (self.ip_like(like), TCP_PORT).into()
     }
 
-    /// Where it says who asked, by UDP.
+    /// Returns the address of the UDP server that answers with the client's address.
     pub fn udp(&self, like: IpAddr) -> SocketAddr {
         (self.ip_like(like), UDP_PORT).into()
     }
 
-    /// Where it sends back what it gets: see [`crate::Session`].
+    /// Returns the address of the echo server, for a `Session`.
     pub fn echo(&self, like: IpAddr) -> SocketAddr {
         (self.ip_like(like), ECHO_PORT).into()
     }
 
-    /// Where it takes whatever is sent, and says what that was: see [`crate::traffic::send`].
+    /// Returns the address of the sink server, for [`send`](crate::traffic::send).
     pub fn sink(&self, like: IpAddr) -> SocketAddr {
         (self.ip_like(like), SINK_PORT).into()
     }
 }
 
-/// Starts servers on these addresses: by TCP and by UDP one that tells the address that the client has, one that takes whatever is
-/// sent, and one that sends it back.
+/// Starts the pod's servers on these addresses: one by TCP and one by UDP that answer with the client's address, a sink and an echo
+/// server.
 pub(crate) fn serve(netns: &Netns, ips: &[IpAddr]) {
     for ip in ips.iter().copied() {
         let (tcp, udp, sink, echo) = netns.within(move || {
-            let tcp = |port| TcpListener::bind((ip, port)).expect("free");
-            (tcp(TCP_PORT), UdpSocket::bind((ip, UDP_PORT)).expect("free"), tcp(SINK_PORT), tcp(ECHO_PORT))
+            let tcp = |port| TcpListener::bind((ip, port)).expect("the port is free");
+            (tcp(TCP_PORT), UdpSocket::bind((ip, UDP_PORT)).expect("the port is free"), tcp(SINK_PORT), tcp(ECHO_PORT))
         });
         thread::spawn(move || {
             while let Ok((mut stream, peer)) = tcp.accept() {

@@ -1,4 +1,4 @@
-//! Nodes on one switch, each with the daemon that is tried, an API server that all of them reach, and the world outside behind a router.
+//! Nodes on one switch, each with a sepal daemon, an API server for all of them, and a host outside the cluster.
 //!
 //! ```text
 //!   node-1 .1   node-2 .2   ...        API server .254
@@ -20,32 +20,31 @@ use sepal_apiserver::ApiServer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::IN_NAMESPACE;
 use crate::http::get;
-use crate::netns::{Netns, Running};
+use crate::netns::{IN_NAMESPACE, Netns, Running};
 use crate::pod::{Pod, serve};
 
-/// Addresses of the server outside.
-pub const OUTSIDE: [&str; 2] = ["203.0.113.10", "2001:db8::10"];
-/// The pod networks.
+/// Addresses of the servers outside the cluster.
+pub(crate) const OUTSIDE: [&str; 2] = ["203.0.113.10", "2001:db8::10"];
+/// The pod networks, IPv4 first.
 pub const NETWORKS: [&str; 2] = ["10.244.0.0/16", "fd10:244::/32"];
 const API: &str = "192.168.77.254:6443";
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
-/// The families of a pod network. The nodes themselves always have both.
+/// The IP families of a pod network. The nodes always have both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
-    /// IPv4 alone.
+    /// Only IPv4.
     V4,
-    /// IPv6 alone.
+    /// Only IPv6.
     V6,
     /// Both.
     Dual,
 }
 
 impl Families {
-    /// What there is of each of them, IPv4 first.
+    /// Returns the values of these families, IPv4 first.
     pub fn of<T>(self, v4: T, v6: T) -> Vec<T> {
         match self {
             Self::V4 => vec![v4],
@@ -55,32 +54,32 @@ impl Families {
     }
 }
 
-/// What a cluster looks like.
+/// The configuration of a [`PodCluster`].
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// How many nodes: at most 100.
+    /// Number of nodes, at most 100.
     pub nodes: u8,
     /// The families of the pod network.
     pub families: Families,
     /// `Backend` in net-conf.json.
     pub backend: Value,
-    /// The Nodes have their podCIDRs.
+    /// Whether the Nodes have podCIDRs.
     pub assigned: bool,
 }
 
 impl Layout {
-    /// Nodes with podCIDRs and VXLAN.
+    /// Returns a layout of nodes with podCIDRs and VXLAN.
     pub fn vxlan(nodes: u8, families: Families) -> Self {
         Self { nodes, families, backend: json!({"Type": "vxlan"}), assigned: true }
     }
 
-    /// net-conf.json.
+    /// Returns the content of net-conf.json.
     pub fn net_conf(&self) -> Value {
         let (v4, v6) = (self.families != Families::V6, self.families != Families::V4);
         json!({"EnableIPv4": v4, "EnableIPv6": v6, "Network": NETWORKS[0], "IPv6Network": NETWORKS[1], "Backend": self.backend})
     }
 
-    /// The Node object of a node.
+    /// Returns the initial Node object of a node.
     pub fn node(&self, number: u8) -> Value {
         let cidrs =
             if self.assigned { self.families.of(format!("10.244.{number}.0/24"), format!("fd10:244:{number}::/64")) } else { vec![] };
@@ -101,33 +100,33 @@ fn name(number: u8) -> String {
     format!("node-{number}")
 }
 
-/// The cluster.
+/// A cluster of nodes in network namespaces.
 #[derive(Debug)]
 pub struct PodCluster {
-    /// What it looks like.
+    /// The configuration.
     pub layout: Layout,
     /// The API server.
     pub server: ApiServer,
-    /// Behind the nodes' default route. Servers as in pods.
+    /// The host outside the cluster, behind the nodes' default route. It runs the same servers as a pod.
     pub outside: Pod,
-    /// The nodes, in the order of their numbers, which begin with 1.
+    /// The nodes in the order of their numbers. The first number is 1.
     pub nodes: Vec<PodNode>,
-    /// Connects the nodes; the API server listens in it.
+    /// The switch that connects the nodes. The API server listens in this namespace.
     pub switch: Netns,
     _folder: TempDir,
 }
 
 impl PodCluster {
-    /// Makes the cluster. The program that is tried is not started yet.
+    /// Creates the cluster. It does not start the program on the nodes yet.
     pub fn new(program: &Path, layout: Layout) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the nodes' files");
+        let folder = tempfile::tempdir().expect("a temporary folder for the nodes' files");
         let switch = Netns::new();
         switch.run(
             "ip link add br0 type bridge mcast_snooping 0; ip link set br0 up
              ip addr add 192.168.77.254/24 dev br0; ip addr add fd77::254/64 dev br0 nodad",
         );
-        let server = switch.within(|| ApiServer::serve(TcpListener::bind(API).expect("free")).expect("the API server starts"));
-        server.load((1..=layout.nodes).map(|number| layout.node(number)).collect()).expect("Nodes");
+        let server = switch.within(|| ApiServer::serve(TcpListener::bind(API).expect("the port is free")).expect("the API server starts"));
+        server.load((1..=layout.nodes).map(|number| layout.node(number)).collect()).expect("the API server accepts the Nodes");
         let outside = Netns::new();
         plug(&switch, &outside, "outside", 200);
         outside.run(&format!("ip addr add {}/32 dev lo; ip addr add {}/128 dev lo nodad", OUTSIDE[0], OUTSIDE[1]));
@@ -138,40 +137,40 @@ impl PodCluster {
         Self { layout, server, outside, nodes, switch, _folder: folder }
     }
 
-    /// Starts the program on every node, with these flags besides, and waits until all are ready.
+    /// Starts the program on every node with these additional flags, and waits until all are ready.
     pub fn start(&self, flags: &[&str]) {
         self.nodes.iter().for_each(|node| node.start(flags));
         self.nodes.iter().for_each(PodNode::wait_ready);
     }
 
-    /// Changes an object, if there is one: a Node by its number.
+    /// Changes the Node object of a node.
     pub fn change_node(&self, number: u8, change: impl FnOnce(&mut Value)) {
         let mut node = self.node(number);
         change(&mut node);
-        self.server.put(node).expect("a Node");
+        self.server.put(node).expect("the API server accepts the Node");
     }
 
-    /// The Node object of a node as it is now.
+    /// Returns the current Node object of a node.
     pub fn node(&self, number: u8) -> Value {
-        self.server.get("nodes", &name(number)).expect("there is a Node")
+        self.server.get("nodes", &name(number)).expect("the Node exists")
     }
 }
 
-/// Connects a namespace with the switch, under a number that becomes its addresses.
+/// Connects a namespace with the switch. The number is the last part of its addresses.
 fn plug(switch: &Netns, netns: &Netns, port: &str, number: u8) {
-    // Nobody else can have these addresses, so nobody is asked for them.
+    // The addresses are unique, so duplicate address detection would only cost time.
     netns.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
     switch.link(port, netns, "eth0");
     switch.run(&format!("ip link set {port} master br0"));
     netns.run(&format!("ip addr add 192.168.77.{number}/24 dev eth0; ip addr add fd77::{number}/64 dev eth0 nodad"));
 }
 
-/// A node, and the program on it.
+/// A node and the program on it.
 #[derive(Debug)]
 pub struct PodNode {
-    /// The node itself.
+    /// The node's network namespace.
     pub netns: Netns,
-    /// Its name.
+    /// The node's name.
     pub name: String,
     number: u8,
     folder: PathBuf,
@@ -191,7 +190,7 @@ impl PodNode {
              ip route add default via 192.168.77.200; ip -6 route add default via fd77::200",
         );
         let folder = folder.join(name(number));
-        fs::create_dir(&folder).expect("a folder for a node's files");
+        fs::create_dir(&folder).expect("the folder can be created");
         let node = Self {
             netns,
             name: name(number),
@@ -207,29 +206,29 @@ impl PodNode {
         node
     }
 
-    /// A path among the node's files.
+    /// Returns the path of one of the node's files.
     pub(crate) fn file(&self, name: &str) -> String {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
-    /// The program that is tried.
+    /// Returns the path of the program under test.
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 
-    /// Writes net-conf.json, at once.
+    /// Replaces net-conf.json atomically.
     pub fn configure(&self, net_conf: &Value) {
         fs::write(self.file("net-conf.new"), net_conf.to_string()).expect("writable");
         fs::rename(self.file("net-conf.new"), self.file("net-conf.json")).expect("writable");
     }
 
-    /// Starts the program, with these flags besides.
+    /// Starts the program with these additional flags.
     pub fn start(&self, flags: &[&str]) {
         *self.flags.borrow_mut() = flags.iter().map(|flag| (*flag).to_owned()).collect();
         self.start_again();
     }
 
-    /// Starts the program with the flags that it had.
+    /// Starts the program with the same flags as before.
     pub fn start_again(&self) {
         let log = fs::File::options().create(true).append(true).open(self.file("log")).expect("writable");
         let mut command = self.netns.command(&self.program.to_string_lossy());
@@ -245,19 +244,19 @@ impl PodNode {
         *self.running.borrow_mut() = Some(Running(command.spawn().expect("the program starts")));
     }
 
-    /// Ends the program by SIGTERM and gives its exit status, if it runs.
+    /// Ends the program by SIGTERM and returns its exit status. Returns `None` if it was not running.
     pub fn stop(&self) -> Option<i32> {
         self.running.take().and_then(Running::terminate)
     }
 
-    /// Ends the program by SIGKILL, if it runs.
+    /// Ends the program by SIGKILL if it is running.
     pub fn kill(&self) {
         drop(self.running.take());
     }
 
-    /// The program's process, if it runs.
-    pub fn process(&self) -> Option<u32> {
-        // nsenter has become the program.
+    /// Returns the process id of the program if it is running.
+    pub(crate) fn process(&self) -> Option<u32> {
+        // nsenter executes the program in its own process, so both have one process id.
         self.running.borrow().as_ref().map(|running| running.0.id())
     }
 
@@ -265,38 +264,38 @@ impl PodNode {
     pub fn wait_ready(&self) {
         let start = Instant::now();
         while self.readiness().is_none_or(|(status, _)| status != 200) {
-            let stands = || self.readiness().map_or_else(|| "nobody answers".into(), |(_, text)| text);
-            assert!(start.elapsed() < Duration::from_secs(20), "{} is not ready:\n{}\n{}", self.name, stands(), self.log());
+            let readiness = || self.readiness().map_or_else(|| "no answer".into(), |(_, text)| text);
+            assert!(start.elapsed() < Duration::from_secs(20), "{} is not ready:\n{}\n{}", self.name, readiness(), self.log());
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Status and text of `/readyz?verbose`; `None` if nobody answers.
+    /// Returns the status and text of `/readyz?verbose`. Returns `None` if there is no answer.
     pub fn readiness(&self) -> Option<(u16, String)> {
         get(&self.netns, HEALTH, "/readyz?verbose").ok().map(|answer| (answer.status, answer.body))
     }
 
-    /// The metrics, empty if nobody answers.
+    /// Returns the metrics, or an empty text if there is no answer.
     pub fn metrics(&self) -> String {
         get(&self.netns, METRICS, "/metrics").map(|answer| answer.body).unwrap_or_default()
     }
 
-    /// Everything that the program has said.
+    /// Returns everything that the program has logged, also before a restart.
     pub fn log(&self) -> String {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
 
-    /// Where the program writes subnet.env.
+    /// Returns the path of subnet.env.
     pub fn subnet_file(&self) -> PathBuf {
         self.folder.join("run/flannel/subnet.env")
     }
 
-    /// subnet.env, empty if it is not there.
+    /// Returns the content of subnet.env, or an empty text if the file does not exist.
     pub fn subnet_env(&self) -> String {
         fs::read_to_string(self.subnet_file()).unwrap_or_default()
     }
 
-    /// What the kernel holds for the pod network, and subnet.env: a text to compare. Numbers of links are not in it.
+    /// Returns the kernel state of the pod network and the content of subnet.env as a text that can be compared. Link indexes are left out.
     pub fn state(&self) -> String {
         let kernel = self.netns.run(
             "for link in $(ip -o link show type vxlan | sed 's/^[0-9]*: //; s/[:@].*//' | sort); do
@@ -310,11 +309,11 @@ impl PodNode {
         kernel.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>() + &self.subnet_env()
     }
 
-    /// Attaches a pod to the node's bridge, which is made with the first one, as subnet.env says.
+    /// Creates a pod and connects it to the node's bridge as subnet.env says, without the plugin. The first pod creates the bridge.
     pub fn attach(&self) -> Pod {
         let env = self.subnet_env();
         let value = |key: &str| env.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        let mtu = value("FLANNEL_MTU").expect("subnet.env tells the MTU");
+        let mtu = value("FLANNEL_MTU").expect("subnet.env contains the MTU");
         let gateways: Vec<&str> = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].into_iter().filter_map(value).collect();
         let networks: Vec<&str> = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"].into_iter().filter_map(value).collect();
         let count = self.pods.get() + 1;
@@ -333,7 +332,7 @@ impl PodNode {
         netns.run(&format!("ip link set eth0 mtu {mtu}"));
         let mut ips = Vec::new();
         for (gateway, network) in gateways.iter().zip(networks) {
-            // The gateway is the subnet's first address; pods have the next ones.
+            // The gateway has the subnet's first address. Pods have the next ones.
             let (first, length) = gateway.split_once('/').expect("an address and a length");
             let ip = match first.parse().expect("an address") {
                 IpAddr::V4(ip) => IpAddr::V4((u32::from(ip) + u32::from(count)).into()),
@@ -349,7 +348,7 @@ impl PodNode {
         Pod { netns, ips }
     }
 
-    /// The node's own address of the family of another one.
+    /// Returns the node's own address in the family of `other`.
     pub fn ip_like(&self, other: IpAddr) -> IpAddr {
         let number = self.number;
         let ip = if other.is_ipv4() { format!("192.168.77.{number}") } else { format!("fd77::{number}") };

@@ -1,4 +1,4 @@
-//! A client that asks all the time and notices every answer that does not come.
+//! A client that sends a request every 20 ms and counts lost answers.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -12,71 +12,75 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 
-/// Time from one question to the next.
-pub const PERIOD: Duration = Duration::from_millis(20);
-/// Longer than an answer takes, also on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two requests.
+const PERIOD: Duration = Duration::from_millis(20);
+/// Time limit for a UDP answer. An answer takes less, also on a busy machine.
+const UDP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for a TCP connection. TCP retransmits a lost packet after one second, and such a connection counts as answered.
+const TCP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Source ports. Requests use them in turn.
+///
+/// A port is used again only after minutes: conntrack remembers a UDP flow for half a minute and a TCP flow for two minutes. A request
+/// from the same port within that time would belong to the old flow, which may have begun when the rules were missing.
+const SOURCE_PORTS: Range<u16> = 20_000..32_000;
 
-/// TCP sends again after a second what was lost; a connection that comes about then has not failed.
-const TCP_PATIENCE: Duration = Duration::from_secs(3);
-
-/// The ports that are asked from, one after the other.
-const PORTS: Range<u16> = 20_000..32_000;
-
-/// What became of a question.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum RequestState {
     Open,
     Answered,
     Lost,
 }
 
-/// Asks a server every 20 ms, each time from a port of its own, so that rules take each question for a new connection. It stops when
-/// this is dropped.
+/// Requests in the order in which they were sent.
+type Requests = Mutex<Vec<RequestState>>;
+
+/// Sends a request every 20 ms, each from another source port, so that each is a new connection for the rules. Dropping the `Prober`
+/// stops it.
 #[derive(Debug)]
 pub struct Prober {
-    fates: Arc<Mutex<Vec<Fate>>>,
-    /// The first question that was not yet reported about.
+    requests: Arc<Requests>,
+    /// Index of the first request that [`Prober::lost`] has not reported yet.
     next: AtomicUsize,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Prober {
-    /// Begins to ask from a namespace.
+    /// Starts to probe a UDP server from a namespace.
     pub fn start(from: &Netns, to: SocketAddr) -> Self {
-        Self::asking(from, to, ask)
+        Self::start_with(from, to, probe_udp)
     }
 
-    /// Begins to ask a TCP server, by a connection for each question. While no answer comes it waits, so it asks more rarely.
-    pub fn start_tcp(from: &Netns, to: SocketAddr) -> Self {
-        Self::asking(from, to, ask_tcp)
+    /// Starts to probe a TCP server, with one connection per request. It waits for each answer, so slow answers reduce the rate.
+    pub(crate) fn start_tcp(from: &Netns, to: SocketAddr) -> Self {
+        Self::start_with(from, to, probe_tcp)
     }
 
-    fn asking(from: &Netns, to: SocketAddr, ask: fn(SocketAddr, &Mutex<Vec<Fate>>, &AtomicBool)) -> Self {
-        let fates = Arc::new(Mutex::new(Vec::new()));
+    fn start_with(from: &Netns, to: SocketAddr, probe: fn(SocketAddr, &Requests, &AtomicBool)) -> Self {
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (of_thread, stopped) = (Arc::clone(&fates), Arc::clone(&stop));
-        let thread = from.start(move || ask(to, &of_thread, &stopped));
-        Self { fates, next: AtomicUsize::new(0), stop, thread: Some(thread) }
+        let (thread_requests, thread_stop) = (Arc::clone(&requests), Arc::clone(&stop));
+        let thread = from.start(move || probe(to, &thread_requests, &thread_stop));
+        Self { requests, next: AtomicUsize::new(0), stop, thread: Some(thread) }
     }
 
-    /// How many questions got no answer since this was called last. Waits for the last of them.
+    /// Returns how many requests since the last call got no answer. Waits until all of them are answered or lost.
     pub fn lost(&self) -> usize {
-        let until = lock(&self.fates).len();
+        let until = lock(&self.requests).len();
         let from = self.next.swap(until, Ordering::Relaxed);
         loop {
-            let fates = lock(&self.fates)[from..until].to_vec();
-            if !fates.contains(&Fate::Open) {
-                return fates.iter().filter(|fate| **fate == Fate::Lost).count();
+            let requests = lock(&self.requests)[from..until].to_vec();
+            if !requests.contains(&RequestState::Open) {
+                return requests.iter().filter(|state| **state == RequestState::Lost).count();
             }
             thread::sleep(PERIOD);
         }
     }
 
-    /// How many were asked until now.
+    /// Returns how many requests were sent until now.
     pub fn asked(&self) -> usize {
-        lock(&self.fates).len()
+        lock(&self.requests).len()
     }
 }
 
@@ -84,82 +88,82 @@ impl Drop for Prober {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It has nothing to say.
+            // The thread returns nothing.
             let _ = thread.join();
         }
     }
 }
 
-fn lock(fates: &Mutex<Vec<Fate>>) -> MutexGuard<'_, Vec<Fate>> {
-    fates.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(requests: &Requests) -> MutexGuard<'_, Vec<RequestState>> {
+    requests.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
+fn probe_udp(to: SocketAddr, requests: &Requests, stop: &AtomicBool) {
     let mut open: Vec<(usize, Instant, UdpSocket)> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let number = lock(fates).len();
-        let asked = question(to, number);
-        let mut fates_now = lock(fates);
-        match asked {
+        let number = lock(requests).len();
+        let sent = send_udp(to, number);
+        let mut states = lock(requests);
+        match sent {
             Ok(socket) => {
-                fates_now.push(Fate::Open);
+                states.push(RequestState::Open);
                 open.push((number, Instant::now(), socket));
             }
-            Err(_) => fates_now.push(Fate::Lost),
+            Err(_) => states.push(RequestState::Lost),
         }
-        drop(fates_now);
+        drop(states);
         thread::sleep(PERIOD);
         open.retain(|(number, since, socket)| {
-            let fate = match socket.recv(&mut [0; 64]) {
-                Ok(_) => Fate::Answered,
-                Err(_) if since.elapsed() < PATIENCE => return true,
-                Err(_) => Fate::Lost,
+            let state = match socket.recv(&mut [0; 64]) {
+                Ok(_) => RequestState::Answered,
+                Err(_) if since.elapsed() < UDP_TIMEOUT => return true,
+                Err(_) => RequestState::Lost,
             };
-            lock(fates)[*number] = fate;
+            lock(requests)[*number] = state;
             false
         });
     }
 }
 
-fn ask_tcp(to: SocketAddr, fates: &Mutex<Vec<Fate>>, stop: &AtomicBool) {
+fn probe_tcp(to: SocketAddr, requests: &Requests, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        let number = lock(fates).len();
-        lock(fates).push(Fate::Open);
-        let answered = connection(to, number).is_ok_and(|answer| !answer.is_empty());
-        if let Some(fate) = lock(fates).last_mut() {
-            *fate = if answered { Fate::Answered } else { Fate::Lost };
+        let number = lock(requests).len();
+        lock(requests).push(RequestState::Open);
+        let answered = request_tcp(to, number).is_ok_and(|answer| !answer.is_empty());
+        if let Some(state) = lock(requests).last_mut() {
+            *state = if answered { RequestState::Answered } else { RequestState::Lost };
         }
         thread::sleep(PERIOD);
     }
 }
 
-/// From a port as [`question`] does, for the same reason: of TCP such a flow is remembered for two minutes.
-fn connection(to: SocketAddr, number: usize) -> std::io::Result<String> {
+/// Opens a TCP connection from the request's source port and reads the answer.
+fn request_tcp(to: SocketAddr, number: usize) -> std::io::Result<String> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.bind(&address_of(to, number).into()).or_else(|_| socket.bind(&any(to, 0).into()))?;
-    socket.connect_timeout(&to.into(), TCP_PATIENCE)?;
+    socket.bind(&source(to, number).into()).or_else(|_| socket.bind(&unspecified(to, 0).into()))?;
+    socket.connect_timeout(&to.into(), TCP_TIMEOUT)?;
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(TCP_PATIENCE))?;
+    stream.set_read_timeout(Some(TCP_TIMEOUT))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
 }
 
-/// Asks from a port that was not asked from for minutes: a flow that began without rules is remembered for half a minute, and whoever has
-/// its ports meanwhile is a part of it.
-fn question(to: SocketAddr, number: usize) -> std::io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address_of(to, number)).or_else(|_| UdpSocket::bind(any(to, 0)))?;
+/// Sends a UDP request from its source port. The socket does not block.
+fn send_udp(to: SocketAddr, number: usize) -> std::io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(source(to, number)).or_else(|_| UdpSocket::bind(unspecified(to, 0)))?;
     socket.connect(to)?;
     socket.set_nonblocking(true)?;
     socket.send(b"?")?;
     Ok(socket)
 }
 
-/// Where a question is asked from.
-fn address_of(to: SocketAddr, number: usize) -> SocketAddr {
-    any(to, PORTS.start + u16::try_from(number % PORTS.len()).unwrap_or_default())
+/// Returns the source address of a request.
+fn source(to: SocketAddr, number: usize) -> SocketAddr {
+    unspecified(to, SOURCE_PORTS.start + u16::try_from(number % SOURCE_PORTS.len()).unwrap_or_default())
 }
 
-fn any(to: SocketAddr, port: u16) -> SocketAddr {
+/// Returns the unspecified address of the same family with this port.
+fn unspecified(to: SocketAddr, port: u16) -> SocketAddr {
     if to.is_ipv4() { ([0, 0, 0, 0], port).into() } else { ([0_u16; 8], port).into() }
 }

@@ -1,4 +1,4 @@
-//! A connection that lasts, and notices when it does not.
+//! A client with one long-lived TCP connection. It reports when the connection breaks.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use crate::netns::Netns;
 
-/// Time from one message to the next.
+/// Time between two messages.
 const PERIOD: Duration = Duration::from_millis(20);
-/// Longer than TCP takes to send again what was lost once.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Time limit for an answer. It is longer than one TCP retransmission takes.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// One TCP connection to a pod's echo, by which a number goes there and back every 20 ms. It ends when this is dropped.
+/// A TCP connection to a pod's echo server. It sends a number every 20 ms and checks that the same number comes back. Dropping the
+/// `Session` closes it.
 #[derive(Debug)]
 pub struct Session {
     exchanged: Arc<AtomicU64>,
@@ -29,21 +30,21 @@ impl Session {
         let exchanged = Arc::new(AtomicU64::new(0));
         let fault = Arc::new(Mutex::new(None));
         let stop = Arc::new(AtomicBool::new(false));
-        let (count, told, stopped) = (Arc::clone(&exchanged), Arc::clone(&fault), Arc::clone(&stop));
+        let (thread_exchanged, thread_fault, thread_stop) = (Arc::clone(&exchanged), Arc::clone(&fault), Arc::clone(&stop));
         let thread = from.start(move || {
-            if let Err(error) = talk(to, &count, &stopped) {
-                *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("connection to {to}: {error}"));
+            if let Err(error) = exchange_numbers(to, &thread_exchanged, &thread_stop) {
+                *thread_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("connection to {to}: {error}"));
             }
         });
         Self { exchanged, fault, stop, thread: Some(thread) }
     }
 
-    /// What has ended it; `None` while it lasts.
+    /// Returns the error that ended the connection; `None` while it is open.
     pub fn fault(&self) -> Option<String> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many numbers have come back.
+    /// Returns how many numbers have come back.
     pub fn exchanged(&self) -> u64 {
         self.exchanged.load(Ordering::Relaxed)
     }
@@ -53,23 +54,23 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It has nothing to say.
+            // The result is in `fault`.
             let _ = thread.join();
         }
     }
 }
 
-fn talk(to: SocketAddr, exchanged: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn exchange_numbers(to: SocketAddr, exchanged: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_nodelay(true)?;
     while !stop.load(Ordering::Relaxed) {
         let number = exchanged.load(Ordering::Relaxed).to_be_bytes();
         stream.write_all(&number)?;
-        let mut back = [0; 8];
-        stream.read_exact(&mut back)?;
-        if back != number {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{number:?} came back as {back:?}")));
+        let mut echo = [0; 8];
+        stream.read_exact(&mut echo)?;
+        if echo != number {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{number:?} came back as {echo:?}")));
         }
         exchanged.fetch_add(1, Ordering::Relaxed);
         thread::sleep(PERIOD);

@@ -1,41 +1,40 @@
-//! A node between its pods and the world outside, as `testdata/traffic.yaml` describes it.
+//! A node between its pods and the outside, with the addresses of `testdata/traffic.yaml`.
 
 use std::io::Write;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
 use crate::netns::Netns;
 
-/// Addresses of the serving pods: two of each family.
+/// Endpoint addresses: two per family.
 pub const ENDPOINTS: [&str; 4] = ["10.61.3.10", "10.61.3.11", "fd61:a:0:3::10", "fd61:a:0:3::11"];
-/// Where every serving pod answers by TCP.
-pub const TCP_PORT: u16 = 8080;
-/// Where every serving pod answers by UDP.
-pub const UDP_PORT: u16 = 5353;
-
-/// Where every serving pod tells by TCP who it is, and who asked.
+/// TCP port of the servers.
+pub(crate) const TCP_PORT: u16 = 8080;
+/// UDP port of the servers.
+pub(crate) const UDP_PORT: u16 = 5353;
+/// TCP port where an endpoint answers with its own address and the client's address.
 pub const WHO_PORT: u16 = 8082;
 
-/// A node between its pods and the world outside.
+/// A node between its pods and the outside.
 #[derive(Debug)]
 pub struct Site {
     /// The node.
     pub node: Netns,
-    /// The endpoints. They share a namespace, so no client may be in it: answers to it would not pass the node.
+    /// The endpoints. They share this namespace. Clients must not run in it, because answers to them would not pass the node.
     pub pods: Netns,
-    /// A pod that only asks.
+    /// A pod without servers.
     pub client: Netns,
-    /// Outside the cluster: two addresses of each family.
+    /// A host outside the cluster with two addresses per family.
     pub outside: Netns,
 }
 
 impl Site {
-    /// Makes the namespaces, connects them, and starts a TCP and a UDP server on every endpoint address.
+    /// Creates and connects the namespaces, and starts the servers on every endpoint address.
     pub fn new() -> Self {
         let site = Self { node: Netns::new(), pods: Netns::new(), client: Netns::new(), outside: Netns::new() };
         site.node.link("pods0", &site.pods, "eth0");
         site.node.link("pods1", &site.client, "eth0");
         site.node.link("ext0", &site.outside, "eth0");
-        // The default route leads nowhere, but cluster IPs have to be routable for the filter rules to see them.
+        // The default route leads to an unused interface. Without a route to cluster IPs, their packets would not reach the filter rules.
         site.node.run(
             "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
              ip addr add 10.61.3.1/24 dev pods0; ip addr add fd61:a:0:3::1/64 dev pods0 nodad
@@ -60,20 +59,20 @@ impl Site {
         site
     }
 
-    /// Sends what goes from outside to an address out with this source.
+    /// Sets the source address of packets that go from the outside to this address.
     pub fn outside_source(&self, to: IpAddr, source: &str) {
         let (tool, gateway) = if to.is_ipv4() { ("ip", "192.168.61.13") } else { ("ip -6", "fd61::13") };
         self.outside.run(&format!("{tool} route replace {to} via {gateway} src {source}"));
     }
 
-    /// On every endpoint address, a TCP and a UDP server that tell the address they were reached at.
+    /// Starts the servers: one by TCP and one by UDP that answer with the endpoint's address, and the one of [`WHO_PORT`].
     fn serve(&self) {
         for address in ENDPOINTS {
             let ip: IpAddr = address.parse().expect("an address");
-            let (tcp, udp) = self
-                .pods
-                .within(move || (TcpListener::bind((ip, TCP_PORT)).expect("free"), UdpSocket::bind((ip, UDP_PORT)).expect("free")));
-            let who = self.pods.within(move || TcpListener::bind((ip, WHO_PORT)).expect("free"));
+            let (tcp, udp) = self.pods.within(move || {
+                (TcpListener::bind((ip, TCP_PORT)).expect("the port is free"), UdpSocket::bind((ip, UDP_PORT)).expect("the port is free"))
+            });
+            let who = self.pods.within(move || TcpListener::bind((ip, WHO_PORT)).expect("the port is free"));
             std::thread::spawn(move || {
                 while let Ok((mut stream, peer)) = who.accept() {
                     let _ = stream.write_all(format!("{ip} {}", peer.ip()).as_bytes());

@@ -1,51 +1,51 @@
-//! One try of a client at a server, and what came of it.
+//! One request of a client to a server, and its result.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::netns::Netns;
 
-/// Where a [`crate::Pod`] takes what is sent to it.
-pub const SINK_PORT: u16 = 9000;
-/// Where a [`crate::Pod`] sends back what it gets.
-pub const ECHO_PORT: u16 = 7007;
+/// TCP port of a pod's sink server, which receives data and answers with its length and checksum.
+pub(crate) const SINK_PORT: u16 = 9000;
+/// TCP port of a pod's echo server, which sends back what it receives.
+pub(crate) const ECHO_PORT: u16 = 7007;
 
-/// Longer than any answer takes, short enough to wait for where none comes.
-const SOON: Duration = Duration::from_secs(2);
+/// Time limit of a request. It is longer than any answer takes, and short enough for tests that expect no answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects by TCP and gives what the server says until it closes: in a [`crate::Site`], the address the client was sent to.
+/// Connects by TCP and returns what the server sends until it closes. The servers of a `Site` send their own address.
 ///
 /// # Errors
-/// `ConnectionRefused` where somebody says no, `TimedOut` where nobody says anything.
+/// `ConnectionRefused` if the connection is refused, `TimedOut` if no answer comes.
 pub fn tcp(from: &Netns, to: SocketAddr) -> io::Result<String> {
-    tcp_within(from, to, SOON)
+    tcp_within(from, to, TIMEOUT)
 }
 
-/// The same with less patience, for whoever asks until an answer comes.
+/// Does the same as [`tcp`] with another time limit.
 ///
 /// # Errors
 /// As for [`tcp`].
-pub fn tcp_within(from: &Netns, to: SocketAddr, patience: Duration) -> io::Result<String> {
+pub fn tcp_within(from: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<String> {
     from.within(move || {
-        let mut stream = TcpStream::connect_timeout(&to, patience)?;
-        stream.set_read_timeout(Some(patience))?;
-        let mut said = String::new();
-        stream.read_to_string(&mut said)?;
-        Ok(said)
+        let mut stream = TcpStream::connect_timeout(&to, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     })
 }
 
-/// Asks by UDP from a port of its own and gives the answer: in a [`crate::Site`], the address the client was sent to.
+/// Sends a UDP request from a new port and returns the answer. The servers of a `Site` send their own address.
 ///
 /// # Errors
-/// No answer, or an ICMP error in its place.
+/// If no answer comes, or an ICMP error.
 pub fn udp(from: &Netns, to: SocketAddr) -> io::Result<String> {
     from.within(move || {
-        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-        let socket = UdpSocket::bind(any)?;
+        let unspecified: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+        let socket = UdpSocket::bind(unspecified)?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(SOON))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         socket.send(b"?")?;
         let mut buffer = [0; 64];
         let length = socket.recv(&mut buffer)?;
@@ -53,13 +53,13 @@ pub fn udp(from: &Netns, to: SocketAddr) -> io::Result<String> {
     })
 }
 
-/// Sends so many bytes by TCP, and compares what the other side says that it got: their number and their checksum.
+/// Sends `length` bytes to a pod's sink server, and checks the length and checksum that the server answers with.
 ///
 /// # Errors
-/// The connection does not last, or something else arrived.
+/// If the connection breaks, or if the server received something else.
 pub fn send(from: &Netns, to: SocketAddr, length: usize) -> io::Result<()> {
     from.within(move || {
-        // Bytes of which no piece is like another one.
+        // Pseudo-random bytes (xorshift), so that a lost or repeated segment changes the checksum.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let bytes: Vec<u8> = std::iter::repeat_with(|| {
             state ^= state << 13;
@@ -70,27 +70,27 @@ pub fn send(from: &Netns, to: SocketAddr, length: usize) -> io::Result<()> {
         .flatten()
         .take(length)
         .collect();
-        let mut stream = TcpStream::connect_timeout(&to, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_write_timeout(Some(SOON))?;
+        let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         stream.write_all(&bytes)?;
         stream.shutdown(Shutdown::Write)?;
-        let (mut said, wanted) = (String::new(), format!("{length} {:016x}", checksum(&bytes)));
-        stream.read_to_string(&mut said)?;
-        if said == wanted {
+        let (mut answer, expected) = (String::new(), format!("{length} {:016x}", checksum(&bytes)));
+        stream.read_to_string(&mut answer)?;
+        if answer == expected {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("{wanted} was sent, {said:?} has arrived")))
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("sent {expected}, but the server received {answer:?}")))
     })
 }
 
-/// FNV-1a of 64 bits.
+/// Returns the 64-bit FNV-1a hash.
 pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Pings once with a payload of so many bytes that must not be fragmented. False if that does not get through.
-pub fn ping_whole(from: &Netns, to: std::net::IpAddr, payload: u32) -> bool {
+/// Sends one ping with this payload and without fragmentation. Returns whether the answer came.
+pub fn ping_whole(from: &Netns, to: IpAddr, payload: u32) -> bool {
     let ping = format!("ping -n -c 1 -W 2 -M do -s {payload} {to}");
     from.output(&ping).status.success()
 }

@@ -1,39 +1,39 @@
-//! The Services of the demo, as objects.
+//! The Services of the demo as API objects.
 
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-/// Where the pods' servers say their names.
+/// TCP port where a pod answers with its name and the client's address.
 pub(crate) const NAME_PORT: u16 = 8081;
 
 /// A Service of the demo.
-pub(crate) struct Shown {
+pub(crate) struct DemoService {
     pub name: &'static str,
-    pub cluster_ip: &'static str,
+    cluster_ip: &'static str,
     spec: Value,
 }
 
-/// The Services, one of each kind.
-pub(crate) fn all() -> Vec<Shown> {
-    let shown = |name, cluster_ip, spec| Shown { name, cluster_ip, spec };
+/// Returns one Service of each kind.
+pub(crate) fn all() -> Vec<DemoService> {
+    let service = |name, cluster_ip, spec| DemoService { name, cluster_ip, spec };
     vec![
-        shown("web", "10.96.0.10", json!({})),
-        shown("door", "10.96.0.11", json!({"type": "NodePort"})),
-        shown("sticky", "10.96.0.12", json!({"sessionAffinity": "ClientIP"})),
-        shown("local", "10.96.0.13", json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"})),
-        shown("empty", "10.96.0.14", json!({})),
-        shown("names", "None", json!({})),
+        service("web", "10.96.0.10", json!({})),
+        service("nodeport", "10.96.0.11", json!({"type": "NodePort"})),
+        service("sticky", "10.96.0.12", json!({"sessionAffinity": "ClientIP"})),
+        service("local", "10.96.0.13", json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"})),
+        service("empty", "10.96.0.14", json!({})),
+        service("headless", "None", json!({})),
     ]
 }
 
-/// The port that a NodePort Service has on every node.
+/// The node port of the NodePort Service.
 pub(crate) const NODE_PORT: u16 = 30_080;
-/// The address of the load balancer.
+/// The load balancer's address.
 pub(crate) const BALANCER: &str = "203.0.113.80";
 
-impl Shown {
-    /// The Service object.
+impl DemoService {
+    /// Returns the Service object.
     pub(crate) fn service(&self) -> Value {
         let mut port = json!({"name": "http", "port": 80, "protocol": "TCP", "targetPort": NAME_PORT});
         if self.spec["type"] == "NodePort" {
@@ -55,7 +55,7 @@ impl Shown {
         service
     }
 
-    /// Its EndpointSlice, with these endpoints: addresses and nodes.
+    /// Returns the EndpointSlice with these endpoints, each with its address and node name.
     pub(crate) fn slice(&self, endpoints: &[(IpAddr, &str)]) -> Value {
         let endpoint = |(ip, node): &(IpAddr, &str)| json!({"addresses": [ip], "nodeName": node, "conditions": {"ready": true, "serving": true, "terminating": false}});
         let endpoints: Vec<Value> = endpoints.iter().map(endpoint).collect();

@@ -1,52 +1,52 @@
-//! The table of figures.
+//! A Markdown table of measurements, printed row by row and optionally written into a file.
 
-/// All figures, as lines of Markdown.
+/// A Markdown table. Each row has a label, the name of the figure, sepal's value, the floor and their ratio.
 #[derive(Debug)]
 pub struct Table {
-    /// What is measured is told by so many columns.
-    columns: usize,
+    /// Number of columns that the label takes.
+    label_columns: usize,
     head: String,
     lines: Vec<String>,
 }
 
-/// The figures of one thing that is measured.
+/// Adds rows with one label to a table.
 #[derive(Debug)]
 pub struct Rows<'a> {
     table: &'a mut Table,
-    of: String,
+    label: String,
 }
 
 impl Table {
-    /// An empty table; what is measured is told in these columns.
+    /// Creates an empty table with these columns for the label.
     pub fn new(columns: &[&str]) -> Self {
         let head = format!("| {} | what | sepal | floor | ratio |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len() + 4));
-        Self { columns: columns.len(), head, lines: Vec::new() }
+        Self { label_columns: columns.len(), head, lines: Vec::new() }
     }
 
-    /// The figures of what these cells tell.
-    pub fn of(&mut self, cells: &[String]) -> Rows<'_> {
-        Rows { table: self, of: cells.join(" | ") }
+    /// Adds rows with this label: one cell per column.
+    pub fn rows(&mut self, label: &[String]) -> Rows<'_> {
+        Rows { table: self, label: label.join(" | ") }
     }
 
-    /// The whole table.
+    /// Returns the whole table as Markdown.
     pub fn text(&self) -> String {
         self.head.clone() + &self.lines.concat()
     }
 
-    /// Puts the figures into the table of the file that `SEPAL_BENCH_KEEP` names: each in place of the one of the same name, or at the
-    /// end.
-    pub fn keep(&self) {
+    /// Writes the rows into the table of the file that `SEPAL_BENCH_KEEP` names. A row replaces the one with the same label and figure, or
+    /// is added at the end.
+    pub fn update_file(&self) {
         let Some(path) = std::env::var_os("SEPAL_BENCH_KEEP") else { return };
         let text = std::fs::read_to_string(&path).expect("readable");
-        let (before, kept) = text.split_once(&self.head).expect("it has the table");
-        let end = kept.split_inclusive('\n').take_while(|line| line.starts_with('|')).map(str::len).sum();
-        let (kept, after) = kept.split_at(end);
-        let mut lines: Vec<&str> = kept.split_inclusive('\n').collect();
-        // Its cells up to the one that says what.
-        let name = |line: &str| line.split('|').take(self.columns + 2).map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+        let (before, rest) = text.split_once(&self.head).expect("the file contains the table");
+        let end = rest.split_inclusive('\n').take_while(|line| line.starts_with('|')).map(str::len).sum();
+        let (rows, after) = rest.split_at(end);
+        let mut lines: Vec<&str> = rows.split_inclusive('\n').collect();
+        // The label and the name of the figure identify a row.
+        let key = |line: &str| line.split('|').take(self.label_columns + 2).map(str::trim).map(str::to_owned).collect::<Vec<_>>();
         for line in &self.lines {
-            match lines.iter().position(|kept| name(kept) == name(line)) {
-                Some(place) => lines[place] = line,
+            match lines.iter().position(|old| key(old) == key(line)) {
+                Some(index) => lines[index] = line,
                 None => lines.push(line),
             }
         }
@@ -55,18 +55,18 @@ impl Table {
 }
 
 impl Rows<'_> {
-    /// A figure without anything to compare it with.
-    pub fn figure(&mut self, what: &str, value: f64, unit: &str) {
-        self.line(what, &format!("{value:.3} {unit}"), "-", "-");
+    /// Adds and prints a figure that has no floor.
+    pub fn figure(&mut self, name: &str, value: f64, unit: &str) {
+        self.line(name, &format!("{value:.3} {unit}"), "-", "-");
     }
 
-    /// A time and what it cannot be below.
-    pub fn ratio(&mut self, what: &str, sepal: f64, floor: f64, unit: &str) {
-        self.line(what, &format!("{sepal:.3} {unit}"), &format!("{floor:.3} {unit}"), &format!("{:.2}", sepal / floor));
+    /// Adds and prints a figure of sepal, its floor (what the bare tools need for the same work), and the ratio of the two.
+    pub fn ratio(&mut self, name: &str, sepal: f64, floor: f64, unit: &str) {
+        self.line(name, &format!("{sepal:.3} {unit}"), &format!("{floor:.3} {unit}"), &format!("{:.2}", sepal / floor));
     }
 
-    fn line(&mut self, what: &str, sepal: &str, floor: &str, ratio: &str) {
-        let line = format!("| {} | {what} | {sepal} | {floor} | {ratio} |\n", self.of);
+    fn line(&mut self, name: &str, sepal: &str, floor: &str, ratio: &str) {
+        let line = format!("| {} | {name} | {sepal} | {floor} | {ratio} |\n", self.label);
         print!("{line}");
         self.table.lines.push(line);
     }

@@ -1,38 +1,43 @@
-//! Clients that ask all the time, and whether what they lose is explained.
+//! Clients that send requests all the time. They report lost answers that no action on node-1 explains.
 
 use std::net::SocketAddr;
 
-use super::state::Finding;
-use super::{Ground, trouble};
-use crate::{Prober, Session};
+use super::objects::{CLUSTER_IP, put_probed_service};
+use super::sample::Finding;
+use super::testbed::Testbed;
+use crate::netns::eventually;
+use crate::probe::Prober;
+use crate::session::Session;
+use crate::traffic::tcp;
 
 /// The clients of a soak.
 pub(super) struct Clients {
-    /// Nothing that is done may cost them an answer.
-    calm: Vec<(&'static str, Prober)>,
-    /// Their packets pass the first node.
+    /// Clients whose packets do not pass node-1. No action may cost them an answer.
+    unaffected: Vec<(&'static str, Prober)>,
+    /// Clients whose packets pass node-1.
     exposed: Vec<(&'static str, Prober)>,
-    /// Connections that last, beside the first node.
+    /// Long-lived connections that do not pass node-1.
     sessions: Vec<Session>,
+    /// Answers that were lost while node-1 was damaged.
     explained: usize,
-    lost: Vec<Finding>,
+    unexplained: Vec<Finding>,
 }
 
 impl Clients {
-    pub(super) fn start(ground: &Ground) -> Self {
-        let [first, second, third] = ground.pods.as_slice() else { unreachable!("there are three") };
+    /// Creates the probed Service, waits until it answers, and starts all clients.
+    pub(super) fn start(testbed: &Testbed) -> Self {
+        let [first, second, third] = testbed.pods.as_slice() else { unreachable!("the testbed has three pods") };
         let ip = second.ips[0];
-        // By TCP: a UDP flow to an endpoint that goes is cut, with an answer that may be under way.
-        let service: SocketAddr = (trouble::CLUSTER_IP, 80).into();
-        // The Service is made with the first trouble; until then nobody asks it.
-        trouble::put_service(ground);
-        crate::eventually("the Service answers", || [first, third].iter().all(|pod| crate::traffic::tcp(&pod.netns, service).is_ok()));
-        let outside = ground.cluster.outside.udp(ip);
+        // Services are probed by TCP: sepal deletes UDP flows to a removed endpoint, which can cost an answer that is under way.
+        let service: SocketAddr = (CLUSTER_IP, 80).into();
+        put_probed_service(testbed);
+        eventually("the Service answers", || [first, third].iter().all(|pod| tcp(&pod.netns, service).is_ok()));
+        let outside = testbed.cluster.outside.udp(ip);
         Self {
-            calm: vec![
+            unaffected: vec![
                 ("pod of node-2 to pod of node-3", Prober::start(&second.netns, third.udp(ip))),
                 ("pod of node-3 to the Service", Prober::start_tcp(&third.netns, service)),
-                ("node-2 to the Service", Prober::start_tcp(&ground.cluster.nodes[1].netns, service)),
+                ("node-2 to the Service", Prober::start_tcp(&testbed.cluster.nodes[1].netns, service)),
                 ("pod of node-2 to the outside", Prober::start(&second.netns, outside)),
             ],
             exposed: vec![
@@ -40,42 +45,43 @@ impl Clients {
                 ("pod of node-2 to pod of node-1", Prober::start(&second.netns, first.udp(ip))),
                 ("pod of node-1 to the outside", Prober::start(&first.netns, outside)),
             ],
-            sessions: vec![Session::start(&second.netns, third.echo(ip)), Session::start(&third.netns, (trouble::CLUSTER_IP, 7).into())],
+            sessions: vec![Session::start(&second.netns, third.echo(ip)), Session::start(&third.netns, (CLUSTER_IP, 7).into())],
             explained: 0,
-            lost: Vec::new(),
+            unexplained: Vec::new(),
         }
     }
 
-    /// Takes what is lost from here on for the consequence of what is done to the first node, until it is put right; what was lost before
-    /// is not.
-    pub(super) fn during(&mut self, harm: impl FnOnce()) {
-        self.note("before that");
-        harm();
+    /// Damages node-1 with `damage`, which returns once the node is repaired. Answers that the exposed clients lose meanwhile count as
+    /// explained.
+    pub(super) fn damage_node(&mut self, damage: impl FnOnce()) {
+        self.record_losses("before the damage");
+        damage();
         self.explained += self.exposed.iter().map(|(_, prober)| prober.lost()).sum::<usize>();
     }
 
-    /// What was lost since the last time, while this was done, should not have been.
-    pub(super) fn note(&mut self, doing: &str) {
-        for (who, prober) in self.calm.iter().chain(&self.exposed) {
+    /// Records the answers that were lost since the last call. `activity` names what the soak did meanwhile.
+    pub(super) fn record_losses(&mut self, activity: &str) {
+        for (name, prober) in self.unaffected.iter().chain(&self.exposed) {
             match prober.lost() {
                 0 => {}
-                lost => self.lost.push(Finding::new(format!("{who}: {lost} answers lost, and nothing explains that ({doing})"))),
+                lost => self.unexplained.push(Finding::new(format!("{name}: {lost} answers lost without an explanation ({activity})"))),
             }
         }
         for fault in self.sessions.iter().filter_map(Session::fault) {
-            self.lost.push(Finding::new(fault));
+            self.unexplained.push(Finding::new(fault));
         }
         self.sessions.retain(|session| session.fault().is_none());
     }
 
-    /// What was lost since this was asked last, and should not have been.
-    pub(super) fn unexplained(&mut self) -> Vec<Finding> {
-        self.note("at rest");
-        std::mem::take(&mut self.lost)
+    /// Returns the unexplained losses since the last call.
+    pub(super) fn take_unexplained(&mut self) -> Vec<Finding> {
+        self.record_losses("at rest");
+        std::mem::take(&mut self.unexplained)
     }
 
+    /// Returns the totals in one line.
     pub(super) fn summary(&self) -> String {
-        let asked: usize = self.calm.iter().chain(&self.exposed).map(|(_, prober)| prober.asked()).sum();
-        format!("{asked} connections, {} lost by what was done to node-1", self.explained)
+        let requests: usize = self.unaffected.iter().chain(&self.exposed).map(|(_, prober)| prober.asked()).sum();
+        format!("{requests} connections, {} lost while node-1 was damaged", self.explained)
     }
 }

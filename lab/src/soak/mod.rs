@@ -1,93 +1,77 @@
-//! `sepal-lab soak`: churn, faults and restarts over a cluster of three nodes, with clients that notice every lost answer; and in the end
-//! everything has to be as it was.
+//! `sepal-lab soak`: changes, faults and restarts in a cluster of three nodes, with clients that notice every lost answer. At the end the
+//! nodes must be in the same state as at the start.
 //!
-//! Rounds of [`trouble::KINDS`], each in another order, go on until the time is over. What is done to the first node's kernel may cost
-//! answers that pass it until it is put right; everything else may cost none. The second node's daemon is never restarted: its memory and
-//! its files are those that tell of leaks.
+//! Each round runs all [`actions`] in random order. Rounds repeat until the time is over. Actions that damage the kernel state of node-1
+//! may cost answers that pass node-1 until sepal has repaired it. No other action may cost an answer. The daemon of node-2 never
+//! restarts, so its memory and open files show leaks.
 
+mod actions;
 mod clients;
-mod state;
-mod trouble;
+mod objects;
+mod sample;
+mod testbed;
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::pod::Pod;
-use crate::pod_cluster::{Families, Layout, PodCluster};
+use crate::pod_cluster::PodNode;
 
+use actions::{ACTIONS, ActionRunner};
 use clients::Clients;
-pub use state::{Finding, Sample, judge};
-use trouble::{KINDS, Trouble};
+pub use sample::Finding;
+use sample::{Sample, compare};
+use testbed::Testbed;
 
-/// How long nothing is done before things are counted.
-const REST: Duration = Duration::from_secs(3);
+/// Idle time before a sample is taken.
+const IDLE_TIME: Duration = Duration::from_secs(3);
 
-/// What is asked for.
+/// The options of a soak.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long rounds go on. One is done in any case.
+    /// Rounds start until this time is over. At least one round runs.
     pub time: Duration,
-    /// Of the order of things; the same seed does the same.
+    /// Seed of the random order. The same seed gives the same order.
     pub seed: u64,
 }
 
-/// What came of it.
+/// The result of a soak.
 #[derive(Debug)]
 pub struct Report {
-    /// Rounds that were done.
+    /// Number of rounds that ran.
     pub rounds: usize,
-    /// Everything that is not as it should be.
+    /// Everything that is wrong.
     pub findings: Vec<Finding>,
-    /// A table for people.
+    /// The result as text.
     pub text: String,
 }
 
-/// The cluster that it goes over.
-struct Ground {
-    cluster: PodCluster,
-    /// One on each node.
-    pods: Vec<Pod>,
-}
-
-impl Ground {
-    fn new(sepal: &Path) -> Self {
-        let cluster = PodCluster::new(sepal, Layout { assigned: false, ..Layout::vxlan(3, Families::V4) });
-        for node in &cluster.nodes {
-            node.start(&["--subnet-source=lease", &format!("--cni-conf-dir={}", node.conf_dir())]);
-        }
-        cluster.nodes.iter().for_each(crate::PodNode::wait_ready);
-        let connected = |(number, node): (usize, &crate::PodNode)| node.connect(&format!("pod-{number}")).expect("the plugin connects it");
-        let pods = cluster.nodes.iter().enumerate().map(connected).collect();
-        Self { cluster, pods }
-    }
-}
-
-/// Runs it; `tell` gets a line for each round.
+/// Runs a soak. Calls `print_line` with one line per round.
 ///
 /// # Panics
-/// The cluster cannot be set up, or something is not put right within 20 s.
-pub fn run(sepal: &Path, options: Options, mut tell: impl FnMut(&str)) -> Report {
-    let ground = Ground::new(sepal);
-    let mut clients = Clients::start(&ground);
-    let mut trouble = Trouble::new(&ground, options.seed);
-    // One round before anything is counted: what is made once, like pools and caches, is there then.
-    trouble.round(&mut clients);
-    let start = settled(&ground, None);
+/// If the cluster cannot be set up, or sepal does not repair damage within 20 s.
+pub fn run(sepal: &Path, options: Options, mut print_line: impl FnMut(&str)) -> Report {
+    let testbed = Testbed::new(sepal);
+    let mut clients = Clients::start(&testbed);
+    let mut actions = ActionRunner::new(&testbed, options.seed);
+    // The first round fills pools and caches, so it runs before the first sample.
+    actions.run_round(&mut clients);
+    let start = sample_at_rest(&testbed, None);
     let mut findings = Vec::new();
     let mut rounds = 0;
     let begin = Instant::now();
     while rounds == 0 || begin.elapsed() < options.time {
-        trouble.round(&mut clients);
+        actions.run_round(&mut clients);
         rounds += 1;
-        findings.append(&mut clients.unexplained());
-        tell(&format!("round {rounds}, {:.0} s: {}; {}", begin.elapsed().as_secs_f64(), clients.summary(), Sample::of(&ground).summary()));
+        findings.append(&mut clients.take_unexplained());
+        let (seconds, sample) = (begin.elapsed().as_secs_f64(), Sample::take(&testbed));
+        print_line(&format!("round {rounds}, {seconds:.0} s: {}; {}", clients.summary(), sample.summary()));
     }
-    let end = settled(&ground, Some(&start));
-    findings.extend(judge(&start, &end));
-    findings.append(&mut clients.unexplained());
-    let mut text = format!("{rounds} rounds of {} kinds of trouble, seed {}; {}\n", KINDS.len(), options.seed, clients.summary());
+    let end = sample_at_rest(&testbed, Some(&start));
+    findings.extend(compare(&start, &end));
+    findings.append(&mut clients.take_unexplained());
+    let mut text = format!("{rounds} rounds of {} actions, seed {}; {}\n", ACTIONS.len(), options.seed, clients.summary());
     let _ = writeln!(text, "before: {}\nafter:  {}", start.summary(), end.summary());
     for finding in &findings {
         let _ = writeln!(text, "FAILED  {finding}");
@@ -95,14 +79,15 @@ pub fn run(sepal: &Path, options: Options, mut tell: impl FnMut(&str)) -> Report
     Report { rounds, findings, text }
 }
 
-/// Waits until everything has come to rest; as it was once, if that is known, but not for ever.
-fn settled(ground: &Ground, before: Option<&Sample>) -> Sample {
-    ground.cluster.nodes.iter().for_each(crate::PodNode::wait_ready);
-    sleep(REST);
+/// Waits until all nodes are ready and idle, and takes a sample. With `before`, it waits up to 15 s more until nothing has grown since
+/// then.
+fn sample_at_rest(testbed: &Testbed, before: Option<&Sample>) -> Sample {
+    testbed.cluster.nodes.iter().for_each(PodNode::wait_ready);
+    sleep(IDLE_TIME);
     let limit = Instant::now() + Duration::from_secs(15);
     loop {
-        let sample = Sample::of(ground);
-        if before.is_none_or(|before| judge(before, &sample).is_empty()) || Instant::now() > limit {
+        let sample = Sample::take(testbed);
+        if before.is_none_or(|before| compare(before, &sample).is_empty()) || Instant::now() > limit {
             return sample;
         }
         sleep(Duration::from_millis(500));
