@@ -23,7 +23,7 @@ impl Format {
     /// The format that a request's `Accept` header prefers; the classic one where it names neither.
     ///
     /// ```
-    /// use sepal::agent::metrics::Format;
+    /// use sepal::observe::metrics::Format;
     /// let prometheus = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
     /// assert_eq!(Format::of_accept(prometheus), Format::OpenMetrics);
     /// assert_eq!(Format::of_accept("*/*"), Format::Classic);
