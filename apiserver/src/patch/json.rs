@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::refusal::Refusal;
+use crate::status_error::StatusError;
 
 /// What one patch may cost: copies double what was copied before.
 const MOST_OPERATIONS: usize = 10_000;
@@ -11,10 +11,10 @@ const MOST_COPIED_BYTES: usize = 3 * 1024 * 1024;
 const MOST_LEVELS: usize = 120;
 
 /// Applies operations in their order.
-pub(super) fn apply(mut document: Value, operations: &[Value]) -> Result<Value, Refusal> {
+pub(super) fn apply(mut document: Value, operations: &[Value]) -> Result<Value, StatusError> {
     if operations.len() > MOST_OPERATIONS {
         let count = operations.len();
-        return Err(Refusal::bad_request(format!("the allowed maximum operations in a JSON patch is {MOST_OPERATIONS}, got {count}")));
+        return Err(StatusError::bad_request(format!("the allowed maximum operations in a JSON patch is {MOST_OPERATIONS}, got {count}")));
     }
     let mut copied = 0;
     for operation in operations {
@@ -45,8 +45,8 @@ pub(super) fn apply(mut document: Value, operations: &[Value]) -> Result<Value, 
     Ok(document)
 }
 
-fn refused(why: &str) -> Refusal {
-    Refusal::invalid(format!("the server rejected our request due to an error in our request: {why}"))
+fn refused(why: &str) -> StatusError {
+    StatusError::invalid(format!("the server rejected our request due to an error in our request: {why}"))
 }
 
 /// Adds to an object, inserts into a list, or replaces the document. None if there is no such place.

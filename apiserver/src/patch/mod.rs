@@ -6,8 +6,8 @@ mod strategic;
 use serde_json::{Map, Value};
 
 use crate::object::Object;
-use crate::refusal::Refusal;
 use crate::resource::Resource;
+use crate::status_error::StatusError;
 
 /// How a patch is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,23 +31,23 @@ impl PatchKind {
     ];
 
     /// The one of a content type.
-    pub(crate) fn of(content_type: &str) -> Result<Self, Refusal> {
+    pub(crate) fn from_content_type(content_type: &str) -> Result<Self, StatusError> {
         let found = Self::ALL.into_iter().find(|(name, _)| *name == content_type);
-        found.map(|(_, kind)| kind).ok_or_else(|| Refusal::unsupported_media_type(&Self::ALL.map(|(name, _)| name).join(", ")))
+        found.map(|(_, kind)| kind).ok_or_else(|| StatusError::unsupported_media_type(&Self::ALL.map(|(name, _)| name).join(", ")))
     }
 }
 
 /// Applies a patch to an object.
-pub(crate) fn apply(kind: PatchKind, resource: Resource, base: Object, patch: &Value) -> Result<Object, Refusal> {
+pub(crate) fn apply(kind: PatchKind, resource: Resource, base: Object, patch: &Value) -> Result<Object, StatusError> {
     let patched = match (kind, patch) {
         (PatchKind::Json, Value::Array(operations)) => json::apply(Value::Object(base), operations)?,
         (PatchKind::Merge, Value::Object(_)) => merge(Value::Object(base), patch),
         (PatchKind::Strategic | PatchKind::Apply, Value::Object(_)) => strategic::apply(resource, Value::Object(base), patch),
-        _ => return Err(Refusal::bad_request("json: cannot unmarshal the patch into Go value")),
+        _ => return Err(StatusError::bad_request("json: cannot unmarshal the patch into Go value")),
     };
     match patched {
         Value::Object(object) => Ok(object),
-        _ => Err(Refusal::bad_request("the patch leaves no object")),
+        _ => Err(StatusError::bad_request("the patch leaves no object")),
     }
 }
 
