@@ -36,7 +36,7 @@ pub(super) async fn handle(request: Request<Incoming>, state: Arc<ServerState>, 
         return body.and_then(|body| hooks::run(&state, hook, &query, &body)).unwrap_or_else(|error| status_error(&error));
     }
     let body = body::read(body, MAX_CLIENT_BODY).await;
-    let patch = body.as_ref().ok().filter(|_| head.method == Method::PATCH).map(|body| String::from_utf8_lossy(body).into_owned());
+    let patch_body = body.as_ref().ok().filter(|_| head.method == Method::PATCH).map(|body| String::from_utf8_lossy(body).into_owned());
     state.faults.wait().await;
     let caller = state.authenticator.check(&connection.chain, head.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()));
     let request = caller.and_then(|caller| Ok(api_request(&head, caller, body?)));
@@ -50,7 +50,7 @@ pub(super) async fn handle(request: Request<Incoming>, state: Arc<ServerState>, 
         None => Some(request.and_then(|request| route::route(&state, &request)).unwrap_or_else(|error| status_error(&error))),
     };
     let code = response.as_ref().map_or(0, |response| response.status().as_u16());
-    state.request_log.add(LogEntry { at, path, code, patch: patch.unwrap_or_default(), ..log_entry(&head, &connection) });
+    state.request_log.add(LogEntry { at, path, code, patch: patch_body.unwrap_or_default(), ..log_entry(&head, &connection) });
     match response {
         Some(response) => finish(&state, &head, response),
         None => injected::close(&connection).await,
