@@ -323,8 +323,8 @@ impl Identity {
 
 /// The certificates of a PEM text.
 pub(crate) fn certificates(text: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
-    if found.is_empty() { Err(io::Error::other("there is no certificate")) } else { Ok(found) }
+    let certificates = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+    if certificates.is_empty() { Err(io::Error::other("there is no certificate")) } else { Ok(certificates) }
 }
 
 fn authority_parameters(name: &str) -> io::Result<CertificateParams> {

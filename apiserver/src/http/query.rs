@@ -64,14 +64,14 @@ pub(super) fn unescape(text: &str) -> String {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
-    let mut place = 0;
-    while let Some(byte) = bytes.get(place) {
-        if let (b'%', Some(high), Some(low)) = (byte, digit(bytes.get(place + 1)), digit(bytes.get(place + 2))) {
+    let mut index = 0;
+    while let Some(byte) = bytes.get(index) {
+        if let (b'%', Some(high), Some(low)) = (byte, digit(bytes.get(index + 1)), digit(bytes.get(index + 2))) {
             plain.push((high * 16 + low) as u8);
-            place += 3;
+            index += 3;
         } else {
             plain.push(*byte);
-            place += 1;
+            index += 1;
         }
     }
     String::from_utf8_lossy(&plain).into_owned()

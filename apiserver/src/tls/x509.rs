@@ -117,7 +117,7 @@ fn seconds(item: Item<'_>) -> Option<i64> {
         tag::GENERALIZED_TIME => (text.get(..4)?.parse().ok()?, text.get(4..)?),
         _ => return None,
     };
-    let part = |place: usize| rest.get(place..place + 2).and_then(|part| part.parse::<i64>().ok());
+    let part = |start: usize| rest.get(start..start + 2).and_then(|part| part.parse::<i64>().ok());
     let (month, day, hour, minute, second) = (part(0)?, part(2)?, part(4)?, part(6)?, part(8)?);
     // Years start in March here, so that the leap day is the last day.
     let (year, month) = if month > 2 { (years, month - 3) } else { (years - 1, month + 9) };
