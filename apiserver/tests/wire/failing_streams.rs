@@ -1,4 +1,4 @@
-//! The ways in which a streaming list is refused.
+//! Streaming lists that fail, in each form of failure.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const NODES: &str = "/api/v1/nodes?watch=true&sendInitialEvents=true&resourceVer
 const WATCH: &str = "/api/v1/services?watch=true&allowWatchBookmarks=true";
 const LIST: &str = "/api/v1/services";
 
-/// What follows 200, up to a bookmark or the end.
+/// Reads the events of a watch up to a bookmark or the end.
 fn lines(server: &ApiServer, path: &str) -> Vec<String> {
     let mut watch = server.watch(path);
     let mut lines = Vec::new();
@@ -36,24 +36,24 @@ fn lines(server: &ApiServer, path: &str) -> Vec<String> {
     }
 }
 
-fn is_good(server: &ApiServer, path: &str) -> bool {
+fn is_complete(server: &ApiServer, path: &str) -> bool {
     lines(server, path).last().is_some_and(|line| line == "BOOKMARK -")
 }
 
 #[test]
-fn with_any_status_and_nothing_else_fails() {
+fn with_any_status_code_and_only_streaming_lists() {
     let server = shop();
     for code in 400..600 {
         server.fail(Failure::next(2, code).streaming());
         assert_eq!(server.read(LIST).code, 200);
         let refused = [server.read(STREAM), server.read(NODES)];
-        for answer in refused {
-            let status = answer.json();
-            assert_eq!((answer.code, &status["kind"], &status["code"]), (code, &json!("Status"), &json!(code)));
+        for response in refused {
+            let status = response.json();
+            assert_eq!((response.code, &status["kind"], &status["code"]), (code, &json!("Status"), &json!(code)));
         }
         assert_eq!(server.watch(WATCH).brief(), "ADDED a");
     }
-    assert!(is_good(&server, STREAM));
+    assert!(is_complete(&server, STREAM));
 }
 
 #[test]
@@ -65,19 +65,19 @@ fn for_one_resource_until_it_is_stopped() {
         assert_eq!(server.read(STREAM).code, 404);
     }
     assert_eq!(server.read(NODES).refused(403, "Forbidden"), "asked to fail");
-    assert!(is_good(&server, NODES));
+    assert!(is_complete(&server, NODES));
     server.stop_failing();
-    assert!(is_good(&server, STREAM));
+    assert!(is_complete(&server, STREAM));
     assert_eq!(server.count("failed"), 4);
 }
 
 #[test]
-fn with_a_body_that_is_no_status() {
+fn with_a_text_body() {
     let server = shop();
     server.fail(Failure::always(502).streaming().text("<html>Bad Gateway</html>"));
-    let answer = server.read(STREAM);
+    let response = server.read(STREAM);
     assert_eq!(
-        (answer.code, answer.content_type.as_str(), &*answer.body),
+        (response.code, response.content_type.as_str(), &*response.body),
         (502, "text/plain; charset=utf-8", &b"<html>Bad Gateway</html>"[..])
     );
 }
@@ -100,7 +100,7 @@ fn with_an_error_event() {
 }
 
 #[test]
-fn with_a_stream_that_ends_or_goes_on_too_early() {
+fn with_a_stream_that_ends_early_or_lacks_its_bookmark() {
     let server = shop();
     let services = ["ADDED a", "ADDED b", "ADDED c", "ADDED a"];
     server.fail(Failure::next(1, 500).streaming().ended());
@@ -111,7 +111,7 @@ fn with_a_stream_that_ends_or_goes_on_too_early() {
     assert!(watch.is_silent());
     server.remove("services", "shop/a");
     assert_eq!(watch.brief(), "DELETED a");
-    assert!(is_good(&server, STREAM));
+    assert!(is_complete(&server, STREAM));
 }
 
 #[test]
@@ -126,9 +126,9 @@ fn with_silence() {
 fn with_a_time_to_wait() {
     let server = shop();
     server.fail(Failure::always(429).streaming().retry_after(3));
-    let answer = server.read(STREAM);
-    assert_eq!((answer.retry_after.as_deref(), &answer.json()["details"]), (Some("3"), &json!({"retryAfterSeconds": 3})));
-    assert_eq!(answer.refused(429, "TooManyRequests"), "asked to fail");
+    let response = server.read(STREAM);
+    assert_eq!((response.retry_after.as_deref(), &response.json()["details"]), (Some("3"), &json!({"retryAfterSeconds": 3})));
+    assert_eq!(response.refused(429, "TooManyRequests"), "asked to fail");
     server.fail(Failure::always(429).text("Too many requests, please try again later.\n").retry_after(1));
     assert_eq!(server.read(LIST).retry_after.as_deref(), Some("1"));
 }
@@ -137,10 +137,10 @@ fn with_a_time_to_wait() {
 fn with_a_version_that_is_too_large_or_expired() {
     let server = shop();
     server.fail(Failure::next(1, 500).streaming().too_large_resource_version());
-    let answer = server.read(STREAM);
-    let cause = &answer.json()["details"]["causes"][0];
-    assert_eq!((&cause["reason"], answer.retry_after.as_deref()), (&json!("ResourceVersionTooLarge"), Some("1")));
-    assert!(answer.refused(504, "Timeout").starts_with("Timeout: Too large resource version: "));
+    let response = server.read(STREAM);
+    let cause = &response.json()["details"]["causes"][0];
+    assert_eq!((&cause["reason"], response.retry_after.as_deref()), (&json!("ResourceVersionTooLarge"), Some("1")));
+    assert!(response.refused(504, "Timeout").starts_with("Timeout: Too large resource version: "));
     server.fail(Failure::next(1, 410).message("too old resource version: 1 (2)").streaming());
     assert_eq!(server.read(STREAM).refused(410, "Expired"), "too old resource version: 1 (2)");
 }
@@ -155,7 +155,7 @@ async fn with_a_connection_that_breaks() {
         server.fail(Failure::next(1, 500).streaming().closed());
         assert_eq!(client.json(LIST, &[]).await.0, 200);
         assert!(timeout(Duration::from_secs(30), client.send(STREAM, &[])).await.unwrap().is_err());
-        assert!(client.send(LIST, &[]).await.is_err(), "nothing else goes through this connection");
+        assert!(client.send(LIST, &[]).await.is_err(), "the connection is closed");
         let mut watch = handshake.to(&server).await.send(STREAM, &[]).await.unwrap().into_body();
         assert!(watch.frame().await.unwrap().is_ok());
         let codes: Vec<_> = server.log().iter().map(|entry| entry.code).collect();
@@ -183,15 +183,15 @@ fn by_hook() {
     assert!(server.is_closed_by(LIST));
     fail("seconds=600&code=429&only=watches&retry-after=2&message=slow%20down").ok();
     fail("seconds=600&code=503&form=text&message=no&path=/nodes&also=1").ok();
-    let answer = server.read(WATCH);
-    assert_eq!(answer.retry_after.as_deref(), Some("2"));
-    assert_eq!(answer.refused(429, "TooManyRequests"), "slow down");
+    let response = server.read(WATCH);
+    assert_eq!(response.retry_after.as_deref(), Some("2"));
+    assert_eq!(response.refused(429, "TooManyRequests"), "slow down");
     assert_eq!((server.read(LIST).code, server.read("/api/v1/nodes").body), (200, b"no".to_vec()));
     fail("n=1&form=too-large").ok();
     server.read(LIST).refused(504, "Timeout");
     server.hook("stop-failing", &Value::Null).ok();
     assert_eq!(server.read("/api/v1/nodes").code, 200);
-    for bad in ["n=1&form=dance", "n=1&only=dances", "n=1&retry-after=soon"] {
+    for bad in ["n=1&form=unknown", "n=1&only=unknown", "n=1&retry-after=soon"] {
         fail(bad).refused(400, "BadRequest");
     }
     let plain = request(server.address(), "GET", "/version", "", b"").ok();

@@ -1,4 +1,4 @@
-//! Requests that make no sense.
+//! Invalid requests.
 
 use sepal_apiserver::ApiServer;
 use serde_json::json;
@@ -27,8 +27,8 @@ fn unknown_paths_are_not_found() {
         assert_eq!(message, "the server could not find the requested resource", "{path}");
     }
     for path in ["/", "/apis/x", "/metrics", "//", "/%"] {
-        let answer = server.read(path);
-        assert_eq!((answer.code, &*answer.body), (404, &b"404 page not found\n"[..]), "{path}");
+        let response = server.read(path);
+        assert_eq!((response.code, &*response.body), (404, &b"404 page not found\n"[..]), "{path}");
     }
 }
 
@@ -40,7 +40,7 @@ fn unknown_methods_are_refused() {
         ("PUT", SERVICES),
         ("PATCH", SERVICES),
         ("OPTIONS", SERVICES),
-        ("DANCE", SERVICES),
+        ("UNKNOWN", SERVICES),
         ("POST", "/version"),
         ("GET", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"),
     ] {
@@ -50,7 +50,7 @@ fn unknown_methods_are_refused() {
 }
 
 #[test]
-fn bodies_that_cannot_be_read_are_refused() {
+fn invalid_bodies_are_refused() {
     let server = shop();
     let deep = [b"[".repeat(100_000), b"]".repeat(100_000)].concat();
     for body in [&b"{"[..], b"nonsense", b"\xff\xfe", b"{\"metadata\":{\"name\":\"x\"}} {}", &deep] {
@@ -82,7 +82,7 @@ fn huge_bodies_are_refused() {
 }
 
 #[test]
-fn odd_parameters_are_refused_or_ignored() {
+fn invalid_parameters_are_refused_or_ignored() {
     let server = shop();
     for query in
         ["limit=x", "limit=99999999999999999999", "watch=1&timeoutSeconds=x", "watch=1&timeoutSeconds=nan", "watch=1&timeoutSeconds=-1"]
@@ -94,9 +94,9 @@ fn odd_parameters_are_refused_or_ignored() {
     }
 }
 
-/// Everything at once, at every path and method: whatever is answered, the server goes on.
+/// Sends invalid bodies with every method, path and content type. The server must not fail with 500 or stop.
 #[test]
-fn nonsense_never_ends_the_server() {
+fn invalid_bodies_never_stop_the_server() {
     let server = shop();
     let bodies =
         [json!(null), json!(0), json!("x"), json!([]), json!([[]]), json!({"metadata": []}), json!({"metadata": {"name": {}}, "spec": []})];
@@ -104,8 +104,8 @@ fn nonsense_never_ends_the_server() {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
             for path in [SERVICES, "/api/v1/namespaces/default/services/a", "/api/v1/namespaces/default/services/a/status"] {
                 for body in &bodies {
-                    let answer = server.write(method, &format!("{path}?fieldManager=x"), &format!("application/{kind}"), body);
-                    assert_ne!(answer.code, 500, "{method} {path} {kind} {body}: {}", answer.json());
+                    let response = server.write(method, &format!("{path}?fieldManager=x"), &format!("application/{kind}"), body);
+                    assert_ne!(response.code, 500, "{method} {path} {kind} {body}: {}", response.json());
                 }
             }
         }

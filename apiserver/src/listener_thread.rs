@@ -1,4 +1,4 @@
-//! A thread that serves a listener until it is stopped.
+//! Runs an async server on its own thread.
 
 use std::io;
 use std::net::TcpListener;
@@ -9,9 +9,9 @@ use std::thread::{self, JoinHandle};
 use tokio::runtime::{self, Runtime};
 use tokio::sync::oneshot;
 
-/// A thread with a runtime of its own. It stops when this is dropped.
+/// A thread with its own tokio runtime that serves one listener. It stops when this value is dropped.
 #[derive(Debug)]
-pub(crate) struct Background(Mutex<Option<Running>>);
+pub(crate) struct ListenerThread(Mutex<Option<Running>>);
 
 #[derive(Debug)]
 struct Running {
@@ -19,8 +19,8 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-impl Background {
-    /// Starts a thread that runs what `serve` makes of the listener.
+impl ListenerThread {
+    /// Starts the thread and runs the future that `serve` returns.
     pub(crate) fn start<F>(
         name: &str,
         listener: TcpListener,
@@ -32,11 +32,11 @@ impl Background {
         let (stop, stopped) = oneshot::channel();
         let (report, started) = mpsc::channel();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let (runtime, listener) = match runtime(listener) {
-                Ok(made) => made,
+            let (runtime, listener) = match build(listener) {
+                Ok(built) => built,
                 Err(error) => return drop(report.send(Err(error))),
             };
-            // The receiver is gone only while the caller's thread ends.
+            // Fails only if the caller no longer waits for the report.
             let _ = report.send(Ok(()));
             runtime.block_on(async {
                 tokio::select! {
@@ -49,29 +49,29 @@ impl Background {
         Ok(Self(Mutex::new(Some(Running { stop, thread }))))
     }
 
-    /// Closes the listener and every connection.
+    /// Stops the thread, which closes the listener and every connection.
     pub(crate) fn stop(&self) {
         let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Running { stop, thread }) = running {
-            // Both fail only if the thread has ended before.
+            // Both fail only if the thread has already ended.
             let _ = stop.send(());
             let _ = thread.join();
         }
     }
 }
 
-impl Drop for Background {
+impl Drop for ListenerThread {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
-/// The runtime and its listener. Made on the thread itself, because a runtime must not be dropped inside of another one.
-fn runtime(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpListener)> {
+/// Builds the runtime and its listener. Runs on the new thread, because tokio forbids dropping a runtime inside another one.
+fn build(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpListener)> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     listener.set_nonblocking(true)?;
     let listener = {
-        let _inside = runtime.enter();
+        let _guard = runtime.enter();
         tokio::net::TcpListener::from_std(listener)?
     };
     Ok((runtime, listener))

@@ -1,6 +1,6 @@
-//! DER: reads and writes tagged values. Enough for certificates.
+//! Reads and writes DER values, as far as certificates and keys need it.
 
-/// Tags that certificates use.
+/// The tags of certificates and keys.
 pub(crate) mod tag {
     pub(crate) const INTEGER: u8 = 0x02;
     pub(crate) const BIT_STRING: u8 = 0x03;
@@ -14,21 +14,21 @@ pub(crate) mod tag {
     pub(crate) const EXPLICIT_0: u8 = 0xa0;
 }
 
-/// One value.
+/// One DER value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Item<'a> {
     pub(crate) tag: u8,
     pub(crate) content: &'a [u8],
-    /// The value with its tag and length.
+    /// Tag, length and content.
     pub(crate) whole: &'a [u8],
 }
 
-/// Reads values one after the other.
+/// Reads consecutive values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// The next value; none at the end, or if the rest is malformed.
+    /// Reads the next value; `None` at the end, and if the rest is malformed.
     pub(crate) fn next(&mut self) -> Option<Item<'a>> {
         let (tag, first) = (*self.0.first()?, *self.0.get(1)?);
         let (start, length) = match first {
@@ -45,18 +45,18 @@ impl<'a> Reader<'a> {
         Some(item)
     }
 
-    /// The next value, which must have this tag.
+    /// Reads the next value; `None` if it does not have this tag.
     pub(crate) fn expect(&mut self, tag: u8) -> Option<Item<'a>> {
         self.next().filter(|item| item.tag == tag)
     }
 
-    /// The next value if it has this tag.
+    /// Reads the next value only if it has this tag.
     pub(crate) fn optional(&mut self, tag: u8) -> Option<Item<'a>> {
         if self.0.first() == Some(&tag) { self.next() } else { None }
     }
 }
 
-/// Writes a value whose content is these parts.
+/// Writes a value whose content consists of these parts.
 pub(crate) fn write(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
     let mut value = vec![tag];
@@ -77,13 +77,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_read_as_they_were_written() {
+    fn written_values_are_read_back() {
         for length in [0, 1, 0x7f, 0x80, 0xff, 0x100, 0x1_2345] {
             let content = vec![7; length];
             let value = [write(tag::OCTET_STRING, &[&content]), write(tag::INTEGER, &[b"\x05"])].concat();
             let mut reader = Reader(&value);
             assert!(reader.optional(tag::SEQUENCE).is_none());
-            let item = reader.expect(tag::OCTET_STRING).expect("it is there");
+            let item = reader.expect(tag::OCTET_STRING).expect("the reader returns the value");
             assert_eq!((item.content, item.whole.len()), (&*content, value.len() - 3));
             assert_eq!(reader.next().map(|item| item.content), Some(&b"\x05"[..]));
             assert!(reader.next().is_none());
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_values_are_none() {
+    fn malformed_values_are_refused() {
         for bytes in
             [&b""[..], b"\x02", b"\x02\x05\x01", b"\x02\x80", b"\x02\x85\x01\x01\x01\x01\x01", b"\x02\x82\x01", b"\x02\x84\xff\xff\xff\xff"]
         {

@@ -1,5 +1,5 @@
-//! Client certificates. As with a real API server, a handshake takes any certificate; a request is refused if none of the accepted CAs
-//! signed it.
+//! Client certificates. As in kube-apiserver, the handshake accepts any certificate, and a request is refused if no accepted CA signed the
+//! certificate.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
@@ -7,18 +7,18 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use crate::stamp::wall_clock;
+use crate::generate::wall_clock;
 
 use super::x509::Certificate;
 
-/// What a request's client certificate says.
+/// The fields of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// `O=system:nodes,CN=system:node:a`.
+    /// Subject, such as `O=system:nodes,CN=system:node:a`.
     pub subject: String,
-    /// The serial number in hexadecimal.
+    /// Serial number in hexadecimal.
     pub serial: String,
-    /// The version of X.509, 1 to 3.
+    /// X.509 version, 1 to 3.
     pub version: u8,
 }
 
@@ -29,16 +29,16 @@ impl ClientCertificate {
     }
 }
 
-/// True if one of these CAs signed the first certificate of a chain, directly or through the others.
+/// True if one of these CAs signed the first certificate of a chain, directly or through other certificates of the chain.
 pub(crate) fn is_accepted(chain: &[CertificateDer<'_>], authorities: &[CertificateDer<'_>]) -> bool {
     let algorithms = algorithms().all;
     let now = i64::try_from(wall_clock().as_secs()).unwrap_or(i64::MAX);
-    let Some(read) = chain.iter().map(|one| Certificate::parse(one)).collect::<Option<Vec<_>>>() else { return false };
-    let Some((leaf, others)) = read.split_first() else { return false };
-    let authorities: Vec<_> = authorities.iter().filter_map(|one| Certificate::parse(one)).collect();
+    let Some(chain) = chain.iter().map(|der| Certificate::parse(der)).collect::<Option<Vec<_>>>() else { return false };
+    let Some((leaf, others)) = chain.split_first() else { return false };
+    let authorities: Vec<_> = authorities.iter().filter_map(|der| Certificate::parse(der)).collect();
     let mut current = leaf;
-    // A chain that is longer than its certificates goes in a circle.
-    for _ in 0..read.len() {
+    // Each certificate can issue at most once; more steps mean a circle.
+    for _ in 0..chain.len() {
         if !current.is_valid_at(now) {
             return false;
         }
@@ -57,11 +57,11 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
     aws_lc_rs::default_provider().signature_verification_algorithms
 }
 
-/// Takes any certificate whose key the client has. Certificates are read here because rustls knows no X.509 v1.
+/// Accepts any certificate whose private key the client has. Parses certificates itself, because rustls does not support X.509 v1.
 #[derive(Debug)]
-pub(super) struct AnyClient(WebPkiSupportedAlgorithms);
+pub(super) struct AnyClientVerifier(WebPkiSupportedAlgorithms);
 
-impl AnyClient {
+impl AnyClientVerifier {
     pub(super) fn new() -> Self {
         Self(algorithms())
     }
@@ -73,8 +73,8 @@ impl AnyClient {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let key = Certificate::parse(certificate).ok_or(CertificateError::BadEncoding)?.key();
-        let mut fitting = self.0.mapping.iter().filter(|(scheme, _)| *scheme == signed.scheme).flat_map(|(_, algorithms)| *algorithms);
-        if fitting.any(|algorithm| key.verifies(*algorithm, message, signed.signature())) {
+        let mut algorithms = self.0.mapping.iter().filter(|(scheme, _)| *scheme == signed.scheme).flat_map(|(_, algorithms)| *algorithms);
+        if algorithms.any(|algorithm| key.verifies(*algorithm, message, signed.signature())) {
             Ok(HandshakeSignatureValid::assertion())
         } else {
             Err(CertificateError::BadSignature.into())
@@ -82,7 +82,7 @@ impl AnyClient {
     }
 }
 
-impl ClientCertVerifier for AnyClient {
+impl ClientCertVerifier for AnyClientVerifier {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

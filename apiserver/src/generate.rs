@@ -1,22 +1,22 @@
-//! What a server makes up: times, uids, name suffixes.
+//! Generates the values that kube-apiserver generates: timestamps, uids and name suffixes.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, SystemTime};
 
 /// Time since 1970.
-#[allow(clippy::disallowed_methods, reason = "creationTimestamp is wall-clock time; nothing is decided by it")]
+#[allow(clippy::disallowed_methods, reason = "creationTimestamp is wall-clock time; no decision depends on it")]
 pub(crate) fn wall_clock() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Now, as objects write it: `2026-01-31T12:00:00Z`.
+/// The current time in the format of object metadata: `2026-01-31T12:00:00Z`.
 pub(crate) fn timestamp() -> String {
     format_time(wall_clock().as_secs())
 }
 
 fn format_time(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Counted in years that start in March, in eras of 400 years that all have the same number of days.
+    // Years start in March here, so that the leap day is the last day. An era of 400 years always has the same number of days.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -41,8 +41,8 @@ pub(crate) fn uid() -> String {
     )
 }
 
-/// What is appended to `generateName`.
-pub(crate) fn suffix() -> String {
+/// A random suffix for `generateName`.
+pub(crate) fn name_suffix() -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut bits = random();
     (0..5)
@@ -54,12 +54,12 @@ pub(crate) fn suffix() -> String {
         .collect()
 }
 
-/// A random time between two numbers of seconds.
-pub(crate) fn between(least: u64, most: u64) -> Duration {
-    Duration::from_millis(least * 1000 + random() % ((most - least) * 1000))
+/// A random duration between two numbers of seconds.
+pub(crate) fn duration_between(min: u64, max: u64) -> Duration {
+    Duration::from_millis(min * 1000 + random() % ((max - min) * 1000))
 }
 
-/// The standard library draws random keys for its hash maps; hashing nothing with such keys gives a random number.
+/// A random number. `RandomState` has random keys, so the hash of the empty value is random.
 fn random() -> u64 {
     RandomState::new().hash_one(())
 }
@@ -69,15 +69,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_dates() {
-        let known = [
+    fn seconds_are_formatted_as_dates() {
+        let cases = [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),
             (1_709_251_199, "2024-02-29T23:59:59Z"),
             (1_735_689_600, "2025-01-01T00:00:00Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ];
-        for (seconds, text) in known {
+        for (seconds, text) in cases {
             assert_eq!(format_time(seconds), text);
         }
     }

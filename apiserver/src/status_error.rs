@@ -1,27 +1,27 @@
-//! Requests that are refused, in the words of a Kubernetes API server.
+//! Errors in the form and with the messages of kube-apiserver.
 
 use serde_json::{Map, Value, json};
 
 use crate::resource::Resource;
 
-/// Why a request is refused; on the wire a `Status` object.
+/// An error that the API server returns as a `Status` object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Refusal {
+pub struct StatusError {
     code: u16,
     reason: &'static str,
     message: String,
     details: Map<String, Value>,
 }
 
-impl Refusal {
-    /// Status code of the answer.
+impl StatusError {
+    /// HTTP status code.
     #[must_use]
     pub const fn code(&self) -> u16 {
         self.code
     }
 
-    /// The one-word reason: `NotFound`.
+    /// Reason in one word, such as `NotFound`.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         self.reason
@@ -31,7 +31,7 @@ impl Refusal {
         Self { code, reason, message: message.into(), details: Map::new() }
     }
 
-    /// Names the object it is about.
+    /// Adds the details of the object that the error is about.
     fn about(mut self, resource: Resource, name: &str) -> Self {
         self.details = details(resource, name);
         self
@@ -84,37 +84,40 @@ impl Refusal {
         Self::new(422, "Invalid", message)
     }
 
-    /// A field of an object is invalid. `subject` is how the object is called: by kind or by resource, depending on who finds out.
+    /// A field of an object is invalid. `subject` is the kind or the qualified resource: kube-apiserver uses both, depending on the check.
     pub(crate) fn invalid_object(resource: Resource, subject: &str, name: &str, why: &str) -> Self {
         Self::new(422, "Invalid", format!("{subject} \"{name}\" is invalid: {why}")).about(resource, name)
     }
 
-    pub(crate) fn version_from_the_future(asked: u64, current: u64) -> Self {
-        let mut refusal = Self::new(504, "Timeout", format!("Timeout: Too large resource version: {asked}, current: {current}"));
-        refusal.details = map(json!({
+    /// The requested resource version is higher than the current one.
+    pub(crate) fn version_too_large(requested: u64, current: u64) -> Self {
+        let mut error = Self::new(504, "Timeout", format!("Timeout: Too large resource version: {requested}, current: {current}"));
+        error.details = into_map(json!({
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
             RETRY_AFTER: 1,
         }));
-        refusal
+        error
     }
 
-    /// What RBAC says. `object` is empty for a whole collection, `namespace` for all of them, `attempt` is verb and resource.
+    /// RBAC denies access to a resource. `object` is empty for a whole collection, `namespace` is empty for all namespaces, `attempt` is
+    /// verb and resource.
     pub(crate) fn forbidden(user: &str, resource: Resource, object: &str, namespace: &str, attempt: (&str, &str)) -> Self {
-        let (verb, what) = attempt;
+        let (verb, attempted) = attempt;
         let subject = if object.is_empty() { resource.qualified() } else { format!("{} \"{object}\"", resource.qualified()) };
         let scope = if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace \"{namespace}\"") };
         let group = resource.group;
-        let message = format!("{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{what}\" in API group \"{group}\" {scope}");
+        let message =
+            format!("{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{attempted}\" in API group \"{group}\" {scope}");
         Self::new(403, "Forbidden", message).about(resource, object)
     }
 
-    /// What RBAC says of a path that is no resource.
+    /// RBAC denies access to a path that belongs to no resource.
     pub(crate) fn forbidden_path(user: &str, path: &str) -> Self {
         Self::new(403, "Forbidden", format!("forbidden: User \"{user}\" cannot get path \"{path}\""))
     }
 
-    /// A failure that was ordered.
-    pub(crate) fn ordered(code: u16, message: Option<&str>, retry_after: Option<u32>) -> Self {
+    /// A failure that a test asked for.
+    pub(crate) fn injected(code: u16, message: Option<&str>, retry_after: Option<u32>) -> Self {
         let reason = match code {
             400 => "BadRequest",
             401 => "Unauthorized",
@@ -133,15 +136,15 @@ impl Refusal {
             504 => "Timeout",
             _ => "Unknown",
         };
-        let usual = if code == 500 { "Internal error occurred: asked to fail" } else { "asked to fail" };
-        let mut refusal = Self::new(code, reason, message.unwrap_or(usual));
+        let default = if code == 500 { "Internal error occurred: asked to fail" } else { "asked to fail" };
+        let mut error = Self::new(code, reason, message.unwrap_or(default));
         if let Some(seconds) = retry_after {
-            refusal.details.insert(RETRY_AFTER.into(), seconds.into());
+            error.details.insert(RETRY_AFTER.into(), seconds.into());
         }
-        refusal
+        error
     }
 
-    /// How long the client is asked to wait, in seconds.
+    /// Seconds that the client should wait before it tries again.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         self.details.get(RETRY_AFTER).and_then(Value::as_u64)
     }
@@ -163,19 +166,19 @@ impl Refusal {
     }
 }
 
-/// In the details of a `Status`: how long a client is to wait.
+/// Field in the details of a `Status`: seconds that the client should wait.
 const RETRY_AFTER: &str = "retryAfterSeconds";
 /// The user of requests without credentials.
 pub(crate) const ANONYMOUS: &str = "system:anonymous";
-/// The user of all other requests.
+/// The user of all authenticated requests.
 pub(crate) const USER: &str = "system:serviceaccount:kube-system:sepal";
 
-/// `details` of a `Status` about an object.
+/// The `details` of a `Status` about an object.
 pub(crate) fn details(resource: Resource, name: &str) -> Map<String, Value> {
-    let given = [("name", name), ("group", resource.group), ("kind", resource.plural)];
-    given.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.to_owned(), text.into())).collect()
+    let fields = [("name", name), ("group", resource.group), ("kind", resource.plural)];
+    fields.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.to_owned(), text.into())).collect()
 }
 
-fn map(value: Value) -> Map<String, Value> {
+fn into_map(value: Value) -> Map<String, Value> {
     if let Value::Object(map) = value { map } else { Map::new() }
 }
