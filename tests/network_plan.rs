@@ -16,7 +16,7 @@ use sepal::netlink::entry::{
 use sepal::netlink::link::{Link, LinkAddress, LinkId, LinkKind, Scope, Vxlan};
 use sepal::netlink::mac::Mac;
 use sepal::pod_network::annotations::Prefix;
-use sepal::pod_network::desired::{DesiredEntries, DesiredLink, Entry, Wanted, link_name};
+use sepal::pod_network::desired::{DesiredEntries, DesiredLink, Entry, Wanted};
 use sepal::pod_network::foreign::is_connected;
 use sepal::pod_network::interface::{External, InterfaceOptions, select};
 use sepal::pod_network::mtu::{Mtu, mtu};
@@ -26,6 +26,7 @@ use sepal::pod_network::own_lease::{OwnLease, own_mac, subnets};
 use sepal::pod_network::peers::{Peers, Programmed, overlap, peers};
 use sepal::pod_network::plan;
 use sepal::pod_network::settings::NetworkSettings;
+use sepal::pod_network::vxlan::link_name;
 
 /// A kernel in memory, as far as the pod network goes; as strict as the real one about what exists.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! The bridge itself, with the gateway's addresses, and what the host needs to forward.
 
+use crate::cni::netns::set_sysctl;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -108,14 +109,6 @@ pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Sets a number of the kernel's, unless it is that already.
-pub(in crate::cni) fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
-    if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
-        return Ok(());
-    }
-    fs::write(path, value).map_err(|cause| Failure::other(format!("cannot set {path} to {value}: {cause}")))
 }
 
 /// Without IPv6, or where sysctls are read-only, it does not matter.

@@ -86,7 +86,7 @@ fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), Fa
         return Ok(());
     }
     for name in ["lo", interface] {
-        super::host::set_sysctl(&v6_path(name, "disable_ipv6").to_string_lossy(), "0")?;
+        crate::cni::netns::set_sysctl(&v6_path(name, "disable_ipv6").to_string_lossy(), "0")?;
     }
     let _ = fs::write(v6_path(interface, "keep_addr_on_down"), "1");
     Ok(())

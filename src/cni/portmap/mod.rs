@@ -86,7 +86,7 @@ fn route_loopback(ip: IpAddr) -> Result<(), Failure> {
     let found: Result<_, crate::netlink::Cause> = find();
     let name = found.map_err(|cause| Failure::other(format!("cannot find the way to {ip}: {cause}")))?;
     let Some(name) = name else { return Err(Failure::other(format!("cannot find the way to {ip}"))) };
-    super::bridge::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
+    crate::cni::netns::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
 }
 
 fn present(nat: Nat) -> Result<Present, Failure> {

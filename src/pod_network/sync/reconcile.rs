@@ -1,5 +1,6 @@
 //! One look at everything that the kernel holds, and the steps to what it should hold.
 
+use super::state::Retry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::netlink::link::LinkNames;
 use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::readiness::Part;
 use crate::pod_network::bridge;
-use crate::pod_network::desired::{DesiredLink, Wanted, link_name};
+use crate::pod_network::desired::{DesiredLink, Wanted};
 use crate::pod_network::interface::{self, External, InterfaceOptions};
 use crate::pod_network::mtu::{Mtu, mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
@@ -24,11 +25,12 @@ use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::{OwnLease, own_mac};
 use crate::pod_network::peers::{Programmed, peers};
 use crate::pod_network::plan::{self, Group};
+use crate::pod_network::vxlan::link_name;
 
 use super::error::Unsettled;
 use super::report::Kinds;
+use super::state::{Known, NetworkLoop};
 use super::subnets::Subnets;
-use super::{Known, NetworkLoop};
 
 /// Links are looked at again after they were changed; if they still differ after so many times, somebody works against it.
 const PASSES: usize = 4;
@@ -36,15 +38,6 @@ const PASSES: usize = 4;
 /// The first pause before a peer's entries are tried again; it doubles up to the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// When something that the kernel did not take is tried again.
-#[derive(Clone, Debug)]
-pub(super) struct Retry {
-    pub(super) at: Instant,
-    pause: Duration,
-    /// Why it was not taken.
-    pub(super) error: NetlinkError,
-}
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Looks at everything and makes it as it should be, as far as that can be done. The first thing that is in the way is the error;

@@ -21,8 +21,9 @@ use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::plan;
 
 use super::error::Unsettled;
+use super::state::NetworkLoop;
+use super::subnet_file;
 use super::subnets::{Lost, Source, Subnets};
-use super::{NetworkLoop, subnet_file};
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// The subnets that this node uses: those of this process, else those that subnet.env names.
