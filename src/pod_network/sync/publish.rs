@@ -44,7 +44,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.tell_condition();
     }
 
-    fn publish(&mut self, known: &Known, settled: bool) {
+    pub(super) fn publish(&mut self, known: &Known, settled: bool) {
         let conf = self.asked.conf.borrow().clone();
         let settings = self.asked.settings.clone();
         // Others are told of links that are there as they are told.

@@ -28,6 +28,7 @@ use crate::pod_network::plan::{self, Group};
 use crate::pod_network::vxlan::link_name;
 
 use super::error::Unsettled;
+use super::node_writes::Condition;
 use super::report::Kinds;
 use super::state::{Known, NetworkLoop};
 use super::subnets::Subnets;
@@ -51,7 +52,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             let Some(lost) = taken else { return Err(Unsettled::NoNode(self.asked.node.clone())) };
             return Err(self.leave(lost, &conf).await?);
         };
-        let standing = taken.map_or_else(|| self.asked.source.subnets(&node, &conf, &self.in_use()), Subnets::Lost);
+        let standing = match taken {
+            Some(lost) => Subnets::Lost(lost),
+            None if self.awaits_new_pod_cidr(&node) => {
+                let awaited = || Subnets::Awaited(Condition::pod_cidr_missing(&node.name));
+                self.taken_by_other_node(&conf).map_or_else(awaited, Subnets::Lost)
+            }
+            None => self.asked.source.subnets(&node, &conf, &self.in_use()),
+        };
         let live = self.dump().await;
         // Before all else: nothing that fails later keeps subnet.env.
         self.disown(&standing, &conf, live.as_ref().unwrap_or(&Live::default()));
@@ -91,6 +99,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report.refused(&[&peers.refused[..], &entries.refused].concat());
         let left = self.judge_foreign(&mut plan, &names);
 
+        let uid_before = self.known.as_ref().map(|known| known.node_uid.clone());
         let before = self.known.take().filter(|known| known.desired == desired && known.links == links);
         let mut repaired = Kinds::new();
         if let Some(before) = &before {
@@ -112,7 +121,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut held = entries.peers;
         held.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
-        self.known = Some(Known { own, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
+        let node_uid = match (&standing, uid_before) {
+            (Subnets::Awaited(_), Some(before)) => before,
+            _ => node.uid.clone(),
+        };
+        self.known = Some(Known { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
         // A lost subnet is the cause of what fails besides.
         if let Some(trouble) = missing.or(trouble) {
             return Err(trouble);
