@@ -1,32 +1,33 @@
-//! A conntrack table made of values, for tests.
+//! A fake conntrack table for tests.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+
+use nix::errno::Errno;
 
 use crate::cluster::Family;
 
 use super::flows::{End, FlowError, FlowTable, Selection};
 use super::stale::{Flow, UDP};
 
-/// A table with the flows it is given; fails when it is told to.
+/// A table in memory. It fails on demand.
 #[derive(Debug, Default)]
 pub struct FakeFlows {
-    /// Its flows, of any protocol and family.
+    /// The flows, of any protocol and family.
     pub flows: RefCell<Vec<Flow>>,
-    /// What goes wrong from now on.
+    /// The fault of all following calls.
     pub fault: Cell<Option<Fault>>,
-    /// How often it was listed.
+    /// The number of listings.
     pub listings: Cell<usize>,
 }
 
-/// What can go wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Listings are refused.
+    /// Listings fail.
     List,
-    /// Listings miss whatever comes after the first flow.
+    /// Listings are interrupted after the first flow.
     Interrupt,
-    /// Of the flows to delete, only the first is.
+    /// Only the first flow is deleted.
     Delete,
 }
 
@@ -60,12 +61,9 @@ impl FlowTable for FakeFlows {
         self.flows.borrow_mut().retain(|flow| !done.contains(flow));
         match left.first() {
             None => Ok(done.len()),
-            Some(first) => Err(FlowError::Delete {
-                failed: left.len(),
-                deleted: done.len(),
-                first: Box::new(*first),
-                cause: io::Error::from(io::ErrorKind::ResourceBusy),
-            }),
+            Some(first) => {
+                Err(FlowError::Delete { failed: left.len(), deleted: done.len(), first: Box::new(*first), cause: Errno::EBUSY.into() })
+            }
         }
     }
 }

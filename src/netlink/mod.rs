@@ -1,19 +1,23 @@
-//! The door to the rest of the kernel: addresses, sysctls, nfacct counters, the generation of `nf_tables`; links, routes, neighbours and
-//! forwarding entries.
+//! Talks to the kernel over netlink and through sysctls: links, addresses, routes, neighbours and FDB entries; conntrack, nfacct counters
+//! and the generation of `nf_tables`.
+//!
+//! `socket`, `message` and `attributes` are the netlink codec. All netlink protocols use it.
 
+pub(crate) mod attributes;
+mod decode;
 pub mod device;
+mod encode;
 pub mod error;
 pub mod fake_network;
 pub mod generation;
 pub mod host;
 pub mod kernel;
+pub(crate) mod message;
 pub mod monitor;
 pub mod nfacct;
 pub mod nft_tables;
 mod offload;
-mod readings;
 pub mod record;
-mod requests;
 pub mod scratch;
 pub mod socket;
 pub mod sysctl;

@@ -34,7 +34,7 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     }
     keep_mac(host, &bridge)?;
     // A plugin that made it may have been killed before it did this.
-    refuse_router_advertisements(name);
+    crate::netlink::sysctl::refuse_router_advertisements(name);
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
     }
@@ -116,12 +116,6 @@ pub(in crate::cni) fn set_sysctl(path: &str, value: &str) -> Result<(), Failure>
         return Ok(());
     }
     fs::write(path, value).map_err(|cause| Failure::other(format!("cannot set {path} to {value}: {cause}")))
-}
-
-/// Without IPv6, or where sysctls are read-only, it does not matter.
-pub(super) fn refuse_router_advertisements(name: &str) {
-    let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
-    let _ = fs::write(path, "0");
 }
 
 /// The first address of a network behind its own.
