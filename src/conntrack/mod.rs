@@ -7,6 +7,7 @@
 
 pub mod flows;
 pub mod frontends;
+#[cfg(any(test, feature = "test-kernel"))]
 pub mod record;
 pub mod stale;
 mod wire;

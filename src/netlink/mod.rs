@@ -8,6 +8,7 @@ mod decode;
 pub mod device;
 mod encode;
 pub mod error;
+#[cfg(any(test, feature = "test-kernel"))]
 pub mod fake_network;
 pub mod generation;
 pub mod host;
@@ -17,6 +18,7 @@ pub mod monitor;
 pub mod nfacct;
 pub mod nft_tables;
 mod offload;
+#[cfg(any(test, feature = "test-kernel"))]
 pub mod record;
 pub mod scratch;
 pub mod socket;
