@@ -6,14 +6,32 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLA_HEADER_SIZE, NlaBuffer, NlasIterator};
+use netlink_packet_core::{NLA_ALIGNTO, NLA_HEADER_SIZE, NlaBuffer};
 
 /// The attributes in a message or in a nested attribute: kind and value. Ends at the first malformed attribute.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
-        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
-        (kind, &attribute.into_inner()[NLA_HEADER_SIZE..length])
-    })
+pub(crate) const fn attributes(bytes: &[u8]) -> Attributes<'_> {
+    Attributes(bytes)
+}
+
+/// Returned by [`attributes`].
+///
+/// It replaces `NlasIterator` of netlink-packet-core, which takes twice as long: 129 instead of 65 ns for a conntrack entry.
+#[derive(Debug)]
+pub(crate) struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.len() < NLA_HEADER_SIZE {
+            return None;
+        }
+        let attribute = NlaBuffer::new(self.0);
+        let length = usize::from(attribute.length());
+        let value = self.0.get(NLA_HEADER_SIZE..length)?;
+        self.0 = self.0.get(length.next_multiple_of(NLA_ALIGNTO)..).unwrap_or_default();
+        Some((attribute.kind(), value))
+    }
 }
 
 /// The value of the first attribute of one kind.

@@ -246,7 +246,7 @@ mod tests {
     proptest! {
         /// Malformed bytes are skipped without a panic.
         #[test]
-        fn malformed_bytes_do_not_panic(mut noise in proptest::collection::vec(any::<u8>(), 0..120), length in 0..140_u32, kind in 1..4_u16) {
+        fn noise_does_not_panic(mut noise in proptest::collection::vec(any::<u8>(), 0..120), length in 0..140_u32, kind in 1..4_u16) {
             if noise.len() >= 8 {
                 noise[..4].copy_from_slice(&length.to_ne_bytes());
                 noise[4..6].copy_from_slice(&kind.to_ne_bytes());

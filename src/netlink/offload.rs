@@ -81,7 +81,7 @@ mod tests {
             // the header, with the link's number
             &[ne(12), ne(0x8001), ne(8), ne(1)].concat(),
             &5_u32.to_ne_bytes(),
-            // wanted, bits, one bit, its name, its value
+            // the features: bits, one bit, its name, its value
             &[ne(44), ne(0x8003), ne(40), ne(0x8003), ne(36), ne(0x8001), ne(27), ne(2)].concat(),
             b"tx-checksum-ip-generic\0\0",
             &[ne(4), ne(3)].concat(),

@@ -34,7 +34,7 @@ const BATCH_LEN: usize = 128 * 1024;
 pub(crate) enum DumpEnd {
     /// The table was read to its end.
     Complete,
-    /// The reader wanted no more entries. Another listing needs another connection.
+    /// The reader stopped it. Another listing needs another connection.
     Stopped,
     /// The table was read to its end, but it changed meanwhile, so that entries may be missing.
     Interrupted,
