@@ -19,7 +19,7 @@ use sepal::agent::readiness::{Part, Readiness, show};
 use sepal::agent::report::Report;
 use sepal::cluster::{Family, ServiceKey};
 use sepal::conntrack::Reconciler;
-use sepal::conntrack::frontends::{Allowed, Changes, Place, Reached};
+use sepal::conntrack::frontends::{Frontend, FrontendChanges, ServiceFrontends, ServingEndpoints};
 use sepal::conntrack::record::{self, FakeFlows};
 use sepal::conntrack::stale::{Flow, Tuple, UDP};
 use sepal::iptables::{IptablesError, Restored, Runner};
@@ -528,11 +528,11 @@ fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     };
     let table = FakeFlows::new((0..count).map(|id| Flow { id: Some(id), ..stale }));
     table.fault.set(fault);
-    let mut reached = Reached::default();
-    reached.add(Place::Address(service), &Allowed::new([at("10.0.0.2:53")]));
+    let mut reached = ServiceFrontends::default();
+    reached.add(Frontend::Address(service), &ServingEndpoints::new([at("10.0.0.2:53")]));
     let key = ServiceKey { namespace: "kube-system".into(), name: "dns".into() };
     let (teller, unheard) = flow_loop::channel();
-    teller.say(flow_loop::News { changes: Changes::of([(key, reached)]), local: Arc::default() });
+    teller.say(flow_loop::News { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() });
     block_on(async {
         let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), unheard);
         let _ = tokio::time::timeout(Duration::from_secs(20), run).await;

@@ -21,8 +21,8 @@ const ATTEMPTS: u32 = 5;
 
 /// The conntrack table of this network namespace.
 pub trait FlowTable {
-    /// Lists all UDP flows of a family and keeps at most `most` of those that `wanted` selects. Memory grows with the kept flows, not with
-    /// the table.
+    /// Lists all UDP flows of a family and keeps at most `most` of those that `is_selected` accepts. Memory grows with the kept flows, not
+    /// with the table.
     ///
     /// # Errors
     /// The listing fails.
@@ -30,7 +30,7 @@ pub trait FlowTable {
         &self,
         family: Family,
         most: usize,
-        wanted: impl Fn(&Flow) -> bool + Send + 'static,
+        is_selected: impl Fn(&Flow) -> bool + Send + 'static,
     ) -> impl Future<Output = Result<Selection, FlowError>>;
 
     /// Deletes exactly these flows and returns their number. A flow that has expired counts as deleted.
@@ -48,14 +48,14 @@ pub struct Selection {
     /// The number of UDP flows that were listed.
     pub listed: usize,
     /// How the listing ended.
-    pub end: End,
+    pub end: ListEnd,
 }
 
 /// How a listing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ListEnd {
     /// The table was read to its end.
-    Whole,
+    Complete,
     /// As many flows were found as were requested. There may be more.
     Full,
     /// The table was read to its end, but it changed meanwhile, so that flows may be missing.
@@ -126,8 +126,13 @@ impl FlowError {
 pub struct KernelFlows;
 
 impl FlowTable for KernelFlows {
-    async fn select(&self, family: Family, most: usize, wanted: impl Fn(&Flow) -> bool + Send + 'static) -> Result<Selection, FlowError> {
-        let work = move || select(family, most, wanted);
+    async fn select(
+        &self,
+        family: Family,
+        most: usize,
+        is_selected: impl Fn(&Flow) -> bool + Send + 'static,
+    ) -> Result<Selection, FlowError> {
+        let work = move || select(family, most, is_selected);
         tokio::task::spawn_blocking(work).await.unwrap_or(Err(FlowError::Stopped(LIST)))
     }
 
@@ -137,12 +142,12 @@ impl FlowTable for KernelFlows {
 }
 
 /// [`FlowTable::select`] on the calling thread.
-pub(crate) fn select(family: Family, most: usize, wanted: impl Fn(&Flow) -> bool) -> Result<Selection, FlowError> {
-    let start = || Selection { flows: Vec::new(), listed: 0, end: End::Whole };
+pub(crate) fn select(family: Family, most: usize, is_selected: impl Fn(&Flow) -> bool) -> Result<Selection, FlowError> {
+    let start = || Selection { flows: Vec::new(), listed: 0, end: ListEnd::Complete };
     let read = |selection: &mut Selection, kind, body: &[u8]| {
         let entry = (kind == wire::ENTRY).then(|| wire::flow(body)).flatten();
         match entry.filter(|flow| flow.protocol == UDP) {
-            Some(flow) => selection.add(flow, most, &wanted),
+            Some(flow) => selection.add(flow, most, &is_selected),
             None => ControlFlow::Continue(()),
         }
     };
@@ -154,18 +159,18 @@ pub(crate) fn select(family: Family, most: usize, wanted: impl Fn(&Flow) -> bool
         listed => listed,
     }
     .map_err(|cause| FlowError::new(LIST, cause))?;
-    Ok(if end == DumpEnd::Interrupted { Selection { end: End::Interrupted, ..selection } } else { selection })
+    Ok(if end == DumpEnd::Interrupted { Selection { end: ListEnd::Interrupted, ..selection } } else { selection })
 }
 
 impl Selection {
-    /// Counts a flow, and keeps it if it is wanted. Stops the listing if there is no room for it.
-    fn add(&mut self, flow: Flow, most: usize, wanted: impl Fn(&Flow) -> bool) -> ControlFlow<()> {
+    /// Counts a flow, and keeps it if it is selected. Stops the listing if there is no room for it.
+    fn add(&mut self, flow: Flow, most: usize, is_selected: impl Fn(&Flow) -> bool) -> ControlFlow<()> {
         self.listed += 1;
-        if !wanted(&flow) {
+        if !is_selected(&flow) {
             return ControlFlow::Continue(());
         }
         if self.flows.len() == most {
-            self.end = End::Full;
+            self.end = ListEnd::Full;
             return ControlFlow::Break(());
         }
         self.flows.push(flow);

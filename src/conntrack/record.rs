@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use crate::cluster::Family;
 
-use super::flows::{End, FlowError, FlowTable, Selection};
+use super::flows::{FlowError, FlowTable, ListEnd, Selection};
 use super::stale::{Flow, UDP};
 
 /// A table in memory. It fails on demand.
@@ -39,18 +39,23 @@ impl FakeFlows {
 }
 
 impl FlowTable for FakeFlows {
-    async fn select(&self, family: Family, most: usize, wanted: impl Fn(&Flow) -> bool + Send + 'static) -> Result<Selection, FlowError> {
+    async fn select(
+        &self,
+        family: Family,
+        most: usize,
+        is_selected: impl Fn(&Flow) -> bool + Send + 'static,
+    ) -> Result<Selection, FlowError> {
         self.listings.set(self.listings.get() + 1);
         let (seen, whole) = match self.fault.get() {
             Some(Fault::List) => return Err(FlowError::Permission("list conntrack entries")),
-            Some(Fault::Interrupt) => (1, End::Interrupted),
-            Some(Fault::Delete) | None => (usize::MAX, End::Whole),
+            Some(Fault::Interrupt) => (1, ListEnd::Interrupted),
+            Some(Fault::Delete) | None => (usize::MAX, ListEnd::Complete),
         };
         let flows = self.flows.borrow();
         let listed: Vec<&Flow> =
             flows.iter().filter(|flow| flow.protocol == UDP && Family::of(flow.original.source.ip()) == family).take(seen).collect();
-        let mut found: Vec<Flow> = listed.iter().copied().filter(|flow| wanted(flow)).copied().collect();
-        let end = if found.len() > most { End::Full } else { whole };
+        let mut found: Vec<Flow> = listed.iter().copied().filter(|flow| is_selected(flow)).copied().collect();
+        let end = if found.len() > most { ListEnd::Full } else { whole };
         found.truncate(most);
         Ok(Selection { flows: found, listed: listed.len(), end })
     }

@@ -212,7 +212,7 @@ mod tests {
     proptest! {
         /// Random bytes, and entries that are cut off or damaged, are skipped without a panic.
         #[test]
-        fn malformed_entries_do_not_panic(noise in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize, at in 0..200_usize) {
+        fn malformed_bytes_do_not_panic(noise in proptest::collection::vec(any::<u8>(), 0..200), cut in 0..200_usize, at in 0..200_usize) {
             let mut damaged = entry(&sample("10.96.0.10:53", "10.0.0.1:5353"));
             if let (Some(byte), Some(with)) = (damaged.get_mut(at), noise.first()) {
                 *byte = *with;
