@@ -113,8 +113,8 @@ pub(super) mod tests {
     fn cluster() -> Frontends {
         let dns = [at("10.0.0.1:53"), at("10.0.0.2:53")];
         let mut frontends = Frontends::default();
-        frontends.apply(change("gone", &[(Frontend::Address(at("10.96.0.30:53")), &dns), (Frontend::NodePort(30055), &dns)]));
-        frontends.apply(change("gone", &[]));
+        frontends.apply(change("deleted", &[(Frontend::Address(at("10.96.0.30:53")), &dns), (Frontend::NodePort(30055), &dns)]));
+        frontends.apply(change("deleted", &[]));
         let addresses = ["10.96.0.10:53", "203.0.113.1:53", "192.0.2.1:53", "192.168.0.1:30054"];
         let mut of_dns: Vec<(Frontend, &[SocketAddr])> = addresses.map(|address| (Frontend::Address(at(address)), &dns[..])).to_vec();
         of_dns.push((Frontend::NodePort(30053), &dns));
@@ -169,12 +169,12 @@ pub(super) mod tests {
         fn a_flow_to_a_serving_endpoint_is_never_stale(
             addresses in hash_map(some_address(), vec(some_address(), 0..4), 0..6),
             node_ports in hash_map(53..56_u16, vec(some_address(), 0..4), 0..3),
-            gone in vec(some_address(), 0..4),
+            deleted in vec(some_address(), 0..4),
             local in vec(some_address(), 0..3),
             (to, backend, protocol) in (some_address(), some_address(), prop_oneof![Just(UDP), Just(6), Just(132)]),
         ) {
             let mut frontends = Frontends::default();
-            for address in &gone {
+            for address in &deleted {
                 frontends.apply(change("a", &[(Frontend::Address(*address), &[])]));
             }
             let addressed = addresses.iter().map(|(address, backends)| (Frontend::Address(*address), &backends[..]));
@@ -184,12 +184,12 @@ pub(super) mod tests {
             let flow = Flow { protocol, ..flow(&to.to_string(), &backend.to_string()) };
             let found = is_stale(&flow, &frontends, &local);
 
-            let by_address = addresses.get(&to).or_else(|| gone.contains(&to).then_some(const { &Vec::new() }));
+            let by_address = addresses.get(&to).or_else(|| deleted.contains(&to).then_some(const { &Vec::new() }));
             let by_port = node_ports.get(&to.port()).filter(|_| local.contains(to.ip()));
             match by_address.or(by_port) {
                 None => prop_assert!(!found),
-                Some(allowed) => {
-                    let right = allowed.contains(&backend) || (allowed.is_empty() && to == backend);
+                Some(endpoints) => {
+                    let right = endpoints.contains(&backend) || (endpoints.is_empty() && to == backend);
                     prop_assert_eq!(found, !right && protocol == UDP);
                 }
             }

@@ -288,15 +288,15 @@ impl State {
 }
 
 /// True if a request to delete a route matches this route. Fields that the request leaves out match any value, and so does IPv4's metric 0.
-fn matches(asked: &Route, there: &Route) -> bool {
-    let metric = encode::metric(&asked.destination, asked.metric);
-    asked.destination == there.destination
-        && asked.kind == there.kind
-        && asked.protocol == there.protocol
-        && (metric == 0 || metric == there.metric)
-        && (asked.link.is_none() || asked.link == there.link)
-        && (asked.gateway.is_none() || asked.gateway == there.gateway)
-        && (asked.source.is_none() || asked.source == there.source)
+fn matches(request: &Route, route: &Route) -> bool {
+    let metric = encode::metric(&request.destination, request.metric);
+    request.destination == route.destination
+        && request.kind == route.kind
+        && request.protocol == route.protocol
+        && (metric == 0 || metric == route.metric)
+        && (request.link.is_none() || request.link == route.link)
+        && (request.gateway.is_none() || request.gateway == route.gateway)
+        && (request.source.is_none() || request.source == route.source)
 }
 
 #[cfg(test)]
