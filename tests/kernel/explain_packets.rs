@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
 use std::time::Duration;
 
 use proptest::strategy::{Strategy, ValueTree};
@@ -15,9 +14,10 @@ use sepal::explain::walk::Fate;
 use sepal::rules::inputs::Inputs;
 use sepal_lab::site::WHO_PORT;
 use sepal_lab::traffic::tcp_within;
-use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually};
+use sepal_lab::{IN_NAMESPACE, Netns, Site, eventually};
 
 use crate::endings::{Endings, by_ruleset, place};
+use crate::logged::Logged;
 use crate::random_cluster::{Dice, dice, objects, settings};
 use crate::{SEPAL, common};
 
@@ -78,13 +78,12 @@ fn real_packets_end_as_it_is_said() {
             .args(IN_NAMESPACE)
             .args(["--iptables-variant=nft", "--hostname-override=alder-03", "--manifests"])
             .arg(file.path());
-        let log = tempfile::NamedTempFile::new().expect("writable");
-        let sepal = Running(command.stdin(Stdio::null()).stderr(log.reopen().expect("writable")).spawn().expect("sepal starts"));
+        let sepal = Logged::start(&mut command);
         eventually("the rules are there", || {
-            let log = fs::read_to_string(log.path()).expect("readable");
+            let log = sepal.log();
             ["ipv4: ", "ipv6: "].iter().all(|family| log.lines().any(|line| line.contains(family) && line.contains("service ports")))
         });
-        assert_eq!(sepal.terminate(), Some(0));
+        assert_eq!(sepal.terminate().0, Some(0));
         let senders: [(&Netns, &str, Origin); 3] = [
             (&site.client, "10.61.4.20", Origin::Pod),
             (&site.node, "192.168.61.13", Origin::Node),

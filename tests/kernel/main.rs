@@ -13,6 +13,8 @@
 mod common;
 #[path = "../common/endings.rs"]
 mod endings;
+#[path = "../common/logged.rs"]
+mod logged;
 #[path = "../common/predecessors.rs"]
 mod predecessors;
 #[path = "../common/random_cluster.rs"]
@@ -21,6 +23,7 @@ mod random_cluster;
 mod conntrack;
 mod explain_packets;
 mod lab;
+mod manifest_site;
 mod netlink;
 mod packet_counters;
 mod pod_network;

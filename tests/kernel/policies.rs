@@ -6,16 +6,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal_lab::site::ENDPOINTS;
 use sepal_lab::traffic::tcp;
-use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually};
+use sepal_lab::{Netns, eventually};
 
-use crate::SEPAL;
+use crate::manifest_site::{self, Following};
 
 const VARIANTS: [&str; 2] = ["nft", "legacy"];
 
@@ -77,66 +75,19 @@ fn service(policy: &Policy, family: Family) -> String {
 }
 
 fn traffic() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/traffic.yaml")).expect("readable")
+    fs::read_to_string(manifest_site::traffic()).expect("readable")
 }
 
-/// The site, and the manifests that the sepal on its node follows.
-struct Lab {
-    site: Site,
-    variant: &'static str,
-    manifests: tempfile::TempDir,
-    _sepal: Running,
-}
-
-impl std::ops::Deref for Lab {
-    type Target = Site;
-
-    fn deref(&self) -> &Site {
-        &self.site
-    }
-}
-
-impl Lab {
-    /// Starts sepal on these manifests and waits for its rules.
-    fn new(variant: &'static str, manifests: &str) -> Self {
-        let site = Site::new();
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("cluster.yaml"), manifests).expect("writable");
-        let mut command = site.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(folder.path());
-        let sepal = Running(command.stdin(Stdio::null()).spawn().expect("sepal starts"));
-        let lab = Self { site, variant, manifests: folder, _sepal: sepal };
-        lab.wait_for_rules();
-        lab
-    }
-
-    fn wait_for_rules(&self) {
-        eventually("the live rules are the desired ones", || {
-            let mut command = self.node.command(SEPAL);
-            command.args(["--dry-run", "--diff", "--iptables-variant", self.variant, "--manifests"]).arg(self.manifests.path());
-            command.output().expect("sepal starts").status.code() == Some(0)
+/// Starts on every endpoint address a server that sends its own address and the one that it is asked from.
+fn serve_peers(pods: &Netns) {
+    for address in ENDPOINTS {
+        let ip: IpAddr = address.parse().expect("an address");
+        let server = pods.within(move || TcpListener::bind((ip, PEER_PORT)).expect("free"));
+        std::thread::spawn(move || {
+            while let Ok((mut stream, peer)) = server.accept() {
+                let _ = write!(stream, "{ip} {}", peer.ip());
+            }
         });
-    }
-
-    /// Gives sepal other manifests and waits for the rules that follow.
-    fn follow(&self, manifests: &str) {
-        let (new, file) = (self.manifests.path().join(".new"), self.manifests.path().join("cluster.yaml"));
-        fs::write(&new, manifests).expect("writable");
-        fs::rename(&new, &file).expect("writable");
-        self.wait_for_rules();
-    }
-
-    /// On every endpoint address, a server that tells its own address and the one it is asked from.
-    fn serve_peers(&self) {
-        for address in ENDPOINTS {
-            let ip: IpAddr = address.parse().expect("an address");
-            let server = self.pods.within(move || TcpListener::bind((ip, PEER_PORT)).expect("free"));
-            std::thread::spawn(move || {
-                while let Ok((mut stream, peer)) = server.accept() {
-                    let _ = write!(stream, "{ip} {}", peer.ip());
-                }
-            });
-        }
     }
 }
 
@@ -159,8 +110,8 @@ fn external_traffic_policies_hold(variant: &'static str) {
     for family in Family::ALL {
         manifests.extend(POLICIES.map(|policy| service(&policy, family)));
     }
-    let lab = Lab::new(variant, &manifests);
-    lab.serve_peers();
+    let lab = Following::new(variant, &manifests);
+    serve_peers(&lab.pods);
     lab.outside.run("ip -6 route replace fd61::13/128 dev eth0 src fd61::50");
     for family in Family::ALL {
         let [one, two] = pick(family, [ENDPOINTS[0], ENDPOINTS[1]], [ENDPOINTS[2], ENDPOINTS[3]]);
@@ -209,7 +160,7 @@ fn external_traffic_policies_hold_legacy() {
 #[test]
 fn affinity_holds_while_the_cluster_changes() {
     for variant in VARIANTS {
-        let lab = Lab::new(variant, &traffic());
+        let lab = Following::new(variant, &traffic());
         let sticky = at("10.111.0.12", 80);
         let first = tcp(&lab.outside, sticky).expect("it serves");
         let other = if first == ENDPOINTS[0] { ENDPOINTS[1] } else { ENDPOINTS[0] };
@@ -222,15 +173,15 @@ fn affinity_holds_while_the_cluster_changes() {
         for gone in [None, Some(other), None] {
             let mut manifests = cluster(gone);
             write!(manifests, "---\n{}", service(&POLICIES[0], Family::V4).trim_start_matches("---\n")).expect("memory");
-            lab.follow(&manifests);
+            lab.change(&manifests);
             for _ in 0..16 {
                 assert_eq!(tcp(&lab.outside, sticky).expect("it serves"), first, "{variant}: without {gone:?}");
             }
         }
         // Its endpoint gone, it goes to another, and stays there.
-        lab.follow(&cluster(Some(&first)));
+        lab.change(&cluster(Some(&first)));
         assert_eq!(tcp(&lab.outside, sticky).expect("one is left"), other, "{variant}");
-        lab.follow(&cluster(None));
+        lab.change(&cluster(None));
         for _ in 0..16 {
             assert_eq!(tcp(&lab.outside, sticky).expect("it serves"), other, "{variant}: the new one is kept");
         }
@@ -255,7 +206,7 @@ fn without(slice: &str, address: &str) -> String {
 fn loopback_is_left_alone_where_it_is_not_wanted() {
     for variant in VARIANTS {
         for (wanted, setting) in [(true, ""), (false, "  localhostNodePorts: false\n")] {
-            let lab = Lab::new(variant, &traffic().replacen("iptables:\n", &format!("iptables:\n{setting}"), 1));
+            let lab = Following::new(variant, &traffic().replacen("iptables:\n", &format!("iptables:\n{setting}"), 1));
             let answer = tcp(&lab.node, at("127.0.0.1", 30_080));
             let sysctl = lab.node.run("sysctl -n net.ipv4.conf.all.route_localnet");
             if wanted {
@@ -273,7 +224,7 @@ fn loopback_is_left_alone_where_it_is_not_wanted() {
 #[test]
 fn udp_flows_to_a_removed_endpoint_are_cut() {
     for variant in VARIANTS {
-        let lab = Lab::new(variant, &traffic());
+        let lab = Following::new(variant, &traffic());
         for (family, to) in [(Family::V4, at("10.111.0.11", 53)), (Family::V6, at("fd61:b::11", 53))] {
             let client = lab.client.within(move || {
                 let client = UdpSocket::bind(SocketAddr::new(pick(family, [0, 0, 0, 0].into(), [0_u16; 8].into()), 0)).expect("free");
@@ -291,9 +242,9 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
             eventually("it serves", || ask().map(|answer| first = answer).is_ok());
             assert_eq!(ask().expect("it serves"), first, "{variant}: one flow, one endpoint");
             let (before, slice) = split_at_slice(&traffic(), &format!("dns-{family}"));
-            lab.follow(&(before + &without(&slice, &first)));
+            lab.change(&(before + &without(&slice, &first)));
             eventually("the flow goes to the endpoint that is left", || ask().is_ok_and(|answer| answer != first));
-            lab.follow(&traffic());
+            lab.change(&traffic());
         }
     }
 }

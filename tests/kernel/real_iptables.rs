@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,53 +17,14 @@ use sepal::table::Table;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{IN_NAMESPACE, Netns, Running, Site, eventually};
+use sepal_lab::{Netns, eventually};
 
 use crate::SEPAL;
 use crate::common;
+use crate::logged::Logged;
+use crate::manifest_site::{Lab, testdata, traffic};
 use crate::predecessors;
 use crate::restore_input::{into_empty_tables, left_to_write};
-
-fn testdata(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
-}
-
-/// The site, with sepal on its node.
-struct Lab {
-    site: Site,
-}
-
-impl std::ops::Deref for Lab {
-    type Target = Site;
-
-    fn deref(&self) -> &Site {
-        &self.site
-    }
-}
-
-impl Lab {
-    fn new() -> Self {
-        Self { site: Site::new() }
-    }
-
-    fn sepal(&self, variant: &str, manifests: &Path) -> Running {
-        let mut command = self.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests);
-        Running(command.stdin(Stdio::null()).spawn().expect("sepal starts"))
-    }
-
-    /// Exit status and output of `--dry-run --diff`.
-    fn diff(&self, variant: &str, manifests: &Path) -> (Option<i32>, String) {
-        let mut command = self.node.command(SEPAL);
-        command.args(["--dry-run", "--diff", "--iptables-variant", variant, "--manifests"]).arg(manifests);
-        let output = command.output().expect("sepal starts");
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn wait_for_rules(&self, variant: &str, manifests: &Path) {
-        eventually("the live rules are the desired ones", || self.diff(variant, manifests).0 == Some(0));
-    }
-}
 
 /// Tries until both endpoints have answered; one of two fair coins stays unseen in 64 tosses once in 10^19.
 fn both_answer(what: &str, ask: impl Fn() -> std::io::Result<String>) {
@@ -90,7 +51,7 @@ fn pick(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
 
 fn traffic_flows_as_the_services_say(variant: &str) {
     let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     let sepal = lab.sepal(variant, &manifests);
     lab.wait_for_rules(variant, &manifests);
     for family in Family::ALL {
@@ -139,10 +100,10 @@ fn changes_are_followed(variant: &str) {
     let lab = Lab::new();
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("cluster.yaml");
-    let whole = fs::read_to_string(testdata("traffic.yaml")).expect("readable");
+    let whole = fs::read_to_string(traffic()).expect("readable");
     fs::write(&file, &whole).expect("writable");
     let sepal = lab.sepal(variant, folder.path());
-    lab.wait_for_rules(variant, &testdata("traffic.yaml"));
+    lab.wait_for_rules(variant, &traffic());
     let web = address("10.111.0.10", 80);
     assert!(tcp(&lab.outside, web).is_ok());
 
@@ -248,7 +209,7 @@ fn the_generation_tells_of_changes() {
 #[test]
 fn entrances_are_read_alone() {
     let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     for variant in [Variant::Nft, Variant::Legacy] {
         let sepal = lab.sepal(variant.as_str(), &manifests);
         lab.wait_for_rules(variant.as_str(), &manifests);
@@ -284,7 +245,7 @@ fn entrances_are_read_alone() {
 #[test]
 fn flushed_tables_are_noticed_at_once() {
     let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     let _sepal = lab.sepal("nft", &manifests);
     lab.wait_for_rules("nft", &manifests);
     for flush in ["iptables-nft -t nat -F", "ip6tables-nft -t nat -F KUBE-SERVICES", "iptables-nft -D INPUT -j KUBE-FIREWALL"] {
@@ -297,17 +258,14 @@ fn flushed_tables_are_noticed_at_once() {
 #[test]
 fn rules_of_the_other_variant_are_told_of() {
     let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     for (first, second) in [("legacy", "nft"), ("nft", "legacy")] {
         let before = lab.sepal(first, &manifests);
         lab.wait_for_rules(first, &manifests);
         drop(before);
-        let output = tempfile::NamedTempFile::new().expect("writable");
-        let mut command = lab.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", second, "--manifests"]).arg(&manifests).stdin(Stdio::null());
-        let after = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+        let after = Logged::start(&mut lab.run(second, &manifests));
         lab.wait_for_rules(second, &manifests);
-        let log = fs::read_to_string(output.path()).expect("readable");
+        let log = after.log();
         assert_eq!(log.matches(&format!("iptables-{first} holds KUBE-* rules, too")).count(), 2, "{log}");
         assert!(log.contains(&format!("sepal cleanup --iptables-variant {first}")), "{log}");
         drop(after);
@@ -323,19 +281,15 @@ fn rules_of_the_other_variant_are_told_of() {
 /// What kube-proxy left behind is recognised by its meaning: taking over writes nothing.
 fn kube_proxys_rules_are_taken_over(variant: &str) {
     let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     for family in Family::ALL {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/traffic/{family}.rules"));
         predecessors::kube_proxy(&lab.node, variant, family, &fs::read_to_string(golden).expect("readable"));
     }
-    let output = tempfile::NamedTempFile::new().expect("writable");
-    let mut command = lab.node.command(SEPAL);
-    command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(&manifests).stdin(Stdio::null());
-    let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
-    let log = || fs::read_to_string(output.path()).expect("readable");
-    eventually("both families are known", || log().matches("service ports").count() == 2);
-    assert_eq!(log().matches("the live tables are as they should be").count(), 2, "{}", log());
-    assert_eq!(sepal.terminate(), Some(0));
+    let sepal = Logged::start(&mut lab.run(variant, &manifests));
+    eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
+    assert_eq!(sepal.log().matches("the live tables are as they should be").count(), 2, "{}", sepal.log());
+    assert_eq!(sepal.terminate().0, Some(0));
 }
 
 #[test]
@@ -361,15 +315,11 @@ fn flannels_rules_are_taken_over(variant: &str) {
     let save = |family| lab.node.run(&format!("{}-{variant}-save | grep '^-A'", pick(family, "iptables", "ip6tables")));
     let by_flanneld = Family::ALL.map(save);
     let run = |manifests: &Path| {
-        let output = tempfile::NamedTempFile::new().expect("writable");
-        let mut command = lab.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests).stdin(Stdio::null());
-        let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
-        eventually("both families are known", || {
-            fs::read_to_string(output.path()).expect("readable").matches("service ports").count() == 2
-        });
-        assert_eq!(sepal.terminate(), Some(0));
-        fs::read_to_string(output.path()).expect("readable")
+        let sepal = Logged::start(&mut lab.run(variant, manifests));
+        eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
+        let (status, log) = sepal.terminate();
+        assert_eq!(status, Some(0));
+        log
     };
     // Alone: nothing to write.
     let alone = tempfile::Builder::new().suffix(".yaml").tempfile().expect("writable");
@@ -408,7 +358,7 @@ fn flannels_rules_are_taken_over_legacy() {
 #[test]
 fn drift_is_shown_by_chain() {
     let lab = Lab::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     assert_eq!(lab.diff("nft", &manifests).0, Some(2), "nothing is there yet");
     let sepal = lab.sepal("nft", &manifests);
     lab.wait_for_rules("nft", &manifests);
@@ -448,7 +398,7 @@ fn drift_is_shown_by_chain() {
 #[test]
 fn what_is_missing_is_said_in_one_line() {
     let netns = Netns::new();
-    let manifests = testdata("traffic.yaml");
+    let manifests = traffic();
     let error = |command: &mut Command| {
         let output = command.arg("--manifests").arg(&manifests).output().expect("sepal starts");
         assert_eq!(output.status.code(), Some(1));

@@ -3,14 +3,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use sepal_lab::traffic::tcp;
-use sepal_lab::{IN_NAMESPACE, Running, Site, eventually_within, http};
+use sepal_lab::{eventually_within, http};
 
-use crate::SEPAL;
+use crate::manifest_site::{self, Following};
 
 /// Counters are read every ten seconds, on a busy machine less often; and it may take two readings.
 const READ: Duration = Duration::from_secs(180);
@@ -18,49 +16,28 @@ const READ: Duration = Duration::from_secs(180);
 const DOOR: &str = "sepal_service_packets_total{namespace=\"shop\",service=\"web\",port=\"http\",kind=";
 const ENDPOINT: &str = "sepal_endpoint_packets_total{namespace=\"shop\",service=\"web\",port=\"http\",";
 
-/// The site, with sepal on its node following manifests that may change.
+/// A site whose connections are counted.
 struct Lab {
-    site: Site,
-    variant: &'static str,
-    folder: tempfile::TempDir,
-    _sepal: Running,
+    following: Following,
+}
+
+impl std::ops::Deref for Lab {
+    type Target = Following;
+
+    fn deref(&self) -> &Following {
+        &self.following
+    }
 }
 
 impl Lab {
     fn new(variant: &'static str) -> Self {
-        let (site, folder) = (Site::new(), tempfile::tempdir().expect("a folder"));
-        fs::write(folder.path().join("site.yaml"), traffic()).expect("writable");
-        let mut command = site.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(folder.path().join("site.yaml"));
-        let sepal = Running(command.stdin(Stdio::null()).spawn().expect("sepal starts"));
-        let lab = Self { site, variant, folder, _sepal: sepal };
-        lab.wait_for_rules();
+        let lab = Self { following: Following::new(variant, &traffic()) };
         eventually_within(READ, "counting has begun", || lab.counts("cluster_ip", 0));
         lab
     }
 
-    fn manifests(&self) -> PathBuf {
-        self.folder.path().join("site.yaml")
-    }
-
-    /// Has the manifests say something else, and waits until the rules do so.
-    fn change(&self, text: &str) {
-        let new = self.folder.path().join("new");
-        fs::write(&new, text).expect("writable");
-        fs::rename(new, self.manifests()).expect("in one folder");
-        self.wait_for_rules();
-    }
-
-    fn wait_for_rules(&self) {
-        eventually_within(READ, "the live rules are the desired ones", || {
-            let mut command = self.site.node.command(SEPAL);
-            command.args(["--dry-run", "--diff", "--iptables-variant", self.variant, "--manifests"]).arg(self.manifests());
-            command.stdout(Stdio::null()).status().expect("sepal starts").code() == Some(0)
-        });
-    }
-
     fn metrics(&self) -> String {
-        http::get(&self.site.node, address("127.0.0.1", 10249), "/metrics").map(|answer| answer.body).unwrap_or_default()
+        http::get(&self.node, address("127.0.0.1", 10249), "/metrics").map(|answer| answer.body).unwrap_or_default()
     }
 
     /// Whether so many connections came by this door.
@@ -78,7 +55,7 @@ impl Lab {
     /// So many connections to the Service's address.
     fn connect(&self, times: usize) {
         for _ in 0..times {
-            tcp(&self.site.client, address("10.111.0.10", 80)).expect("it answers");
+            tcp(&self.client, address("10.111.0.10", 80)).expect("it answers");
         }
     }
 }
@@ -88,7 +65,7 @@ fn address(text: &str, port: u16) -> SocketAddr {
 }
 
 fn traffic() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/traffic.yaml")).expect("readable")
+    fs::read_to_string(manifest_site::traffic()).expect("readable")
 }
 
 /// Each connection counts once, by the door it comes by.
@@ -96,12 +73,12 @@ fn connections_are_counted(variant: &'static str) {
     let lab = Lab::new(variant);
     lab.connect(5);
     for _ in 0..2 {
-        tcp(&lab.site.outside, address("192.168.61.13", 30080)).expect("it answers");
+        tcp(&lab.outside, address("192.168.61.13", 30080)).expect("it answers");
     }
     eventually_within(READ, "they are counted", || lab.counts("cluster_ip", 5) && lab.counts("node_port", 2));
     assert_eq!(lab.to_endpoints(), 7, "each went to one of the endpoints");
     // Where somebody sets counters to zero they go on from there, and what was counted stays.
-    lab.site.node.run(&format!("iptables-{variant} -t nat -Z"));
+    lab.node.run(&format!("iptables-{variant} -t nat -Z"));
     lab.connect(3);
     eventually_within(READ, "they are added", || lab.counts("cluster_ip", 8));
 }
@@ -129,7 +106,7 @@ fn rules_that_go_tell_what_they_counted(variant: &'static str) {
     lab.change(&one_less);
     lab.connect(4);
     lab.change(&none);
-    tcp(&lab.site.client, address("10.111.0.10", 80)).expect_err("nobody is left");
+    tcp(&lab.client, address("10.111.0.10", 80)).expect_err("nobody is left");
     lab.change(&traffic());
     lab.connect(3);
     eventually_within(READ, "all are counted, by their door", || lab.counts("cluster_ip", 12));

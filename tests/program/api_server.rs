@@ -1,6 +1,7 @@
 //! Against an API server: what it tells is followed, whatever it does meanwhile.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, eventually_wi
 use serde_json::{Value, json};
 
 use crate::SEPAL;
+use crate::api_node::{serve, serve_at, serve_with};
+use crate::logged::Logged;
 
 /// A node with an API server of its own.
 struct Lab {
@@ -21,7 +24,7 @@ struct Lab {
 impl Lab {
     fn new(variant: &'static str, cluster: Cluster) -> Self {
         let node = Netns::new();
-        let server = serve(&node, "127.0.0.1:0", cluster.objects().collect());
+        let server = serve(&node, cluster.objects().collect());
         let kubeconfig = server.kubeconfig();
         Self::of(node, server, &kubeconfig, variant)
     }
@@ -31,11 +34,7 @@ impl Lab {
         let node = Netns::new();
         let authority = Authority::new("ca").expect("a CA");
         let options = options(Options::default().tls(&authority.server(&["127.0.0.1"]).expect("a certificate")));
-        let objects: Vec<Value> = cluster.objects().collect();
-        let server = node.within(move || {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-            ApiServer::serve_with(listener, objects, options).expect("it serves")
-        });
+        let server = serve_with(&node, cluster.objects().collect(), options);
         let kubeconfig = server.kubeconfig_as(&authority.pem(), &User::Anonymous);
         Self::of(node, server, &kubeconfig, variant)
     }
@@ -79,12 +78,12 @@ impl Lab {
     fn stop(&mut self) -> Gone {
         let server = self.server.take().expect("it runs");
         server.stop();
-        Gone { address: Box::leak(server.address().to_string().into_boxed_str()), objects: server.objects() }
+        Gone { address: server.address(), objects: server.objects() }
     }
 
     /// Another server comes in its place. Its versions start over, and count its objects.
     fn come_back(&mut self, gone: Gone) {
-        self.server = Some(serve(&self.node, gone.address, gone.objects));
+        self.server = Some(serve_at(&self.node, gone.address, gone.objects));
     }
 
     fn rules(&self) -> String {
@@ -98,13 +97,8 @@ impl Lab {
 
 /// What is left of a server.
 struct Gone {
-    address: &'static str,
+    address: SocketAddr,
     objects: Vec<Value>,
-}
-
-/// An API server within a namespace.
-fn serve(node: &Netns, address: &'static str, objects: Vec<Value>) -> ApiServer {
-    node.within(move || ApiServer::serve_objects(std::net::TcpListener::bind(address).expect("a free port"), objects).expect("it serves"))
 }
 
 const SMALL: Cluster = Cluster { services: 20, endpoints: 3 };
@@ -210,8 +204,7 @@ fn a_server_that_comes_back_with_another_history() {
 #[test]
 fn no_server_for_a_minute() {
     let mut lab = Lab::new("nft", SMALL);
-    let output = tempfile::NamedTempFile::new().expect("writable");
-    let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let sepal = Logged::start(&mut lab.command(&["run"]));
     lab.wait("the start");
     let before = lab.rules();
     let mut gone = lab.stop();
@@ -220,7 +213,7 @@ fn no_server_for_a_minute() {
     gone.objects.retain(|object| object["metadata"]["name"] != "svc-00018");
     lab.come_back(gone);
     lab.wait("the objects of the server that came back");
-    let log = || std::fs::read_to_string(output.path()).expect("readable");
+    let log = || sepal.log();
     // Rules are in step with Services and EndpointSlices as soon as those are; the line waits for Nodes, too.
     eventually("the log says that all are followed again", || log().contains("list and watch work again, "));
     let lines = |text: &str| log().lines().filter(|line| line.contains(text)).count();
@@ -270,8 +263,7 @@ fn dropped_packets_are_noticed_http1() {
 #[test]
 fn a_server_that_answers_nothing_of_use() {
     let lab = Lab::new("nft", SMALL);
-    let output = tempfile::NamedTempFile::new().expect("writable");
-    let _sepal = Running(lab.command(&["run"]).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let sepal = Logged::start(&mut lab.command(&["run"]));
     lab.wait("the start");
     // Waits have stopped to grow after some seconds; longer refusals are more of the same.
     let (nearly, rest) = (Duration::from_secs(7), Duration::from_secs(1));
@@ -289,7 +281,7 @@ fn a_server_that_answers_nothing_of_use() {
         std::thread::sleep(rest);
         lab.wait(&format!("a change after answers of {code:?}"));
     }
-    let log = std::fs::read_to_string(output.path()).expect("readable");
+    let log = sepal.log();
     for code in ["410", "500", "429"] {
         assert_eq!(
             log.lines().filter(|line| line.contains("interrupted") && line.contains(&format!("({code} "))).count(),
@@ -324,10 +316,9 @@ fn a_restart_writes_nothing(variant: &'static str) {
     let before = save(&lab);
     assert!(before.lines().any(|line| line.contains("svc-00000") && !line.starts_with("[0:0]")), "something was counted:\n{before}");
 
-    let output = tempfile::NamedTempFile::new().expect("writable");
     let mut command = lab.command(&["run"]);
-    let sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
-    let log = || std::fs::read_to_string(output.path()).expect("readable");
+    let sepal = Logged::start(&mut command);
+    let log = || sepal.log();
     eventually("both families looked at their tables", || log().matches("the live tables are as they should be").count() == 2);
     assert!(!log().contains("chains written"), "{}", log());
     assert!(save(&lab) == before, "the counters went on");
@@ -354,11 +345,10 @@ fn a_restart_writes_nothing_legacy() {
 /// What others do to the tables is put right within a few seconds.
 fn drift_is_put_right(variant: &'static str) {
     let lab = Lab::new(variant, SMALL);
-    let output = tempfile::NamedTempFile::new().expect("writable");
     let mut command = lab.command(&["run", "--iptables-sync-period=1s"]);
-    let _sepal = Running(command.stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let sepal = Logged::start(&mut command);
     // What was changed may be right again before anybody else has looked: sepal itself says what it found.
-    let repairs = || std::fs::read_to_string(output.path()).expect("readable").matches("are put right").count();
+    let repairs = || sepal.log().matches("are put right").count();
     lab.wait("the start");
     for (what, script) in [
         ("a deleted rule", "IPT -t nat -D KUBE-SERVICES 3"),
@@ -457,16 +447,15 @@ fn ten_thousand_changes() {
 #[test]
 fn a_held_lock_is_waited_for() {
     let lab = Lab::new("legacy", SMALL);
-    let output = tempfile::NamedTempFile::new().expect("writable");
     // Here it is about the one that everybody uses.
     let mut command = lab.command(&["run"]);
-    let _sepal = Running(command.env_remove("XTABLES_LOCKFILE").stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let sepal = Logged::start(command.env_remove("XTABLES_LOCKFILE"));
     lab.wait("the start");
     // The lock is the machine's, and other tests need it as well: a little longer than what iptables waits for it.
     let mut holder = Command::new("flock").args(["/run/xtables.lock", "sleep", "8"]).spawn().expect("flock (util-linux) is there");
     std::thread::sleep(Duration::from_millis(300));
     lab.move_endpoint(0, 10);
-    let log = || std::fs::read_to_string(output.path()).expect("readable");
+    let log = || sepal.log();
     eventually("the lock is named", || log().contains("xtables lock is held by process"));
     holder.wait().expect("it ends");
     lab.wait("the change, after the lock");
@@ -493,11 +482,10 @@ fn one_failed_run(variant: &'static str) {
          if rm \"$(dirname \"$0\")/after\" 2>/dev/null; then echo iptables-restore: out of luck >&2; exit 4; fi\n"
     );
     let (folder, path) = in_place_of_restore(variant, &script);
-    let output = tempfile::NamedTempFile::new().expect("writable");
     let mut command = lab.command(&["run"]);
-    let _sepal = Running(command.env("PATH", path).stderr(output.reopen().expect("writable")).spawn().expect("sepal starts"));
+    let sepal = Logged::start(command.env("PATH", path));
     lab.wait("the start");
-    let failures = || std::fs::read_to_string(output.path()).expect("readable").matches("sync failed, next try in").count();
+    let failures = || sepal.log().matches("sync failed, next try in").count();
     for (round, when) in ["before", "after"].into_iter().enumerate() {
         std::fs::write(folder.path().join(when), "").expect("writable");
         lab.move_endpoint(round, 10);

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use sepal_lab::{Running, Site, eventually};
+use sepal_lab::{Site, eventually};
 use serde_json::Value;
 
 use crate::SEPAL;
+use crate::logged::Logged;
 
 /// Exit status, standard output and standard error for `testdata/traffic.yaml`.
 fn explain(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -191,7 +192,6 @@ fn what_cannot_be_understood_is_said_in_one_line() {
 fn live_rules_are_walked_and_compared() {
     let site = Site::new();
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/traffic.yaml");
-    let log = tempfile::NamedTempFile::new().expect("writable");
     let sepal = |arguments: &[&str]| {
         let mut command = site.node.command(SEPAL);
         command.args(arguments).args(["--hostname-override=alder-03", "--iptables-variant=nft", "--manifests"]).arg(&manifests);
@@ -199,9 +199,9 @@ fn live_rules_are_walked_and_compared() {
         command
     };
     let mut run = sepal(&["run", "--conntrack-max-per-core=0"]);
-    let running = Running(run.stderr(log.reopen().expect("writable")).spawn().expect("it starts"));
-    eventually("the rules are there", || fs::read_to_string(log.path()).expect("readable").matches("service ports").count() > 1);
-    assert_eq!(running.terminate(), Some(0));
+    let running = Logged::start(&mut run);
+    eventually("the rules are there", || running.log().matches("service ports").count() > 1);
+    assert_eq!(running.terminate().0, Some(0));
     let live = |output: &str| {
         let output = sepal(&["explain", "--live", "--from", "10.61.4.20", "--to", "svc/shop/web", "-o", output]).output().expect("it runs");
         (output.status.code(), String::from_utf8(output.stdout).expect("text"))

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use sepal_apiserver::{ApiServer, Authority, Failure, Options, User};
+use sepal_apiserver::{Authority, Failure, Options, User};
 use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, eventually_within, http};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
+use crate::api_node::{serve, serve_at, serve_with};
 
 /// How a server answers a streaming list.
 #[derive(Clone, Copy, Debug)]
@@ -38,14 +39,18 @@ struct Scripted {
 }
 
 fn kubeconfig(address: SocketAddr) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().expect("writable");
     let text = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "k", "cluster": {"server": format!("http://{address}")}}],
         "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
         "users": [{"name": "u", "user": {}}],
     });
-    file.write_all(text.to_string().as_bytes()).expect("writable");
+    file_of(&text.to_string())
+}
+
+fn file_of(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("writable");
+    file.write_all(text.as_bytes()).expect("writable");
     file
 }
 
@@ -91,7 +96,7 @@ impl Scripted {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (watches, requests) = (Arc::clone(&watches), Arc::clone(&requests));
-                thread::spawn(move || serve(&stream, refusal, &watches, &requests));
+                thread::spawn(move || answer_requests(&stream, refusal, &watches, &requests));
             }
         });
         server
@@ -111,7 +116,7 @@ impl Scripted {
 }
 
 /// Answers the requests of one connection, as far as they have a known length.
-fn serve(stream: &TcpStream, refusal: Refusal, watches: &Mutex<Vec<TcpStream>>, requests: &Mutex<Vec<String>>) {
+fn answer_requests(stream: &TcpStream, refusal: Refusal, watches: &Mutex<Vec<TcpStream>>, requests: &Mutex<Vec<String>>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a socket"));
     while let Some(path) = read_request(&mut reader) {
         requests.lock().expect("not poisoned").push(path.clone());
@@ -271,12 +276,9 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
                 let lab = Lab::new();
                 let options = Options::default().tls(&authority.server(&["127.0.0.1"]).expect("a certificate")).token("abc");
                 let objects: Vec<Value> = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
-                let server = lab.node.within(move || {
-                    ApiServer::serve_with(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects, options).expect("it serves")
-                });
+                let server = serve_with(&lab.node, objects, options);
                 server.fail(failure.clone());
-                let mut file = tempfile::NamedTempFile::new().expect("writable");
-                file.write_all(server.kubeconfig_as(&authority.pem(), &User::Token("abc")).as_bytes()).expect("writable");
+                let file = file_of(&server.kubeconfig_as(&authority.pem(), &User::Token("abc")));
                 let _sepal = lab.sepal(file.path(), &[]);
                 // A stream that is silent is given up after ten seconds.
                 let ready = || lab.status("/readyz") == Some(200) && lab.status("/healthz") == Some(200);
@@ -320,8 +322,7 @@ fn a_server_that_is_down_at_the_start() {
     assert_eq!(lab.status("/livez"), Some(200));
 
     let objects = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
-    let _server =
-        lab.node.within(move || ApiServer::serve_objects(TcpListener::bind(address).expect("still free"), objects).expect("it serves"));
+    let _server = serve_at(&lab.node, address, objects);
     eventually("it is healthy and ready", || ["/livez", "/readyz", "/healthz"].iter().all(|path| lab.status(path) == Some(200)));
     eventually("the log says that it works", || lab.log().contains("list and watch work again, "));
 }
@@ -339,8 +340,7 @@ fn a_node_is_awaited_while_probes_are_answered() {
     assert_eq!((lab.status("/livez"), lab.status("/healthz")), (Some(200), Some(503)));
     let mut node = objects("nodes").remove(0);
     node["spec"] = json!({"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]});
-    let _server =
-        lab.node.within(move || ApiServer::serve_objects(TcpListener::bind(address).expect("still free"), vec![node]).expect("it serves"));
+    let _server = serve_at(&lab.node, address, vec![node]);
     eventually("it is ready", || lab.status("/readyz") == Some(200));
 }
 
@@ -350,11 +350,9 @@ fn a_node_is_awaited_while_probes_are_answered() {
 fn a_list_that_stays_refused() {
     let lab = Lab::new();
     let objects = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
-    let server =
-        lab.node.within(|| ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("it serves"));
+    let server = serve(&lab.node, objects);
     server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
-    let mut file = tempfile::NamedTempFile::new().expect("writable");
-    file.write_all(server.kubeconfig().as_bytes()).expect("writable");
+    let file = file_of(&server.kubeconfig());
     let _sepal = lab.sepal(file.path(), &[]);
     eventually("/readyz has the reason", || {
         lab.probe("/readyz").is_some_and(|(status, body)| {
@@ -378,11 +376,8 @@ fn the_log_is_short() {
     for (arguments, logged) in [(&[][..], false), (&["-v=1"], false), (&["-v=2"], true)] {
         let lab = Lab::new();
         let objects: Vec<Value> = Cluster { services: 10, endpoints: 2 }.objects().chain(objects("nodes")).collect();
-        let server = lab
-            .node
-            .within(|| ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("it serves"));
-        let mut file = tempfile::NamedTempFile::new().expect("writable");
-        file.write_all(server.kubeconfig().as_bytes()).expect("writable");
+        let server = serve(&lab.node, objects);
+        let file = file_of(&server.kubeconfig());
         let _sepal = lab.sepal(file.path(), arguments);
         eventually("it is ready", || lab.status("/readyz") == Some(200));
         let lines = || lab.log().lines().filter(|line| line.contains("ipv4: ") && line.contains("chains written")).count();

@@ -1,23 +1,27 @@
 //! The program by the name of flanneld: its command line, its environment, its answers, and nothing of the service proxy's.
 
-use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output, Stdio};
 
-use sepal_apiserver::ApiServer;
 use sepal_lab::{Netns, Running, eventually, http};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::SEPAL;
+use crate::api_node::ApiNode;
 
 const NET_CONF: &str = r#"{"Network":"10.244.0.0/16","EnableNFTables":false,"Backend":{"Type":"vxlan"}}"#;
 
-/// A node with an API server on its loopback.
+/// A node with the program under flanneld's name.
 struct Node {
-    netns: Netns,
-    server: ApiServer,
-    folder: TempDir,
+    node: ApiNode,
+}
+
+impl std::ops::Deref for Node {
+    type Target = ApiNode;
+
+    fn deref(&self) -> &ApiNode {
+        &self.node
+    }
 }
 
 impl Node {
@@ -26,16 +30,10 @@ impl Node {
         netns.run(
             "ip link add eth0 type veth peer name beyond; ip link set eth0 up; ip link set beyond up; ip addr add 192.168.77.1/24 dev eth0; ip route add default via 192.168.77.254",
         );
-        let listener = netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a port"));
-        let server = ApiServer::serve_objects(listener, objects).expect("it serves");
-        let folder = TempDir::new().expect("a folder");
-        symlink(SEPAL, folder.path().join("flanneld")).expect("a link");
-        std::fs::write(folder.path().join("net-conf.json"), NET_CONF).expect("writable");
-        Self { netns, server, folder }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
+        let node = ApiNode::new(netns, objects);
+        symlink(SEPAL, node.path("flanneld")).expect("a link");
+        std::fs::write(node.path("net-conf.json"), NET_CONF).expect("writable");
+        Self { node }
     }
 
     /// flanneld with the shipped manifest's arguments.

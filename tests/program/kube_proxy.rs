@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::SEPAL;
+use crate::api_node::serve;
 
 const HEALTHZ: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 10249);
@@ -56,9 +57,7 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let node = Netns::new();
-        let objects = SMALL.objects().collect();
-        let listener = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let server = node.within(move || ApiServer::serve_objects(listener(), objects).expect("it serves"));
+        let server = serve(&node, SMALL.objects().collect());
         let (folder, program) = installed();
         fs::write(folder.path().join("kubeconfig.conf"), server.kubeconfig()).expect("writable");
         let log = folder.path().join("log");

@@ -9,9 +9,12 @@
 
 #[path = "../common/kustomization.rs"]
 mod kustomization;
+#[path = "../common/logged.rs"]
+mod logged;
 #[path = "../common/predecessors.rs"]
 mod predecessors;
 
+mod api_node;
 mod api_server;
 mod browser;
 mod cleanup;

@@ -7,19 +7,26 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use sepal_apiserver::{ApiServer, Failure};
+use sepal_apiserver::Failure;
 use sepal_lab::Netns;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::SEPAL;
+use crate::api_node::ApiNode;
 
 const NAME: &str = "worker-1";
 
+/// A node, the files of its pod network, and the command that checks it.
 struct Node {
-    netns: Netns,
-    server: ApiServer,
-    folder: TempDir,
+    node: ApiNode,
+}
+
+impl std::ops::Deref for Node {
+    type Target = ApiNode;
+
+    fn deref(&self) -> &ApiNode {
+        &self.node
+    }
 }
 
 impl Node {
@@ -31,21 +38,15 @@ impl Node {
              ip addr add 192.168.60.1/24 dev eth0; ip route add default via 192.168.60.254
              sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
         );
-        let node = json!({
+        let object = json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME},
             "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.168.60.1"}]},
         });
-        let listener = netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-        let server = ApiServer::serve_objects(listener, vec![node]).expect("it serves");
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("writable");
-        fs::create_dir(folder.path().join("net.d")).expect("writable");
-        Self { netns, server, folder }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
+        let node = ApiNode::new(netns, vec![object]);
+        fs::write(node.path("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("writable");
+        fs::create_dir(node.path("net.d")).expect("writable");
+        Self { node }
     }
 
     fn preflight(&self, more: &[&str]) -> Command {

@@ -1,17 +1,16 @@
 //! The status page in a real browser: what it shows of a running program, on a screen and on a phone, light and dark, and what it makes of
 //! names that would rather be markup. With `SEPAL_PICTURES=folder` its pictures are kept there, to be looked at.
 
-use std::io::{Cursor, Write};
-use std::net::TcpListener;
+use std::io::Cursor;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use sepal_apiserver::ApiServer;
 use sepal_lab::{Cluster, Families, IN_NAMESPACE, Layout, Netns, PodCluster, PodNode, Running, eventually_within, http};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
+use crate::api_node::ApiNode;
 use crate::browser::Browser;
 
 const PAGE: &str = "http://127.0.0.1:10249/";
@@ -20,29 +19,22 @@ const PHONE: (u32, u32) = (360, 740);
 /// What would do something if it were taken for markup.
 const MARKUP: &str = "<img src=x onerror=document.body.dataset.owned=1><b>bold</b>";
 
-/// A node with an API server and the program.
+/// A node on which sepal is ready.
 struct Lab {
-    node: Netns,
-    server: ApiServer,
+    node: ApiNode,
     _sepal: Running,
-    _folder: tempfile::TempDir,
 }
 
 impl Lab {
     fn new(objects: Vec<Value>) -> Self {
-        let node = Netns::new();
-        let server = node
-            .within(move || ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("it serves"));
-        let folder = tempfile::tempdir().expect("a folder");
-        let kubeconfig = folder.path().join("kubeconfig");
-        std::fs::File::create(&kubeconfig).expect("writable").write_all(server.kubeconfig().as_bytes()).expect("writable");
-        let mut command = node.command(SEPAL);
+        let node = ApiNode::new(Netns::new(), objects);
+        let mut command = node.netns.command(SEPAL);
         command.arg("run").args(IN_NAMESPACE).args(["--hostname-override=bench", "--iptables-variant=nft"]);
-        command.env("KUBECONFIG", kubeconfig).stdin(Stdio::null()).stderr(Stdio::null());
+        command.env("KUBECONFIG", node.path("kubeconfig")).stdin(Stdio::null()).stderr(Stdio::null());
         let sepal = Running(command.spawn().expect("it starts"));
-        let lab = Self { node, server, _sepal: sepal, _folder: folder };
+        let lab = Self { node, _sepal: sepal };
         eventually_within(Duration::from_secs(180), "rules are in force", || {
-            http::get(&lab.node, ([127, 0, 0, 1], 10256).into(), "/readyz").is_ok_and(|answer| answer.status == 200)
+            http::get(&lab.node.netns, ([127, 0, 0, 1], 10256).into(), "/readyz").is_ok_and(|answer| answer.status == 200)
         });
         lab
     }
@@ -67,7 +59,7 @@ fn looked_at(name: &str, png: &[u8]) -> (u32, u32, u8, usize) {
 #[test]
 fn the_page_shows_what_is_there_and_follows() {
     let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().collect());
-    let mut browser = Browser::start(&lab.node);
+    let mut browser = Browser::start(&lab.node.netns);
     browser.open(&format!("{PAGE}?service=bench/svc-00001&from=node&to=svc/bench/svc-00001"), SCREEN, false);
     browser.wait("the Services are listed", "document.querySelectorAll('#services tbody tr').length === 3");
     browser.wait("the parts are told", "document.querySelector('#parts').innerText.includes('proxy-ipv4 ready')");
@@ -95,7 +87,7 @@ fn the_page_shows_what_is_there_and_follows() {
     // What changes is shown without being asked for.
     browser.open(PAGE, SCREEN, false);
     browser.wait("it is live", "document.querySelector('#live').innerText === 'live'");
-    lab.server.put(Cluster::slice(2, &[])).expect("a slice");
+    lab.node.server.put(Cluster::slice(2, &[])).expect("a slice");
     browser.wait("an endpoint has gone", "document.querySelector('#services').innerText.includes('ipv4 0 of 0')");
     browser.wait("it is told what was written", "document.querySelector('#log').innerText.includes('bench/svc-00002')");
     browser.wait("and what it waited for", "document.querySelector('#slow').innerText.includes('restore')");
@@ -113,7 +105,7 @@ fn names_are_text_whatever_they_are() {
         service
     };
     let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().chain([named(MARKUP)]).collect());
-    let mut browser = Browser::start(&lab.node);
+    let mut browser = Browser::start(&lab.node.netns);
     browser.open(PAGE, SCREEN, false);
     browser.wait("the Services are listed", "document.querySelectorAll('#services tbody tr').length === 3");
     browser.value(&format!(
@@ -156,7 +148,7 @@ fn names_are_text_whatever_they_are() {
 #[test]
 fn the_page_can_be_read_aloud() {
     let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().collect());
-    let mut browser = Browser::start(&lab.node);
+    let mut browser = Browser::start(&lab.node.netns);
     browser.open(&format!("{PAGE}?service=bench/svc-00001"), SCREEN, false);
     browser.wait("the chains are drawn", "document.querySelectorAll('#one svg rect').length >= 6");
     browser.wait("the Services are listed", "document.querySelectorAll('#services tbody tr').length === 3");
@@ -211,7 +203,7 @@ fn peers_are_on_the_map() {
 #[test]
 fn ten_thousand_services_are_paged() {
     let lab = Lab::new(Cluster { services: 10_000, endpoints: 1 }.objects().collect());
-    let mut browser = Browser::start(&lab.node);
+    let mut browser = Browser::start(&lab.node.netns);
     browser.open(PAGE, SCREEN, false);
     browser.wait("they are counted", "document.querySelector('#services-note').textContent === '10000 found'");
     let rows = "document.querySelectorAll('#services tbody tr').length";
