@@ -88,7 +88,7 @@ fn exit_statuses_are_in_the_help_and_in_the_documents() {
         help.contains("Exit status: 0 if the packet passes, 2 if every such packet is dropped or refused, 1 if there is an error."),
         "{help}"
     );
-    for document in ["README.md", "docs/operations.md"] {
+    for document in ["docs/command-line.md", "docs/operations.md"] {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).expect("readable");
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
