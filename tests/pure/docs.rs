@@ -152,8 +152,9 @@ fn links_lead_somewhere() {
             let target = if file.is_empty() { path.clone() } else { path.parent().expect("a folder").join(file) };
             assert!(target.exists(), "{}: {link}", path.display());
             if !anchor.is_empty() {
-                let slug =
-                    |heading: &str| heading.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-").replace(['?', ',', '\''], "");
+                let slug = |heading: &str| {
+                    heading.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-").replace(['?', ',', '.', '\''], "")
+                };
                 let text = read(&target);
                 let mut headings = text.lines().filter(|line| line.starts_with('#'));
                 assert!(headings.any(|heading| slug(heading) == anchor), "{}: {link}", path.display());
