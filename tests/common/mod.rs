@@ -1,4 +1,4 @@
-//! The rules that a manifest text stands for.
+//! The rules that follow from a manifest text.
 
 use sepal::agent::facts::{described_facts, whole};
 use sepal::cluster::Family;
@@ -8,7 +8,7 @@ use sepal::rules::inputs::Inputs;
 use sepal::source::manifests::Manifests;
 use sepal::table::planner;
 
-/// The inputs a manifest text stands for.
+/// The inputs that a manifest text describes.
 pub(crate) fn inputs(text: &str) -> Result<Inputs, String> {
     let mut manifests = Manifests::default();
     manifests.add("manifest", text).map_err(|error| error.to_string())?;
