@@ -1,4 +1,4 @@
-//! The pod network's loop with a kernel made of values: what it asks of the kernel, and what it makes of a kernel that refuses.
+//! The pod network's loop with a kernel in memory: its changes, and its retries after the kernel refuses one.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     assert_eq!(changes(&calls), Vec::<&Call>::new(), "all of it was there");
 }
 
-/// flannel leaves its file, which sorts before sepal's. Another network's file is followed, too, as the folder changes.
+/// flannel's configuration file sorts before sepal's and is reported. So is another network's file that appears later.
 #[tokio::test]
 async fn the_configuration_that_runtimes_use_is_reported() {
     let network = Loop::start(Arc::new(FakeNetwork::new(host())));
@@ -60,7 +60,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     assert!(shown.contains("[+]cni-config ok: container runtimes use "), "{shown}");
     assert!(shown.contains("What to do: move 10-flannel.conflist out of the folder when the flannel DaemonSet"), "{shown}");
     assert_eq!(told().len(), 1, "an Event is sent once");
-    // Another network.
+    // The file of another network.
     std::fs::write(net_d.join("05-calico.conflist"), list("calico")).expect("writable");
     eventually(
         "that of another network is used",
@@ -71,7 +71,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     assert_eq!(told().len(), 2);
     std::fs::remove_file(net_d.join("05-calico.conflist")).expect("it is there");
     eventually("flannel's is used again", || matches!(state(), State::Noted(_))).await;
-    // It is moved away, and a plugin chain of other names leads to sepal.
+    // The file is removed, and a conflist with sepal under another name is added.
     std::fs::rename(net_d.join("10-flannel.conflist"), net_d.join("10-flannel.conflist.before-sepal")).expect("it is there");
     eventually("sepal's is used", || state() == State::Ready).await;
     std::fs::write(net_d.join("00-own.conflist"), list("sepal")).expect("writable");
@@ -81,7 +81,8 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     eventually("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
     assert_eq!(state(), State::Ready);
     std::fs::remove_file(net_d.join("00-own.conflist")).expect("it is there");
-    eventually("a broken one is named", || matches!(state(), State::Noted(what) if what.contains("05-broken.conf is not valid"))).await;
+    eventually("an invalid one is reported", || matches!(state(), State::Noted(what) if what.contains("05-broken.conf is not valid")))
+        .await;
 }
 
 #[tokio::test]
@@ -89,7 +90,7 @@ async fn other_nodes_take_the_short_way() {
     let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     drop(network.kernel.take_calls());
-    // Another hardware address: the neighbour, the new FDB entry, and the old one goes.
+    // The MAC address changes: the neighbour and a new FDB entry are written, and the old FDB entry is deleted.
     network.tell(node(7, 77)).await;
     eventually("it is known by its new address", || network.reaches(7) && network.kernel.live().fdb.len() == 19).await;
     network.tell(NodeUpdate::Gone("node-8".into())).await;
@@ -100,14 +101,14 @@ async fn other_nodes_take_the_short_way() {
     let calls = network.kernel.take_calls();
     assert!(!calls.contains(&Call::Dump), "{calls:?}");
     assert_eq!(changes(&calls).len(), 3 + 3 + 3);
-    // What is gone from a new list is gone.
+    // A Node that is missing in a new list is deleted.
     let known: HashSet<Box<str>> = (1..=5).map(|n| format!("node-{n}").into()).collect();
     network.tell(NodeUpdate::Listed(known)).await;
     eventually("only those of the list are left", || network.kernel.live().fdb.len() == 4).await;
     assert!(network.metric("sepal_network_peers{state=\"desired\"} 4"));
 }
 
-/// Whether few nodes change or many at once: who is refused is counted once, and no longer than that holds.
+/// A refused Node is counted once, and only while it is refused, for a few changes and for many at once.
 #[tokio::test]
 async fn refusals_are_counted_the_same_by_either_way() {
     let mut live = host();
@@ -132,7 +133,7 @@ async fn refusals_are_counted_the_same_by_either_way() {
     for n in 10..=110 {
         network.tell(at(n, "192.0.2")).await;
     }
-    eventually("many have come", || routed(110)).await;
+    eventually("many entries are written", || routed(110)).await;
     assert!(refused(1), "and it is still that one");
     network.tell(at(4, "198.51.100")).await;
     eventually("another one is refused", || refused(2)).await;
@@ -147,14 +148,14 @@ async fn a_peer_that_the_kernel_refuses_is_tried_again_alone() {
     kernel.fail(2, Errno::ENOBUFS, move |call| matches!(call, Call::Entry(EntryChange::Route(route)) if route.destination == refused));
     let network = Loop::start(kernel);
     network.tell_all((1..=20).map(|n| node(n, n))).await;
-    assert!((2..=20).filter(|n| *n != 3).all(|n| network.reaches(n)), "it holds up nobody");
+    assert!((2..=20).filter(|n| *n != 3).all(|n| network.reaches(n)), "the other peers are programmed");
     assert!(network.metric("sepal_network_peers{state=\"programmed\"} 18"));
     assert!(network.metric("sepal_network_netlink_errors_total{call=\"set route\"} 1"));
-    // Others' changes go on meanwhile.
+    // Changes of other peers are applied meanwhile.
     network.tell(node(4, 44)).await;
     eventually("the other is written", || network.kernel.live().fdb.iter().any(|entry| entry.mac.to_string() == "02:00:00:00:00:2c")).await;
-    eventually("it is taken at last", || network.reaches(3)).await;
-    eventually("that is counted", || network.metric("sepal_network_peers{state=\"programmed\"} 19")).await;
+    eventually("it is taken", || network.reaches(3)).await;
+    eventually("the refusal is counted", || network.metric("sepal_network_peers{state=\"programmed\"} 19")).await;
 }
 
 #[tokio::test]
@@ -167,7 +168,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
         network.tell(node(n, n)).await;
     }
     network.tell(NodeUpdate::Complete).await;
-    eventually("it is told", || {
+    eventually("it is reported", || {
         matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
     })
     .await;
@@ -211,7 +212,7 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
     eventually("the other family works", || network.reaches(2)).await;
-    eventually("it is told", || {
+    eventually("it is reported", || {
         matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("Is that IP family switched off"))
     })
     .await;
@@ -219,9 +220,9 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     assert!(!network.folder.path().join("net.d").exists(), "no pods may come");
 }
 
-/// A route in the network that leads to no peer, and one whose destination a link has an address in.
+/// Two foreign routes: one in the network that leads to no peer, and one to a subnet in which a link has an address.
 #[tokio::test]
-async fn what_others_made_is_left_alone_and_in_nobodys_way() {
+async fn entries_of_other_programs_stay() {
     let mut live = host();
     let theirs = Route {
         destination: "10.244.98.0/24".parse().expect("a CIDR"),
@@ -243,7 +244,7 @@ async fn what_others_made_is_left_alone_and_in_nobodys_way() {
     assert!(!network.kernel.live().routes.contains(&stale), "what was ours goes");
     assert!(network.reaches(2) && network.reaches(4) && !network.reaches(3));
     eventually("an Event names the link", || network.has_event("RouteInTheWay", "link eth0 has an address in 10.244.3.0/24")).await;
-    // The same for a node that comes later, by the short way.
+    // The same for a node that is added later, by an incremental change.
     network.tell(node(3, 33)).await;
     network.tell(node(5, 5)).await;
     eventually("the next one is there", || network.reaches(5)).await;
@@ -257,7 +258,7 @@ async fn a_node_without_a_subnet_touches_nothing() {
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&bare, &Prefix::default())))).await;
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("it is told why", || {
+    eventually("the reason is shown", || {
         matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
     })
     .await;
@@ -265,7 +266,7 @@ async fn a_node_without_a_subnet_touches_nothing() {
     network.tell(node(1, 1)).await;
     network.ready().await;
     assert!(network.reaches(2));
-    // Deleted and not yet registered again: what was there stays, and peers are followed.
+    // The Node is deleted and not yet registered again: everything stays, and peers are still followed.
     network.tell(NodeUpdate::Gone("node-1".into())).await;
     network.tell(node(3, 3)).await;
     eventually("peers are followed", || network.reaches(3)).await;

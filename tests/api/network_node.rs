@@ -1,4 +1,4 @@
-//! The pod network's loop on node number 1, with a kernel made of values and an API server in memory.
+//! The pod network's loop on node number 1, with a kernel and an API server in memory.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub(crate) fn node(n: u8, mac: u8) -> NodeUpdate {
     node_at(n, mac, "vxlan", &format!("192.0.2.{n}"))
 }
 
-/// The same with another backend and another address.
+/// The same with this backend and this address.
 pub(crate) fn node_at(n: u8, mac: u8, backend: &str, ip: &str) -> NodeUpdate {
     let (name, subnet) = (format!("node-{n}"), format!("10.244.{n}.0/24"));
     let data = format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:{mac:02x}\"}}");
@@ -95,7 +95,7 @@ impl Loop {
         Self::start_with(kernel, VXLAN)
     }
 
-    /// The same where subnet.env is there already.
+    /// The same with an existing subnet.env.
     pub(crate) fn start_after(kernel: Arc<FakeNetwork>, subnet_env: &str) -> Self {
         let folder = TempDir::new().expect("a folder");
         std::fs::write(folder.path().join("subnet.env"), subnet_env).expect("writable");
@@ -106,7 +106,7 @@ impl Loop {
         Self::start_in(TempDir::new().expect("a folder"), kernel, conf, Source::Node)
     }
 
-    /// The same with files in this folder and subnets of this source.
+    /// The same with files in this folder and subnets from this source.
     pub(crate) fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: Source) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
@@ -151,7 +151,7 @@ impl Loop {
         eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready)).await;
     }
 
-    /// Where packets to a subnet of a node go in the end.
+    /// The route to a node's subnet, and the host that its packets are sent to.
     pub(crate) fn way(&self, n: u8) -> Option<(IpNetwork, IpAddr)> {
         let live = self.kernel.live();
         let destination: IpNetwork = format!("10.244.{n}.0/24").parse().expect("a CIDR");
@@ -165,17 +165,17 @@ impl Loop {
         self.way(n).is_some_and(|(_, host)| host == IpAddr::from([192, 0, 2, n]))
     }
 
-    /// Makes the loop look at everything.
+    /// Makes the loop reconcile.
     pub(crate) fn look(&self) {
         self.conf.send_modify(|_| {});
     }
 
-    /// subnet.env, if it is there.
+    /// subnet.env, if it exists.
     pub(crate) fn subnet_env(&self) -> Option<String> {
         std::fs::read_to_string(self.folder.path().join("subnet.env")).ok()
     }
 
-    /// Whether an Event of this reason was written whose note has these words.
+    /// Whether an Event has this reason and a note with these words.
     pub(crate) fn has_event(&self, reason: &str, words: &str) -> bool {
         let is_it = |event: &Value| event["reason"] == json!(reason) && event["note"].as_str().is_some_and(|note| note.contains(words));
         self.server.list("events.events.k8s.io").iter().any(is_it)

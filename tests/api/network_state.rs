@@ -1,4 +1,4 @@
-//! The pod network's loop when subnets are lost and when other programs write its routes, with a kernel made of values.
+//! The pod network's loop with a kernel in memory: a subnet is lost, or another program writes our routes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +48,7 @@ fn host_with_bridge() -> Live {
     live
 }
 
-/// The kernel as a node with subnet 10.244.1.0/24 and peers 2 and 3 leaves it.
+/// The kernel state that a node with subnet 10.244.1.0/24 and peers 2 and 3 leaves.
 async fn used() -> Arc<FakeNetwork> {
     let network = Loop::start(Arc::new(FakeNetwork::new(host_with_bridge())));
     network.tell_all((1..=3).map(|n| node(n, n))).await;
@@ -71,17 +71,19 @@ fn has_routes(kernel: &FakeNetwork) -> bool {
 #[tokio::test]
 async fn a_node_without_pod_cidr_withdraws_its_subnet() {
     let kernel = used().await;
-    // Its podCIDR went while it was down.
+    // The podCIDR was removed while the daemon was down.
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(own(&[])).await;
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
-    eventually("the condition tells", || network.condition() == (json!("True"), json!("PodCIDRMissing"))).await;
+    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    eventually("the condition reports it", || network.condition() == (json!("True"), json!("PodCIDRMissing"))).await;
     assert!(!has_routes(&kernel) && !kernel.live().links.iter().any(|link| link.name == "flannel.1"));
     assert_eq!(addresses(&kernel, "cni0"), ["10.244.1.1/24"], "no other node has the subnet: pods that run keep their gateway");
-    eventually("an Event tells", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24, and no pod can start"))
-        .await;
+    eventually("an Event reports it", || {
+        network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24, and no pod can start")
+    })
+    .await;
     assert!(network.has_event("SubnetWithdrawn", "delete these pods"));
     let rules = network.pod_rules.borrow().clone().expect("rules are known");
     assert!(rules.ranges.is_empty(), "no rules of the former subnet stay");
@@ -91,17 +93,17 @@ async fn a_node_without_pod_cidr_withdraws_its_subnet() {
     network.look();
     eventually("the bridge loses its address", || addresses(&kernel, "cni0").is_empty()).await;
 
-    // It gets one again while it runs.
+    // The node gets a podCIDR again while the daemon runs.
     network.tell(own(&["10.244.5.0/24"])).await;
     network.ready().await;
     assert_eq!(addresses(&kernel, "flannel.1"), ["10.244.5.0/32"]);
     assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.5.1/24"));
-    eventually("the condition tells", || network.condition().0 == json!("False")).await;
-    // And loses it while it runs.
+    eventually("the condition reports it", || network.condition().0 == json!("False")).await;
+    // The node loses it while the daemon runs.
     network.tell(own(&[])).await;
-    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
-    eventually("links go", || !kernel.live().links.iter().any(|link| link.name == "flannel.1")).await;
-    eventually("the condition tells without a wait", || network.condition().0 == json!("True")).await;
+    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    eventually("the links are deleted", || !kernel.live().links.iter().any(|link| link.name == "flannel.1")).await;
+    eventually("the condition reports it at once", || network.condition().0 == json!("True")).await;
 }
 
 #[tokio::test]
@@ -114,17 +116,17 @@ async fn another_pod_cidr_takes_the_place_of_the_former_one() {
     eventually("the new one is named", || network.subnet_env().is_some_and(|env| env.contains("FLANNEL_SUBNET=10.244.5.1/24"))).await;
     assert_eq!(addresses(&kernel, "flannel.1"), ["10.244.5.0/32"]);
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "the CNI plugin can give it another one");
-    eventually("an Event tells", || {
+    eventually("an Event reports it", || {
         network.has_event("SubnetChanged", "the subnet of this node changed from 10.244.1.0/24 to 10.244.5.0/24")
     })
     .await;
-    // While it runs.
+    // While the daemon runs.
     network.tell(own(&["10.244.6.0/24"])).await;
     eventually("the next one is named", || network.subnet_env().is_some_and(|env| env.contains("FLANNEL_SUBNET=10.244.6.1/24"))).await;
     assert_eq!(addresses(&kernel, "flannel.1"), ["10.244.6.0/32"]);
 }
 
-/// The file goes before anything in the kernel changes, and also where nothing in the kernel can change.
+/// subnet.env is deleted before the kernel is changed, and also if the kernel cannot be changed.
 #[tokio::test]
 async fn subnet_env_goes_first() {
     for pod_cidrs in [&[][..], &["10.244.5.0/24"]] {
@@ -133,16 +135,16 @@ async fn subnet_env_goes_first() {
         let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
         network.tell(own(pod_cidrs)).await;
         network.tell(NodeUpdate::Complete).await;
-        eventually("subnet.env goes", || network.subnet_env().is_none()).await;
+        eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
         assert_eq!(changes(&kernel.take_calls()), Vec::<&Call>::new());
     }
-    // The interface to other nodes is gone, too.
+    // The external interface is gone, too.
     let kernel = used().await;
     kernel.meddle(|live| live.links.iter_mut().filter(|link| link.index == UNDERLAY).for_each(|link| link.addresses.clear()));
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(own(&[])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("all of it goes", || {
+    eventually("everything is deleted", || {
         network.subnet_env().is_none() && !has_routes(&kernel) && !kernel.live().links.iter().any(|link| link.name == "flannel.1")
     })
     .await;
@@ -156,7 +158,7 @@ async fn a_node_that_is_registered_anew_keeps_its_subnet_until_another_node_has_
     for uid in ["second", "third"] {
         network.tell(NodeUpdate::Gone("node-1".into())).await;
         network.tell(own_with_uid(uid, &[])).await;
-        eventually("it says what is missing", || {
+        eventually("readiness names the cause", || {
             matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why) | State::Degraded(why)) if why.contains("pod cidr not assigned"))
         })
         .await;
@@ -171,8 +173,8 @@ async fn a_node_that_is_registered_anew_keeps_its_subnet_until_another_node_has_
     let text = NodeText { name: "node-7", uid: "u7", pod_cidrs: vec!["10.244.1.0/24"], ..NodeText::default() };
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))).await;
     network.look();
-    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
-    eventually("an Event tells", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24")).await;
+    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24")).await;
 }
 
 /// Rules and annotations follow the subnet, also where the interface to other nodes is gone.
@@ -185,46 +187,46 @@ async fn rules_of_a_lost_subnet_go_without_an_interface() {
     assert!(network.pod_rules.borrow().as_ref().is_some_and(|rules| !rules.ranges.is_empty()));
     kernel.meddle(|live| live.links.iter_mut().filter(|link| link.index == UNDERLAY).for_each(|link| link.addresses.clear()));
     network.tell(own(&[])).await;
-    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
-    eventually("rules go", || network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.is_empty())).await;
+    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    eventually("the rules are deleted", || network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.is_empty())).await;
 }
 
-/// What is no answer takes nothing away.
+/// Missing information deletes nothing.
 #[tokio::test]
 async fn an_outage_takes_nothing_away() {
     let kernel = used().await;
     let before = kernel.live();
-    // This node's Node was not seen; others were.
+    // This node's Node is not in the list; others are.
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
     let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains(words));
-    eventually("it says what is missing", || starting(&network, "there is no Node")).await;
+    eventually("the missing part is shown", || starting(&network, "there is no Node")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
-    // A mistake in net-conf.json.
+    // net-conf.json is invalid.
     let folder = TempDir::new().expect("a folder");
     std::fs::write(folder.path().join("subnet.env"), SUBNET_ENV).expect("writable");
     let conf = VXLAN.replace("10.244.0.0", "10.99.0.0");
     let network = Loop::start_in(folder, Arc::clone(&kernel), &conf, Source::Node);
     network.tell(own(&["10.244.1.0/24"])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("it says what is wrong", || starting(&network, "doesn't contain")).await;
+    eventually("the error is shown", || starting(&network, "doesn't contain")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
     // Leases are not known yet: the API server does not answer.
     let (standing, network) = leasing(Arc::clone(&kernel), Standing::default());
     network.tell(own(&[])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("it says what is awaited", || starting(&network, "subnet is being taken")).await;
+    eventually("the wait is shown", || starting(&network, "subnet is being taken")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
-    // It could not be renewed, and no other node is known to have it.
+    // The Lease could not be renewed, and no other node is known to hold it.
     standing.send_replace(Standing::Lapsed(net("10.244.1.0/24")));
     network.ready().await;
     assert_eq!(network.subnet_env().as_deref(), Some(SUBNET_ENV));
 }
 
-/// This node's Node is deleted, and its podCIDR goes to another Node.
+/// This node's Node is deleted, and another Node gets its podCIDR.
 #[tokio::test]
 async fn a_deleted_node_whose_pod_cidr_another_node_has_withdraws_its_subnet() {
     let thief = || {
@@ -244,22 +246,22 @@ async fn a_deleted_node_whose_pod_cidr_another_node_has_withdraws_its_subnet() {
         for update in [node(2, 2), thief(), NodeUpdate::Complete] {
             network.tell(update).await;
         }
-        eventually("subnet.env goes", || network.subnet_env().is_none()).await;
-        eventually("all of it goes", || {
+        eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+        eventually("everything is deleted", || {
             !has_routes(&kernel)
                 && !kernel.live().links.iter().any(|link| link.name == "flannel.1")
                 && addresses(&kernel, "cni0").is_empty()
         })
         .await;
         let words = "there is no Node node-1, and Node node-7 has its podCIDR 10.244.1.0/24 now";
-        eventually("an Event tells", || network.has_event("SubnetWithdrawn", words)).await;
+        eventually("an Event reports it", || network.has_event("SubnetWithdrawn", words)).await;
         network.tell(own(&["10.244.8.0/24"])).await;
         network.ready().await;
         assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.8.1/24"));
     }
 }
 
-/// Routes over the interface to other nodes go, too.
+/// Routes over the external interface are deleted, too.
 #[tokio::test]
 async fn direct_routes_go_with_the_subnet() {
     let mut live = host();
@@ -279,7 +281,7 @@ async fn direct_routes_go_with_the_subnet() {
     network.tell_all((1..=3).map(|n| crate::network_node::node_at(n, n, "host-gw", &format!("192.0.2.{n}")))).await;
     eventually("there are routes", || has_routes(&network.kernel)).await;
     network.tell(own_with_uid("node-1", &[])).await;
-    eventually("they go", || network.subnet_env().is_none() && !has_routes(&network.kernel)).await;
+    eventually("they are deleted", || network.subnet_env().is_none() && !has_routes(&network.kernel)).await;
     assert!(network.kernel.live().routes.contains(&near));
 }
 
@@ -299,16 +301,16 @@ async fn a_lost_lease_takes_everything_along() {
     for update in [node(1, 1), node(2, 2), NodeUpdate::Complete] {
         network.tell(update).await;
     }
-    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
-    eventually("the condition tells", || network.condition() == (json!("True"), json!("SubnetLost"))).await;
+    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    eventually("the condition reports it", || network.condition() == (json!("True"), json!("SubnetLost"))).await;
     assert!(!has_routes(&kernel) && !kernel.live().links.iter().any(|link| link.name == "flannel.1"));
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "node-7 has these addresses");
-    eventually("an Event tells", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
+    eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
     let why = network.readiness.states().get(&Part::Subnet).cloned();
     assert!(matches!(&why, Some(State::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
-    // Its Node still shows the podCIDR: others must not send packets here.
+    // The Node still shows the podCIDR: other nodes must not send packets here.
     let is_withdrawn = || network.server.count("patch nodes/status") > 1;
-    eventually("its Node takes no part", is_withdrawn).await;
+    eventually("its Node is not a peer", is_withdrawn).await;
     standing.send_replace(Standing::Held(net("10.244.6.0/24")));
     network.ready().await;
     assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.6.1/24"));
@@ -330,28 +332,28 @@ fn foreign(kind: RouteKind, protocol: u8) -> Route {
 
 #[tokio::test]
 async fn a_foreign_route_in_place_of_ours_is_replaced_and_reported() {
-    // At the start.
+    // At the start of the daemon.
     let mut live = host();
     live.routes = vec![foreign(RouteKind::Unicast, 3)];
     let network = Loop::start(Arc::new(FakeNetwork::new(live)));
     network.tell_all((1..=4).map(|n| node(n, n))).await;
     assert!((2..=4).all(|n| network.reaches(n)));
     let words = "the route to 10.244.3.0/24 (pods of node node-3): `10.244.3.0/24 via 192.0.2.99 dev eth0 proto boot` is replaced";
-    eventually("an Event tells", || network.has_event("RouteReplaced", words)).await;
-    // While it runs, whatever it is.
+    eventually("an Event reports it", || network.has_event("RouteReplaced", words)).await;
+    // While the daemon runs, for every cause.
     for (kind, protocol) in [(RouteKind::Unicast, 186), (RouteKind::Blackhole, 4), (RouteKind::Unreachable, 3), (RouteKind::Prohibit, 3)] {
         network.kernel.meddle(|live| {
             live.routes.retain(|route| route.destination != net("10.244.3.0/24"));
             live.routes.push(foreign(kind, protocol));
         });
         network.look();
-        eventually("ours is back", || network.reaches(3)).await;
+        eventually("our route is back", || network.reaches(3)).await;
     }
-    // By the short way: the node changes.
+    // An incremental change: the Node changes.
     network.kernel.meddle(|live| live.routes.push(foreign(RouteKind::Unicast, 4)));
     network.look();
     network.tell(node(3, 33)).await;
-    eventually("ours is back", || network.reaches(3)).await;
+    eventually("our route is back", || network.reaches(3)).await;
 }
 
 #[tokio::test]
@@ -374,8 +376,8 @@ async fn a_program_that_goes_on_is_named_and_left_alone_for_longer_and_longer() 
     }
     assert!(!network.reaches(3) && network.reaches(2) && network.reaches(4), "only that route is left alone");
     assert!(network.has_event("RouteContested", "replaced 3 times, and is left there for 10 s now"));
-    // It stops: the route is ours again.
+    // The other program stops: our route is back.
     network.kernel.meddle(|live| live.routes.retain(|route| route.destination != net("10.244.3.0/24")));
     network.look();
-    eventually("ours is back", || network.reaches(3)).await;
+    eventually("our route is back", || network.reaches(3)).await;
 }

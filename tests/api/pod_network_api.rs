@@ -1,4 +1,4 @@
-//! The API's side of the pod network, against an API server: Nodes are followed, a Node is written to, and subnets are leased.
+//! The pod network's use of the API: watching Nodes, writing a Node, and leasing subnets.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ struct Site {
     store: LeaseStore,
     space: Space,
     terms: Terms,
-    /// Where the nodes' subnet.env are, each by the name of its node.
+    /// The folder of the nodes' subnet.env files, each under its node's name.
     folder: TempDir,
 }
 
@@ -133,7 +133,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not so after {PATIENCE:?}: {what}"));
 }
 
-/// Twenty start at once where there are twenty subnets; the twenty-first gets the first one that is released.
+/// Twenty nodes start at once, and there are twenty subnets. The twenty-first node gets the first subnet that is released.
 #[tokio::test]
 async fn twenty_nodes_at_once_and_one_more() {
     let server = server(&[]);
@@ -172,7 +172,7 @@ async fn a_lease_is_what_it_should_be() {
     let times = [&spec["acquireTime"], &spec["renewTime"]].map(|time| time.as_str().expect("a time"));
     assert!(times.iter().all(|time| time.len() == "2026-01-01T00:00:00.000000Z".len() && time.ends_with('Z')), "{times:?}");
 
-    // What stands beside it changes, and the Node is registered anew: both show at once.
+    // The annotations change, and then the Node is registered again: the Lease shows both at once.
     holder.data.send_replace(LeaseData::from([("x/public-ip".to_owned(), None), ("x/mac".to_owned(), Some("02:00".to_owned()))]));
     eventually("the annotations follow", || lease(&server, "sepal-10-0-2-0-24")["metadata"]["annotations"] == json!({"x/mac": "02:00"}))
         .await;
@@ -181,7 +181,7 @@ async fn a_lease_is_what_it_should_be() {
     let twice = "sepal_network_lease_renewals_total{ip_family=\"IPv4\"} 2\n";
     eventually("both renewals are counted", || holder.metrics.text(Format::Classic).1.contains(twice)).await;
     assert!(holder.metrics.text(Format::Classic).1.contains("\nsepal_network_lease_age_seconds{ip_family=\"IPv4\"} "));
-    // A restart finds its own.
+    // A restarted node finds its own Lease.
     holder.task.abort();
     assert_eq!(site.holder("a", None).held().await, net("10.0.2.0/24"));
 }
@@ -211,7 +211,7 @@ async fn a_lost_lease_is_noticed() {
         .await;
     let loss = Loss { subnet: net("10.0.1.0/24"), holder: Some("thief_1".into()) };
     assert!(losses.iter().all(|told| *told == loss), "{losses:?}");
-    assert_eq!(lease(&server, "sepal-10-0-1-0-24")["spec"]["holderIdentity"], json!("thief_1"), "what is another's is left alone");
+    assert_eq!(lease(&server, "sepal-10-0-1-0-24")["spec"]["holderIdentity"], json!("thief_1"), "another holder's Lease is left alone");
 }
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn an_expired_lease_is_taken_over_and_a_living_one_is_not() {
     let mut first = site.holder("a", None);
     assert_eq!(first.held().await, net("10.0.1.0/24"));
     let mut second = site.holder("b", None);
-    // Through several durations.
+    // This takes several lease durations.
     let early = timeout(Duration::from_secs(8), second.standing.wait_for(|standing| matches!(standing, Standing::Held(_)))).await;
     assert!(early.map(drop).is_err(), "it took a living lease");
     assert_eq!(*first.standing.borrow(), Standing::Held(net("10.0.1.0/24")));
@@ -230,7 +230,7 @@ async fn an_expired_lease_is_taken_over_and_a_living_one_is_not() {
     assert_eq!(second.held().await, net("10.0.1.0/24"));
     let spec = lease(&server, "sepal-10-0-1-0-24")["spec"].clone();
     assert_eq!((&spec["holderIdentity"], &spec["leaseTransitions"]), (&json!("b_uid-b"), &json!(1)));
-    // The first one comes back, and knows better than to go on.
+    // The first node comes back and does not use its old subnet.
     let mut third = site.holder("a", Some(net("10.0.1.0/24")));
     third.until("it is out of subnets", |standing| matches!(standing, Standing::Seeking { shortage: Some(_), .. })).await;
 }
@@ -271,10 +271,10 @@ async fn a_reservation_is_for_one_and_stays_one() {
     assert_eq!(site.store.release_all("a").await, Ok(vec![net("10.0.1.0/24")]));
     let free = lease(&server, "sepal-10-0-1-0-24");
     assert_eq!((&free["spec"]["holderIdentity"], free["spec"].get("leaseDurationSeconds")), (&json!("a"), None));
-    assert!(!matches!(*other.standing.borrow(), Standing::Held(_)), "it is still nobody else's");
+    assert!(!matches!(*other.standing.borrow(), Standing::Held(_)), "no other node holds it");
 }
 
-/// A Lease of the same name that is not among those that are listed.
+/// A Lease has the right name but not our labels, so a list does not show it.
 #[tokio::test]
 async fn a_lease_without_labels_is_in_the_way() {
     let server = server(&[]);
@@ -307,7 +307,7 @@ async fn leased_subnets_are_shown_on_a_node_that_has_none() {
 
     node.send_replace(Some(registered(vec![net("10.0.2.0/24")])));
     let mismatch = |event: &Value| event["reason"] == json!("PodCIDRMismatch");
-    eventually("an Event tells", || server.list("events.events.k8s.io").iter().any(mismatch)).await;
+    eventually("an Event reports it", || server.list("events.events.k8s.io").iter().any(mismatch)).await;
     assert_eq!(server.count("patch nodes"), 1, "what is set is left alone");
 }
 
@@ -342,17 +342,17 @@ async fn nodes_are_followed_whatever_the_server_does() {
     };
     change("a", "1", "one");
     assert!(matches!(next(&mut nodes).await, NodeUpdate::Changed(node) if node.annotations.data.v4.as_deref() == Some("one")));
-    // A heartbeat is not told: the next update is of what comes after it.
+    // A heartbeat is not reported: the next update is the change after it.
     change("a", "2", "one");
     change("b", "2", "two");
     assert!(matches!(next(&mut nodes).await, NodeUpdate::Changed(node) if &*node.name == "b"));
-    // It is not allowed for a while, and b is deleted meanwhile: one new list, of which only that is told.
+    // Watching is forbidden for a while, and Node b is deleted meanwhile: after one new list only the deletion is reported.
     server.deny("watch", "nodes");
     server.deny("list", "nodes");
     server.compact();
     server.drop_watches();
     assert!(server.remove("nodes", "b"));
-    timeout(Duration::from_secs(2), nodes.next()).await.expect_err("nothing is told");
+    timeout(Duration::from_secs(2), nodes.next()).await.expect_err("nothing is reported");
     server.allow_all();
     let NodeUpdate::Listed(all) = next(&mut nodes).await else { panic!("a list") };
     assert_eq!(all.into_iter().collect::<Vec<_>>(), ["a".into()]);
@@ -394,7 +394,7 @@ async fn a_node_is_written_to_until_it_is_written() {
     writes.condition(&Condition::up());
     until(writes.condition_state(), "resources: [\"nodes/status\"], verbs: [\"patch\"]").await;
     let missing = |event: &Value| event["reason"] == json!("PermissionMissing");
-    eventually("an Event tells", || server.list("events.events.k8s.io").iter().any(missing)).await;
+    eventually("an Event reports it", || server.list("events.events.k8s.io").iter().any(missing)).await;
     server.allow_all();
     until(writes.condition_state(), "written").await;
     assert_eq!((&condition()["status"], &condition()["reason"]), (&json!("False"), &json!("FlannelIsUp")));

@@ -1,4 +1,4 @@
-//! The API server behind proxies, connections that go silent, and servers without TLS.
+//! API servers behind proxies, connections that go silent, and servers without TLS.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,9 +12,9 @@ use tokio::time::sleep;
 
 use crate::SEPAL;
 
-/// An address that nothing but a proxy reaches.
+/// An address that only a proxy reaches.
 const TARGET: &str = "192.0.2.11:6443";
-/// Within this time a silent connection has to be given up (issue: 45 s), and another one opened.
+/// The limit for closing a silent connection, which takes 45 s, and for opening another one.
 const NOTICED: Duration = Duration::from_secs(55);
 
 struct Site {
@@ -36,7 +36,7 @@ impl Site {
         self.authority.server(&["localhost", "127.0.0.1"]).expect("a certificate")
     }
 
-    /// A kubeconfig for an address, with more fields of the cluster.
+    /// A kubeconfig for an address, with further fields of the cluster.
     fn kubeconfig(&self, server: &str, more: &str) -> String {
         let ca = self.folder.path().join("ca.crt");
         std::fs::write(&ca, self.authority.pem()).expect("writable");
@@ -50,7 +50,7 @@ impl Site {
         path.display().to_string()
     }
 
-    /// Runs sepal once against an address, with such variables of the environment; what it logs, and whether it got what it asked for.
+    /// Runs one dry run against an address with these environment variables; returns whether it succeeded, and its output.
     fn dry_run(&self, server: &str, more: &str, variables: &[(&str, &str)]) -> (bool, String) {
         let mut command = Command::new(SEPAL);
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"] {
@@ -106,7 +106,7 @@ fn no_proxy_and_refusing_proxies() {
     let localhost = direct.replace("127.0.0.1", "localhost");
     let (fine, said) = site.dry_run(&localhost, "", &[("HTTPS_PROXY", ""), ("https_proxy", &proxy.url())]);
     assert!(fine && proxy.requests().is_empty(), "{said}");
-    // A proxy that wants credentials, and one that is not there.
+    // A proxy that requires credentials, and one that does not run.
     proxy.require("me", "secret-word");
     let wrong = proxy.url().replace("://", "://me:wrong-word@");
     let (fine, said) = site.dry_run(&format!("https://{TARGET}"), &format!(", proxy-url: \"{wrong}\""), &[]);
@@ -128,7 +128,7 @@ fn without_tls_no_token_is_sent() {
         let (fine, said) = site.dry_run(&server, "", &[]);
         assert!(fine && !said.contains("pass-word"), "{server}: {said}");
     }
-    // A proxy reads such requests itself.
+    // A proxy forwards requests over plain HTTP itself.
     let proxy = Proxy::http().expect("a proxy");
     proxy.route("192.0.2.11:80", plain.address());
     proxy.require("me", "word");
@@ -138,7 +138,7 @@ fn without_tls_no_token_is_sent() {
     assert!(plain.log().len() > 9 && plain.log().iter().all(|request| request.authorization.is_empty()));
 }
 
-/// A password in `--master` is in no line of the log.
+/// The log does not contain a password in `--master`.
 #[test]
 fn a_password_on_the_command_line_is_not_logged() {
     let site = Site::new(|options| options);
@@ -159,7 +159,7 @@ fn a_password_on_the_command_line_is_not_logged() {
     assert!(said.contains("FLAG: --master=\"https://***@127.0.0.1:") && !said.contains("pass-word"), "{said}");
 }
 
-/// A file with credentials that becomes one which never ends: what was read before counts, and nothing stands still.
+/// A token file is replaced by a FIFO, so that reading it never ends. The token that was read before is used, and nothing blocks.
 #[tokio::test]
 async fn a_token_file_that_does_not_end_holds_nothing_up() {
     let site = Site::new(|options| options.token("secret-token"));
@@ -174,10 +174,10 @@ async fn a_token_file_that_does_not_end_holds_nothing_up() {
     assert!(Command::new("mkfifo").arg(&token).status().expect("mkfifo (coreutils) is there").success());
     sleep(Duration::from_secs(11)).await;
     let answer = tokio::time::timeout(Duration::from_secs(20), client.apiserver_version()).await;
-    answer.expect("in time").expect("what was read before counts");
+    answer.expect("in time").expect("the token that was read before is used");
 }
 
-/// Watches everything through a relay that goes silent, and is back on another connection in time.
+/// Watches all resources through a relay that goes silent; they are watched again over another connection in time.
 async fn survives_silence(site: &Site, is_http2: bool) {
     let relay = Relay::to(site.server.address()).expect("a relay");
     let kubeconfig = site.kubeconfig(&format!("https://{}", relay.address()), "");

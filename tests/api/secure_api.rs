@@ -1,4 +1,4 @@
-//! The client against an API server over TLS: HTTP/2, certificates, tokens, and files that change.
+//! The client with an API server over TLS: HTTP/2, certificates, tokens, and files that change.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use sepal_lab::Cluster;
 use tokio::time::{Instant, sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Within this time new credentials have to be in use.
+/// The limit for the use of new credentials.
 const ROTATION: Duration = Duration::from_secs(30);
 
 /// A folder with a kubeconfig and the files that it names.
@@ -33,7 +33,7 @@ impl Files {
         path
     }
 
-    /// A kubeconfig with such fields of the cluster and the user, a line each.
+    /// A kubeconfig with these fields of the cluster and the user, one per line.
     fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> Connection {
         let lines = |fields: &[&str]| {
             fields.iter().fold(String::new(), |mut text, field| {
@@ -60,7 +60,7 @@ fn client(connection: &Connection) -> Client {
     connection.client().expect("a client")
 }
 
-/// The answer to a request, or why there is none.
+/// The answer to a request, or its error.
 async fn asked(client: &Client) -> Result<String, String> {
     let answered = timeout(PATIENCE, client.apiserver_version()).await.expect("an answer in time");
     answered.map(|version| version.git_version).map_err(|error| error.to_string())
@@ -80,7 +80,7 @@ impl Observer for Silent {
     fn answered(&self, _: &Answered<'_>) {}
 }
 
-/// Reads everything that the daemon watches, for as long as the test runs.
+/// Watches all resources that the daemon watches until the test ends.
 fn watch_everything(client: &Client) {
     let watches = Watches::new(client);
     let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::nodes(&watches, &Prefix::default()));
@@ -114,7 +114,7 @@ async fn one_http2_connection_carries_everything() {
         assert!(request.user_agent.starts_with("kube-proxy/v1.36.2 (linux/"), "{request:?}");
         assert!(request.user_agent.ends_with(&format!(") sepal/{version}")), "{request:?}");
     }
-    // A connection that is asked to go away is replaced by one.
+    // A connection that the server closes gracefully is replaced by exactly one.
     server.go_away();
     until("everything is watched again", PATIENCE, || is_watched(&server) && server.connections().open == 1).await;
     asked(&client).await.expect("an answer");
@@ -134,7 +134,7 @@ async fn http1_is_used_where_there_is_nothing_else() {
     }
 }
 
-/// One handshake: the fields of the kubeconfig, and whether the server is to be trusted.
+/// One handshake: the fields of the kubeconfig, and whether the client should trust the server.
 async fn handshake(server: &ApiServer, url: &str, bundle: &str, more: &[&str]) -> Result<String, String> {
     let files = Files::new();
     let ca = field("certificate-authority", &files.write("ca.crt", bundle));
@@ -203,7 +203,7 @@ async fn the_name_in_the_certificate_can_be_said() {
     assert_eq!(server.log()[0].connection.server_name.as_deref(), Some("kubernetes.default"));
 }
 
-/// A server that asks for a client certificate of a CA, and what a client with such a certificate hears from it.
+/// A server that requires a client certificate of a CA, and its answer to a client with this certificate.
 async fn shown(identity: &Identity, key: &str, accepted: &Authority) -> Result<String, String> {
     let ca = Authority::new("ca").expect("a CA");
     let options = Options::default().tls(&ca.server(&["127.0.0.1"]).expect("a certificate")).client_ca(accepted);
@@ -246,7 +246,7 @@ async fn client_certificates_of_every_sort_are_shown() {
     assert!(none.contains("no usable private key"), "{none}");
 }
 
-/// Files are replaced, and within [`ROTATION`] the client shows, and trusts, what is in them now.
+/// Files are replaced. Within [`ROTATION`] the client uses the new credentials and the new CA.
 #[tokio::test]
 async fn files_that_change_are_used_soon() {
     let ca = Authority::new("ca").expect("a CA");
@@ -255,7 +255,7 @@ async fn files_that_change_are_used_soon() {
     let files = [Files::new(), Files::new(), Files::new()];
     let trust = files.each_ref().map(|files| field("certificate-authority", &files.write("ca.crt", &ca.pem())));
 
-    // A client certificate: the server accepts only those of the new CA from some moment on.
+    // A client certificate: from now on the server accepts only those of the new CA.
     let by_certificate = ApiServer::start_with(Options::default().tls(&identity).client_ca(&old)).expect("a server");
     let write_pair = |identity: &Identity| {
         [("client-certificate", "client.crt", identity.chain_pem()), ("client-key", "client.key", identity.key_pem())]
@@ -267,7 +267,7 @@ async fn files_that_change_are_used_soon() {
     let by_token = ApiServer::start_with(Options::default().tls(&identity).token("one")).expect("a server");
     let token = field("tokenFile", &files[1].write("token", "one\n"));
     let token_client = client(&files[1].kubeconfig(&by_token.url(), &[&trust[1]], &[&token, "token: never"]));
-    // The server's own certificate, of a CA that the bundle does not hold yet.
+    // The server's certificate is of a CA that the client's bundle does not contain yet.
     let by_bundle = ApiServer::start_with(Options::default().tls(&identity)).expect("a server");
     let bundle_client = client(&files[2].kubeconfig(&by_bundle.url(), &[&trust[2]], &[]));
 
@@ -298,13 +298,13 @@ async fn files_that_change_are_used_soon() {
     let shown = log.last().and_then(|entry| entry.connection.client.clone()).expect("a certificate");
     assert!(shown.subject.contains("CN=b"), "{shown:?}");
     assert_eq!(by_token.log().last().expect("a request").authorization, "Bearer two");
-    // What is not valid any more does not matter now.
+    // The old, invalid credentials are not used any more.
     by_certificate.accept_client_cas(&[&new]);
     by_token.accept_tokens(&["two"]);
     for client in [&certificate_client, &token_client] {
         api::snapshot(client, "n").await.expect("the new credentials count");
     }
-    // A file that is gone, or half written, changes nothing.
+    // A missing or half-written file changes nothing.
     std::fs::remove_file(files[1].0.path().join("token")).expect("it was there");
     api::snapshot(&token_client, "n").await.expect("what was read before counts");
 }

@@ -1,4 +1,4 @@
-//! What `kubectl apply -k` would send: a kustomization, put together in the few ways that ours use. What it does not know it refuses.
+//! The objects that `kubectl apply -k` would send. Only the features that our kustomizations use are implemented; all others are refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use sepal_apiserver::ApiServer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Where base objects are while patches are applied to them: they have no namespace yet.
+/// The namespace of base objects while patches are applied to them.
 const NOWHERE: &str = "nowhere";
 
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ struct PatchFile {
     path: PathBuf,
 }
 
-/// The folder with all of it.
+/// The folder `deploy/`.
 pub(crate) fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
 }

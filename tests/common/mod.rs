@@ -1,4 +1,4 @@
-//! The rules that a manifest text stands for.
+//! The rules that follow from a manifest text.
 
 use sepal::cluster::Family;
 use sepal::cluster::host_facts::HostFacts;
@@ -9,7 +9,7 @@ use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::sync::facts::{described_facts, whole};
 use sepal::table::planner;
 
-/// The inputs a manifest text stands for.
+/// The inputs that a manifest text describes.
 pub(crate) fn inputs(text: &str) -> Result<Inputs, String> {
     let mut manifests = Manifests::default();
     manifests.add("manifest", text).map_err(|error| error.to_string())?;

@@ -1,9 +1,9 @@
-//! Random clusters that make sense: every door is one Service's alone.
+//! Random valid clusters in which every address and port belongs to one Service.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// What is random about a Service.
+/// The random properties of a Service.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice {
     pub(crate) kind: u8,
@@ -20,7 +20,7 @@ pub(crate) fn dice() -> impl Strategy<Value = Dice> {
         .prop_map(|(kind, local, affinity, ranges, endpoints, hints)| Dice { kind, local, affinity, ranges, endpoints, hints })
 }
 
-/// How the node tells its pods, and what else is asked for.
+/// A random KubeProxyConfiguration: detectLocalMode and masqueradeAll.
 pub(crate) fn settings() -> impl Strategy<Value = Value> {
     (0u8..4, any::<bool>()).prop_map(|(detect, all)| {
         let (mode, cidr) = match detect {
@@ -36,10 +36,10 @@ pub(crate) fn settings() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The endpoints that a packet can be sent to: the two pods of the site by IPv4, of this node or not, as the cluster says.
+/// A random endpoint: one of the two IPv4 pods of the site, or an address that no pod has.
 fn endpoint(dice: (u8, u8), hints: u8) -> Value {
     let (which, state) = dice;
-    // Beyond the two that answer there are some that are not there.
+    // Besides the two pods there are addresses that no pod has.
     let ip = if which < 4 { format!("10.61.3.{}", 10 + which % 2) } else { format!("10.61.3.{}", 90 + which) };
     let [ready, serving, terminating] =
         [[true, true, false], [false, true, true], [false, false, false], [true, true, false]][usize::from(state)];
@@ -53,7 +53,7 @@ fn endpoint(dice: (u8, u8), hints: u8) -> Value {
     endpoint
 }
 
-/// The objects of a cluster. `port` is where endpoints answer.
+/// The objects of a cluster. `port` is the endpoints' port.
 pub(crate) fn objects(dice: &[Dice], settings: &Value, port: u16) -> Vec<Value> {
     let mut objects = vec![
         settings.clone(),

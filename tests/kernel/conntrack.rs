@@ -1,4 +1,4 @@
-//! Stale UDP flows in the real kernel: real rules, real packets, real entries, in network namespaces of the tests' own.
+//! Deletion of stale UDP flows from the kernel's conntrack table, with real rules and packets.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
@@ -51,7 +51,7 @@ fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
-/// What a pod is to its Service.
+/// The state of a pod as an endpoint.
 #[derive(Clone, Copy)]
 enum Pod {
     Ready,
@@ -59,7 +59,7 @@ enum Pod {
     NotServing,
 }
 
-/// A cluster with one UDP service and these pods behind it, by number; `None` if the Service itself is gone.
+/// Manifests of one UDP Service with these pods, by number, as endpoints; `None` if the Service is deleted.
 fn manifests(family: Family, pods: Option<&[(usize, Pod)]>) -> String {
     let Addresses { node, service, pods: ips, .. } = addresses(family);
     let kind = if family == Family::V4 { "IPv4" } else { "IPv6" };
@@ -121,7 +121,7 @@ impl Lab {
         self.node.within(move || UdpSocket::bind(address).expect("free"))
     }
 
-    /// A client that keeps its port, as UDP clients with a long life do.
+    /// A client that keeps its source port, as long-lived UDP clients do.
     fn client(&self, to: SocketAddr) -> UdpSocket {
         let client = self.socket(at(addresses(self.family).node, 0));
         client.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
@@ -129,7 +129,7 @@ impl Lab {
         client
     }
 
-    /// Writes the rules of a cluster and tells the reconciler, as the agent does.
+    /// Writes the rules of a cluster and notes the change in the reconciler, as the daemon does.
     fn cluster(&mut self, pods: Option<&[(usize, Pod)]>) -> bool {
         let inputs = common::inputs(&manifests(self.family, pods)).expect("good manifests");
         let program = if self.family == Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
@@ -140,7 +140,7 @@ impl Lab {
         self.reconciler.as_mut().expect("it is here").update(FrontendChanges::all(&inputs.snapshot, self.family, true))
     }
 
-    /// A round, if one is owed.
+    /// Runs a reconciliation, if one is due.
     fn round(&mut self) -> Option<FlowCleanup> {
         let mut reconciler = self.reconciler.take().expect("it is here");
         let local: LocalAddresses = [addresses(self.family).node.parse::<IpAddr>().expect("an address")].into_iter().collect();
@@ -155,10 +155,10 @@ impl Lab {
     }
 
     fn deleted(&mut self) -> usize {
-        self.round().expect("a round was owed").deleted
+        self.round().expect("a reconciliation was due").deleted
     }
 
-    /// An entry made by hand; arguments as for `conntrack -I`.
+    /// Adds an entry; the arguments are those of `conntrack -I`.
     fn entry(&self, arguments: &str) {
         self.node.run(&format!("conntrack -I -t 300 {arguments}"));
     }
@@ -200,16 +200,16 @@ fn scaled_to_zero_139628() {
         for empty in [&[(0, Pod::NotServing)][..], &[]] {
             lab.cluster(Some(empty));
             for client in &clients {
-                assert!(empty.is_empty() || ask(client).is_ok(), "rules alone do not stop a flow");
+                assert!(empty.is_empty() || ask(client).is_ok(), "rules alone do not end a flow");
             }
             if let Some(cleaned) = lab.round() {
                 assert_eq!(cleaned.deleted, 2, "{family}: {}", lab.entries("udp"));
             }
             for client in &clients {
-                assert!(refused(client), "{family}: no endpoint, so the rules say no at once");
+                assert!(refused(client), "{family}: without endpoints the rules refuse at once");
             }
         }
-        // And up again, with the clients' ports as they are.
+        // An endpoint again, and the clients keep their ports.
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
         lab.round();
         for client in &clients {
@@ -218,7 +218,7 @@ fn scaled_to_zero_139628() {
     }
 }
 
-/// k/k#141371: the flows of a deleted Service went on to whoever had the pod's IP next.
+/// k/k#141371: the flows of a deleted Service went on to the next pod with the same IP.
 #[test]
 fn service_deleted_and_pod_ip_used_again_141371() {
     for family in Family::ALL {
@@ -232,13 +232,13 @@ fn service_deleted_and_pod_ip_used_again_141371() {
         }
         assert!(lab.cluster(None));
         for client in &clients {
-            assert_eq!(ask(client).expect("the flow is still there"), one, "this is the leak");
+            assert_eq!(ask(client).expect("the flow is still there"), one, "rules alone do not end the flow");
         }
         assert_eq!(lab.deleted(), 2, "{family}");
         for client in &clients {
-            assert!(ask(client).is_err(), "{family}: the stranger at that IP hears nothing");
+            assert!(ask(client).is_err(), "{family}: the new pod with that IP gets no packets");
         }
-        assert_eq!(lab.round(), None, "nothing is owed any more");
+        assert_eq!(lab.round(), None, "nothing is due any more");
     }
 }
 
@@ -248,7 +248,7 @@ fn restart_without_change_122740() {
     for family in Family::ALL {
         let Addresses { node, service, elsewhere, .. } = addresses(family);
         let mut lab = Lab::new(family);
-        // One is ready and takes new flows; the other drains and keeps those it has.
+        // One endpoint is ready and gets new flows; the other drains and keeps its flows.
         lab.cluster(Some(&[(0, Pod::Ready), (1, Pod::Ready)]));
         let clients: Vec<_> = (0..16).flat_map(|_| [lab.client(at(service, 53)), lab.client(at(node, NODE_PORT))]).collect();
         let answers: Vec<_> = clients.iter().map(|client| ask(client).expect("it serves")).collect();
@@ -256,17 +256,17 @@ fn restart_without_change_122740() {
         lab.cluster(Some(&[(0, Pod::Ready), (1, Pod::Draining)]));
 
         lab.reconciler = Some(Reconciler::new(family));
-        assert!(lab.cluster(Some(&[(0, Pod::Ready), (1, Pod::Draining)])), "it looks once");
-        let cleaned = lab.round().expect("it looks once");
+        assert!(lab.cluster(Some(&[(0, Pod::Ready), (1, Pod::Draining)])), "a restart reconciles once");
+        let cleaned = lab.round().expect("a restart reconciles once");
         assert_eq!((cleaned.listed, cleaned.deleted), (33, 0), "{family}");
         for (client, answer) in clients.iter().zip(answers) {
             assert_eq!(ask(client).expect("it serves"), answer, "{family}: same pod as before");
         }
-        assert!(!lab.cluster(Some(&[(0, Pod::Ready), (1, Pod::Draining)])), "nothing changed: nobody looks");
+        assert!(!lab.cluster(Some(&[(0, Pod::Ready), (1, Pod::Draining)])), "nothing changed, so nothing is due");
     }
 }
 
-/// What went stale while the daemon was stopped is found at its start.
+/// Flows that became stale while the daemon was stopped are deleted at its start.
 #[test]
 fn endpoint_replaced_while_stopped() {
     for family in Family::ALL {
@@ -283,13 +283,13 @@ fn endpoint_replaced_while_stopped() {
     }
 }
 
-/// A client that was there before the rules: its flow is untranslated, and would stay so.
+/// A client sent packets before the rules existed: its flow is not translated, and the rules alone do not change that.
 #[test]
 fn flow_older_than_the_rules() {
     for family in Family::ALL {
         let Addresses { service, pods: [one, _], .. } = addresses(family);
         let mut lab = Lab::new(family);
-        // Any rule that makes the kernel track connections, and lets the packet go wherever it goes.
+        // Rules that make the kernel track connections without translating them.
         lab.cluster(None);
         let tables = if family == Family::V4 { "iptables" } else { "ip6tables" };
         lab.node.run(&format!("{tables} -t nat -A POSTROUTING -j RETURN; {tables} -A OUTPUT -m conntrack --ctstate NEW -j ACCEPT"));
@@ -297,13 +297,13 @@ fn flow_older_than_the_rules() {
         let _ = ask(&client);
         assert_eq!(lab.entries("udp").lines().count(), 1, "an untranslated flow");
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
-        assert!(ask(&client).is_err(), "the rules come too late for it");
+        assert!(ask(&client).is_err(), "the rules do not apply to an existing flow");
         assert_eq!(lab.deleted(), 1);
         eventually("the client reaches a pod", || ask(&client).is_ok_and(|pod| pod == one));
     }
 }
 
-/// TCP, and everything that is not for a frontend: a node port is one at the node's own addresses only (spec section 12.48).
+/// TCP flows and flows to other destinations stay. A node port counts at the node's own addresses only [kube-proxy 12.48].
 #[test]
 fn others_flows_are_left_alone() {
     for family in Family::ALL {
@@ -320,11 +320,11 @@ fn others_flows_are_left_alone() {
         lab.entry(&format!("-p udp {}", translated(elsewhere, NODE_PORT, 4001)));
         lab.entry(&format!("-p udp -s {two} --sport 4002 -d {elsewhere} --dport {NODE_PORT}"));
         lab.entry(&format!("-p udp -s {two} --sport 4003 -d {one} --dport 5353"));
-        // And two that are stale.
+        // Two stale flows.
         lab.entry(&format!("-p udp {}", translated(service, 53, 4004)));
         lab.entry(&format!("-p udp {}", translated(node, NODE_PORT, 4005)));
         lab.cluster(Some(&[]));
-        let cleaned = lab.round().expect("owed");
+        let cleaned = lab.round().expect("it is due");
         assert_eq!((cleaned.listed, cleaned.deleted), (5, 2), "{family}");
         let left = lab.entries("udp");
         assert!(["sport=4001", "sport=4002", "sport=4003"].iter().all(|port| left.contains(port)), "{family}: {left}");
@@ -332,7 +332,7 @@ fn others_flows_are_left_alone() {
     }
 }
 
-/// Entries with the same tuple in several zones, and in a zone of one direction only.
+/// Entries with the same tuple in several zones, and in zones of one direction.
 #[test]
 fn zones_are_told_apart() {
     let Addresses { service, pods: [one, two], .. } = addresses(Family::V4);
@@ -349,13 +349,13 @@ fn zones_are_told_apart() {
     for (zone, port, pod) in [("--reply-zone 10", 4001, two), ("--reply-zone 11", 4002, one)] {
         lab.entry(&format!("{zone} {}", tuple(port, pod)));
     }
-    let cleaned = lab.round().expect("owed at the start");
+    let cleaned = lab.round().expect("due at the start");
     assert_eq!((cleaned.listed, cleaned.deleted), (6, 3), "{}", lab.entries("udp"));
     let left = lab.entries("udp");
     assert!(!left.contains(two) && left.lines().count() == 3, "{left}");
 }
 
-/// An entry that made place for a newer one between listing and deletion counts as deleted, and the newer one stays.
+/// An entry is replaced by a newer one between list and delete: it counts as deleted, and the newer one stays.
 #[test]
 fn only_the_listed_entry_is_deleted() {
     let Addresses { service, pods: [one, two], .. } = addresses(Family::V4);
@@ -372,14 +372,14 @@ fn only_the_listed_entry_is_deleted() {
     lab.node.run("conntrack -D -p udp 2>/dev/null");
     lab.entry(&tuple(one));
     let delete = |flows: Vec<Flow>| lab.node.within(move || runtime().block_on(KernelFlows.delete(flows)).expect("root may"));
-    assert_eq!(delete(found.flows), 1, "gone already is as good as deleted");
+    assert_eq!(delete(found.flows), 1, "an entry that is already gone counts as deleted");
     let newer = list().flows;
-    assert_eq!(newer.len(), 1, "the newer one is another");
+    assert_eq!(newer.len(), 1, "the newer entry stays");
     assert_eq!(delete(newer), 1);
     assert_eq!(list().flows, []);
 }
 
-/// A large table of flows that are nobody's business: read quickly, none kept; and stale ones among them by the thousand.
+/// A thousand stale flows among 100,000 unrelated ones: the table is read quickly, and only the stale flows are deleted.
 #[test]
 fn among_100_000_others() {
     const OTHERS: u32 = 100_000;
@@ -402,16 +402,16 @@ fn among_100_000_others() {
     }
     let all = lab.node.run("cat /proc/sys/net/netfilter/nf_conntrack_count").trim().parse::<usize>().expect("a number");
     assert!(all >= OTHERS as usize, "only {all}");
-    let first = lab.round().expect("owed at the start");
+    let first = lab.round().expect("due at the start");
     assert_eq!((first.listed, first.deleted), (all, 0));
     lab.cluster(Some(&[(1, Pod::Ready)]));
-    let second = lab.round().expect("the endpoint is another");
+    let second = lab.round().expect("the endpoint has changed");
     assert_eq!(second.deleted, STALE);
-    println!("{all} flows looked at in {:?}; {STALE} of them found and deleted in {:?}", first.took, second.took);
+    println!("{all} flows read in {:?}; {STALE} of them found and deleted in {:?}", first.took, second.took);
     assert!(second.took < Duration::from_secs(20), "{:?}", second.took);
 }
 
-/// A full table does not keep the runtime's one thread from its other tasks.
+/// Reading a large table does not block the runtime's only thread.
 #[test]
 fn the_runtime_goes_on_meanwhile() {
     let lab = Lab::new(Family::V4);
@@ -432,7 +432,7 @@ fn the_runtime_goes_on_meanwhile() {
     });
 }
 
-/// Without permission the error says so, and what helps. Capabilities are a process's own, so this test starts itself again without.
+/// Without the capability the error names it. Capabilities belong to a process, so this test runs itself again without them.
 #[test]
 fn without_permission() {
     const WITHOUT: &str = "SEPAL_TEST_WITHOUT_CAPABILITIES";

@@ -1,4 +1,4 @@
-//! Real packets end as it is said: random clusters, written by iptables, and asked from everywhere.
+//! `sepal explain` compared with real packets: random clusters whose rules are in the kernel, and connections from each kind of sender.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,7 +21,7 @@ use crate::logged::Logged;
 use crate::random_cluster::{Dice, dice, objects, settings};
 use crate::{SEPAL, common};
 
-/// Longer than an answer takes here; silence is waited for.
+/// The wait for an answer. Dropped packets cost this time.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the rules do with a packet.
@@ -30,7 +30,7 @@ fn by_rules(inputs: &Inputs, packet: Packet, place: &Place) -> Endings {
     by_ruleset(&rules, packet, place)
 }
 
-/// What really becomes of a packet: refused, dropped, or answered by whom, who saw which source.
+/// The real ending of a packet: the server and the source address that it saw, or refused, or dropped.
 fn really(from: &Netns, to: SocketAddr) -> Result<(IpAddr, IpAddr), Fate> {
     match tcp_within(from, to, PATIENCE) {
         Ok(said) => {
@@ -42,12 +42,12 @@ fn really(from: &Netns, to: SocketAddr) -> Result<(IpAddr, IpAddr), Fate> {
     }
 }
 
-/// Whether what is said allows for what has happened.
+/// Whether the real ending is among the computed ones.
 fn is_foretold(endings: &Endings, source: IpAddr, really: &Result<(IpAddr, IpAddr), Fate>) -> bool {
     endings.keys().any(|(fate, to, masqueraded)| match really {
         Ok((who, seen)) => *fate == Fate::Passed && to.ip() == *who && (*seen != source) == *masqueraded,
         Err(Fate::Refused) => *fate == Fate::Refused,
-        // Some endpoints are not there: who is sent to them waits in vain, too, and so does who is sent to nobody.
+        // Packets to endpoints without a pod get no answer either.
         Err(_) => *fate == Fate::Dropped || *fate == Fate::Passed && !to.ip().to_string().starts_with("10.61.3.1"),
     })
 }
@@ -55,7 +55,7 @@ fn is_foretold(endings: &Endings, source: IpAddr, really: &Result<(IpAddr, IpAdd
 #[test]
 fn real_packets_end_as_it_is_said() {
     let site = Site::new();
-    // Refusals are ICMP messages, of which the kernel sends one a second to each host.
+    // Refusals are ICMP messages; by default the kernel limits them to one per second and host.
     site.node.run("sysctl -qw net.ipv4.icmp_ratelimit=0; ip route replace default dev beyond src 192.168.61.13");
     let mut runner = TestRunner::deterministic();
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("writable");
@@ -90,22 +90,22 @@ fn real_packets_end_as_it_is_said() {
             (&site.outside, "192.168.61.50", Origin::Outside),
         ];
         for (number, Dice { kind, .. }) in dice.iter().enumerate() {
-            let doors = [
+            let destinations = [
                 format!("10.111.0.{}:80", 10 + number),
                 format!("192.168.61.13:{}", 30_100 + number),
                 format!("203.0.113.{}:80", 10 + number),
                 format!("198.51.100.{}:80", 10 + number),
             ];
             let known = [true, *kind > 0, *kind > 1, *kind == 3];
-            for (door, _) in doors.iter().zip(known).filter(|(_, known)| *known) {
-                let to: SocketAddr = door.parse().expect("an address");
+            for (destination, _) in destinations.iter().zip(known).filter(|(_, known)| *known) {
+                let to: SocketAddr = destination.parse().expect("an address");
                 for (from, source, origin) in &senders {
                     let source: IpAddr = source.parse().expect("an IP");
                     let packet = Packet { source, to, protocol: Protocol::Tcp, origin: *origin };
                     assert_eq!(Family::of(source), Family::V4);
                     let said = by_rules(&inputs, packet, &place);
                     let really = really(from, to);
-                    assert!(is_foretold(&said, source, &really), "{packet}: said {said:?}, and really {really:?}\n{text}");
+                    assert!(is_foretold(&said, source, &really), "{packet}: computed {said:?}, real {really:?}\n{text}");
                     packets += 1;
                     match really {
                         Ok(_) => answered += 1,

@@ -1,4 +1,4 @@
-//! What `sepal-lab` does for people is done here, too: the demo whole, and the shortest soak.
+//! The commands of `sepal-lab`: the whole demo, the shortest soak, and a small scale test.
 
 use std::fs;
 use std::path::Path;
@@ -9,17 +9,17 @@ use sepal_lab::{demo, scale, soak};
 
 use crate::SEPAL;
 
-/// Each of these keeps a machine busy; answers that come too late for that would be nobody's fault.
+/// These tests keep the machine busy, so only one of them runs at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Every row of it is good, and nothing of it is left.
+/// Every row of the demo is good.
 #[test]
 fn the_demo_is_green() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     demo::run(Path::new(SEPAL), false).expect("every row is good");
 }
 
-/// One round of every kind of trouble, and everything is as it was.
+/// After one round of every kind of trouble the state is as before.
 #[test]
 fn a_round_of_trouble_leaves_nothing_behind() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -27,7 +27,7 @@ fn a_round_of_trouble_leaves_nothing_behind() {
     assert_eq!((report.rounds, report.findings), (1, Vec::new()), "{}", report.text);
 }
 
-/// A small cluster around one real node: every figure is there.
+/// A small cluster around one real node gives every figure.
 #[test]
 fn a_small_scale_has_all_figures() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,9 +43,9 @@ fn a_small_scale_has_all_figures() {
     }
 }
 
-/// The programs that hold namespaces are this process's children; with them the namespaces end.
+/// A namespace ends with the process that holds it, which is a child of the test.
 #[test]
-fn namespaces_end_with_whoever_made_them() {
+fn namespaces_end_with_the_test() {
     let holder = |netns: &sepal_lab::Netns| fs::read_link(netns.path()).expect("it is there");
     let netns = sepal_lab::Netns::new();
     let (path, inode) = (netns.path(), holder(&netns));

@@ -1,4 +1,4 @@
-//! Links, addresses, routes, neighbours and FDB entries in the real kernel, in network namespaces of the tests' own.
+//! Links, addresses, routes, neighbours and FDB entries in the real kernel.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -30,7 +30,7 @@ const V4: Vxlan = Vxlan {
     checksum: true,
 };
 const V6: Vxlan = Vxlan { local: Some(IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1))), ..V4 };
-/// Programs are run in it, and this test is one of them.
+/// Set for the run of this test without capabilities.
 const BARE: &str = "SEPAL_TEST_WITHOUT_CAPABILITIES";
 
 fn ip(text: &str) -> IpAddr {
@@ -41,7 +41,7 @@ fn net(text: &str) -> IpNetwork {
     text.parse().expect("a network")
 }
 
-/// A node with one interface, and a way to the outside.
+/// A node with one interface and a default route.
 fn node() -> Netns {
     let node = Netns::new();
     node.run(
@@ -52,7 +52,7 @@ fn node() -> Netns {
     node
 }
 
-/// Works with the kernel within a namespace.
+/// Runs a function within a namespace.
 fn within<T: Send + 'static>(node: &Netns, work: impl FnOnce() -> T + Send + 'static) -> T {
     node.within(work)
 }
@@ -73,7 +73,7 @@ fn change(node: &Netns, changes: Vec<EntryChange>) -> Vec<Result<(), NetlinkErro
     within(node, move || Kernel.change_entries(&changes, &LinkNames::default()))
 }
 
-/// Makes changes that all have to succeed.
+/// Applies changes that must all succeed.
 fn apply(node: &Netns, changes: Vec<EntryChange>) {
     for (wanted, outcome) in changes.clone().into_iter().zip(change(node, changes)) {
         outcome.unwrap_or_else(|error| panic!("{wanted:?}: {error}"));
@@ -89,7 +89,7 @@ fn vxlan(node: &Netns, name: &str, vxlan: Vxlan, mtu: u32) -> Link {
     made
 }
 
-/// The three entries that lead to a peer.
+/// The three entries of a peer: route, neighbour and FDB entry.
 fn peer(link: u32, subnet: &str, host: &str, number: u32) -> [EntryChange; 3] {
     let destination = net(subnet);
     let [_, a, b, c] = number.to_be_bytes();
@@ -118,7 +118,7 @@ fn undo(change: EntryChange) -> EntryChange {
     }
 }
 
-/// What a kernel has, as the changes that would make it; of routes only ours.
+/// A kernel's entries as the changes that would make them; of routes only ours.
 fn entries(live: &Live) -> BTreeSet<String> {
     let routes = live.routes.iter().filter(|route| route.protocol == OUR_PROTOCOL).map(|route| EntryChange::Route(*route));
     let neighbours = live.neighbours.iter().map(|neighbour| EntryChange::Neighbour(*neighbour));
@@ -147,7 +147,7 @@ fn vxlan_links_are_as_they_were_asked_for() {
         assert_eq!(made.kind, LinkKind::Vxlan(Vxlan { port, ..vxlan }));
         assert_eq!(node.run(&format!("cat /proc/sys/net/ipv6/conf/{name}/accept_ra")), "0\n");
     }
-    // As flannel's own (spec section 5.2).
+    // As flannel makes it [flannel 5.2].
     let shown = node.run("ip -d link show flannel.1");
     let attributes = "vxlan id 1 local 192.168.77.1 dev eth0 srcport 0 0 dstport 8472 nolearning ttl auto ageing 300 udpcsum \
                       noudp6zerocsumtx noudp6zerocsumrx";
@@ -213,12 +213,12 @@ fn checksum_offload_is_switched() {
     let error =
         make(&node, LinkChange::ChecksumOffload(LinkId { index: 9999, name: "flannel.9".into() }, false)).expect_err("no such link");
     assert!(error.to_string().starts_with("cannot switch checksum offload off for link flannel.9: No such device"), "{error}");
-    // The loopback's is fixed.
+    // The kernel does not switch the loopback's.
     let fixed = make(&node, LinkChange::ChecksumOffload(link(&node, "lo").id(), false)).expect_err("fixed");
     assert!(matches!(fixed.cause, Cause::Unfit(_)), "{fixed}");
 }
 
-/// Whether a link has its transmit checksum offload on, by ethtool's netlink messages.
+/// Whether a link's transmit checksum offload is on, read by ethtool's netlink messages.
 fn offloads(node: &Netns, index: u32) -> bool {
     use sepal::netlink::socket::{Connection, Request};
     within(node, move || {
@@ -229,7 +229,7 @@ fn offloads(node: &Netns, index: u32) -> bool {
         // FEATURES_GET, with a header that names the link.
         let body = [&[11, 1, 0, 0, 12, 0, 1, 128, 8, 0, 1, 0][..], &index.to_ne_bytes()].concat();
         let answers = connection.get(&Request { kind, flags: 0, body }, |_, body| Some(body.to_vec())).expect("an answer");
-        // The active ones are the fourth attribute; each bit in it is named.
+        // The active features are the fourth attribute; each bit in it has a name.
         let mut rest = &answers[0][4..];
         loop {
             let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
@@ -274,7 +274,7 @@ fn entries_come_are_replaced_and_go() {
          02:01:00:00:00:02 dst 192.168.77.2 self permanent\n"
     );
 
-    // The peer moves: another hardware address for the neighbour, another host for the hardware address, another way for the route.
+    // The peer moves: another MAC address of the neighbour, another host of the FDB entry, another gateway of the route.
     let direct = |subnet: &str, gateway: &str| {
         let EntryChange::Route(route) = blackhole(subnet) else { panic!("a route") };
         EntryChange::Route(Route { gateway: Some(ip(gateway)), link: Some(link(&node, "eth0").index), kind: RouteKind::Unicast, ..route })
@@ -292,11 +292,11 @@ fn entries_come_are_replaced_and_go() {
     let now = [moved, peer(v6, "fd00:2::/64", "fd77::2", 2)[..2].to_vec(), first[6..].to_vec()].concat();
     assert_eq!(entries(&live(&node)), words(&now));
 
-    // And back: IPv6 sees the next hop covered by the very route that is to be replaced (spec section 6).
+    // And back: for IPv6 the route that is replaced covers the new gateway [flannel 6].
     apply(&node, first.clone());
     assert_eq!(entries(&live(&node)), words(&first));
 
-    // What is another's stays, whatever its destination.
+    // Routes of other programs stay, for every destination.
     node.run("ip route add 10.244.9.0/24 via 192.168.77.9; ip -6 route add fd00:9::/64 via fd77::9");
     let others: Vec<_> = ["10.244.9.0/24", "fd00:9::/64"]
         .into_iter()
@@ -343,7 +343,7 @@ fn ways_are_found() {
     }
     assert_eq!(find("192.168.77.1").expect("itself").link, Some(1));
     node.run("ip route del default; ip -6 route del default");
-    let error = find("8.8.8.8").expect_err("no way").to_string();
+    let error = find("8.8.8.8").expect_err("no route").to_string();
     assert!(error.starts_with("cannot find the way to 8.8.8.8: Network is unreachable"), "{error}");
     let mine = live(&node).routes;
     assert!(mine.iter().any(|route| route.destination == net("192.168.77.0/24") && route.source == Some(ip("192.168.77.1"))), "{mine:?}");
@@ -358,7 +358,7 @@ fn a_fresh_namespace_has_a_loopback_and_nothing_else() {
     assert_eq!((entries(&live), live.routes.iter().filter(|route| route.destination.is_ipv4()).count()), (BTreeSet::new(), 0));
 }
 
-/// 20,000 peers, both families; they also overflow a monitor that nobody reads.
+/// 20,000 peers of both families; their events overflow a monitor that is not read.
 #[test]
 fn tens_of_thousands_of_entries_are_programmed_in_batches() {
     let node = node();
@@ -403,7 +403,7 @@ fn changes_are_told_as_they_come() {
 /// Waits for an event; fails the test if it does not come.
 async fn told(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) {
     let wait = async { while !monitor.next().await.expect("events").iter().any(&wanted) {} };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is told");
+    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is reported");
 }
 
 async fn watch(eth0: u32) {
@@ -431,7 +431,7 @@ async fn watch(eth0: u32) {
                     *event == Event::Route { link: Some(ours), protocol: OUR_PROTOCOL, gone } && event.concerns(&[])
                 }
                 EntryChange::Fdb(_) | EntryChange::NoFdb(_) => *event == Event::Fdb { link: ours, gone },
-                // One that is deleted may first be told of as one that failed.
+                // A deleted neighbour may first be reported as failed.
                 _ => matches!(event, Event::Neighbour { link, .. } if *link == ours),
             })
             .await;
@@ -441,11 +441,11 @@ async fn watch(eth0: u32) {
     told(&mut monitor, |event| matches!(event, Event::Link { index, gone: true, .. } if *index == ours)).await;
 }
 
-/// Runs itself again without capabilities: being root is not enough.
+/// Without the capability an error names it. The test runs itself again as root without capabilities.
 #[test]
 fn what_is_not_permitted_is_said() {
     if std::env::var_os(BARE).is_some() {
-        let links = Kernel.links().expect("everybody may look");
+        let links = Kernel.links().expect("reading needs no capability");
         let eth0 = links.iter().find(|link| link.name == "eth0").expect("there is one");
         let outcomes = Kernel.change_entries(&peer(eth0.index, "10.244.2.0/24", "192.168.77.2", 2), &LinkNames::new(&links));
         let cure = "Operation not permitted. Run as root, or with the capability NET_ADMIN in this network namespace";
@@ -473,7 +473,7 @@ fn what_is_not_permitted_is_said() {
     assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A step of the tables in a small world, where steps often meet.
+/// An arbitrary change of entries with few addresses, so that changes often concern the same entry.
 fn step(links: [u32; 2]) -> impl Strategy<Value = EntryChange> {
     let [v4, v6] = links;
     let any_link = prop_oneof![4 => Just(v4), 4 => Just(v6), 1 => Just(9999_u32)];
@@ -510,7 +510,7 @@ fn step(links: [u32; 2]) -> impl Strategy<Value = EntryChange> {
     (prop_oneof![1 => neighbour, 1 => fdb, 2 => route], any::<bool>()).prop_map(|(change, goes)| if goes { undo(change) } else { change })
 }
 
-/// The kernel made of values does what the real one does.
+/// The fake kernel does what the real one does.
 #[test]
 fn the_fake_does_what_the_kernel_does() {
     let node = Arc::new(node());
@@ -527,7 +527,7 @@ fn the_fake_does_what_the_kernel_does() {
     };
     let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&proptest::collection::vec(proptest::collection::vec(step(links), 1..12), 1..8), |batches| {
-        // What the case before has left, above all one that failed.
+        // Removes the entries of the previous case.
         apply(&node, all(&ours(live(&node))).into_iter().map(undo).collect());
         let fake = FakeNetwork::new(Live { routes: Vec::new(), neighbours: Vec::new(), fdb: Vec::new(), ..empty.clone() });
         for batch in batches {

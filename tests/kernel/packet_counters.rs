@@ -17,7 +17,7 @@ fn packets_are_read_from_the_kernel() {
         node.run(&format!("iptables-{variant} -A OUTPUT -p udp --dport 9 -m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j DROP"));
         node.within(|| {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
-            // Dropped on its way out, which the sender may be told.
+            // The rule drops the packet on output, and send may return an error.
             let _ = socket.send_to(b"x", "127.0.0.1:9");
         });
         assert_eq!(packets(), Packets { ct_state_invalid: Some(seen), localhost_node_ports: Some(0) }, "{variant}");

@@ -1,4 +1,4 @@
-//! The pod network on real nodes: what traffic gets where, and what is told of it, to the byte.
+//! The pod network on several nodes: traffic between pods, and the published state byte for byte.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,12 +19,12 @@ fn cluster(layout: Layout) -> PodCluster {
     PodCluster::new(Path::new(SEPAL), layout)
 }
 
-/// The address that a server sees of a client.
+/// The client address that a server sees.
 fn seen(from: &sepal_lab::Netns, to: SocketAddr, what: &str) -> String {
     tcp(from, to).unwrap_or_else(|error| panic!("{what}, to {to}: {error}"))
 }
 
-/// A cluster with four pods: two on the first node, one on each of the others.
+/// A cluster with four pods: two on the first node, and one on each of the others.
 fn with_pods(layout: Layout, flags: &[&str]) -> (PodCluster, [Pod; 4]) {
     let cluster = cluster(layout);
     cluster.start(flags);
@@ -33,7 +33,7 @@ fn with_pods(layout: Layout, flags: &[&str]) -> (PodCluster, [Pod; 4]) {
     (cluster, pods)
 }
 
-/// Everybody reaches everybody, with the address that is due.
+/// All pods and nodes reach all pods, with the expected source address.
 fn packets_get_where_they_should(cluster: &PodCluster, pods: &[Pod], mtu: u32) {
     let [first, second, ..] = cluster.nodes.as_slice() else { unreachable!("there are three") };
     for ip in pods[0].ips.clone() {
@@ -65,7 +65,7 @@ fn packets_get_where_they_should(cluster: &PodCluster, pods: &[Pod], mtu: u32) {
     }
 }
 
-/// How many packets a node has cut into pieces.
+/// The number of packets that a node has fragmented.
 fn fragments(node: &PodNode) -> u64 {
     let text = node.netns.run("nstat -asz IpFragCreates Ip6FragCreates");
     let counters: Vec<u64> = text.lines().filter_map(|line| line.strip_prefix("Ip")?.split_whitespace().nth(1)?.parse().ok()).collect();
@@ -73,7 +73,7 @@ fn fragments(node: &PodNode) -> u64 {
     counters.iter().sum()
 }
 
-/// What the first node tells others, the CNI plugin and the kernel is what flanneld tells, to the byte.
+/// The first node's annotations, subnet.env, links and entries equal flanneld's, byte for byte.
 fn flannel_would_say_the_same(cluster: &PodCluster, mtu: u32) {
     let families = cluster.layout.families;
     let first = &cluster.nodes[0];
@@ -92,7 +92,7 @@ fn flannel_would_say_the_same(cluster: &PodCluster, mtu: u32) {
     let node = cluster.node(1);
     assert_eq!(node["metadata"]["annotations"], wanted);
 
-    // Both patches, as they went over the wire.
+    // The bodies of both patches.
     let log = cluster.server.log();
     let mut patches = log.iter().filter(|entry| entry.path.starts_with("/api/v1/nodes/node-1") && entry.method == "PATCH");
     let annotations = patches.next().expect("one patch writes annotations");
@@ -144,7 +144,7 @@ fn flannel_would_say_the_same(cluster: &PodCluster, mtu: u32) {
     }
 }
 
-/// A pod's request to a Service goes to another node's pod, with the pod's own address; so does the host's, masqueraded.
+/// A pod's request to a Service reaches another node's pod with the client's own address; the host's request is masqueraded.
 fn services_reach_remote_pods(cluster: &PodCluster, pods: &[Pod]) {
     for ip in &pods[2].ips {
         let (name, cluster_ip, family, base) =
@@ -172,7 +172,7 @@ fn ipv4_beside_another_proxy() {
     let (cluster, pods) = with_pods(Layout::vxlan(3, Families::V4), &["--proxy=false"]);
     packets_get_where_they_should(&cluster, &pods, 1450);
     flannel_would_say_the_same(&cluster, 1450);
-    assert!(!cluster.nodes[0].netns.run("iptables-nft-save").contains("KUBE-"), "the proxy is somebody else's");
+    assert!(!cluster.nodes[0].netns.run("iptables-nft-save").contains("KUBE-"), "the service proxy is another program's");
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn ipv6_alone() {
     flannel_would_say_the_same(&cluster, 1430);
 }
 
-/// Ended well or badly, and started again: nobody notices, and nothing is written.
+/// The daemon is terminated or killed and started again: no packet is lost, and nothing is written.
 #[test]
 fn restarts_lose_no_packet() {
     let (cluster, pods) = with_pods(Layout::vxlan(3, Families::Dual), &[]);
@@ -229,7 +229,7 @@ fn mac_of(text: &str) -> String {
     text.rsplit("link/ether ").next().and_then(|rest| rest.split_whitespace().next()).expect("a hardware address").to_owned()
 }
 
-/// Changes of net-conf.json that a running network can follow, it follows, without losing a packet.
+/// A running network follows the changes of net-conf.json that it can, without losing a packet.
 #[test]
 fn the_configuration_is_followed() {
     let (cluster, pods) = with_pods(Layout::vxlan(3, Families::Dual), &["--proxy=false"]);
@@ -248,7 +248,7 @@ fn the_configuration_is_followed() {
             && first.subnet_env().contains("FLANNEL_MTU=1330\n")
     });
     configure("MTU", Value::Null);
-    eventually_within(SOON, "and back", || mtu("cni0") == "1430\n" && first.state() == before);
+    eventually_within(SOON, "the change back is followed", || mtu("cni0") == "1430\n" && first.state() == before);
 
     let routes = || first.netns.run("ip route show proto 83; ip -6 route show proto 83");
     let tunnelled = routes();
@@ -265,18 +265,18 @@ fn the_configuration_is_followed() {
     }
     assert_eq!(probers[0].lost(), 0, "IPv4");
     configure("DirectRouting", json!(false));
-    eventually_within(SOON, "and with it again", || routes() == tunnelled && first.state() == before);
+    eventually_within(SOON, "routes over the tunnel are back", || routes() == tunnelled && first.state() == before);
     assert_eq!(probers[0].lost(), 0, "IPv4");
-    // The kernel takes the IPv6 route by the tunnel only when the direct one is gone.
+    // The kernel accepts the IPv6 route over the tunnel only after the direct one is deleted.
     let lost = probers[1].lost();
     assert!(lost < 10, "{lost} of IPv6");
 
     configure("VNI", json!(9));
-    eventually_within(SOON, "what cannot be followed is said", || first.log().contains("VNI"));
+    eventually_within(SOON, "a change that needs a restart is reported", || first.log().contains("VNI"));
     assert_eq!(first.state(), before);
 }
 
-/// Without VXLAN, by routes alone.
+/// The backend host-gw: routes without VXLAN.
 #[test]
 fn host_gw() {
     let layout = Layout { backend: json!({"Type": "host-gw"}), ..Layout::vxlan(2, Families::Dual) };

@@ -1,4 +1,4 @@
-//! Whatever goes wrong with the pod network is put right within 5 s, and costs only what it has to.
+//! Faults of the pod network are repaired within 5 s and disturb only the traffic that they concern.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::SEPAL;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Three nodes, four pods, and traffic between them that never stops.
+/// Three nodes, four pods, and continuous traffic between them.
 struct Lab {
     cluster: PodCluster,
     pods: [Pod; 4],
@@ -23,7 +23,7 @@ struct Lab {
 const LOCAL: &str = "within the first node";
 /// From the first node to the second.
 const V4: &str = "IPv4 to the second node";
-/// The same for IPv6.
+/// From the first node to the second, over IPv6.
 const V6: &str = "IPv6 to the second node";
 /// From the second node to the third.
 const OTHERS: &str = "between other nodes";
@@ -50,7 +50,7 @@ impl Lab {
         &self.cluster.nodes[0]
     }
 
-    /// No packet was lost since this was asked last: within the first node, between others, and where else none should be.
+    /// Asserts that these probers, and those between unaffected pods, have lost no packet since the last call.
     fn assert_undisturbed(&self, event: &str, spared: &[&str]) {
         for (name, prober) in &self.probers {
             let lost = prober.lost();
@@ -59,7 +59,7 @@ impl Lab {
         }
     }
 
-    /// Breaks something on the first node, and waits until all is as it was.
+    /// Breaks something on the first node and waits until its state is as before.
     fn repaired(&self, script: &str, spared: &[&str]) {
         let node = self.first();
         let before = node.state();
@@ -71,7 +71,7 @@ impl Lab {
             thread::sleep(Duration::from_millis(20));
             now = node.state();
         }
-        // What the repair itself costs shows at once; what it has left broken, too.
+        // Waits for losses that the repair itself may cause.
         thread::sleep(Duration::from_millis(100));
         assert_eq!(difference(&before, &node.state()), "", "{script}: it stays repaired");
         self.assert_undisturbed(script, spared);
@@ -84,14 +84,14 @@ impl Lab {
     }
 }
 
-/// What lines are missing, and what lines are new.
+/// The missing and the added lines.
 fn difference(before: &str, now: &str) -> String {
     let (before, now): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), now.lines().collect());
     let missing = before.difference(&now).map(|line| format!("-{line}\n"));
     missing.chain(now.difference(&before).map(|line| format!("+{line}\n"))).collect()
 }
 
-/// Repairs that the program has counted, by kind.
+/// The program's counters of repairs, by kind.
 fn repairs(node: &PodNode) -> BTreeSet<String> {
     let kind = |line: &str| Some(line.strip_prefix("sepal_network_repairs_total{kind=\"")?.split('"').next()?.to_owned());
     node.metrics().lines().filter_map(kind).collect()
@@ -101,7 +101,7 @@ fn repairs(node: &PodNode) -> BTreeSet<String> {
 fn broken_links_are_repaired() {
     let lab = Lab::new();
     let mac = lab.first().netns.run("ip -o link show flannel.1 | sed 's,.*link/ether ,,; s/ .*//'");
-    // Until it gets in between: what is gone is put right, too.
+    // Repeats until the command wins against the repair.
     let anew = |id: u32, mac: &str| {
         format!(
             "until ip -batch - <<END
@@ -150,13 +150,13 @@ fn broken_entries_files_and_rules_are_repaired() {
         &format!("rm {file}"),
         &format!("rm -r $(dirname {file})"),
         &format!("echo FLANNEL_MTU=9000 > {file}"),
-        // All at once: reading the tables again and again is not worth its while, and so the second change would be found later.
+        // All in one change: audits are rate-limited, so a second change would be found later.
         "iptables-nft -F FLANNEL-FWD; iptables-nft -t nat -F POSTROUTING; iptables-nft -t nat -D FLANNEL-POSTRTG 1
          ip6tables-nft -F FORWARD; ip6tables-nft -t nat -F; ip6tables-nft -t nat -X FLANNEL-POSTRTG",
     ] {
         lab.repaired(script, &[V4, V6]);
     }
-    // Routes of other programs in place of ours, before ours and beside ours.
+    // Routes of other programs that replace ours, precede ours, or are beside ours.
     for script in [
         "ip route replace 10.244.3.0/24 via 192.168.77.200 dev eth0; ip -6 route replace fd10:244:3::/64 via fd77::200 dev eth0",
         "ip route replace 10.244.3.0/24 via 192.168.77.200 dev eth0 proto static
@@ -188,7 +188,7 @@ fn broken_entries_files_and_rules_are_repaired() {
     assert_eq!(repairs(lab.first()), wanted.into());
 }
 
-/// Routes to destinations that no peer has stay, and so do routes that the kernel prefers to ours.
+/// Routes to destinations of no peer stay, and so do routes that the kernel prefers to ours.
 #[test]
 fn routes_of_others_stay() {
     let lab = Lab::new();
@@ -204,7 +204,7 @@ fn routes_of_others_stay() {
         assert!(with_them.contains(route) && first.state().contains(route), "{route}");
     }
 
-    // Routes that the kernel prefers to ours are named, and stay.
+    // Routes that the kernel prefers to ours are reported and stay.
     let preferred = ["fd10:244:3::/64 via fd77::200 dev eth0 proto static metric 100", "10.244.3.128/25 via 192.168.77.200 dev eth0"];
     first.netns.run(&format!("ip -6 route add {}; ip route add {}", preferred[0], preferred[1]));
     for words in [
@@ -218,9 +218,9 @@ fn routes_of_others_stay() {
     let state = first.state();
     assert!(preferred.iter().all(|route| state.contains(route)), "{state}");
     lab.assert_undisturbed("a route that is preferred", &[V4, V6]);
-    // Also where ours has to be set anew, although a route over another link leads to its gateway.
+    // Also if ours must be written again while a route over another link covers its gateway.
     first.netns.run("ip -6 route add fd10:244:3::/64 via fd77::200 dev eth0 metric 2048; ip -6 route del fd10:244:3::/64 proto 83");
-    eventually_within(SOON, "ours is back", || {
+    eventually_within(SOON, "our route is back", || {
         first.state().contains("fd10:244:3::/64 via fd10:244:3:: dev flannel-v6.1 proto 83 metric 1024")
     });
     first.netns.run("ip -6 route del fd10:244:3::/64 metric 2048");
@@ -228,7 +228,7 @@ fn routes_of_others_stay() {
     assert_eq!(difference(&with_them, &first.state()), "");
 }
 
-/// At the start, and where another program does not stop.
+/// Foreign routes at the start, and a program that keeps writing them.
 #[test]
 fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named() {
     let layout = Layout { backend: json!({"Type": "host-gw"}), ..Layout::vxlan(3, Families::Dual) };
@@ -247,9 +247,9 @@ fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named(
         let is_it = |event: &Value| event["reason"] == json!(reason) && event["regarding"]["name"] == json!("node-1");
         cluster.server.list("events.events.k8s.io").iter().any(is_it)
     };
-    eventually_within(SOON, "an Event tells", || has_event("RouteReplaced"));
+    eventually_within(SOON, "an Event reports it", || has_event("RouteReplaced"));
 
-    // It writes its routes again as soon as they are replaced.
+    // The other program writes its routes again as soon as they are replaced.
     let start = Instant::now();
     let mut written = 0;
     while !has_event("RouteContested") {
@@ -263,9 +263,9 @@ fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named(
     let log = first.log();
     assert!(written > 2 && log.contains("writes the route to 10.244.2.0/24 (pods of node node-2) again and again"), "{written}\n{log}");
     assert!(!log.contains("the route to 10.244.3.0/24"), "only those routes are named");
-    // It stops: without it ours are back at once.
+    // The other program stops: our routes are back at once.
     first.netns.run("ip route del 10.244.2.0/24; ip -6 route del fd10:244:2::/64");
-    eventually_within(SOON, "all is as before", || first.state() == before);
+    eventually_within(SOON, "the state is as before", || first.state() == before);
 }
 
 /// A node that exists only in the API.
@@ -273,7 +273,7 @@ fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named(
 struct Ghost {
     macs: [&'static str; 2],
     ips: [&'static str; 2],
-    /// The third part of both its subnets.
+    /// The third number of both its subnets.
     subnets: [u8; 2],
     managed: bool,
 }
@@ -296,7 +296,7 @@ impl Ghost {
         })
     }
 
-    /// What every node has in its kernel for it.
+    /// The kernel entries that every node has for it.
     fn entries(&self) -> BTreeSet<String> {
         let ([mac, mac6], [ip, ip6], [subnet, subnet6]) = (self.macs, self.ips, self.subnets);
         let all = [
@@ -311,7 +311,7 @@ impl Ghost {
     }
 }
 
-/// Everything that can change about a peer, in one family and in both, while we run and while we do not.
+/// Every change of a peer, in one family and in both, while the daemon runs and while it is stopped.
 #[test]
 fn peers_come_change_and_go() {
     let lab = Lab::new();
@@ -349,7 +349,7 @@ fn peers_come_change_and_go() {
         lab.cluster.server.put(ghost.object()).expect("a Node");
         holds(what, &ghost.entries());
     }
-    // The same while nobody looks.
+    // The same while the daemon is stopped.
     for (what, ghost) in &steps {
         assert_eq!(first.stop(), Some(0));
         lab.cluster.server.put(ghost.object()).expect("a Node");
@@ -369,7 +369,7 @@ fn peers_come_change_and_go() {
     assert_eq!(difference(&before, &first.state()), "");
 }
 
-/// A node gets another address: it is told, and packets go there.
+/// A node gets another address: it is published, and packets are sent there.
 #[test]
 fn a_nodes_own_address_changes() {
     let lab = Lab::new();
@@ -397,7 +397,9 @@ fn a_nodes_own_address_changes() {
         }
         for ip in [v4, v6] {
             eventually_within(SOON, "packets go there", || sepal_lab::traffic::udp(&lab.pods[0].netns, lab.pods[3].udp(ip)).is_ok());
-            eventually_within(SOON, "and back", || sepal_lab::traffic::udp(&lab.pods[3].netns, lab.pods[1].udp(ip)).is_ok());
+            eventually_within(SOON, "the change back is followed", || {
+                sepal_lab::traffic::udp(&lab.pods[3].netns, lab.pods[1].udp(ip)).is_ok()
+            });
         }
     }
     for (name, prober) in &lab.probers {

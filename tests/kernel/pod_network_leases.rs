@@ -1,4 +1,4 @@
-//! Subnets that nodes lease themselves: no two have the same, and whoever gets none waits for one.
+//! Nodes lease subnets: no two hold the same, and a node without one waits.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::SEPAL;
 const SOON: Duration = Duration::from_secs(5);
 const FLAGS: [&str; 2] = ["--proxy=false", "--subnet-source=lease"];
 
-/// The subnet of a family that subnet.env names: without the last part of its gateway, and its length.
+/// The subnet of a family in subnet.env, without the gateway's last part and the prefix length.
 fn subnet(node: &PodNode, key: &str) -> String {
     let env = node.subnet_env();
     let gateway = env.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key} in {env:?}"));
@@ -37,7 +37,7 @@ fn all_reach_all(pods: &[Pod]) {
     }
 }
 
-/// What the Lease of a subnet says about its holder.
+/// The holder in the Lease of a subnet.
 fn holder(cluster: &PodCluster, subnet: &str) -> Value {
     let name = format!("kube-system/sepal-{}", subnet.replace(['.', '/'], "-"));
     cluster.server.get("leases", &name).map(|lease| lease["spec"]["holderIdentity"].clone()).unwrap_or_default()
@@ -67,28 +67,28 @@ fn nodes_lease_subnets_and_wait_for_them() {
         assert_eq!(holder(&cluster, &subnets(node)[0]), json!(format!("node-{number}_uid-{number}")));
         eventually_within(SOON, "the Node shows its subnets", || cluster.node(number)["spec"]["podCIDRs"] == json!(subnets(node)));
     }
-    // A restart finds its own again.
+    // A restarted node finds its own Lease.
     let before = first.state();
     first.kill();
     first.start_again();
     first.wait_ready();
     assert_eq!(first.state(), before);
 
-    // The third gets nothing, and says so.
+    // The third node gets no subnet and reports it.
     third.start(&FLAGS);
     let condition = || cluster.node(3)["status"]["conditions"][0].clone();
-    eventually_within(SOON, "the condition tells", || {
+    eventually_within(SOON, "the condition reports it", || {
         (&condition()["status"], &condition()["reason"]) == (&json!("True"), &json!("OutOfSubnets"))
     });
     let shortage = "out of subnets: of the 2 /24 subnets from 10.244.5.0 to 10.244.6.0 2 are leased and 0 reserved for others";
     assert!(third.log().contains(shortage), "{}", third.log());
     let told = |event: &Value| event["reason"] == json!("OutOfSubnets") && event["regarding"]["name"] == json!("node-3");
-    eventually_within(SOON, "an Event tells", || cluster.server.list("events.events.k8s.io").iter().any(told));
+    eventually_within(SOON, "an Event reports it", || cluster.server.list("events.events.k8s.io").iter().any(told));
     let (status, parts) = third.readiness().expect("it stays up");
     assert!(status == 503 && parts.contains("[-]subnet not yet: out of subnets"), "{parts}");
     assert_eq!((third.subnet_env(), cluster.node(3)["spec"].clone()), (String::new(), json!({})));
 
-    // It takes the next one that is released.
+    // The third node takes the next subnet that is released.
     let released = subnets(second)[0].clone();
     assert_eq!(second.stop(), Some(0));
     let file = second.subnet_file().display().to_string();
@@ -98,8 +98,8 @@ fn nodes_lease_subnets_and_wait_for_them() {
     eventually_within(SOON, "the third has it", || holder(&cluster, &released) == json!("node-3_uid-3"));
     third.wait_ready();
     assert_eq!(subnets(third)[0], released);
-    eventually_within(SOON, "the condition tells", || condition()["status"] == json!("False"));
+    eventually_within(SOON, "the condition reports it", || condition()["status"] == json!("False"));
     pods.push(third.attach());
-    eventually_within(SOON, "the first knows the way", || tcp(&pods[0].netns, pods[1].tcp(pods[0].ips[0])).is_ok());
+    eventually_within(SOON, "the first node has the route", || tcp(&pods[0].netns, pods[1].tcp(pods[0].ips[0])).is_ok());
     all_reach_all(&pods);
 }

@@ -1,4 +1,4 @@
-//! A node that loses its subnet says so, gives it to no pod any more, and takes it out of the kernel.
+//! A node that loses its subnet reports it, gives no address of it to pods, and deletes it from the kernel.
 
 use std::path::Path;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
             "{links}"
         );
         assert!(!is_there("10.244.1.".into()) && !is_there("fd10:244:1:".into()), "{links}");
-        // The plugin gives the bridge its new address.
+        // The CNI plugin sets the bridge's new address.
         let pod = connect(&format!("pod-{number}"));
         assert!(pod.ips[0].to_string().starts_with(&format!("10.244.{number}.")), "{:?}", pod.ips);
         before = if number == 5 { ["10.244.5.0/24", "fd10:244:5::/64"] } else { before };
@@ -102,27 +102,27 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
         if is_down {
             first.start_again();
         }
-        eventually_within(SOON, "subnet.env goes", || first.subnet_env().is_empty());
-        eventually_within(SOON, "links and routes go", || {
+        eventually_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
+        eventually_within(SOON, "links and routes are deleted", || {
             let (links, routes) = state(first);
             !links.contains("flannel") && !routes.contains("proto 83")
         });
         fails_to_connect(first, "b");
-        eventually_within(SOON, "the condition tells", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
+        eventually_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
         let (status, parts) = first.readiness().expect("it stays up");
         assert!(status == 503 && parts.contains("[-]subnet ") && parts.contains("pod cidr not assigned"), "{parts}");
-        // The same ones are assigned again: pods that run have kept their gateway.
+        // The same podCIDRs are assigned again: running pods have kept their gateway.
         let gateway = "cni0    inet 10.244.6.1/24";
         assert!(links(first).contains(gateway), "{}", links(first));
         set_pod_cidrs(&cluster, &["10.244.6.0/24", "fd10:244:6::/64"]);
         first.wait_ready();
         connect(if is_down { "c" } else { "d" });
-        eventually_within(SOON, "the condition tells", || condition(&cluster, 1).0 == json!("False"));
+        eventually_within(SOON, "the condition reports it", || condition(&cluster, 1).0 == json!("False"));
     }
     assert!(has_event(&cluster, "SubnetWithdrawn", "this node lost its subnet 10.244.6.0/24 and fd10:244:6::/64, and no pod can start"));
 }
 
-/// The service proxy needs the podCIDR, too (detectLocalMode NodeCIDR). Its wait for one does not keep subnet.env.
+/// The service proxy waits for a podCIDR (detectLocalMode NodeCIDR). Meanwhile the stale subnet.env is deleted.
 #[test]
 fn a_service_proxy_that_waits_for_a_pod_cidr_does_not_keep_subnet_env() {
     let cluster = PodCluster::new(Path::new(SEPAL), Layout::vxlan(1, Families::V4));
@@ -133,14 +133,14 @@ fn a_service_proxy_that_waits_for_a_pod_cidr_does_not_keep_subnet_env() {
     first.kill();
     set_pod_cidrs(&cluster, &[]);
     first.start_again();
-    eventually_within(SOON, "subnet.env goes", || first.subnet_env().is_empty());
-    eventually_within(SOON, "the condition tells", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
+    eventually_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
+    eventually_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
     set_pod_cidrs(&cluster, &["10.244.5.0/24"]);
     first.wait_ready();
     assert!(first.subnet_env().contains("FLANNEL_SUBNET=10.244.5.1/24"));
 }
 
-/// The API server is away when the daemon starts: what is there may still be this node's.
+/// The API server does not answer when the daemon starts: everything stays, because it may still be this node's.
 #[test]
 fn an_api_server_that_is_away_takes_nothing_away() {
     let cluster = PodCluster::new(Path::new(SEPAL), Layout::vxlan(2, Families::V4));
@@ -164,7 +164,7 @@ fn an_api_server_that_is_away_takes_nothing_away() {
 fn a_lease_that_went_to_another_node_takes_subnet_env_along() {
     let layout = Layout { assigned: false, ..Layout::vxlan(2, Families::Dual) };
     let mut conf = layout.net_conf();
-    // One subnet of IPv4, many of IPv6.
+    // One IPv4 subnet and many IPv6 subnets.
     (conf["SubnetMin"], conf["SubnetMax"]) = (json!("10.244.5.0"), json!("10.244.5.0"));
     let cluster = PodCluster::new(Path::new(SEPAL), layout);
     let first = &cluster.nodes[0];
@@ -173,17 +173,17 @@ fn a_lease_that_went_to_another_node_takes_subnet_env_along() {
     first.wait_ready();
     first.connect("a").expect("it is connected");
     let lease = || cluster.server.get("leases", "kube-system/sepal-10-244-5-0-24").expect("it is leased");
-    // While it is down its lease expires and another node takes it.
+    // While the node is down its lease expires, and another node takes the subnet.
     first.kill();
     let mut taken = lease();
     taken["spec"]["holderIdentity"] = json!("node-2_uid-2");
     cluster.server.put(taken).expect("a Lease");
     first.start_again();
-    eventually_within(SOON, "subnet.env goes", || first.subnet_env().is_empty());
-    eventually_within(SOON, "the IPv4 link goes, and the bridge's address", || !links(first).contains("10.244.5."));
+    eventually_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
+    eventually_within(SOON, "the IPv4 link and the bridge's address are deleted", || !links(first).contains("10.244.5."));
     assert!(links(first).contains("flannel-v6.1    inet6 fd10:244:"), "IPv6 is still leased: {}", links(first));
     fails_to_connect(first, "b");
-    eventually_within(SOON, "the condition tells", || condition(&cluster, 1) == (json!("True"), json!("SubnetLost")));
+    eventually_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("SubnetLost")));
     let (status, parts) = first.readiness().expect("it stays up");
     assert!(
         status == 503 && parts.contains("the lease of subnet 10.244.5.0/24 is lost: node-2_uid-2 has it now; out of subnets"),
@@ -194,7 +194,7 @@ fn a_lease_that_went_to_another_node_takes_subnet_env_along() {
     }
     let public_ip = || cluster.node(1)["metadata"]["annotations"].get("flannel.alpha.coreos.com/public-ip").cloned();
     eventually_within(SOON, "its Node does not ask for packets to that subnet", || public_ip().is_none());
-    // The lease comes free, and it is taken.
+    // The lease is released, and the node takes it.
     assert!(cluster.server.remove("leases", "kube-system/sepal-10-244-5-0-24"));
     first.wait_ready();
     assert!(first.subnet_env().contains("FLANNEL_SUBNET=10.244.5.1/24"));

@@ -1,4 +1,4 @@
-//! What other nodes say is checked before it is believed, and what is missing at the API costs no more than it has to.
+//! Data that other nodes publish is validated, and missing permissions or a missing podCIDR disable only what needs them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::SEPAL;
 
 const PREFIX: &str = "flannel.alpha.coreos.com";
 const SOON: Duration = Duration::from_secs(5);
-/// So often at least a permission that is missing is tried again.
+/// The limit for the retry after a missing permission.
 const TRIED_AGAIN: Duration = Duration::from_secs(15);
 
 fn cluster(layout: Layout) -> PodCluster {
     PodCluster::new(Path::new(SEPAL), layout)
 }
 
-/// Events about an object of a reason: what they say.
+/// The notes of the Events about an object with this reason.
 fn events(cluster: &PodCluster, about: &str, reason: &str) -> Vec<String> {
     let all = cluster.server.list("events.events.k8s.io");
     let fitting = all.iter().filter(|event| event["regarding"]["name"] == json!(about) && event["reason"] == json!(reason));
@@ -35,7 +35,7 @@ fn unavailable(cluster: &PodCluster, number: u8) -> String {
     found.map(|condition| format!("{} {}", condition["status"], condition["reason"]).replace('"', "")).unwrap_or_default()
 }
 
-/// A node that exists only in the API, and has nothing wrong with it.
+/// A valid Node that exists only in the API.
 fn ghost(name: &str, number: u8) -> Value {
     let cidr = format!("10.244.{number}.0/24");
     json!({
@@ -96,7 +96,7 @@ fn nodes_that_make_no_sense_are_refused_and_cost_only_themselves() {
         (with_annotation(ghost("no-address", 109), "public-ip", "10.0.0.1/8"), "annotation public-ip is \"10.0.0.1/8\""),
     ];
     cluster.server.load(wrong.iter().map(|(node, _)| node.clone()).collect()).expect("Nodes");
-    // Whoever comes behind them is taken.
+    // A valid Node that comes after them is programmed.
     cluster.server.put(ghost("good", 120)).expect("a Node");
     let of_good = [
         "10.244.120.0/24 via 10.244.120.0 dev flannel.1 proto 83 onlink",
@@ -120,14 +120,14 @@ fn nodes_that_make_no_sense_are_refused_and_cost_only_themselves() {
         let name = node["metadata"]["name"].as_str().expect("a name");
         let start = format!("refused: node {name} (ipv4): {why}");
         assert_eq!(first.log().matches(&start).count(), 1, "{start}\n{}", first.log());
-        eventually_within(SOON, "an Event tells", || {
+        eventually_within(SOON, "an Event reports it", || {
             events(&cluster, name, "PeerRefused").iter().any(|note| note.starts_with(&format!("node {name} (ipv4): {why}")))
         });
     }
-    // Said once, whatever else changes; and it can be mended.
+    // A refusal is logged once, whatever else changes, and it ends when the Node becomes valid.
     cluster.server.put(with_annotation(ghost("good", 120), "public-ip", "192.168.77.121")).expect("a Node");
     cluster.server.put(ghost("no-json", 108)).expect("a Node");
-    eventually_within(SOON, "one that makes sense again is programmed", || {
+    eventually_within(SOON, "a Node that is valid again is programmed", || {
         more().contains("10.244.108.0/24 via 10.244.108.0 dev flannel.1 proto 83 onlink")
             && more().contains("flannel.1 02:00:00:00:00:78 dst 192.168.77.121 self permanent")
     });
@@ -142,7 +142,7 @@ fn nodes_that_make_no_sense_are_refused_and_cost_only_themselves() {
     assert_eq!(prober.lost(), 0, "between the others traffic never stopped");
 }
 
-/// What was true when a peer was believed is no longer: it goes, at once.
+/// A peer whose annotations become invalid is removed at once.
 #[test]
 fn a_peer_that_turns_bad_goes() {
     let (cluster, _pods) = pair(Families::Dual, &["--proxy=false"]);
@@ -153,14 +153,14 @@ fn a_peer_that_turns_bad_goes() {
     let bad = with_annotation(good.clone(), "backend-v6-data", "nonsense");
     cluster.server.put(bad).expect("a Node");
     let of_peer = |family: &str| first.state().lines().filter(|line| line.contains(family)).count();
-    eventually_within(SOON, "its IPv6 entries go, and its IPv4 entries stay", || {
+    eventually_within(SOON, "its IPv6 entries are deleted, and its IPv4 entries stay", || {
         (of_peer("10.244.2.0"), of_peer("fd10:244:2::")) == (2, 0) && first.log().contains("refused: node node-2 (ipv6): annotation")
     });
     cluster.server.put(good).expect("a Node");
-    eventually_within(SOON, "and come back", || first.state() == before);
+    eventually_within(SOON, "its IPv6 entries are back", || first.state() == before);
 }
 
-/// The program stays up, says what is missing, and goes on within 15 s of its being given.
+/// The program keeps running, names the missing permission, and continues within 15 s after it is granted.
 #[test]
 fn missing_permissions_are_named_and_tried_again() {
     let cluster = cluster(Layout::vxlan(2, Families::V4));
@@ -174,16 +174,18 @@ fn missing_permissions_are_named_and_tried_again() {
     });
     let (status, parts) = first.readiness().expect("it answers");
     assert!(status == 503 && parts.contains("[-]subnet not yet: no Nodes are known yet"), "{parts}");
-    // Only reading is allowed: the network is set up, and nobody is told.
+    // Only reading is allowed: the network is set up and not published.
     cluster.server.allow_all();
     cluster.server.deny("patch", "nodes/status");
     eventually_within(TRIED_AGAIN, "Nodes are read", || first.log().contains("add address 10.244.1.0/32"));
     let missing = "add to the rules of its role {apiGroups: [\"\"], resources: [\"nodes/status\"], verbs: [\"patch\"]}";
     eventually_within(SOON, "the permission to write is named", || first.log().contains(missing));
-    eventually_within(SOON, "an Event tells", || events(&cluster, "node-1", "PermissionMissing").iter().any(|note| note.contains(missing)));
+    eventually_within(SOON, "an Event reports it", || {
+        events(&cluster, "node-1", "PermissionMissing").iter().any(|note| note.contains(missing))
+    });
     let is_told =
         || first.readiness().is_some_and(|(status, parts)| status == 503 && parts.contains("[-]registration not yet: cannot write"));
-    eventually_within(SOON, "so the node is not ready", is_told);
+    eventually_within(SOON, "the node is not ready", is_told);
     let tries = || cluster.server.log().iter().filter(|entry| entry.path.contains("/node-1/status") && entry.code == 403).count();
     eventually("it is tried again", || tries() >= 4);
     cluster.server.allow_all();
@@ -191,7 +193,7 @@ fn missing_permissions_are_named_and_tried_again() {
     assert_eq!(first.log().matches(missing).count(), 1, "it is said once:\n{}", first.log());
     cluster.nodes.iter().for_each(PodNode::wait_ready);
 
-    // Taken away while it runs: what is known holds, and traffic goes on.
+    // The permission is revoked while the daemon runs: the last known state stays, and traffic goes on.
     let pods = [first.attach(), cluster.nodes[1].attach()];
     let prober = Prober::start(&pods[0].netns, pods[1].udp(pods[1].ips[0]));
     let before = first.state();
@@ -202,18 +204,18 @@ fn missing_permissions_are_named_and_tried_again() {
     thread::sleep(Duration::from_secs(3));
     assert_eq!(first.state(), before);
     cluster.server.allow_all();
-    eventually_within(TRIED_AGAIN, "what was missed is made up for", || first.state().contains("10.244.120.0/24 via 10.244.120.0"));
+    eventually_within(TRIED_AGAIN, "the missed change is applied", || first.state().contains("10.244.120.0/24 via 10.244.120.0"));
     assert_eq!(prober.lost(), 0);
 }
 
-/// Without a podCIDR the program waits, and says why where people look.
+/// Without a podCIDR the program waits and reports why in the condition, an Event and `/readyz`.
 #[test]
 fn a_node_without_pod_cidr_waits_and_says_so() {
     let cluster = cluster(Layout { assigned: false, ..Layout::vxlan(2, Families::V4) });
     let [first, second] = cluster.nodes.as_slice() else { unreachable!("there are two") };
     first.start(&["--proxy=false"]);
-    eventually_within(SOON, "the condition tells", || unavailable(&cluster, 1) == "True PodCIDRMissing");
-    eventually_within(SOON, "an Event tells which flag helps", || {
+    eventually_within(SOON, "the condition reports it", || unavailable(&cluster, 1) == "True PodCIDRMissing");
+    eventually_within(SOON, "an Event names the flag that helps", || {
         events(&cluster, "node-1", "PodCIDRMissing").iter().any(|note| note.contains("--allocate-node-cidrs=true"))
     });
     let (status, parts) = first.readiness().expect("it answers");
@@ -223,22 +225,22 @@ fn a_node_without_pod_cidr_waits_and_says_so() {
         cluster.change_node(number, |node| *node = with_cidr(node.clone(), &format!("10.244.{number}.0/24")));
     }
     first.wait_ready();
-    eventually_within(SOON, "the condition says that it works", || unavailable(&cluster, 1) == "False FlannelIsUp");
+    eventually_within(SOON, "the condition reports that the network works", || unavailable(&cluster, 1) == "False FlannelIsUp");
     second.start(&["--proxy=false"]);
     second.wait_ready();
     let pods = [first.attach(), second.attach()];
     udp(&pods[0].netns, pods[1].udp(pods[1].ips[0])).expect("pod to pod");
 
-    // A network that stops to work is said to be broken, but not for every moment that a repair takes.
+    // A network that stops working is reported, but not during a short repair.
     first
         .netns
         .run("until ip -batch - <<END\nlink del flannel.1\nlink add other0 type vxlan id 1 dev eth0 dstport 8472\nEND\ndo true; done");
     let in_the_way = "link flannel.1 cannot be made: link other0 has VNI 1";
-    eventually_within(SOON, "what is in the way is named", || first.readiness().is_some_and(|(_, parts)| parts.contains(in_the_way)));
-    assert_eq!(unavailable(&cluster, 1), "False FlannelIsUp", "that may pass");
-    eventually("the condition tells that it does not work", || unavailable(&cluster, 1) == "True LinksFailed");
+    eventually_within(SOON, "the obstacle is reported", || first.readiness().is_some_and(|(_, parts)| parts.contains(in_the_way)));
+    assert_eq!(unavailable(&cluster, 1), "False FlannelIsUp", "a repair may still succeed");
+    eventually("the condition reports that the network does not work", || unavailable(&cluster, 1) == "True LinksFailed");
     assert!(events(&cluster, "node-1", "LinksFailed").iter().any(|note| note.contains(in_the_way)));
     first.netns.run("ip link del other0");
-    eventually_within(SOON, "and that it works again", || unavailable(&cluster, 1) == "False FlannelIsUp");
+    eventually_within(SOON, "the condition reports that the network works again", || unavailable(&cluster, 1) == "False FlannelIsUp");
     udp(&pods[0].netns, pods[1].udp(pods[1].ips[0])).expect("pod to pod");
 }

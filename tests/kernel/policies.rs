@@ -1,5 +1,4 @@
-//! What Services ask of traffic beyond reaching an endpoint: real packets through the rules of the real program, in network namespaces of
-//! the tests' own.
+//! Traffic policies, session affinity, loopback node ports and stale UDP flows, with real packets.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,13 +16,13 @@ use crate::manifest_site::{self, Following};
 
 const VARIANTS: [&str; 2] = ["nft", "legacy"];
 
-/// Where every endpoint answers with its own address and the one it was asked from.
+/// The port at which every endpoint answers with its own address and the client's.
 const PEER_PORT: u16 = 9090;
 
 const LOCAL: &str = "alder-03";
 const ELSEWHERE: &str = "birch-04";
 
-/// An external traffic policy, and the nodes that the two endpoints are said to be on.
+/// An external traffic policy, and the nodes of the two endpoints.
 struct Policy {
     name: &'static str,
     number: u16,
@@ -69,7 +68,7 @@ fn service(policy: &Policy, family: Family) -> String {
          metadata: {{name: {name}-1, namespace: shop, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: {kind}\n\
          ports: [{{name: http, port: {PEER_PORT}, protocol: TCP}}]\nendpoints:\n\
          - {{addresses: [\"{one}\"], nodeName: {first}}}\n- {{addresses: [\"{two}\"], nodeName: {second}}}\n",
-        // A node port is one for both families, and so belongs to one Service only.
+        // A node port has both families, so each Service needs its own.
         node_port = 30_100 + number + pick(family, 0, 100),
     )
 }
@@ -95,7 +94,7 @@ fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
-/// Who answered, and whom they saw asking; 32 tries leave one of two fair coins unseen once in 10^9.
+/// The servers that answered and the clients that they saw. With 32 requests one of two endpoints is missed once in 10^9 runs.
 fn answers(from: &Netns, to: SocketAddr) -> BTreeSet<(String, String)> {
     let answers = (0..32).map(|_| tcp(from, to).unwrap_or_else(|error| panic!("{to}: {error}")));
     answers.map(|said| said.split_once(' ').map(|(server, peer)| (server.to_owned(), peer.to_owned())).expect("two addresses")).collect()
@@ -133,7 +132,7 @@ fn external_traffic_policies_hold(variant: &'static str) {
             let dropped = tcp(&lab.outside, to).expect_err("nothing is local");
             assert_eq!(dropped.kind(), ErrorKind::TimedOut, "{variant} {to}: dropped, not refused: {dropped}");
         }
-        // What comes from within the cluster is internal traffic, whichever address it goes to.
+        // Traffic from within the cluster is internal, for every address of the Service.
         for policy in [&near, &away] {
             let cluster_ip = pick(family, format!("10.111.0.{}", policy.number), format!("fd61:b::{}", policy.number));
             let [_, balancer] = frontends(policy);
@@ -156,7 +155,7 @@ fn external_traffic_policies_hold_legacy() {
     external_traffic_policies_hold("legacy");
 }
 
-/// Endpoints come and go, other Services change: a client stays with its endpoint as long as that is there.
+/// Endpoints and other Services change: a client keeps its endpoint while that exists.
 #[test]
 fn affinity_holds_while_the_cluster_changes() {
     for variant in VARIANTS {
@@ -169,7 +168,7 @@ fn affinity_holds_while_the_cluster_changes() {
             let slice = gone.map_or_else(|| slice.clone(), |gone| without(&slice, gone));
             before + &slice
         };
-        // The set of endpoints changes, and with it the Service's chain: the endpoint's own, which remembers its clients, does not.
+        // A change of the endpoints changes the Service's chain, but not the endpoint's own chain, which stores its clients.
         for gone in [None, Some(other), None] {
             let mut manifests = cluster(gone);
             write!(manifests, "---\n{}", service(&POLICIES[0], Family::V4).trim_start_matches("---\n")).expect("memory");
@@ -178,7 +177,7 @@ fn affinity_holds_while_the_cluster_changes() {
                 assert_eq!(tcp(&lab.outside, sticky).expect("it serves"), first, "{variant}: without {gone:?}");
             }
         }
-        // Its endpoint gone, it goes to another, and stays there.
+        // When its endpoint is removed, the client gets another one and keeps it.
         lab.change(&cluster(Some(&first)));
         assert_eq!(tcp(&lab.outside, sticky).expect("one is left"), other, "{variant}");
         lab.change(&cluster(None));
@@ -201,7 +200,7 @@ fn without(slice: &str, address: &str) -> String {
     slice.replacen(&line, "", 1)
 }
 
-/// With `localhostNodePorts: false` loopback is left alone, and so is the sysctl.
+/// With `localhostNodePorts: false` node ports do not answer on loopback, and the sysctl is not changed.
 #[test]
 fn loopback_is_left_alone_where_it_is_not_wanted() {
     for variant in VARIANTS {
@@ -212,7 +211,7 @@ fn loopback_is_left_alone_where_it_is_not_wanted() {
             if wanted {
                 assert!(answer.is_ok(), "{variant}: {answer:?}");
             } else {
-                assert_eq!(answer.expect_err("nobody listens").kind(), ErrorKind::ConnectionRefused, "{variant}");
+                assert_eq!(answer.expect_err("no process listens").kind(), ErrorKind::ConnectionRefused, "{variant}");
             }
             assert_eq!(sysctl.trim() == "1", wanted, "{variant}");
             assert!(tcp(&lab.node, at("192.168.61.13", 30_080)).is_ok(), "{variant}: other addresses answer all the same");
@@ -220,7 +219,7 @@ fn loopback_is_left_alone_where_it_is_not_wanted() {
     }
 }
 
-/// A client that keeps its port, as UDP clients with a long life do, is cut off from an endpoint that is gone.
+/// The flow of a UDP client that keeps its source port moves away from a removed endpoint.
 #[test]
 fn udp_flows_to_a_removed_endpoint_are_cut() {
     for variant in VARIANTS {
@@ -237,7 +236,7 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
                 let mut buffer = [0; 64];
                 client.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
             };
-            // Until neighbours have found each other a packet may be lost.
+            // A packet may be lost before neighbours are resolved.
             let mut first = String::new();
             eventually("it serves", || ask().map(|answer| first = answer).is_ok());
             assert_eq!(ask().expect("it serves"), first, "{variant}: one flow, one endpoint");

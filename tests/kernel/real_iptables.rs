@@ -1,4 +1,4 @@
-//! Real iptables of both variants, the real kernel, real packets, in network namespaces of the tests' own.
+//! Rules in real iptables of both variants, and real packets to Services.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +26,7 @@ use crate::manifest_site::{Lab, testdata, traffic};
 use crate::predecessors;
 use crate::restore_input::{into_empty_tables, left_to_write};
 
-/// Tries until both endpoints have answered; one of two fair coins stays unseen in 64 tosses once in 10^19.
+/// Repeats a request until both endpoints have answered. With 64 requests one is missed once in 10^19 runs.
 fn both_answer(what: &str, ask: impl Fn() -> std::io::Result<String>) {
     let mut seen = BTreeSet::new();
     for _ in 0..64 {
@@ -68,10 +68,10 @@ fn traffic_flows_as_the_services_say(variant: &str) {
                 assert_eq!(tcp(from, sticky).expect("it answered before"), first, "{}", what("affinity"));
             }
 
-            let refused = tcp(from, at("10.111.0.13", "fd61:b::13", 80)).expect_err("nobody is there");
+            let refused = tcp(from, at("10.111.0.13", "fd61:b::13", 80)).expect_err("there is no endpoint");
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{}", what("no endpoints"));
         }
-        // NodePorts answer on IPv4 loopback as well.
+        // Node ports answer on IPv4 loopback, too.
         if family == Family::V4 {
             both_answer("NodePort on loopback", || tcp(&lab.node, address("127.0.0.1", 30080)));
         }
@@ -81,7 +81,7 @@ fn traffic_flows_as_the_services_say(variant: &str) {
         let dropped = tcp(&lab.outside, balancer).expect_err("this source is not within the ranges");
         assert_eq!(dropped.kind(), ErrorKind::TimedOut, "{variant} {family}: outside the source ranges: {dropped}");
     }
-    assert_eq!(sepal.terminate(), Some(0), "SIGTERM is a good end");
+    assert_eq!(sepal.terminate(), Some(0), "SIGTERM ends with status 0");
     assert_eq!(lab.diff(variant, &manifests).0, Some(0), "and leaves the rules");
 }
 
@@ -95,7 +95,7 @@ fn traffic_flows_as_the_services_say_legacy() {
     traffic_flows_as_the_services_say("legacy");
 }
 
-/// Files that change are followed; files that are broken or half there change nothing.
+/// Changed manifest files are followed; invalid or half-written files change nothing.
 fn changes_are_followed(variant: &str) {
     let lab = Lab::new();
     let folder = tempfile::tempdir().expect("a folder");
@@ -115,7 +115,7 @@ fn changes_are_followed(variant: &str) {
         assert_eq!(rules(), before, "a broken file changes nothing");
     }
 
-    // One endpoint less, by rename as editors do it.
+    // An endpoint is removed; the file is replaced by rename, as editors do.
     let fewer = whole.replace("- {addresses: [\"10.61.3.11\"], nodeName: alder-03}\n", "");
     assert_ne!(fewer, whole);
     let beside = folder.path().join(".new");
@@ -125,9 +125,9 @@ fn changes_are_followed(variant: &str) {
     for _ in 0..16 {
         assert_eq!(tcp(&lab.outside, web).expect("one is left"), "10.61.3.10");
     }
-    assert!(!rules().contains("10.61.3.11"), "chains that nothing needs any more are gone");
+    assert!(!rules().contains("10.61.3.11"), "chains of the removed endpoint are deleted");
 
-    // Killed in the middle and started again, twice at once: it comes out the same.
+    // Killed during a change, and then two processes at once: the rules are the same.
     drop(sepal);
     fs::write(&file, &whole).expect("writable");
     let one = lab.sepal(variant, folder.path());
@@ -149,8 +149,7 @@ fn changes_are_followed_legacy() {
     changes_are_followed("legacy");
 }
 
-/// What is printed is what iptables-restore takes; and what it took compares as the same when it is saved, so that nothing is written again.
-/// All cases, both variants, both families.
+/// iptables-restore accepts the rules of all cases, in both variants and families, and after reading them back nothing is left to write.
 #[test]
 fn every_golden_file_is_taken_by_iptables() {
     let netns = Netns::new();
@@ -160,7 +159,7 @@ fn every_golden_file_is_taken_by_iptables() {
     for entry in fs::read_dir(testdata("")).expect("testdata is there") {
         let path = entry.expect("readable").path();
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        // Counters need a kernel module that not every machine has.
+        // nfacct counters need a kernel module that some machines lack.
         if text.contains("nfacct: true") && !counters.localhost_node_ports {
             continue;
         }
@@ -169,7 +168,7 @@ fn every_golden_file_is_taken_by_iptables() {
             let input = into_empty_tables(&inputs, family);
             for variant in ["nft", "legacy"] {
                 let program = format!("{}-{variant}", pick(family, "iptables", "ip6tables"));
-                // Without --noflush what was there before goes.
+                // Without --noflush the previous rules are deleted.
                 let mut child =
                     netns.command(&format!("{program}-restore")).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
                 child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
@@ -187,9 +186,9 @@ fn every_golden_file_is_taken_by_iptables() {
     assert!(checked > 200, "only {checked} were tried");
 }
 
-/// The kernel's number moves by one with every transaction that changes something, and not when somebody looks.
+/// The generation counter increases by one with every changing transaction, and not with reads.
 #[test]
-fn the_generation_tells_of_changes() {
+fn the_generation_counts_changes() {
     let netns = Netns::new();
     let generation = || netns.within(of_nf_tables).expect("this kernel has nf_tables");
     let steps = [
@@ -205,7 +204,7 @@ fn the_generation_tells_of_changes() {
     }
 }
 
-/// The chains that lead to ours are read alone, as they are.
+/// The built-in chains are read without our own chains.
 #[test]
 fn entrances_are_read_alone() {
     let lab = Lab::new();
@@ -219,7 +218,7 @@ fn entrances_are_read_alone() {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 let of = |family, table| {
                     let mut text = runtime.block_on(Exec::new(variant, false).entrances(family, table));
-                    // Whoever else on this machine uses legacy iptables may hold its lock just now.
+                    // Another program on this machine may hold the xtables lock.
                     eventually("it can be read", || {
                         if text.is_err() {
                             text = runtime.block_on(Exec::new(variant, false).entrances(family, table));
@@ -241,7 +240,7 @@ fn entrances_are_read_alone() {
     }
 }
 
-/// On nft the kernel tells that somebody flushed a table, and the rules are back long before the next sync period.
+/// On nft the generation counter shows that a table was flushed, and the rules are back long before the next sync period.
 #[test]
 fn flushed_tables_are_noticed_at_once() {
     let lab = Lab::new();
@@ -254,7 +253,7 @@ fn flushed_tables_are_noticed_at_once() {
     }
 }
 
-/// Rules of the variant that is not used are told of once, with the cure.
+/// Rules in the other variant are reported once per family, with the command that deletes them.
 #[test]
 fn rules_of_the_other_variant_are_told_of() {
     let lab = Lab::new();
@@ -278,7 +277,7 @@ fn rules_of_the_other_variant_are_told_of() {
     }
 }
 
-/// What kube-proxy left behind is recognised by its meaning: taking over writes nothing.
+/// kube-proxy's rules are recognised by their meaning: taking over writes nothing.
 fn kube_proxys_rules_are_taken_over(variant: &str) {
     let lab = Lab::new();
     let manifests = traffic();
@@ -307,7 +306,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
     for (family, network, subnet, multicast) in
         [(Family::V4, "10.61.0.0/16", "10.61.3.0/24", "224.0.0.0/4"), (Family::V6, "fd61:a::/48", "fd61:a:0:3::/64", "ff00::/8")]
     {
-        // Somebody else's rule stays where it is.
+        // A rule of another program stays in its place.
         let iptables = format!("{}-{variant}", pick(family, "iptables", "ip6tables"));
         lab.node.run(&format!("{iptables} -t nat -A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE"));
         predecessors::flannels_rules(&lab.node, variant, family, [network, subnet, multicast]);
@@ -321,7 +320,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
         assert_eq!(status, Some(0));
         log
     };
-    // Alone: nothing to write.
+    // Without the service proxy: nothing to write.
     let alone = tempfile::Builder::new().suffix(".yaml").tempfile().expect("writable");
     let text =
         fs::read_to_string(testdata("pod-network.yaml")).expect("readable").replace("  ipMasq: true\n", "  ipMasq: true\n  proxy: false\n");
@@ -329,7 +328,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
     let log = run(alone.path());
     assert_eq!(log.matches("the live tables are as they should be").count(), 2, "{log}");
     assert_eq!(Family::ALL.map(save), by_flanneld);
-    // With the proxy: its jump comes first, and flannel's chains stay to the byte.
+    // With the service proxy: its jump is first, and flannel's chains stay byte for byte.
     let log = run(&testdata("pod-network.yaml"));
     assert_eq!(log.matches("chains written").count(), 2, "{log}");
     for (family, before) in Family::ALL.into_iter().zip(&by_flanneld) {
@@ -354,7 +353,7 @@ fn flannels_rules_are_taken_over_legacy() {
     flannels_rules_are_taken_over("legacy");
 }
 
-/// `--diff` sees what was changed by hand, says where, and exits 2.
+/// `--diff` shows manual changes by chain and exits with status 2.
 #[test]
 fn drift_is_shown_by_chain() {
     let lab = Lab::new();
@@ -377,7 +376,7 @@ fn drift_is_shown_by_chain() {
     assert!(!text.contains("KUBE-SVC-"), "what is as it should be is not shown:\n{text}");
     assert!(text.ends_with("# Services: 0 added, 0 changed, 0 gone, 0 drifted\n"), "no Service's own rules:\n{text}");
 
-    // By Service; and with what was applied, who has made the difference.
+    // The summary by Service; with `--since` it tells drift from changes of the manifests.
     let printed = lab.node.command(SEPAL).args(["--dry-run", "--manifests"]).arg(&manifests).output().expect("it runs").stdout;
     let applied = tempfile::NamedTempFile::new().expect("writable");
     fs::write(applied.path(), printed).expect("writable");
@@ -394,7 +393,7 @@ fn drift_is_shown_by_chain() {
     assert!(drifted == ["# drifted shop/dns"] && text.contains("# changed shop/web\n"), "{text}");
 }
 
-/// Errors of start-up are one clear line and exit status 1.
+/// An error at the start is one line and exit status 1.
 #[test]
 fn what_is_missing_is_said_in_one_line() {
     let netns = Netns::new();
@@ -411,7 +410,7 @@ fn what_is_missing_is_said_in_one_line() {
     let missing = error(Command::new(SEPAL).env("PATH", nothing.path()).arg("run"));
     assert!(missing.contains("Install iptables"), "{missing}");
 
-    // Only the nft variant is there.
+    // Only the nft variant is installed.
     for program in ["iptables-nft", "iptables-nft-save", "iptables-nft-restore"] {
         std::os::unix::fs::symlink("/usr/sbin/xtables-nft-multi", nothing.path().join(program)).expect("writable");
     }

@@ -1,4 +1,4 @@
-//! Sysctls and IP families of the real kernel, in network namespaces of the tests' own.
+//! Sysctls and IP families of the real kernel.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually};
 
 use crate::SEPAL;
 
-/// The keys that every network namespace has for itself.
+/// The sysctls that each network namespace has for itself.
 const KEYS: [&str; 5] = ["tcp_timeout_established", "tcp_timeout_close_wait", "tcp_be_liberal", "udp_timeout", "udp_timeout_stream"];
 
 fn values(netns: &Netns) -> Vec<String> {
@@ -24,7 +24,7 @@ fn values(netns: &Netns) -> Vec<String> {
     netns.run(&format!("sysctl -n {keys}")).lines().map(str::to_owned).collect()
 }
 
-/// The limit itself is the host's, and stays as it is.
+/// Settings without the limit of connections, which belongs to the host.
 const NO_LIMIT: ConntrackSettings = ConntrackSettings {
     max_per_core: 0,
     min: 0,
@@ -54,14 +54,14 @@ fn timeouts_are_set_and_zero_leaves_them_alone() {
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
 }
 
-/// In a network namespace of its own, as on a kind or LXC node, the kernel lets no program write the limit of connections. It stays,
-/// whether it is larger than needed or smaller, and everything else is set.
+/// In a network namespace, as on a kind or LXC node, the kernel does not allow writing the limit of connections. The limit stays, and all
+/// other settings are applied.
 #[test]
 fn a_limit_that_cannot_be_written_stays() {
     let max_of_host = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").expect("readable");
     let before = max_of_host();
     let netns = Netns::new();
-    // Small enough for every hash table: should a kernel let it be written here, the host's buckets stay as they are.
+    // Small enough for every hash table: if a kernel allows the write, the host's buckets still do not change.
     let smaller = ConntrackSettings { max_per_core: 1, min: 4, ..NO_LIMIT };
     netns.within(move || set_conntrack(&Kernel, &smaller)).expect("the limit stays");
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
@@ -74,7 +74,7 @@ fn a_limit_that_cannot_be_written_stays() {
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
     assert_eq!(max_of_host(), before);
 
-    // A limit that is right already is no trouble.
+    // A limit that is already right is accepted.
     let buckets = fs::read_to_string("/sys/module/nf_conntrack/parameters/hashsize").expect("readable");
     let buckets = buckets.trim().parse::<u32>().expect("a number");
     if buckets >= max / 4 {
@@ -85,7 +85,8 @@ fn a_limit_that_cannot_be_written_stays() {
     }
 }
 
-/// Without `--init-only` first, a container with a read-only `/proc/sys` needs others to have set what it needs (spec section 12.44).
+/// With a read-only `/proc/sys` and without `--init-only` before, a sysctl that cannot be set is reported, and one that is already set is
+/// fine [kube-proxy 12.44].
 #[test]
 fn a_read_only_proc_is_said_and_harmless_where_all_is_set() {
     let node = Netns::new();
@@ -104,7 +105,7 @@ fn a_read_only_proc_is_said_and_harmless_where_all_is_set() {
     };
     let said = || fs::read_to_string(log.path()).expect("readable");
     let sepal = start();
-    eventually("it says what it cannot set", || {
+    eventually("the sysctl that cannot be set is reported", || {
         said().contains("can't set sysctl net/ipv4/conf/all/route_localnet to 1: Read-only file system")
     });
     assert!(said().contains("--iptables-localhost-nodeports=false"), "{}", said());
@@ -139,7 +140,7 @@ fn ipv6_that_is_off_leaves_ipv4_alone() {
     assert!(error.starts_with("no support for primary IP family \"IPv6\""), "{error}");
 }
 
-/// A program that is there but fails is no support.
+/// An iptables that is installed but fails does not count as support.
 #[test]
 fn iptables_that_fails_is_not_taken_for_support() {
     let netns = Netns::new();
@@ -162,7 +163,7 @@ fn iptables_that_fails_is_not_taken_for_support() {
     );
 }
 
-/// Every version tells a chain that is not there in other words (iptables-nft 1.8.9 calls it incompatible).
+/// A missing chain is recognised although the error text differs between versions (iptables-nft 1.8.9 calls it incompatible).
 #[test]
 fn the_canary_is_seen_and_missed() {
     for variant in [Variant::Nft, Variant::Legacy] {

@@ -1,4 +1,4 @@
-//! Against an API server: what it tells is followed, whatever it does meanwhile.
+//! The service proxy with an API server that fails in many ways: the rules follow its objects.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ impl Lab {
         Self::of(node, server, &kubeconfig, variant)
     }
 
-    /// The same with TLS.
+    /// A node whose API server uses TLS.
     fn secure(variant: &'static str, cluster: Cluster, options: impl FnOnce(Options) -> Options) -> Self {
         let node = Netns::new();
         let authority = Authority::new("ca").expect("a CA");
@@ -60,7 +60,7 @@ impl Lab {
         Running(self.command(&["run", "--iptables-sync-period=1s"]).spawn().expect("sepal starts"))
     }
 
-    /// Whether the live rules are what the API server's objects ask for.
+    /// Whether the live rules equal the desired ones.
     fn in_step(&self) -> bool {
         let output = self.command(&["--dry-run", "--diff"]).output().expect("sepal starts");
         output.status.code() == Some(0)
@@ -74,14 +74,14 @@ impl Lab {
         self.server().put(Cluster::slice(service, &[Cluster::endpoint_ip(service, endpoint)])).expect("a slice");
     }
 
-    /// The server goes, and leaves its objects.
+    /// Stops the server; returns its address and its objects.
     fn stop(&mut self) -> Gone {
         let server = self.server.take().expect("it runs");
         server.stop();
         Gone { address: server.address(), objects: server.objects() }
     }
 
-    /// Another server comes in its place. Its versions start over, and count its objects.
+    /// Starts another server in its place. Its resourceVersions start again at the number of its objects.
     fn come_back(&mut self, gone: Gone) {
         self.server = Some(serve_at(&self.node, gone.address, gone.objects));
     }
@@ -95,7 +95,7 @@ impl Lab {
     }
 }
 
-/// What is left of a server.
+/// The address and the objects of a stopped server.
 struct Gone {
     address: SocketAddr,
     objects: Vec<Value>,
@@ -103,7 +103,7 @@ struct Gone {
 
 const SMALL: Cluster = Cluster { services: 20, endpoints: 3 };
 
-/// Everything an API server can do to a watch, one after the other; after each, changes still arrive.
+/// Changes still arrive after each thing that an API server can do to a watch.
 #[test]
 fn changes_arrive_whatever_the_server_does() {
     let mut lab = Lab::new("nft", SMALL);
@@ -117,8 +117,8 @@ fn changes_arrive_whatever_the_server_does() {
     lab.server().drop_watches();
     lab.move_endpoint(1, 10);
     lab.wait("a change after dropped watches");
-    let told_anew = |entry: &LogEntry| entry.path.contains("endpointslices") && entry.path.contains("sendInitialEvents");
-    assert_eq!(lab.server().log().iter().filter(|entry| told_anew(entry)).count(), 1, "nothing was told anew for that");
+    let is_relist = |entry: &LogEntry| entry.path.contains("endpointslices") && entry.path.contains("sendInitialEvents");
+    assert_eq!(lab.server().log().iter().filter(|entry| is_relist(entry)).count(), 1, "a dropped watch causes no relist");
     lab.server().compact();
     lab.server().drop_watches();
     lab.move_endpoint(2, 10);
@@ -126,7 +126,7 @@ fn changes_arrive_whatever_the_server_does() {
     assert!(lab.server().remove("services", "bench/svc-00019"));
     lab.wait("a deletion");
 
-    // What is deleted while nobody watches is gone when the server comes back with another history.
+    // An object that is deleted during an outage is gone when the server comes back with another history.
     lab.server().fail(Failure::next(6, 500));
     lab.server().new_history(100_000);
     assert!(lab.server().remove("services", "bench/svc-00018"));
@@ -139,7 +139,7 @@ fn changes_arrive_whatever_the_server_does() {
     std::thread::sleep(Duration::from_secs(3));
     lab.wait("a change after silence");
 
-    // Gone altogether: the rules stay. Then back on the same address, with versions that start over.
+    // The server stops: the rules stay. Another one starts at the same address, with resourceVersions that start again.
     let before = lab.rules();
     let mut gone = lab.stop();
     std::thread::sleep(Duration::from_secs(2));
@@ -151,7 +151,7 @@ fn changes_arrive_whatever_the_server_does() {
     assert_eq!(sepal.terminate(), Some(0));
 }
 
-/// Whatever versions a server comes back with, what it has now counts. Nothing changes after it is back, so no event helps.
+/// A server comes back with lower, equal or higher resourceVersions: its current objects count, even without any later event.
 #[test]
 fn a_server_that_comes_back_with_another_history() {
     let mut lab = Lab::new("nft", SMALL);
@@ -162,7 +162,7 @@ fn a_server_that_comes_back_with_another_history() {
         let object = gone.objects.iter_mut().find(|object| object["metadata"]["name"] == with["metadata"]["name"]);
         *object.expect("it is there") = with;
     };
-    // Waits have stopped to grow after some seconds; a longer absence is more of the same.
+    // The backoff reaches its maximum after some seconds, so a longer absence tests nothing more.
     let absence = Duration::from_secs(6);
 
     let version = lab.server().version();
@@ -200,7 +200,7 @@ fn a_server_that_comes_back_with_another_history() {
     lab.wait("and a change after all that");
 }
 
-/// Without an API server for more than a minute: the rules stay, the log is short, and then the node is in step again.
+/// The API server is away for more than a minute: the rules stay and the log is short. Afterwards the rules follow again.
 #[test]
 fn no_server_for_a_minute() {
     let mut lab = Lab::new("nft", SMALL);
@@ -214,7 +214,7 @@ fn no_server_for_a_minute() {
     lab.come_back(gone);
     lab.wait("the objects of the server that came back");
     let log = || sepal.log();
-    // Rules are in step with Services and EndpointSlices as soon as those are; the line waits for Nodes, too.
+    // The rules follow as soon as Services and EndpointSlices are listed; the log line waits for Nodes, too.
     eventually("the log says that all are followed again", || log().contains("list and watch work again, "));
     let lines = |text: &str| log().lines().filter(|line| line.contains(text)).count();
     assert_eq!(
@@ -225,7 +225,7 @@ fn no_server_for_a_minute() {
     );
 }
 
-/// Packets of the open connections are dropped, and neither end gets an error: other connections are opened within 45 s.
+/// Packets of the open connections are dropped without an error at either end: new connections are opened within 45 s.
 fn dropped_packets_are_noticed(http: &str, options: impl FnOnce(Options) -> Options) {
     let lab = Lab::secure("nft", SMALL, options);
     let _sepal = lab.sepal();
@@ -259,13 +259,13 @@ fn dropped_packets_are_noticed_http1() {
     dropped_packets_are_noticed("HTTP/1.1", Options::only_http1);
 }
 
-/// A server that refuses everything for a time, or says nothing at all: the rules stay, and what changed meanwhile follows.
+/// A server refuses all requests for a time, or does not answer: the rules stay, and changes of that time are applied afterwards.
 #[test]
 fn a_server_that_answers_nothing_of_use() {
     let lab = Lab::new("nft", SMALL);
     let sepal = Logged::start(&mut lab.command(&["run"]));
     lab.wait("the start");
-    // Waits have stopped to grow after some seconds; longer refusals are more of the same.
+    // The backoff reaches its maximum after some seconds, so longer refusals test nothing more.
     let (nearly, rest) = (Duration::from_secs(7), Duration::from_secs(1));
     let time = nearly + rest;
     for (service, code) in [Some(410), Some(500), Some(429), None].into_iter().enumerate() {
@@ -291,7 +291,7 @@ fn a_server_that_answers_nothing_of_use() {
     }
 }
 
-/// A server without streaming lists is listed and watched in pages, as ever.
+/// A server without streaming lists is listed in pages and watched.
 #[test]
 fn a_server_without_streaming_lists_is_listed() {
     let lab = Lab::new("nft", SMALL);
@@ -303,15 +303,15 @@ fn a_server_without_streaming_lists_is_listed() {
     lab.wait("a change");
 }
 
-/// Restart with nothing changed: nothing is written, and the counters go on.
+/// A restart without a change writes nothing and keeps the rules' counters.
 fn a_restart_writes_nothing(variant: &'static str) {
     let lab = Lab::new(variant, SMALL);
     let sepal = lab.sepal();
     lab.wait("the start");
     assert_eq!(sepal.terminate(), Some(0));
-    // A counter that only a rewrite would clear.
+    // Counts a packet in a rule; only a rewrite would reset the counter.
     lab.iptables("ip route add default dev lo; echo | timeout 1 bash -c 'cat > /dev/tcp/10.96.0.1/80' || true");
-    // Without what counts the conversation with the API server, too.
+    // Only rules of Services: other rules also count packets to the API server.
     let save = |lab: &Lab| lab.iptables("IPT-save -c -t nat | grep svc-");
     let before = save(&lab);
     assert!(before.lines().any(|line| line.contains("svc-00000") && !line.starts_with("[0:0]")), "something was counted:\n{before}");
@@ -319,11 +319,11 @@ fn a_restart_writes_nothing(variant: &'static str) {
     let mut command = lab.command(&["run"]);
     let sepal = Logged::start(&mut command);
     let log = || sepal.log();
-    eventually("both families looked at their tables", || log().matches("the live tables are as they should be").count() == 2);
+    eventually("both families have read their tables", || log().matches("the live tables are as they should be").count() == 2);
     assert!(!log().contains("chains written"), "{}", log());
     assert!(save(&lab) == before, "the counters went on");
 
-    // One change later only that service's rules start to count anew.
+    // After a change only the counters of that Service's rules start again.
     lab.move_endpoint(7, 10);
     lab.wait("a change");
     let after = save(&lab);
@@ -342,12 +342,12 @@ fn a_restart_writes_nothing_legacy() {
     a_restart_writes_nothing("legacy");
 }
 
-/// What others do to the tables is put right within a few seconds.
+/// Changes that other programs make to the tables are repaired within seconds.
 fn drift_is_put_right(variant: &'static str) {
     let lab = Lab::new(variant, SMALL);
     let mut command = lab.command(&["run", "--iptables-sync-period=1s"]);
     let sepal = Logged::start(&mut command);
-    // What was changed may be right again before anybody else has looked: sepal itself says what it found.
+    // A repair may be finished before the test reads the tables, so the test also counts the repairs in the log.
     let repairs = || sepal.log().matches("are put right").count();
     lab.wait("the start");
     for (what, script) in [
@@ -360,7 +360,7 @@ fn drift_is_put_right(variant: &'static str) {
             "a foreign rule in a service's chain",
             "IPT -t nat -I $(IPT-save -t nat | grep -o 'KUBE-SVC-[A-Z0-9]*' | head -n 1) -s 192.0.2.1 -j RETURN",
         ),
-        ("a chain of nobody's", "IPT -t nat -N KUBE-SVC-NOBODYSCHAIN0000"),
+        ("an unknown chain with our prefix", "IPT -t nat -N KUBE-SVC-UNKNOWNCHAIN0000"),
         ("flushed tables", "for t in nat filter mangle; do IPT -t $t -F; IPT -t $t -X; done"),
     ] {
         let before = repairs();
@@ -371,7 +371,7 @@ fn drift_is_put_right(variant: &'static str) {
     }
 }
 
-/// How many jumps lead from built-in chains to ours.
+/// The number of jumps from built-in chains to ours.
 fn jumps(lab: &Lab) -> usize {
     let saved = lab.iptables("IPT-save -t nat; IPT-save -t filter");
     let built_in = ["-A INPUT ", "-A FORWARD ", "-A OUTPUT ", "-A PREROUTING ", "-A POSTROUTING "];
@@ -388,7 +388,7 @@ fn drift_is_put_right_legacy() {
     drift_is_put_right("legacy");
 }
 
-/// Killed at any moment, over and over, while the cluster changes: the next start ends in step.
+/// sepal is killed at many moments while the cluster changes: the next start writes the desired rules.
 fn killed_at_any_moment(variant: &'static str) {
     let lab = Lab::new(variant, Cluster { services: 400, endpoints: 3 });
     for round in 0..12_u64 {
@@ -401,7 +401,7 @@ fn killed_at_any_moment(variant: &'static str) {
         drop(sepal);
     }
     let _sepal = lab.sepal();
-    lab.wait("the end of it");
+    lab.wait("the last start");
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn killed_at_any_moment_legacy() {
     killed_at_any_moment("legacy");
 }
 
-/// Many changes in any order end in exactly what the objects ask for.
+/// Ten thousand random changes end in the desired rules.
 #[test]
 fn ten_thousand_changes() {
     let lab = Lab::new("nft", Cluster { services: 100, endpoints: 2 });
@@ -443,15 +443,15 @@ fn ten_thousand_changes() {
     lab.wait("all of them");
 }
 
-/// Another program holds the xtables lock for longer than iptables waits: nothing is lost, and the log says who.
+/// Another program holds the xtables lock for longer than iptables waits: no change is lost, and the log names the program.
 #[test]
 fn a_held_lock_is_waited_for() {
     let lab = Lab::new("legacy", SMALL);
-    // Here it is about the one that everybody uses.
+    // This test uses the lock file of the machine.
     let mut command = lab.command(&["run"]);
     let sepal = Logged::start(command.env_remove("XTABLES_LOCKFILE"));
     lab.wait("the start");
-    // The lock is the machine's, and other tests need it as well: a little longer than what iptables waits for it.
+    // Other tests may need this lock, too, so it is held only a little longer than iptables waits for it.
     let mut holder = Command::new("flock").args(["/run/xtables.lock", "sleep", "8"]).spawn().expect("flock (util-linux) is there");
     std::thread::sleep(Duration::from_millis(300));
     lab.move_endpoint(0, 10);
@@ -461,7 +461,7 @@ fn a_held_lock_is_waited_for() {
     lab.wait("the change, after the lock");
 }
 
-/// A folder with a program in the place of iptables-restore, and a PATH in which it comes first.
+/// A folder with a replacement of iptables-restore, and a PATH in which it is first.
 fn in_place_of_restore(variant: &str, script: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let wrapper = folder.path().join(format!("iptables-{variant}-restore"));
@@ -471,10 +471,10 @@ fn in_place_of_restore(variant: &str, script: &str) -> (tempfile::TempDir, Strin
     (folder, path)
 }
 
-/// iptables-restore fails once, for no reason that it tells, before or after it has written: nothing is lost.
+/// iptables-restore fails once without a reason, before or after writing: no change is lost.
 fn one_failed_run(variant: &'static str) {
     let lab = Lab::new(variant, SMALL);
-    // Only writing fails, not looking.
+    // Only writing fails, not testing.
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in *--test*) exec /usr/sbin/iptables-{variant}-restore \"$@\";; esac\n\
          if rm \"$(dirname \"$0\")/before\" 2>/dev/null; then cat > /dev/null; echo iptables-restore: out of luck >&2; exit 4; fi\n\
@@ -489,7 +489,7 @@ fn one_failed_run(variant: &'static str) {
     for (round, when) in ["before", "after"].into_iter().enumerate() {
         std::fs::write(folder.path().join(when), "").expect("writable");
         lab.move_endpoint(round, 10);
-        eventually("the failure is told", || failures() == round + 1);
+        eventually("the failure is logged", || failures() == round + 1);
         lab.wait("the change, at the next try");
     }
 }
@@ -504,7 +504,7 @@ fn one_failed_run_legacy() {
     one_failed_run("legacy");
 }
 
-/// Time for which somebody else has the xtables lock is told as such.
+/// The wait for an xtables lock that another program holds is measured under its own cause.
 #[test]
 fn waiting_for_the_lock_is_told() {
     let lab = Lab::new("legacy", SMALL);
@@ -518,7 +518,7 @@ fn waiting_for_the_lock_is_told() {
     };
     assert_eq!(waited(), None, "nothing has changed yet");
     let lock = std::fs::OpenOptions::new().append(true).open(lab.node.xtables_lock()).expect("its file is there");
-    lock.lock().expect("nobody has it for long");
+    lock.lock().expect("no program holds it for long");
     lab.move_endpoint(3, 10);
     let waits = |process: &std::path::Path| {
         let read = |file| std::fs::read_to_string(process.join(file)).unwrap_or_default();
@@ -530,18 +530,18 @@ fn waiting_for_the_lock_is_told() {
     std::thread::sleep(Duration::from_millis(300));
     drop(lock);
     lab.wait("the change");
-    eventually("it is told", || waited().is_some());
-    let waited = waited().expect("it is told");
+    eventually("the wait is measured", || waited().is_some());
+    let waited = waited().expect("the wait is measured");
     assert!((0.2..5.0).contains(&waited), "it waited for 0.3 s and more: {waited}");
     let slowest = get("/slowest");
     assert!(slowest.lines().nth(1).is_some_and(|line| line.contains(&Cluster::name(3)) && line.contains(", lock ")), "{slowest}");
 }
 
-/// iptables-restore refuses one service for ever: the others go on, its events say so, and nothing else is disturbed.
+/// iptables-restore always refuses one Service: the others are updated, and an Event reports the refused one.
 #[test]
 fn one_service_refused_for_ever() {
     let lab = Lab::new("nft", SMALL);
-    // As the real one refuses a rule: with the line it stands in.
+    // The replacement refuses a rule as the real program does, with its line number.
     let script = "#!/bin/sh\ninput=$(mktemp)\ncat > \"$input\"\nline=$(grep -n '10.129.129' \"$input\" | head -n 1 | cut -d: -f1)\n\
                   if [ -n \"$line\" ]; then rm \"$input\"; echo \"iptables-restore v1.8.9 (nf_tables):\" >&2\n\
                   echo \"line $line: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SEP\" >&2; exit 4; fi\n\
@@ -556,7 +556,7 @@ fn one_service_refused_for_ever() {
     eventually("the other one follows", || nat().contains(&format!("{}:8080", Cluster::endpoint_ip(4, 10))));
     assert!(nat().contains(&format!("{}:8080", Cluster::endpoint_ip(3, 0))), "the refused one keeps what it had");
     let refused = |event: &Value| event["reason"] == json!("RulesRefused") && event["regarding"]["name"] == json!(Cluster::name(3));
-    eventually("an Event tells", || lab.server().list("events.events.k8s.io").iter().any(refused));
+    eventually("an Event reports it", || lab.server().list("events.events.k8s.io").iter().any(refused));
     lab.move_endpoint(3, 11);
-    lab.wait("what is acceptable again");
+    lab.wait("rules that iptables accepts again");
 }

@@ -1,5 +1,5 @@
-//! A headless Chromium in a network namespace, told what to do by the Chrome `DevTools` Protocol over its pipe: messages of JSON, each with a
-//! zero byte behind it.
+//! A headless Chromium in a network namespace, controlled by the Chrome `DevTools` Protocol over a pipe: JSON messages that end with a zero
+//! byte.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use sepal_lab::{Netns, Running};
 use serde_json::{Value, json};
 
-/// Nothing that a browser does here takes longer.
+/// The limit for every action of the browser.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A browser with one page open.
@@ -24,7 +24,7 @@ pub(crate) struct Browser {
     from: Receiver<Value>,
     calls: u64,
     session: Option<String>,
-    /// What the page complained of: exceptions, and what its policy forbade.
+    /// Errors of the page: exceptions, and violations of its content security policy.
     pub(crate) complaints: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ impl Browser {
         browser
     }
 
-    /// Calls a method and gives its result.
+    /// Calls a method and returns its result.
     #[allow(clippy::needless_pass_by_value, reason = "what is passed is made there and then")]
     pub(crate) fn call(&mut self, method: &str, parameters: Value) -> Value {
         self.calls += 1;
@@ -89,7 +89,7 @@ impl Browser {
         self.complaints.push(told.to_string());
     }
 
-    /// Opens an address on a screen of this size.
+    /// Opens a URL on a screen of this size.
     pub(crate) fn open(&mut self, url: &str, (width, height): (u32, u32), dark: bool) {
         let scheme = if dark { "dark" } else { "light" };
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
@@ -99,7 +99,7 @@ impl Browser {
         self.call("Page.navigate", json!({"url": url}));
     }
 
-    /// What an expression comes to.
+    /// The value of an expression.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
         let result = self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true, "awaitPromise": true}));
         assert!(result["exceptionDetails"].is_null(), "{expression}: {result}");
@@ -117,7 +117,7 @@ impl Browser {
         }
     }
 
-    /// A picture of the whole page, as PNG.
+    /// A screenshot of the whole page as PNG.
     pub(crate) fn picture(&mut self) -> Vec<u8> {
         let taken = self.call("Page.captureScreenshot", json!({"format": "png", "captureBeyondViewport": true}));
         STANDARD.decode(taken["data"].as_str().expect("a picture")).expect("base64")

@@ -1,4 +1,4 @@
-//! Cleaning up after kube-proxy and sepal: real iptables of both variants, in network namespaces of the tests' own.
+//! `sepal cleanup` after kube-proxy and sepal, with iptables of both variants.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -37,7 +37,7 @@ fn tables(node: &Netns, variant: &str) -> String {
     text
 }
 
-/// What Docker and kubelet keep on a node, and rules of its admin's.
+/// Writes rules of Docker, of the kubelet and of an administrator.
 fn others_rules(node: &Netns, variant: &str) {
     for program in PROGRAMS {
         let iptables = format!("{program}-{variant}");
@@ -72,7 +72,7 @@ fn write_rules(node: &Netns, variant: &str) {
         command
     };
     let running = Running(sepal(&["run"]).spawn().expect("sepal starts"));
-    eventually("the live rules are the desired ones", || {
+    eventually("the live rules equal the desired ones", || {
         sepal(&["--dry-run", "--diff"]).status().expect("sepal starts").code() == Some(0)
             && tables(node, variant).matches(":KUBE-PROXY-CANARY").count() == 6
     });
@@ -87,7 +87,7 @@ fn everything_of_ours_goes_and_everything_of_others_stays() {
         let before = tables(&node, variant);
         write_rules(&node, variant);
         for program in PROGRAMS {
-            // Two programs that were started at once leave jumps twice.
+            // Two programs that start at once may write jumps twice.
             node.run(&format!(
                 "{program}-{variant} -t nat -A PREROUTING -m comment --comment 'kubernetes service portals' -j KUBE-SERVICES
                  {program}-{variant} -A FORWARD -m conntrack --ctstate NEW -m comment --comment 'kubernetes service portals' -j KUBE-SERVICES"
@@ -139,7 +139,7 @@ fn a_chain_that_others_use_stays_empty_and_is_named() {
     }
 }
 
-/// After a change of variant the old rules go on working beside the new ones.
+/// After a change of the variant the old rules are still in force beside the new ones; they can be deleted alone.
 #[test]
 fn the_variant_that_is_not_in_use_is_cleaned_on_its_own() {
     let node = Netns::new();
@@ -158,7 +158,7 @@ fn the_variant_that_is_not_in_use_is_cleaned_on_its_own() {
     assert_eq!((status, services("nft")), (Some(0), 0), "{log}");
 }
 
-/// Tools that write down how they are called; what they say is given.
+/// Replacements of tools that log their calls and print given output.
 struct Tools {
     folder: tempfile::TempDir,
 }
@@ -172,7 +172,7 @@ impl Tools {
             fs::write(&path, format!("#!/bin/sh\necho \"{tool} $*\" >> {}\n{script}\n", log.display())).expect("writable");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
         }
-        // These are needed from the machine; its own nft, ipset and ipvsadm are not to be found.
+        // These programs are taken from the machine; its nft, ipset and ipvsadm are hidden.
         for program in [
             "nsenter",
             "sh",
@@ -242,7 +242,7 @@ fn what_other_modes_left_goes_where_their_tools_are() {
     assert!(!tables(&node, "nft").contains("KUBE-"), "{}", tables(&node, "nft"));
     assert!(!node.run("ip link").contains("kube-ipvs0"));
 
-    // Without the device nobody knows whose IPVS services they are.
+    // Without the device it is unknown which program made the IPVS services.
     let (status, log) = tools.cleanup(&node);
     assert_eq!(status, Some(0), "{log}");
     assert!(!tools.calls().contains(&"ipvsadm -C".to_owned()));
@@ -264,7 +264,7 @@ fn one_failure_holds_up_nothing_else() {
     ] {
         assert!(log.contains(what), "no {what:?} in {log}");
     }
-    assert!(node.run("ip link").contains("kube-ipvs0"), "it tells whose the services are, as long as they are there");
+    assert!(node.run("ip link").contains("kube-ipvs0"), "the device marks the IPVS services as kube-proxy's while they exist");
     let calls = tools.calls();
     for call in ["ipset destroy KUBE-IPVS-IPS", "nft delete table ip kube-proxy", "nft delete table ip6 kube-proxy"] {
         assert!(calls.contains(&call.to_owned()), "no {call:?} in {calls:?}");
@@ -272,7 +272,7 @@ fn one_failure_holds_up_nothing_else() {
     assert!(!tables(&node, "nft").contains("KUBE-"));
 }
 
-/// A node without any of those tools, or with an nft that is not usable, is no failure.
+/// Missing tools, or an nft that fails, are no error.
 #[test]
 fn without_their_tools_other_modes_are_passed_over() {
     let node = Netns::new();

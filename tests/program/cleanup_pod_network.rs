@@ -1,4 +1,4 @@
-//! Taking away what the pod network leaves: the real program programs a node in a network namespace, with iptables of both variants.
+//! `sepal cleanup --pod-network` after the daemon or flannel, with iptables of both variants.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -17,13 +17,13 @@ const VARIANTS: [&str; 2] = ["nft", "legacy"];
 const NET_CONF: &str =
     r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:244::/32","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
 
-/// A Node of the pod network: the first is this one, the second a neighbour, others are behind a router.
+/// A Node of the pod network. The first is this one, the second is in the same subnet, others are behind a router.
 fn node_object(n: u8) -> Value {
     let annotation = |name: &str| format!("flannel.alpha.coreos.com/{name}");
     let mac = |family: u8| format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:0{family}:0{n}\"}}");
     let (v4, v6) = if n < 3 { (format!("192.168.0.{n}"), format!("fd00::{n}")) } else { (format!("192.168.9.{n}"), format!("fd09::{n}")) };
     let annotations = if n == 1 {
-        // What the user has asked for, and what is nobody's here.
+        // An annotation of the operator, and one of another program.
         json!({annotation("public-ip-overwrite"): v4, "node.alpha.kubernetes.io/ttl": "0"})
     } else {
         json!({
@@ -51,7 +51,7 @@ fn lease(n: u8) -> Value {
     })
 }
 
-/// A node with an API server, and links and routes of others.
+/// A node with an API server, and with links and routes of other programs.
 struct Lab {
     node: Netns,
     server: ApiServer,
@@ -115,7 +115,7 @@ impl Lab {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    /// The same of the pod network.
+    /// Exit status and log of a clean-up of the pod network.
     fn cleanup_network(&self, more: &[&str]) -> (Option<i32>, String) {
         let files = [self.subnet_file(), self.flag("net-config-path", "none.json")];
         self.cleanup(&[&["--pod-network", &files[0], &files[1]], more].concat())
@@ -140,8 +140,8 @@ impl Lab {
     }
 }
 
-/// Everything of the pod network goes, and nothing else: not the service proxy's rules, not others' links and routes, not what the user
-/// has written. Then there is nothing left to do.
+/// Everything of the pod network is deleted. The service proxy's rules, other programs' links and routes, and the operator's annotations stay.
+/// A second run has nothing to do.
 #[test]
 fn everything_of_the_pod_network_goes_and_nothing_else() {
     for variant in VARIANTS {
@@ -162,7 +162,7 @@ fn everything_of_the_pod_network_goes_and_nothing_else() {
         assert_eq!(tables.matches("-j FLANNEL-POSTRTG").count() + tables.matches("-j FLANNEL-FWD").count(), 4, "{tables}");
         assert!(tables.contains("-j KUBE-SERVICES") && lab.annotations()["flannel.alpha.coreos.com/backend-type"] == "vxlan");
 
-        // The proxy alone is cleaned up where nothing else is asked for.
+        // Without a flag only the service proxy's rules are deleted.
         let (status, log) = lab.cleanup(&["--iptables-variant", variant]);
         assert_eq!(status, Some(0), "{log}");
         assert_eq!(lab.kernel(), kernel);
@@ -203,7 +203,7 @@ fn everything_of_the_pod_network_goes_and_nothing_else() {
     }
 }
 
-/// What flannel has left is taken over without a start of our own: its links, routes and rules.
+/// flannel's links, routes and rules are deleted, too, although sepal never ran on the node.
 #[test]
 fn what_flannel_has_left_goes_too() {
     let lab = Lab::new("nft");
@@ -224,7 +224,7 @@ fn what_flannel_has_left_goes_too() {
     assert_eq!(lab.kernel(), before);
 }
 
-/// What cannot be done is told of, and the rest is done: here the API says no, or nothing.
+/// A step that fails is reported, and all others are done: the API refuses or does not answer.
 #[test]
 fn one_failure_holds_up_nothing_else() {
     let lab = Lab::new("nft");

@@ -1,4 +1,4 @@
-//! Pods that get their network from the CNI plugins, with real packets, in network namespaces of the tests' own.
+//! Pods that get their network from the CNI plugins, with real packets.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
-/// A way from the node to the outside, which knows nothing of pods.
+/// A network outside of the node that has no routes to pods.
 fn outside(node: &Node) -> Netns {
     let outside = Netns::new();
     node.netns.link("ext0", &outside, "eth0");
@@ -26,7 +26,7 @@ fn outside(node: &Node) -> Netns {
     outside
 }
 
-/// Everything that a pod should reach, by a conflist and on a variant of iptables.
+/// A pod reaches everything that it should, with this conflist and this variant of iptables.
 fn connects(node: &Node, conflist: &Value) {
     let outside = Pod { netns: outside(node), id: "outside".into() };
     outside.serve(80);
@@ -50,9 +50,9 @@ fn connects(node: &Node, conflist: &Value) {
     client.serve(80);
     let says = |from: &Netns, to: &str, port: u16| tcp(from, at(to, port)).unwrap_or_else(|error| format!("{to}: {error}"));
 
-    // Of IPv6, the bridge looks for duplicates of the gateway's address first, as with the real plugin.
+    // The kernel first checks the gateway's IPv6 address for duplicates, as with the real plugin.
     eventually("the gateway has its address", || !node.netns.run("ip -6 addr show cni0").contains("tentative"));
-    // Each other, the outside, and the gateway.
+    // Pods reach each other, the outside, and the gateway.
     for ip in &web_ips {
         assert_eq!(says(&client.netns, ip, 80), "web");
         assert_eq!(says(&node.netns, ip, 80), "web");
@@ -69,7 +69,7 @@ fn connects(node: &Node, conflist: &Value) {
         assert_eq!(says(&web.netns, ip, 80), "outside");
     }
 
-    // Itself through a Service, as kube-proxy's rules do it: the packet comes back by the port that it came from.
+    // A pod reaches itself through a Service: the packet returns over the bridge port that it came from.
     let hairpin = format!("-d 10.96.0.10/32 -p tcp --dport 80 -j DNAT --to-destination {}:80", web_ips[0]);
     node.netns.run(&format!(
         "iptables -t nat -A PREROUTING {hairpin}; iptables -t nat -A POSTROUTING -s {ip}/32 -d {ip}/32 -j MASQUERADE",
@@ -77,7 +77,7 @@ fn connects(node: &Node, conflist: &Value) {
     ));
     assert_eq!(says(&web.netns, "10.96.0.10", 80), "web");
 
-    // A port of the host: from outside, from the node itself, from a pod, and from the pod that it leads to.
+    // A host port is reached from outside, from the node, from another pod, and from its own pod.
     for (from, to) in [
         (&outside.netns, "192.168.61.13"),
         (&node.netns, "127.0.0.1"),
@@ -101,7 +101,7 @@ fn connects(node: &Node, conflist: &Value) {
         assert!(failed(check(&json!({"prevResult": result}))).1.starts_with("Expected Route 0.0.0.0/0 was not found"));
     }
     for pod in [&web, &client] {
-        // Twice: the second time nothing is there.
+        // DEL runs twice; the second time nothing is left.
         for _ in 0..2 {
             node.run("DEL", conflist, Some(pod), &ports, &json!({})).expect("it is disconnected");
         }
@@ -123,7 +123,7 @@ fn pods_are_connected_by_sepals_conflist() {
     node.assert_clean();
 }
 
-/// Rules of the other variant do as well.
+/// The same with the other variant.
 #[test]
 fn ports_are_mapped_by_legacy_iptables() {
     let node = Node::with_iptables("legacy");
@@ -141,7 +141,7 @@ fn ports_are_mapped_by_legacy_iptables() {
 #[test]
 fn a_port_of_the_host_has_one_container() {
     let node = Node::new();
-    // An address of this test alone: whether somebody still has it is asked of all namespaces of this machine.
+    // Only this test uses this subnet: the plugin looks for the address in all namespaces of the machine.
     node.write_subnet_env(&SUBNET_ENV.replace("10.244.1.", "10.244.81.").replace("10:244:1:", "10:244:81:"));
     let ports = |ip: &str| json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ip}]);
     let add = |pod: &Pod, ports: &Value| node.run("ADD", &node.sepal(), Some(pod), ports, &json!({}));
@@ -150,13 +150,13 @@ fn a_port_of_the_host_has_one_container() {
     add(&second, &ports("10.0.0.2")).expect("it is another address");
     let (code, words) = failed(add(&third, &ports("")));
     assert_eq!((code, words.as_str()), (999, "host port 8080/tcp is taken by container first of network \"cbr0\" (10.244.81.2)"));
-    // Nothing of the third is left.
+    // The failed ADD of the third pod left nothing.
     assert_eq!((node.ports().len(), node.reserved().len(), node.kept().len()), (2, 4, 2));
     assert!(!node.nat().contains("third"));
-    // Whoever has gone without a word holds nothing up.
+    // A pod that disappeared without DEL does not keep its host port.
     drop(first);
     eventually("its interface is gone", || node.ports().len() == 1);
-    add(&third, &ports("10.0.0.1")).expect("nobody has it any more");
+    add(&third, &ports("10.0.0.1")).expect("the port is free again");
     assert!(!node.nat().contains("first") && node.nat().contains("second"));
 }
 
@@ -175,7 +175,7 @@ fn thirty_pods_at_once_get_thirty_addresses() {
         assert_eq!(ips.len(), 30);
     }
     assert_eq!((node.ports().len(), node.reserved().len(), node.kept().len()), (30, 60, 30));
-    // One of them reaches another.
+    // Two of the pods reach each other.
     pods[29].serve(80);
     assert_eq!(tcp(&pods[0].netns, at(&address(&results[29], 0), 80)).expect("an answer"), "pod29");
     node.gc(&[&pods[29]]);
@@ -196,13 +196,13 @@ fn a_bridge_of_another_time_is_brought_in_line() {
         assert!(listed.contains(words), "{words}: {listed}");
     }
     assert!(!listed.contains("10.244.7.1") && !listed.contains("fd10:244:1::9"), "{listed}");
-    // From now on it keeps its hardware address, whoever comes and goes.
+    // From now on the bridge keeps its MAC address when pods are added and deleted.
     let mac = result["interfaces"][0]["mac"].clone();
     assert_eq!(node.add(&node.sepal(), &second)["interfaces"][0]["mac"], mac);
     node.del(&node.sepal(), &first);
     let third = Pod::new("third");
     assert_eq!(node.add(&node.sepal(), &third)["interfaces"][0]["mac"], mac);
-    // What is no bridge is not made one.
+    // A link that is not a bridge is not changed.
     let other = Node::new();
     other.netns.run("ip link add cni0 type veth peer name cni1");
     let (_, words) = failed(other.run("ADD", &other.sepal(), Some(&first), &Value::Null, &json!({})));
@@ -210,7 +210,7 @@ fn a_bridge_of_another_time_is_brought_in_line() {
     assert_eq!((other.reserved().len(), other.kept().len()), (0, 0));
 }
 
-/// Whoever names a bridge may have put addresses there.
+/// An existing bridge may have addresses of the operator.
 #[test]
 fn addresses_of_a_named_bridge_go_only_by_force() {
     let node = Node::new();
@@ -239,7 +239,7 @@ fn addresses_of_a_named_bridge_go_only_by_force() {
     assert!(!listed.contains("192.0.2.10") && !listed.contains("fd09::5"), "{listed}");
 }
 
-/// Keys of the plugin `bridge` that flannel's conflist does not use.
+/// Options of the plugin `bridge` that flannel's conflist does not use.
 #[test]
 fn the_bridge_does_what_its_other_keys_say() {
     let node = Node::new();
@@ -267,7 +267,7 @@ fn the_bridge_does_what_its_other_keys_say() {
     node.call("DEL", Some(&pod), &masquerading).expect("it is disconnected");
     assert!(!node.nat().contains("CNI-") && node.ports().is_empty());
 
-    // A VLAN: pods of one reach each other and the gateway, those of another do not. Not every kernel has them.
+    // Pods of one VLAN reach each other and the gateway; pods of another VLAN do not. Some kernels lack VLANs.
     let [ten, twenty] = [10, 20].map(|vlan| config(json!({"bridge": "br2", "vlan": vlan, "preserveDefaultVlan": false})));
     let (one, two, three) = (Pod::new("one"), Pod::new("two"), Pod::new("three"));
     if !Netns::new().output("ip link add br0 type bridge vlan_filtering 1").status.success() {
@@ -312,7 +312,7 @@ fn pods_of_ipv6_alone_are_connected() {
     assert!(!node.netns.run("ip6tables-save -t nat").contains("CNI-DN-"));
 }
 
-/// Bridges take what routers say until they are told not to, whoever made them.
+/// The plugin disables router advertisements on its bridge, also on a bridge that another program made.
 #[test]
 fn no_bridge_takes_router_advertisements() {
     let node = Node::new();
@@ -360,7 +360,7 @@ fn loopbacks_are_set_up() {
     assert!(!pod.netns.run("ip link show lo").contains("UP"));
 }
 
-/// What is said of everything that goes wrong before anything is done.
+/// Invalid input is refused with the CNI error code before anything is changed.
 #[test]
 fn what_makes_no_sense_is_answered_by_its_number() {
     let node = Node::new();
@@ -421,13 +421,13 @@ fn status_tells_when_pods_can_be_connected() {
     assert_eq!(failed(status()), (50, why(&format!("open {}: no such file or directory", path.display()))));
     let pod = Pod::new("abc");
     assert_eq!(failed(node.run("ADD", &node.flannel(), Some(&pod), &Value::Null, &json!({}))).0, 999);
-    // What there is of a pod goes all the same.
+    // DEL with partly invalid input still deletes what exists of the pod.
     node.del(&node.flannel(), &pod);
     let versions = node.call("VERSION", None, &json!({"type": "portmap"})).expect("an answer");
     assert_eq!(versions["supportedVersions"], json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
 }
 
-/// `sepal cni install`, while the plugin that it replaces runs.
+/// `sepal cni install` while the plugin that it replaces runs.
 #[test]
 fn the_plugin_is_put_in_place_while_it_runs() {
     let node = Node::new();
@@ -443,12 +443,12 @@ fn the_plugin_is_put_in_place_while_it_runs() {
     assert_eq!(install(&node.path("bin/sepal"), &["--conf-dir", &conf_dir]), 7);
     let conflist: Value = serde_json::from_slice(&std::fs::read(conf.join("10-sepal.conflist")).expect("written")).expect("JSON");
     assert_eq!((&conflist["name"], &conflist["plugins"][0]["type"]), (&json!("cbr0"), &json!("sepal")));
-    // One that waits for its configuration.
+    // A plugin process that waits for its configuration.
     let mut running = node.netns.command(&bin.join("sepal").to_string_lossy());
     running.env("CNI_COMMAND", "STATUS").env("CNI_PATH", &bin).stdin(std::process::Stdio::piped());
     let mut running = running.spawn().expect("it starts");
     let newer = node.path("newer");
-    // Another process writes it: what another test starts meanwhile would hold a file open for writing that is open here.
+    // Another process writes the file: a program that another test starts meanwhile would inherit a file that this process has open for writing.
     let shown = newer.display();
     node.netns.run(&format!("cp {} {shown} && printf newer >> {shown}", node.path("bin/sepal").display()));
     assert_eq!(install(&newer, &["--conf-dir", &conf_dir]), 6, "the conflist is as it was");

@@ -180,7 +180,7 @@ fn a_bridge_keeps_its_own_hardware_address() {
         json!({"cniVersion": "1.0.0", "name": "n", "type": "bridge", "bridge": bridge, "isDefaultGateway": gateway,
             "ipam": {"type": "host-local", "dataDir": node.path("networks"), "subnet": "10.1.2.0/24"}})
     };
-    // On two of them, the lowest address is a port's, and the bridge was not given its own by hand.
+    // On two bridges the lowest MAC address is a port's, and the bridge's own was not set.
     node.netns.run(
         "ip link add there type bridge; ip link set there up
          ip link add busy type bridge; ip link add low type veth peer name low1; ip link set low address 02:00:00:00:00:01

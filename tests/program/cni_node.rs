@@ -13,9 +13,9 @@ use tempfile::TempDir;
 
 use crate::SEPAL;
 
-/// The names that the program is installed by.
+/// The names under which the program is installed.
 pub(crate) const NAMES: [&str; 6] = ["sepal", "flannel", "bridge", "host-local", "portmap", "loopback"];
-/// What the daemon would write.
+/// A subnet.env as the daemon writes it.
 pub(crate) const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_NETWORK=fd10:244::/32\nFLANNEL_IPV6_SUBNET=fd10:244:1::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
 
 /// A pod: a network namespace, and a name for it.
@@ -29,7 +29,7 @@ impl Pod {
         Self { netns: Netns::new(), id: id.to_owned() }
     }
 
-    /// Starts a TCP and a UDP server that say who they are.
+    /// Starts a TCP and a UDP server that answer with the pod's name.
     pub(crate) fn serve(&self, port: u16) {
         let (tcp, udp) =
             self.netns.within(move || (TcpListener::bind(("::", port)).expect("free"), UdpSocket::bind(("::", port)).expect("free")));
@@ -48,16 +48,16 @@ impl Pod {
     }
 }
 
-/// A node.
+/// A node with CNI plugins and no daemon.
 pub(crate) struct Node {
     pub(crate) netns: Netns,
     folder: TempDir,
-    /// Folder with an `iptables` of one variant, to be found first.
+    /// A folder with the `iptables` programs of one variant, which is first in PATH.
     iptables: Option<PathBuf>,
 }
 
 impl Node {
-    /// A node whose subnet is known.
+    /// A node with a subnet.env.
     pub(crate) fn new() -> Self {
         let node = Self { netns: Netns::new(), folder: tempfile::tempdir().expect("a folder"), iptables: None };
         fs::create_dir(node.path("bin")).expect("writable");
@@ -68,7 +68,7 @@ impl Node {
         node
     }
 
-    /// A node whose `iptables` is of a variant.
+    /// A node whose `iptables` programs have this variant.
     pub(crate) fn with_iptables(variant: &str) -> Self {
         let mut node = Self::new();
         let folder = node.path("iptables");
@@ -90,12 +90,12 @@ impl Node {
         fs::write(self.path("subnet.env"), text).expect("writable");
     }
 
-    /// Where reservations are.
+    /// The folder of reservations.
     pub(crate) fn reservations(&self) -> PathBuf {
         self.path("networks").join("cbr0")
     }
 
-    /// The addresses that are reserved.
+    /// The reserved addresses.
     pub(crate) fn reserved(&self) -> Vec<String> {
         let names = fs::read_dir(self.reservations()).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let mut found: Vec<String> =
@@ -104,7 +104,7 @@ impl Node {
         found
     }
 
-    /// The containers whose configuration is kept.
+    /// The containers whose delegate configuration is stored.
     pub(crate) fn kept(&self) -> Vec<String> {
         let names = fs::read_dir(self.path("flannel")).into_iter().flatten().flatten().map(|entry| entry.file_name());
         names.filter_map(|name| name.into_string().ok()).collect()
@@ -131,7 +131,7 @@ impl Node {
         }
     }
 
-    /// flannel's conflist (spec section 10.2), with its folders in this node's own.
+    /// flannel's conflist [flannel 10.2] with this node's folders.
     pub(crate) fn flannel(&self) -> Value {
         json!({"name": "cbr0", "cniVersion": "0.3.1", "plugins": [
             self.own(json!({"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}})),
@@ -165,7 +165,7 @@ impl Node {
         started(&mut command, &config.to_string())
     }
 
-    /// Calls a plugin for a container's interface and a path that says where it is.
+    /// Calls a plugin for a container, an interface and the path of a namespace.
     pub(crate) fn call_at(&self, verb: &str, [id, interface, netns]: [&str; 3], config: &Value) -> Result<Value, Value> {
         let mut command = self.netns.command(&self.path("bin").join(config["type"].as_str().expect("a type")).to_string_lossy());
         self.use_iptables(&mut command);
@@ -174,7 +174,7 @@ impl Node {
         answer(&started(&mut command, &config.to_string()).wait_with_output().expect("it ends"))
     }
 
-    /// Calls a plugin with a configuration as it is written, and with these `CNI_ARGS`.
+    /// Calls a plugin with this configuration text and these `CNI_ARGS`.
     pub(crate) fn call_text(&self, [verb, kind, args]: [&str; 3], pod: &Pod, config: &str) -> Result<Value, Value> {
         let mut command = self.netns.command(&self.path("bin").join(kind).to_string_lossy());
         self.use_iptables(&mut command);
@@ -183,12 +183,12 @@ impl Node {
         answer(&started(&mut command, config).wait_with_output().expect("it ends"))
     }
 
-    /// Calls a plugin and gives what it answers.
+    /// Calls a plugin and returns its answer.
     pub(crate) fn call(&self, verb: &str, pod: Option<&Pod>, config: &Value) -> Result<Value, Value> {
         answer(&self.start(verb, pod, config).wait_with_output().expect("it ends"))
     }
 
-    /// Does what a runtime does with a conflist: each plugin in turn, back to front for DEL; gives the last result.
+    /// Runs a conflist as a runtime does: each plugin in turn, in reverse order for DEL. Returns the last result.
     pub(crate) fn run(&self, verb: &str, conflist: &Value, pod: Option<&Pod>, ports: &Value, more: &Value) -> Result<Value, Value> {
         let mut plugins: Vec<&Value> = conflist["plugins"].as_array().expect("plugins").iter().collect();
         if verb == "DEL" {
@@ -224,15 +224,15 @@ impl Node {
         self.run("DEL", conflist, Some(pod), &Value::Null, &json!({})).expect("it is disconnected");
     }
 
-    /// GC with these pods still there.
+    /// Runs GC with these pods as valid attachments.
     pub(crate) fn gc(&self, pods: &[&Pod]) {
         let valid: Vec<Value> = pods.iter().map(|pod| json!({"containerID": pod.id, "ifname": "eth0"})).collect();
         let more = json!({"cni.dev/valid-attachments": valid});
         let done = self.run("GC", &self.sepal(), None, &Value::Null, &more);
-        done.expect("what is of nobody goes");
+        done.expect("GC succeeds");
     }
 
-    /// Nothing but the bridge is left.
+    /// Asserts that only the bridge is left.
     pub(crate) fn assert_clean(&self) {
         assert_eq!((self.ports(), self.reserved(), self.kept()), (vec![], vec![], vec![]));
         let nat = self.nat();
@@ -242,7 +242,7 @@ impl Node {
 
 fn started(command: &mut Command, config: &str) -> Child {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-    // It may have been killed before it has read all.
+    // A killed plugin may not read all of its input.
     let _ = child.stdin.take().expect("piped").write_all(config.as_bytes());
     child
 }
@@ -260,7 +260,7 @@ pub(crate) fn address(result: &Value, at: usize) -> String {
     address.split('/').next().expect("an address").to_owned()
 }
 
-/// What a failure says, with its number.
+/// The error code and the message of a failure.
 pub(crate) fn failed(outcome: Result<Value, Value>) -> (u64, String) {
     let failure = outcome.expect_err("it fails");
     (failure["code"].as_u64().expect("a number"), failure["msg"].as_str().expect("words").to_owned())

@@ -1,4 +1,4 @@
-//! What CNI plugins leave on disk and in the kernel: taken over from the real ones, never lost, and repaired after a crash.
+//! State of CNI plugins on disk and in the kernel: it is taken over from the reference plugins, not lost, and repaired after a crash.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -18,12 +18,12 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Sets back when an address was reserved, far enough that no ADD can still be on its way.
+/// Makes a reservation so old that no ADD can still be running.
 fn make_old(path: &Path) {
     File::open(path).expect("it is there").set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)).expect("root may");
 }
 
-/// Spec section 10.4, to the byte.
+/// The files equal those of [flannel 10.4], byte for byte.
 #[test]
 fn files_are_host_locals_to_the_byte() {
     let node = Node::new();
@@ -52,13 +52,13 @@ fn files_are_host_locals_to_the_byte() {
     node.call("DEL", Some(&pod), &config).expect("they are free");
     assert_eq!(failed(node.call("CHECK", Some(&pod), &config)).1, "host-local: Failed to find address added by container abc123");
     assert_eq!((node.reserved().len(), text(&folder.join("last_reserved_ip.0")).as_str()), (0, "10.9.9.2"));
-    // Round and round: the next one is behind the last.
+    // Allocation is round-robin: the next address follows the last one.
     let next = node.call("ADD", Some(&pod), &config).expect("there are free ones");
     assert_eq!((address(&next, 0), address(&next, 1)), ("10.9.9.3".to_owned(), "fd00:9::3".to_owned()));
 }
 
 #[test]
-fn wishes_are_met_or_refused() {
+fn requested_addresses_are_given_or_refused() {
     let node = Node::new();
     let wish = |ip: &str| {
         let mut config = host_local(&node, json!([[{"subnet": "10.9.9.0/29"}]]));
@@ -77,7 +77,7 @@ fn wishes_are_met_or_refused() {
     assert_eq!(node.reserved(), ["10.9.9.5"], "what was taken for nothing is free again");
 }
 
-/// Files that real plugins wrote count, of every age, also behind the back of the index.
+/// Reservations of the reference plugins count, of every format, also those that are newer than our index.
 #[test]
 fn reservations_of_real_plugins_are_honoured() {
     let node = Node::new();
@@ -91,7 +91,7 @@ fn reservations_of_real_plugins_are_honoured() {
     assert!(failed(node.call("ADD", Some(&real), &config)).1.contains("10.9.9.2 has been allocated to real"));
     assert!(failed(node.call("ADD", Some(&old), &config)).1.contains("10.9.9.3 has been allocated to old"));
     assert_eq!(address(&node.call("ADD", Some(&new), &config).expect("a free one"), 0), "10.9.9.5");
-    // A real plugin comes between: the index that was just made does not know.
+    // A reference plugin reserves an address that our new index does not contain.
     reserve(&folder, "10.9.9.6", "later\r\neth0");
     fs::write(folder.join("last_reserved_ip.0"), "10.9.9.6").expect("writable");
     let later = Pod::new("later");
@@ -108,7 +108,7 @@ fn reservations_of_real_plugins_are_honoured() {
     assert_eq!(node.reserved(), ["10.9.9.4"]);
 }
 
-/// The whole of a node that flannel, bridge and host-local ran on: a pod, its file, its reservation.
+/// A pod of flannel, bridge and host-local is taken over: its link, its stored configuration, and its reservation.
 #[test]
 fn a_pod_of_the_real_plugins_is_taken_over() {
     let node = Node::new();
@@ -139,7 +139,7 @@ fn a_pod_of_the_real_plugins_is_taken_over() {
 #[test]
 fn a_full_range_is_told_and_leaks_no_interface() {
     let node = Node::new();
-    // Addresses of this test alone: whether somebody still has them is asked of all namespaces of this machine.
+    // Only this test uses this subnet: the plugin looks for the addresses in all namespaces of the machine.
     node.write_subnet_env("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.82.1/29\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n");
     let pods: Vec<Pod> = (0..6).map(|number| Pod::new(&format!("pod{number}"))).collect();
     for pod in &pods[..5] {
@@ -155,12 +155,12 @@ fn a_full_range_is_told_and_leaks_no_interface() {
     assert_eq!((node.ports().len(), node.reserved().len(), node.kept().len()), (5, 5, 5));
     assert!(!pods[5].netns.run("ip -o link").contains("eth0"));
 
-    // A reservation that is old and whose address some container has, is in use; one that nobody has, but new, may be on its way.
+    // An old reservation is in use if a container has its address. A new one counts in any case, because its ADD may still be running.
     for ip in node.reserved() {
         make_old(&node.reservations().join(ip));
     }
     assert_eq!(failed(add()), full);
-    // A pod goes and nobody says so: then its address is nobody's.
+    // A pod disappears without DEL: an old reservation of its address is free.
     pods[2].netns.run("ip link del eth0");
     reserve(&node.reservations(), "10.244.82.4", "pod2\r\neth0");
     assert_eq!(failed(add()), full, "it was reserved just now");
@@ -174,7 +174,7 @@ fn del_forgets_nothing_that_it_could_not_free() {
     let node = Node::new();
     let pod = Pod::new("abc");
     let ip = node.reservations().join(address(&node.add(&node.flannel(), &pod), 0));
-    // A file that cannot be removed, also not by root.
+    // A file that even root cannot remove.
     node.netns.run(&format!("chattr +i {}", ip.display()));
     let del = || node.run("DEL", &node.flannel(), Some(&pod), &Value::Null, &json!({}));
     let (_, words) = failed(del());
@@ -200,7 +200,7 @@ fn del_survives_whatever_is_missing() {
             _ => {}
         }
         if what == "namespace" {
-            // Its path leads to something that is none, as after a restart of the machine.
+            // The path is not a namespace, as after a restart of the machine.
             let path = node.path("netns");
             fs::write(&path, "").expect("writable");
             let mut config = node.flannel()["plugins"][0].clone();
@@ -228,9 +228,9 @@ fn del_survives_whatever_is_missing() {
     }
 }
 
-/// Paths of namespaces are used again (those of processes are): by another pod, or by the host itself.
+/// The path of a namespace may be reused by another pod or by the host, for example a path under /proc.
 #[test]
-fn del_takes_nothing_of_whoever_has_the_path_now() {
+fn del_deletes_nothing_of_a_pod_that_reuses_the_path() {
     let node = Node::new();
     node.netns.run("ip link add eth0 type veth peer name eth1");
     let (gone, other) = (Pod::new("gone"), Pod::new("other"));
@@ -241,7 +241,7 @@ fn del_takes_nothing_of_whoever_has_the_path_now() {
         if node.ports().len() == 1 {
             node.add(&node.flannel(), &other);
         }
-        // Twice: the second time nothing is left of it.
+        // DEL runs twice; the second time nothing is left.
         for _ in 0..2 {
             node.call_at("DEL", ["gone", "eth0", &path], &config).expect("it is disconnected");
             assert!(other.netns.run("ip -o link").contains("eth0"), "it is the other's");
@@ -252,7 +252,7 @@ fn del_takes_nothing_of_whoever_has_the_path_now() {
     }
 }
 
-/// One container in two of flannel's networks: what is kept has the container's name alone.
+/// One container is in two of flannel's networks. The stored configuration is named by the container alone.
 #[test]
 fn one_container_may_be_in_two_networks() {
     let node = Node::new();
@@ -276,7 +276,7 @@ fn one_container_may_be_in_two_networks() {
     assert_eq!((reserved("one"), reserved("two"), node.kept().len(), node.ports().len()), (0, 0, 0, 0));
 }
 
-/// An ADD that fails leaves nothing, however early or late.
+/// An ADD that fails at any step leaves nothing.
 #[test]
 fn add_that_fails_leaves_nothing_of_other_plugins() {
     let node = Node::new();
@@ -297,7 +297,7 @@ fn add_that_fails_leaves_nothing_of_other_plugins() {
     assert_eq!(text(&node.path("bin/log")), "ADD\nDEL\n", "what it gave is taken back");
 }
 
-/// A plugin that is no part of this program does its work in a process of its own.
+/// A delegate that is not part of this program runs as its own process.
 #[test]
 fn other_delegates_are_run() {
     let node = Node::new();
@@ -312,7 +312,7 @@ fn other_delegates_are_run() {
     fs::write(node.path("bin/fail"), "").expect("writable");
     let (code, words) = failed(node.run("DEL", &conflist, Some(&pod), &Value::Null, &json!({})));
     assert_eq!((code, words.as_str()), (11, "failed to delegate del: busy"));
-    assert_eq!(node.kept(), ["abc"], "what it has may be there still");
+    assert_eq!(node.kept(), ["abc"], "its configuration is kept for another DEL");
     fs::remove_file(node.path("bin/fail")).expect("it is there");
     node.del(&conflist, &pod);
     assert!(node.kept().is_empty());
@@ -323,13 +323,13 @@ fn other_delegates_are_run() {
     assert_eq!(kept[1..], [format!("DEL eth0 {config}"), format!("DEL eth0 {config}")]);
 }
 
-/// A number that looks random and is the same in each run.
+/// A pseudo-random number; the same in each run.
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }
 
-/// ADD and DEL that are killed at any moment leave nothing that GC does not find, and hold up nobody.
+/// GC collects everything that killed ADD and DEL calls leave, and they do not block other calls.
 #[test]
 fn what_killed_plugins_leave_is_collected() {
     const ROUNDS: u64 = 200;
@@ -344,7 +344,7 @@ fn what_killed_plugins_leave_is_collected() {
     for round in 0..ROUNDS {
         let pod = &pods[usize::try_from(random(&mut state) % 8).expect("small")];
         let verb = if random(&mut state).is_multiple_of(2) { "ADD" } else { "DEL" };
-        // Some with ports of the host, which take programs of their own.
+        // Some pods have host ports, for which the plugin starts iptables.
         config["runtimeConfig"] = if round % 4 == 0 {
             json!({"portMappings": [{"hostPort": 9000, "containerPort": 80, "protocol": "udp"}]})
         } else {
@@ -357,7 +357,7 @@ fn what_killed_plugins_leave_is_collected() {
         child.wait().expect("it ends");
     }
     assert!(killed > ROUNDS / 4, "only {killed} were killed in the middle");
-    // Programs that a killed plugin had started end by themselves.
+    // The iptables processes of a killed plugin end by themselves.
     std::thread::sleep(Duration::from_millis(500));
     node.gc(&[&stays]);
     assert_eq!((node.ports().len(), node.reserved().len(), node.kept()), (1, 2, vec!["stays".to_owned()]));
@@ -368,7 +368,7 @@ fn what_killed_plugins_leave_is_collected() {
         node.add(&node.sepal(), pod);
     }
     assert_eq!(node.reserved().len(), 18);
-    // DEL alone repairs as well.
+    // A later DEL cleans up, too.
     for pod in &pods {
         let mut child = node.start("DEL", Some(pod), &config);
         std::thread::sleep(Duration::from_micros(random(&mut state) % 20_000));

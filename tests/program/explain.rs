@@ -1,4 +1,4 @@
-//! The program: what it prints, and how it ends.
+//! `sepal explain`: its output and its exit status.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn explain_cluster(manifests: &Path, arguments: &[&str]) -> (Option<i32>, String
 }
 
 #[test]
-fn a_way_is_told_rule_by_rule() {
+fn a_path_is_shown_rule_by_rule() {
     let (status, text, _) = explain(&["--from", "10.61.4.20", "--to", "svc/shop/web"]);
     assert_eq!(status, Some(0), "{text}");
     let lines: Vec<&str> = text.lines().collect();
@@ -38,7 +38,7 @@ fn a_way_is_told_rule_by_rule() {
 }
 
 #[test]
-fn programs_get_an_object() {
+fn json_output_is_one_object() {
     let (status, text, _) = explain(&["--from", "node", "--to", "10.111.0.11:53/udp", "-o", "json"]);
     let object: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((status, &object["origin"], &object["protocol"]), (Some(0), &"node".into(), &"udp".into()));
@@ -48,7 +48,7 @@ fn programs_get_an_object() {
     assert_eq!(object["endings"][0]["fate"], "passed");
 }
 
-/// A packet that is refused or dropped: the rule that does it, and exit status 2.
+/// For a refused or dropped packet the output names the rule, and the exit status is 2.
 #[test]
 fn what_is_stopped_is_told_with_the_rule() {
     let (status, text, _) = explain(&["--from", "external", "--to", "svc/shop/empty"]);
@@ -116,7 +116,7 @@ fn protocols_and_port_names_are_read_in_any_case() {
     }
 }
 
-/// Where a question has several answers, or none, the error lists what can be asked.
+/// An ambiguous or unknown destination leads to an error that lists the choices.
 #[test]
 fn errors_list_the_choices() {
     let ports = |ports: &[(&str, u16, &str)]| -> String {
@@ -187,7 +187,7 @@ fn what_cannot_be_understood_is_said_in_one_line() {
     }
 }
 
-/// By the rules in the kernel; and where those that should be there lead elsewhere, that is said.
+/// `--live` follows the rules in the kernel. If the desired rules lead elsewhere, both are shown.
 #[test]
 fn live_rules_are_walked_and_compared() {
     let site = Site::new();
@@ -214,6 +214,6 @@ fn live_rules_are_walked_and_compared() {
 
     site.node.run("iptables-nft -t nat -I KUBE-SERVICES -p tcp -d 10.111.0.10 -j DNAT --to-destination 10.61.3.11:8080");
     let (_, text) = live("text");
-    let (is, should) = text.split_once("With the rules that sepal would write it is different:").expect("both are told");
+    let (is, should) = text.split_once("With the rules that sepal would write it is different:").expect("both are shown");
     assert!(is.contains("=> to 10.61.3.11:8080") && should.contains("=> 50 %: to 10.61.3.10:8080"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! Servers that do not give the first list as a stream, or not at all.
+//! API servers that refuse streaming lists, or do not answer at the start.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,19 +17,19 @@ use crate::api_node::{serve, serve_at, serve_with};
 /// How a server answers a streaming list.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
-    /// With this status.
+    /// An HTTP status.
     Status(u16),
-    /// With 200 and a watch event of type ERROR, as kube-apiserver 1.36 does in front of an old etcd.
+    /// Status 200 and a watch event of type ERROR, as kube-apiserver 1.36 sends with an old etcd.
     ErrorEvent,
-    /// With 200, an object that no list has, and the end of the stream.
+    /// Status 200, an object that is not in the list, and the end of the stream.
     End,
-    /// With 200 and an event that cannot be read.
+    /// Status 200 and an event that is not JSON.
     Unreadable,
-    /// It closes the connection.
+    /// A closed connection.
     Close,
 }
 
-/// A small API server over plain HTTP: lists and ordinary watches work.
+/// A small API server over plain HTTP. Lists and ordinary watches work.
 struct Scripted {
     kubeconfig: tempfile::NamedTempFile,
     /// Open watches of EndpointSlices.
@@ -82,7 +82,7 @@ fn objects(resource: &str) -> Vec<Value> {
     }
 }
 
-/// A watch event, with the type in front, as servers write it.
+/// A watch event as servers write it, with the type first.
 fn event(kind: &str, object: &Value) -> String {
     format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
 }
@@ -115,7 +115,7 @@ impl Scripted {
     }
 }
 
-/// Answers the requests of one connection, as far as they have a known length.
+/// Answers the requests of one connection.
 fn answer_requests(stream: &TcpStream, refusal: Refusal, watches: &Mutex<Vec<TcpStream>>, requests: &Mutex<Vec<String>>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a socket"));
     while let Some(path) = read_request(&mut reader) {
@@ -126,7 +126,7 @@ fn answer_requests(stream: &TcpStream, refusal: Refusal, watches: &Mutex<Vec<Tcp
     }
 }
 
-/// Reads a request; gives its path and query.
+/// Reads a request; returns its path and query.
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
     let (mut path, mut length) = (None, 0);
     loop {
@@ -176,7 +176,7 @@ fn answer(mut stream: &TcpStream, path: &str, refusal: Refusal, watches: &Mutex<
         if resource == "endpointslices" {
             watches.lock().expect("not poisoned").push(stream.try_clone().ok()?);
         }
-        // It stays open until the client closes it.
+        // The watch stays open until the client closes it.
         let _ = stream.read(&mut [0]);
         return None;
     }
@@ -198,7 +198,7 @@ fn answer(mut stream: &TcpStream, path: &str, refusal: Refusal, watches: &Mutex<
     None
 }
 
-/// A sepal on a node, and its log.
+/// A node on which sepal runs, and its log.
 struct Lab {
     node: Netns,
     log: tempfile::NamedTempFile,
@@ -243,7 +243,7 @@ fn every_refusal_of_a_streaming_list_falls_back_to_list_and_watch() {
         let _sepal = lab.sepal(server.kubeconfig.path(), &[]);
         eventually(&format!("the rules, after {refusal:?}"), || lab.nat().contains("--to-destination 10.244.1.9:8080"));
         assert!(!lab.nat().contains("10.244.9.9"), "{refusal:?}: the list counts, not the stream that ended");
-        // The list came in the same attempt: no attempt has failed.
+        // The fallback is part of the same attempt, so no attempt has failed.
         assert!(!lab.log().contains("next attempt"), "{refusal:?}: {}", lab.log());
         eventually("the watch is open", || !server.watches.lock().expect("not poisoned").is_empty());
         server.modify(&slice("10.244.1.10", 11));
@@ -253,7 +253,7 @@ fn every_refusal_of_a_streaming_list_falls_back_to_list_and_watch() {
     }
 }
 
-/// The same over TLS and HTTP/2, and with refusals that take their time.
+/// The same over TLS and HTTP/2, also with refusals that come late.
 #[test]
 fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
     let any = || Failure::always(500).streaming();
@@ -280,10 +280,10 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
                 server.fail(failure.clone());
                 let file = file_of(&server.kubeconfig_as(&authority.pem(), &User::Token("abc")));
                 let _sepal = lab.sepal(file.path(), &[]);
-                // A stream that is silent is given up after ten seconds.
+                // A silent stream is closed after ten seconds.
                 let ready = || lab.status("/readyz") == Some(200) && lab.status("/healthz") == Some(200);
                 eventually_within(Duration::from_secs(60), &format!("it is ready, after {failure:?}"), ready);
-                // On a connection that breaks, the lists of other kinds fail, too.
+                // When a connection breaks, the lists of other kinds over it fail, too.
                 let closed = format!("{failure:?}").contains("Close");
                 assert!(closed || !lab.log().contains("next attempt"), "{failure:?}: {}", lab.log());
                 let ip = Cluster::endpoint_ip(1, 20);
@@ -295,8 +295,7 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
     });
 }
 
-/// The API server is down when the node starts. The kubelet does not kill sepal for it, load balancers do not choose the node, and the log
-/// does not speak of an outage.
+/// The API server is down when the node starts: `/livez` is healthy, `/healthz` and `/readyz` are not, and the log does not report an outage.
 #[test]
 fn a_server_that_is_down_at_the_start() {
     let lab = Lab::new();
@@ -327,7 +326,7 @@ fn a_server_that_is_down_at_the_start() {
     eventually("the log says that it works", || lab.log().contains("list and watch work again, "));
 }
 
-/// A pod CIDR is awaited before the parts start. A server that does not answer says nothing about it.
+/// The start waits for a pod CIDR while the API server does not answer; probes are answered meanwhile.
 #[test]
 fn a_node_is_awaited_while_probes_are_answered() {
     let lab = Lab::new();
@@ -344,8 +343,7 @@ fn a_node_is_awaited_while_probes_are_answered() {
     eventually("it is ready", || lab.status("/readyz") == Some(200));
 }
 
-/// One kind is not allowed to be read: the reason stands in the log and in `/readyz`, again and again, and the rest is as with a server
-/// that is down.
+/// Lists of one kind are refused: the log and `/readyz` show the reason, and probes behave as with a server that is down.
 #[test]
 fn a_list_that_stays_refused() {
     let lab = Lab::new();
@@ -363,14 +361,14 @@ fn a_list_that_stays_refused() {
     assert_eq!((lab.status("/livez"), lab.status("/healthz")), (Some(200), Some(503)));
     server.fail(Failure::next(1, 500).at("nothing"));
     eventually("it is healthy", || lab.status("/healthz") == Some(200));
-    // From now on it is an outage: the last rules stay, and so does the health.
+    // After the first sync a refusal is an outage: the rules stay, and the probes stay healthy.
     server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
     server.drop_watches();
     eventually("the log says so", || lab.log().contains("watch of Services interrupted: "));
     assert_eq!((lab.status("/livez"), lab.status("/readyz"), lab.status("/healthz")), (Some(200), Some(200), Some(200)));
 }
 
-/// Single syncs are only logged with `-v=2`.
+/// Single syncs are logged only with `-v=2`.
 #[test]
 fn the_log_is_short() {
     for (arguments, logged) in [(&[][..], false), (&["-v=1"], false), (&["-v=2"], true)] {
@@ -387,14 +385,14 @@ fn the_log_is_short() {
             server.put(Cluster::slice(service, std::slice::from_ref(&ip))).expect("a slice");
             eventually("a change", || lab.nat().contains(&ip));
             let expected = if logged { service + 2 } else { 1 };
-            // A sync that takes a second is logged in any case, and a busy machine may make it take one.
+            // A sync that takes a second is always logged, and on a busy machine a sync may take that long.
             let slow = || {
                 lab.log().lines().any(|line| {
                     line.contains("chains written")
                         && line.split(' ').any(|word| word.len() > 4 && word.chars().all(|c| c.is_ascii_digit()))
                 })
             };
-            eventually("its line, if there is one", || lines() == expected || slow());
+            eventually("the expected log line", || lines() == expected || slow());
         }
     }
 }

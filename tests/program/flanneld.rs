@@ -1,4 +1,4 @@
-//! The program by the name of flanneld: its command line, its environment, its answers, and nothing of the service proxy's.
+//! The program under the name flanneld: its flags, environment and health endpoints, without the service proxy.
 
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output, Stdio};
@@ -81,7 +81,7 @@ fn it_takes_flanneld_s_place() {
     assert_eq!(env, "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n");
     let rules = node.netns.run("iptables-save");
     assert!(rules.contains("-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG"), "{rules}");
-    assert!(!rules.contains("KUBE-"), "the service proxy is somebody else's, with its canary: {rules}");
+    assert!(!rules.contains("KUBE-"), "no rules of a service proxy and no canary: {rules}");
     let listening = node.netns.run("ss -Hltn");
     assert_eq!(listening.matches("0.0.0.0:8081").count() + listening.matches("*:8081").count(), 1, "{listening}");
     assert!(!listening.contains(":10256") && !listening.contains(":10249"), "{listening}");
@@ -89,7 +89,7 @@ fn it_takes_flanneld_s_place() {
     assert_eq!(annotations["flannel.alpha.coreos.com/public-ip"], "192.168.77.1");
     assert_eq!(annotations["flannel.alpha.coreos.com/kube-subnet-manager"], "true");
 
-    // Ended, it leaves everything as it is; started again, it changes nothing.
+    // At its end it changes nothing, and at the next start it changes nothing.
     let links = node.netns.run("ip -o link show flannel.1");
     assert_eq!(running.terminate(), Some(0));
     assert_eq!(node.netns.run("ip -o link show flannel.1"), links);
@@ -99,7 +99,7 @@ fn it_takes_flanneld_s_place() {
     assert_eq!(node.netns.run("ip -o link show flannel.1"), links);
 }
 
-/// A node whose first address is for its management; the default route's network is the second one.
+/// The first address of the interface is for management; the default route uses the network of the second one.
 #[test]
 fn iface_can_reach_takes_the_kernel_s_source_address() {
     let node = Node::new(vec![node("n1", &["10.244.1.0/24"])]);
@@ -110,7 +110,7 @@ fn iface_can_reach_takes_the_kernel_s_source_address() {
         let node = node.server.get("nodes", "n1").expect("a Node");
         node["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"].as_str().unwrap_or_default().to_owned()
     };
-    // What comes last leaves its address on the Node, so that the next one has to change it.
+    // Each run leaves its address on the Node, so that the next one has to change it.
     for (target, source) in [("198.51.100.8", "192.168.77.1"), ("10.98.0.200", "10.98.0.1"), ("192.168.77.9", "192.168.77.1")] {
         let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
         command.arg(format!("--iface-can-reach={target}")).stderr(Stdio::null());
@@ -120,7 +120,7 @@ fn iface_can_reach_takes_the_kernel_s_source_address() {
     }
 }
 
-/// The Node's address is on another interface than the default route: an empty `--iface` means the latter.
+/// The Node's address is on another interface than the default route. An empty `--iface` selects the default route's.
 #[test]
 fn an_empty_iface_means_the_default_route_s() {
     let mut own = node("n1", &["10.244.1.0/24"]);
@@ -152,7 +152,7 @@ fn the_health_server_s_host_may_be_a_name_or_empty() {
     }
 }
 
-/// Annotations are Go's JSON: a key in any case, the last of two, every spelling of a hardware address.
+/// Annotations are read as Go reads JSON: keys in any case, the last of two equal keys, every notation of a MAC address.
 #[test]
 fn a_peer_s_annotations_are_read_as_go_reads_them() {
     let peer = |number: u8, data: &str| {
@@ -200,7 +200,7 @@ fn what_cannot_work_is_said_in_flannels_words() {
     assert!(last_words(&output).contains("unknown backend type: wireguard. Backend.Type has to be vxlan or host-gw"), "{output:?}");
 }
 
-/// The classic: the Pod must not be read. It is named, with the rule that is missing, and tried again.
+/// Reading the Pod is forbidden: the error names the missing rule of the role, and the request is repeated.
 #[test]
 fn a_pod_that_must_not_be_read_ends_nothing() {
     let node = Node::new(vec![node("n1", &["10.244.1.0/24"]), pod(Some("n1"))]);
@@ -210,7 +210,7 @@ fn a_pod_that_must_not_be_read_ends_nothing() {
     let file = std::fs::File::create(&log).expect("writable");
     let _running = Running(node.flanneld(&pod).stderr(file).spawn().expect("it starts"));
     let said = |what: &str| std::fs::read_to_string(&log).expect("readable").contains(what);
-    eventually("it is said", || {
+    eventually("it is logged", || {
         said("Failed to create SubnetManager: error retrieving pod spec for 'kube-flannel/kube-flannel-ds-abcde': pods")
             && said("{apiGroups: [\"\"], resources: [\"pods\"], verbs: [\"get\"]}")
     });

@@ -1,4 +1,4 @@
-//! The program in kube-proxy's place: its command line, its configuration file, its ports and answers, its ends.
+//! The program under the name kube-proxy: its flags, configuration file, ports, HTTP endpoints and exit statuses.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ const HEALTHZ: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 10249);
 const SMALL: Cluster = Cluster { services: 3, endpoints: 2 };
 
-/// A folder with the program under kube-proxy's name in it.
+/// A folder with the program under the name kube-proxy.
 fn installed() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let program = folder.path().join("kube-proxy");
@@ -36,7 +36,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// kubeadm's configuration, but for where the API server is and what a network namespace cannot set.
+/// kubeadm's configuration with another kubeconfig, and without the limit of connections, which a network namespace cannot set.
 fn kubeadm(kubeconfig: &Path) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/config/kubeadm.yaml");
     let text = fs::read_to_string(file).expect("readable");
@@ -44,7 +44,7 @@ fn kubeadm(kubeconfig: &Path) -> String {
     text.replace("maxPerCore: null", "maxPerCore: 0")
 }
 
-/// A node with an API server, and a ConfigMap's folder with a configuration in it.
+/// A node with an API server, and a mounted ConfigMap with a configuration.
 struct Lab {
     node: Netns,
     server: ApiServer,
@@ -70,7 +70,7 @@ impl Lab {
         self.folder.path().join("config.conf")
     }
 
-    /// Writes the configuration as kubelet updates a ConfigMap: a new folder, and a link that is swapped.
+    /// Writes the configuration as the kubelet updates a ConfigMap: a new folder, and an exchanged symbolic link.
     fn configure(&self, change: impl Fn(String) -> String) {
         let version = self.version.get() + 1;
         self.version.set(version);
@@ -157,14 +157,14 @@ fn the_command_line_is_kube_proxys() {
     }
 }
 
-/// `-v=2` has a line for each sync, `-v=4` every decision. No verbosity has lines of libraries.
+/// `-v=2` logs each sync, `-v=4` each decision. No verbosity logs lines of libraries.
 #[test]
 fn verbosity_shows_decisions_and_no_library() {
     for (verbosity, decisions) in [("--v=2", false), ("--v=4", true)] {
         let lab = Lab::new();
         let running = lab.start(&[verbosity]);
         lab.wait_for_rules();
-        eventually("the sync is told", || lab.said().contains("ipv4: sync, because the live tables have to be read: "));
+        eventually("the sync is logged", || lab.said().contains("ipv4: sync, because the live tables have to be read: "));
         assert_eq!(running.terminate(), Some(0));
         let said = lab.said();
         assert!(said.contains(" chains to write, 0 to delete, "), "{said}");
@@ -185,7 +185,7 @@ fn verbosity_shows_decisions_and_no_library() {
     }
 }
 
-/// What the API server, or the way to it, says against a request is told once, and not as a value of the client library.
+/// The cause of a failed request is logged once, and not as a debug value of the client library.
 #[test]
 fn causes_are_told_once() {
     let lab = Lab::new();
@@ -241,7 +241,7 @@ fn the_resolved_configuration_is_written() {
     ] {
         assert!(written.lines().any(|written| written.replace('"', "") == line), "{line} is not in\n{written}");
     }
-    // The first document counts, and what follows it is not read.
+    // Only the first YAML document is read.
     let (with_more, from_more) = (folder.path().join("with-more"), folder.path().join("from-more"));
     for more in ["---\n", "---\n# nothing more\n", "---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"] {
         fs::write(&with_more, kubeadm(Path::new("/kubeconfig")) + more).expect("writable");
@@ -250,7 +250,7 @@ fn the_resolved_configuration_is_written() {
         assert!(output.status.success(), "{more}: {}", text(&output.stderr));
         assert_eq!(fs::read_to_string(&from_more).expect("it is there"), written, "{more}");
     }
-    // What was written is a configuration that says the same.
+    // Reading the written configuration leads to the same configuration.
     let again = folder.path().join("again");
     let output = run(&program, &["--config", to.to_str().expect("UTF-8"), "--write-config-to", again.to_str().expect("UTF-8")]);
     assert!(output.status.success() && !text(&output.stderr).contains("WARN"), "{}", text(&output.stderr));
@@ -283,7 +283,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     for flag in ["hostname-override=bench", "iptables-masquerade-bit=14", "cleanup=false", "v=0", "iptables-sync-period=30s"] {
         assert!(flagz.lines().any(|line| line == flag), "{flag} is not in {flagz}");
     }
-    assert!(!flagz.contains("dry-run"), "flags of sepal's own are none of kube-proxy's");
+    assert!(!flagz.contains("dry-run"), "sepal's own flags are not shown");
     let accept = "Accept: application/json;v=v1beta1;g=config.k8s.io;as=Statusz\r\n";
     let statusz = ask(&lab.node, METRICS.into(), "GET", "/statusz", accept, "").expect("an answer");
     let statusz: Value = serde_json::from_str(&statusz.body).expect("JSON");
@@ -311,7 +311,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
         })
     });
 
-    // A client that keeps its connection open holds nothing up.
+    // An idle client connection does not delay the end.
     let idle = lab.node.within(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
     let start = Instant::now();
     assert_eq!(proxy.terminate(), Some(0));
@@ -367,7 +367,9 @@ fn a_changed_configuration_holds_at_once_or_ends_the_program() {
     assert_eq!(configz["kubeproxy.config.k8s.io"]["iptables"]["masqueradeBit"], 20);
 
     lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 99"));
-    eventually("nonsense is named", || lab.said().contains("must be within the range [0, 31]; what it said before still holds"));
+    eventually("the invalid value is reported", || {
+        lab.said().contains("must be within the range [0, 31]; what it said before still holds")
+    });
     assert!(mark("0x100000/0x100000"));
     lab.configure(|text| text.replace("healthzBindAddress: \"\"", "healthzBindAddress: 127.0.0.1:9999"));
     let status = proxy.0.wait().expect("it ends");
@@ -380,7 +382,7 @@ fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     let lab = Lab::new();
     let taken = lab.node.within(|| std::net::TcpListener::bind("0.0.0.0:10256").expect("free"));
     let _proxy = lab.start(&[]);
-    eventually("it says so", || lab.said().contains("failed to start proxy healthz on 0.0.0.0:10256"));
+    eventually("it is logged", || lab.said().contains("failed to start proxy healthz on 0.0.0.0:10256"));
     lab.wait_for_rules();
     lab.configure(|text| {
         text.replace("bindAddressHardFail: false", "bindAddressHardFail: true")
@@ -395,7 +397,7 @@ fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     drop(taken);
 }
 
-/// And waits for no pod CIDR: its daemon may be the one that assigns it.
+/// `--init-only` does not wait for a pod CIDR, because the daemon itself may assign it.
 #[test]
 fn init_only_sets_the_kernel_and_writes_no_rules() {
     let lab = Lab::new();
@@ -408,7 +410,7 @@ fn init_only_sets_the_kernel_and_writes_no_rules() {
     assert!(!lab.node.run("iptables-nft-save").contains("KUBE-SERVICES"));
 }
 
-/// The node is a network namespace of its own, as a kind node is: no container can write the limit of connections there.
+/// On a node that is a network namespace, as a kind node is, no container can write the limit of connections.
 #[test]
 fn init_only_leaves_a_limit_that_belongs_to_the_host() {
     let lab = Lab::new();
@@ -425,7 +427,7 @@ fn init_only_leaves_a_limit_that_belongs_to_the_host() {
     }
 }
 
-/// Without the capability `SYS_RESOURCE` the score cannot be lowered, and that is worth a word only where the operator asked for it.
+/// Without the capability `SYS_RESOURCE` the OOM score cannot be lowered. This is logged only if the operator set it.
 #[test]
 fn a_score_that_cannot_be_set_is_named_where_it_was_asked_for() {
     let lab = Lab::new();
@@ -456,12 +458,12 @@ fn cleanup_leaves_nothing_of_ours() {
     assert_eq!(status.code(), Some(0), "{}", lab.said());
     for save in ["iptables-nft-save", "ip6tables-nft-save"] {
         let left: Vec<String> = lab.node.run(save).lines().filter(|line| line.contains("KUBE-")).map(str::to_owned).collect();
-        // KUBE-FIREWALL is kubelet's, too, and is never deleted (spec section 1.8).
+        // kubelet uses KUBE-FIREWALL, too, so it is never deleted [kube-proxy 1.8].
         assert!(left.iter().all(|line| line.contains("KUBE-FIREWALL")), "{left:?}");
     }
 }
 
-/// A LoadBalancer with Local policy, of which load balancers ask at this port.
+/// A Service of type LoadBalancer with Local policy and this health check node port.
 fn balanced(port: u16) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "balanced", "namespace": "shop"},
@@ -471,7 +473,7 @@ fn balanced(port: u16) -> Value {
     })
 }
 
-/// Its slice, on the named node.
+/// The Service's slice, with endpoints on this node.
 fn balanced_slice(node: &str, ready: bool) -> Value {
     let endpoint =
         |ip: &str| json!({"addresses": [ip], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}});
@@ -483,7 +485,7 @@ fn balanced_slice(node: &str, ready: bool) -> Value {
     })
 }
 
-/// Local endpoints are answered for, to those who ask from outside.
+/// Health check node ports report local endpoints to clients from outside.
 #[test]
 fn health_check_node_ports_follow_local_endpoints() {
     let lab = Lab::new();
@@ -505,7 +507,7 @@ fn health_check_node_ports_follow_local_endpoints() {
     assert_eq!(answer.body, body(2));
     assert!(answer.head.contains("X-Load-Balancing-Endpoint-Weight: 2"), "{}", answer.head);
     lab.server.put(balanced_slice("bench", false)).expect("a slice");
-    eventually("what drains does not count", || check(32_100).is_some_and(|answer| answer.status == 503 && answer.body == body(0)));
+    eventually("terminating endpoints do not count", || check(32_100).is_some_and(|answer| answer.status == 503 && answer.body == body(0)));
     lab.server.put(balanced_slice("bench", true)).expect("a slice");
     eventually("they are back", || check(32_100).is_some_and(|answer| answer.status == 200));
     lab.server.put(balanced_slice("elsewhere", true)).expect("a slice");
@@ -516,7 +518,7 @@ fn health_check_node_ports_follow_local_endpoints() {
     eventually("the port is closed", || check(32_200).is_none());
 }
 
-/// Another proxy has all ports until it ends, as when sepal is started beside it: then they are had soon, and nothing is told twice.
+/// Another proxy holds all ports until it ends, as when sepal starts beside it. Then sepal opens them soon, and each failure is logged once.
 #[test]
 fn ports_of_a_proxy_that_ends_are_taken_over() {
     let lab = Lab::new();
@@ -529,7 +531,7 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     });
     let _proxy = lab.start(&[]);
     let failures = || lab.said().matches("failed to start healthcheck \"shop/balanced\" on port 32100").count();
-    eventually("the port is told of", || failures() == 1);
+    eventually("the failure is logged", || failures() == 1);
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(failures(), 1, "{}", lab.said());
     drop(of_other);
@@ -540,5 +542,5 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     }
     assert!(lab.said().contains("health check port 32100 of shop/balanced is open after all"), "{}", lab.said());
     let told = |event: &Value| event["reason"] == "FailedToStartServiceHealthcheck";
-    eventually("an Event tells", || lab.server.list("events.events.k8s.io").iter().any(told));
+    eventually("an Event reports it", || lab.server.list("events.events.k8s.io").iter().any(told));
 }

@@ -1,4 +1,4 @@
-//! The program with `--manifests`: what a file of an operator's hand means, and what is said about it.
+//! The program with `--manifests`: the meaning of manual manifests, and the messages about them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -89,7 +89,7 @@ fn a_dry_run_takes_the_configuration_in_full_or_refuses_it() {
     }
 }
 
-/// Fields that no rule follows from count, too; those that the configuration leaves out come from flags.
+/// Fields without an effect on rules are used, too. Missing fields are taken from flags.
 #[test]
 fn the_daemon_takes_the_configuration_in_full() {
     let node = Netns::new();
@@ -116,7 +116,7 @@ fn the_daemon_takes_the_configuration_in_full() {
     let rules = node.run("iptables-nft-save");
     assert!(rules.contains("192.0.2.77:9376") && !rules.contains("--ctstate INVALID"), "{rules}");
 
-    // What cannot change while it runs is named.
+    // A field that cannot change at run time is reported.
     write("healthzBindAddress: 127.0.0.1:7779\nconntrack: {tcpCloseWaitTimeout: 77s, tcpBeLiberal: true}\n");
     let said = || fs::read_to_string(Path::new(&log)).expect("readable");
     eventually("the field is named", || said().contains("healthzBindAddress changed, which counts after a restart"));

@@ -1,5 +1,5 @@
-//! Moving over from kube-proxy and flannel, and back, with clients that notice a single lost answer or connection (docs/migration.md). What
-//! those programs leave on a node is put there as they write it; the pods' traffic goes on all the time.
+//! Migration from kube-proxy and flannel, and back, with clients that notice a single lost answer or connection (docs/migration.md). The rules
+//! and links of those programs are written as they write them, and the pods' traffic never stops.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -21,8 +21,8 @@ const CLUSTER_IP: &str = "10.96.0.53";
 const NODE_PORT: u16 = 30053;
 const NODES: [u8; 3] = [1, 2, 3];
 
-/// Three nodes as kube-proxy and flannel left them, with pods, a Service and its clients.
-struct Moving {
+/// Three nodes with the state of kube-proxy and flannel, with pods, a Service and its clients.
+struct Migration {
     cluster: PodCluster,
     pods: Vec<Pod>,
     variant: &'static str,
@@ -31,7 +31,7 @@ struct Moving {
     folder: tempfile::TempDir,
 }
 
-/// The hardware address of a node's VXLAN link.
+/// The MAC address of a node's VXLAN link.
 fn mac(number: u8) -> String {
     format!("ce:11:22:33:44:{number:02x}")
 }
@@ -60,7 +60,7 @@ fn slice(endpoints: &[&Pod]) -> Value {
     })
 }
 
-impl Moving {
+impl Migration {
     fn new(variant: &'static str) -> Self {
         let cluster = PodCluster::new(Path::new(SEPAL), Layout::vxlan(3, Families::V4));
         for number in NODES {
@@ -73,19 +73,19 @@ impl Moving {
             });
         }
         let folder = tempfile::tempdir().expect("a folder");
-        let mut moving = Self { cluster, pods: Vec::new(), variant, probers: Vec::new(), sessions: Vec::new(), folder };
+        let mut migration = Self { cluster, pods: Vec::new(), variant, probers: Vec::new(), sessions: Vec::new(), folder };
         for number in NODES {
-            moving.flannel(number, true);
+            migration.flannel(number, true);
         }
-        // Two on the first node, one on each of the others, which are the endpoints.
-        moving.pods = [0, 0, 1, 2].map(|at: usize| moving.cluster.nodes[at].attach()).into();
-        moving.put(service());
-        moving.put(slice(&[&moving.pods[2], &moving.pods[3]]));
+        // Two pods on the first node, and one on each of the others; the latter are the endpoints.
+        migration.pods = [0, 0, 1, 2].map(|at: usize| migration.cluster.nodes[at].attach()).into();
+        migration.put(service());
+        migration.put(slice(&[&migration.pods[2], &migration.pods[3]]));
         for number in NODES {
-            moving.kube_proxy(number);
+            migration.kube_proxy(number);
         }
-        moving.watch();
-        moving
+        migration.watch();
+        migration
     }
 
     fn put(&self, object: Value) {
@@ -96,7 +96,7 @@ impl Moving {
         &self.cluster.nodes[usize::from(number - 1)]
     }
 
-    /// What flannel does at its start; with `first`, on a node where it never was.
+    /// Does what flannel does at its start; `first` also creates its link and its subnet.env.
     fn flannel(&self, number: u8, first: bool) {
         let node = self.node(number);
         if first {
@@ -123,7 +123,7 @@ impl Moving {
         }
     }
 
-    /// A full sync of kube-proxy.
+    /// Does what a full sync of kube-proxy does.
     fn kube_proxy(&self, number: u8) {
         let node = self.node(number);
         for (family, flag) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
@@ -134,7 +134,7 @@ impl Moving {
         }
     }
 
-    /// Starts the clients: each question is a new connection, each session one that lasts.
+    /// Starts the clients: probers, which use a new connection for each request, and sessions, which keep one connection.
     fn watch(&mut self) {
         let address = |ip: &str, port| SocketAddr::new(ip.parse::<IpAddr>().expect("an address"), port);
         let [first, second, third, fourth] = self.pods.as_slice() else { unreachable!("there are four") };
@@ -156,23 +156,23 @@ impl Moving {
             Session::start(&third.netns, first.echo(ip)),
             Session::start(&second.netns, outside.echo(ip)),
         ];
-        self.nobody_has_lost_anything("before");
+        self.assert_nothing_lost("before");
     }
 
-    /// New connections from a pod to the outside: the last of the clients.
+    /// The prober from a pod to the outside: the last of the probers.
     fn to_the_outside(&self) -> Prober {
         Prober::start(&self.pods[1].netns, self.cluster.outside.udp(self.pods[0].ips[0]))
     }
 
-    /// flannel starts again on a node. It empties its chains and then fills them, as at each of its starts: what is begun towards the outside
-    /// in those milliseconds is not masqueraded, whoever was there before. Nobody begins anything there then; what is open goes on.
+    /// flannel starts again on a node. At each start it flushes its chains and then fills them. New connections to the outside in these
+    /// milliseconds are not masqueraded, so this prober pauses. Open connections are not affected.
     fn flannel_comes_back(&mut self, number: u8) {
         drop(self.probers.pop());
         self.flannel(number, false);
         self.probers.push(self.to_the_outside());
     }
 
-    fn nobody_has_lost_anything(&self, when: &str) {
+    fn assert_nothing_lost(&self, when: &str) {
         let before: Vec<u64> = self.sessions.iter().map(Session::exchanged).collect();
         sleep(Duration::from_millis(400));
         let lost: Vec<usize> = self.probers.iter().map(Prober::lost).collect();
@@ -184,7 +184,7 @@ impl Moving {
         }
     }
 
-    /// Rules in their order, and everything else that must not be made anew: the tunnel with its number, the bridge, subnet.env.
+    /// State that must not change: rules in order, the tunnel with its index, the bridge, neighbours, FDB entries, subnet.env.
     fn lasting(&self, number: u8) -> String {
         let node = self.node(number);
         let variant = self.variant;
@@ -197,14 +197,14 @@ impl Moving {
         kernel + &node.subnet_env()
     }
 
-    /// Rules without their order.
+    /// The same state, sorted by line.
     fn rules(&self, number: u8) -> Vec<String> {
         let mut lines: Vec<String> = self.lasting(number).lines().map(str::to_owned).collect();
         lines.sort_unstable();
         lines
     }
 
-    /// The program by another name.
+    /// The program under another name.
     fn named(&self, name: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         if !path.exists() {
@@ -232,34 +232,34 @@ fn at_port(port: u16) -> SocketAddr {
 }
 
 fn from_kube_proxy_and_back(variant: &'static str) {
-    let moving = Moving::new(variant);
-    let node = moving.node(1);
-    let before = moving.lasting(1);
-    let mut command = node.netns.command(&moving.named("kube-proxy").display().to_string());
-    command.args(["--master", &moving.cluster.server.url(), "--hostname-override", "node-1"]).args(IN_NAMESPACE);
-    let running = moving.started(command);
-    let log = || fs::read_to_string(moving.log()).expect("readable");
+    let migration = Migration::new(variant);
+    let node = migration.node(1);
+    let before = migration.lasting(1);
+    let mut command = node.netns.command(&migration.named("kube-proxy").display().to_string());
+    command.args(["--master", &migration.cluster.server.url(), "--hostname-override", "node-1"]).args(IN_NAMESPACE);
+    let running = migration.started(command);
+    let log = || fs::read_to_string(migration.log()).expect("readable");
     eventually("both families are known", || log().matches("the live tables are as they should be").count() == 2);
     eventually("it is healthy", || get(&node.netns, at_port(10256), "/healthz").is_ok_and(|answer| answer.status == 200));
-    moving.nobody_has_lost_anything("when sepal took kube-proxy's place");
-    assert_eq!(moving.lasting(1), before, "nothing is written, nothing is moved\n{}", log());
+    migration.assert_nothing_lost("when sepal took kube-proxy's place");
+    assert_eq!(migration.lasting(1), before, "nothing is written, nothing is moved\n{}", log());
     let metrics = get(&node.netns, at_port(10249), "/metrics").expect("an answer").body;
     let written: Vec<&str> = metrics.lines().filter(|line| line.starts_with("sepal_chains_written_total")).collect();
     assert!(!written.is_empty() && written.iter().all(|line| line.ends_with(" 0")), "{written:?}");
 
-    // From here on it acts: an endpoint goes, which goes on to serve those whom it serves.
-    let gone = moving.pods[3].ips[0].to_string();
-    moving.put(slice(&[&moving.pods[2]]));
-    eventually("the endpoint is gone", || !moving.lasting(1).contains(&format!("{gone}:")));
-    moving.put(slice(&[&moving.pods[2], &moving.pods[3]]));
-    eventually("the endpoint is back", || moving.lasting(1).contains(&format!("{gone}:")));
-    moving.nobody_has_lost_anything("while it acts");
+    // sepal writes rules: an endpoint is removed, and its open connections continue.
+    let gone = migration.pods[3].ips[0].to_string();
+    migration.put(slice(&[&migration.pods[2]]));
+    eventually("the endpoint is gone", || !migration.lasting(1).contains(&format!("{gone}:")));
+    migration.put(slice(&[&migration.pods[2], &migration.pods[3]]));
+    eventually("the endpoint is back", || migration.lasting(1).contains(&format!("{gone}:")));
+    migration.assert_nothing_lost("while sepal writes changes");
 
     assert_eq!(running.terminate(), Some(0));
-    let left = moving.rules(1);
-    moving.kube_proxy(1);
-    moving.nobody_has_lost_anything("when kube-proxy came back");
-    assert_eq!(moving.rules(1), left, "kube-proxy finds what it would write");
+    let left = migration.rules(1);
+    migration.kube_proxy(1);
+    migration.assert_nothing_lost("when kube-proxy came back");
+    assert_eq!(migration.rules(1), left, "kube-proxy finds what it would write");
 }
 
 #[test]
@@ -274,80 +274,80 @@ fn from_kube_proxy_and_back_legacy() {
 
 #[test]
 fn from_flannel_and_back() {
-    let mut moving = Moving::new("nft");
-    let node = moving.node(1);
-    let (before, annotations) = (moving.lasting(1), moving.annotations(1));
-    let mut command = node.netns.command(&moving.named("flanneld").display().to_string());
+    let mut migration = Migration::new("nft");
+    let node = migration.node(1);
+    let (before, annotations) = (migration.lasting(1), migration.annotations(1));
+    let mut command = node.netns.command(&migration.named("flanneld").display().to_string());
     let conf = node.subnet_file().parent().and_then(Path::parent).and_then(Path::parent).expect("folders").join("net-conf.json");
-    command.args(["--ip-masq", "--kube-subnet-mgr", "--healthz-port=8081", &format!("--kube-api-url={}", moving.cluster.server.url())]);
+    command.args(["--ip-masq", "--kube-subnet-mgr", "--healthz-port=8081", &format!("--kube-api-url={}", migration.cluster.server.url())]);
     command.arg(format!("--net-config-path={}", conf.display())).arg(format!("--subnet-file={}", node.subnet_file().display()));
-    let running = moving.started({
+    let running = migration.started({
         command.env("NODE_NAME", "node-1");
         command
     });
     eventually("it is ready", || get(&node.netns, at_port(8081), "/readyz").is_ok_and(|answer| answer.status == 200));
-    moving.nobody_has_lost_anything("when sepal took flannel's place");
-    assert_eq!(moving.lasting(1), before, "nothing is written, nothing is made anew");
-    assert_eq!(moving.annotations(1), annotations);
-    let routes = |moving: &Moving| moving.node(1).netns.run("ip route show dev flannel.1 | sort");
+    migration.assert_nothing_lost("when sepal took flannel's place");
+    assert_eq!(migration.lasting(1), before, "nothing is written, nothing is made anew");
+    assert_eq!(migration.annotations(1), annotations);
+    let routes = |migration: &Migration| migration.node(1).netns.run("ip route show dev flannel.1 | sort");
     let ours = "10.244.2.0/24 via 10.244.2.0 proto 83 onlink \n10.244.3.0/24 via 10.244.3.0 proto 83 onlink \n";
-    assert_eq!(routes(&moving), ours, "the routes are ours now");
+    assert_eq!(routes(&migration), ours, "the routes are ours now");
 
-    // From here on it acts.
-    let mut fourth = moving.cluster.layout.node(4);
-    fourth["metadata"]["annotations"] = moving.annotations(3);
+    // sepal writes changes.
+    let mut fourth = migration.cluster.layout.node(4);
+    fourth["metadata"]["annotations"] = migration.annotations(3);
     fourth["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-data"] = json!(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(4)));
     fourth["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"] = json!("192.168.77.4");
-    moving.put(fourth);
-    eventually("the new node has a route", || routes(&moving).contains("10.244.4.0/24"));
-    assert!(moving.cluster.server.remove("nodes", "node-4"));
-    eventually("and loses it", || routes(&moving) == ours);
+    migration.put(fourth);
+    eventually("the new node has a route", || routes(&migration).contains("10.244.4.0/24"));
+    assert!(migration.cluster.server.remove("nodes", "node-4"));
+    eventually("the subnet is lost", || routes(&migration) == ours);
 
     assert_eq!(running.terminate(), Some(0));
-    moving.flannel_comes_back(1);
-    moving.nobody_has_lost_anything("when flannel came back");
-    assert_eq!(moving.lasting(1), before);
+    migration.flannel_comes_back(1);
+    migration.assert_nothing_lost("when flannel came back");
+    assert_eq!(migration.lasting(1), before);
     let theirs = ours.replace("proto 83 ", "");
-    assert_eq!(routes(&moving), theirs, "and the routes are flannel's");
+    assert_eq!(routes(&migration), theirs, "and the routes are flannel's");
 }
 
-/// Both at once, one node after the other, and back: at any time the cluster holds nodes of both kinds.
+/// Both programs are replaced, one node after the other, and back; meanwhile the cluster has nodes of both kinds.
 #[test]
 fn node_by_node_and_back() {
-    let mut moving = Moving::new("nft");
-    let before = NODES.map(|number| moving.lasting(number));
+    let mut migration = Migration::new("nft");
+    let before = NODES.map(|number| migration.lasting(number));
     for number in NODES {
-        let node = moving.node(number);
+        let node = migration.node(number);
         node.start(&[]);
         node.wait_ready();
-        moving.nobody_has_lost_anything(&format!("when node-{number} moved over"));
-        assert_eq!(moving.lasting(number), before[usize::from(number - 1)], "nothing is written on node-{number}\n{}", node.log());
+        migration.assert_nothing_lost(&format!("when node-{number} moved over"));
+        assert_eq!(migration.lasting(number), before[usize::from(number - 1)], "nothing is written on node-{number}\n{}", node.log());
     }
-    // All of them act.
-    let gone = format!("{}:", moving.pods[3].ips[0]);
-    moving.put(slice(&[&moving.pods[2]]));
-    eventually("the endpoint is gone everywhere", || NODES.iter().all(|number| !moving.lasting(*number).contains(&gone)));
-    moving.put(slice(&[&moving.pods[2], &moving.pods[3]]));
-    eventually("the endpoint is back everywhere", || NODES.iter().all(|number| moving.lasting(*number).contains(&gone)));
-    moving.nobody_has_lost_anything("while all act");
+    // sepal writes changes on all nodes.
+    let gone = format!("{}:", migration.pods[3].ips[0]);
+    migration.put(slice(&[&migration.pods[2]]));
+    eventually("the endpoint is gone everywhere", || NODES.iter().all(|number| !migration.lasting(*number).contains(&gone)));
+    migration.put(slice(&[&migration.pods[2], &migration.pods[3]]));
+    eventually("the endpoint is back everywhere", || NODES.iter().all(|number| migration.lasting(*number).contains(&gone)));
+    migration.assert_nothing_lost("while all nodes write changes");
     for number in NODES {
-        assert_eq!(moving.node(number).stop(), Some(0));
-        let left = moving.rules(number);
-        moving.flannel_comes_back(number);
-        moving.kube_proxy(number);
-        moving.nobody_has_lost_anything(&format!("when node-{number} moved back"));
-        assert_eq!(moving.rules(number), left, "what comes back finds what it would write on node-{number}");
+        assert_eq!(migration.node(number).stop(), Some(0));
+        let left = migration.rules(number);
+        migration.flannel_comes_back(number);
+        migration.kube_proxy(number);
+        migration.assert_nothing_lost(&format!("when node-{number} moved back"));
+        assert_eq!(migration.rules(number), left, "what comes back finds what it would write on node-{number}");
     }
 }
 
-/// The clients do notice.
+/// The clients notice a loss.
 #[test]
 fn a_lost_connection_is_noticed() {
-    let moving = Moving::new("nft");
-    moving.node(1).netns.run("ip route del 10.244.2.0/24; sleep 0.2; ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink");
+    let migration = Migration::new("nft");
+    migration.node(1).netns.run("ip route del 10.244.2.0/24; sleep 0.2; ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink");
     sleep(Duration::from_millis(100));
-    assert!(moving.probers.iter().map(Prober::lost).sum::<usize>() > 0);
-    // A connection whose packets are refused ends.
-    moving.node(1).netns.run("iptables-nft -I FORWARD -p tcp -j REJECT --reject-with tcp-reset; sleep 0.3; iptables-nft -D FORWARD 1");
-    eventually("sessions have ended", || moving.sessions.iter().filter(|session| session.fault().is_some()).count() > 1);
+    assert!(migration.probers.iter().map(Prober::lost).sum::<usize>() > 0);
+    // A session whose packets are refused reports a fault.
+    migration.node(1).netns.run("iptables-nft -I FORWARD -p tcp -j REJECT --reject-with tcp-reset; sleep 0.3; iptables-nft -D FORWARD 1");
+    eventually("sessions have ended", || migration.sessions.iter().filter(|session| session.fault().is_some()).count() > 1);
 }

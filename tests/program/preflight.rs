@@ -1,5 +1,4 @@
-//! `sepal preflight` on a node of its own: a sound one has nothing to complain of, and what is broken is found, named and told how to mend.
-//! Nothing of the node changes.
+//! `sepal preflight`: a sound node passes all checks, and every defect is found and reported with its cure. The node is not changed.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -30,7 +29,7 @@ impl std::ops::Deref for Node {
 }
 
 impl Node {
-    /// A node with nothing wrong.
+    /// A node without defects.
     fn sound() -> Self {
         let netns = Netns::new();
         netns.run(
@@ -53,11 +52,11 @@ impl Node {
         self.preflight_beside("true", more)
     }
 
-    /// The same while a program runs. Other processes cannot be seen: those of other tests are none of this node.
+    /// The same while a program runs. A PID namespace hides the processes of other tests.
     fn preflight_beside(&self, program: &str, more: &[&str]) -> Command {
         let mut command = self.netns.command("unshare");
         command.args(["--pid", "--fork", "--mount-proc", "sh", "-c", &format!("{program} & exec \"$@\""), "sh", SEPAL]);
-        // The limit of tracked connections is the host's; no other namespace may set it.
+        // The limit of tracked connections belongs to the host; a network namespace cannot set it.
         command.args(["preflight", "--conntrack-max-per-core=0", "--hostname-override", NAME, "--master", &self.server.url()]).args(more);
         command
     }
@@ -76,7 +75,7 @@ impl Node {
     }
 }
 
-/// What was printed; the exit status is true to it.
+/// The printed checks. The exit status must match them.
 fn checks(output: &Output) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout);
     let report: Value =
@@ -88,10 +87,10 @@ fn checks(output: &Output) -> Vec<Value> {
     checks
 }
 
-/// The checks that are not content, each as `name: outcome`.
+/// The checks that did not pass, each as `name: outcome`.
 fn complaints(checks: &[Value]) -> Vec<String> {
     let text = |check: &Value, field: &str| check[field].as_str().expect("text").to_owned();
-    // Whether this machine has the module is its own affair.
+    // The module br_netfilter is optional on the test machine.
     let bad = checks.iter().filter(|check| check["outcome"] != "ok" && !text(check, "name").starts_with("net.bridge."));
     bad.map(|check| format!("{}: {}", text(check, "name"), text(check, "outcome"))).collect()
 }
@@ -104,7 +103,7 @@ fn find<'c>(checks: &'c [Value], name: &str) -> &'c Value {
 fn a_sound_node_has_nothing_to_complain_of_and_is_left_as_it_was() {
     for variant in ["nft", "legacy"] {
         let node = Node::sound();
-        // Whoever lists a table of iptables-nft makes its built-in chains, which are empty.
+        // Listing a table of iptables-nft creates its empty built-in chains.
         let look = "ip -br link; ip -4 addr; ip route; sysctl net.ipv4.ip_forward net.ipv4.conf.all.route_localnet
                     sysctl net.netfilter.nf_conntrack_tcp_timeout_established; for variant in nft legacy; do
                     for family in '' 6; do ip${family}tables-$variant-save | sed '/^[#*C]/d; /^:.* ACCEPT /d'; done; done";
@@ -123,7 +122,7 @@ fn a_sound_node_has_nothing_to_complain_of_and_is_left_as_it_was() {
     }
 }
 
-/// For people the same, with a sign for each line; without colours where it is no terminal.
+/// The text output has the same checks with a sign for each line, and no colours without a terminal.
 #[test]
 fn text_says_the_same() {
     let node = Node::sound();
@@ -148,7 +147,7 @@ fn permissions_that_are_missing_are_told_as_rules() {
                   # add to its Role in namespace kube-system\nrules:\n  \
                   - {apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [create]}";
     assert_eq!(find(&found, "permissions")["cure"], wanted);
-    // It can be pasted.
+    // The cure is valid YAML.
     let role: Value = serde_saphyr::from_str(&wanted.split("# add").nth(1).expect("the first").replacen(" to", "# to", 1)).expect("YAML");
     assert_eq!(role["rules"][1]["verbs"], json!(["list", "watch"]));
 }
@@ -170,7 +169,7 @@ fn what_the_api_server_lacks_is_found() {
     assert_eq!(complaints(&found)[0], "API server: failed");
 }
 
-/// Everything that does not hang on net-conf.json is checked all the same.
+/// Checks that do not need net-conf.json run even if the file is missing or invalid.
 #[test]
 fn a_net_conf_that_cannot_be_used_holds_nothing_up() {
     let node = Node::sound();
@@ -190,7 +189,7 @@ fn a_net_conf_that_cannot_be_used_holds_nothing_up() {
     }
 }
 
-/// As `kubectl exec` in sepal's own container runs it: the ports in use, the process, the links and the file are sepal's.
+/// Run beside the daemon, as by `kubectl exec`, it does not report the daemon's own ports, process, links and file.
 #[test]
 fn a_running_sepal_is_not_in_its_own_way() {
     let node = Node::sound();
@@ -200,7 +199,7 @@ fn a_running_sepal_is_not_in_its_own_way() {
     let network = format!("{} --subnet-file={}", node.pod_network().join(" "), node.path("subnet.env"));
     for (run, ready, network) in [
         (format!("{SEPAL} run {common} {network}"), "ip link show up flannel.1", true),
-        // By the name of kube-proxy it is still sepal.
+        // Under the name kube-proxy it is still sepal.
         (format!("{program} {common}"), "ss -Hltn | grep -q :10256", false),
     ] {
         let ready = format!("ss -Hltn | grep -q :10249 && {ready}");
@@ -226,7 +225,7 @@ fn what_the_node_has_in_the_way_is_found() {
     fs::write(node.folder.path().join("net.d/05-other.conflist"), "{}").expect("writable");
     fs::write(node.path("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":1450}}"#).expect("writable");
     let held = node.netns.within(|| TcpListener::bind("127.0.0.1:10249").expect("a free port"));
-    // Programs are known by their names.
+    // Other programs are recognised by their process names.
     let other = node.path("flanneld");
     node.netns.run(&format!("cp /bin/sleep {other}"));
     let mut command =
@@ -249,7 +248,7 @@ fn what_the_node_has_in_the_way_is_found() {
     drop(held);
 }
 
-/// Operators who move from flannel do not need to name the folder.
+/// Without a flag the default folder of CNI configurations is checked.
 #[test]
 fn the_configuration_that_runtimes_use_is_found_without_a_flag() {
     let node = Node::sound();
@@ -280,7 +279,7 @@ fn the_configuration_that_runtimes_use_is_found_without_a_flag() {
     );
 }
 
-/// Where the tunnel's link can be made, it may still not be possible to set it up; whether it is, the kernel is asked beside.
+/// A VXLAN link that can be created may still fail to come up because its port is in use. The test compares with the kernel's answer.
 #[test]
 fn a_tunnel_port_in_use_is_found_where_it_is_in_the_way() {
     let node = Node::sound();
@@ -302,17 +301,17 @@ fn a_tunnel_port_in_use_is_found_where_it_is_in_the_way() {
     assert!(!comes_up());
     drop(held);
     assert!(comes_up());
-    // It takes the port of the family that the tunnel has, and of no other.
+    // Only a socket of the tunnel's IP family is in the way.
     let other = node.netns.within(|| UdpSocket::bind("[::1]:8472").expect("a free port"));
     assert_eq!(complaints(&node.checks(&[])), Vec::<String>::new());
     assert!(comes_up());
     drop(other);
-    // Its own link is none of another's.
+    // sepal's own link is not reported.
     node.netns.run("ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 nolearning; ip link set flannel.1 up");
     assert_eq!(complaints(&node.checks(&[])), Vec::<String>::new());
 }
 
-/// What the other variant has is in the way where it is there, and only told to be absent by somebody who can look.
+/// Rules in the other variant are reported with a command that deletes them. If that variant cannot be read, the check is not checked.
 #[test]
 fn leftovers_of_the_pod_network_are_found_and_the_cure_takes_them_away() {
     let node = Node::sound();
@@ -324,13 +323,13 @@ fn leftovers_of_the_pod_network_are_found_and_the_cure_takes_them_away() {
     assert_eq!(complaints(&found), ["pod network's rules in iptables-legacy: warning"], "{found:#?}");
     let cure = find(&found, "pod network's rules in iptables-legacy")["cure"].as_str().expect("text").to_owned();
     let arguments = cure.strip_prefix("sepal ").expect("a command").split(' ');
-    // Rules are all that it takes.
+    // The cure deletes rules only: the link stays.
     node.netns.run("ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0 nolearning");
     assert!(node.netns.command(SEPAL).args(arguments).output().expect("it runs").status.success());
     node.netns.run("ip link show flannel.1; ip link delete flannel.1");
     assert_eq!(complaints(&node.checks(&nft)), Vec::<String>::new());
 
-    // Only iptables-nft is installed, and the kernel has tables of the other variant.
+    // Only iptables-nft is installed, and the kernel has tables of legacy.
     let bin = node.folder.path().join("bin");
     fs::create_dir(&bin).expect("writable");
     let which = |program: &str| node.netns.run(&format!("command -v {program}")).trim().to_owned();
@@ -347,7 +346,7 @@ fn leftovers_of_the_pod_network_are_found_and_the_cure_takes_them_away() {
     }
 }
 
-/// Makes a table of nftables as `nft add table` does, in one transaction.
+/// Creates a table of nftables as `nft add table` does, in one transaction.
 fn add_nft_table(family: u8, name: &str) {
     let message = |kind: u16, header: [u8; 4], attributes: &[u8]| {
         let length = (20 + attributes.len()) as u32;
@@ -381,7 +380,7 @@ fn tables_of_nftables_are_found_without_nft() {
     assert_eq!(find(&found, "nftables of others")["found"], "ip kube-proxy of kube-proxy's mode nftables");
 }
 
-/// Whatever does not end is waited for no longer than it takes to say so.
+/// A held lock, a plugin that does not end and a silent server are reported after their timeouts.
 #[test]
 fn nothing_holds_it_up() {
     let node = Node::sound();
@@ -414,30 +413,30 @@ fn nothing_holds_it_up() {
     let found = node.checks(&["--kubeconfig", &node.path("kubeconfig"), "--master=https://127.0.0.1:1"]);
     assert_eq!(complaints(&found), ["API server: failed", "permissions: not checked", "Node: not checked"], "{found:#?}");
     assert!(find(&found, "API server")["found"].as_str().expect("text").contains("the credential plugin sleep did not end"), "{found:#?}");
-    // A server that takes connections and says nothing.
+    // A server that accepts connections and does not answer.
     let silent = node.netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     let found = node.checks(&["--master", &format!("http://{}", silent.local_addr().expect("bound"))]);
     assert_eq!(complaints(&found)[0], "API server: failed");
     assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
 }
 
-/// Whoever may not try things is told so, and gets what can be said.
+/// Without a capability the checks that need it are reported as not checked, and the others run.
 #[test]
 fn without_permission_it_says_what_it_could_not_look_at() {
     let node = Node::sound();
-    // What the DaemonSet may do, and no more.
+    // The capabilities of the DaemonSet.
     let mut command = node.netns.command("setpriv");
     command.args(["--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all", SEPAL]);
     command.args(["preflight", "-o", "json", "--conntrack-max-per-core=0", "--hostname-override", NAME, "--master", &node.server.url()]);
     let found = checks(&command.args(node.pod_network()).output().expect("it runs"));
     assert_eq!(complaints(&found), ["matches and targets: not checked", "VXLAN: not checked"], "{found:#?}");
-    let nobody = node
+    let unprivileged = node
         .netns
         .command("setpriv")
         .args(["--reuid=65534", "--clear-groups", SEPAL, "preflight", "-o", "json"])
         .output()
         .expect("it runs");
-    let found = checks(&nobody);
+    let found = checks(&unprivileged);
     assert!(find(&found, "version")["found"].as_str().expect("text").contains("Run as root"), "{found:#?}");
 }
 

@@ -1,5 +1,5 @@
-//! The status page in a real browser: what it shows of a running program, on a screen and on a phone, light and dark, and what it makes of
-//! names that would rather be markup. With `SEPAL_PICTURES=folder` its pictures are kept there, to be looked at.
+//! The status page in a real browser: its content for a running program, on a screen and on a phone, light and dark, and with names that look
+//! like markup. `SEPAL_PICTURES=folder` keeps the screenshots there.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::browser::Browser;
 const PAGE: &str = "http://127.0.0.1:10249/";
 const SCREEN: (u32, u32) = (1200, 900);
 const PHONE: (u32, u32) = (360, 740);
-/// What would do something if it were taken for markup.
+/// A name with effects if the page used it as markup.
 const MARKUP: &str = "<img src=x onerror=document.body.dataset.owned=1><b>bold</b>";
 
 /// A node on which sepal is ready.
@@ -40,7 +40,7 @@ impl Lab {
     }
 }
 
-/// Pixels of a picture: its width and height, and how bright its background is, 0 to 255; and how many colours there are.
+/// Reads a screenshot: width, height, brightness of the background from 0 to 255, and number of colours.
 fn looked_at(name: &str, png: &[u8]) -> (u32, u32, u8, usize) {
     if let Ok(folder) = std::env::var("SEPAL_PICTURES") {
         std::fs::write(Path::new(&folder).join(format!("{name}.png")), png).expect("writable");
@@ -62,41 +62,41 @@ fn the_page_shows_what_is_there_and_follows() {
     let mut browser = Browser::start(&lab.node.netns);
     browser.open(&format!("{PAGE}?service=bench/svc-00001&from=node&to=svc/bench/svc-00001"), SCREEN, false);
     browser.wait("the Services are listed", "document.querySelectorAll('#services tbody tr').length === 3");
-    browser.wait("the parts are told", "document.querySelector('#parts').innerText.includes('proxy-ipv4 ready')");
+    browser.wait("the parts are shown", "document.querySelector('#parts').innerText.includes('proxy-ipv4 ready')");
     browser.wait("the chains are drawn", "document.querySelectorAll('#one svg rect').length >= 6");
-    browser.wait("the way is told", "document.querySelector('#way').innerText.includes('50 %: to 10.12')");
+    browser.wait("the path is shown", "document.querySelector('#way').innerText.includes('50 %: to 10.12')");
     browser.wait("it is live", "document.querySelector('#live').innerText === 'live'");
     assert_eq!(browser.value("document.title"), "sepal on bench");
     let drawn = browser.value("document.querySelector('#one svg').textContent").to_string();
     assert!(drawn.contains("KUBE-SERVICES") && drawn.contains("50 %") && drawn.contains("cluster IP"), "{drawn}");
 
-    // It looks like something, and is no wider than the screen, whatever the screen is.
+    // The page is not blank, and not wider than the screen.
     for (name, size, dark) in
         [("screen", SCREEN, false), ("screen-dark", SCREEN, true), ("phone", PHONE, false), ("phone-dark", PHONE, true)]
     {
         browser.open(&format!("{PAGE}?service=bench/svc-00001&from=node&to=svc/bench/svc-00001"), size, dark);
         browser.wait("the chains are drawn", "document.querySelectorAll('#one svg rect').length >= 6");
-        browser.wait("the way is told", "document.querySelector('#way').innerText.includes('50 %')");
-        browser.wait("it scrolls one way only", "document.documentElement.scrollWidth <= window.innerWidth");
+        browser.wait("the path is shown", "document.querySelector('#way').innerText.includes('50 %')");
+        browser.wait("the page scrolls in one direction only", "document.documentElement.scrollWidth <= window.innerWidth");
         let (width, height, background, colours) = looked_at(name, &browser.picture());
         assert!(width == size.0 && height >= size.1, "{name}: {width}x{height}");
         assert!(if dark { background < 60 } else { background > 200 }, "{name}: {background}");
         assert!(colours > 50, "{name}: {colours} colours are no page");
     }
 
-    // What changes is shown without being asked for.
+    // Changes appear without a reload.
     browser.open(PAGE, SCREEN, false);
     browser.wait("it is live", "document.querySelector('#live').innerText === 'live'");
     lab.node.server.put(Cluster::slice(2, &[])).expect("a slice");
     browser.wait("an endpoint has gone", "document.querySelector('#services').innerText.includes('ipv4 0 of 0')");
-    browser.wait("it is told what was written", "document.querySelector('#log').innerText.includes('bench/svc-00002')");
-    browser.wait("and what it waited for", "document.querySelector('#slow').innerText.includes('restore')");
+    browser.wait("the written rules are shown", "document.querySelector('#log').innerText.includes('bench/svc-00002')");
+    browser.wait("the causes of the wait are shown", "document.querySelector('#slow').innerText.includes('restore')");
 
     assert_eq!(browser.complaints, Vec::<String>::new());
 }
 
-/// No name that an API server accepts is markup, and Services with others are refused. The page does not count on that: here everything that
-/// it is told begins with markup, and a Service named so is there, too.
+/// API servers accept no name with markup, and sepal refuses such Services. The page does not rely on that: here every text that it gets begins
+/// with markup, and one Service has such a name.
 #[test]
 fn names_are_text_whatever_they_are() {
     let named = |name: &str| {
@@ -132,7 +132,7 @@ fn names_are_text_whatever_they_are() {
     assert_eq!(browser.value("document.body.dataset.owned"), Value::Null);
     assert_eq!(browser.complaints, Vec::<String>::new());
 
-    // Even markup that gets in runs nothing.
+    // The content security policy stops scripts in inserted markup.
     browser.value(&format!("document.body.append(document.createRange().createContextualFragment({}))", json!(MARKUP)));
     browser.wait("it is there", "document.querySelectorAll('body img').length === 1");
     let forbidden = |browser: &Browser| browser.complaints.iter().filter(|complaint| complaint.contains("Content Security Policy")).count();
@@ -144,7 +144,7 @@ fn names_are_text_whatever_they_are() {
     assert_eq!(browser.value("document.body.dataset.owned"), Value::Null);
 }
 
-/// Everything has a name and a place for those who listen to the page or go through it by keys.
+/// The page is accessible by screen reader and keyboard.
 #[test]
 fn the_page_can_be_read_aloud() {
     let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().collect());
@@ -174,7 +174,7 @@ fn the_page_can_be_read_aloud() {
     assert_eq!(browser.complaints, Vec::<String>::new());
 }
 
-/// The other nodes around this one: who is reached, and who is not believed.
+/// The page shows reached peers and refused Nodes.
 #[test]
 fn peers_are_on_the_map() {
     let cluster = PodCluster::new(Path::new(SEPAL), Layout::vxlan(3, Families::V4));
@@ -188,13 +188,13 @@ fn peers_are_on_the_map() {
     cluster.server.put(stranger).expect("a Node");
     let mut browser = Browser::start(&cluster.nodes[0].netns);
     browser.open(PAGE, SCREEN, false);
-    browser.wait("all peers are told", "document.querySelector('#peers-note').textContent === '2 accepted, 1 refused, 0 failed'");
-    browser.wait("and drawn", "document.querySelectorAll('#map svg path.programmed').length === 2 && document.querySelectorAll('#map svg path.refused').length === 1");
+    browser.wait("all peers are reported", "document.querySelector('#peers-note').textContent === '2 accepted, 1 refused, 0 failed'");
+    browser.wait("the peers are drawn on the map", "document.querySelectorAll('#map svg path.programmed').length === 2 && document.querySelectorAll('#map svg path.refused').length === 1");
     let table = browser.value("document.querySelector('#peers').innerText").to_string();
     for wanted in ["node-2", "10.244.2.0/24", "192.168.77.3", "node-4", "not in"] {
         assert!(table.contains(wanted), "{wanted}: {table}");
     }
-    browser.wait("the pod network's parts are told", "document.querySelector('#parts').innerText.includes('peers ready')");
+    browser.wait("the pod network's parts are shown", "document.querySelector('#parts').innerText.includes('peers ready')");
     let (width, _, _, colours) = looked_at("peers", &browser.picture());
     assert!(width == SCREEN.0 && colours > 50);
     assert_eq!(browser.complaints, Vec::<String>::new());

@@ -1,5 +1,5 @@
-//! Many nodes that lease subnets from one store, in any order of events: with lost and late answers, crashes, clocks that are off,
-//! renewals and expiry. No two ever hold the same addresses, and all get a subnet while there are any.
+//! Many nodes lease subnets from one store, with events in any order: lost and late answers, crashes, clock skew, renewals and expiry.
+//! No two nodes ever hold the same addresses. Every node gets a subnet while any is free.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,26 +11,26 @@ use sepal::pod_network::allocation::{Claimant, Now, Space, SubnetLease, Terms, o
 use sepal::pod_network::claim::{Answer, Claim, Loss, Observed, Request, Standing, Step};
 
 const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(100) };
-/// Clocks of two nodes differ by less than the skew that is allowed for.
+/// The clocks of two nodes differ by less than the allowed skew.
 const WORST_CLOCK: i64 = 45;
 
 fn net(text: &str) -> IpNetwork {
     text.parse().expect("a CIDR")
 }
 
-/// Three subnets of the usual length, or six of half of it in the same place.
+/// Three subnets of the usual size, or six of half the size in the same range.
 fn space(halves: bool) -> Space {
     let (subnet_len, max) = if halves { (27, "10.0.0.224/27") } else { (26, "10.0.0.192/26") };
     let min = IpNetwork::new(net("10.0.0.64/26").network(), subnet_len).expect("a subnet");
     Space { network: net("10.0.0.0/24"), subnet_len, min, max: net(max) }
 }
 
-/// The API server's part.
+/// The model of the API server.
 #[derive(Default)]
 struct Store {
     leases: BTreeMap<IpNetwork, SubnetLease>,
     version: u64,
-    /// Everything that ever happened, for watches.
+    /// All events since the start, for watches.
     events: Vec<Observed>,
 }
 
@@ -91,7 +91,7 @@ impl Store {
     }
 }
 
-/// A request under way; a list if it says nothing.
+/// A request that was sent; `None` stands for a list.
 #[derive(Clone)]
 struct Sent {
     request: Option<Request>,
@@ -105,11 +105,11 @@ struct Node {
     space: Space,
     clock: i64,
     sent: Option<(Sent, Option<Answer>)>,
-    /// How many events its watch has brought.
+    /// The number of events that its watch has delivered.
     watched: usize,
     /// The subnet that subnet.env names. It outlives the process.
     file: Option<IpNetwork>,
-    /// The lease on this was taken away by somebody who may do anything, and the node has yet to notice, or to get an answer from before.
+    /// An administrator deleted the lease on this subnet. The node has not noticed yet, or an older answer is still on its way.
     robbed: Option<IpNetwork>,
 }
 
@@ -118,7 +118,7 @@ struct World {
     nodes: Vec<Node>,
     time: Duration,
     late: Vec<Sent>,
-    /// Each time that a subnet.env named a subnet that its node had just seen to be another's.
+    /// Each moment at which a subnet.env named a subnet that its node had just seen held by another node.
     lies: Vec<String>,
     dice: fastrand::Rng,
 }
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// The node takes its next step, which ends in a request or in nothing.
+    /// The node takes its next step, which sends a request or nothing.
     fn step(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), sent: sent @ None, who, file, .. } = &mut self.nodes[node] else { return };
@@ -168,20 +168,20 @@ impl World {
             Step::Send(request) => Some(request),
         };
         if let Some(Request::Release(lease)) = &request {
-            // subnet.env goes before the lease.
+            // subnet.env is deleted before the lease is released.
             *file = file.filter(|named| !overlap(*named, lease.subnet));
         }
         *sent = Some((Sent { request, who: who.clone(), wall: now.wall }, None));
     }
 
-    /// The server takes the node's request.
+    /// The server handles the node's request.
     fn arrive(&mut self, node: usize) {
         if let Some((sent, answer @ None)) = &mut self.nodes[node].sent {
             *answer = Some(self.store.take(sent));
         }
     }
 
-    /// The node gets the server's answer.
+    /// The node receives the server's answer.
     fn deliver(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), sent, .. } = &mut self.nodes[node] else { return };
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// The connection breaks. A request that has not arrived may do so later.
+    /// The connection breaks. A request that has not arrived may still arrive later.
     fn lose(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), sent, .. } = &mut self.nodes[node] else { return };
@@ -217,7 +217,7 @@ impl World {
         }
     }
 
-    /// The node's watch brings its next event, however late that is.
+    /// The node's watch delivers its next event, possibly late.
     fn observe(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), sent: None, watched, .. } = &mut self.nodes[node] else { return };
@@ -253,7 +253,7 @@ impl World {
                 }
             }
             26 => {
-                // Registered anew.
+                // The node is registered again.
                 let node = &mut self.nodes[node];
                 node.who.uid = number.to_string().into();
                 if let Some(claim) = &mut node.claim {
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// The same. If the answer is a list of leases, subnet.env is compared with it.
+    /// Delivers the answer. If it is a list of leases, compares subnet.env with it.
     fn deliver_and_check(&mut self, node: usize) {
         let listed = match &self.nodes[node].sent {
             Some((_, Some(Answer::Listed(leases)))) => leases.clone(),
@@ -295,7 +295,7 @@ impl World {
         self.lies.extend(self.lie(node, &listed));
     }
 
-    /// What the pod network's loop does to subnet.env.
+    /// Writes subnet.env as the pod network's loop does.
     fn write_file(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), file, .. } = &mut self.nodes[node] else { return };
@@ -308,7 +308,7 @@ impl World {
         }
     }
 
-    /// A node whose subnet.env names addresses of a lease that the node has just seen another node hold.
+    /// Finds a node whose subnet.env names addresses that the node has just seen in another node's lease.
     fn lie(&self, node: usize, listed: &[SubnetLease]) -> Option<String> {
         let Node { who, file, robbed, .. } = &self.nodes[node];
         let named = (*file)?;
@@ -317,7 +317,7 @@ impl World {
         (!has_own && *robbed != Some(named)).then(|| format!("subnet.env of {node} names {named}, and {other:?} was listed"))
     }
 
-    /// Two nodes that hold the same addresses.
+    /// Finds two nodes that hold the same addresses.
     fn clash(&self) -> Option<String> {
         let held: Vec<_> =
             (0..self.nodes.len()).filter_map(|i| Some((i, self.held(i).filter(|held| self.nodes[i].robbed != Some(*held))?))).collect();
@@ -326,7 +326,7 @@ impl World {
         clashes.next().map(|pair| format!("{pair:?} at {:?} of {:?}", self.time, self.store.leases))
     }
 
-    /// From here on everything works, for half an hour.
+    /// Runs half an hour without faults.
     fn calm(&mut self) -> Result<(), TestCaseError> {
         self.late.clear();
         for _ in 0..90 {
@@ -364,17 +364,17 @@ fn run(nodes: &[(i64, bool)], actions: &Actions, seed: u64) -> Result<World, Tes
     }
     world.calm()?;
     prop_assert_eq!(&world.lies, &Vec::<String>::new());
-    // Each subnet.env names the subnet that its node holds, or is not there.
+    // Each subnet.env names the subnet that its node holds, or does not exist.
     for index in 0..world.nodes.len() {
         prop_assert_eq!(world.nodes[index].file, world.held(index), "node {} of {:?}", index, world.store.leases);
     }
     Ok(world)
 }
 
-/// Somebody deletes a Lease whose renewal is on its way back to the holder, which has run out meanwhile: it holds the subnet once more, by an
-/// answer from before, when another node has it. Nothing but that deletion does this.
+/// An administrator deletes a Lease while the answer to its renewal is still on its way to the holder. Another node takes the subnet. Then
+/// the old answer arrives, and for a time both nodes hold the subnet. Only such a deletion causes this.
 #[test]
-fn a_lease_that_is_deleted_behind_a_renewal_is_nobodys_fault() {
+fn a_lease_deleted_during_a_renewal_may_be_held_twice() {
     let start = [(20, 4, 0), (0, 4, 0), (20, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0)];
     let renewal = [(23, 0, 54), (4, 0, 0), (8, 5, 0), (27, 0, 1), (23, 0, 46), (20, 1, 0), (12, 0, 0)];
     let other = [(20, 3, 0), (0, 3, 0), (0, 6, 0)];
@@ -384,7 +384,7 @@ fn a_lease_that_is_deleted_behind_a_renewal_is_nobodys_fault() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Nodes that agree on the length of subnets: no two hold one, and in the end as many have one as there are.
+    /// All nodes use the same subnet length. No two hold the same subnet, and in the end as many nodes hold one as there are subnets.
     #[test]
     fn no_subnet_is_held_twice_and_all_are_used(
         clocks in prop::collection::vec(-WORST_CLOCK..WORST_CLOCK, 2..7), actions in actions(), seed: u64,
@@ -395,7 +395,7 @@ proptest! {
         prop_assert_eq!(held.len(), nodes.len().min(3), "{:?} of {:?}", held, world.store.leases);
     }
 
-    /// Nodes that do not agree, as while SubnetLen is being changed: no two hold the same addresses.
+    /// Nodes use different lengths, as while SubnetLen is being changed. No two hold the same addresses.
     #[test]
     fn overlapping_subnets_are_not_held_at_once(
         nodes in prop::collection::vec((-WORST_CLOCK..WORST_CLOCK, any::<bool>()), 2..7), actions in actions(), seed: u64,

@@ -1,4 +1,4 @@
-//! The house rules that a compiler does not check.
+//! Rules of the source tree that the compiler does not check.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ fn src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Pure rooms take values and give values: no async, no clients, no processes, files or clocks.
+/// Pure modules compute values from values: no async, no clients, no processes, files or clocks.
 #[test]
-fn pure_rooms_are_pure() {
+fn pure_modules_are_pure() {
     const BANNED: [&str; 9] =
         ["tokio", "kube::", "k8s_openapi", "nix::", "netlink_sys", "std::process", "std::fs", "std::time::Instant", "SystemTime"];
     let src = src();
@@ -51,9 +51,9 @@ fn pure_rooms_are_pure() {
     }
 }
 
-/// Kubernetes types are known by name in api.rs, and by their fields in convert.rs.
+/// Only api.rs names Kubernetes types, and only convert.rs names their fields.
 #[test]
-fn kubernetes_types_stay_at_the_door() {
+fn kubernetes_types_stay_in_conversion() {
     for file in source_files(&src()) {
         let text = fs::read_to_string(&file).expect("readable");
         assert!(file.ends_with("kubernetes/api.rs") || !text.contains("use k8s_openapi"), "{} knows Kubernetes types", file.display());
@@ -63,10 +63,10 @@ fn kubernetes_types_stay_at_the_door() {
 }
 
 #[test]
-fn rooms_are_small() {
+fn files_are_small() {
     for file in source_files(&src()) {
         let lines = fs::read_to_string(&file).expect("readable").lines().count();
-        assert!(lines <= 600, "{}: {lines} lines; would two rooms read better?", file.display());
+        assert!(lines <= 600, "{}: {lines} lines; split it", file.display());
     }
 }
 

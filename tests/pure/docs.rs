@@ -1,4 +1,4 @@
-//! The documentation keeps up with the code: what is there is described, and what is described is there.
+//! The documentation matches the code: everything that exists is described, and everything described exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ fn source_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A file without its tests, which are at its end.
+/// A file without its unit tests, which are at its end.
 fn code(path: &Path) -> String {
     let text = read(path);
     text.split_once("#[cfg(test)]").map_or(text.clone(), |(code, _)| code.to_owned())
@@ -38,7 +38,7 @@ fn operations() -> String {
     read(&root().join("docs/operations.md"))
 }
 
-/// Counters are registered without the `_total` that they are shown with.
+/// Counters are registered without the `_total` of their sample names.
 #[test]
 fn every_metric_is_described() {
     let text: String = source_files(&root().join("src/observe/metrics")).iter().map(|file| code(file)).collect();
@@ -49,22 +49,22 @@ fn every_metric_is_described() {
     let plain = |name: &String| name.strip_suffix("_total").map_or(name.clone(), str::to_owned);
     let (registered, described) = (registered.iter().map(plain).collect::<BTreeSet<_>>(), described.iter().map(plain).collect());
     assert_eq!(registered.difference(&described).collect::<Vec<_>>(), Vec::<&String>::new(), "not described");
-    assert_eq!(described.difference(&registered).collect::<Vec<_>>(), Vec::<&String>::new(), "not there");
+    assert_eq!(described.difference(&registered).collect::<Vec<_>>(), Vec::<&String>::new(), "does not exist");
 }
 
-/// Reasons are words in camel case, and so are a few other texts.
+/// Reasons are string literals in camel case, and so are a few other texts.
 #[test]
 fn every_reason_of_an_event_is_described() {
     const OTHERS: [&str; 12] = [
-        // What was being done.
+        // Actions of Events.
         "LeaseSubnet",
         "ProgramPodNetwork",
         "RestartPart",
         "SetUpPodNetwork",
         "StartKubeProxy",
-        // On the status page alone.
+        // Shown on the status page only.
         "RulesWritten",
-        // Kinds and names of others.
+        // Kubernetes kinds and names.
         "ComponentFlagz",
         "ComponentStatusz",
         "ContextualLogging",
@@ -84,7 +84,7 @@ fn every_reason_of_an_event_is_described() {
     let section = operations.split("\n## ").find(|section| section.starts_with("Events\n")).expect("a section");
     let described = found("(?m)^\\| `([A-Z][A-Za-z]+)`", section);
     assert_eq!(reasons.difference(&described).collect::<Vec<_>>(), Vec::<&String>::new(), "not described");
-    assert_eq!(described.difference(&reasons).collect::<Vec<_>>(), Vec::<&String>::new(), "not there");
+    assert_eq!(described.difference(&reasons).collect::<Vec<_>>(), Vec::<&String>::new(), "does not exist");
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// Every test that is named somewhere is there.
+/// Every test that a document names exists.
 #[test]
 fn tests_that_are_named_exist() {
     let named = |text: &str| {
@@ -130,7 +130,7 @@ fn tests_that_are_named_exist() {
     }
 }
 
-/// An operator who moves a cluster has kubectl and curl, and needs nothing else.
+/// The migration guide uses kubectl and curl and no other tool.
 #[test]
 fn the_migration_guide_needs_no_other_tools() {
     let text = read(&root().join("docs/migration.md"));
@@ -142,7 +142,7 @@ fn the_migration_guide_needs_no_other_tools() {
     assert!(text.contains("kubectl expose") && text.contains("/readyz"), "the checks reach a new Service");
 }
 
-/// Links within the repository lead somewhere.
+/// The targets of links within the repository exist.
 #[test]
 fn links_lead_somewhere() {
     for path in documents() {

@@ -1,4 +1,5 @@
-//! The way from changes to the kernel: whatever happens, in whatever order, the tables end as desired, and are sound on the way.
+//! Syncs of one family on tables in memory: after any changes in any order the live tables equal the desired ones, and every COMMIT in
+//! between leaves them usable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -33,7 +34,7 @@ fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<Syn
     block_on(rules.sync(memory, inputs, &common::facts(inputs)))
 }
 
-/// Chains by meaning: where the order of service ports has none, in one order, each with its own rules in theirs; without what is not ours.
+/// Our chains in a comparable form: where the order of service ports does not matter, they are sorted; rules of other programs are left out.
 fn meaning(tables: &Simulator) -> Vec<String> {
     let saved = tables.save();
     let mut read = Tables::default();
@@ -41,7 +42,7 @@ fn meaning(tables: &Simulator) -> Vec<String> {
     let mut lines = Vec::new();
     for table in Table::ALL {
         for (chain, rules) in read.chains(table) {
-            // KUBE-FIREWALL is kubelet's too: what was written to it stays until it is written again.
+            // kubelet uses KUBE-FIREWALL, too: its rules stay until the chain is written again.
             if *chain == "KUBE-FIREWALL" {
                 continue;
             }
@@ -60,7 +61,7 @@ fn meaning(tables: &Simulator) -> Vec<String> {
     lines
 }
 
-/// The tables after a start from nothing.
+/// The tables after a first sync on empty tables.
 fn fresh(inputs: &Inputs, family: Family, variant: Variant) -> Memory {
     let memory = Memory::new(variant);
     sync(&mut FamilyRules::new(family), &memory, inputs).expect("a start from nothing");
@@ -71,7 +72,7 @@ fn keys(inputs: &Inputs) -> BTreeSet<ServiceKey> {
     inputs.snapshot.services().map(|(key, _)| key.clone()).collect()
 }
 
-/// Everything that the step from one cluster to the other touches.
+/// Marks everything that differs between the two clusters as changed.
 fn touch(rules: &mut FamilyRules, before: &Inputs, after: &Inputs) {
     if before.snapshot.node() != after.snapshot.node() {
         rules.touch_everything();
@@ -80,8 +81,8 @@ fn touch(rules: &mut FamilyRules, before: &Inputs, after: &Inputs) {
     rules.touch(&all);
 }
 
-/// While a service port does not change, it is complete after every COMMIT; and one that changes is so in its old or in its new form,
-/// as far as packets reach it.
+/// An unchanged service port is complete after every COMMIT. A changed one is complete in its old or in its new form, as far as packets
+/// reach it.
 fn assert_kept(memory: &Memory, before: &Inputs, after: &Inputs, family: Family) -> Result<(), TestCaseError> {
     let (old, new) = (rule_set(before, family), rule_set(after, family));
     let forms = forms(&old, &new);
@@ -118,7 +119,7 @@ fn forms<'a>(old: &'a RuleSet, new: &'a RuleSet) -> Forms<'a> {
     forms
 }
 
-/// Every chain that packets reach is whole, and those of one service port are of one form.
+/// Every chain that packets reach is complete, and all chains of one service port have the same form, old or new.
 fn assert_one_form(nat: &Chains, forms: &Forms<'_>) -> Result<(), TestCaseError> {
     let targets = |chain: &str| nat.get(chain).into_iter().flatten().filter_map(|rule| rule::target(rule)).collect::<Vec<_>>();
     let mut waiting: Vec<_> = ["KUBE-SERVICES", "KUBE-NODEPORTS"].into_iter().flat_map(targets).collect();
@@ -144,7 +145,7 @@ fn assert_one_form(nat: &Chains, forms: &Forms<'_>) -> Result<(), TestCaseError>
     Ok(())
 }
 
-/// What is written of one Service's own chains in one run takes effect in one COMMIT, all of its ports together.
+/// All changes of one Service's own chains in one run are in one COMMIT, all ports together.
 fn assert_together(run: &str, after: &Inputs, family: Family) -> Result<(), TestCaseError> {
     let rules = rule_set(after, family);
     let chains = rules.services.iter().flat_map(|service| service.chains().map(|(chain, _)| (chain.as_str(), &service.name.service)));
@@ -163,9 +164,9 @@ fn assert_together(run: &str, after: &Inputs, family: Family) -> Result<(), Test
     Ok(())
 }
 
-/// Whatever counted connections and is no more, or begins at zero, was listed before, once; and nothing else.
+/// Each rule with a connection counter that is removed or reset was listed exactly once before; no other rule was listed.
 fn assert_harvested(held: &Simulator, run: &str, ended: &[String]) -> Result<(), TestCaseError> {
-    // Of `filter`, which has a KUBE-SERVICES, too, nothing counts.
+    // No rule of `filter`, which has a KUBE-SERVICES, too, counts connections.
     let run: String = run.split_inclusive("COMMIT\n").filter(|transaction| transaction.starts_with("*nat")).collect();
     let deleted = run.lines().filter_map(|line| line.strip_prefix("-D "));
     let deleted: BTreeSet<rule::Digest> = deleted.map(|rule| rule::Digest::of_line(&format!("-A {rule}"))).collect();
@@ -186,7 +187,7 @@ fn assert_harvested(held: &Simulator, run: &str, ended: &[String]) -> Result<(),
     Ok(())
 }
 
-/// How many chains a transaction may mention: few, so that small clusters take several.
+/// The most chains of a transaction: few, so that small clusters need several transactions.
 fn limits() -> impl Strategy<Value = usize> {
     prop_oneof![Just(1_usize), Just(5), Just(CHAINS_PER_TRANSACTION)]
 }
@@ -198,7 +199,8 @@ fn variants() -> impl Strategy<Value = Variant> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any sequence of changes ends in the tables of a fresh start; what does not change is never half there; and nothing is written twice.
+    /// Any sequence of changes ends in the tables of a fresh start. Unchanged service ports are complete all the time. Nothing is written
+    /// twice.
     #[test]
     fn any_changes_end_in_the_tables_of_a_fresh_start(steps in proptest::collection::vec(cluster(), 1..5), variant in variants(), limit in limits()) {
         for family in Family::ALL {
@@ -218,7 +220,7 @@ proptest! {
                 prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, family, variant).tables.borrow()));
                 before = after;
             }
-            // Once more from the beginning, and by the live tables: there is nothing to write.
+            // A restart that reads the live tables finds nothing to write.
             let runs = memory.runs.borrow().len();
             rules.touch_everything();
             sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
@@ -228,7 +230,7 @@ proptest! {
         }
     }
 
-    /// Stopped after any transaction and started again, or tried again: the end is the same.
+    /// A sync that is stopped after any transaction, and then restarted or retried, ends in the same tables.
     #[test]
     fn an_end_in_the_middle_loses_nothing(before in cluster(), after in cluster(), killed in 0_usize..8, restart in any::<bool>(), variant in variants(), limit in limits()) {
         let before = common::inputs(&text(&before)).map_err(TestCaseError::fail)?;
@@ -248,7 +250,7 @@ proptest! {
         prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, Family::V4, variant).tables.borrow()));
     }
 
-    /// Whatever is done to live tables by others is found by an audit and put right.
+    /// An audit finds and repairs every change that another program makes to our rules.
     #[test]
     fn drift_is_put_right(objects in cluster(), edits in proptest::collection::vec((any::<usize>(), any::<usize>(), 0_u8..6), 1..4), variant in variants()) {
         let inputs = common::inputs(&text(&objects)).map_err(TestCaseError::fail)?;
@@ -267,8 +269,8 @@ proptest! {
     }
 }
 
-/// Lines of one service port have an order in each shared chain, also when it comes while all others stay, and when they are there in
-/// another one: externalIPs go before load balancers, loopback before all of a NodePort.
+/// The dispatch rules of one service port keep their order in each shared chain: external IPs before load balancers, loopback before other
+/// addresses of a NodePort. This also holds when the service port is added while others stay, and when the live order is another one.
 #[test]
 fn the_lines_of_a_service_port_stay_in_order() {
     let balancer = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": "both"}, "spec": {"type": "LoadBalancer", "clusterIP": "10.61.0.3",
@@ -299,7 +301,7 @@ fn the_lines_of_a_service_port_stay_in_order() {
         assert_eq!(ways("KUBE-NODEPORTS"), ["loopback", "KUBE-EXT"], "{variant}");
         let in_order = memory.tables.borrow().clone();
 
-        // Turned round by somebody: an audit sees it, and so does a start; both put it right.
+        // Another program changes the order: an audit and a restart both find and repair it.
         for restart in [false, true] {
             memory.tables.borrow_mut().tables.get_mut("nat").expect("a table").get_mut("KUBE-NODEPORTS").expect("a chain").reverse();
             if restart {
@@ -316,9 +318,10 @@ fn the_lines_of_a_service_port_stay_in_order() {
     }
 }
 
-/// Tables changed by others, and then the cluster, before anybody looked: nobody is blamed, and all ends as it should.
+/// Another program changes the tables, and then the cluster changes before an audit: no service port is quarantined, and the tables end as
+/// desired.
 #[test]
-fn a_change_after_vandalism_blames_nobody() {
+fn a_change_after_drift_quarantines_no_service_port() {
     let first = common::inputs(TWO_SERVICES).expect("well formed");
     let second = common::inputs(&TWO_SERVICES.replace("10.61.1.1", "10.61.2.1")).expect("well formed");
     let gone =
@@ -326,7 +329,7 @@ fn a_change_after_vandalism_blames_nobody() {
     let gone = gone.unwrap_or_else(|_| common::inputs("").expect("nothing"));
     for variant in [Variant::Nft, Variant::Legacy] {
         for after in [&second, &gone] {
-            // Chains and lines to list before they go may be gone, too.
+            // Chains and rules that should be listed before they are deleted may be gone, too.
             for (wiped, listed) in [("nat", false), ("filter", false), ("one rule", false), ("nat", true), ("one rule", true)] {
                 let memory = Memory::new(variant);
                 let mut rules = FamilyRules::new(Family::V4);
@@ -355,7 +358,7 @@ fn a_change_after_vandalism_blames_nobody() {
     }
 }
 
-/// However many endpoints go at once, a transaction lists 128 of their chains.
+/// One transaction lists at most 128 chains of removed endpoints.
 #[test]
 fn listing_is_bounded() {
     let endpoints: String = (1..=200).map(|last| format!("{{\"addresses\": [\"10.61.1.{last}\"]}},")).collect();
@@ -366,14 +369,14 @@ fn listing_is_bounded() {
     sync(&mut rules, &memory, &before).expect("a start");
     rules.count(Counted { doors: true, endpoints: true });
     touch(&mut rules, &before, &after);
-    sync(&mut rules, &memory, &after).expect("they go");
+    sync(&mut rules, &memory, &after).expect("they are deleted");
     let ended = rules.take_ended();
     let chains: BTreeSet<&str> = ended.iter().filter_map(|line| line.split(' ').find(|word| word.starts_with("KUBE-SEP-"))).collect();
     assert_eq!(chains.len(), 128);
-    assert!(ended.iter().any(|line| line.contains("-A KUBE-SERVICES ")), "the doors are told of, too: {ended:?}");
+    assert!(ended.iter().any(|line| line.contains("-A KUBE-SERVICES ")), "dispatch rules are listed, too: {ended:?}");
 }
 
-/// Does something to one of our chains: a rule goes, comes, comes twice, or moves; the chain is emptied; a stranger appears.
+/// Changes one of our chains: deletes, adds, repeats or moves a rule, flushes the chain, or adds a foreign chain.
 fn vandalise(tables: &mut Simulator, chain: usize, place: usize, kind: u8) {
     let nat = tables.tables.get_mut("nat").expect("a table");
     if kind == 4 {
@@ -402,14 +405,14 @@ const TWO_SERVICES: &str = r#"
  "endpoints": [{"addresses": ["10.61.1.2"]}], "ports": [{"name": "", "port": 8080}]}
 "#;
 
-/// A service port whose rules iptables refuses keeps what it had; everything else goes on; and when it changes it gets its chance.
+/// A service port whose new rules iptables refuses keeps its old rules. All others are updated. When it changes again, it is tried again.
 fn a_refused_service_costs_only_itself(variant: Variant, by_line: bool) {
     let memory = Memory::new(variant);
     let mut rules = FamilyRules::new(Family::V4);
     let first = common::inputs(TWO_SERVICES).expect("well formed");
     sync(&mut rules, &memory, &first).expect("nothing is refused yet");
 
-    // Both services get another endpoint; the new one of `bad` is refused.
+    // Both Services get another endpoint. iptables refuses the new one of `bad`.
     let second = common::inputs(&TWO_SERVICES.replace("10.61.1.", "10.61.2.")).expect("well formed");
     touch(&mut rules, &first, &second);
     *memory.refused.borrow_mut() = Some(("10.61.2.1".into(), by_line));
@@ -422,7 +425,7 @@ fn a_refused_service_costs_only_itself(variant: Variant, by_line: bool) {
     assert_eq!(rules.quarantined().count(), 1);
     assert!(!rules.is_due(), "it is not tried again at once");
 
-    // It changes to something that is taken.
+    // It changes to rules that iptables accepts.
     let third = common::inputs(&TWO_SERVICES.replace("10.61.1.", "10.61.3.")).expect("well formed");
     touch(&mut rules, &second, &third);
     sync(&mut rules, &memory, &third).expect("nothing is refused any more");
@@ -430,7 +433,7 @@ fn a_refused_service_costs_only_itself(variant: Variant, by_line: bool) {
     assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&third, Family::V4, variant).tables.borrow()));
 }
 
-/// Whoever is in quarantine is tried again without a change after a few minutes.
+/// A quarantined service port is tried again after a few minutes without a change.
 #[test]
 fn quarantine_ends() {
     let inputs = common::inputs(TWO_SERVICES).expect("well formed");
@@ -463,9 +466,9 @@ fn a_service_refused_by_the_kernel_costs_only_itself() {
     a_refused_service_costs_only_itself(Variant::Legacy, false);
 }
 
-/// What is no service's fault puts nobody into quarantine.
+/// A refused fixed rule puts no service port into quarantine.
 #[test]
-fn a_refused_fixed_rule_is_nobodys_fault() {
+fn a_refused_fixed_rule_quarantines_no_service_port() {
     let memory = Memory::new(Variant::Legacy);
     *memory.refused.borrow_mut() = Some(("MASQUERADE".into(), false));
     let mut rules = FamilyRules::new(Family::V4);
@@ -477,7 +480,7 @@ fn a_refused_fixed_rule_is_nobodys_fault() {
     assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&inputs, Family::V4, Variant::Legacy).tables.borrow()));
 }
 
-/// Another program's lock puts a sync off and changes nothing of what is known: the next one does not read the tables.
+/// A held xtables lock delays a sync and leaves the acknowledged state as it was: the next sync does not read the tables.
 #[test]
 fn a_lock_puts_off() {
     let memory = fresh(&common::inputs(TWO_SERVICES).expect("well formed"), Family::V4, Variant::Legacy);
@@ -512,7 +515,7 @@ fn a_changed_endpoint_touches_its_service_only() {
     }
 }
 
-/// How long it took from what happened in the cluster to rules that follow it is measured once per change, and for its family only.
+/// The latency from a change in the cluster to its rules is measured once per change, and only for the change's family.
 #[test]
 fn the_way_from_the_cluster_to_the_rules_is_timed() {
     let metrics: std::sync::Arc<sepal::observe::metrics::Metrics> = std::sync::Arc::default();

@@ -1,4 +1,4 @@
-//! `sepal explain` against an independent reading of what Services mean, against real packets, and as a program.
+//! `sepal explain` compared with an independent implementation of Service semantics.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -15,12 +15,12 @@ use crate::endings::{Endings, by_ruleset, place};
 use crate::random_cluster::{dice, objects, settings};
 use crate::{common, oracle};
 
-/// iptables takes ten digits of a probability, and the kernel keeps 31 bits.
+/// Compares with tolerance: iptables reads ten digits of a probability, and the kernel stores 31 bits.
 fn same(a: &Endings, b: &Endings) -> bool {
     a.keys().eq(b.keys()) && a.values().zip(b.values()).all(|(a, b)| (a - b).abs() < 1e-6)
 }
 
-/// Everybody who may ask: pods, endpoints, the node, others inside and outside of what load balancers let in.
+/// The senders: pods, endpoints, the node, and outside addresses within and without the load balancers' source ranges.
 fn senders(inputs: &Inputs, place: &Place, family: Family) -> Vec<(IpAddr, Origin)> {
     let mut senders: Vec<(IpAddr, Origin)> = place.addresses.iter().take(2).map(|ip| (*ip, Origin::Node)).collect();
     let outside = if family == Family::V4 { "203.0.113.9" } else { "2001:db8::9" };
@@ -40,36 +40,36 @@ fn senders(inputs: &Inputs, place: &Place, family: Family) -> Vec<(IpAddr, Origi
     senders
 }
 
-/// Every door of every service port, and one that nobody answers at.
-fn doors(inputs: &Inputs, place: &Place, family: Family) -> Vec<(SocketAddr, sepal::cluster::Protocol)> {
-    let mut doors = Vec::new();
+/// Every address of every service port, and one address that no Service has.
+fn destinations(inputs: &Inputs, place: &Place, family: Family) -> Vec<(SocketAddr, sepal::cluster::Protocol)> {
+    let mut all = Vec::new();
     for (_, service) in inputs.snapshot.services() {
         for port in &service.ports {
             let ips = service.cluster_ip(family).into_iter().chain(service.external_ips(family)).chain(service.load_balancer_vips(family));
-            doors.extend(ips.map(|ip| (SocketAddr::new(ip, port.port), port.protocol)));
-            // Which of the node's addresses answer may be limited; its first one always is among those.
+            all.extend(ips.map(|ip| (SocketAddr::new(ip, port.port), port.protocol)));
+            // nodePortAddresses may limit the node's addresses; the first one is always among them.
             let answers = matches!(&inputs.settings.node_port_addresses, NodePortAddresses::Primary)
                 || matches!(&inputs.settings.node_port_addresses, NodePortAddresses::Cidrs(cidrs) if cidrs.is_empty());
             let node = place.addresses.iter().find(|ip| Family::of(**ip) == family).filter(|_| answers && port.node_port != 0);
-            doors.extend(node.map(|ip| (SocketAddr::new(*ip, port.node_port), port.protocol)));
+            all.extend(node.map(|ip| (SocketAddr::new(*ip, port.node_port), port.protocol)));
         }
     }
-    let nobody = if family == Family::V4 { "198.51.100.200:81" } else { "[2001:db8:5::200]:81" };
-    doors.push((nobody.parse().expect("an address"), sepal::cluster::Protocol::Tcp));
-    doors
+    let unserved = if family == Family::V4 { "198.51.100.200:81" } else { "[2001:db8:5::200]:81" };
+    all.push((unserved.parse().expect("an address"), sepal::cluster::Protocol::Tcp));
+    all
 }
 
-/// Compares rules and meaning for everybody who may ask, at every door. Gives how many packets that were.
+/// Compares the rules with the semantics for every sender and every destination; returns the number of packets.
 fn rules_mean_what_services_mean(inputs: &Inputs, name: &str) -> usize {
     let place = place(inputs);
     let mut packets = 0;
     for family in Family::ALL {
         let rules = Ruleset::desired(&common::rendered(inputs, family));
-        for (to, protocol) in doors(inputs, &place, family) {
+        for (to, protocol) in destinations(inputs, &place, family) {
             for (source, origin) in senders(inputs, &place, family) {
                 let packet = Packet { source, to, protocol, origin };
                 let (rules, meaning) = (by_ruleset(&rules, packet, &place), oracle::endings(inputs, packet, &place));
-                assert!(same(&rules, &meaning), "{name}: {packet}\nby the rules    {rules:?}\nby the meaning  {meaning:?}");
+                assert!(same(&rules, &meaning), "{name}: {packet}\nby the rules      {rules:?}\nby the semantics  {meaning:?}");
                 packets += 1;
             }
         }
@@ -91,14 +91,14 @@ fn every_case_means_what_its_services_mean() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = yaml_files(&root.join("testdata"));
     assert!(files.len() > 150, "only {} cases", files.len());
-    // The recordings are beside a checkout of those who have them.
+    // Recordings of the real kube-proxy, if they are beside the checkout.
     files.extend(yaml_files(&root.join("../shared/conformance")));
     let (mut packets, mut cases) = (0, 0);
     for file in files {
         let name = file.display().to_string();
         let text = fs::read_to_string(&file).expect("readable");
         let Ok(inputs) = common::inputs(&text) else { continue };
-        // Rules of the pod network are others' affair, and without a node address nobody knows what is local.
+        // Cases with rules of the pod network or without the proxy are skipped, and so are large ones.
         if inputs.pod_rules.is_some() || inputs.without_proxy || inputs.snapshot.services().count() > 60 {
             continue;
         }

@@ -34,7 +34,7 @@ fn render(case: &str, family: Family) -> String {
     common::rendered(&inputs, family)
 }
 
-/// What differs, by table and chain, shortly.
+/// A short diff with the table of each line.
 fn short_diff(want: &str, got: &str) -> String {
     const SHOWN: usize = 12;
     let diff = TextDiff::from_lines(want, got);
@@ -98,7 +98,7 @@ fn every_golden_file_has_its_case() {
     }
 }
 
-/// The names that operators see on real clusters.
+/// Chain names that operators see on real clusters.
 #[test]
 fn the_field_case_has_its_known_chains() {
     let rules = render("field-kube-dns", Family::V4);

@@ -47,7 +47,7 @@ impl Kernel {
             kernel_route("192.168.0.0/24", None, 2, 0),
             kernel_route("fd00::/64", None, 2, 256),
             kernel_route("10.244.1.0/24", None, 3, 0),
-            // An administrator's.
+            // A route that an administrator made.
             kernel_route("10.250.0.0/16", Some("192.168.0.200"), 2, 0),
         ];
         kernel
@@ -107,18 +107,18 @@ impl Kernel {
                 let same = |other: &Route| (other.destination, other.metric) == (route.destination, route.metric);
                 let replaced: Vec<&Route> = live.routes.iter().filter(|other| same(other)).collect();
                 assert!(!replaced.iter().any(|other| is_connected(other)), "{route:?} takes the place of {replaced:?}");
-                // The kernel takes no gateway that a route by another link leads to.
+                // The kernel refuses a gateway that it reaches by a route over another link.
                 let gateway_elsewhere = route.destination.is_ipv6()
                     && route.onlink
                     && live.routes.iter().any(|other| {
-                        // Routes of other programs do no harm: the kernel's front end gets around them.
+                        // Routes of other programs do not matter: the netlink layer works around them.
                         matches!(other.protocol, OUR_PROTOCOL | BOOT_PROTOCOL)
                             && other.destination.prefix() > 0
                             && route.gateway.is_some_and(|ip| other.destination.contains(ip))
                             && other.link != route.link
                     });
                 assert!(!gateway_elsewhere, "EINVAL: {route:?}");
-                // The first one is replaced, and others stay.
+                // Only the first such route is replaced.
                 match live.routes.iter_mut().find(|other| same(other)) {
                     Some(other) => *other = *route,
                     None => live.routes.push(*route),
@@ -131,7 +131,7 @@ impl Kernel {
             }
             EntryChange::NoNeighbour(neighbour) => live.neighbours.retain(|other| other != neighbour),
             EntryChange::Fdb(entry) => {
-                // As the kernel does: the first host of that hardware address is replaced.
+                // As in the kernel, only the first entry with this MAC address is replaced.
                 match live.fdb.iter_mut().find(|other| (other.link, other.mac) == (entry.link, entry.mac)) {
                     Some(other) => *other = *entry,
                     None => live.fdb.push(*entry),

@@ -1,5 +1,4 @@
-//! When the loop acts: changes are written as they come and as iptables keeps up; tables are looked at when somebody else changes them.
-//! All on a clock that stands still while there is something to do.
+//! When the sync loop writes and when it audits. The clock is paused and moves only while every task waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,14 +27,14 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// What the test does while the loop runs.
+/// The test's side of the running loop.
 struct Driver<'a> {
     memory: &'a Memory,
     updates: Sender<Update>,
 }
 
 impl Driver<'_> {
-    /// Service number so many, out of 50, gets this endpoint.
+    /// Gives this endpoint to one of the 50 Services.
     async fn change(&self, service: usize, ip: &str) {
         let object = plain::slice(&format!("s{service}"), "IPv4", &[ip]);
         let converted = convert::object(&ObjectId::of(Kind::EndpointSlice, &object), &object);
@@ -45,7 +44,7 @@ impl Driver<'_> {
             .expect("taken");
     }
 
-    /// The runs since the test forgot about those before.
+    /// The runs of iptables-restore since the last reset.
     fn runs(&self) -> Vec<Times> {
         self.memory.times.borrow().clone()
     }
@@ -55,7 +54,7 @@ impl Driver<'_> {
     }
 }
 
-/// Runs a loop beside a test, from after its start.
+/// Runs a test beside a loop that has finished its first sync.
 fn beside(memory: &Memory, min_sync_period: Option<Duration>, test: impl AsyncFnOnce(&Driver<'_>)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(async {
@@ -132,7 +131,7 @@ fn a_configured_pause_counts_from_the_end_of_a_run() {
         }
         sleep(Duration::from_secs(20)).await;
         assert_eq!(driver.runs(), [(start, start + ms(100)), (start + ms(5100), start + ms(5200))]);
-        // After quiet nobody waits.
+        // After a quiet time a change is written at once.
         let now = Instant::now();
         driver.change(3, "10.61.2.1").await;
         sleep(ms(1000)).await;
@@ -148,7 +147,7 @@ fn fifty_changes_a_second_starve_nothing() {
         for i in 0..1000 {
             driver.change(i % 50, &format!("10.61.{}.{}", 2 + i / 250, i % 250)).await;
             sleep(ms(20)).await;
-            // What was changed a quarter of a second ago is there: it waited for a run, and was in the next.
+            // A change of a quarter of a second ago is written: it waited for one run and was in the next.
             if let Some(earlier) = i.checked_sub(13) {
                 late += usize::from(!driver.holds(&format!("10.61.{}.{}:8080", 2 + earlier / 250, earlier % 250)));
             }
@@ -161,8 +160,8 @@ fn fifty_changes_a_second_starve_nothing() {
     });
 }
 
-/// A jump goes: on nft the kernel's number tells within a second or two, on legacy a look every sync period. Single rules are seen on nft
-/// as soon, on legacy as often.
+/// Another program deletes a jump or a rule. On nft the generation counter shows it within two seconds, on legacy an audit every sync
+/// period.
 fn a_change_by_others_is_put_right(variant: Variant, within: Duration) {
     for (table, chain) in [("nat", "PREROUTING"), ("filter", "FORWARD"), ("nat", "KUBE-MARK-MASQ")] {
         let memory = Memory::new(variant);
@@ -183,7 +182,7 @@ fn what_others_change_is_put_right() {
     a_change_by_others_is_put_right(Variant::Legacy, SYNC_PERIOD + ms(100));
 }
 
-/// Where the kernel tells that nobody else changes anything, nobody looks; our own changes are none of others.
+/// While the generation counter shows no change by another program, the tables are not read. Our own changes do not count.
 #[test]
 fn undisturbed_tables_are_not_read() {
     let memory = Memory::new(Variant::Nft);

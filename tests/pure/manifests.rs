@@ -1,4 +1,4 @@
-//! The manifests, held to the API's own types, to each other and to what the program does.
+//! The manifests in `deploy/`: valid by the API's own types, consistent with each other, and consistent with the program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::kustomization::{compose, deploy, documents, only};
 /// The kustomizations that operators apply, each by itself.
 const MODES: [&str; 3] = ["proxy-only", "network-only", "all"];
 
-/// Every object that somebody may apply or create.
+/// Every object that an operator may apply or create.
 fn all_objects() -> Vec<Value> {
     let mut objects: Vec<Value> = MODES.into_iter().chain(["leases"]).flat_map(compose).collect();
     let files = fs::read_dir(deploy().join("config")).expect("readable").map(|entry| entry.expect("readable").path());
@@ -67,7 +67,7 @@ fn every_object_is_what_the_api_takes() {
     }
 }
 
-/// The check itself: what people paste from 2017, and what is merely mistyped.
+/// The check itself notices outdated API versions and mistyped fields.
 #[test]
 fn what_the_api_does_not_take_is_noticed() {
     let good = only(&compose("all"), "DaemonSet").clone();
@@ -117,7 +117,7 @@ fn the_daemon_set_is_made_for_a_node_s_network() {
     }
 }
 
-/// What runs for long has two capabilities and can write nothing but what is mounted for it.
+/// The long-running container has two capabilities and a read-only root file system.
 #[test]
 fn the_daemon_is_not_privileged() {
     for mode in MODES {
@@ -143,7 +143,7 @@ fn the_daemon_is_not_privileged() {
     }
 }
 
-/// Every mount has its volume, every volume is mounted, and the program looks where they are.
+/// Every mount has a volume, every volume is mounted, and the mount paths are the program's defaults.
 #[test]
 fn mounts_are_where_the_program_looks() {
     let subnet_file = "/run/flannel/subnet.env";
@@ -184,7 +184,7 @@ fn mounts_are_where_the_program_looks() {
     }
 }
 
-/// Probes ask where the program answers, by way of loopback: whatever it is bound to.
+/// Probes use the program's health port on loopback, which works for every bind address.
 #[test]
 fn probes_ask_where_the_program_answers() {
     for mode in MODES {
@@ -226,7 +226,7 @@ fn permissions_reach_the_pods() {
     }
 }
 
-/// The ConfigMaps for clusters that have none say what the program understands, and are those that the pods mount.
+/// The program reads the shipped ConfigMaps without a warning, and the pods mount them by these names.
 #[test]
 fn configurations_make_sense() {
     let folder = tempfile::tempdir().expect("a folder");

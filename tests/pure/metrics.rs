@@ -1,4 +1,4 @@
-//! What is counted: kube-proxy's metrics by name, type, label and help text, and what they say after things have happened.
+//! The metrics: kube-proxy's by name, type, label and help text, and the values after certain events.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::common;
 use crate::plain::{service, slice};
 use crate::simulator::{Fault, Memory};
 
-/// Tables of both families in memory; the test holds them, too.
+/// Tables of both families in memory, shared by the loop and the test.
 #[derive(Clone)]
 struct Both(Rc<[Memory; 2]>);
 
@@ -78,7 +78,7 @@ impl Runner for Both {
     }
 }
 
-/// A loop at work on both families.
+/// A running loop for both families.
 struct Lab {
     metrics: Arc<Metrics>,
     tables: Both,
@@ -87,7 +87,7 @@ struct Lab {
     health: SharedHealth,
 }
 
-/// Runs a loop for both families beside a script that tells it things.
+/// Runs a loop for both families beside a script that sends it updates.
 fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
     block_on(async {
         let tables = Both::new();
@@ -107,7 +107,7 @@ fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
 }
 
 impl Lab {
-    /// Everything has been told: the first sync may come.
+    /// Completes all lists, so that the first sync may run.
     async fn complete(&self) {
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             self.updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
@@ -123,12 +123,12 @@ impl Lab {
             .expect("taken");
     }
 
-    /// Lets time pass; whatever is due by then is done.
+    /// Lets time pass; the loop does what is due.
     async fn pass(&self, milliseconds: u64) {
         tokio::time::sleep(Duration::from_millis(milliseconds)).await;
     }
 
-    /// The value of a series as it is shown, if it is.
+    /// The value of a series, if it is exposed.
     fn value(&self, series: &str) -> Option<String> {
         value(&self.metrics, series)
     }
@@ -146,7 +146,7 @@ fn value(metrics: &Metrics, series: &str) -> Option<String> {
 
 const BOTH: &str = "ip_family";
 
-/// Spec section 10, all of it: name, type, labels, help text.
+/// All of [kube-proxy 10]: name, type, labels, help text.
 #[rustfmt::skip]
 const METRICS: [(&str, &str, &str, &str); 21] = [
     ("kubeproxy_sync_proxy_rules_duration_seconds", "histogram", BOTH, "SyncProxyRules latency in seconds"),
@@ -209,7 +209,7 @@ fn every_metric_is_kube_proxys() {
         assert!(text.contains(&format!("# HELP {name} [ALPHA] {help}\n# TYPE {name} {kind}\n")), "{name} in\n{text}");
         assert_eq!(labels(&text, name, kind).as_deref(), Some(wanted), "{name} in\n{text}");
     }
-    // Nothing else has kube-proxy's prefix.
+    // No other metric has kube-proxy's prefix.
     let shown = text.lines().filter_map(|line| line.strip_prefix("# TYPE kubeproxy_")).count();
     assert_eq!(shown, METRICS.len());
 
@@ -233,7 +233,7 @@ fn every_metric_is_kube_proxys() {
     assert!(open.contains("# TYPE kubeproxy_sync_proxy_rules_iptables_total gauge\n") && open.ends_with("# EOF\n"), "{open}");
 }
 
-/// What has no label shows 0 from the start; what has labels is not shown before it is used; counters the kernel lacks never.
+/// At the start, metrics without labels are 0, and metrics with labels are absent. Counters that the kernel lacks are never exposed.
 #[test]
 fn before_anything_happens_there_are_zeros() {
     let text = Metrics::default().text(Format::Classic).1;
@@ -264,10 +264,10 @@ fn changes_are_counted_as_two_proxies_count_them() {
             .await;
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.1.1"])).await;
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv6", &["fd61::9"])).await;
-        // Told again: an event, but no change.
+        // The same slice again: an event, but no change.
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv6", &["fd61::9"])).await;
         lab.tell(Kind::Service, &service("a", &json!({}))).await;
-        // Of no family, and of no Service: nobody's.
+        // A slice of addressType FQDN has no family and is not counted.
         lab.tell(Kind::EndpointSlice, &slice("a", "FQDN", &["example.org"])).await;
         lab.pass(1).await;
         lab.shows(&services("total"), "6");
@@ -281,7 +281,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
         lab.shows(&services("pending"), "0");
         lab.shows(&endpoints("pending"), "0");
 
-        // A slice of IPv4 goes, right after a sync: it waits for its second to pass.
+        // A slice of IPv4 is deleted right after a sync: it waits for minSyncPeriod.
         let mut gone = slice("a", "IPv4", &[]);
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
         lab.updates.send(Update::Cluster(kubernetes::Update::Change(convert::gone(&id), Moment::now(None)))).await.expect("taken");
@@ -292,7 +292,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
         assert!(then[0] > start[0] && then[1] == start[1], "only IPv4 was asked for a sync: {start:?} {then:?}");
         lab.pass(5000).await;
         lab.shows(&endpoints("pending"), "0");
-        // It was unknown by now.
+        // A slice that is not known is deleted.
         gone["metadata"]["name"] = "unheard-of".into();
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
         lab.updates.send(Update::Cluster(kubernetes::Update::Change(convert::gone(&id), Moment::now(None)))).await.expect("taken");
@@ -306,7 +306,7 @@ fn changes_are_counted_as_two_proxies_count_them() {
     });
 }
 
-/// What a change waited for is told by cause; what made no difference, or was there from the start, waited for nothing.
+/// The wait of a change is measured per cause. Objects of the first list, and updates without a difference, are not measured.
 #[test]
 fn waits_of_changes_are_told_by_cause() {
     let metrics = Arc::new(Metrics::default());
@@ -335,7 +335,7 @@ fn waits_of_changes_are_told_by_cause() {
         }
         let sum = |cause| wait("sum", "IPv4", cause).and_then(|sum| sum.parse::<f64>().ok()).map(|sum| (sum * 1000.0).round());
         assert_eq!([sum("watch"), sum("lock"), sum("restore")], [Some(0.0), Some(10.0), Some(20.0)]);
-        // Until the first try, and from there to the second.
+        // The time until the first attempt, and from there to the second.
         assert!(sum("coalesce") >= Some(1000.0), "{:?}", sum("coalesce"));
         let list = lab.metrics.slowest().list(jiff::Timestamp::now());
         let [slowest] = list.as_slice() else { panic!("{list:?}") };
@@ -343,7 +343,8 @@ fn waits_of_changes_are_told_by_cause() {
     });
 }
 
-/// A family is ready from its first sync on, and not while the last one failed; the pod network's rules are once they were part of one.
+/// A family is ready after its first sync, and not ready while its last sync failed. The pod network's rules are ready after the first sync
+/// that contains them.
 #[test]
 fn families_are_ready_when_their_rules_are_in_force() {
     let metrics = Arc::new(Metrics::default());
@@ -380,7 +381,8 @@ fn families_are_ready_when_their_rules_are_in_force() {
     });
 }
 
-/// Lists that do not come are no reason to restart: `/livez` waits for them. A first sync that is due and does not succeed is one.
+/// While lists are missing, `/livez` stays healthy, because a restart would not help. It fails when the first sync is due and does not
+/// succeed.
 #[test]
 fn what_is_missing_before_the_first_sync_shows() {
     let metrics = Arc::new(Metrics::default());
@@ -400,7 +402,7 @@ fn what_is_missing_before_the_first_sync_shows() {
         lab.tables.of(Family::V4).faults.borrow_mut().clear();
         lab.pass(60_000).await;
         assert_eq!(health(), (true, true));
-        // A late message about lists says nothing any more.
+        // After the first sync, a message about a missing list changes nothing.
         lab.updates.send(Update::Cluster(kubernetes::Update::Unknown(Kind::Service, "connection refused".into()))).await.expect("taken");
         lab.pass(1_000).await;
         let shown = show(&lab.readiness.states());
@@ -408,7 +410,8 @@ fn what_is_missing_before_the_first_sync_shows() {
     });
 }
 
-/// A restore that fails counts; as a partial one only if the sync was no full one by then. Time counts either way, success has its own.
+/// A failed restore is counted, and in addition as a partial one if the sync was a partial sync. Durations include failures; the last
+/// timestamp does not.
 #[test]
 fn failures_are_counted() {
     let metrics = Arc::new(Metrics::default());
@@ -448,7 +451,7 @@ fn failures_are_counted() {
         assert_eq!(lab.value(&success), first);
         lab.pass(5000).await;
         assert!(lab.value(&success) > first);
-        // What broke off in the middle has the tables read, which makes the next one a full sync.
+        // After an interrupted run the tables are read, so the next sync is a full sync.
         lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::KilledAfter(0)));
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.1.2"])).await;
         let before = durations(&lab);
@@ -457,7 +460,7 @@ fn failures_are_counted() {
         lab.shows(&partial, "2");
         let after = durations(&lab);
         assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [2, 1, 1]);
-        // One transaction that does not get the lock has changed nothing: the next try is a partial sync again.
+        // A single transaction that does not get the lock changes nothing: the next attempt is a partial sync again.
         lab.tables.of(Family::V4).faults.borrow_mut().push_back(Some(Fault::Locked));
         lab.tell(Kind::EndpointSlice, &slice("a", "IPv4", &["10.61.1.3"])).await;
         lab.pass(5000).await;
@@ -467,7 +470,7 @@ fn failures_are_counted() {
     });
 }
 
-/// A Service without endpoints on this node where it wants them counts once per family and direction (`TestNoEndpointsMetric`).
+/// A Service with a Local traffic policy and without local endpoints is counted once per family and policy (`TestNoEndpointsMetric`).
 #[test]
 fn services_without_local_endpoints_are_counted() {
     for (internal, external, addresses, wanted) in [
@@ -492,7 +495,7 @@ fn services_without_local_endpoints_are_counted() {
                 lab.shows(&of("IPv4"), wanted);
                 lab.shows(&of("IPv6"), "0");
             }
-            // One comes to this node.
+            // A local endpoint is added.
             let mut here = slice("a", "IPv4", &["10.61.1.2"]);
             here["endpoints"][0]["nodeName"] = "host".into();
             lab.tell(Kind::EndpointSlice, &here).await;
@@ -507,7 +510,7 @@ fn services_without_local_endpoints_are_counted() {
     }
 }
 
-/// Looks through a conntrack table with stale flows until it is clean.
+/// Reconciles a conntrack table with stale flows until it is clean.
 fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     let at = |text: &str| text.parse().expect("an address");
     let (service, gone) = (at("10.96.0.10:53"), at("10.0.0.1:53"));
@@ -533,7 +536,7 @@ fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     drop(teller);
 }
 
-/// A look that cannot delete all of what it found counts, too; one that cannot even list does not.
+/// A reconciliation that cannot delete all stale flows is counted, too; one that cannot list them is not.
 #[test]
 fn deleted_flows_are_counted() {
     for (fault, rounds) in [(None, Some("1")), (Some(record::Fault::Delete), Some("2")), (Some(record::Fault::List), None)] {

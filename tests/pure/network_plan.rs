@@ -1,5 +1,5 @@
-//! The pod network in the kernel's tables: whatever other nodes say and whatever state the kernel is in, the plan leads to what is
-//! desired, touches nothing of others, and is empty afterwards.
+//! The plan of the pod network: from any kernel state and any Nodes it leads to the desired state, keeps the entries of other programs, and
+//! is empty afterwards.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -26,8 +26,8 @@ use sepal::pod_network::vxlan::link_name;
 
 use crate::kernel_model::{Kernel, address, kernel_route, net};
 
-/// Everything that is known when a plan is made.
-struct Known {
+/// The inputs of a plan.
+struct Setup {
     conf: NetConf,
     settings: NetworkSettings,
     own: OwnLease,
@@ -35,7 +35,7 @@ struct Known {
     mtu: Mtu,
 }
 
-impl Known {
+impl Setup {
     fn new(backend: &str, blackhole: bool, checksum_offload: Option<bool>) -> Self {
         let conf = format!(r#"{{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32","Backend":{backend}}}"#);
         let conf = NetConf::parse(&conf).expect("a good one");
@@ -64,7 +64,7 @@ impl Known {
         peers(nodes, &self.own, &self.conf, &Programmed::of_live(&kernel.live))
     }
 
-    /// Takes one look at the kernel and makes what is planned; gives what was desired, and whether there was anything to do.
+    /// Reads the kernel once, plans and applies; returns the desired state and whether the plan had changes.
     fn round(&self, nodes: &[NetworkNode], kernel: &mut Kernel) -> (Vec<DesiredLink>, DesiredEntries, bool) {
         let links = self.wanted().links();
         let plan = plan::links(&links, &self.conf.networks, &kernel.live, &kernel.offloads);
@@ -82,7 +82,7 @@ impl Known {
         (links, desired, changed)
     }
 
-    /// Goes on until there is nothing to do.
+    /// Repeats until the plan is empty.
     fn settle(&self, nodes: &[NetworkNode], kernel: &mut Kernel) -> Result<(Vec<DesiredLink>, DesiredEntries), TestCaseError> {
         for _ in 0..4 {
             let (links, desired, changed) = self.round(nodes, kernel);
@@ -90,11 +90,11 @@ impl Known {
                 return Ok((links, desired));
             }
         }
-        Err(TestCaseError::fail("it does not come to rest"))
+        Err(TestCaseError::fail("the plan does not become empty"))
     }
 }
 
-/// Node number `n` with some annotations changed; an empty value takes one away, `podCIDRs` takes the place of its own.
+/// Node number `n` with some annotations changed. An empty value removes one; `podCIDRs` replaces the Node's podCIDRs.
 fn node(n: u8, changes: &[(String, String)]) -> NetworkNode {
     let (name, uid) = (format!("n{n}"), format!("uid-{n}"));
     let mut cidrs = vec![format!("10.244.{n}.0/24"), format!("fd10:244:{n}::/64")];
@@ -128,7 +128,7 @@ fn node(n: u8, changes: &[(String, String)]) -> NetworkNode {
     NetworkNode::new(&text, &Prefix::default())
 }
 
-/// Changes that nodes, or whoever writes to them, make: some to something as good, most to nonsense.
+/// Changes to a Node: some to valid values, most to invalid ones.
 fn change() -> impl Strategy<Value = (String, String)> {
     let pairs: Vec<(&str, &str)> = vec![
         ("podCIDRs", "10.244.40.0/24,fd10:244:40::/64"),
@@ -170,7 +170,7 @@ fn nodes() -> impl Strategy<Value = Vec<NetworkNode>> {
     })
 }
 
-/// Something that somebody does to the kernel's tables.
+/// A change that another program makes to the kernel's tables.
 #[derive(Clone, Debug)]
 enum Fault {
     NoLink(Family),
@@ -258,7 +258,7 @@ fn inflict(kernel: &mut Kernel, fault: &Fault) {
                 live.neighbours[a % (count + 1)].mac = Mac([2, 8, 8, 8, 8, 8]);
             }
         }
-        // What a former node, or flannel, has left.
+        // Entries that a deleted node, or flannel, has left.
         Fault::Stray(n) => {
             let Some(link) = link(&Family::V4) else { return };
             let base: IpAddr = [10, 244, 100, *n].into();
@@ -275,7 +275,7 @@ fn inflict(kernel: &mut Kernel, fault: &Fault) {
     }
 }
 
-/// Adds a route of another program: in place of ours to a node's subnet, or beside it; or to a part of the subnet.
+/// Adds a route of another program to a node's subnet, in place of ours or beside it, or to a part of the subnet.
 fn add_foreign(kernel: &mut Kernel, n: u8) {
     let foreign = Route { protocol: 4, ..kernel_route(&format!("10.244.{}.0/24", n % 9), Some("192.168.0.200"), 2, 0) };
     let foreign = match n % 6 {
@@ -284,11 +284,11 @@ fn add_foreign(kernel: &mut Kernel, n: u8) {
         2 => Route { protocol: 12, metric: 1024, ..kernel_route(&format!("fd10:244:{}::/64", n % 9), Some("fd00::200"), 2, 0) },
         3 => Route { protocol: 12, ..kernel_route(&format!("fd10:244:{}::/64", n % 9), Some("fd00::200"), 2, 100) },
         4 => Route { destination: net(&format!("10.244.{}.128/25", n % 9)), ..foreign },
-        // A link has an address in the subnet.
+        // The connected route of an address in the subnet.
         _ => Route { gateway: None, protocol: KERNEL_PROTOCOL, ..foreign },
     };
     let same = |route: &Route| (route.destination, route.metric) == (foreign.destination, foreign.metric);
-    // Only a route that was added by itself can be beside ours.
+    // Only some routes are added beside ours; the others replace it.
     if n % 12 < 6 {
         kernel.live.routes.retain(|route| !same(route) || is_connected(route));
     }
@@ -315,7 +315,7 @@ fn backend() -> impl Strategy<Value = &'static str> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens, the kernel ends with exactly what is desired and what is others', and comes to rest.
+    /// After any faults the kernel ends with exactly the desired entries and those of other programs, and the plan is empty.
     #[test]
     fn any_state_leads_to_the_desired_one(
         steps in proptest::collection::vec((nodes(), proptest::collection::vec(fault(), 0..4), backend()), 1..4),
@@ -324,20 +324,20 @@ proptest! {
     ) {
         let mut kernel = Kernel::new();
         for (nodes, faults, backend) in &steps {
-            let known = Known::new(backend, blackhole, offload);
-            // Without an address nothing tells a link that is not desired any more from somebody else's.
+            let known = Setup::new(backend, blackhole, offload);
+            // Without an address, a link that is not desired any more cannot be told from another program's.
             let tells = |fault: &&Fault| !(backend.contains("host-gw") && matches!(fault, Fault::Flushed(_)));
             faults.iter().filter(tells).for_each(|fault| inflict(&mut kernel, fault));
             let others = foreign(&kernel);
             let (links, desired) = known.settle(nodes, &mut kernel)?;
-            // Routes of other programs stay, but for those that have the destination and the metric of one of ours.
+            // Routes of other programs stay, except those with the destination and metric of one of ours.
             let in_place = |route: &Route| {
                 let ours = desired.peers.values().flatten().chain(&desired.own);
                 !is_connected(route)
                     && ours.into_iter().any(|entry| matches!(entry, Entry::Route(ours) if (ours.destination, ours.metric) == (route.destination, route.metric)))
             };
             let others: HashSet<Route> = others.into_iter().filter(|route| !in_place(route)).collect();
-            prop_assert_eq!(&foreign(&kernel), &others, "what others made stays");
+            prop_assert_eq!(&foreign(&kernel), &others, "the routes of other programs stay");
 
             // Links.
             for wanted in &links {
@@ -350,7 +350,7 @@ proptest! {
             let flannels = kernel.live.links.iter().filter(|link| link.name.starts_with("flannel")).count();
             prop_assert_eq!(flannels, links.len());
 
-            // Entries: what is desired, but where a link has an address in a peer's subnet; and nothing else.
+            // Entries: exactly the desired ones, except where a link has an address in a peer's subnet.
             let all: Vec<Entry> = desired.peers.values().flatten().chain(&desired.own).copied().collect();
             let in_the_way = |route: &Route| kernel.live.routes.iter().any(|other| is_connected(other) && (other.destination, other.metric) == (route.destination, route.metric));
             let routes: BTreeSet<Route> = all.iter().filter_map(|entry| match entry { Entry::Route(route) if !in_the_way(route) => Some(*route), _ => None }).collect();
@@ -360,7 +360,7 @@ proptest! {
             prop_assert_eq!(&kernel.live.neighbours.iter().copied().filter(|neighbour| neighbour.permanent).collect::<BTreeSet<_>>(), &neighbours);
             prop_assert_eq!(&kernel.live.fdb.iter().copied().collect::<BTreeSet<_>>(), &fdb);
 
-            // Nobody who is refused has entries, and no two share anything.
+            // Refused nodes have no entries, and the subnets of accepted nodes do not overlap.
             let peers = known.peers(nodes, &kernel);
             for refusal in &peers.refused {
                 let accepted = peers.accepted.get(&refusal.node).and_then(|remotes| refusal.family.and_then(|family| remotes.get(family)));
@@ -380,10 +380,10 @@ proptest! {
         }
     }
 
-    /// The order in which Nodes become known makes no difference.
+    /// The order of Nodes does not matter.
     #[test]
     fn the_order_of_nodes_does_not_matter(all in nodes(), turn in 0_usize..9) {
-        let known = Known::new(r#"{"Type":"vxlan"}"#, false, None);
+        let known = Setup::new(r#"{"Type":"vxlan"}"#, false, None);
         let kernel = Kernel::new();
         let mut turned = all.clone();
         turned.reverse();
@@ -392,10 +392,10 @@ proptest! {
         prop_assert_eq!(known.peers(&all, &kernel), known.peers(&turned, &kernel));
     }
 
-    /// Who is programmed stays so while others come and claim what it has.
+    /// A programmed peer stays when other Nodes claim its subnet or addresses.
     #[test]
     fn who_is_programmed_stays(first in nodes(), more in nodes()) {
-        let known = Known::new(r#"{"Type":"vxlan"}"#, false, None);
+        let known = Setup::new(r#"{"Type":"vxlan"}"#, false, None);
         let mut kernel = Kernel::new();
         known.settle(&first, &mut kernel)?;
         let before = known.peers(&first, &kernel);
@@ -408,16 +408,16 @@ proptest! {
     }
 }
 
-/// A link that a peer's subnet has grown out of: flannel's own at version 0.28.9 is taken as it is.
+/// The link that flannel 0.28.9 made is used unchanged.
 #[test]
 fn flannels_link_is_kept_as_it_is() {
-    let known = Known::new(r#"{"Type":"vxlan"}"#, false, None);
+    let known = Setup::new(r#"{"Type":"vxlan"}"#, false, None);
     let mut kernel = Kernel::new();
     let mut owned = known.own.clone();
     owned.macs = PerFamily { v4: "02:00:00:00:00:01".parse().ok(), v6: "02:00:00:00:00:02".parse().ok() };
-    let known = Known { own: owned, ..known };
-    known.settle(&[], &mut kernel).expect("it comes to rest");
-    // As flannel makes them: an MTU of its own for IPv6, outer checksums as the kernel has them.
+    let known = Setup { own: owned, ..known };
+    known.settle(&[], &mut kernel).expect("the plan becomes empty");
+    // flannel leaves outer checksums at the kernel's default.
     for link in kernel.live.links.iter_mut().filter(|link| link.name.starts_with("flannel")) {
         if let LinkKind::Vxlan(vxlan) = &mut link.kind {
             vxlan.checksum = !vxlan.checksum;
@@ -427,10 +427,10 @@ fn flannels_link_is_kept_as_it_is() {
     assert_eq!(plan, plan::LinkPlan::default());
 }
 
-/// Somebody else's VXLAN link with our VNI is named, not deleted.
+/// Another program's VXLAN link with our VNI is reported, not deleted.
 #[test]
 fn a_foreign_link_with_our_vni_is_named() {
-    let known = Known::new(r#"{"Type":"vxlan"}"#, false, None);
+    let known = Setup::new(r#"{"Type":"vxlan"}"#, false, None);
     let mut kernel = Kernel::new();
     let links = known.wanted().links();
     kernel.change_link(&LinkChange::CreateVxlan { name: "vxlan0".into(), vxlan: links[0].vxlan, mac: Mac([2; 6]), mtu: 1450 });
@@ -440,11 +440,11 @@ fn a_foreign_link_with_our_vni_is_named() {
     assert!(text.starts_with("link flannel.1 cannot be made: link vxlan0 has VNI 1 and the same port"), "{text}");
 }
 
-/// When the VNI changes the former link goes; one of another network stays.
+/// When the VNI changes, the former link is deleted; a link of another network stays.
 #[test]
 fn a_former_link_goes() {
     let mut kernel = Kernel::new();
-    Known::new(r#"{"Type":"vxlan"}"#, false, None).settle(&[node(2, &[])], &mut kernel).expect("it comes to rest");
+    Setup::new(r#"{"Type":"vxlan"}"#, false, None).settle(&[node(2, &[])], &mut kernel).expect("the plan becomes empty");
     kernel.change_link(&LinkChange::CreateVxlan {
         name: "flannel.77".into(),
         vxlan: Vxlan {
@@ -461,7 +461,7 @@ fn a_former_link_goes() {
         mac: Mac([2; 6]),
         mtu: 1450,
     });
-    let (links, _) = Known::new(r#"{"Type":"vxlan","VNI":5}"#, false, None).settle(&[], &mut kernel).expect("it comes to rest");
+    let (links, _) = Setup::new(r#"{"Type":"vxlan","VNI":5}"#, false, None).settle(&[], &mut kernel).expect("the plan becomes empty");
     assert_eq!(links.len(), 2);
     let names: Vec<&str> = kernel.live.links.iter().map(|link| link.name.as_str()).filter(|name| name.starts_with("flannel")).collect();
     assert_eq!(names, ["flannel.77", "flannel.5", "flannel-v6.5"]);

@@ -1,5 +1,5 @@
-//! Arbitrary API objects: clusters of few names, so that slices belong to Services and one cluster has to do with the next; a part of the
-//! objects is nonsense.
+//! Arbitrary API objects for property tests. They use few names, so that slices match Services and successive clusters overlap. A part of the
+//! objects is invalid.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -84,7 +84,7 @@ pub(crate) fn slice() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Ports by which Services and their slices find each other.
+/// Port names that Services and slices share.
 const PORTS: [(&str, u16, &str); 4] = [("http", 80, "TCP"), ("dns", 53, "UDP"), ("dns-tcp", 53, "TCP"), ("", 9000, "SCTP")];
 
 const FAMILIES: [&[&str]; 3] = [&["IPv4"], &["IPv6"], &["IPv4", "IPv6"]];
@@ -93,7 +93,7 @@ fn address(family: &str, net: u8, last: u8) -> String {
     if family == "IPv6" { format!("fd61:{net}::{last}") } else { format!("10.{net}.0.{last}") }
 }
 
-/// A Service that makes sense, with a name that few have.
+/// A valid Service with one of a few names.
 fn sound_service() -> impl Strategy<Value = Value> {
     let names = (proptest::sample::select(&["a", "b"][..]), proptest::sample::select(&["x", "y", "z"][..]));
     let families = proptest::sample::select(&FAMILIES[..]);
@@ -108,7 +108,7 @@ fn sound_service() -> impl Strategy<Value = Value> {
         };
         let ips = of_all(96, &[number]);
         let ports = ports.iter().enumerate().map(|(i, (name, port, protocol))| {
-            // Those of one Service differ; another one's may be the same.
+            // Node ports differ within one Service; two Services may claim the same.
             let node_port = if kind > 0 { node_ports.map(|base| 30_000 + u32::from(base) * 10 + u32::try_from(i).unwrap_or_default()) } else { None };
             json!({"name": name, "port": port, "protocol": protocol, "nodePort": node_port})
         });
@@ -137,7 +137,7 @@ fn sound_service() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A slice that makes sense, of a Service that there may be.
+/// A valid slice of a Service that may exist.
 fn sound_slice() -> impl Strategy<Value = Value> {
     let names = (proptest::sample::select(&["a", "b"][..]), proptest::sample::select(&["x", "y", "z"][..]), 0_u8..2);
     let family = proptest::sample::select(&["IPv4", "IPv6"][..]);
@@ -175,7 +175,7 @@ pub(crate) fn cluster() -> impl Strategy<Value = Vec<Value>> {
     let services = vec(prop_oneof![4 => sound_service().boxed(), 1 => service().boxed()], 1..8);
     let slices = vec(prop_oneof![6 => sound_slice().boxed(), 1 => slice().boxed()], 4..24);
     (services, slices, node()).prop_map(|(services, slices, node)| {
-        // One object per name: of several the last one counts, so order would matter.
+        // One object per name: of several the last one counts, so that their order would matter.
         let mut objects: Vec<Value> = services.into_iter().chain(slices).chain([node]).collect();
         let mut seen = std::collections::HashSet::new();
         objects.retain(|object| {

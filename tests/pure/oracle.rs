@@ -1,5 +1,5 @@
-//! What the Service API means, read anew from the model: who may be reached from where, how likely, and as whom. It shares nothing with the
-//! code that makes rules.
+//! An independent implementation of Service semantics: which endpoints a packet reaches, with which probability and source address. It shares
+//! no code with `rules`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,9 +13,9 @@ use sepal::proxy::settings::DetectLocal;
 
 use crate::endings::Endings;
 
-/// By which door of a Service a packet comes.
+/// The kind of Service address that a packet is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Door {
+enum AddressKind {
     Cluster,
     External,
     Balancer,
@@ -29,7 +29,7 @@ struct Reader<'a> {
     family: Family,
 }
 
-/// What should become of a packet.
+/// The endings that a packet should have.
 pub(crate) fn endings(inputs: &Inputs, packet: Packet, place: &Place) -> Endings {
     let reader = Reader { inputs, packet, place, family: Family::of(packet.to.ip()) };
     reader.read().unwrap_or_else(|| Endings::from([((Fate::Passed, packet.to, false), 1.0)]))
@@ -37,10 +37,10 @@ pub(crate) fn endings(inputs: &Inputs, packet: Packet, place: &Place) -> Endings
 
 impl Reader<'_> {
     fn read(&self) -> Option<Endings> {
-        let (key, service, port, door) = self.asked()?;
+        let (key, service, port, kind) = self.service_port()?;
         let endpoints = self.endpoints(key, port);
         let reached = service.externally_accessible(port, self.family);
-        // Endpoints for traffic that may go anywhere, and those of this node.
+        // Endpoints for Cluster policy, and endpoints of this node for Local policy.
         let anywhere = self.anywhere(&endpoints);
         let here = self.here(&endpoints);
         let may_go_anywhere = !service.internal_local || reached;
@@ -48,39 +48,39 @@ impl Reader<'_> {
         let lives = |conditions: &Conditions| conditions.ready || conditions.draining();
         let has_any =
             may_go_anywhere && !anywhere.is_empty() || must_stay && endpoints.iter().any(|(_, endpoint)| lives(&endpoint.conditions));
-        let nobody = |fate| Some(Endings::from([((fate, self.packet.to, false), 1.0)]));
-        if door == Door::Cluster {
+        let stopped = |fate| Some(Endings::from([((fate, self.packet.to, false), 1.0)]));
+        if kind == AddressKind::Cluster {
             if !has_any {
-                return nobody(Fate::Refused);
+                return stopped(Fate::Refused);
             }
             let masked = self.inputs.settings.masquerade_all || self.is_local_traffic() == Some(false);
             let chosen = if service.internal_local { &here } else { &anywhere };
-            return if chosen.is_empty() { nobody(Fate::Dropped) } else { Some(self.shared(chosen, masked)) };
+            return if chosen.is_empty() { stopped(Fate::Dropped) } else { Some(self.shared(chosen, masked)) };
         }
         if !has_any {
-            // Nobody refuses what a node itself sends to somebody else.
+            // A packet of the node itself to another host's address is not refused.
             let leaves = self.packet.origin == Origin::Node && !self.place.is_local(self.packet.to.ip());
-            return if leaves { None } else { nobody(Fate::Refused) };
+            return if leaves { None } else { stopped(Fate::Refused) };
         }
         let ranges = service.source_ranges(self.family);
-        if door == Door::Balancer && !ranges.is_empty() && !self.is_let_in(service, &ranges) {
-            return nobody(Fate::Dropped);
+        if kind == AddressKind::Balancer && !ranges.is_empty() && !self.is_let_in(service, &ranges) {
+            return stopped(Fate::Dropped);
         }
         if !service.external_local {
             return Some(self.shared(&anywhere, true));
         }
-        // Pods, and the node itself, get wherever they like.
+        // Pods of this node, and the node itself, reach all endpoints.
         if self.is_local_traffic() == Some(true) {
             return Some(self.shared(&anywhere, false));
         }
         if self.place.is_local(self.packet.source) {
             return Some(self.shared(&anywhere, true));
         }
-        if here.is_empty() { nobody(Fate::Dropped) } else { Some(self.shared(&here, false)) }
+        if here.is_empty() { stopped(Fate::Dropped) } else { Some(self.shared(&here, false)) }
     }
 
-    /// The service port that answers there: of several the first by name, and each by its cluster IP first.
-    fn asked(&self) -> Option<(&ServiceKey, &Service, &ServicePort, Door)> {
+    /// The service port at the packet's destination: the first by name, with its cluster IP before its other addresses.
+    fn service_port(&self) -> Option<(&ServiceKey, &Service, &ServicePort, AddressKind)> {
         let Packet { to, protocol, .. } = self.packet;
         let is_node_port = |port: &ServicePort| port.node_port == to.port() && self.place.is_local(to.ip()) && !to.ip().is_loopback();
         let mut node_port = None;
@@ -91,24 +91,24 @@ impl Reader<'_> {
             for port in ports {
                 let is_port = port.port == to.port();
                 if is_port && cluster_ip == to.ip() {
-                    return Some((key, service, port, Door::Cluster));
+                    return Some((key, service, port, AddressKind::Cluster));
                 }
                 let external_ips = self.inputs.settings.allow_external_ips;
                 if is_port && external_ips && service.external_ips(self.family).any(|ip| ip == to.ip()) {
-                    return Some((key, service, port, Door::External));
+                    return Some((key, service, port, AddressKind::External));
                 }
                 if is_port && service.load_balancer_vips(self.family).any(|ip| ip == to.ip()) {
-                    return Some((key, service, port, Door::Balancer));
+                    return Some((key, service, port, AddressKind::Balancer));
                 }
                 if port.node_port != 0 && is_node_port(port) && node_port.is_none() {
-                    node_port = Some((key, service, port, Door::NodePort));
+                    node_port = Some((key, service, port, AddressKind::NodePort));
                 }
             }
         }
         node_port
     }
 
-    /// Addresses of all endpoints of a service port, each once; one that is not going replaces what was there.
+    /// The addresses of all endpoints of a service port, each once. An endpoint that is not terminating replaces an earlier one.
     fn endpoints(&self, key: &ServiceKey, port: &ServicePort) -> Vec<(SocketAddr, &SliceEndpoint)> {
         let mut all: BTreeMap<String, (SocketAddr, &SliceEndpoint)> = BTreeMap::new();
         for slice in self.inputs.snapshot.slices(key).filter(|slice| slice.family == self.family) {
@@ -125,7 +125,7 @@ impl Reader<'_> {
         all.into_values().collect()
     }
 
-    /// Ready ones that are meant for this node or zone, where all say whom they are meant for; else those that serve while they go.
+    /// Ready endpoints, limited by hints to this node or zone if all of them have hints; if none is ready, serving terminating ones.
     fn anywhere(&self, endpoints: &[(SocketAddr, &SliceEndpoint)]) -> Vec<SocketAddr> {
         let ready: Vec<&(SocketAddr, &SliceEndpoint)> = endpoints.iter().filter(|(_, endpoint)| endpoint.conditions.ready).collect();
         let zone = self.inputs.snapshot.node().map(|node| node.zone.as_str()).unwrap_or_default();
@@ -157,7 +157,7 @@ impl Reader<'_> {
         if ready.is_empty() { draining(here.into_iter()) } else { ready }
     }
 
-    /// Whether it comes from a pod of this node, as far as that can be told.
+    /// Whether the packet comes from a local pod, by detectLocalMode; `None` if that is unknown.
     fn is_local_traffic(&self) -> Option<bool> {
         let within = |net: Option<&IpNetwork>| net.map(|net| net.contains(self.packet.source));
         let of_family = |net: &&IpNetwork| Family::of_net(**net) == self.family;
@@ -169,7 +169,7 @@ impl Reader<'_> {
         }
     }
 
-    /// By the ranges of a load balancer; and where they hold this node, whoever comes as the load balancer itself.
+    /// Whether loadBalancerSourceRanges admit the source. If they hold this node, packets from the load balancer IP itself are admitted, too.
     fn is_let_in(&self, service: &Service, ranges: &[IpNetwork]) -> bool {
         let holds = |ip: IpAddr| ranges.iter().any(|range| range.contains(ip));
         let node = self.inputs.snapshot.node().and_then(|node| node.ip(self.family));
@@ -177,11 +177,11 @@ impl Reader<'_> {
         holds(self.packet.source) || node.is_some_and(holds) && as_itself
     }
 
-    /// All as likely; an endpoint that asks itself gets its answer by way of the node.
+    /// All chosen endpoints with equal probability. An endpoint that sends to itself is masqueraded.
     fn shared(&self, chosen: &[SocketAddr], masked: bool) -> Endings {
         let mut endings = Endings::new();
         for to in chosen {
-            // What stays on the node never leaves it, so nothing is masqueraded on its way out.
+            // A packet that is delivered locally does not pass POSTROUTING, so it is not masqueraded.
             let leaves = !self.place.is_local(to.ip()) || self.packet.origin == Origin::Node;
             let masqueraded = leaves && (masked || to.ip() == self.packet.source);
             *endings.entry((Fate::Passed, *to, masqueraded)).or_default() += 1.0 / chosen.len() as f64;

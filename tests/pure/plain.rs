@@ -1,8 +1,8 @@
-//! A Service and its slices, as plain as they come.
+//! A minimal Service and its slices.
 
 use serde_json::{Value, json};
 
-/// A Service of both families with one port, and whatever else its spec says.
+/// A dual-stack Service with one port, and these fields of its spec.
 pub(crate) fn service(name: &str, spec: &Value) -> Value {
     let mut object = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": name},
@@ -14,7 +14,7 @@ pub(crate) fn service(name: &str, spec: &Value) -> Value {
     object
 }
 
-/// The slice of a Service in one family; all its endpoints are on another node.
+/// The slice of a Service in one family. All its endpoints are on another node.
 pub(crate) fn slice(service: &str, family: &str, addresses: &[&str]) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,

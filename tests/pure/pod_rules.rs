@@ -1,5 +1,5 @@
-//! The pod network's rules beside the proxy's, and without them: whatever changes, the tables end as desired, and what is somebody else's
-//! stays.
+//! The pod network's rules, with and without the service proxy's. After any change the tables are as desired, and the rules of other programs
+//! stay.
 
 use proptest::prelude::*;
 use sepal::cluster::Family;
@@ -16,7 +16,7 @@ const SERVICE: &str = r#"
  "endpoints": [{"addresses": ["10.61.1.1"]}], "ports": [{"name": "", "port": 8080}]}
 "#;
 
-/// What is somebody else's, as iptables-save prints it; in built-in chains and in one of its own.
+/// Rules of other programs as iptables-save prints them, in built-in chains and in a chain of their own.
 const FOREIGN: [(&str, &str, &str); 3] = [
     ("nat", "POSTROUTING", "-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"),
     ("nat", "CNI-HOSTPORT-MASQ", "-m mark --mark 0x2000/0x2000 -j MASQUERADE"),
@@ -55,7 +55,7 @@ fn chain(memory: &Memory, table: &str, chain: &str) -> Option<Vec<String>> {
     memory.tables.borrow().tables[table].get(chain).cloned()
 }
 
-/// Where the rules of a chain lead.
+/// The targets of the rules of a chain.
 fn targets(memory: &Memory, table: &str, name: &str) -> Vec<String> {
     let target = |rule: &String| rule.rsplit_once("-j ").map_or("", |(_, to)| to).to_owned();
     chain(memory, table, name).unwrap_or_default().iter().map(target).collect()
@@ -78,7 +78,7 @@ const SAVED_FORWARD: [&str; 2] = [
     "-d 10.61.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT",
 ];
 
-/// Puts into the tables what flanneld does.
+/// Changes the tables as flanneld does.
 fn run_flanneld(memory: &Memory) {
     let text = |lines: &[&str], chain: &str| lines.iter().map(|line| format!("-A {chain} {line}\n")).collect::<String>();
     let input = format!(
@@ -91,7 +91,7 @@ fn run_flanneld(memory: &Memory) {
 }
 
 #[test]
-fn the_proxys_jump_stays_first_whoever_comes_first() {
+fn the_proxys_jump_stays_first_in_any_order_of_starts() {
     for variant in [Variant::Nft, Variant::Legacy] {
         for flannel_first in [false, true] {
             let memory = with_foreign(variant);
@@ -110,7 +110,7 @@ fn the_proxys_jump_stays_first_whoever_comes_first() {
     }
 }
 
-/// Taking over from flanneld, and a restart, write nothing.
+/// Taking over flanneld's rules writes nothing, and a restart writes nothing.
 #[test]
 fn what_flanneld_has_written_is_not_written_again() {
     let alone = network(&format!("{V4}, \"proxy\": false"));
@@ -122,7 +122,7 @@ fn what_flanneld_has_written_is_not_written_again() {
     }
 }
 
-/// Without the proxy, kube-proxy's chains, lines and jumps are somebody else's.
+/// Without the service proxy, kube-proxy's chains, rules and jumps belong to another program.
 #[test]
 fn without_the_proxy_its_rules_are_left_alone() {
     let alone = network(&format!("{V4}, \"proxy\": false"));
@@ -130,7 +130,7 @@ fn without_the_proxy_its_rules_are_left_alone() {
         let memory = with_foreign(variant);
         sync(&mut FamilyRules::new(Family::V4), &memory, &inputs(SERVICE));
         let before = memory.tables.borrow().clone();
-        // Another proxy's odd states, which ours would put right.
+        // States of another proxy's rules that our proxy would repair.
         {
             let mut tables = memory.tables.borrow_mut();
             tables.tables.get_mut("nat").expect("a table").insert("KUBE-SEP-AAAAAAAAAAAAAAAA".into(), vec!["-j MARK --or-mark 0x1".into()]);
@@ -154,7 +154,7 @@ fn without_the_proxy_its_rules_are_left_alone() {
     }
 }
 
-/// As long as nothing is known of the pod network, flanneld's rules stay; once it is known that they are not wanted, they go.
+/// While the pod network's settings are unknown, flanneld's rules stay. Once they are known to be undesired, they are deleted.
 #[test]
 fn unwanted_rules_go_and_unknown_ones_stay() {
     for variant in [Variant::Nft, Variant::Legacy] {
@@ -168,13 +168,13 @@ fn unwanted_rules_go_and_unknown_ones_stay() {
         assert_eq!(targets(&memory, "nat", "POSTROUTING"), ["KUBE-POSTROUTING", "MASQUERADE"]);
         assert_eq!((chain(&memory, "nat", "FLANNEL-POSTRTG"), chain(&memory, "filter", "FLANNEL-FWD")), (Some(vec![]), Some(vec![])));
         assert!(!targets(&memory, "filter", "FORWARD").contains(&"FLANNEL-FWD".to_owned()));
-        // It is settled: nothing more to write, now or after a restart.
+        // Nothing is left to write, now or after a restart.
         let runs = memory.runs.borrow().len();
         assert_eq!(audit(&mut rules, &memory), 0);
         sync(&mut rules, &memory, &inputs(&without));
         sync(&mut FamilyRules::new(Family::V4), &memory, &inputs(&without));
         assert_eq!(memory.runs.borrow().len(), runs, "{variant}");
-        // flanneld comes back; that is found.
+        // flanneld writes its rules again, and an audit finds them.
         run_flanneld(&memory);
         assert_eq!(audit(&mut rules, &memory), 4);
     }
@@ -201,7 +201,7 @@ fn drift_is_found_and_put_right() {
     }
 }
 
-/// What a family's rules are made from, in all sorts.
+/// Arbitrary inputs of a family's rules.
 fn facts() -> impl Strategy<Value = Option<String>> {
     let one = (0_u8..3, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(n, masq, random, forward, proxy)| {
         network(&format!(
@@ -215,8 +215,8 @@ fn facts() -> impl Strategy<Value = Option<String>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the network was before, the pod network's chains end as those of a fresh start, the foreign ones as they were, and nothing
-    /// is written twice.
+    /// After any sequence of changes the pod network's chains equal those of a fresh start, foreign chains are unchanged, and nothing is written
+    /// twice.
     #[test]
     fn any_changes_end_in_the_chains_of_a_fresh_start(steps in proptest::collection::vec(facts(), 1..5), nft in any::<bool>()) {
         let variant = if nft { Variant::Nft } else { Variant::Legacy };
@@ -228,7 +228,7 @@ proptest! {
                 sync(&mut rules, &memory, &inputs(text.as_deref().unwrap_or(SERVICE)));
                 last = text.clone().or(last);
             }
-            // What is not known any more stays as it was last known.
+            // A setting that becomes unknown keeps its last value.
             if let Some(last) = last {
                 let fresh = with_foreign(variant);
                 sync(&mut FamilyRules::new(family), &fresh, &inputs(&last));

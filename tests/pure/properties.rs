@@ -1,4 +1,4 @@
-//! What holds for every cluster, whatever is in it: arbitrary objects, some of them nonsense.
+//! Properties of the rules of any cluster. The objects are arbitrary, and some are invalid.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -11,7 +11,7 @@ use crate::common;
 use crate::objects::{cluster, text};
 use crate::simulator::Simulator;
 
-/// Most arbitrary clusters have something to say: Services of each sort, with endpoints and without.
+/// Arbitrary clusters lead to rules of each kind often enough.
 #[test]
 fn arbitrary_clusters_have_rules() {
     let mut runner = TestRunner::deterministic();
@@ -31,7 +31,7 @@ fn arbitrary_clusters_have_rules() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The rules of any cluster can be restored, do not depend on the order of objects, and hold nothing but whole lines.
+    /// The rules of any cluster can be restored, do not depend on the order of objects, and consist of complete lines.
     #[test]
     fn any_cluster_renders((objects, rotation) in cluster().prop_flat_map(|objects| { let n = objects.len(); (Just(objects), 0..n) })) {
         let inputs = common::inputs(&text(&objects)).map_err(TestCaseError::fail)?;
@@ -50,14 +50,14 @@ proptest! {
         }
     }
 
-    /// Whatever stands in a manifest, it is read or refused.
+    /// Any manifest text is read or refused, without a panic.
     #[test]
     fn any_text_is_read_or_refused(text in any::<String>(), structured in "([a-z]{0,4}[:\\-\\[\\]{}\"'&*!|>%#,\\n \\t]{0,3}){0,40}") {
         let _ = common::inputs(&text);
         let _ = common::inputs(&structured);
     }
 
-    /// Whatever iptables-save prints, it is taken; and the canonical form is its own canonical form.
+    /// Any iptables-save text is read without a panic, and the canonical form of a rule is its own canonical form.
     #[test]
     fn any_saved_text_is_taken(text in any::<String>(), rule in "(-[mjpsdi] |--[a-z]{1,6} |! |[a-zA-Z0-9./:]{1,8} |\"[a-z ]{0,5}\" ){0,12}") {
         let mut tables = Tables::default();

@@ -1,4 +1,4 @@
-//! Service ports that iptables refuses, and many of them at that: they cost themselves, never the others, and never much.
+//! iptables refuses many service ports at once. All other service ports are written, with a bounded number of runs.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::common;
 use crate::plain;
 use crate::simulator::Memory;
 
-/// A cluster of so many Services; an endpoint of a bad one is in 10.66.0.0/16, of a good one in 10.62.0.0/16.
+/// A cluster with this number of Services. Endpoints of a bad one are in 10.66.0.0/16, of a good one in 10.62.0.0/16.
 fn cluster(services: usize, bad: impl Fn(usize) -> bool) -> Inputs {
     let mut text = String::new();
     let mut put = |object: Value| text.extend([object.to_string().as_str(), "\n"]);
@@ -30,44 +30,44 @@ fn cluster(services: usize, bad: impl Fn(usize) -> bool) -> Inputs {
     common::inputs(&text).expect("well formed")
 }
 
-/// What a run of syncs comes to.
+/// The outcome of a series of syncs.
 #[derive(Debug, Default)]
 struct Outcome {
     syncs: usize,
-    /// Runs of iptables-restore, and the most of them that failed in one sync.
+    /// Runs of iptables-restore, and the highest number of failed runs in one sync.
     runs: usize,
     failures: usize,
     refused: BTreeSet<String>,
 }
 
-/// Syncs until nothing is left to do.
+/// Syncs until no sync is due.
 async fn settle(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Outcome {
     let (mut outcome, facts, before) = (Outcome::default(), common::facts(inputs), memory.times.borrow().len());
     while rules.is_due() {
         let left = unwritten(rules, memory);
         let synced = rules.sync(memory, inputs, &facts).await.expect("no sync fails as a whole");
-        assert!(synced.unfinished == 0 || unwritten(rules, memory) < left || outcome.syncs == 0, "each sync gets somewhere");
+        assert!(synced.unfinished == 0 || unwritten(rules, memory) < left || outcome.syncs == 0, "each sync makes progress");
         outcome.refused.extend(synced.refused.iter().map(|refusal| refusal.name.to_string()));
         outcome.failures = outcome.failures.max(rules.attempt().failures);
         outcome.syncs += 1;
-        assert!(outcome.syncs < 500, "it comes to no end: {outcome:?}");
+        assert!(outcome.syncs < 500, "the syncs do not end: {outcome:?}");
     }
     outcome.runs = memory.times.borrow().len() - before;
     outcome
 }
 
-/// What is neither written nor known as refused.
+/// The number of service ports that are neither written nor quarantined, as a negative offset.
 fn unwritten(rules: &FamilyRules, memory: &Memory) -> isize {
     -isize::try_from(served(memory, "10.6") + rules.quarantined().count()).expect("few")
 }
 
-/// How many endpoints are in the rules whose address begins like this.
+/// The number of endpoints in the rules whose address has this prefix.
 fn served(memory: &Memory, prefix: &str) -> usize {
     let tables = memory.tables.borrow();
     tables.tables["nat"].values().flatten().filter(|rule| rule.contains(&format!("--to-destination {prefix}"))).count()
 }
 
-/// Of so many Services every so manieth is refused, by its line or as a whole.
+/// iptables refuses the bad ones of these Services, with their line number or without.
 fn many_are_refused(variant: Variant, services: usize, bad: impl Fn(usize) -> bool + Copy, by_line: bool) {
     let inputs = cluster(services, bad);
     let count = (0..services).filter(|i| bad(*i)).count();
@@ -83,18 +83,18 @@ fn many_are_refused(variant: Variant, services: usize, bad: impl Fn(usize) -> bo
         let each = if by_line { 3 } else { 12 };
         assert!(first.runs < count * each + 50, "{variant} {first:?}");
 
-        // A change of another Service is written at once, whatever is in quarantine.
+        // A change of another Service is written at once while others are in quarantine.
         let good = (0..services).find(|i| !bad(*i)).expect("a good one");
         rules.touch(&[ServiceKey { namespace: "ns".into(), name: format!("s{good:04}").into() }]);
         assert_eq!(settle(&mut rules, &memory, &inputs).await.refused.len(), 0);
 
-        // Tried again, that they were all refused for the same cause keeps it short.
+        // The next trial is short, because all were refused for the same cause.
         tokio::time::advance(Duration::from_secs(241)).await;
         let again = settle(&mut rules, &memory, &inputs).await;
         assert!((1..=8).contains(&again.refused.len()) && again.runs < 120, "{variant} {again:?}");
         assert_eq!(rules.quarantined().count(), count);
 
-        // And once one of them is taken, all are.
+        // When iptables accepts one of them, all are written.
         *memory.refused.borrow_mut() = None;
         tokio::time::advance(Duration::from_secs(241)).await;
         settle(&mut rules, &memory, &inputs).await;
@@ -124,7 +124,7 @@ fn three_hundred_of_a_thousand_in_a_row_and_without_a_line_to_their_name() {
     many_are_refused(Variant::Legacy, 1000, |i| (350..650).contains(&i), false);
 }
 
-/// What was refused before a sync failed for another reason is told of with the failure.
+/// A sync that fails for another reason still reports the service ports that were refused before.
 #[test]
 fn refusals_are_told_of_when_the_sync_fails() {
     let inputs = cluster(4, |i| i == 2);

@@ -1,5 +1,5 @@
-//! Every bug that was found stays here under its name: testdata/regress/<name> is read as manifests and rendered. <name>.expect says what
-//! comes of it: the error, or `ok` and then lines of the rules.
+//! One case per fixed bug: testdata/regress/<name> is read as manifests and rendered. <name>.expect holds the expected error, or `ok` and then
+//! lines of the rules.
 
 use std::fs;
 use std::path::Path;

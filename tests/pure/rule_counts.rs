@@ -1,4 +1,4 @@
-//! How many rules there are: counted along the way, and as many as upstream's.
+//! The number of rules: counted incrementally, and equal to upstream's.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::plain::{service, slice};
 use crate::simulator::Memory;
 use crate::{block_on, rule_set};
 
-/// Services of one kind, each with so many endpoints, as in upstream's `number_generated_rules_test`.
+/// Services of one kind with this number of endpoints each, as in upstream's `number_generated_rules_test`.
 fn generated(services: usize, endpoints: usize, balancer: bool) -> Inputs {
     let mut objects = String::new();
     for number in 0..services {
@@ -44,12 +44,12 @@ fn generated(services: usize, endpoints: usize, balancer: bool) -> Inputs {
     inputs
 }
 
-/// A host with everything that rules may use.
+/// A host with every feature that rules may use.
 fn facts() -> HostFacts {
     HostFacts { nfacct: NfacctCounters { ct_state_invalid: true, localhost_node_ports: true }, random_fully: true, ..HostFacts::default() }
 }
 
-/// Spec section 11.1, `number_generated_rules_test`.
+/// `number_generated_rules_test` of [kube-proxy 11.1].
 #[test]
 fn as_many_rules_as_upstream_generates() {
     for (balancer, services, endpoints, filter, nat) in [
@@ -117,7 +117,7 @@ fn written(runs: &[String]) -> RuleCounts {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What is counted along the way is what there is, and what was written is what iptables-restore got.
+    /// The incremental counts equal the rules that exist, and the written count equals the input of iptables-restore.
     #[test]
     fn counting_along_the_way_is_counting(steps in proptest::collection::vec(cluster(), 1..5), nft in any::<bool>()) {
         for family in Family::ALL {
@@ -138,7 +138,7 @@ proptest! {
                 let tally = rules.tally();
                 prop_assert_eq!((tally.rules, tally.chains), (counts, chains));
                 prop_assert_eq!(rules.attempt().written, written(&memory.runs.borrow()[runs..]));
-                // A start from here counts the same, memory included.
+                // A restart from this state has the same counts, memory included.
                 let mut fresh = FamilyRules::new(family);
                 block_on(fresh.sync(&memory, &after, &common::facts(&after))).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 prop_assert_eq!(fresh.tally(), tally);

@@ -1,4 +1,4 @@
-//! iptables-restore in memory, as strict as the real one about what exists.
+//! iptables-restore on tables in memory. It refuses missing chains, rules and targets as the real program does.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +12,7 @@ use sepal::table::rule::Digest;
 use sepal::table::rules::RuleSource;
 use tokio::time::Instant;
 
-/// One table: chains by name, rules in order, each as its words after the chain's name.
+/// One table: chains by name, rules in order, each as the text after the chain's name.
 pub(crate) type Chains = BTreeMap<String, Vec<String>>;
 
 /// Tables by name, with the built-in chains in them.
@@ -34,11 +34,11 @@ impl Default for Simulator {
 }
 
 impl Simulator {
-    /// Takes restore input as with `--noflush`; `after` sees the tables after every COMMIT. Gives what lists print: every rule has counted
-    /// one packet.
+    /// Applies restore input as with `--noflush`; `after` gets the tables after every COMMIT. Returns the output of list commands, in which every
+    /// rule has counted one packet.
     ///
     /// # Errors
-    /// What the real program would refuse, with the line.
+    /// The real program would refuse this line.
     pub(crate) fn restore(&mut self, text: &str, mut after: impl FnMut(&Self)) -> Result<String, String> {
         let mut table = String::new();
         let mut listed = String::new();
@@ -67,7 +67,7 @@ impl Simulator {
                     "-A" => rules.push(rule.to_owned()),
                     "-I" => rules.insert(0, rule.to_owned()),
                     "-D" => {
-                        // The real one compares rules, not texts.
+                        // The real program compares rules, not texts.
                         let wanted = Digest::of_rule(rule);
                         let at = rules.iter().position(|held| Digest::of_rule(held) == wanted);
                         rules.remove(at.ok_or_else(|| bad("no such rule"))?);
@@ -101,7 +101,7 @@ impl Simulator {
     }
 }
 
-/// The last `-j` word; comments hold no ` -j `, their names being harmless.
+/// The word after the last `-j`. Names in comments cannot hold ` -j `.
 fn target(rule: &str) -> Option<&str> {
     let (_, target) = rule.rsplit_once("-j ")?;
     target.split(' ').next()
@@ -121,40 +121,40 @@ fn check_targets(chains: &Chains) -> Result<(), String> {
     Ok(())
 }
 
-/// How a run of iptables-restore goes wrong.
+/// A fault of a run of iptables-restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It is stopped after so many transactions.
+    /// The run is killed after this number of transactions.
     KilledAfter(usize),
-    /// It does not get the lock.
+    /// The run does not get the xtables lock.
     Locked,
 }
 
-/// When a run of iptables-restore began and ended.
+/// The begin and the end of a run of iptables-restore.
 pub(crate) type Times = (Instant, Instant);
 
-/// Tables in memory behind the same door as the kernel's.
+/// Tables in memory behind the `Runner` trait.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) variant: Variant,
     pub(crate) tables: RefCell<Simulator>,
-    /// What goes wrong with the next runs, if anything.
+    /// The faults of the next runs, in order.
     pub(crate) faults: RefCell<VecDeque<Option<Fault>>>,
-    /// Input with this text in it is refused: by its line, or as a whole, as a kernel does it.
+    /// A transaction that contains this text is refused, with its line number or at its COMMIT.
     pub(crate) refused: RefCell<Option<(String, bool)>>,
     /// The input of every run.
     pub(crate) runs: RefCell<Vec<String>>,
-    /// The tables after every COMMIT, where they are wanted.
+    /// The tables after every COMMIT, if `keeps_states` is set.
     pub(crate) states: RefCell<Vec<Simulator>>,
     pub(crate) keeps_states: Cell<bool>,
-    /// How long a run takes, and when each one was.
+    /// The duration of a run, and the times of all runs.
     pub(crate) takes: Cell<Duration>,
-    /// How long a run says it waited for the lock.
+    /// The wait for the xtables lock that a run reports.
     pub(crate) locked: Cell<Duration>,
     pub(crate) times: RefCell<Vec<Times>>,
-    /// How often a table was saved.
+    /// The number of tables that were saved.
     pub(crate) saves: Cell<usize>,
-    /// What moves with every transaction, where there is such a thing.
+    /// The generation counter, which every transaction increments; `None` on legacy.
     pub(crate) generation: Cell<Option<u32>>,
 }
 
@@ -176,7 +176,7 @@ impl Memory {
         }
     }
 
-    /// Somebody else changes the tables.
+    /// Changes the tables as another program.
     pub(crate) fn meddle(&self, change: impl FnOnce(&mut Simulator)) {
         change(&mut self.tables.borrow_mut());
         self.generation.set(self.generation.get().map(|generation| generation.wrapping_add(1)));
@@ -231,7 +231,7 @@ impl Runner for Memory {
             });
             match taken {
                 Ok(more) => listed += &more,
-                // By its line, or as a whole with the COMMIT, as the real one does it.
+                // The real program names the line, or the COMMIT.
                 Err(output) => {
                     let named = text.lines().position(|found| output.ends_with(&format!(": {found}"))).map_or(lines, |at| at + 1);
                     return Err(refused_at(line + named, output));
@@ -263,7 +263,7 @@ impl Runner for Memory {
     }
 }
 
-/// So that a test can look at what a loop writes.
+/// For a loop whose tables the test reads, too.
 impl Runner for &Memory {
     fn variant(&self) -> Variant {
         (**self).variant()

@@ -1,11 +1,11 @@
-//! What objects that are written in bad faith can and cannot do to the rules. SECURITY.md points here.
+//! The effect of hostile objects on the rules. SECURITY.md refers to these tests.
 
 use sepal::cluster::Family;
 use serde_json::{Value, json};
 
 use crate::common;
 
-/// What an attacker would like to see in the rules: a line of its own, an option of its own, a comment that ends early.
+/// Texts that an attacker would inject into the rules: a line, an option, the end of a comment.
 const INJECTED: [&str; 5] =
     ["x\n-A INPUT -j INJECTED", "x\" -j INJECTED", "10.0.0.1 -j INJECTED", "x\nCOMMIT\n*nat\n-F INJECTED", "../../INJECTED"];
 
@@ -40,7 +40,7 @@ fn rules(objects: &[Value]) -> Vec<String> {
     common::rendered(&inputs, Family::V4).lines().map(str::to_owned).collect()
 }
 
-/// The pointers of all texts in an object, but for those that say what it is.
+/// The JSON pointers of all texts in an object, except kind and version.
 fn texts(object: &Value, at: &str, found: &mut Vec<String>) {
     match object {
         Value::String(_) if at != "/apiVersion" && at != "/kind" => found.push(at.to_owned()),
@@ -52,8 +52,7 @@ fn texts(object: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Every text of an object, in its turn, is replaced by something hostile: nothing of it gets into the rules, and what the victim has
-/// stays to the line.
+/// Replaces each text of an object by a hostile one in turn. Nothing of it appears in the rules, and the victim's rules are unchanged.
 fn says_nothing_of_its_own(object: &Value, with: &[Value]) {
     let victims = rules(&victim());
     let mut places = Vec::new();
@@ -88,7 +87,7 @@ fn an_endpoint_slice_says_nothing_of_its_own_in_the_rules() {
     says_nothing_of_its_own(&slice("evil", "web", "10.244.6.6"), &[service("evil", "web", "10.96.0.66")]);
 }
 
-/// A slice belongs to a Service of its namespace, whatever it is called.
+/// A slice belongs to a Service of its own namespace, for every name.
 #[test]
 fn a_slice_reaches_no_service_of_another_namespace() {
     let alone = rules(&victim());
@@ -98,8 +97,8 @@ fn a_slice_reaches_no_service_of_another_namespace() {
     }
 }
 
-/// Of two Services that claim one address both have their rules, as in kube-proxy: the first by name is matched first, and neither is
-/// kept from the addresses that are its own.
+/// Two Services that claim one address both have their rules, as in kube-proxy: the first by name is matched first. Both keep their other
+/// addresses.
 #[test]
 fn an_address_that_two_claim_costs_nobody_an_own_one() {
     let thief = service("evil", "web", "10.96.0.10");

@@ -1,4 +1,4 @@
-//! A node on which the manifests' containers run as they would: with the arguments, the capabilities, the read-only file systems.
+//! A node that runs the manifests' containers with their arguments, capabilities and read-only file systems.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -19,7 +19,7 @@ use crate::kustomization::{compose, deploy, documents, only};
 /// This node's name.
 pub(crate) const NAME: &str = "bench";
 
-/// A node, an API server, and what is mounted.
+/// A node, an API server, and the mounted volumes.
 pub(crate) struct Node {
     netns: Netns,
     pub(crate) server: ApiServer,
@@ -63,7 +63,7 @@ impl Node {
         node
     }
 
-    /// kubeadm's configuration, but for where the API server is and for the one setting that a network namespace cannot have.
+    /// kubeadm's configuration with another kubeconfig, and without the limit of connections, which a network namespace cannot set.
     fn config(&self) -> String {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/config/kubeadm.yaml");
         let text = fs::read_to_string(file).expect("readable");
@@ -78,9 +78,9 @@ impl Node {
         fs::read_to_string(self.volume("log")).unwrap_or_default()
     }
 
-    /// A container's program, as a runtime would start it. What it finds under the mounts' paths is in our folder.
+    /// A container's program as a runtime starts it. The volumes are in our folder.
     fn command(&self, container: &Value, arguments: &[String]) -> Command {
-        // Only the mounts can be written, and only they and the kernel's own file systems are not what they are on the host.
+        // Only the mounts are writable; everything else is the host's, read-only.
         let folder = self.folder.path().display();
         let read_only = format!(
             "mount --bind {folder} {folder}; mount -o remount,bind,ro /; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
@@ -102,7 +102,7 @@ impl Node {
         command
     }
 
-    /// A container's arguments, with our folder in place of its mounts.
+    /// A container's arguments with our folder instead of the mount paths.
     fn arguments(&self, container: &Value) -> Vec<String> {
         let words = |field: &str| container[field].as_array().into_iter().flatten().map(|word| word.as_str().expect("text").to_owned());
         let mounts = container["volumeMounts"].as_array().expect("mounts");
@@ -121,7 +121,7 @@ impl Node {
         &self.pod["containers"][0]
     }
 
-    /// Runs the init containers, then the daemon until its probes are content; gives it back running.
+    /// Runs the init containers, starts the daemon, and waits until its probes succeed.
     pub(crate) fn start(&self, more: &[&str]) -> Running {
         for container in self.pod["initContainers"].as_array().into_iter().flatten() {
             let status = self.command(container, &self.arguments(container)).status().expect("it starts");
@@ -133,7 +133,7 @@ impl Node {
             arguments.push(format!("--net-config-path={}/net-conf.json", self.volume("flannel-cfg").display()));
         }
         if !arguments.iter().any(|argument| argument.starts_with("--config=")) {
-            // In a cluster it finds the API server by its environment.
+            // In a cluster the daemon finds the API server in its environment.
             arguments.push(format!("--master={}", self.server.url()));
         }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
@@ -159,13 +159,13 @@ impl Node {
         assert!(status.success(), "{arguments:?}: {}", self.log());
     }
 
-    /// Where a volume of the pod is.
+    /// The path of a volume of the pod.
     pub(crate) fn path(&self, volume: &str) -> String {
         self.volume(volume).display().to_string()
     }
 
-    /// No complaint but of what a pod's kubelet settles.
-    pub(crate) fn assert_content(&self) {
+    /// Asserts that there are no warnings and errors, except about the OOM score, which the kubelet sets.
+    pub(crate) fn assert_no_complaints(&self) {
         let log = self.log();
         let complaints: Vec<&str> = log
             .lines()
@@ -175,7 +175,7 @@ impl Node {
         assert!(complaints.is_empty(), "{complaints:#?}");
     }
 
-    /// The rules that a variant of iptables holds.
+    /// The rules in a variant of iptables.
     pub(crate) fn rules(&self, variant: &str) -> String {
         self.netns.run(&format!("iptables-{variant}-save"))
     }

@@ -1,4 +1,4 @@
-//! The program, run as the manifests say, asks the API server for exactly what its roles allow: nothing is missing, nothing too much.
+//! The program, run by the manifests, makes exactly the requests that its roles allow: no permission is missing or unused.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn permission(verb: &str, group: &str, resource: &str) -> String {
     if group.is_empty() { format!("{verb} {resource}") } else { format!("{verb} {resource}.{group}") }
 }
 
-/// What the roles among these objects allow.
+/// The permissions of the roles among these objects.
 fn granted(objects: &[Value]) -> BTreeSet<Granted> {
     let strings = |value: &Value| -> Vec<String> {
         value.as_array().expect("a list").iter().map(|word| word.as_str().expect("text").to_owned()).collect()
@@ -41,7 +41,7 @@ fn granted(objects: &[Value]) -> BTreeSet<Granted> {
     granted
 }
 
-/// The permission that a request needs. What the server is itself, every account may ask it (`system:discovery`).
+/// The permission that a request needs. Discovery requests need none (`system:discovery`).
 fn needed(method: &str, path: &str) -> Option<Granted> {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -75,7 +75,7 @@ fn needed(method: &str, path: &str) -> Option<Granted> {
     Some((permission(verb, group, &resource), namespace))
 }
 
-/// What was asked of a server. What is granted everywhere is granted in every namespace.
+/// The permissions that the requests to a server used. A grant for all namespaces includes every namespace.
 fn used(server: &ApiServer, granted: &BTreeSet<Granted>) -> BTreeSet<Granted> {
     let everywhere = |(what, namespace): Granted| {
         let anywhere = (what.clone(), None);
@@ -88,7 +88,7 @@ fn has_event(server: &ApiServer, reason: &str) -> bool {
     server.list("events.events.k8s.io").iter().any(|event| event["reason"] == reason)
 }
 
-/// Runs the daemon twice: on a server that streams lists, and on one that does not (Kubernetes before 1.32). In between it holds.
+/// Runs the daemon with a server that streams lists, and with one that does not (Kubernetes before 1.32); calls `holds` during each run.
 fn run_twice(node: &Node, more: &[&str], holds: impl Fn()) {
     for old in [false, true] {
         if old {
@@ -100,7 +100,7 @@ fn run_twice(node: &Node, more: &[&str], holds: impl Fn()) {
     }
 }
 
-/// A Cluster's own Node is called as this one; Services and EndpointSlices are all that is taken of it.
+/// Services and EndpointSlices, without the Node, which has the same name as this node.
 fn services() -> impl Iterator<Item = Value> {
     Cluster { services: 2, endpoints: 2 }.objects().filter(|object| object["kind"] != "Node")
 }
@@ -108,14 +108,14 @@ fn services() -> impl Iterator<Item = Value> {
 #[test]
 fn the_proxy_asks_for_what_it_may() {
     let granted = granted(&compose("proxy-only"));
-    // Each variant has its own way to the kernel, and needs its own capability for it.
+    // Each variant uses another kernel interface, which needs its own capability.
     for variant in ["nft", "legacy"] {
         let node = Node::new("proxy-only", services().chain([object(Some("10.244.1.0/24"))]).collect());
         run_twice(&node, &["--iptables-variant", variant], || {
-            eventually("it says that it started", || has_event(&node.server, "Starting"));
+            eventually("its start is reported", || has_event(&node.server, "Starting"));
             assert!(node.rules(variant).contains("-j KUBE-SERVICES"), "{}", node.rules(variant));
         });
-        node.assert_content();
+        node.assert_no_complaints();
         assert_eq!(used(&node.server, &granted), granted);
     }
 }
@@ -125,7 +125,7 @@ fn the_pod_network_asks_for_what_it_may() {
     let granted = granted(&compose("network-only"));
     let node = Node::new("network-only", vec![object(Some("10.244.1.0/24"))]);
     run_twice(&node, &[], || {
-        eventually("it says that the network is up", || has_event(&node.server, "FlannelIsUp"));
+        eventually("the network is reported as up", || has_event(&node.server, "FlannelIsUp"));
         eventually("the condition is written", || {
             node.server.get("nodes", NAME).expect("a Node")["status"]["conditions"][0]["reason"] == "FlannelIsUp"
         });
@@ -140,15 +140,15 @@ fn all_of_it_asks_for_what_it_may() {
     let granted = granted(&compose("all"));
     let node = Node::new("all", services().chain([object(Some("10.244.1.0/24"))]).collect());
     run_twice(&node, &[], || {
-        eventually("it says that it started", || has_event(&node.server, "Starting"));
-        eventually("it says that the network is up", || has_event(&node.server, "FlannelIsUp"));
+        eventually("its start is reported", || has_event(&node.server, "Starting"));
+        eventually("the network is reported as up", || has_event(&node.server, "FlannelIsUp"));
         let rules = node.rules("nft");
         assert!(rules.contains("-j FLANNEL-POSTRTG") && rules.contains("-j KUBE-SERVICES"), "{rules}");
     });
     assert_eq!(used(&node.server, &granted), granted);
 }
 
-/// With leases and their clean-up: the roles of both kustomizations, and nothing of them unused.
+/// With leases and their clean-up the roles of both kustomizations are used completely.
 #[test]
 fn leases_and_their_clean_up_ask_for_what_they_may() {
     for mode in ["network-only", "all"] {
@@ -157,11 +157,11 @@ fn leases_and_their_clean_up_ask_for_what_they_may() {
         let node = Node::new(mode, objects);
         run_twice(&node, &["--subnet-source=lease"], || {
             eventually("the Node shows its subnet", || node.server.get("nodes", NAME).expect("a Node")["spec"]["podCIDR"].is_string());
-            // What others should know stands beside the subnet as soon as it is known; that is a patch.
+            // The annotations of the Lease are written by a patch, as soon as they are known.
             let annotated = || node.server.list("leases").iter().any(|lease| lease["metadata"]["annotations"].is_object());
             eventually("the Lease is patched", annotated);
             if mode == "all" {
-                eventually("it says that it started", || has_event(&node.server, "Starting"));
+                eventually("its start is reported", || has_event(&node.server, "Starting"));
             }
         });
         let (subnet_file, url) = (format!("--subnet-file={}/subnet.env", node.path("run-flannel")), node.server.url());
@@ -171,7 +171,7 @@ fn leases_and_their_clean_up_ask_for_what_they_may() {
     }
 }
 
-/// The test's own reading of requests.
+/// The test reads requests and roles correctly.
 #[test]
 fn requests_are_told_apart() {
     for (method, path, want, namespace) in [
@@ -190,7 +190,7 @@ fn requests_are_told_apart() {
     );
 }
 
-/// What `sepal preflight` asks about is what is granted.
+/// `sepal preflight` checks exactly the granted permissions.
 #[test]
 fn preflight_looks_for_what_is_granted() {
     let (proxy, pod_network) = (true, true);
