@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use sepal::netlink::entry::{EntryChange, LinkChange, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{LinkAddress, Scope};
-use sepal::observe::readiness::{Part, State, all_ready, show};
+use sepal::observe::readiness::{Part, PartState, all_ready, show};
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::node::{NetworkNode, NodeText};
 use sepal::pod_network::sync::nodes::NodeUpdate;
@@ -58,7 +58,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     let told =
         || network.happenings.list().into_iter().filter(|told| told.what == "CNIConfigNotUsed").map(|told| told.text).collect::<Vec<_>>();
     let used = |file: &str| format!("container runtimes use {}/{file} (network cbr0, plugins: ", net_d.display());
-    eventually("flannel's is used", || matches!(state(), State::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
+    eventually("flannel's is used", || matches!(state(), PartState::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
     assert!(all_ready(&network.readiness.states()), "pods get this node's network");
     let shown = show(&network.readiness.states());
     assert!(shown.contains("[+]cni-config ok: container runtimes use "), "{shown}");
@@ -68,24 +68,24 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     std::fs::write(net_d.join("05-calico.conflist"), list("calico")).expect("writable");
     eventually(
         "that of another network is used",
-        || matches!(state(), State::Degraded(why) if why.contains("pods do not get sepal's network")),
+        || matches!(state(), PartState::Degraded(why) if why.contains("pods do not get sepal's network")),
     )
     .await;
     assert!(!all_ready(&network.readiness.states()));
     assert_eq!(told().len(), 2);
     std::fs::remove_file(net_d.join("05-calico.conflist")).expect("it is there");
-    eventually("flannel's is used again", || matches!(state(), State::Noted(_))).await;
+    eventually("flannel's is used again", || matches!(state(), PartState::Noted(_))).await;
     // It is moved away, and a plugin chain of other names leads to sepal.
     std::fs::rename(net_d.join("10-flannel.conflist"), net_d.join("10-flannel.conflist.before-sepal")).expect("it is there");
-    eventually("sepal's is used", || state() == State::Ready).await;
+    eventually("sepal's is used", || state() == PartState::Ready).await;
     std::fs::write(net_d.join("00-own.conflist"), list("sepal")).expect("writable");
     std::fs::write(net_d.join("05-broken.conf"), "{").expect("writable");
     std::fs::write(net_d.join("99-last.conf"), list("calico")).expect("writable");
     std::fs::remove_file(net_d.join("10-sepal.conflist")).expect("it is there");
     eventually("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
-    assert_eq!(state(), State::Ready);
+    assert_eq!(state(), PartState::Ready);
     std::fs::remove_file(net_d.join("00-own.conflist")).expect("it is there");
-    eventually("a broken one is named", || matches!(state(), State::Noted(what) if what.contains("05-broken.conf is not valid"))).await;
+    eventually("a broken one is named", || matches!(state(), PartState::Noted(what) if what.contains("05-broken.conf is not valid"))).await;
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
     }
     network.tell(NodeUpdate::Complete).await;
     eventually("it is told", || {
-        matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
+        matches!(network.readiness.states().get(&Part::Links), Some(PartState::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
     })
     .await;
     network.ready().await;
@@ -184,7 +184,7 @@ async fn until_nodes_are_listed_readiness_says_why_not() {
     let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell(NodeUpdate::Unknown("connection refused".into())).await;
     eventually("the reason is shown", || {
-        network.readiness.states().get(&Part::Subnet) == Some(&State::starting("no Nodes are known yet: connection refused"))
+        network.readiness.states().get(&Part::Subnet) == Some(&PartState::starting("no Nodes are known yet: connection refused"))
     })
     .await;
     network.tell_all((1..=2).map(|n| node(n, n))).await;
@@ -216,7 +216,7 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     network.tell(NodeUpdate::Complete).await;
     eventually("the other family works", || network.reaches(2)).await;
     eventually("it is told", || {
-        matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("Is that IP family switched off"))
+        matches!(network.readiness.states().get(&Part::Links), Some(PartState::Starting(why)) if why.contains("Is that IP family switched off"))
     })
     .await;
     assert!(!network.folder.path().join("subnet.env").exists(), "pods would have half a network");
@@ -262,7 +262,7 @@ async fn a_node_without_a_subnet_touches_nothing() {
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
     eventually("it is told why", || {
-        matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
+        matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
     })
     .await;
     assert_eq!(changes(&network.kernel.take_calls()), Vec::<&Call>::new());

@@ -14,7 +14,7 @@ use sepal::cluster::families::PerFamily;
 use sepal::netlink::entry::{Live, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
-use sepal::observe::readiness::{Part, State};
+use sepal::observe::readiness::{Part, PartState};
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::claim::{Loss, Standing};
 use sepal::pod_network::node::{NetworkNode, NodeText};
@@ -156,7 +156,7 @@ async fn an_outage_takes_nothing_away() {
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains(words));
+    let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains(words));
     eventually("it says what is missing", || starting(&network, "there is no Node")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
@@ -263,7 +263,7 @@ async fn a_lost_lease_takes_everything_along() {
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "node-7 has these addresses");
     eventually("an Event tells", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
     let why = network.readiness.states().get(&Part::Subnet).cloned();
-    assert!(matches!(&why, Some(State::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
+    assert!(matches!(&why, Some(PartState::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
     // Its Node still shows the podCIDR: others must not send packets here.
     let is_withdrawn = || network.server.count("patch nodes/status") > 1;
     eventually("its Node takes no part", is_withdrawn).await;

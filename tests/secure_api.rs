@@ -11,7 +11,7 @@ use futures::StreamExt;
 use kube::Client;
 use sepal::kubernetes::api::{self, Watches};
 use sepal::kubernetes::client::{Connection, Connections, ProgramName};
-use sepal::kubernetes::requests::{Answered, Observer};
+use sepal::kubernetes::requests::{AnsweredRequest, RequestObserver};
 use sepal::pod_network::annotations::Prefix;
 use sepal_apiserver::{ApiServer, Authority, CertificateRequest, Identity, KeyType, Options};
 use sepal_lab::Cluster;
@@ -78,8 +78,8 @@ async fn until(what: &str, limit: Duration, mut is_true: impl FnMut() -> bool) {
 
 struct Silent;
 
-impl Observer for Silent {
-    fn answered(&self, _: &Answered<'_>) {}
+impl RequestObserver for Silent {
+    fn answered(&self, _: &AnsweredRequest<'_>) {}
 }
 
 /// Reads everything that the daemon watches, for as long as the test runs.

@@ -1,8 +1,8 @@
 //! What the parts report and [`crate::serve`] shows.
 //!
 //! - [`metrics`]: all metrics. [`sync_result`], [`service_traffic`], [`latency`]: values that the service proxy reports for them.
-//! - [`readiness`]: the state of each part. [`liveness`]: which parts run. [`health`]: kube-proxy's health.
-//! - [`query`]: questions that the status page asks the loops. [`paging`]: one page of a long list.
+//! - [`readiness`]: the state of each part. [`liveness`]: parts that do not run. [`health`]: kube-proxy's health.
+//! - [`query`]: queries from the status page to the loops. [`paging`]: one page of a long list.
 
 pub mod health;
 pub mod latency;

@@ -10,12 +10,12 @@ use ipnetwork::IpNetwork;
 use sepal::cluster::pod_rules::PodRules;
 use sepal::kubernetes::client::Connection;
 use sepal::kubernetes::events::{self, Events};
-use sepal::kubernetes::recent_events::Happenings;
+use sepal::kubernetes::recent_events::RecentEvents;
 use sepal::netlink::entry::Live;
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::observe::metrics::{Format, Metrics};
-use sepal::observe::readiness::{Part, Readiness, State};
+use sepal::observe::readiness::{Part, PartState, Readiness};
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::net_conf::NetConf;
 use sepal::pod_network::node::{NetworkNode, NodeText};
@@ -87,7 +87,7 @@ pub struct Loop {
     metrics: Arc<Metrics>,
     pub folder: TempDir,
     pub task: JoinHandle<()>,
-    pub happenings: Happenings,
+    pub happenings: RecentEvents,
     pub server: ApiServer,
     conf: watch::Sender<NetConf>,
 }
@@ -128,7 +128,7 @@ impl Loop {
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
         let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile, Part::CniConfig];
         let readiness = Readiness::new(parts);
-        let happenings = Happenings::default();
+        let happenings = RecentEvents::default();
         let metrics = Arc::new(Metrics::default());
         let report = NetworkReport::new(Arc::clone(&metrics), events.noted(happenings.clone()));
         let (nodes, told) = mpsc::channel(1024);
@@ -150,7 +150,7 @@ impl Loop {
     }
 
     pub async fn ready(&self) {
-        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready)).await;
+        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&PartState::Ready)).await;
     }
 
     /// Where packets to a subnet of a node go in the end.

@@ -41,9 +41,9 @@ use crate::netlink::entry::{KERNEL_PROTOCOL, OUR_PROTOCOL, Route};
 use crate::netlink::link::LinkNames;
 use crate::netlink::monitor::{Event, Monitor};
 use crate::observe::liveness::POD_NETWORK;
-use crate::observe::paging::Part;
-use crate::observe::query::{Asked as Question, Desk};
-use crate::observe::readiness::{self, Readiness, State};
+use crate::observe::paging::PageQuery;
+use crate::observe::query::{PendingQuery, QueryChannel};
+use crate::observe::readiness::{self, PartState, Readiness};
 use crate::pod_network::bridge::BRIDGE;
 use crate::pod_network::desired::{DesiredLink, Entry, link_name};
 use crate::pod_network::interface::External;
@@ -113,7 +113,7 @@ pub struct NetworkLoop<K> {
     /// Those to the API server: they are of no use once the address is gone that they come from.
     connections: Option<Connections>,
     /// What is asked for the status page.
-    questions: mpsc::Receiver<Question<Part>>,
+    questions: mpsc::Receiver<PendingQuery<PageQuery>>,
     answer: PeersAnswer,
 }
 
@@ -159,14 +159,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             since: None,
             changed: BTreeSet::new(),
             connections: None,
-            questions: Desk::default().open(),
+            questions: QueryChannel::default().open(),
             answer: |_, _| Value::Null,
         }
     }
 
     /// Answers what is asked there, too.
     #[must_use]
-    pub fn with_desk(self, desk: &Desk<Part>, answer: PeersAnswer) -> Self {
+    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersAnswer) -> Self {
         Self { questions: desk.open(), answer, ..self }
     }
 
@@ -220,7 +220,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     self.registered(&state);
                 }
                 Ok(()) = states.changed() => {
-                    let is_starting = matches!(states.borrow_and_update().get(&readiness::Part::SubnetFile), Some(State::Starting(_)));
+                    let is_starting = matches!(states.borrow_and_update().get(&readiness::Part::SubnetFile), Some(PartState::Starting(_)));
                     if is_starting || self.publisher.is_withdrawn() {
                         self.publish_file();
                     }
@@ -233,7 +233,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// The other nodes, as the status page asks for them.
-    fn list(&self, part: &Part) -> Value {
+    fn list(&self, part: &PageQuery) -> Value {
         let failed = self.retries.iter().filter_map(|(node, retry)| Some((node.as_deref()?, retry.error.to_string()))).collect();
         match &self.known {
             Some(known) => (self.answer)(&PeersView { peers: &known.peers, off_link: &known.off_link, failed: &failed }, part),
