@@ -11,6 +11,7 @@ mod exec_plugin;
 mod kubeconfig;
 mod proxy;
 mod resolve;
+mod server;
 mod server_url;
 mod tls;
 mod transport;

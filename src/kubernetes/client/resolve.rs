@@ -16,6 +16,7 @@ use super::error::ConnectionError;
 use super::exec_plugin::{self, ExecPlugin};
 use super::kubeconfig::{self, KubeconfigError, Selected, User};
 use super::proxy::{self, ProxyEnvironment};
+use super::server::Server;
 use super::server_url::Url;
 use super::transport::Transport;
 use super::user_agent::ProgramName;
@@ -32,23 +33,6 @@ pub struct Connection {
     /// Address of the server. It overrides the kubeconfig's.
     pub master: Option<String>,
     /// The program's name in `User-Agent`.
-    pub name: ProgramName,
-}
-
-/// A server with all settings that a connection to it needs.
-pub(super) struct Server {
-    pub url: Url,
-    /// The source of the settings, for messages.
-    pub origin: String,
-    /// The name that the server's certificate must hold, if it is not the URL's host.
-    pub tls_name: Option<String>,
-    pub proxy: Option<Url>,
-    pub sources: Sources,
-    pub plugin: Option<ExecPlugin>,
-    /// `Impersonate-*` headers.
-    pub impersonation: Vec<(HeaderName, HeaderValue)>,
-    /// Answers may be compressed.
-    pub compress: bool,
     pub name: ProgramName,
 }
 

@@ -28,7 +28,7 @@ use super::connector::{Connector, OpenConnections};
 use super::credentials::Loaded;
 use super::error::{ConnectionError, RequestError};
 use super::exec_plugin::PluginCredentials;
-use super::resolve::Server;
+use super::server::Server;
 use super::server_url::Url;
 use super::tls::{self, Identity};
 use super::user_agent::user_agent;

@@ -116,7 +116,7 @@ mod tests {
                 output::json(&packet, &walk(&all, packet, &place), &|ending| question::whereabouts(ending.to.ip(), &inputs, &place));
             assert_eq!(ask(from, to)["way"], wanted, "{from} to {to}");
         }
-        assert_eq!(ask("nobody", "10.0.0.1:1")["error"], "\"nobody\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");
+        assert_eq!(ask("elsewhere", "10.0.0.1:1")["error"], "\"elsewhere\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");
         assert!(ask("pod/shop/web-1", "10.0.0.1:1")["error"].as_str().is_some_and(|error| error.contains("the pod's IP")));
         assert!(ask("node", &"x".repeat(1000))["error"].as_str().is_some_and(|error| error.contains("longer")));
     }
