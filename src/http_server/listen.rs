@@ -13,7 +13,7 @@ const BACKLOG: i32 = 1024;
 
 /// The families of connections that a socket accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network {
+pub(crate) enum Network {
     /// The family of the address. Both families if the address is unspecified and the host has IPv6.
     Tcp,
     /// Only IPv4.
@@ -24,7 +24,7 @@ pub enum Network {
 
 /// An address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListenAddress {
+pub(crate) struct ListenAddress {
     /// Families.
     pub network: Network,
     /// Address and port. Port 0 means any free port.
@@ -34,7 +34,7 @@ pub struct ListenAddress {
 impl ListenAddress {
     /// An address from a flag or a configuration file.
     #[must_use]
-    pub const fn tcp(address: SocketAddr) -> Self {
+    pub(crate) const fn tcp(address: SocketAddr) -> Self {
         Self { network: Network::Tcp, address }
     }
 
@@ -57,7 +57,7 @@ impl fmt::Display for ListenAddress {
 /// Listening on an address failed.
 #[derive(Debug, thiserror::Error)]
 #[error("listen {address}: {call}: {cause}{}", self.cure())]
-pub struct ListenError {
+pub(crate) struct ListenError {
     /// The address.
     pub address: ListenAddress,
     /// The system call that failed.
@@ -80,7 +80,7 @@ impl ListenError {
 ///
 /// # Errors
 /// The address is in use, does not belong to this host, or the host lacks the family.
-pub fn listen(at: ListenAddress) -> Result<TcpListener, ListenError> {
+pub(crate) fn listen(at: ListenAddress) -> Result<TcpListener, ListenError> {
     if !at.both_families() {
         return open(at, at.address, at.network == Network::Tcp6);
     }

@@ -1,7 +1,7 @@
 //! The HTTP/1 server of all of sepal's ports. A handler answers at once, or later after it has asked a loop. Time limits keep slow clients from
 //! blocking others.
 
-pub mod listen;
+pub(crate) mod listen;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -50,7 +50,7 @@ const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A request.
 #[derive(Clone, Debug, Default)]
-pub struct HttpRequest {
+pub(crate) struct HttpRequest {
     /// Method.
     pub method: Method,
     /// Path without the query.
@@ -68,7 +68,7 @@ pub struct HttpRequest {
 impl HttpRequest {
     /// True if the query has this parameter, with or without a value.
     #[must_use]
-    pub fn asks_for(&self, parameter: &str) -> bool {
+    pub(crate) fn asks_for(&self, parameter: &str) -> bool {
         let query = self.query.as_deref().unwrap_or_default();
         query.split('&').any(|pair| pair.split_once('=').map_or(pair, |(name, _)| name) == parameter)
     }
@@ -76,7 +76,7 @@ impl HttpRequest {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpAnswer {
+pub(crate) struct HttpAnswer {
     /// Status.
     pub status: StatusCode,
     /// Headers, without those that the server adds to all answers.
@@ -88,39 +88,39 @@ pub struct HttpAnswer {
 impl HttpAnswer {
     /// An answer with a content type.
     #[must_use]
-    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
         Self { status, headers, body: body.into() }
     }
 
     /// A plain text answer.
     #[must_use]
-    pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
         Self::new(status, "text/plain; charset=utf-8", body).nosniff()
     }
 
     /// The answer for an unknown path, in Go's words.
     #[must_use]
-    pub fn not_found() -> Self {
+    pub(crate) fn not_found() -> Self {
         Self::text(StatusCode::NOT_FOUND, "404 page not found\n")
     }
 
     /// Adds the header that forbids browsers to guess the content type.
     #[must_use]
-    pub fn nosniff(self) -> Self {
+    pub(crate) fn nosniff(self) -> Self {
         self.with(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
     }
 
     /// Sets a header. An earlier value of that name is replaced.
     #[must_use]
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
     }
 }
 
 /// An answer that a handler gives later.
-pub enum Reply {
+pub(crate) enum Reply {
     /// A complete answer.
     Whole(HttpAnswer),
     /// An answer whose body is followed by a stream.
@@ -128,7 +128,7 @@ pub enum Reply {
 }
 
 /// Answers requests.
-pub trait Handler: Send + Sync + 'static {
+pub(crate) trait Handler: Send + Sync + 'static {
     /// Answers a request at once.
     fn answer(&self, request: &HttpRequest) -> HttpAnswer;
 
@@ -146,12 +146,12 @@ impl<F: Fn(&HttpRequest) -> HttpAnswer + Send + Sync + 'static> Handler for F {
 
 /// A running server. Dropping it closes the listener and its connections.
 #[derive(Debug)]
-pub struct HttpServer(JoinHandle<Infallible>);
+pub(crate) struct HttpServer(JoinHandle<Infallible>);
 
 impl HttpServer {
     /// Starts to serve a listener. Must be called within a runtime.
     #[must_use]
-    pub fn start(listener: TcpListener, handler: Arc<dyn Handler>) -> Self {
+    pub(crate) fn start(listener: TcpListener, handler: Arc<dyn Handler>) -> Self {
         Self(tokio::spawn(async move {
             loop {
                 let Err(panic) = AssertUnwindSafe(serve(&listener, Arc::clone(&handler))).catch_unwind().await;
@@ -162,7 +162,7 @@ impl HttpServer {
     }
 
     /// Closes the listener and its connections. The port is free after that.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         self.0.abort();
         let _ = (&mut self.0).await;
     }
@@ -177,7 +177,7 @@ impl Drop for HttpServer {
 /// A server that had to listen and could not.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {cause}")]
-pub struct StartError {
+pub(crate) struct StartError {
     /// The action that failed.
     pub what: String,
     /// The cause.
@@ -189,7 +189,7 @@ pub struct StartError {
 ///
 /// # Errors
 /// It cannot listen and `hard_fail` is set.
-pub async fn keep_serving(
+pub(crate) async fn keep_serving(
     address: ListenAddress,
     hard_fail: bool,
     what: String,

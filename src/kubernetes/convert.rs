@@ -89,13 +89,13 @@ pub fn gone(id: &ObjectId) -> Change {
 
 /// The key of a Service.
 #[must_use]
-pub fn service_key(id: &ObjectId) -> ServiceKey {
+pub(crate) fn service_key(id: &ObjectId) -> ServiceKey {
     ServiceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
 /// The key of an EndpointSlice.
 #[must_use]
-pub fn slice_key(id: &ObjectId) -> SliceKey {
+pub(crate) fn slice_key(id: &ObjectId) -> SliceKey {
     SliceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 

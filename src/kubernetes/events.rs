@@ -60,7 +60,7 @@ impl Event {
 
     /// A server of the program cannot listen, so the program exits [kube-proxy 1.11].
     #[must_use]
-    pub const fn cannot_listen(reason: &'static str, note: String) -> Self {
+    pub(crate) const fn cannot_listen(reason: &'static str, note: String) -> Self {
         Self { regarding: Regarding::Node, reason, action: "StartKubeProxy", warning: true, note }
     }
 }
@@ -134,7 +134,7 @@ impl Events {
 
 /// Decides which Events are sent.
 #[derive(Debug)]
-pub struct EventLimit {
+pub(crate) struct EventLimit {
     sent: HashMap<(Regarding, &'static str), Instant>,
     minute: Instant,
     in_minute: usize,
@@ -143,12 +143,12 @@ pub struct EventLimit {
 impl EventLimit {
     /// A limit before any Event.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { sent: HashMap::new(), minute: now, in_minute: 0 }
     }
 
     /// Decides whether this Event is sent now, and counts it if so.
-    pub fn allows(&mut self, event: &Event, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, event: &Event, now: Instant) -> bool {
         if now.duration_since(self.minute) >= Duration::from_secs(60) {
             (self.minute, self.in_minute) = (now, 0);
             self.sent.retain(|_, sent| now.duration_since(*sent) < REPEAT);

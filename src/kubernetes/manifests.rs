@@ -145,7 +145,7 @@ impl Objects {
     }
 
     /// Adds an object with another `apiVersion` than the one that sepal reads.
-    pub fn insert_unread(&mut self, object: ObjectId, api_version: &str) {
+    pub(crate) fn insert_unread(&mut self, object: ObjectId, api_version: &str) {
         let what = format!("skipped: its apiVersion is {api_version:?}, and only {} is read", object.kind.api_version());
         self.unread.insert(object.clone(), Problem { object, what });
     }
@@ -156,7 +156,7 @@ impl Objects {
     }
 
     /// Adds the objects of other manifests. They replace objects of the same name.
-    pub fn absorb(&mut self, other: Self) {
+    pub(crate) fn absorb(&mut self, other: Self) {
         self.objects.extend(other.objects);
         self.unread.extend(other.unread);
         for (kind, count) in other.skipped {
@@ -165,7 +165,7 @@ impl Objects {
     }
 
     /// Logs the problems of each object, and which kinds were skipped.
-    pub fn log_problems(&self, log: &mut ProblemLog) {
+    pub(crate) fn log_problems(&self, log: &mut ProblemLog) {
         for (id, converted) in &self.objects {
             log.note(id, converted.problem.as_ref());
         }
@@ -177,7 +177,7 @@ impl Objects {
 
     /// The name of the Node, if there is exactly one.
     #[must_use]
-    pub fn only_node(&self) -> Option<&str> {
+    pub(crate) fn only_node(&self) -> Option<&str> {
         let mut nodes = self.objects.keys().filter(|id| id.kind == Kind::Node);
         match (nodes.next(), nodes.next()) {
             (Some(node), None) => Some(&node.name),
@@ -187,7 +187,7 @@ impl Objects {
 
     /// The cluster as the node of this name sees it.
     #[must_use]
-    pub fn into_snapshot(self, node_name: &str) -> Snapshot {
+    pub(crate) fn into_snapshot(self, node_name: &str) -> Snapshot {
         let mut snapshot = Snapshot::default();
         for (id, converted) in self.objects {
             if id.kind != Kind::Node || id.name == node_name {

@@ -64,7 +64,7 @@ impl ChangeTime {
 
     /// The delay from the change to its arrival, if it is known. It is never negative, although clocks of two machines may differ.
     #[must_use]
-    pub fn watch_delay(&self) -> Option<Duration> {
+    pub(crate) fn watch_delay(&self) -> Option<Duration> {
         let age = Timestamp::now().duration_since(self.happened?);
         Some(Duration::try_from(age).unwrap_or_default().saturating_sub(self.received.elapsed()))
     }
@@ -102,7 +102,7 @@ impl ProblemLog {
     }
 
     /// Logs how many documents of unneeded kinds were skipped, if the numbers changed.
-    pub fn note_skipped(&mut self, skipped: &BTreeMap<String, usize>) {
+    pub(crate) fn note_skipped(&mut self, skipped: &BTreeMap<String, usize>) {
         if self.skipped != *skipped {
             let counts: Vec<String> = skipped.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             tracing::info!("documents of kinds that are not needed: {}", if counts.is_empty() { "none".into() } else { counts.join(", ") });

@@ -30,7 +30,7 @@ impl Kind {
 
     /// The kind with this name, if the API version is another one of its group, such as `discovery.k8s.io/v1beta1`, or missing.
     #[must_use]
-    pub fn other_version(api_version: &str, kind: &str) -> Option<Self> {
+    pub(crate) fn other_version(api_version: &str, kind: &str) -> Option<Self> {
         let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
         let of_name = [Self::Service, Self::EndpointSlice, Self::Node].into_iter().find(|known| known.as_str() == kind)?;
         let same_group = api_version.is_empty() || group(api_version) == group(of_name.api_version());

@@ -6,7 +6,7 @@ use kube::Client;
 use serde_json::{Value, json};
 
 /// The namespace of the Leases of subnets.
-pub const LEASE_NAMESPACE: &str = "kube-system";
+pub(crate) const LEASE_NAMESPACE: &str = "kube-system";
 
 /// One permission of the API server's RBAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub fn needed(uses: ApiUses) -> Vec<NeededPermission> {
 ///
 /// # Errors
 /// The server does not answer, or its answer cannot be read.
-pub async fn is_allowed(client: &Client, needed: &NeededPermission) -> Result<bool, kube::Error> {
+pub(crate) async fn is_allowed(client: &Client, needed: &NeededPermission) -> Result<bool, kube::Error> {
     let Permission { verb, group, resource } = needed.permission;
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let attributes = json!({

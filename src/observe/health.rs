@@ -10,7 +10,7 @@ use crate::cluster::Family;
 
 /// One moment on two clocks: a monotonic one to measure, and the time of day to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockReading {
+pub(crate) struct ClockReading {
     /// Time since a fixed moment, on the monotonic clock.
     pub elapsed: Duration,
     /// The time of day.
@@ -19,7 +19,7 @@ pub struct ClockReading {
 
 /// The state that health is computed from. Callers pass the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthState {
+pub(crate) struct HealthState {
     v4: FamilyState,
     v6: FamilyState,
     node_eligible: bool,
@@ -39,12 +39,12 @@ struct FamilyState {
 impl HealthState {
     /// The state before any loop has started and before the Node was seen. A sync may be due for `timeout`.
     #[must_use]
-    pub fn new(timeout: Duration) -> Self {
+    pub(crate) fn new(timeout: Duration) -> Self {
         Self { v4: FamilyState::default(), v6: FamilyState::default(), node_eligible: false, timeout }
     }
 
     /// Sets how long a sync may be due. This also applies to a sync that is due now.
-    pub const fn set_timeout(&mut self, timeout: Duration) {
+    pub(crate) const fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
 
@@ -56,30 +56,30 @@ impl HealthState {
     }
 
     /// A sync is due. If one was due before, its time stays.
-    pub fn queued(&mut self, family: Family, now: ClockReading) {
+    pub(crate) fn queued(&mut self, family: Family, now: ClockReading) {
         self.of(family).pending.get_or_insert(now.elapsed);
     }
 
     /// A family's loop has started, or its live rules were read and need no change.
-    pub fn updated(&mut self, family: Family, now: ClockReading) {
+    pub(crate) fn updated(&mut self, family: Family, now: ClockReading) {
         let of_family = self.of(family);
         (of_family.updated, of_family.pending) = (Some(now.time), None);
     }
 
     /// A sync of a family has succeeded.
-    pub fn synced(&mut self, family: Family, now: ClockReading) {
+    pub(crate) fn synced(&mut self, family: Family, now: ClockReading) {
         self.updated(family, now);
         self.of(family).programmed = true;
     }
 
     /// Sets whether the Node is eligible for traffic. A deleted Node keeps its last value.
-    pub const fn node_seen(&mut self, eligible: bool) {
+    pub(crate) const fn node_seen(&mut self, eligible: bool) {
         self.node_eligible = eligible;
     }
 
     /// The health at a moment.
     #[must_use]
-    pub fn at(&self, now: ClockReading) -> Health {
+    pub(crate) fn at(&self, now: ClockReading) -> Health {
         let healthy = |family: &FamilyState| family.pending.is_none_or(|since| now.elapsed.saturating_sub(since) < self.timeout);
         let status = |family: &FamilyState| {
             let health = |last_updated| FamilyHealth { last_updated, healthy: healthy(family), programmed: family.programmed };
@@ -128,7 +128,7 @@ impl Health {
 
     /// The latest confirmation of any family's rules.
     #[must_use]
-    pub fn last_updated(&self) -> Option<Timestamp> {
+    pub(crate) fn last_updated(&self) -> Option<Timestamp> {
         self.families().map(|family| family.last_updated).max()
     }
 
@@ -152,7 +152,7 @@ impl SharedHealth {
     }
 
     /// Sets the sync period.
-    pub fn set_sync_period(&self, sync_period: Duration) {
+    pub(crate) fn set_sync_period(&self, sync_period: Duration) {
         self.state().set_timeout(sync_period * 2);
     }
 
@@ -175,7 +175,7 @@ impl SharedHealth {
     }
 
     /// See [`HealthState::node_seen`].
-    pub fn node_seen(&self, eligible: bool) {
+    pub(crate) fn node_seen(&self, eligible: bool) {
         self.state().node_seen(eligible);
     }
 

@@ -39,7 +39,7 @@ pub enum WaitCause {
 impl WaitCause {
     /// Its name in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Watch => "watch",
             Self::Coalesce => "coalesce",
@@ -76,7 +76,7 @@ impl SyncPhases {
 
     /// Time to read and write tables.
     #[must_use]
-    pub fn applying(&self) -> Duration {
+    pub(crate) fn applying(&self) -> Duration {
         self.read + self.lock + self.restore
     }
 }

@@ -7,16 +7,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The part that writes the rules.
-pub const SERVICE_PROXY: &str = "service proxy";
+pub(crate) const SERVICE_PROXY: &str = "service proxy";
 /// The part that makes links, routes and leases.
-pub const POD_NETWORK: &str = "pod network";
+pub(crate) const POD_NETWORK: &str = "pod network";
 
 /// The longest time for one step of a loop. The time limits of a sync are shorter.
 const STEP: Duration = Duration::from_secs(600);
 
 /// The state of the parts. The parts and the health server share it.
 #[derive(Clone, Debug, Default)]
-pub struct Liveness(Arc<Mutex<BTreeMap<&'static str, PartLife>>>);
+pub(crate) struct Liveness(Arc<Mutex<BTreeMap<&'static str, PartLife>>>);
 
 #[derive(Debug, Default)]
 struct PartLife {
@@ -28,14 +28,14 @@ struct PartLife {
 
 impl Liveness {
     /// Marks a part as failed.
-    pub fn failed(&self, name: &'static str, why: &str) {
+    pub(crate) fn failed(&self, name: &'static str, why: &str) {
         let mut parts = self.parts();
         let life = parts.entry(name).or_default();
         life.failed = Some(why.into());
     }
 
     /// Marks a part as working.
-    pub fn works(&self, name: &'static str) {
+    pub(crate) fn works(&self, name: &'static str) {
         if let Some(life) = self.parts().get_mut(name) {
             life.failed = None;
         }
@@ -43,20 +43,20 @@ impl Liveness {
 
     /// Marks the start of a step, which ends when the result is dropped.
     #[must_use]
-    pub fn busy(&self, name: &'static str) -> RunningStep {
+    pub(crate) fn busy(&self, name: &'static str) -> RunningStep {
         self.parts().entry(name).or_default().busy_since = Some(Instant::now());
         RunningStep { liveness: self.clone(), name }
     }
 
     /// The problem of a part; `None` if it runs.
     #[must_use]
-    pub fn problem(&self, name: &str) -> Option<String> {
+    pub(crate) fn problem(&self, name: &str) -> Option<String> {
         self.parts().get(name).and_then(|life| life.problem(name))
     }
 
     /// The problems of all parts that do not run.
     #[must_use]
-    pub fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self) -> Vec<String> {
         self.parts().iter().filter_map(|(name, life)| life.problem(name)).collect()
     }
 

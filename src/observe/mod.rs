@@ -6,10 +6,10 @@
 
 pub mod health;
 pub mod latency;
-pub mod liveness;
+pub(crate) mod liveness;
 pub mod metrics;
 pub mod paging;
 pub mod query;
 pub mod readiness;
-pub mod service_traffic;
+pub(crate) mod service_traffic;
 pub mod sync_result;

@@ -18,7 +18,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// A query that waits for its answer.
 #[derive(Debug)]
-pub struct PendingQuery<Q> {
+pub(crate) struct PendingQuery<Q> {
     /// The query.
     pub query: Q,
     reply: oneshot::Sender<Value>,
@@ -26,7 +26,7 @@ pub struct PendingQuery<Q> {
 
 impl<Q> PendingQuery<Q> {
     /// Answers the query, if the sender still waits.
-    pub fn answer(self, with: impl FnOnce(Q) -> Value) {
+    pub(crate) fn answer(self, with: impl FnOnce(Q) -> Value) {
         if !self.reply.is_closed() {
             let _ = self.reply.send(with(self.query));
         }
@@ -35,7 +35,7 @@ impl<Q> PendingQuery<Q> {
 
 /// Why a query has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QueryError {
+pub(crate) enum QueryError {
     /// The loop does not run.
     #[error("this part of the program is not at work: it is switched off, or about to be started again")]
     NotRunning,
@@ -66,7 +66,7 @@ impl<Q> Default for QueryChannel<Q> {
 impl<Q> QueryChannel<Q> {
     /// Receives the queries from now on. An earlier receiver gets no more.
     #[must_use]
-    pub fn open(&self) -> mpsc::Receiver<PendingQuery<Q>> {
+    pub(crate) fn open(&self) -> mpsc::Receiver<PendingQuery<Q>> {
         let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         receiver
@@ -76,7 +76,7 @@ impl<Q> QueryChannel<Q> {
     ///
     /// # Errors
     /// The loop does not run or does not answer in time.
-    pub async fn ask(&self, query: Q) -> Result<Value, QueryError> {
+    pub(crate) async fn ask(&self, query: Q) -> Result<Value, QueryError> {
         let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(QueryError::NotRunning)?;
         let (reply, answer) = oneshot::channel();
         sender.try_send(PendingQuery { query, reply }).map_err(|error| match error {

@@ -78,7 +78,7 @@ impl PartState {
 
     /// True if the part is ready.
     #[must_use]
-    pub const fn is_ready(&self) -> bool {
+    pub(crate) const fn is_ready(&self) -> bool {
         matches!(self, Self::Ready | Self::Noted(_))
     }
 
@@ -94,7 +94,7 @@ impl PartState {
 }
 
 /// The readiness of all parts.
-pub type PartStates = BTreeMap<Part, PartState>;
+pub(crate) type PartStates = BTreeMap<Part, PartState>;
 
 /// The readiness of all parts. Loops and servers share it.
 #[derive(Clone, Debug)]
@@ -117,7 +117,7 @@ impl Readiness {
 
     /// The parts that do not run.
     #[must_use]
-    pub const fn liveness(&self) -> &Liveness {
+    pub(crate) const fn liveness(&self) -> &Liveness {
         &self.liveness
     }
 
@@ -132,7 +132,7 @@ impl Readiness {
     }
 
     /// Marks a part as not ready. Parts that are not in the table are ignored by all methods.
-    pub fn not_ready(&self, part: Part, why: impl AsRef<str>) {
+    pub(crate) fn not_ready(&self, part: Part, why: impl AsRef<str>) {
         self.set(part, |before| match before {
             PartState::Starting(_) => PartState::Starting(why.as_ref().into()),
             PartState::Ready | PartState::Noted(_) | PartState::Degraded(_) => PartState::Degraded(why.as_ref().into()),

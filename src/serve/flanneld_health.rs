@@ -24,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// None; the type is that of [`http_server::keep_serving`].
-pub async fn serve(place: &HostPort, readiness: Readiness) -> Result<Infallible, StartError> {
+pub(crate) async fn serve(place: &HostPort, readiness: Readiness) -> Result<Infallible, StartError> {
     let address = loop {
         match resolve(place).await {
             Ok(address) => break address,

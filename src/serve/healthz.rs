@@ -24,7 +24,7 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// The paths whose answers are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HealthPath {
+pub(crate) enum HealthPath {
     /// `/healthz`: rules are programmed and keep up, and the node is eligible for traffic.
     Healthz,
     /// `/livez`: rules keep up, and all parts of the daemon run.
@@ -32,11 +32,11 @@ pub enum HealthPath {
 }
 
 /// Called with every answer, to count it (`proxy_healthz_total` and `proxy_livez_total`).
-pub type OnAnswer = Arc<dyn Fn(HealthPath, StatusCode) + Send + Sync>;
+pub(crate) type OnAnswer = Arc<dyn Fn(HealthPath, StatusCode) + Send + Sync>;
 
 /// The sources of the answers.
 #[derive(Clone, Debug)]
-pub struct HealthSources {
+pub(crate) struct HealthSources {
     /// Whether rules keep up.
     pub health: SharedHealth,
     /// Which parts are ready and which run.
@@ -49,7 +49,12 @@ pub struct HealthSources {
 ///
 /// # Errors
 /// The server cannot listen on the address and `hard_fail` is set. Reads `failed to start proxy healthz on ADDR: ERR`.
-pub async fn serve(address: SocketAddr, hard_fail: bool, tables: HealthSources, answered: OnAnswer) -> Result<Infallible, StartError> {
+pub(crate) async fn serve(
+    address: SocketAddr,
+    hard_fail: bool,
+    tables: HealthSources,
+    answered: OnAnswer,
+) -> Result<Infallible, StartError> {
     let what = format!("failed to start proxy healthz on {address}");
     http_server::keep_serving(ListenAddress::tcp(address), hard_fail, what, handler(tables, answered)).await
 }

@@ -31,7 +31,7 @@ const NO_PROFILES: &str = "sepal is no Go program and has no Go profiles. Its me
 
 /// Metrics as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exposition {
+pub(crate) struct Exposition {
     /// The content type.
     pub content_type: String,
     /// The text.
@@ -39,13 +39,13 @@ pub struct Exposition {
 }
 
 /// Renders the metrics in the format that an Accept header prefers.
-pub type RenderMetrics = Box<dyn Fn(Option<&str>) -> Exposition + Send + Sync>;
+pub(crate) type RenderMetrics = Box<dyn Fn(Option<&str>) -> Exposition + Send + Sync>;
 
 /// Sets the log verbosity to a number given as text. Fails if the text is not valid.
-pub type SetVerbosity = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+pub(crate) type SetVerbosity = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// The sources of the pages.
-pub struct MetricsPages {
+pub(crate) struct MetricsPages {
     /// Renders the metrics.
     pub metrics: RenderMetrics,
     /// The status page, if there is one.
@@ -66,7 +66,7 @@ pub struct MetricsPages {
 ///
 /// # Errors
 /// The server cannot listen on the address and `hard_fail` is set. Reads `starting metrics server failed: ERR`.
-pub async fn serve(address: SocketAddr, hard_fail: bool, pages: MetricsPages) -> Result<Infallible, StartError> {
+pub(crate) async fn serve(address: SocketAddr, hard_fail: bool, pages: MetricsPages) -> Result<Infallible, StartError> {
     http_server::keep_serving(
         ListenAddress::tcp(address),
         hard_fail,

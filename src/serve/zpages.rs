@@ -21,7 +21,7 @@ const SELF_DESCRIBED_CBOR: [u8; 3] = [0xd9, 0xd9, 0xf7];
 
 /// The program's versions and start time, for `/statusz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BuildInfo {
+pub(crate) struct BuildInfo {
     /// The version in `--version`, without the `v`.
     pub binary_version: String,
     /// The Kubernetes version whose behaviour sepal has, such as `1.36`.
@@ -35,7 +35,7 @@ const COMPILER: &str = concat!("none (", env!("SEPAL_RUSTC"), ")");
 
 /// The answer of `/flagz`: all flags with their values.
 #[must_use]
-pub fn flagz(headers: &HeaderMap, flags: &BTreeMap<String, String>) -> HttpAnswer {
+pub(crate) fn flagz(headers: &HeaderMap, flags: &BTreeMap<String, String>) -> HttpAnswer {
     let page = Page { kind: "Flagz", headers };
     page.answer(
         || {
@@ -52,7 +52,7 @@ pub fn flagz(headers: &HeaderMap, flags: &BTreeMap<String, String>) -> HttpAnswe
 
 /// The answer of `/statusz` of a process that has been `up` for this time. Times are shown in this time zone.
 #[must_use]
-pub fn statusz(headers: &HeaderMap, build: &BuildInfo, up: Duration, zone: &TimeZone, paths: &[&str]) -> HttpAnswer {
+pub(crate) fn statusz(headers: &HeaderMap, build: &BuildInfo, up: Duration, zone: &TimeZone, paths: &[&str]) -> HttpAnswer {
     let page = Page { kind: "Statusz", headers };
     page.answer(
         || {

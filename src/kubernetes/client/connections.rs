@@ -54,7 +54,7 @@ const LARGEST_LINE: usize = 16_000_000;
 
 impl Connections {
     /// Ends all open requests and watches. The next ones open new connections.
-    pub fn renew(&self) {
+    pub(crate) fn renew(&self) {
         self.0.addresses.send_replace(());
     }
 

@@ -21,5 +21,5 @@ mod verifier;
 pub use connections::Connections;
 pub use error::ConnectionError;
 pub use resolve::Connection;
-pub use server_url::without_password;
+pub(crate) use server_url::without_password;
 pub use user_agent::ProgramName;

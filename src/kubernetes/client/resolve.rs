@@ -64,7 +64,7 @@ impl Connection {
     ///
     /// # Errors
     /// As for [`Self::client`].
-    pub fn plugin_time_limit(&self) -> Result<Option<Duration>, ConnectionError> {
+    pub(crate) fn plugin_time_limit(&self) -> Result<Option<Duration>, ConnectionError> {
         Ok(self.resolve()?.plugin.map(|_| exec_plugin::TIME_LIMIT))
     }
 

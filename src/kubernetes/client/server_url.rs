@@ -123,7 +123,7 @@ fn user_info(text: &str) -> UserInfo {
 
 /// The text of a URL with `***` in place of its password.
 #[must_use]
-pub fn without_password(text: &str) -> String {
+pub(crate) fn without_password(text: &str) -> String {
     let (before, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), text),

@@ -99,7 +99,7 @@ impl Metrics {
     }
 
     /// The rules of a changed Service are in force.
-    pub fn change_applied(&self, change: &AppliedChange) {
+    pub(crate) fn change_applied(&self, change: &AppliedChange) {
         self.sepal.change_applied(change);
         self.slowest.note(change);
     }
@@ -121,7 +121,7 @@ impl Metrics {
     }
 
     /// The live rules of a family were read and need no change.
-    pub fn confirmed(&self, family: Family) {
+    pub(crate) fn confirmed(&self, family: Family) {
         self.kubeproxy.confirmed(family);
     }
 
@@ -131,19 +131,19 @@ impl Metrics {
     }
 
     /// Service events arrived, counted per family; `pending` Services wait for the next sync.
-    pub fn service_events(&self, events: usize, pending: usize) {
+    pub(crate) fn service_events(&self, events: usize, pending: usize) {
         self.kubeproxy.service_changes.inc_by(events as u64);
         self.kubeproxy.service_changes_pending.set(pending as u64);
     }
 
     /// EndpointSlice events arrived, counted per family; `accepted` of them changed something.
-    pub fn slice_events(&self, events: usize, accepted: usize) {
+    pub(crate) fn slice_events(&self, events: usize, accepted: usize) {
         self.kubeproxy.endpoint_changes.inc_by(events as u64);
         self.kubeproxy.endpoint_changes_pending.inc_by(accepted as u64);
     }
 
     /// A sync began and took all pending changes.
-    pub fn sync_began(&self) {
+    pub(crate) fn sync_began(&self) {
         self.kubeproxy.service_changes_pending.set(0);
         self.kubeproxy.endpoint_changes_pending.set(0);
     }
@@ -159,7 +159,7 @@ impl Metrics {
     }
 
     /// The conntrack table of a family was searched, and stale flows were deleted.
-    pub fn flows_cleaned(&self, family: Family, took: Duration, deleted: usize) {
+    pub(crate) fn flows_cleaned(&self, family: Family, took: Duration, deleted: usize) {
         self.kubeproxy.flows_cleaned(family, took, deleted);
     }
 
@@ -169,12 +169,12 @@ impl Metrics {
     }
 
     /// A sync waited this many seconds for the xtables lock and did not get it.
-    pub fn lock_timed_out(&self, family: Family, seconds: u64) {
+    pub(crate) fn lock_timed_out(&self, family: Family, seconds: u64) {
         self.sepal.lock_timed_out(family, seconds);
     }
 
     /// An audit of the live tables found this many changes of one kind by another program. The next sync repairs them.
-    pub fn audited(&self, family: Family, kind: &'static str, count: usize) {
+    pub(crate) fn audited(&self, family: Family, kind: &'static str, count: usize) {
         self.sepal.audited(family, kind, count);
     }
 
@@ -184,19 +184,19 @@ impl Metrics {
     }
 
     /// This many updates wait for the loop.
-    pub fn updates_waiting(&self, updates: usize) {
+    pub(crate) fn updates_waiting(&self, updates: usize) {
         self.sepal.waiting.set(updates as u64);
     }
 
     /// The snapshot of the cluster has changed.
-    pub fn snapshot_changed(&self, snapshot: &Snapshot) {
+    pub(crate) fn snapshot_changed(&self, snapshot: &Snapshot) {
         self.sepal.services.set(snapshot.service_count() as u64);
         self.sepal.slices.set(snapshot.slice_count() as u64);
         self.sepal.snapshot_bytes.set(snapshot.bytes() as u64);
     }
 
     /// Adds the traffic of Services since the last reading. Addresses and endpoints that are gone stay exported for a while.
-    pub fn service_traffic(&self, since: &Since) {
+    pub(crate) fn service_traffic(&self, since: &Since) {
         self.traffic.add(since, Instant::now());
     }
 
@@ -208,7 +208,7 @@ impl Metrics {
 
     /// The number of connections to one Service, per endpoint.
     #[must_use]
-    pub fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
+    pub(crate) fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
         self.traffic.connections_of(namespace, service)
     }
 

@@ -117,12 +117,12 @@ impl NetworkMetrics {
     }
 
     /// Drops the MTU of a link that sepal no longer owns.
-    pub fn no_link(&self, link: &str) {
+    pub(crate) fn no_link(&self, link: &str) {
         self.series.mtu.remove(&LinkLabel { link: link.to_owned() });
     }
 
     /// Records the time from the API's event to the kernel's acknowledgement of a peer's entries.
-    pub fn programmed_after(&self, took: Duration) {
+    pub(crate) fn programmed_after(&self, took: Duration) {
         self.series.programming.observe(took.as_secs_f64());
     }
 
@@ -139,7 +139,7 @@ impl NetworkMetrics {
     }
 
     /// This node lost the lease of a family.
-    pub fn lease_lost(&self, family: Family) {
+    pub(crate) fn lease_lost(&self, family: Family) {
         self.granted().remove(&family);
         self.series.lease_age.remove(&FamilyLabel::new(family));
     }

@@ -32,7 +32,7 @@ enum ExplainError {
 }
 
 /// The path as text (`text`) and as an object (`way`), as `sepal explain` prints them, or the error in the query (`error`).
-pub fn explain(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Value {
+pub(crate) fn explain(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Value {
     match path(from.trim(), to.trim(), inputs, host, random_fully) {
         Ok(path) => path,
         Err(error) => json!({"error": error.to_string()}),

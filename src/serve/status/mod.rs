@@ -3,10 +3,10 @@
 //! - [`server`]: the page and its requests. The loops answer them from their own state ([`crate::observe::query`]).
 //! - [`services`], [`explain`], [`peers`]: the answers.
 
-pub mod explain;
-pub mod peers;
-pub mod server;
-pub mod services;
+pub(crate) mod explain;
+pub(crate) mod peers;
+pub(crate) mod server;
+pub(crate) mod services;
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use services::ShownServices;
 
 /// The sources of the status page. The loops share them.
 #[derive(Clone, Debug, Default)]
-pub struct StatusSources {
+pub(crate) struct StatusSources {
     /// The latest Events.
     pub recent: RecentEvents,
     /// Queries to the service proxy.
@@ -30,7 +30,7 @@ pub struct StatusSources {
 
 /// Answers a query to the service proxy.
 #[must_use]
-pub fn answer(view: &StatusView<'_>, query: ProxyQuery) -> Value {
+pub(crate) fn answer(view: &StatusView<'_>, query: ProxyQuery) -> Value {
     let services = ShownServices(*view);
     match query {
         ProxyQuery::Services(part) => services.list(&part),

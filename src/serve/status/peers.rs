@@ -12,7 +12,7 @@ use crate::pod_network::sync::status::PeersView;
 
 /// A page of the other nodes, each with its `state`: `programmed`, `refused` or `failed`, and why.
 #[must_use]
-pub fn list(view: &PeersView<'_>, page: &PageQuery) -> Value {
+pub(crate) fn list(view: &PeersView<'_>, page: &PageQuery) -> Value {
     let PeersView { peers, off_link, failed } = *view;
     let mut refused: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for refusal in peers.refused.iter().chain(off_link) {

@@ -45,7 +45,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Facts of the node that do not change while sepal runs.
 #[derive(Clone, Debug, Default)]
-pub struct NodeSummary {
+pub(crate) struct NodeSummary {
     /// This node's name.
     pub node: String,
     /// sepal's version.
@@ -57,7 +57,7 @@ pub struct NodeSummary {
 }
 
 /// Serves the status page.
-pub struct StatusPage {
+pub(crate) struct StatusPage {
     node: NodeSummary,
     sources: StatusSources,
     readiness: Readiness,
@@ -69,7 +69,7 @@ pub struct StatusPage {
 impl StatusPage {
     /// A status page with this content.
     #[must_use]
-    pub fn new(node: NodeSummary, sources: StatusSources, readiness: Readiness, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(node: NodeSummary, sources: StatusSources, readiness: Readiness, metrics: Arc<Metrics>) -> Self {
         let policy = HeaderValue::try_from(POLICY.replace("STYLE", &digest("style")).replace("SCRIPT", &digest("script")))
             .unwrap_or(HeaderValue::from_static("default-src 'none'"));
         Self { node, sources, readiness, metrics, policy, listeners: Arc::default() }
@@ -77,7 +77,7 @@ impl StatusPage {
 
     /// The answer to a request; `None` for paths of other pages.
     #[must_use]
-    pub fn reply(&self, request: &HttpRequest) -> Option<BoxFuture<'static, Reply>> {
+    pub(crate) fn reply(&self, request: &HttpRequest) -> Option<BoxFuture<'static, Reply>> {
         let path = match request.path.as_str() {
             "/" => "",
             path => path.strip_prefix("/status/")?,

@@ -19,12 +19,12 @@ const EDGES: usize = 150;
 const LINES: usize = 300;
 
 /// The Services of the status page.
-pub struct ShownServices<'a>(pub StatusView<'a>);
+pub(crate) struct ShownServices<'a>(pub StatusView<'a>);
 
 impl ShownServices<'_> {
     /// A page of the Services that have rules.
     #[must_use]
-    pub fn list(&self, page: &PageQuery) -> Value {
+    pub(crate) fn list(&self, page: &PageQuery) -> Value {
         let all = self.0.inputs.snapshot.services().filter(|_| !self.0.inputs.without_proxy);
         let traffic = self.0.metrics.connections();
         page.select(all.map(|(key, service)| (&*key.namespace, &*key.name, (key, service))), |(key, service)| {
@@ -55,7 +55,7 @@ impl ShownServices<'_> {
     /// One Service: its row in the list, for each port and family the steps that packets take (`edges`) and the `rules`, and the number of
     /// connections per endpoint where they are counted. `null` if the Service does not exist.
     #[must_use]
-    pub fn one(&self, key: &ServiceKey, facts: &HostFacts) -> Value {
+    pub(crate) fn one(&self, key: &ServiceKey, facts: &HostFacts) -> Value {
         let Some(service) = self.0.inputs.snapshot.service(key).filter(|_| !self.0.inputs.without_proxy) else { return Value::Null };
         let mut whole = self.row(key, service, &self.0.metrics.connections());
         let mut chains = Vec::new();
