@@ -15,7 +15,7 @@ use sepal::cluster::pod_rules::{PodRanges, PodRules};
 use sepal::cluster::{Family, ServiceKey};
 use sepal::iptables::{IptablesError, Restored, Runner};
 use sepal::kubernetes::api;
-use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::ConnectionSettings;
 use sepal::kubernetes::client::Connections;
 use sepal::kubernetes::events::Events;
 use sepal::kubernetes::{self, ChangeTime, Kind, ObjectId, convert};
@@ -575,7 +575,8 @@ fn requests_are_counted() {
     let server = sepal_apiserver::ApiServer::serve_objects(listener, Vec::new()).expect("it serves");
     let kubeconfig = tempfile::NamedTempFile::new().expect("writable");
     std::fs::write(kubeconfig.path(), server.kubeconfig()).expect("writable");
-    let connection = Connection { kubeconfig: Some(kubeconfig.path().display().to_string()), master: None, ..Connection::default() };
+    let connection =
+        ConnectionSettings { kubeconfig: Some(kubeconfig.path().display().to_string()), master: None, ..ConnectionSettings::default() };
     let metrics = Arc::new(Metrics::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let snapshot = runtime.block_on(async {

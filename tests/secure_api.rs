@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::Client;
 use sepal::kubernetes::api::{self, Watches};
-use sepal::kubernetes::client::{Connection, Connections, ProgramName};
+use sepal::kubernetes::client::{ConnectionSettings, Connections, ProgramName};
 use sepal::kubernetes::requests::{AnsweredRequest, RequestObserver};
 use sepal::pod_network::annotations::Prefix;
 use sepal_apiserver::{ApiServer, Authority, CertificateRequest, Identity, KeyType, Options};
@@ -36,7 +36,7 @@ impl Files {
     }
 
     /// A kubeconfig with such fields of the cluster and the user, a line each.
-    fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> Connection {
+    fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> ConnectionSettings {
         let lines = |fields: &[&str]| {
             fields.iter().fold(String::new(), |mut text, field| {
                 let _ = writeln!(text, "    {field}");
@@ -50,7 +50,7 @@ impl Files {
             lines(user)
         );
         let path = self.write("kubeconfig", &text);
-        Connection { kubeconfig: Some(path.display().to_string()), ..Connection::default() }
+        ConnectionSettings { kubeconfig: Some(path.display().to_string()), ..ConnectionSettings::default() }
     }
 }
 
@@ -58,7 +58,7 @@ fn field(name: &str, path: &Path) -> String {
     format!("{name}: {}", path.display())
 }
 
-fn client(connection: &Connection) -> Client {
+fn client(connection: &ConnectionSettings) -> Client {
     connection.client().expect("a client")
 }
 
@@ -101,7 +101,7 @@ async fn one_http2_connection_carries_everything() {
     let server = server.expect("a server");
     let files = Files::new();
     let ca = field("certificate-authority", &files.write("ca.crt", &authority.pem()));
-    let connection = Connection { name: ProgramName::KubeProxy, ..files.kubeconfig(&server.url(), &[&ca], &["token: abc"]) };
+    let connection = ConnectionSettings { name: ProgramName::KubeProxy, ..files.kubeconfig(&server.url(), &[&ca], &["token: abc"]) };
     let client = connection.observed_client(Arc::new(Silent), &Connections::default()).expect("a client");
     watch_everything(&client);
     until("everything is watched", PATIENCE, || is_watched(&server)).await;

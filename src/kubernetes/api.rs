@@ -97,7 +97,7 @@ pub struct Watches {
 
 impl Watches {
     /// Watches that use this client. It must not retry failed requests itself, which would delay them: see
-    /// [`super::client::Connection::observed_client`].
+    /// [`super::client::ConnectionSettings::observed_client`].
     #[must_use]
     pub fn new(client: &Client) -> Self {
         Self { client: client.clone(), outages: Arc::default() }

@@ -131,7 +131,7 @@ pub fn documents(text: &str) -> Result<Vec<Document>, BadDocument> {
 /// The objects of manifests.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
-    objects: BTreeMap<ObjectId, ConvertedObject>,
+    converted: BTreeMap<ObjectId, ConvertedObject>,
     /// Objects with another `apiVersion` than the one that sepal reads.
     unread: BTreeMap<ObjectId, Problem>,
     /// The number of documents of unneeded kinds, by kind.
@@ -141,7 +141,7 @@ pub struct Objects {
 impl Objects {
     /// Adds an object. It replaces an earlier one of the same name.
     pub fn insert(&mut self, id: ObjectId, converted: ConvertedObject) {
-        self.objects.insert(id, converted);
+        self.converted.insert(id, converted);
     }
 
     /// Adds an object with another `apiVersion` than the one that sepal reads.
@@ -157,7 +157,7 @@ impl Objects {
 
     /// Adds the objects of other manifests. They replace objects of the same name.
     pub(crate) fn absorb(&mut self, other: Self) {
-        self.objects.extend(other.objects);
+        self.converted.extend(other.converted);
         self.unread.extend(other.unread);
         for (kind, count) in other.skipped {
             *self.skipped.entry(kind).or_default() += count;
@@ -166,10 +166,10 @@ impl Objects {
 
     /// Logs the problems of each object, and which kinds were skipped.
     pub(crate) fn log_problems(&self, log: &mut ProblemLog) {
-        for (id, converted) in &self.objects {
+        for (id, converted) in &self.converted {
             log.note(id, converted.problem.as_ref());
         }
-        for (id, problem) in self.unread.iter().filter(|(id, _)| !self.objects.contains_key(id)) {
+        for (id, problem) in self.unread.iter().filter(|(id, _)| !self.converted.contains_key(id)) {
             log.note(id, Some(problem));
         }
         log.note_skipped(&self.skipped);
@@ -178,7 +178,7 @@ impl Objects {
     /// The name of the Node, if there is exactly one.
     #[must_use]
     pub(crate) fn only_node(&self) -> Option<&str> {
-        let mut nodes = self.objects.keys().filter(|id| id.kind == Kind::Node);
+        let mut nodes = self.converted.keys().filter(|id| id.kind == Kind::Node);
         match (nodes.next(), nodes.next()) {
             (Some(node), None) => Some(&node.name),
             _ => None,
@@ -189,7 +189,7 @@ impl Objects {
     #[must_use]
     pub(crate) fn into_snapshot(self, node_name: &str) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        for (id, converted) in self.objects {
+        for (id, converted) in self.converted {
             if id.kind != Kind::Node || id.name == node_name {
                 snapshot.apply(converted.change);
             }

@@ -1,6 +1,6 @@
 //! The Kubernetes API and manifest files.
 //!
-//! - [`client`]: the connection. [`api`]: what is listed and watched. `watcher`: the list-and-watch loop. `outage`: failures and waits.
+//! - [`client`]: the connection. [`api`]: what is listed and watched. `watcher`: the list-and-watch loop. `outage`: failures and backoff.
 //! - [`convert`]: objects become cluster values. PURE. `fields`: the fields that are read.
 //! - [`manifests`], [`documents`]: objects from files.
 //! - [`events`]: Events that are sent. [`recent_events`]: the latest ones, for the status page. [`permission`]: the permissions that requests need.

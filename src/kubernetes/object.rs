@@ -66,7 +66,7 @@ impl Kind {
 /// The objects that one watch covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
-    /// All Services and the like, or this node's Node.
+    /// All Services, all EndpointSlices, or this node's Node.
     Proxy(Kind),
     /// All Nodes.
     Nodes,

@@ -44,11 +44,11 @@ const SHORT: Duration = Duration::from_secs(1);
 /// A stream of all updates of one resource kind. It never ends.
 pub(super) fn updates<T: ObjectTracker>(
     client: &Client,
-    watched: WatchTarget,
+    target: WatchTarget,
     tracker: T,
     outages: Arc<Outages>,
 ) -> BoxStream<'static, T::Update> {
-    let watcher = Watcher::new(client, watched, tracker, outages);
+    let watcher = Watcher::new(client, target, tracker, outages);
     futures::stream::unfold(watcher, |mut watcher| async move {
         let updates = watcher.next().await;
         Some((futures::stream::iter(updates), watcher))
@@ -194,8 +194,8 @@ struct Watcher<T> {
 }
 
 impl<T: ObjectTracker> Watcher<T> {
-    fn new(client: &Client, watched: WatchTarget, tracker: T, outages: Arc<Outages>) -> Self {
-        let WatchTarget { subject, resource, namespace, labels, fields } = watched;
+    fn new(client: &Client, target: WatchTarget, tracker: T, outages: Arc<Outages>) -> Self {
+        let WatchTarget { subject, resource, namespace, labels, fields } = target;
         let api = match namespace {
             Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
             None => Api::all_with(client.clone(), &resource),

@@ -30,7 +30,7 @@ pub enum WaitCause {
     Read,
     /// Computing what to write.
     Plan,
-    /// Other programs that hold the xtables lock.
+    /// Waiting for other programs that hold the xtables lock.
     Lock,
     /// Rendering the input of iptables-restore, iptables-restore itself, and the kernel.
     Restore,

@@ -37,10 +37,10 @@ impl<Q> PendingQuery<Q> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum QueryError {
     /// The loop does not run.
-    #[error("this part of the program is not at work: it is switched off, or about to be started again")]
+    #[error("this part of sepal does not run: it is switched off, or it restarts")]
     NotRunning,
     /// Too many queries wait.
-    #[error("too many ask at once; try again")]
+    #[error("too many requests at once; try again")]
     Busy,
     /// The answer takes too long.
     #[error("no answer for {} s: rules are being written; try again", ANSWER_TIME.as_secs())]

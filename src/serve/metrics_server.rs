@@ -26,7 +26,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const CONFIG: &str = "kubeproxy.config.k8s.io";
 /// The path that sets the log verbosity, if profiling is on.
 const VERBOSITY: &str = "/debug/flags/v";
-const NO_PROFILES: &str = "sepal is no Go program and has no Go profiles. Its metrics named sepal_* say how long syncs take and what they write; \
+const NO_PROFILES: &str = "sepal is not a Go program and has no Go profiles. Its metrics named sepal_* say how long syncs take and what they write; \
 `perf record -g -p PID` says where time goes.\n";
 
 /// Metrics as text.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use sepal::cluster::pod_rules::PodRules;
-use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::ConnectionSettings;
 use sepal::kubernetes::events::{self, Events};
 use sepal::kubernetes::recent_events::RecentEvents;
 use sepal::netlink::entry::Live;
@@ -112,7 +112,9 @@ impl Loop {
     pub fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: Source) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
-        let client = Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client");
+        let client = ConnectionSettings { kubeconfig: None, master: Some(server.url()), ..ConnectionSettings::default() }
+            .client()
+            .expect("a client");
         let (writes, writing) = NodeWrites::new(&client, "node-1", &Events::none());
         tokio::spawn(writing);
         let (events, told) = Events::channel();

@@ -20,6 +20,6 @@ mod verifier;
 
 pub use connections::Connections;
 pub use error::ConnectionError;
-pub use resolve::Connection;
+pub use resolve::ConnectionSettings;
 pub(crate) use server_url::without_password;
 pub use user_agent::ProgramName;

@@ -25,9 +25,9 @@ use crate::kubernetes::requests::{ObservedService, RequestObserver};
 /// The folder of a pod's service account credentials.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// How to reach the API server.
+/// The settings with which a client reaches the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Connection {
+pub struct ConnectionSettings {
     /// Path of a kubeconfig. Without it, kubectl's default files are tried, then the pod's service account.
     pub kubeconfig: Option<String>,
     /// Address of the server. It overrides the kubeconfig's.
@@ -42,7 +42,7 @@ struct Environment<'a> {
     service_account: &'a Path,
 }
 
-impl Connection {
+impl ConnectionSettings {
     /// A client for that server.
     ///
     /// # Errors
@@ -245,15 +245,15 @@ mod tests {
             path.display().to_string()
         }
 
-        fn kubeconfig(&self, cluster: &str, user: &str) -> Connection {
+        fn kubeconfig(&self, cluster: &str, user: &str) -> ConnectionSettings {
             let text = format!(
                 "clusters: [{{name: k, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n\
                  contexts: [{{name: c, context: {{cluster: k, user: u}}}}]\ncurrent-context: c\n"
             );
-            Connection { kubeconfig: Some(self.write("kubeconfig", &text)), ..Connection::default() }
+            ConnectionSettings { kubeconfig: Some(self.write("kubeconfig", &text)), ..ConnectionSettings::default() }
         }
 
-        fn resolve(&self, connection: &Connection, variables: &[(&str, &str)]) -> Result<Server, String> {
+        fn resolve(&self, connection: &ConnectionSettings, variables: &[(&str, &str)]) -> Result<Server, String> {
             let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
             let environment = Environment { variable: &variable, service_account: self.0.path() };
             connection.resolve_in(&environment).map_err(|error| error.to_string())
@@ -281,9 +281,9 @@ mod tests {
         let server = files.resolve(&connection, &[]).expect("usable");
         assert_eq!(server.url.to_string(), "https://b:2");
         assert!(server.sources.token == TokenSource::Token("abc".into()));
-        let alone = Connection { master: Some("b:2".into()), ..Connection::default() };
+        let alone = ConnectionSettings { master: Some("b:2".into()), ..ConnectionSettings::default() };
         assert_eq!(files.resolve(&alone, &[]).expect("usable").url.to_string(), "http://b:2");
-        let error = files.resolve(&Connection { master: Some("ftp://b".into()), ..Connection::default() }, &[]).map(drop);
+        let error = files.resolve(&ConnectionSettings { master: Some("ftp://b".into()), ..ConnectionSettings::default() }, &[]).map(drop);
         assert_eq!(error, Err("--master: \"ftp://b\" has the scheme \"ftp\"; http, https are known".into()));
         let error = files.resolve(&files.kubeconfig("server: \"\"", ""), &[]).map(drop).expect_err("no server");
         assert!(error.contains("names no server"), "{error}");
@@ -294,22 +294,22 @@ mod tests {
         let files = Files::new();
         files.write("token", "abc");
         let variables = [("KUBERNETES_SERVICE_HOST", "fd00::1"), ("KUBERNETES_SERVICE_PORT", "443"), ("HOME", "/nowhere")];
-        let server = files.resolve(&Connection::default(), &variables).expect("in a pod");
+        let server = files.resolve(&ConnectionSettings::default(), &variables).expect("in a pod");
         assert_eq!(
             (server.url.to_string().as_str(), crate::kubernetes::client::server_url::host_of(&server.url.uri), server.proxy.is_none()),
             ("https://[fd00::1]:443", "fd00::1", true)
         );
         let proxied = [&variables[..], &[("HTTPS_PROXY", "http://p:3128")]].concat();
-        let server = files.resolve(&Connection::default(), &proxied).expect("in a pod");
+        let server = files.resolve(&ConnectionSettings::default(), &proxied).expect("in a pod");
         assert_eq!(server.proxy.expect("a proxy").to_string(), "http://p:3128");
-        assert!(matches!(files.resolve(&Connection::default(), &[]), Err(error) if error.starts_with("no API server to talk to")));
+        assert!(matches!(files.resolve(&ConnectionSettings::default(), &[]), Err(error) if error.starts_with("no API server to talk to")));
         // $KUBECONFIG overrides the pod's environment, unless that file names no server.
         let connection = files.kubeconfig("server: \"https://a:1\"", "");
         let path = connection.kubeconfig.expect("a path");
         let named = [&variables[..], &[("KUBECONFIG", path.as_str())]].concat();
-        assert_eq!(files.resolve(&Connection::default(), &named).expect("named").url.to_string(), "https://a:1");
+        assert_eq!(files.resolve(&ConnectionSettings::default(), &named).expect("named").url.to_string(), "https://a:1");
         files.write("kubeconfig", "");
-        assert_eq!(files.resolve(&Connection::default(), &named).expect("in a pod").url.to_string(), "https://[fd00::1]:443");
+        assert_eq!(files.resolve(&ConnectionSettings::default(), &named).expect("in a pod").url.to_string(), "https://[fd00::1]:443");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::verifier::{AcceptAny, Roots, Verifier};
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadTls {
     /// A bundle of certificate authorities without a usable certificate.
-    #[error("no certificate of an authority is in it")]
+    #[error("it holds no certificate of an authority")]
     NoAuthority,
     /// A client certificate without a usable certificate.
     #[error("no certificate is in the client certificate")]

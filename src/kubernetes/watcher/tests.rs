@@ -87,8 +87,8 @@ async fn script(steps: Vec<(&'static str, Answer)>) -> (Vec<ClusterUpdate>, Dura
         }
     });
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Service"));
-    let watched = WatchTarget::all(Subject::Proxy(Kind::Service), resource);
-    let mut watcher = Watcher::new(&Client::new(service, "default"), watched, Tracker::new(Kind::Service), Arc::default());
+    let target = WatchTarget::all(Subject::Proxy(Kind::Service), resource);
+    let mut watcher = Watcher::new(&Client::new(service, "default"), target, Tracker::new(Kind::Service), Arc::default());
     let (start, mut updates) = (Instant::now(), Vec::new());
     while !left.lock().expect("no other holder panics").is_empty() {
         updates.extend(watcher.next().await);

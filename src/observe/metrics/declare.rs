@@ -16,7 +16,7 @@ macro_rules! metrics {
         $(#[$attribute])*
         #[derive(Clone, Debug)]
         pub(super) struct $group {
-            $(#[doc = $help] pub(super) $field: $kind,)*
+            $(pub(super) $field: $kind,)*
         }
 
         impl Default for $group {

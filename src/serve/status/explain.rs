@@ -21,9 +21,9 @@ const LENGTH: usize = 300;
 
 #[derive(Debug, thiserror::Error)]
 enum ExplainError {
-    #[error("that is longer than any address or name")]
+    #[error("an address or name is too long")]
     TooLong,
-    #[error("give the pod's IP: only `sepal explain` asks the API server for it")]
+    #[error("give the pod's IP: only the command `sepal explain` gets it from the API server")]
     Pod,
     #[error("{0}")]
     Unclear(#[from] Unclear),
@@ -118,6 +118,6 @@ mod tests {
         }
         assert_eq!(ask("elsewhere", "10.0.0.1:1")["error"], "\"elsewhere\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");
         assert!(ask("pod/shop/web-1", "10.0.0.1:1")["error"].as_str().is_some_and(|error| error.contains("the pod's IP")));
-        assert!(ask("node", &"x".repeat(1000))["error"].as_str().is_some_and(|error| error.contains("longer")));
+        assert!(ask("node", &"x".repeat(1000))["error"].as_str().is_some_and(|error| error.contains("too long")));
     }
 }

@@ -131,7 +131,7 @@ impl StatusPage {
                 let start = HttpAnswer::new(StatusCode::OK, "text/event-stream", "retry: 3000\ndata: news\n\n");
                 Reply::Stream(guarded(start), change_notices(listener, news, states))
             }
-            None => Reply::Whole(guarded(HttpAnswer::text(StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n"))),
+            None => Reply::Whole(guarded(HttpAnswer::text(StatusCode::SERVICE_UNAVAILABLE, "too many browsers are connected\n"))),
         };
         std::future::ready(reply).boxed()
     }
@@ -176,14 +176,20 @@ fn change_notices(listener: Listener, news: watch::Receiver<u64>, states: watch:
 fn refusal(request: &HttpRequest) -> Option<HttpAnswer> {
     let refuse = |status, why: &'static str| Some(HttpAnswer::text(status, why));
     if !request.peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
-        return refuse(StatusCode::FORBIDDEN, "the status page is for this node alone; from elsewhere: kubectl port-forward, or ssh -L\n");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "the status page only answers this node; from another host, use kubectl port-forward or ssh -L\n",
+        );
     }
     if request.method != Method::GET && request.method != Method::HEAD {
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "there is only something to read here\n");
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "this page is read-only\n");
     }
     let host = request.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {
-        return refuse(StatusCode::FORBIDDEN, "ask by address, or as localhost: names can be made to lead here by others\n");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "use an IP address or localhost: other host names are refused, because another site could point them here\n",
+        );
     }
     None
 }
@@ -316,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn questions_reach_whoever_knows() {
+    async fn queries_reach_the_loop_and_its_answer_returns() {
         let sources = StatusSources::default();
         let site = page(&sources);
         let unanswered = answer(&site, &request("/status/services.json")).await;
