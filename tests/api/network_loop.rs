@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use sepal::netlink::entry::{EntryChange, LinkChange, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{LinkAddress, Scope};
-use sepal::observe::readiness::{Part, State, all_ready, show};
+use sepal::observe::readiness::{Part, PartState, all_ready, show};
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::node::{NetworkNode, NodeText};
 use sepal::pod_network::sync::nodes::NodeUpdate;
@@ -54,7 +54,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     let told =
         || network.happenings.list().into_iter().filter(|told| told.what == "CNIConfigNotUsed").map(|told| told.text).collect::<Vec<_>>();
     let used = |file: &str| format!("container runtimes use {}/{file} (network cbr0, plugins: ", net_d.display());
-    eventually("flannel's is used", || matches!(state(), State::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
+    eventually("flannel's is used", || matches!(state(), PartState::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
     assert!(all_ready(&network.readiness.states()), "pods get this node's network");
     let shown = show(&network.readiness.states());
     assert!(shown.contains("[+]cni-config ok: container runtimes use "), "{shown}");
@@ -64,7 +64,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     std::fs::write(net_d.join("05-calico.conflist"), list("calico")).expect("writable");
     eventually(
         "that of another network is used",
-        || matches!(state(), State::Degraded(why) if why.contains("pods do not get sepal's network")),
+        || matches!(state(), PartState::Degraded(why) if why.contains("pods do not get sepal's network")),
     )
     .await;
     assert!(!all_ready(&network.readiness.states()));
@@ -73,13 +73,13 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     eventually("flannel's is used again", || matches!(state(), State::Noted(_))).await;
     // The file is removed, and a conflist with sepal under another name is added.
     std::fs::rename(net_d.join("10-flannel.conflist"), net_d.join("10-flannel.conflist.before-sepal")).expect("it is there");
-    eventually("sepal's is used", || state() == State::Ready).await;
+    eventually("sepal's is used", || state() == PartState::Ready).await;
     std::fs::write(net_d.join("00-own.conflist"), list("sepal")).expect("writable");
     std::fs::write(net_d.join("05-broken.conf"), "{").expect("writable");
     std::fs::write(net_d.join("99-last.conf"), list("calico")).expect("writable");
     std::fs::remove_file(net_d.join("10-sepal.conflist")).expect("it is there");
     eventually("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
-    assert_eq!(state(), State::Ready);
+    assert_eq!(state(), PartState::Ready);
     std::fs::remove_file(net_d.join("00-own.conflist")).expect("it is there");
     eventually("an invalid one is reported", || matches!(state(), State::Noted(what) if what.contains("05-broken.conf is not valid")))
         .await;
@@ -181,7 +181,7 @@ async fn until_nodes_are_listed_readiness_says_why_not() {
     let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell(NodeUpdate::Unknown("connection refused".into())).await;
     eventually("the reason is shown", || {
-        network.readiness.states().get(&Part::Subnet) == Some(&State::starting("no Nodes are known yet: connection refused"))
+        network.readiness.states().get(&Part::Subnet) == Some(&PartState::starting("no Nodes are known yet: connection refused"))
     })
     .await;
     network.tell_all((1..=2).map(|n| node(n, n))).await;

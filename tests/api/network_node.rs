@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use sepal::cluster::pod_rules::PodRules;
-use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::ConnectionSettings;
 use sepal::kubernetes::events::{self, Events};
-use sepal::kubernetes::recent_events::Happenings;
+use sepal::kubernetes::recent_events::RecentEvents;
 use sepal::netlink::entry::Live;
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::observe::metrics::{Format, Metrics};
-use sepal::observe::readiness::{Part, Readiness, State};
+use sepal::observe::readiness::{Part, PartState, Readiness};
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::net_conf::NetConf;
 use sepal::pod_network::node::{NetworkNode, NodeText};
@@ -110,7 +110,9 @@ impl Loop {
     pub(crate) fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: Source) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
-        let client = Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client");
+        let client = ConnectionSettings { kubeconfig: None, master: Some(server.url()), ..ConnectionSettings::default() }
+            .client()
+            .expect("a client");
         let (writes, writing) = NodeWrites::new(&client, "node-1", &Events::none());
         tokio::spawn(writing);
         let (events, told) = Events::channel();
@@ -126,7 +128,7 @@ impl Loop {
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
         let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile, Part::CniConfig];
         let readiness = Readiness::new(parts);
-        let happenings = Happenings::default();
+        let happenings = RecentEvents::default();
         let metrics = Arc::new(Metrics::default());
         let report = NetworkReport::new(Arc::clone(&metrics), events.noted(happenings.clone()));
         let (nodes, told) = mpsc::channel(1024);

@@ -8,7 +8,7 @@ use sepal::cluster::families::PerFamily;
 use sepal::netlink::entry::{Live, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
-use sepal::observe::readiness::{Part, State};
+use sepal::observe::readiness::{Part, PartState};
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::claim::{Loss, Standing};
 use sepal::pod_network::node::{NetworkNode, NodeText};

@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use ipnetwork::IpNetwork;
 use kube::Client;
 use sepal::kubernetes::api::Watches;
-use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::ConnectionSettings;
 use sepal::kubernetes::events::{self, Events};
 use sepal::observe::metrics::{Format, Metrics};
 use sepal::pod_network::allocation::{Space, Terms};
@@ -34,7 +34,7 @@ fn net(text: &str) -> IpNetwork {
 }
 
 fn client(server: &ApiServer) -> Client {
-    Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client")
+    ConnectionSettings { kubeconfig: None, master: Some(server.url()), ..ConnectionSettings::default() }.client().expect("a client")
 }
 
 fn node(name: &str) -> Value {

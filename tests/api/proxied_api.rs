@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use sepal::kubernetes::api::Watches;
-use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::ConnectionSettings;
 use sepal_apiserver::{ApiServer, Authority, Identity, Options, Proxy, Relay};
 use serde_json::json;
 use tokio::time::sleep;
@@ -168,7 +168,7 @@ async fn a_token_file_that_does_not_end_holds_nothing_up() {
     let path = site.kubeconfig(&site.server.url(), "");
     let text = std::fs::read_to_string(&path).expect("readable");
     std::fs::write(&path, text.replace("token: secret-token", &format!("tokenFile: {}", token.display()))).expect("writable");
-    let client = Connection { kubeconfig: Some(path), ..Connection::default() }.client().expect("a client");
+    let client = ConnectionSettings { kubeconfig: Some(path), ..ConnectionSettings::default() }.client().expect("a client");
     client.apiserver_version().await.expect("an answer");
     std::fs::remove_file(&token).expect("it is there");
     assert!(Command::new("mkfifo").arg(&token).status().expect("mkfifo (coreutils) is there").success());
@@ -181,7 +181,7 @@ async fn a_token_file_that_does_not_end_holds_nothing_up() {
 async fn survives_silence(site: &Site, is_http2: bool) {
     let relay = Relay::to(site.server.address()).expect("a relay");
     let kubeconfig = site.kubeconfig(&format!("https://{}", relay.address()), "");
-    let connection = Connection { kubeconfig: Some(kubeconfig), ..Connection::default() };
+    let connection = ConnectionSettings { kubeconfig: Some(kubeconfig), ..ConnectionSettings::default() };
     let client = connection.client().expect("a client");
     let mut updates = Watches::new(&client).cluster("n");
     let watching = tokio::spawn(async move { while updates.next().await.is_some() {} });

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::Client;
 use sepal::kubernetes::api::{self, Watches};
-use sepal::kubernetes::client::{Connection, Connections, ProgramName};
-use sepal::kubernetes::requests::{Answered, Observer};
+use sepal::kubernetes::client::{ConnectionSettings, Connections, ProgramName};
+use sepal::kubernetes::requests::{AnsweredRequest, RequestObserver};
 use sepal::pod_network::annotations::Prefix;
 use sepal_apiserver::{ApiServer, Authority, CertificateRequest, Identity, KeyType, Options};
 use sepal_lab::Cluster;
@@ -48,7 +48,7 @@ impl Files {
             lines(user)
         );
         let path = self.write("kubeconfig", &text);
-        Connection { kubeconfig: Some(path.display().to_string()), ..Connection::default() }
+        ConnectionSettings { kubeconfig: Some(path.display().to_string()), ..ConnectionSettings::default() }
     }
 }
 
@@ -56,7 +56,7 @@ fn field(name: &str, path: &Path) -> String {
     format!("{name}: {}", path.display())
 }
 
-fn client(connection: &Connection) -> Client {
+fn client(connection: &ConnectionSettings) -> Client {
     connection.client().expect("a client")
 }
 
@@ -76,8 +76,8 @@ async fn until(what: &str, limit: Duration, mut is_true: impl FnMut() -> bool) {
 
 struct Silent;
 
-impl Observer for Silent {
-    fn answered(&self, _: &Answered<'_>) {}
+impl RequestObserver for Silent {
+    fn answered(&self, _: &AnsweredRequest<'_>) {}
 }
 
 /// Watches all resources that the daemon watches until the test ends.
@@ -99,7 +99,7 @@ async fn one_http2_connection_carries_everything() {
     let server = server.expect("a server");
     let files = Files::new();
     let ca = field("certificate-authority", &files.write("ca.crt", &authority.pem()));
-    let connection = Connection { name: ProgramName::KubeProxy, ..files.kubeconfig(&server.url(), &[&ca], &["token: abc"]) };
+    let connection = ConnectionSettings { name: ProgramName::KubeProxy, ..files.kubeconfig(&server.url(), &[&ca], &["token: abc"]) };
     let client = connection.observed_client(Arc::new(Silent), &Connections::default()).expect("a client");
     watch_everything(&client);
     until("everything is watched", PATIENCE, || is_watched(&server)).await;

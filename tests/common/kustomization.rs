@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use sepal::kubernetes::client::Connection;
+use sepal::kubernetes::client::ConnectionSettings;
 use sepal_apiserver::ApiServer;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -102,7 +102,8 @@ async fn patched(object: &Value, patch: &Value) -> Value {
     };
     let server = ApiServer::start().expect("it serves");
     server.load(vec![object.clone()]).expect("an object");
-    let client = Connection { kubeconfig: None, master: Some(server.url()), ..Connection::default() }.client().expect("a client");
+    let client =
+        ConnectionSettings { kubeconfig: None, master: Some(server.url()), ..ConnectionSettings::default() }.client().expect("a client");
     let api: Api<DynamicObject> = Api::namespaced_with(client, NOWHERE, &resource);
     let name = object["metadata"]["name"].as_str().expect("a name");
     let answer = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.expect("it is patched");

@@ -8,11 +8,11 @@ use proptest::prelude::*;
 
 use sepal::cluster::{Family, ServiceKey, ServicePortName};
 use sepal::kubernetes::events::Events;
-use sepal::kubernetes::{self, Kind, Moment, ObjectId, convert};
+use sepal::kubernetes::{self, ChangeTime, Kind, ObjectId, convert};
 use sepal::netlink::record::FakeHost;
 use sepal::observe::health::SharedHealth;
 use sepal::observe::metrics::Format;
-use sepal::observe::sync_result::Synced;
+use sepal::observe::sync_result::SyncResult;
 use sepal::proxy::rules::RuleSet;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::sync::family::{FamilyRules, Unsynced};
@@ -30,7 +30,7 @@ use crate::objects::{cluster, text};
 use crate::simulator::{Chains, Fault, Memory, Simulator};
 use crate::{block_on, rule_set};
 
-fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<Synced, Unsynced> {
+fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<SyncResult, Unsynced> {
     block_on(rules.sync(memory, inputs, &common::facts(inputs)))
 }
 
@@ -526,7 +526,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
         let proxy = proxy.with_family(Family::V4, None).with_family(Family::V6, None);
         let (updates, receiver) = tokio::sync::mpsc::channel(16);
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
+            updates.send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind))).await.expect("taken");
         }
         let slice = |ip: &str, time: String| {
             let object = serde_json::json!({
@@ -536,7 +536,7 @@ fn the_way_from_the_cluster_to_the_rules_is_timed() {
             });
             let id = ObjectId::of(Kind::EndpointSlice, &object);
             let converted = convert::object(&id, &object);
-            Update::Cluster(kubernetes::Update::Change(converted.change, Moment::now(converted.trigger)))
+            Update::Cluster(kubernetes::ClusterUpdate::Change(converted.change, ChangeTime::now(converted.trigger)))
         };
         let later = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
         updates.send(slice("10.61.9.1", "2020-01-01T00:00:00Z".into())).await.expect("taken");

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use sepal::cluster::Family;
 use sepal::kubernetes::events::Events;
-use sepal::kubernetes::{self, Kind, Moment, ObjectId, convert};
+use sepal::kubernetes::{self, ChangeTime, Kind, ObjectId, convert};
 use sepal::netlink::record::FakeHost;
 use sepal::observe::health::SharedHealth;
 use sepal::proxy::sync::proxy_loop::ProxyLoop;
@@ -39,7 +39,7 @@ impl Driver<'_> {
         let object = plain::slice(&format!("s{service}"), "IPv4", &[ip]);
         let converted = convert::object(&ObjectId::of(Kind::EndpointSlice, &object), &object);
         self.updates
-            .send(Update::Cluster(kubernetes::Update::Change(converted.change, Moment::now(converted.trigger))))
+            .send(Update::Cluster(kubernetes::ClusterUpdate::Change(converted.change, ChangeTime::now(converted.trigger))))
             .await
             .expect("taken");
     }
@@ -70,7 +70,7 @@ fn beside(memory: &Memory, min_sync_period: Option<Duration>, test: impl AsyncFn
         let proxy = ProxyLoop::new(memory, FakeHost::default(), true, inputs, report).with_family(Family::V4, None);
         let (updates, receiver) = channel(16);
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
+            updates.send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind))).await.expect("taken");
         }
         let driver = Driver { memory, updates };
         let script = async move {

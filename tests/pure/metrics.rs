@@ -9,7 +9,7 @@ use sepal::cluster::pod_rules::{PodRanges, PodRules};
 use sepal::cluster::{Family, ServiceKey};
 use sepal::iptables::{IptablesError, Restored, Runner};
 use sepal::kubernetes::events::Events;
-use sepal::kubernetes::{self, Kind, Moment, ObjectId, convert};
+use sepal::kubernetes::{self, ChangeTime, Kind, ObjectId, convert};
 use sepal::netlink::nfacct::Packets;
 use sepal::netlink::record::FakeHost;
 use sepal::observe::health::SharedHealth;
@@ -92,7 +92,7 @@ fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
     block_on(async {
         let tables = Both::new();
         let readiness = Readiness::new(Family::ALL.into_iter().flat_map(|family| [Part::Proxy(family), Part::PodRules(family)]));
-        metrics.parts(&readiness);
+        metrics.show_parts(&readiness);
         let health = SharedHealth::new(Duration::from_secs(30));
         let report = Report::new(Arc::clone(metrics), health.clone(), Events::none());
         let report = report.with_readiness(readiness.clone());
@@ -110,7 +110,7 @@ impl Lab {
     /// Completes all lists, so that the first sync may run.
     async fn complete(&self) {
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            self.updates.send(Update::Cluster(kubernetes::Update::Complete(kind))).await.expect("taken");
+            self.updates.send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind))).await.expect("taken");
         }
     }
 
@@ -118,7 +118,7 @@ impl Lab {
         let id = ObjectId::of(kind, object);
         let converted = convert::object(&id, object);
         self.updates
-            .send(Update::Cluster(kubernetes::Update::Change(converted.change, Moment::now(converted.trigger))))
+            .send(Update::Cluster(kubernetes::ClusterUpdate::Change(converted.change, ChangeTime::now(converted.trigger))))
             .await
             .expect("taken");
     }
@@ -284,7 +284,10 @@ fn changes_are_counted_as_two_proxies_count_them() {
         // A slice of IPv4 is deleted right after a sync: it waits for minSyncPeriod.
         let mut gone = slice("a", "IPv4", &[]);
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
-        lab.updates.send(Update::Cluster(kubernetes::Update::Change(convert::gone(&id), Moment::now(None)))).await.expect("taken");
+        lab.updates
+            .send(Update::Cluster(kubernetes::ClusterUpdate::Change(convert::gone(&id), ChangeTime::now(None))))
+            .await
+            .expect("taken");
         lab.pass(1).await;
         lab.shows(&endpoints("total"), "4");
         lab.shows(&endpoints("pending"), "1");
@@ -295,7 +298,10 @@ fn changes_are_counted_as_two_proxies_count_them() {
         // A slice that is not known is deleted.
         gone["metadata"]["name"] = "unheard-of".into();
         let id = ObjectId::of(Kind::EndpointSlice, &gone);
-        lab.updates.send(Update::Cluster(kubernetes::Update::Change(convert::gone(&id), Moment::now(None)))).await.expect("taken");
+        lab.updates
+            .send(Update::Cluster(kubernetes::ClusterUpdate::Change(convert::gone(&id), ChangeTime::now(None))))
+            .await
+            .expect("taken");
         lab.pass(1).await;
         lab.shows(&endpoints("total"), "4");
         lab.shows("sepal_services", "2");
@@ -388,7 +394,10 @@ fn what_is_missing_before_the_first_sync_shows() {
     let metrics = Arc::new(Metrics::default());
     with_loop(&metrics, async |lab| {
         let health = || (lab.health.now().healthy(), lab.health.now().programmed());
-        lab.updates.send(Update::Cluster(kubernetes::Update::Unknown(Kind::Service, "connection refused".into()))).await.expect("taken");
+        lab.updates
+            .send(Update::Cluster(kubernetes::ClusterUpdate::Unknown(Kind::Service, "connection refused".into())))
+            .await
+            .expect("taken");
         lab.pass(10_000_000).await;
         let shown = show(&lab.readiness.states());
         assert!(shown.starts_with("[-]proxy-ipv4 not yet: no Services are known yet: connection refused\n"), "{shown}");
@@ -403,7 +412,10 @@ fn what_is_missing_before_the_first_sync_shows() {
         lab.pass(60_000).await;
         assert_eq!(health(), (true, true));
         // After the first sync, a message about a missing list changes nothing.
-        lab.updates.send(Update::Cluster(kubernetes::Update::Unknown(Kind::Service, "connection refused".into()))).await.expect("taken");
+        lab.updates
+            .send(Update::Cluster(kubernetes::ClusterUpdate::Unknown(Kind::Service, "connection refused".into())))
+            .await
+            .expect("taken");
         lab.pass(1_000).await;
         let shown = show(&lab.readiness.states());
         assert!(shown.starts_with("[+]proxy-ipv4 ok\n"), "{shown}");

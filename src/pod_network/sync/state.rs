@@ -10,8 +10,8 @@ use crate::kubernetes::client::Connections;
 use crate::netlink::entry::Route;
 use crate::netlink::link::LinkNames;
 use crate::netlink::{NetlinkError, NetworkKernel};
-use crate::observe::paging::Part;
-use crate::observe::query::{Asked as Question, Desk};
+use crate::observe::paging::PageQuery;
+use crate::observe::query::{PendingQuery, QueryChannel};
 use crate::observe::readiness::Readiness;
 use crate::pod_network::desired::{DesiredLink, Entry};
 use crate::pod_network::interface::External;
@@ -98,7 +98,7 @@ pub struct NetworkLoop<K> {
     /// Those to the API server: they are of no use once the address is gone that they come from.
     pub(super) connections: Option<Connections>,
     /// What is asked for the status page.
-    pub(super) questions: mpsc::Receiver<Question<Part>>,
+    pub(super) questions: mpsc::Receiver<PendingQuery<PageQuery>>,
     pub(super) answer: PeersAnswer,
 }
 
@@ -133,14 +133,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             since: None,
             changed: BTreeSet::new(),
             connections: None,
-            questions: Desk::default().open(),
+            questions: QueryChannel::default().open(),
             answer: |_, _| Value::Null,
         }
     }
 
     /// Answers what is asked there, too.
     #[must_use]
-    pub fn with_desk(self, desk: &Desk<Part>, answer: PeersAnswer) -> Self {
+    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersAnswer) -> Self {
         Self { questions: desk.open(), answer, ..self }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sepal::kubernetes::permission::{Needed, Permission, Uses, needed as needed_by};
+use sepal::kubernetes::permission::{ApiUses, NeededPermission, Permission, needed as needed_by};
 use sepal_apiserver::{ApiServer, Failure};
 use sepal_lab::{Cluster, eventually};
 use serde_json::{Value, json};
@@ -195,14 +195,15 @@ fn requests_are_told_apart() {
 fn preflight_looks_for_what_is_granted() {
     let (proxy, pod_network) = (true, true);
     for (modes, uses) in [
-        (&["proxy-only"][..], Uses { proxy, ..Uses::default() }),
-        (&["network-only"], Uses { pod_network, ..Uses::default() }),
-        (&["all"], Uses { proxy, pod_network, leases: false }),
-        (&["all", "leases"], Uses { proxy, pod_network, leases: true }),
+        (&["proxy-only"][..], ApiUses { proxy, ..ApiUses::default() }),
+        (&["network-only"], ApiUses { pod_network, ..ApiUses::default() }),
+        (&["all"], ApiUses { proxy, pod_network, leases: false }),
+        (&["all", "leases"], ApiUses { proxy, pod_network, leases: true }),
     ] {
-        let looked_for = needed_by(uses).into_iter().map(|Needed { permission: Permission { verb, group, resource }, namespace }| {
-            (permission(verb, group, resource), namespace.map(str::to_owned))
-        });
+        let looked_for =
+            needed_by(uses).into_iter().map(|NeededPermission { permission: Permission { verb, group, resource }, namespace }| {
+                (permission(verb, group, resource), namespace.map(str::to_owned))
+            });
         let objects: Vec<Value> = modes.iter().flat_map(|mode| compose(mode)).collect();
         assert_eq!(looked_for.collect::<BTreeSet<_>>(), granted(&objects), "{modes:?}");
     }
