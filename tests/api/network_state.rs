@@ -150,9 +150,9 @@ async fn subnet_env_goes_first() {
     .await;
 }
 
-/// kubelet registers a Node again that was deleted; kube-controller-manager assigns its podCIDR a moment later.
+/// The kubelet registers a deleted Node again, and kube-controller-manager assigns its podCIDR a moment later.
 #[tokio::test]
-async fn a_node_that_is_registered_anew_keeps_its_subnet_until_another_node_has_it() {
+async fn a_node_that_is_registered_again_keeps_its_subnet_until_another_node_has_it() {
     let network = Loop::start(Arc::new(FakeNetwork::new(host_with_bridge())));
     network.tell_all((1..=3).map(|n| node(n, n))).await;
     for uid in ["second", "third"] {
@@ -177,7 +177,7 @@ async fn a_node_that_is_registered_anew_keeps_its_subnet_until_another_node_has_
     eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24")).await;
 }
 
-/// Rules and annotations follow the subnet, also where the interface to other nodes is gone.
+/// Rules and annotations of a lost subnet are deleted, also without the external interface.
 #[tokio::test]
 async fn rules_of_a_lost_subnet_go_without_an_interface() {
     let kernel = Arc::new(FakeNetwork::new(host_with_bridge()));

@@ -247,7 +247,7 @@ fn before_anything_happens_there_are_zeros() {
     assert!(!one.text(Format::Classic).1.contains("localhost_nodeports"));
 }
 
-/// Each family is told of each Service, of slices only its own is; what waits is shown until a sync takes it.
+/// Both families count each Service change; a slice is counted by its own family only. A change is pending until a sync includes it.
 #[test]
 fn changes_are_counted_as_two_proxies_count_them() {
     let metrics = Arc::new(Metrics::default());

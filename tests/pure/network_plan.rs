@@ -326,8 +326,8 @@ proptest! {
         for (nodes, faults, backend) in &steps {
             let known = Setup::new(backend, blackhole, offload);
             // Without an address, a link that is not desired any more cannot be told from another program's.
-            let tells = |fault: &&Fault| !(backend.contains("host-gw") && matches!(fault, Fault::Flushed(_)));
-            faults.iter().filter(tells).for_each(|fault| inflict(&mut kernel, fault));
+            let is_recognisable = |fault: &&Fault| !(backend.contains("host-gw") && matches!(fault, Fault::Flushed(_)));
+            faults.iter().filter(is_recognisable).for_each(|fault| inflict(&mut kernel, fault));
             let others = foreign(&kernel);
             let (links, desired) = known.settle(nodes, &mut kernel)?;
             // Routes of other programs stay, except those with the destination and metric of one of ours.

@@ -100,7 +100,7 @@ fn a_slice_reaches_no_service_of_another_namespace() {
 /// Two Services that claim one address both have their rules, as in kube-proxy: the first by name is matched first. Both keep their other
 /// addresses.
 #[test]
-fn an_address_that_two_claim_costs_nobody_an_own_one() {
+fn two_services_with_one_address_keep_their_other_addresses() {
     let thief = service("evil", "web", "10.96.0.10");
     let rules = rules(&[victim(), vec![thief, slice("evil", "web", "10.244.6.6")]].concat());
     for line in rules_of_victim() {
