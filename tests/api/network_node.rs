@@ -85,7 +85,7 @@ pub(crate) struct Loop {
     metrics: Arc<Metrics>,
     pub(crate) folder: TempDir,
     pub(crate) task: JoinHandle<()>,
-    pub(crate) happenings: Happenings,
+    pub(crate) happenings: RecentEvents,
     pub(crate) server: ApiServer,
     conf: watch::Sender<NetConf>,
 }
@@ -150,7 +150,7 @@ impl Loop {
     }
 
     pub(crate) async fn ready(&self) {
-        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready)).await;
+        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&PartState::Ready)).await;
     }
 
     /// The route to a node's subnet, and the host that its packets are sent to.

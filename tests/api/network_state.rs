@@ -159,7 +159,7 @@ async fn a_node_that_is_registered_again_keeps_its_subnet_until_another_node_has
         network.tell(NodeUpdate::Gone("node-1".into())).await;
         network.tell(own_with_uid(uid, &[])).await;
         eventually("readiness names the cause", || {
-            matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why) | State::Degraded(why)) if why.contains("pod cidr not assigned"))
+            matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why) | PartState::Degraded(why)) if why.contains("pod cidr not assigned"))
         })
         .await;
         network.look();
@@ -200,7 +200,7 @@ async fn an_outage_takes_nothing_away() {
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains(words));
+    let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains(words));
     eventually("the missing part is shown", || starting(&network, "there is no Node")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
@@ -307,7 +307,7 @@ async fn a_lost_lease_takes_everything_along() {
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "node-7 has these addresses");
     eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
     let why = network.readiness.states().get(&Part::Subnet).cloned();
-    assert!(matches!(&why, Some(State::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
+    assert!(matches!(&why, Some(PartState::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
     // The Node still shows the podCIDR: other nodes must not send packets here.
     let is_withdrawn = || network.server.count("patch nodes/status") > 1;
     eventually("its Node is not a peer", is_withdrawn).await;

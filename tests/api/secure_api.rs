@@ -34,7 +34,7 @@ impl Files {
     }
 
     /// A kubeconfig with these fields of the cluster and the user, one per line.
-    fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> Connection {
+    fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> ConnectionSettings {
         let lines = |fields: &[&str]| {
             fields.iter().fold(String::new(), |mut text, field| {
                 let _ = writeln!(text, "    {field}");
