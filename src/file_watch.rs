@@ -13,7 +13,7 @@ use crate::error_text::error_text;
 
 /// Watches files for changes.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatch {
     /// Holds the kernel's watches; they end with it.
     _watcher: RecommendedWatcher,
     events: mpsc::UnboundedReceiver<notify::Result<Event>>,
@@ -25,7 +25,7 @@ pub struct Watch {
     last: Option<Instant>,
 }
 
-impl Watch {
+impl FileWatch {
     /// Starts to watch the manifests at a path. Set it up before the first read, so that nothing falls in between.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ mod tests {
     async fn a_change_outlasts_whoever_stops_waiting_for_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
-        let mut watch = Watch::new(&file).expect("it can be watched");
+        let mut watch = FileWatch::new(&file).expect("it can be watched");
         std::fs::write(&file, "1").expect("writable");
         timeout(SETTLED / 2, watch.changed()).await.expect_err("it has not come to rest");
         timeout(Duration::from_secs(10), watch.changed()).await.expect("it is told of");

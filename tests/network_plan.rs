@@ -16,14 +16,14 @@ use sepal::netlink::entry::{
 use sepal::netlink::link::{Link, LinkAddress, LinkId, LinkKind, Scope, Vxlan};
 use sepal::netlink::mac::Mac;
 use sepal::pod_network::annotations::Prefix;
-use sepal::pod_network::desired::{DesiredEntries, DesiredLink, Entry, Wanted};
+use sepal::pod_network::desired::{DesiredEntries, DesiredInputs, DesiredLink, Entry};
 use sepal::pod_network::foreign::is_connected;
-use sepal::pod_network::interface::{External, InterfaceOptions, select};
+use sepal::pod_network::interface::{ExternalInterface, InterfaceOptions, select};
 use sepal::pod_network::mtu::{Mtu, mtu};
 use sepal::pod_network::net_conf::NetConf;
 use sepal::pod_network::node::{NetworkNode, NodeText};
 use sepal::pod_network::own_lease::{OwnLease, own_mac, subnets};
-use sepal::pod_network::peers::{Peers, Programmed, overlap, peers};
+use sepal::pod_network::peers::{LiveSubnets, Peers, overlap, peers};
 use sepal::pod_network::plan;
 use sepal::pod_network::settings::NetworkSettings;
 use sepal::pod_network::vxlan::link_name;
@@ -181,7 +181,7 @@ struct Known {
     conf: NetConf,
     settings: NetworkSettings,
     own: OwnLease,
-    external: External,
+    external: ExternalInterface,
     mtu: Mtu,
 }
 
@@ -206,12 +206,12 @@ impl Known {
         Self { conf, settings, own, external, mtu }
     }
 
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted { conf: &self.conf, settings: &self.settings, own: &self.own, external: &self.external, mtu: &self.mtu }
+    fn wanted(&self) -> DesiredInputs<'_> {
+        DesiredInputs { conf: &self.conf, settings: &self.settings, own: &self.own, external: &self.external, mtu: &self.mtu }
     }
 
     fn peers(&self, nodes: &[NetworkNode], kernel: &Kernel) -> Peers {
-        peers(nodes, &self.own, &self.conf, &Programmed::of_live(&kernel.live))
+        peers(nodes, &self.own, &self.conf, &LiveSubnets::of_live(&kernel.live))
     }
 
     /// Takes one look at the kernel and makes what is planned; gives what was desired, and whether there was anything to do.

@@ -16,7 +16,7 @@ pub const KIND: &str = "HostFacts";
 /// The facts as written; what is absent is the host's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct WrittenFacts {
+pub struct HostFactsOverrides {
     /// Every local address, in CIDR notation or bare.
     pub addresses: Option<Vec<String>>,
     /// conntrack lets out-of-window TCP packets pass.
@@ -27,7 +27,7 @@ pub struct WrittenFacts {
     pub no_random_fully: Option<bool>,
 }
 
-impl WrittenFacts {
+impl HostFactsOverrides {
     /// Reads the object.
     ///
     /// # Errors

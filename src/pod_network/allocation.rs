@@ -26,7 +26,7 @@ const NAME_PREFIX: &str = "sepal-";
 
 /// The subnets of one family that nodes may get: those of one length, from the first to the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
+pub struct SubnetSpace {
     /// The pod network.
     pub network: IpNetwork,
     /// Prefix length of each subnet.
@@ -37,7 +37,7 @@ pub struct Space {
     pub max: IpNetwork,
 }
 
-impl Space {
+impl SubnetSpace {
     /// The family of its subnets.
     #[must_use]
     pub const fn family(&self) -> Family {
@@ -102,7 +102,7 @@ impl Space {
     }
 }
 
-impl fmt::Display for Space {
+impl fmt::Display for SubnetSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the {} /{} subnets from {} to {}", self.subnets(), self.subnet_len, self.min.network(), self.max.network())
     }
@@ -209,7 +209,7 @@ impl Claimant {
 
 /// How long leases last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct LeaseTerms {
     /// The duration of a lease since it was renewed.
     pub duration: Duration,
     /// How much longer an observer waits, who has watched the lease unchanged by its own clock.
@@ -218,7 +218,7 @@ pub struct Terms {
     pub skew: Duration,
 }
 
-impl Terms {
+impl LeaseTerms {
     /// etcd's time to live under flannel, and so the default.
     pub const DURATION: Duration = Duration::from_secs(24 * 60 * 60);
     /// No grace is longer.
@@ -244,20 +244,20 @@ pub struct Now {
 
 /// A lease, and since when the observer has seen it as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ObservedLease {
     /// The lease.
     pub lease: SubnetLease,
     /// When this version of it was seen first, as [`Now::elapsed`].
     pub since: Duration,
 }
 
-impl Seen {
+impl ObservedLease {
     /// When it will count as expired unless it changes, as [`Now::elapsed`]; `None` if never.
     ///
     /// An observer goes by its own clock, as leader election does: the holder renewed the lease before it was seen. The time of day
     /// decides sooner only if it leaves room for every clock that is off.
     #[must_use]
-    pub fn expiry(&self, terms: &Terms, now: Now) -> Option<Duration> {
+    pub fn expiry(&self, terms: &LeaseTerms, now: Now) -> Option<Duration> {
         let duration = self.lease.duration?;
         let watched = self.since.saturating_add(duration).saturating_add(terms.grace);
         let told = self.lease.renewed.map(|renewed| {
@@ -268,26 +268,26 @@ impl Seen {
         Some(told.map_or(watched, |told| told.min(watched)))
     }
 
-    fn is_expired(&self, terms: &Terms, now: Now) -> bool {
+    fn is_expired(&self, terms: &LeaseTerms, now: Now) -> bool {
         self.expiry(terms, now).is_some_and(|expiry| expiry <= now.elapsed)
     }
 }
 
 /// Everything a decision depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub struct AllocationInputs<'a> {
     /// The subnets there are.
-    pub space: &'a Space,
+    pub space: &'a SubnetSpace,
     /// Who wants one.
     pub who: &'a Claimant,
     /// Subnets it had before, the most recent first: what its Node was assigned, and what subnet.env says.
     pub previous: &'a [IpNetwork],
     /// The leases there are, of this family.
-    pub leases: &'a BTreeMap<IpNetwork, Seen>,
+    pub leases: &'a BTreeMap<IpNetwork, ObservedLease>,
     /// Subnets that turned out to be taken, whatever the leases say.
     pub blocked: &'a BTreeMap<IpNetwork, Duration>,
     /// How long leases last.
-    pub terms: &'a Terms,
+    pub terms: &'a LeaseTerms,
     /// The present.
     pub now: Now,
 }
@@ -311,7 +311,7 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage {
     /// The subnets there are.
-    pub space: Space,
+    pub space: SubnetSpace,
     /// Leases on them.
     pub held: usize,
     /// Reservations of them for others that are not taken.
@@ -339,8 +339,8 @@ pub type Random<'a> = dyn FnMut(usize) -> usize + 'a;
 /// Decides which subnet to take (spec section 4): one's own first, then a reserved one, the previous one, a random one of those that are
 /// free, and last one whose lease has expired.
 #[must_use]
-pub fn decide(view: &View<'_>, random: &mut Random<'_>) -> Decision {
-    let View { space, who, previous, leases, blocked, .. } = *view;
+pub fn decide(view: &AllocationInputs<'_>, random: &mut Random<'_>) -> Decision {
+    let AllocationInputs { space, who, previous, leases, blocked, .. } = *view;
     let rank = |lease: &&SubnetLease| previous.iter().position(|subnet| *subnet == lease.subnet).unwrap_or(previous.len());
     let own = || leases.values().map(|seen| &seen.lease).filter(|lease| who.holds(lease));
     if let Some(lease) = own().filter(|lease| space.contains(lease.subnet)).min_by_key(rank) {
@@ -381,9 +381,9 @@ fn pick<'a, T>(choice: &'a [T], random: &mut Random<'_>) -> Option<&'a T> {
     if choice.is_empty() { None } else { choice.get(random(choice.len()) % choice.len()) }
 }
 
-impl<'a> View<'a> {
+impl<'a> AllocationInputs<'a> {
     /// The leases of others that reach into the space, and that it may have once they are expired.
-    fn awaited(&self) -> impl Iterator<Item = &'a Seen> {
+    fn awaited(&self) -> impl Iterator<Item = &'a ObservedLease> {
         let Self { space, who, leases, .. } = *self;
         let (start, end) = (first(space.min), range(space.max).1);
         let within = move |subnet: IpNetwork| range(subnet).0 <= end && range(subnet).1 >= start;
@@ -416,8 +416,8 @@ mod tests {
         text.parse().expect("a CIDR")
     }
 
-    fn space(network: &str, subnet_len: u8, min: &str, max: &str) -> Space {
-        Space { network: net(network), subnet_len, min: net(min), max: net(max) }
+    fn space(network: &str, subnet_len: u8, min: &str, max: &str) -> SubnetSpace {
+        SubnetSpace { network: net(network), subnet_len, min: net(min), max: net(max) }
     }
 
     fn lease(subnet: &str, holder: &str) -> SubnetLease {
@@ -437,21 +437,22 @@ mod tests {
         SubnetLease { duration: None, renewed: None, reserved_for: Some(holder.into()), ..lease(subnet, holder) }
     }
 
-    const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(1000) };
+    const TERMS: LeaseTerms =
+        LeaseTerms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(1000) };
 
     /// Decides for the node `me` at a number of seconds, where leases were seen first at zero.
-    fn decided(space: &Space, previous: &[&str], leases: &[SubnetLease], seconds: u64) -> Decision {
+    fn decided(space: &SubnetSpace, previous: &[&str], leases: &[SubnetLease], seconds: u64) -> Decision {
         let who = Claimant { node: "me".into(), uid: "2".into(), addresses: vec!["192.0.2.1".parse().expect("an address")] };
         let previous: Vec<IpNetwork> = previous.iter().map(|subnet| net(subnet)).collect();
-        let leases = leases.iter().map(|lease| (lease.subnet, Seen { lease: lease.clone(), since: Duration::ZERO })).collect();
+        let leases = leases.iter().map(|lease| (lease.subnet, ObservedLease { lease: lease.clone(), since: Duration::ZERO })).collect();
         let wall = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(i64::try_from(seconds).expect("small"));
         let now = Now { elapsed: Duration::from_secs(seconds), wall };
         let blocked = BTreeMap::new();
-        let view = View { space, who: &who, previous: &previous, leases: &leases, blocked: &blocked, terms: &TERMS, now };
+        let view = AllocationInputs { space, who: &who, previous: &previous, leases: &leases, blocked: &blocked, terms: &TERMS, now };
         decide(&view, &mut |_| 0)
     }
 
-    fn small() -> Space {
+    fn small() -> SubnetSpace {
         space("10.0.0.0/22", 24, "10.0.1.0/24", "10.0.3.0/24")
     }
 
@@ -508,9 +509,9 @@ mod tests {
         assert_eq!((shortage.held, shortage.next_expiry), (1, Some(Duration::from_secs(110))));
         assert!(shortage.to_string().starts_with("out of subnets: of the 1 /24 subnets from 10.0.1.0 to 10.0.1.0 1 are leased"));
         assert_eq!(decided(&space, &[], std::slice::from_ref(&held), 110), Decision::Take(held.clone()));
-        // Seen just now, but renewed long ago.
+        // ObservedLease just now, but renewed long ago.
         let now = Now { elapsed: Duration::from_secs(5), wall: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1099) };
-        let seen = Seen { lease: held, since: Duration::from_secs(5) };
+        let seen = ObservedLease { lease: held, since: Duration::from_secs(5) };
         assert_eq!(seen.expiry(&TERMS, now), Some(Duration::from_secs(6)));
         // A renewal in the observer's future says nothing.
         let now = Now { wall: Timestamp::UNIX_EPOCH - SignedDuration::from_secs(10_000), ..now };

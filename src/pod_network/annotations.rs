@@ -222,7 +222,7 @@ fn address(names: [(Family, &'static str); 2], texts: &PerFamily<Box<str>>, fami
 
 /// What a node tells of itself in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublishedEnd {
+pub struct PublishedAddress {
     /// Where others reach it.
     pub public_ip: IpAddr,
     /// Its VXLAN link, if that is the backend.
@@ -231,7 +231,7 @@ pub struct PublishedEnd {
 
 /// What a node tells of itself, as annotations with their whole names.
 #[must_use]
-pub fn published(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedEnd>) -> BTreeMap<String, String> {
+pub fn published(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedAddress>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> =
         [(prefix.name(MANAGED), "true".to_owned()), (prefix.name(BACKEND_TYPE), backend.as_str().to_owned())].into();
     for (family, end) in ends.iter() {
@@ -309,8 +309,8 @@ mod tests {
     #[test]
     fn what_is_written_is_flannels_to_the_byte() {
         let vxlan = Some(VxlanData { vni: Some(1), mac: mac("26:22:24:FA:1a:29") });
-        let ends: PerFamily<PublishedEnd> =
-            [(Family::V4, PublishedEnd { public_ip: [192, 168, 77, 1].into(), vxlan })].into_iter().collect();
+        let ends: PerFamily<PublishedAddress> =
+            [(Family::V4, PublishedAddress { public_ip: [192, 168, 77, 1].into(), vxlan })].into_iter().collect();
         let wanted = published(&Prefix::default(), &Backend::Vxlan(VxlanConf::default()), &ends);
         assert_eq!(
             patch(&wanted, []).map(|patch| patch.to_string()).as_deref(),
@@ -327,8 +327,8 @@ mod tests {
         assert_eq!(text.as_deref(), Some(r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/public-ip":"192.168.77.1"}}}"#));
 
         let ends = [
-            (Family::V4, PublishedEnd { public_ip: [10, 0, 0, 1].into(), vxlan: None }),
-            (Family::V6, PublishedEnd { public_ip: "fd00::1".parse().expect("an address"), vxlan: None }),
+            (Family::V4, PublishedAddress { public_ip: [10, 0, 0, 1].into(), vxlan: None }),
+            (Family::V6, PublishedAddress { public_ip: "fd00::1".parse().expect("an address"), vxlan: None }),
         ];
         let wanted = published(&Prefix::new("a.b/c").expect("good"), &Backend::HostGw, &ends.into_iter().collect());
         let lines: Vec<String> = wanted.iter().map(|(name, value)| format!("{name}={value}")).collect();

@@ -6,7 +6,7 @@
 //! - A subnet's Lease is created under the subnet's name, and changed or deleted only as the version that was read. Whoever loses a race
 //!   is told so.
 //! - A subnet counts as held from the beginning of the request that took or renewed its lease, for no longer than the lease's duration;
-//!   others wait for longer, from a moment that lies behind it ([`Seen::expiry`]).
+//!   others wait for longer, from a moment that lies behind it ([`ObservedLease::expiry`]).
 //! - Subnets of different length overlap under different names. So whoever has taken one lists the leases once more, and gives it up if
 //!   another reaches into it. Of two at once, at least the later one sees the other.
 
@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::allocation::{Claimant, Decision, Now, Random, Seen, Shortage, Space, SubnetLease, Terms, View, decide, overlap};
+use super::allocation::{
+    AllocationInputs, Claimant, Decision, LeaseTerms, Now, ObservedLease, Random, Shortage, SubnetLease, SubnetSpace, decide, overlap,
+};
 use crate::cluster::Family;
 
 /// How long a subnet is not tried again after its name turned out to be taken.
@@ -29,18 +31,18 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ClaimStep {
     /// List the leases, as they are and not from a cache, and tell what came.
     List,
     /// Send this request and tell what came.
-    Send(Request),
+    Send(LeaseRequest),
     /// Nothing until this moment (as [`Now::elapsed`]), unless something is observed.
     Rest(Duration),
 }
 
 /// A request to the API server. All but the first hold only for the version of the lease that they carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum LeaseRequest {
     /// Create the Lease of a subnet.
     Create(IpNetwork),
     /// Take over a lease that was another's or nobody's.
@@ -53,7 +55,7 @@ pub enum Request {
 
 /// What came of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum LeaseAnswer {
     /// The leases there are.
     Listed(Vec<SubnetLease>),
     /// The lease as it was written.
@@ -70,7 +72,7 @@ pub enum Answer {
 
 /// Something seen by a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observed {
+pub enum LeaseObservation {
     /// A lease is like this.
     Changed(SubnetLease),
     /// The lease of this subnet was deleted.
@@ -81,13 +83,13 @@ pub enum Observed {
 
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum ClaimEvent {
     /// A subnet was leased.
     Leased(IpNetwork),
     /// A lease was renewed.
     Renewed(IpNetwork),
     /// A lease that was held is another's, or nobody's.
-    Lost(Loss),
+    Lost(LostLease),
     /// A subnet was given up at once, as another lease reaches into it.
     Overlapped(IpNetwork, IpNetwork),
     /// No subnet is to be had; said at every try.
@@ -96,7 +98,7 @@ pub enum News {
 
 /// A lease that was held and is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct LostLease {
     /// Its subnet.
     pub subnet: IpNetwork,
     /// The `holderIdentity` of whoever has it; `None` if the lease is gone.
@@ -105,12 +107,12 @@ pub struct Loss {
 
 /// How things stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum LeaseStatus {
     /// A subnet is looked for.
     Seeking {
         /// The one that was held before. As long as nobody else has it (no holder), the same one is likely to come back at once, and what
         /// the kernel has can stay until then; otherwise it is another's.
-        loss: Option<Loss>,
+        loss: Option<LostLease>,
         /// There was none to be had at the last try.
         shortage: Option<Shortage>,
     },
@@ -121,7 +123,7 @@ pub enum Standing {
     Lapsed(IpNetwork),
 }
 
-impl Default for Standing {
+impl Default for LeaseStatus {
     fn default() -> Self {
         Self::Seeking { loss: None, shortage: None }
     }
@@ -129,7 +131,7 @@ impl Default for Standing {
 
 /// Which leases are worth watching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum WatchScope {
     /// The one of this subnet.
     One(IpNetwork),
     /// All: one may come free.
@@ -148,14 +150,14 @@ struct Held {
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum ClaimState {
     /// The leases are to be listed.
     Blind,
     /// They are listed, and one is to be chosen.
     Choosing,
     /// A request is under way. If a lease is held meanwhile, this one.
     Sent {
-        request: Request,
+        request: LeaseRequest,
         at: Duration,
         held: Option<Held>,
     },
@@ -174,29 +176,29 @@ enum State {
 /// A node's claim on a subnet of one family.
 #[derive(Debug)]
 pub struct Claim {
-    space: Space,
+    space: SubnetSpace,
     who: Claimant,
-    terms: Terms,
+    terms: LeaseTerms,
     previous: Vec<IpNetwork>,
     /// The subnet that this node uses although no lease of it was seen yet.
     in_use: Option<IpNetwork>,
-    leases: BTreeMap<IpNetwork, Seen>,
+    leases: BTreeMap<IpNetwork, ObservedLease>,
     blocked: BTreeMap<IpNetwork, Duration>,
     /// Leases of its own that it does not want.
     surplus: Vec<SubnetLease>,
-    state: State,
-    loss: Option<Loss>,
+    state: ClaimState,
+    loss: Option<LostLease>,
     shortage: Option<Shortage>,
     /// Nothing is sent before.
     pause: Duration,
     failures: u32,
-    news: Vec<News>,
+    news: Vec<ClaimEvent>,
 }
 
 impl Claim {
     /// A claim of a node, that knows nothing yet but the subnets it had before, the most recent first.
     #[must_use]
-    pub const fn new(space: Space, who: Claimant, terms: Terms, previous: Vec<IpNetwork>) -> Self {
+    pub const fn new(space: SubnetSpace, who: Claimant, terms: LeaseTerms, previous: Vec<IpNetwork>) -> Self {
         Self {
             space,
             who,
@@ -206,7 +208,7 @@ impl Claim {
             leases: BTreeMap::new(),
             blocked: BTreeMap::new(),
             surplus: Vec::new(),
-            state: State::Blind,
+            state: ClaimState::Blind,
             loss: None,
             shortage: None,
             pause: Duration::ZERO,
@@ -239,70 +241,70 @@ impl Claim {
 
     /// Renews the lease now and not when it is due: what stands beside it has changed.
     pub fn renew_now(&mut self) {
-        if let State::Held(held) = &mut self.state {
+        if let ClaimState::Held(held) = &mut self.state {
             held.due = Duration::ZERO;
         }
     }
 
     /// What there is to tell since the last time.
-    pub fn take_news(&mut self) -> Vec<News> {
+    pub fn take_news(&mut self) -> Vec<ClaimEvent> {
         std::mem::take(&mut self.news)
     }
 
     /// How things stand.
     #[must_use]
-    pub fn standing(&self, now: Now) -> Standing {
+    pub fn standing(&self, now: Now) -> LeaseStatus {
         match &self.state {
-            State::Held(held) | State::Sent { held: Some(held), .. } => {
+            ClaimState::Held(held) | ClaimState::Sent { held: Some(held), .. } => {
                 let subnet = held.lease.subnet;
                 let lapsed = now.elapsed >= held.granted.saturating_add(self.terms.duration);
-                if lapsed { Standing::Lapsed(subnet) } else { Standing::Held(subnet) }
+                if lapsed { LeaseStatus::Lapsed(subnet) } else { LeaseStatus::Held(subnet) }
             }
             _ => {
-                let loss = self.loss.clone().map(|loss| Loss { holder: self.taken_by(loss.subnet).or(loss.holder), ..loss });
-                Standing::Seeking { loss, shortage: self.shortage }
+                let loss = self.loss.clone().map(|loss| LostLease { holder: self.taken_by(loss.subnet).or(loss.holder), ..loss });
+                LeaseStatus::Seeking { loss, shortage: self.shortage }
             }
         }
     }
 
     /// Which leases are worth watching now; `None` if it does not matter.
     #[must_use]
-    pub const fn scope(&self) -> Option<Scope> {
+    pub const fn scope(&self) -> Option<WatchScope> {
         match &self.state {
-            State::Held(held) => Some(Scope::One(held.lease.subnet)),
-            State::Waiting { .. } => Some(Scope::All),
+            ClaimState::Held(held) => Some(WatchScope::One(held.lease.subnet)),
+            ClaimState::Waiting { .. } => Some(WatchScope::All),
             _ => None,
         }
     }
 
-    /// The next step. After [`Step::List`] and [`Step::Send`] it wants an answer before it is asked again.
-    pub fn step(&mut self, now: Now, random: &mut Random<'_>) -> Step {
+    /// The next step. After [`ClaimStep::List`] and [`ClaimStep::Send`] it wants an answer before it is asked again.
+    pub fn step(&mut self, now: Now, random: &mut Random<'_>) -> ClaimStep {
         if now.elapsed < self.pause {
-            return Step::Rest(self.pause);
+            return ClaimStep::Rest(self.pause);
         }
         match &self.state {
-            State::Blind | State::Confirming { .. } => Step::List,
-            State::Held(held) if held.doubted => Step::List,
-            State::Sent { request, .. } => Step::Send(request.clone()),
-            State::Waiting { until } if now.elapsed < *until => Step::Rest(*until),
-            State::Waiting { .. } | State::Choosing => match self.surplus.pop() {
-                Some(lease) => self.send(Request::Release(lease), now),
+            ClaimState::Blind | ClaimState::Confirming { .. } => ClaimStep::List,
+            ClaimState::Held(held) if held.doubted => ClaimStep::List,
+            ClaimState::Sent { request, .. } => ClaimStep::Send(request.clone()),
+            ClaimState::Waiting { until } if now.elapsed < *until => ClaimStep::Rest(*until),
+            ClaimState::Waiting { .. } | ClaimState::Choosing => match self.surplus.pop() {
+                Some(lease) => self.send(LeaseRequest::Release(lease), now),
                 None => self.choose(now, random),
             },
-            State::Held(held) => {
+            ClaimState::Held(held) => {
                 let (due, lease) = (held.due, held.lease.clone());
                 match self.surplus.pop() {
-                    Some(surplus) => self.send(Request::Release(surplus), now),
-                    None if now.elapsed < due => Step::Rest(due),
-                    None => self.send(Request::Renew(lease), now),
+                    Some(surplus) => self.send(LeaseRequest::Release(surplus), now),
+                    None if now.elapsed < due => ClaimStep::Rest(due),
+                    None => self.send(LeaseRequest::Renew(lease), now),
                 }
             }
         }
     }
 
-    fn choose(&mut self, now: Now, random: &mut Random<'_>) -> Step {
+    fn choose(&mut self, now: Now, random: &mut Random<'_>) -> ClaimStep {
         self.blocked.retain(|_, until| *until > now.elapsed);
-        let view = View {
+        let view = AllocationInputs {
             space: &self.space,
             who: &self.who,
             previous: &self.previous,
@@ -312,51 +314,51 @@ impl Claim {
             now,
         };
         let request = match decide(&view, random) {
-            Decision::Renew(lease) => Request::Renew(lease),
-            Decision::Take(lease) => Request::Take(lease),
-            Decision::Create(subnet) => Request::Create(subnet),
-            Decision::Release(lease) => Request::Release(lease),
+            Decision::Renew(lease) => LeaseRequest::Renew(lease),
+            Decision::Take(lease) => LeaseRequest::Take(lease),
+            Decision::Create(subnet) => LeaseRequest::Create(subnet),
+            Decision::Release(lease) => LeaseRequest::Release(lease),
             Decision::OutOfSubnets(shortage) => {
                 let latest = now.elapsed.saturating_add(LOOK_AGAIN);
                 let until = shortage.next_expiry.map_or(latest, |expiry| expiry.min(latest));
-                self.news.push(News::OutOfSubnets(shortage));
+                self.news.push(ClaimEvent::OutOfSubnets(shortage));
                 self.shortage = Some(shortage);
-                self.state = State::Waiting { until };
-                return Step::Rest(until);
+                self.state = ClaimState::Waiting { until };
+                return ClaimStep::Rest(until);
             }
         };
         self.send(request, now)
     }
 
-    fn send(&mut self, request: Request, now: Now) -> Step {
-        let held = match std::mem::replace(&mut self.state, State::Blind) {
-            State::Held(held) => Some(held),
+    fn send(&mut self, request: LeaseRequest, now: Now) -> ClaimStep {
+        let held = match std::mem::replace(&mut self.state, ClaimState::Blind) {
+            ClaimState::Held(held) => Some(held),
             _ => None,
         };
-        self.state = State::Sent { request: request.clone(), at: now.elapsed, held };
-        Step::Send(request)
+        self.state = ClaimState::Sent { request: request.clone(), at: now.elapsed, held };
+        ClaimStep::Send(request)
     }
 
     /// Takes the answer to the last step.
-    pub fn answer(&mut self, answer: Answer, now: Now, random: &mut Random<'_>) {
-        if answer == Answer::Failed {
+    pub fn answer(&mut self, answer: LeaseAnswer, now: Now, random: &mut Random<'_>) {
+        if answer == LeaseAnswer::Failed {
             let longest = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
             self.failures = self.failures.saturating_add(1);
             self.pause_for(longest, now, random);
         } else {
             self.failures = 0;
         }
-        let state = std::mem::replace(&mut self.state, State::Blind);
+        let state = std::mem::replace(&mut self.state, ClaimState::Blind);
         self.state = match (state, answer) {
-            (State::Sent { request, at, held }, answer) => self.answered(request, at, held, answer, now, random),
-            (state, Answer::Listed(leases)) => {
+            (ClaimState::Sent { request, at, held }, answer) => self.answered(request, at, held, answer, now, random),
+            (state, LeaseAnswer::Listed(leases)) => {
                 self.absorb(leases, now);
                 match state {
-                    State::Confirming { lease, granted } => self.confirm(&lease, granted, now, random),
-                    State::Held(held) => self.confirm_held(&held),
+                    ClaimState::Confirming { lease, granted } => self.confirm(&lease, granted, now, random),
+                    ClaimState::Held(held) => self.confirm_held(&held),
                     _ => {
                         self.check_in_use();
-                        State::Choosing
+                        ClaimState::Choosing
                     }
                 }
             }
@@ -364,28 +366,38 @@ impl Claim {
         };
     }
 
-    fn answered(&mut self, request: Request, at: Duration, held: Option<Held>, answer: Answer, now: Now, random: &mut Random<'_>) -> State {
+    fn answered(
+        &mut self,
+        request: LeaseRequest,
+        at: Duration,
+        held: Option<Held>,
+        answer: LeaseAnswer,
+        now: Now,
+        random: &mut Random<'_>,
+    ) -> ClaimState {
         match (request, held, answer) {
-            (Request::Renew(_), Some(_), Answer::Written(lease)) => {
-                self.news.push(News::Renewed(lease.subnet));
-                State::Held(self.granted(lease, at, random))
+            (LeaseRequest::Renew(_), Some(_), LeaseAnswer::Written(lease)) => {
+                self.news.push(ClaimEvent::Renewed(lease.subnet));
+                ClaimState::Held(self.granted(lease, at, random))
             }
-            (Request::Renew(_), Some(held), Answer::Conflict | Answer::Missing) => State::Held(Held { doubted: true, ..held }),
+            (LeaseRequest::Renew(_), Some(held), LeaseAnswer::Conflict | LeaseAnswer::Missing) => {
+                ClaimState::Held(Held { doubted: true, ..held })
+            }
             // What became of a lease that is not wanted, shows in the next list; if it is still there, it expires.
-            (_, Some(held), _) => State::Held(held),
-            (Request::Create(_) | Request::Take(_) | Request::Renew(_), None, Answer::Written(lease)) => {
-                State::Confirming { lease, granted: at }
+            (_, Some(held), _) => ClaimState::Held(held),
+            (LeaseRequest::Create(_) | LeaseRequest::Take(_) | LeaseRequest::Renew(_), None, LeaseAnswer::Written(lease)) => {
+                ClaimState::Confirming { lease, granted: at }
             }
-            (Request::Release(lease), None, Answer::Released | Answer::Missing) => {
+            (LeaseRequest::Release(lease), None, LeaseAnswer::Released | LeaseAnswer::Missing) => {
                 self.leases.remove(&lease.subnet);
-                State::Choosing
+                ClaimState::Choosing
             }
-            (Request::Create(subnet), None, Answer::Conflict) => {
+            (LeaseRequest::Create(subnet), None, LeaseAnswer::Conflict) => {
                 self.blocked.insert(subnet, now.elapsed.saturating_add(BLOCKED));
                 self.pause_for(FIRST_PAUSE, now, random);
-                State::Blind
+                ClaimState::Blind
             }
-            _ => State::Blind,
+            _ => ClaimState::Blind,
         }
     }
 
@@ -410,40 +422,40 @@ impl Claim {
     }
 
     /// Whether a lease that was granted is really held, now that the leases were listed after it.
-    fn confirm(&mut self, granted: &SubnetLease, at: Duration, now: Now, random: &mut Random<'_>) -> State {
-        let Some(lease) = self.own(granted.subnet) else { return State::Choosing };
+    fn confirm(&mut self, granted: &SubnetLease, at: Duration, now: Now, random: &mut Random<'_>) -> ClaimState {
+        let Some(lease) = self.own(granted.subnet) else { return ClaimState::Choosing };
         let rival = self
             .leases
             .values()
             .map(|seen| &seen.lease)
             .find(|other| other.subnet != lease.subnet && overlap(other.subnet, lease.subnet) && !self.who.holds(other));
         if let Some(rival) = rival {
-            self.news.push(News::Overlapped(lease.subnet, rival.subnet));
+            self.news.push(ClaimEvent::Overlapped(lease.subnet, rival.subnet));
             self.surplus.push(lease);
             self.pause_for(FIRST_PAUSE, now, random);
-            return State::Choosing;
+            return ClaimState::Choosing;
         }
         let others = self.leases.values().map(|seen| &seen.lease);
         self.surplus = others.filter(|other| other.subnet != lease.subnet && self.who.holds(other)).cloned().collect();
         self.leases.clear();
         (self.loss, self.shortage, self.in_use) = (None, None, None);
-        self.news.push(News::Leased(lease.subnet));
-        State::Held(self.granted(lease, at, random))
+        self.news.push(ClaimEvent::Leased(lease.subnet));
+        ClaimState::Held(self.granted(lease, at, random))
     }
 
     /// Whether a lease that was held still is, now that the leases were listed.
-    fn confirm_held(&mut self, held: &Held) -> State {
+    fn confirm_held(&mut self, held: &Held) -> ClaimState {
         let subnet = held.lease.subnet;
         if let Some(lease) = self.own(subnet) {
             self.leases.clear();
-            return State::Held(Held { lease, doubted: false, granted: held.granted, due: held.due });
+            return ClaimState::Held(Held { lease, doubted: false, granted: held.granted, due: held.due });
         }
-        let loss = Loss { subnet, holder: self.taken_by(subnet) };
-        self.news.push(News::Lost(loss.clone()));
+        let loss = LostLease { subnet, holder: self.taken_by(subnet) };
+        self.news.push(ClaimEvent::Lost(loss.clone()));
         self.loss = Some(loss);
         self.previous.retain(|previous| *previous != subnet);
         self.previous.insert(0, subnet);
-        State::Choosing
+        ClaimState::Choosing
     }
 
     /// Whether the subnet that this node uses is another node's by now. Nothing else was seen of it if there is no lease of it at all.
@@ -451,8 +463,8 @@ impl Claim {
         let Some(subnet) = self.in_use.filter(|subnet| self.own(*subnet).is_none()) else { return };
         if let Some(holder) = self.taken_by(subnet) {
             self.in_use = None;
-            let loss = Loss { subnet, holder: Some(holder) };
-            self.news.push(News::Lost(loss.clone()));
+            let loss = LostLease { subnet, holder: Some(holder) };
+            self.news.push(ClaimEvent::Lost(loss.clone()));
             self.loss = Some(loss);
         }
     }
@@ -472,28 +484,28 @@ impl Claim {
     }
 
     /// Takes what a watch has seen. It may be late: it makes one look or wait, and nothing is believed of it.
-    pub fn observe(&mut self, observed: Observed, now: Now) {
+    pub fn observe(&mut self, observed: LeaseObservation, now: Now) {
         match &mut self.state {
-            State::Held(held) => {
+            ClaimState::Held(held) => {
                 let subnet = held.lease.subnet;
                 held.doubted |= match observed {
-                    Observed::Changed(lease) => lease.subnet == subnet && !self.who.holds(&lease),
-                    Observed::Gone(gone) => gone == subnet,
-                    Observed::Listed(all) => !all.contains(&subnet),
+                    LeaseObservation::Changed(lease) => lease.subnet == subnet && !self.who.holds(&lease),
+                    LeaseObservation::Gone(gone) => gone == subnet,
+                    LeaseObservation::Listed(all) => !all.contains(&subnet),
                 };
             }
-            State::Waiting { until } => {
+            ClaimState::Waiting { until } => {
                 let before = self.leases.len();
                 let mut may_have = false;
                 match observed {
-                    Observed::Changed(lease) if Family::of_net(lease.subnet) == self.space.family() => {
+                    LeaseObservation::Changed(lease) if Family::of_net(lease.subnet) == self.space.family() => {
                         may_have = self.who.holds(&lease) || (lease.duration.is_none() && self.who.may_have(&lease));
                         let seen = seen(self.leases.get(&lease.subnet), lease, now);
                         self.leases.insert(seen.lease.subnet, seen);
                     }
-                    Observed::Changed(_) => {}
-                    Observed::Gone(subnet) => drop(self.leases.remove(&subnet)),
-                    Observed::Listed(all) => self.leases.retain(|subnet, _| all.contains(subnet)),
+                    LeaseObservation::Changed(_) => {}
+                    LeaseObservation::Gone(subnet) => drop(self.leases.remove(&subnet)),
+                    LeaseObservation::Listed(all) => self.leases.retain(|subnet, _| all.contains(subnet)),
                 }
                 if may_have || self.leases.len() < before {
                     *until = now.elapsed;
@@ -505,7 +517,7 @@ impl Claim {
 }
 
 /// A lease as it is seen now; since then, or since it was first seen like that.
-fn seen(before: Option<&Seen>, lease: SubnetLease, now: Now) -> Seen {
+fn seen(before: Option<&ObservedLease>, lease: SubnetLease, now: Now) -> ObservedLease {
     let same = before.filter(|before| (&before.lease.uid, &before.lease.version) == (&lease.uid, &lease.version));
-    Seen { since: same.map_or(now.elapsed, |before| before.since), lease }
+    ObservedLease { since: same.map_or(now.elapsed, |before| before.since), lease }
 }

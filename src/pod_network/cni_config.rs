@@ -38,7 +38,7 @@ pub fn is_read(name: &str) -> bool {
 
 /// What pods get by a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Serves {
+pub enum CniConfNetwork {
     /// The network of this node, by the plugin `sepal`.
     Sepal,
     /// The network of this node, by the plugin `flannel`, which reads the same subnet.env.
@@ -53,7 +53,7 @@ pub enum Serves {
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Valid {
+pub struct CniConf {
     /// Name of the file.
     pub file: String,
     /// Name of the network.
@@ -61,21 +61,21 @@ pub struct Valid {
     /// Types of its plugins, in their order.
     pub plugins: Vec<String>,
     /// What pods get by it.
-    pub serves: Serves,
+    pub serves: CniConfNetwork,
 }
 
 /// What a runtime makes of the files of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct CniConfChoice {
     /// The first valid one.
-    pub first: Option<Valid>,
+    pub first: Option<CniConf>,
     /// The files before it that are not valid, each with the cause.
     pub invalid: Vec<(String, String)>,
 }
 
 /// Something that an operator should know about the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct CniConfFinding {
     /// What runtimes do.
     pub found: String,
     /// What to do about it.
@@ -84,7 +84,7 @@ pub struct Finding {
     pub served: bool,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for CniConfFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}. What to do: {}", self.found, self.cure)
     }
@@ -92,9 +92,9 @@ impl fmt::Display for Finding {
 
 /// Finds the configuration that a runtime uses. `subnet_file` is the one that this program writes.
 #[must_use]
-pub fn choose(mut files: Vec<ConfFile>, subnet_file: &str) -> Choice {
+pub fn choose(mut files: Vec<ConfFile>, subnet_file: &str) -> CniConfChoice {
     files.sort_by(|one, other| one.name.cmp(&other.name));
-    let mut choice = Choice::default();
+    let mut choice = CniConfChoice::default();
     for ConfFile { name, content } in files.into_iter().filter(|file| is_read(&file.name)) {
         match content.and_then(|text| parse(&name, &text, subnet_file)) {
             Ok(valid) => {
@@ -117,7 +117,7 @@ struct Plugin {
 }
 
 /// Reads a file as libcni does: the keys of a list match as they are written, those of a plugin in any case.
-fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<Valid, String> {
+fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<CniConf, String> {
     let (network, plugins) = if file.ends_with(".conflist") {
         let list: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let Some(network) = list.get("name").and_then(Value::as_str) else { return Err("it has no name".to_owned()) };
@@ -134,39 +134,39 @@ fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<Valid, String> {
     }
     let read = if first.subnet_file.is_empty() { SUBNET_FILE } else { &first.subnet_file };
     let serves = match first.kind.as_str() {
-        "sepal" | "flannel" if read != subnet_file => Serves::OtherSubnet(read.to_owned()),
-        "sepal" => Serves::Sepal,
-        "flannel" => Serves::Flannel,
-        kind if DELEGATING.contains(&kind) => Serves::Delegated,
-        _ => Serves::Other,
+        "sepal" | "flannel" if read != subnet_file => CniConfNetwork::OtherSubnet(read.to_owned()),
+        "sepal" => CniConfNetwork::Sepal,
+        "flannel" => CniConfNetwork::Flannel,
+        kind if DELEGATING.contains(&kind) => CniConfNetwork::Delegated,
+        _ => CniConfNetwork::Other,
     };
-    Ok(Valid { file: file.to_owned(), network, plugins: plugins.into_iter().map(|plugin| plugin.kind).collect(), serves })
+    Ok(CniConf { file: file.to_owned(), network, plugins: plugins.into_iter().map(|plugin| plugin.kind).collect(), serves })
 }
 
-impl Choice {
+impl CniConfChoice {
     /// What to tell the operator. `own` is the name of this program's file in the folder.
     #[must_use]
-    pub fn finding(&self, folder: &str, own: &str, subnet_file: &str) -> Option<Finding> {
+    pub fn finding(&self, folder: &str, own: &str, subnet_file: &str) -> Option<CniConfFinding> {
         let (mut found, mut cures) = (Vec::new(), Vec::new());
         for (file, cause) in &self.invalid {
             found.push(format!("{folder}/{file} is not valid ({cause}): containerd gives pods no network, CRI-O skips the file"));
             cures.push(format!("correct {file} or move it out of the folder"));
         }
-        let other = self.first.as_ref().filter(|first| first.serves != Serves::Sepal);
-        if let Some(Valid { file, network, plugins, serves }) = other {
+        let other = self.first.as_ref().filter(|first| first.serves != CniConfNetwork::Sepal);
+        if let Some(CniConf { file, network, plugins, serves }) = other {
             let (effect, cure) = match serves {
-                Serves::Sepal | Serves::Flannel => (
+                CniConfNetwork::Sepal | CniConfNetwork::Flannel => (
                     "pods get this node's subnet by the plugin flannel".to_owned(),
                     format!("move {file} out of the folder when the flannel DaemonSet, which writes it at each start, is gone"),
                 ),
-                Serves::Delegated => {
+                CniConfNetwork::Delegated => {
                     ("its plugin may delegate to other files".to_owned(), format!("see that the default network of {file} is {own}"))
                 }
-                Serves::OtherSubnet(read) => (
+                CniConfNetwork::OtherSubnet(read) => (
                     format!("it reads {read}, and sepal writes {subnet_file}"),
                     format!("move {file} out of the folder, or set --subnet-file={read}"),
                 ),
-                Serves::Other => ("pods do not get sepal's network".to_owned(), format!("move {file} out of the folder")),
+                CniConfNetwork::Other => ("pods do not get sepal's network".to_owned(), format!("move {file} out of the folder")),
             };
             let plugins = plugins.join(", ");
             found.push(format!(
@@ -175,8 +175,8 @@ impl Choice {
             ));
             cures.push(cure);
         }
-        let served = other.is_none_or(|other| matches!(other.serves, Serves::Flannel | Serves::Delegated));
-        (!found.is_empty()).then(|| Finding { found: found.join("; "), cure: cures.join("; "), served })
+        let served = other.is_none_or(|other| matches!(other.serves, CniConfNetwork::Flannel | CniConfNetwork::Delegated));
+        (!found.is_empty()).then(|| CniConfFinding { found: found.join("; "), cure: cures.join("; "), served })
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
         format!(r#"{{"name":"cbr0","plugins":[{plugin},{{"type":"portmap"}}]}}"#)
     }
 
-    fn finding(others: &[(&str, &str)]) -> Option<Finding> {
+    fn finding(others: &[(&str, &str)]) -> Option<CniConfFinding> {
         let own = list(r#"{"type":"sepal"}"#);
         choose(files(&[others, &[(OWN, &own)]].concat()), SUBNET_FILE).finding("/d", OWN, SUBNET_FILE)
     }

@@ -11,11 +11,11 @@ use super::settings::NetworkSettings;
 use crate::cluster::Family;
 use crate::cluster::ip::host_net;
 
-use super::interface::External;
+use super::interface::ExternalInterface;
 use super::mtu::Mtu;
 use super::own_lease::OwnLease;
-use super::peers::{Peers, Remote};
-use super::refusal::{Reason, Refusal};
+use super::peers::{Peers, RemoteSubnet};
+use super::refusal::{PeerRefusal, RefusalReason};
 use super::routing::RoutingTable;
 use crate::cluster::families::PerFamily;
 use crate::netlink::entry::{EntryChange, FdbEntry, Neighbour, OUR_PROTOCOL, Route, RouteKind};
@@ -80,12 +80,12 @@ pub struct DesiredEntries {
     /// For nobody: the route that swallows what no pod of this node has.
     pub own: Vec<Entry>,
     /// Peers that cannot be reached with this backend.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<PeerRefusal>,
 }
 
 /// What is asked for, and what it is asked of.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct DesiredInputs<'a> {
     /// net-conf.json.
     pub conf: &'a NetConf,
     /// The rest.
@@ -93,12 +93,12 @@ pub struct Wanted<'a> {
     /// This node's own part.
     pub own: &'a OwnLease,
     /// The interface that outer packets leave by.
-    pub external: &'a External,
+    pub external: &'a ExternalInterface,
     /// How large they can be.
     pub mtu: &'a Mtu,
 }
 
-impl Wanted<'_> {
+impl DesiredInputs<'_> {
     /// The links that should be there; none for host-gw.
     #[must_use]
     pub fn links(&self) -> Vec<DesiredLink> {
@@ -141,10 +141,10 @@ impl Wanted<'_> {
             for (family, remote) in remotes.iter().filter(|(family, _)| self.own.subnets.get(*family).is_some()) {
                 match self.conf.backend {
                     Backend::HostGw if table.neighbour_link(remote.public_ip) != Some(self.external.index) => {
-                        desired.refused.push(Refusal {
+                        desired.refused.push(PeerRefusal {
                             node: name.clone(),
                             family: Some(family),
-                            reason: Reason::NotOnLink(remote.public_ip),
+                            reason: RefusalReason::NotOnLink(remote.public_ip),
                         });
                     }
                     Backend::HostGw => entries.push(direct(remote, self.external.index)),
@@ -169,11 +169,11 @@ impl Wanted<'_> {
     }
 }
 
-fn direct(remote: &Remote, link: u32) -> Entry {
+fn direct(remote: &RemoteSubnet, link: u32) -> Entry {
     Entry::Route(Route { gateway: Some(remote.public_ip), link: Some(link), ..to(remote.subnet) })
 }
 
-fn tunnelled(remote: &Remote, link: u32, mac: Mac) -> [Entry; 3] {
+fn tunnelled(remote: &RemoteSubnet, link: u32, mac: Mac) -> [Entry; 3] {
     let base: IpAddr = remote.subnet.network();
     [
         Entry::Neighbour(Neighbour { link, ip: base, mac, permanent: true }),

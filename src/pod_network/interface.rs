@@ -48,7 +48,7 @@ impl InterfaceOptions {
 
 /// The interface that outer packets leave by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct External {
+pub struct ExternalInterface {
     /// The kernel's number of it.
     pub index: u32,
     /// Its name.
@@ -63,7 +63,7 @@ pub struct External {
     pub why: String,
 }
 
-impl External {
+impl ExternalInterface {
     /// Whether backend host-gw can work with it.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ pub fn select(
     node_ips: &[IpAddr],
     links: &[Link],
     routes: &[Route],
-) -> Result<External, NoInterface> {
+) -> Result<ExternalInterface, NoInterface> {
     let selection = Selection { options, families, links, routes };
     if options.names.is_empty() && options.patterns.is_empty() && options.can_reach.is_none() {
         // As flannel has it, an address to publish names the interface, too.
@@ -143,7 +143,7 @@ struct Selection<'a> {
 }
 
 impl<'a> Selection<'a> {
-    fn by_address(&self, ip: IpAddr, why: &str) -> Result<External, String> {
+    fn by_address(&self, ip: IpAddr, why: &str) -> Result<ExternalInterface, String> {
         let carries = |link: &&Link| has_address(link, ip);
         let version = if ip.is_ipv6() { "v6 " } else { "" };
         let missing = || format!("error looking up {version}interface {ip}: no interface with given IP found");
@@ -151,13 +151,13 @@ impl<'a> Selection<'a> {
         self.external(link, &[ip], format!("{why}, {ip}"))
     }
 
-    fn by_name(&self, name: &str) -> Result<External, String> {
+    fn by_name(&self, name: &str) -> Result<ExternalInterface, String> {
         let missing = || format!("error looking up interface {name}: no such network interface");
         let link = self.links.iter().find(|link| link.name == name).ok_or_else(missing)?;
         self.external(link, &[], "--iface names it".into())
     }
 
-    fn by_pattern(&self, pattern: &str) -> Result<External, String> {
+    fn by_pattern(&self, pattern: &str) -> Result<ExternalInterface, String> {
         if pattern.is_empty() {
             return self.by_default_route();
         }
@@ -186,7 +186,7 @@ impl<'a> Selection<'a> {
 
     /// The interface and the source address that the kernel takes for packets to an address. The source may be another interface's: the
     /// loopback carries the addresses of hosts that announce themselves by a routing protocol.
-    fn by_reach(&self, ip: IpAddr) -> Result<External, String> {
+    fn by_reach(&self, ip: IpAddr) -> Result<ExternalInterface, String> {
         let failed = |cause: &str| format!("failed to get ifcanreach based interface: couldn't lookup route to {ip}: {cause}");
         let route = self.options.reached.as_ref().ok_or_else(|| failed("the kernel was not asked"))?.as_ref();
         let route = route.map_err(|cause| failed(cause))?;
@@ -196,7 +196,7 @@ impl<'a> Selection<'a> {
 
     /// The interface that carries one of the Node's own addresses, and has one of every family. A loopback and a tunnel carry no
     /// packets of their own.
-    fn by_node(&self, node_ips: &[IpAddr]) -> Option<External> {
+    fn by_node(&self, node_ips: &[IpAddr]) -> Option<ExternalInterface> {
         let wanted = node_ips.iter().filter(|ip| self.families.contains(&Family::of(**ip)));
         wanted.into_iter().find_map(|ip| {
             let carries = |link: &&Link| !matches!(link.kind, LinkKind::Loopback | LinkKind::Vxlan(_)) && has_address(link, *ip);
@@ -206,7 +206,7 @@ impl<'a> Selection<'a> {
         })
     }
 
-    fn by_default_route(&self) -> Result<External, String> {
+    fn by_default_route(&self) -> Result<ExternalInterface, String> {
         let mut first: Option<&Link> = None;
         for family in self.families {
             let (version, of_version) = if *family == Family::V6 { ("v6 ", "default v6") } else { ("", "default") };
@@ -234,7 +234,7 @@ impl<'a> Selection<'a> {
     }
 
     /// A link as the external interface. A family without an address among `addresses` gets the link's best one.
-    fn external(&self, link: &Link, addresses: &[IpAddr], why: String) -> Result<External, String> {
+    fn external(&self, link: &Link, addresses: &[IpAddr], why: String) -> Result<ExternalInterface, String> {
         let mut own = PerFamily::default();
         let mut local = PerFamily::default();
         for family in self.families {
@@ -251,7 +251,7 @@ impl<'a> Selection<'a> {
         if link.mtu == 0 {
             return Err(format!("failed to determine MTU for {} interface", link.name));
         }
-        Ok(External { index: link.index, name: link.name.clone(), mtu: link.mtu, addresses: own, local, why })
+        Ok(ExternalInterface { index: link.index, name: link.name.clone(), mtu: link.mtu, addresses: own, local, why })
     }
 }
 
@@ -340,7 +340,7 @@ mod tests {
     fn chosen(options: &InterfaceOptions, families: &[Family], node_ips: &[&str]) -> Result<String, String> {
         let (links, routes) = host();
         let node_ips: Vec<IpAddr> = node_ips.iter().map(|ip| ip.parse().expect("an address")).collect();
-        let shown = |external: External| {
+        let shown = |external: ExternalInterface| {
             let ips: Vec<String> = external.local.iter().map(|(_, ip)| ip.to_string()).collect();
             format!("{} {}", external.name, ips.join(" "))
         };

@@ -18,7 +18,7 @@ use crate::netlink::link::{Link, LinkKind};
 
 /// What is known of the network whose leftovers are looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct FormerNetwork {
     /// What subnet.env says; nothing if there is none.
     pub env: SubnetEnv,
     /// net-conf.json, if there is one that makes sense.
@@ -28,7 +28,7 @@ pub struct Known {
 /// VXLAN links that go: those with flannel's names and an address in the network, or a route of ours; and the one that net-conf.json
 /// names.
 #[must_use]
-pub fn links<'l>(live: &'l Live, known: &Known) -> Vec<&'l Link> {
+pub fn links<'l>(live: &'l Live, known: &FormerNetwork) -> Vec<&'l Link> {
     let networks = [Some(&known.env.networks), known.conf.as_ref().map(|conf| &conf.networks)];
     let former = |networks: &PerFamily<IpNetwork>| plan::links(&[], networks, live, &BTreeMap::new()).changes;
     let former: Vec<LinkChange> = networks.into_iter().flatten().flat_map(former).collect();
@@ -40,7 +40,7 @@ pub fn links<'l>(live: &'l Live, known: &Known) -> Vec<&'l Link> {
 
 /// VXLAN links with flannel's names of which nothing tells that they are this network's, so that they stay.
 #[must_use]
-pub fn doubtful<'l>(live: &'l Live, known: &Known) -> Vec<&'l Link> {
+pub fn doubtful<'l>(live: &'l Live, known: &FormerNetwork) -> Vec<&'l Link> {
     let ours = links(live, known);
     let is_flannels = |link: &Link| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
@@ -56,7 +56,7 @@ fn has(link: &Link, family: Family, vni: u32) -> bool {
 
 /// Routes that go: those of our protocol, and the one with which flannel swallows what no pod of this node has.
 #[must_use]
-pub fn routes(live: &Live, known: &Known) -> Vec<EntryChange> {
+pub fn routes(live: &Live, known: &FormerNetwork) -> Vec<EntryChange> {
     let ours = plan::entries(&DesiredEntries::default(), &PerFamily::default(), live);
     let swallows = |route: &&Route| {
         let subnet = known.env.subnets.get(Family::of_net(route.destination));
@@ -140,20 +140,20 @@ mod tests {
     #[test]
     fn links_are_known_by_their_addresses_their_routes_or_by_net_conf() {
         let env = SubnetEnv::read("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_IPV6_NETWORK=fd10:244::/32\n");
-        let known = Known { env, conf: None };
+        let known = FormerNetwork { env, conf: None };
         assert_eq!(names(&links(&live(), &known)), ["flannel.1", "flannel-v6.1", "flannel.11"]);
         assert_eq!(names(&doubtful(&live(), &known)), ["flannel.7", "flannel.8"]);
         let conf = NetConf::parse(r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan","VNI":8}}"#).expect("a good one");
-        let known = Known { conf: Some(conf), ..known };
+        let known = FormerNetwork { conf: Some(conf), ..known };
         assert_eq!(names(&links(&live(), &known)), ["flannel.1", "flannel-v6.1", "flannel.7", "flannel.8", "flannel.11"]);
         assert!(doubtful(&live(), &known).is_empty());
         // Where nothing is known, only our routes tell.
-        assert_eq!(names(&links(&live(), &Known::default())), ["flannel.11"]);
+        assert_eq!(names(&links(&live(), &FormerNetwork::default())), ["flannel.11"]);
     }
 
     #[test]
     fn routes_are_known_by_their_protocol() {
-        let routes = |known: &Known| -> Vec<String> {
+        let routes = |known: &FormerNetwork| -> Vec<String> {
             let change = |change| match change {
                 EntryChange::NoRoute(route) => format!("{} {}", route.destination, route.protocol),
                 other => panic!("{other:?}"),
@@ -162,8 +162,8 @@ mod tests {
         };
         let ours =
             [format!("10.244.2.0/24 {OUR_PROTOCOL}"), format!("10.244.4.0/24 {OUR_PROTOCOL}"), format!("fd10:244:1::/64 {OUR_PROTOCOL}")];
-        assert_eq!(routes(&Known::default()), ours);
-        let known = Known { env: SubnetEnv::read("FLANNEL_SUBNET=10.244.1.1/24\n"), conf: None };
+        assert_eq!(routes(&FormerNetwork::default()), ours);
+        let known = FormerNetwork { env: SubnetEnv::read("FLANNEL_SUBNET=10.244.1.1/24\n"), conf: None };
         let flannels = format!("10.244.1.0/24 {BOOT_PROTOCOL}");
         assert_eq!(routes(&known), [&ours[..], &[flannels]].concat());
     }

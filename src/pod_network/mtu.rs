@@ -23,7 +23,7 @@ pub struct Mtu {
     "an MTU of {outer} for outer packets leaves {inner} for pods, and {family} needs {} at least: set a larger MTU on the external interface (or for Backend.MTU in net-conf.json, if it is set there)",
     least(*.family)
 )]
-pub struct TooSmall {
+pub struct MtuTooSmall {
     /// MTU of the outer packets.
     pub outer: u32,
     /// What is left of it.
@@ -37,7 +37,7 @@ pub struct TooSmall {
 ///
 /// # Errors
 /// What is left is less than a family needs.
-pub fn mtu(conf: &NetConf, external: u32) -> Result<Mtu, TooSmall> {
+pub fn mtu(conf: &NetConf, external: u32) -> Result<Mtu, MtuTooSmall> {
     let asked = conf.backend.vxlan().and_then(|vxlan| vxlan.mtu);
     let outer = asked.unwrap_or(external).min(external);
     let mut links = PerFamily::default();
@@ -45,7 +45,7 @@ pub fn mtu(conf: &NetConf, external: u32) -> Result<Mtu, TooSmall> {
         let taken = if conf.backend.vxlan().is_some() { overhead(family) } else { 0 };
         let inner = outer.saturating_sub(taken);
         if inner < least(family) {
-            return Err(TooSmall { outer, inner, family });
+            return Err(MtuTooSmall { outer, inner, family });
         }
         links.set(family, Some(inner));
     }
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn less_than_a_family_needs_is_refused() {
         let too_small = mtu(&conf("46", r#"{"Type":"vxlan"}"#), 1349).expect_err("too small");
-        assert_eq!(too_small, TooSmall { outer: 1349, inner: 1279, family: Family::V6 });
+        assert_eq!(too_small, MtuTooSmall { outer: 1349, inner: 1279, family: Family::V6 });
         assert!(too_small.to_string().contains("leaves 1279 for pods, and ipv6 needs 1280 at least"));
         assert!(mtu(&conf("4", r#"{"Type":"vxlan"}"#), 1349).is_ok());
         assert!(mtu(&conf("6", r#"{"Type":"host-gw"}"#), 1279).is_err());

@@ -27,14 +27,14 @@ pub struct NetConf {
     /// `EnableNFTables`: asked for, and not done.
     pub nftables: bool,
     /// What is said about single subnets, of the families that are on.
-    pub subnets: PerFamily<AskedSubnets>,
+    pub subnets: PerFamily<SubnetOptions>,
     /// How packets get to other nodes.
     pub backend: Backend,
 }
 
 /// What is asked for about the nodes' subnets; only whoever hands them out looks at it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AskedSubnets {
+pub struct SubnetOptions {
     /// `SubnetLen`, `IPv6SubnetLen`; 0 for the usual.
     pub length: u64,
     /// `SubnetMin`, `IPv6SubnetMin`.
@@ -160,7 +160,7 @@ impl NetConf {
         Self {
             networks: PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: None },
             nftables: false,
-            subnets: PerFamily { v4: Some(AskedSubnets::default()), v6: None },
+            subnets: PerFamily { v4: Some(SubnetOptions::default()), v6: None },
             backend: Backend::Vxlan(VxlanConf::default()),
         }
     }
@@ -330,9 +330,9 @@ impl Keys {
         network().map(Some).ok_or_else(|| bad(key, format!("invalid {} CIDR format: {text:?}", name(family))))
     }
 
-    fn asked_subnets(&self, [length, min, max]: [&'static str; 3], family: Family) -> Result<AskedSubnets, BadNetConf> {
+    fn asked_subnets(&self, [length, min, max]: [&'static str; 3], family: Family) -> Result<SubnetOptions, BadNetConf> {
         let length: u64 = self.value(length, "a whole number")?.unwrap_or_default();
-        Ok(AskedSubnets { length, min: self.address(min, family)?, max: self.address(max, family)? })
+        Ok(SubnetOptions { length, min: self.address(min, family)?, max: self.address(max, family)? })
     }
 }
 

@@ -11,14 +11,14 @@ use crate::cluster::Family;
 
 use super::node::NetworkNode;
 use super::own_lease::{OwnLease, within};
-use super::refusal::{Reason, Refusal};
+use super::refusal::{PeerRefusal, RefusalReason};
 use crate::cluster::families::PerFamily;
 use crate::netlink::entry::Live;
 use crate::netlink::mac::Mac;
 
 /// Where one node's pods are, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Remote {
+pub struct RemoteSubnet {
     /// Their subnet.
     pub subnet: IpNetwork,
     /// The node that outer packets go to.
@@ -31,16 +31,16 @@ pub struct Remote {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
     /// Nodes that are accepted, by name, in the families in which they are.
-    pub accepted: BTreeMap<Box<str>, PerFamily<Remote>>,
+    pub accepted: BTreeMap<Box<str>, PerFamily<RemoteSubnet>>,
     /// Why others are not.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<PeerRefusal>,
 }
 
 /// What the kernel is programmed for: subnets, each with the node's address that its packets go to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Programmed(HashSet<(IpNetwork, IpAddr)>);
+pub struct LiveSubnets(HashSet<(IpNetwork, IpAddr)>);
 
-impl Programmed {
+impl LiveSubnets {
     /// What the kernel's tables come to.
     #[must_use]
     pub fn of_live(live: &Live) -> Self {
@@ -68,7 +68,7 @@ impl Peers {
         self.refused.retain(|refusal| *refusal.node != *name);
         self.accepted.remove(name);
         let Some(node) = node.filter(|_| *name != *own.node) else { return true };
-        let mut refuse = |family, reason| self.refused.push(Refusal { node: name.into(), family, reason });
+        let mut refuse = |family, reason| self.refused.push(PeerRefusal { node: name.into(), family, reason });
         let mut remotes = PerFamily::default();
         if let Err(reason) = takes_part(node, conf) {
             refuse(None, reason);
@@ -80,7 +80,7 @@ impl Peers {
                 }
             }
         }
-        let clashes = |(family, remote): (Family, &Remote)| {
+        let clashes = |(family, remote): (Family, &RemoteSubnet)| {
             let others = self.accepted.values().filter_map(|others| others.get(family));
             others.into_iter().any(|other| other.clashes(remote)) || Taken::new(own, family).clash(remote).is_some()
         };
@@ -95,7 +95,7 @@ impl Peers {
     }
 }
 
-impl Remote {
+impl RemoteSubnet {
     /// Whether it cannot be beside another one of the same family.
     fn clashes(&self, other: &Self) -> bool {
         overlap(self.subnet, other.subnet)
@@ -109,12 +109,12 @@ impl Remote {
 /// Sorts all Nodes but this node's own into what can be believed and what cannot. Of two that contradict each other the one that is
 /// programmed wins, then the older one, then the first by name: so the outcome does not depend on the order in which they become known.
 #[must_use]
-pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLease, conf: &NetConf, programmed: &Programmed) -> Peers {
+pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLease, conf: &NetConf, programmed: &LiveSubnets) -> Peers {
     let mut peers = Peers::default();
     let mut candidates: PerFamily<Vec<Candidate<'a>>> = conf.networks.families().map(|family| (family, Vec::new())).collect();
     for node in nodes.into_iter().filter(|node| *node.name != *own.node) {
         if let Err(reason) = takes_part(node, conf) {
-            peers.refused.push(Refusal { node: node.name.clone(), family: None, reason });
+            peers.refused.push(PeerRefusal { node: node.name.clone(), family: None, reason });
             continue;
         }
         for (family, network) in conf.networks.iter() {
@@ -127,7 +127,7 @@ pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLeas
                         Family::V6 => candidates.v6.get_or_insert_default().push(candidate),
                     }
                 }
-                Err(reason) => peers.refused.push(Refusal { node: node.name.clone(), family: Some(family), reason }),
+                Err(reason) => peers.refused.push(PeerRefusal { node: node.name.clone(), family: Some(family), reason }),
             }
         }
     }
@@ -141,7 +141,7 @@ pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLeas
                     taken.add(&node.name, &remote);
                     peers.accepted.entry(node.name.clone()).or_default().set(family, Some(remote));
                 }
-                Some(reason) => peers.refused.push(Refusal { node: node.name.clone(), family: Some(family), reason }),
+                Some(reason) => peers.refused.push(PeerRefusal { node: node.name.clone(), family: Some(family), reason }),
             }
         }
     }
@@ -152,7 +152,7 @@ pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLeas
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     node: &'a NetworkNode,
-    remote: Remote,
+    remote: RemoteSubnet,
     is_programmed: bool,
 }
 
@@ -163,55 +163,55 @@ impl Candidate<'_> {
     }
 }
 
-fn takes_part(node: &NetworkNode, conf: &NetConf) -> Result<(), Reason> {
+fn takes_part(node: &NetworkNode, conf: &NetConf) -> Result<(), RefusalReason> {
     let annotations = &node.annotations;
     if !annotations.managed {
-        return Err(Reason::NotManaged);
+        return Err(RefusalReason::NotManaged);
     }
     if annotations.backend_type.as_deref() != Some(conf.backend.as_str()) {
-        return Err(Reason::OtherBackend(annotations.backend_type.clone()));
+        return Err(RefusalReason::OtherBackend(annotations.backend_type.clone()));
     }
-    node.pod_cidrs.as_ref().map(|_| ()).map_err(|bad| Reason::PodCidrs(bad.clone()))
+    node.pod_cidrs.as_ref().map(|_| ()).map_err(|bad| RefusalReason::PodCidrs(bad.clone()))
 }
 
 /// What a node says of itself in one family, as far as that can be judged without other nodes.
-fn remote(node: &NetworkNode, family: Family, network: IpNetwork, own: &OwnLease, conf: &NetConf) -> Result<Remote, Reason> {
-    let cidrs = node.pod_cidrs.as_ref().map_err(|bad| Reason::PodCidrs(bad.clone()))?;
-    let subnet = *cidrs.get(family).ok_or(Reason::NoPodCidr)?;
+fn remote(node: &NetworkNode, family: Family, network: IpNetwork, own: &OwnLease, conf: &NetConf) -> Result<RemoteSubnet, RefusalReason> {
+    let cidrs = node.pod_cidrs.as_ref().map_err(|bad| RefusalReason::PodCidrs(bad.clone()))?;
+    let subnet = *cidrs.get(family).ok_or(RefusalReason::NoPodCidr)?;
     if !within(subnet, network) {
-        return Err(Reason::OutsideNetwork(subnet, network));
+        return Err(RefusalReason::OutsideNetwork(subnet, network));
     }
     if subnet == network {
-        return Err(Reason::WholeNetwork(network));
+        return Err(RefusalReason::WholeNetwork(network));
     }
     if let Some(ours) = own.subnets.get(family).filter(|ours| overlap(**ours, subnet)) {
-        return Err(Reason::OverlapsOurs(subnet, *ours));
+        return Err(RefusalReason::OverlapsOurs(subnet, *ours));
     }
-    let public_ip = node.annotations.public_ip(family).map_err(Reason::Annotation)?.ok_or(Reason::NoPublicIp)?;
+    let public_ip = node.annotations.public_ip(family).map_err(RefusalReason::Annotation)?.ok_or(RefusalReason::NoPublicIp)?;
     if !is_usable(public_ip) {
-        return Err(Reason::BadPublicIp(public_ip));
+        return Err(RefusalReason::BadPublicIp(public_ip));
     }
     let ours = |addresses: &PerFamily<IpAddr>| addresses.get(family) == Some(&public_ip);
     if ours(&own.local) || ours(&own.published) {
-        return Err(Reason::ClaimsOurAddress(public_ip));
+        return Err(RefusalReason::ClaimsOurAddress(public_ip));
     }
     if subnet.contains(public_ip) {
-        return Err(Reason::SwallowsNode(subnet, public_ip));
+        return Err(RefusalReason::SwallowsNode(subnet, public_ip));
     }
     let mac = match &conf.backend.vxlan() {
         None => None,
         Some(vxlan) => {
-            let data = node.annotations.vxlan(family).map_err(Reason::Annotation)?.ok_or(Reason::NoBackendData)?;
+            let data = node.annotations.vxlan(family).map_err(RefusalReason::Annotation)?.ok_or(RefusalReason::NoBackendData)?;
             if let Some(vni) = data.vni.filter(|vni| *vni != vxlan.vni) {
-                return Err(Reason::OtherVni(vni, vxlan.vni));
+                return Err(RefusalReason::OtherVni(vni, vxlan.vni));
             }
             if own.macs.get(family) == Some(&data.mac) {
-                return Err(Reason::ClaimsOurMac(data.mac));
+                return Err(RefusalReason::ClaimsOurMac(data.mac));
             }
             Some(data.mac)
         }
     };
-    Ok(Remote { subnet, public_ip, mac })
+    Ok(RemoteSubnet { subnet, public_ip, mac })
 }
 
 /// Whether packets can be sent to an address as to one host.
@@ -250,26 +250,26 @@ impl<'a> Taken<'a> {
         taken
     }
 
-    fn clash(&self, remote: &Remote) -> Option<Reason> {
-        let Remote { subnet, public_ip, mac } = *remote;
+    fn clash(&self, remote: &RemoteSubnet) -> Option<RefusalReason> {
+        let RemoteSubnet { subnet, public_ip, mac } = *remote;
         let before = |ip: IpAddr| self.subnets.range(..=ip).next_back().map(|(_, (subnet, node))| (*subnet, *node));
         if let Some((theirs, other)) = before(subnet.broadcast()).filter(|(theirs, _)| overlap(*theirs, subnet)) {
-            return Some(Reason::Overlaps(subnet, theirs, other.into()));
+            return Some(RefusalReason::Overlaps(subnet, theirs, other.into()));
         }
         if let Some(other) = self.addresses.get(&public_ip) {
-            return Some(Reason::SameAddress(public_ip, (*other).into()));
+            return Some(RefusalReason::SameAddress(public_ip, (*other).into()));
         }
         if let Some((ip, _)) = self.addresses.range(subnet.network()..=subnet.broadcast()).next() {
-            return Some(Reason::SwallowsNode(subnet, *ip));
+            return Some(RefusalReason::SwallowsNode(subnet, *ip));
         }
         if let Some((_, other)) = before(public_ip).filter(|(theirs, _)| theirs.contains(public_ip)) {
-            return Some(Reason::InsideSubnet(public_ip, other.into()));
+            return Some(RefusalReason::InsideSubnet(public_ip, other.into()));
         }
         let other = self.macs.get(&mac?)?;
-        Some(Reason::SameMac(mac?, (*other).into()))
+        Some(RefusalReason::SameMac(mac?, (*other).into()))
     }
 
-    fn add(&mut self, node: &'a str, remote: &Remote) {
+    fn add(&mut self, node: &'a str, remote: &RemoteSubnet) {
         debug_assert!(Family::of(remote.public_ip) == self.family && node != self.own.node);
         self.subnets.insert(remote.subnet.network(), (remote.subnet, node));
         self.addresses.insert(remote.public_ip, node);
@@ -327,7 +327,7 @@ mod tests {
     }
 
     fn sorted(nodes: &[NetworkNode]) -> Peers {
-        peers(nodes, &own(), &NetConf::parse(CONF).expect("good"), &Programmed::default())
+        peers(nodes, &own(), &NetConf::parse(CONF).expect("good"), &LiveSubnets::default())
     }
 
     fn reasons(peers: &Peers) -> Vec<String> {
@@ -342,7 +342,7 @@ mod tests {
     fn what_makes_sense_is_accepted() {
         let peers = sorted(&[node(1, &[]), node(2, &[]), node(3, &[])]);
         assert_eq!((peers.accepted.len(), peers.refused.len()), (2, 0));
-        let v4 = Remote {
+        let v4 = RemoteSubnet {
             subnet: "10.244.2.0/24".parse().expect("a CIDR"),
             public_ip: [192, 168, 0, 2].into(),
             mac: "02:00:00:00:04:02".parse().ok(),
@@ -410,7 +410,7 @@ mod tests {
             );
         }
         // What is programmed wins over what is older.
-        let programmed = Programmed([("10.244.2.0/24".parse().expect("a CIDR"), [192, 168, 0, 2].into())].into());
+        let programmed = LiveSubnets([("10.244.2.0/24".parse().expect("a CIDR"), [192, 168, 0, 2].into())].into());
         let peers = peers(&[old, young], &own(), &NetConf::parse(CONF).expect("good"), &programmed);
         assert_eq!(reasons(&peers), ["n2 ipv6 same_address", "n3 ipv4 same_address"]);
     }
@@ -422,7 +422,7 @@ mod tests {
             &[node(2, &[("backend-type", "host-gw"), ("backend-data", "null"), ("backend-v6-data", "")])],
             &own(),
             &NetConf::parse(&conf).expect("good"),
-            &Programmed::default(),
+            &LiveSubnets::default(),
         );
         assert_eq!(peers.refused, []);
         assert_eq!(peers.accepted["n2"].v4.map(|remote| remote.mac), Some(None));
@@ -455,7 +455,7 @@ mod tests {
             } else {
                 nodes.insert(name.clone(), changed)
             };
-            let whole = peers(nodes.values(), &own, &conf, &Programmed::default());
+            let whole = peers(nodes.values(), &own, &conf, &LiveSubnets::default());
             if sorted.follow(&name, nodes.get(&name), &own, &conf) {
                 assert_eq!(sorted, whole);
                 alone += 1;

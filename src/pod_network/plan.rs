@@ -21,7 +21,7 @@ use crate::netlink::mac::Mac;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryPlan {
     /// The steps, in groups that do not depend on each other.
-    pub groups: Vec<Group>,
+    pub groups: Vec<EntryGroup>,
     /// Routes of other programs with the destination and the metric of one of ours. The steps replace or delete them.
     pub replaced: Vec<ForeignRoute>,
     /// Routes of other programs that the kernel prefers to ours, and routes of the kernel in the place of ours. They stay.
@@ -30,7 +30,7 @@ pub struct EntryPlan {
 
 /// Steps that are taken one after the other; when one fails the rest of them wait for the next try.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
+pub struct EntryGroup {
     /// The peer that they are for; `None` for what is nobody's.
     pub node: Option<Box<str>>,
     /// The steps.
@@ -78,7 +78,7 @@ impl EntryPlan {
 
     fn add(&mut self, node: Option<Box<str>>, changes: Vec<EntryChange>) {
         if !changes.is_empty() {
-            self.groups.push(Group { node, changes });
+            self.groups.push(EntryGroup { node, changes });
         }
     }
 }
@@ -344,7 +344,7 @@ mod tests {
             EntryChange::Fdb(entry) => format!("+fdb {} {}", entry.mac.0[5], entry.host),
             EntryChange::NoFdb(entry) => format!("-fdb {} {}", entry.mac.0[5], entry.host),
         };
-        let group = |group: &Group| {
+        let group = |group: &EntryGroup| {
             let changes: Vec<String> = group.changes.iter().map(shown).collect();
             format!("{}: {}", group.node.as_deref().unwrap_or("nobody"), changes.join(", "))
         };

@@ -13,18 +13,18 @@ use crate::netlink::mac::Mac;
 
 /// A node that is not programmed, or not in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct PeerRefusal {
     /// The node.
     pub node: Box<str>,
     /// The family; `None` for all of it.
     pub family: Option<Family>,
     /// Why.
-    pub reason: Reason,
+    pub reason: RefusalReason,
 }
 
 /// Why a node is not programmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum RefusalReason {
     /// It does not take part, or does no longer: it lacks the annotation.
     NotManaged,
     /// It uses another backend.
@@ -67,7 +67,7 @@ pub enum Reason {
     NotOnLink(IpAddr),
 }
 
-impl Reason {
+impl RefusalReason {
     /// A word for it, for metrics.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
@@ -101,7 +101,7 @@ impl Reason {
 
 const SAME_ADDRESS: &str = "Every node needs an address of its own: where all machines have one interface with the same address (Vagrant's first one has 10.0.2.15), say --iface, --iface-regex or --public-ip on each, or annotate its Node with public-ip-overwrite. If the other node is gone, delete its Node";
 
-impl fmt::Display for Refusal {
+impl fmt::Display for PeerRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node {}", self.node)?;
         if let Some(family) = self.family {
@@ -109,37 +109,39 @@ impl fmt::Display for Refusal {
         }
         f.write_str(": ")?;
         match &self.reason {
-            Reason::NotManaged => f.write_str("its annotation kube-subnet-manager is not true, so it does not take part"),
-            Reason::OtherBackend(Some(kind)) => write!(f, "its backend is {kind}; all nodes need the same Backend in net-conf.json"),
-            Reason::OtherBackend(None) => f.write_str("it does not say what its backend is (annotation backend-type)"),
-            Reason::PodCidrs(bad) => f.write_str(&bad.of_node(&self.node)),
-            Reason::NoPodCidr => f.write_str("it has no pod CIDR in this family"),
-            Reason::OutsideNetwork(subnet, network) => write!(f, "its pod CIDR {subnet} is not inside the network {network}"),
-            Reason::WholeNetwork(network) => {
+            RefusalReason::NotManaged => f.write_str("its annotation kube-subnet-manager is not true, so it does not take part"),
+            RefusalReason::OtherBackend(Some(kind)) => write!(f, "its backend is {kind}; all nodes need the same Backend in net-conf.json"),
+            RefusalReason::OtherBackend(None) => f.write_str("it does not say what its backend is (annotation backend-type)"),
+            RefusalReason::PodCidrs(bad) => f.write_str(&bad.of_node(&self.node)),
+            RefusalReason::NoPodCidr => f.write_str("it has no pod CIDR in this family"),
+            RefusalReason::OutsideNetwork(subnet, network) => write!(f, "its pod CIDR {subnet} is not inside the network {network}"),
+            RefusalReason::WholeNetwork(network) => {
                 write!(f, "its pod CIDR is all of the network {network}, which would leave nothing for other nodes")
             }
-            Reason::OverlapsOurs(subnet, own) => write!(f, "its pod CIDR {subnet} overlaps this node's {own}"),
-            Reason::Overlaps(subnet, theirs, other) => write!(f, "its pod CIDR {subnet} overlaps {theirs} of node {other}, which keeps it"),
-            Reason::SwallowsNode(subnet, ip) => write!(f, "its pod CIDR {subnet} holds {ip}, which is a node's own address"),
-            Reason::InsideSubnet(ip, other) => write!(f, "its address {ip} is inside the pod CIDR of node {other}"),
-            Reason::NoPublicIp => f.write_str("it publishes no address (annotation public-ip or public-ipv6)"),
-            Reason::BadPublicIp(ip) => write!(f, "it publishes the address {ip}, which no node can have"),
-            Reason::ClaimsOurAddress(ip) => write!(f, "it publishes {ip}, which is this node's address. {SAME_ADDRESS}"),
-            Reason::SameAddress(ip, other) => write!(f, "it publishes {ip}, as node {other} does, which keeps it. {SAME_ADDRESS}"),
-            Reason::NoBackendData => f.write_str("it says nothing of its VXLAN link (annotation backend-data or backend-v6-data)"),
-            Reason::OtherVni(theirs, ours) => {
+            RefusalReason::OverlapsOurs(subnet, own) => write!(f, "its pod CIDR {subnet} overlaps this node's {own}"),
+            RefusalReason::Overlaps(subnet, theirs, other) => {
+                write!(f, "its pod CIDR {subnet} overlaps {theirs} of node {other}, which keeps it")
+            }
+            RefusalReason::SwallowsNode(subnet, ip) => write!(f, "its pod CIDR {subnet} holds {ip}, which is a node's own address"),
+            RefusalReason::InsideSubnet(ip, other) => write!(f, "its address {ip} is inside the pod CIDR of node {other}"),
+            RefusalReason::NoPublicIp => f.write_str("it publishes no address (annotation public-ip or public-ipv6)"),
+            RefusalReason::BadPublicIp(ip) => write!(f, "it publishes the address {ip}, which no node can have"),
+            RefusalReason::ClaimsOurAddress(ip) => write!(f, "it publishes {ip}, which is this node's address. {SAME_ADDRESS}"),
+            RefusalReason::SameAddress(ip, other) => write!(f, "it publishes {ip}, as node {other} does, which keeps it. {SAME_ADDRESS}"),
+            RefusalReason::NoBackendData => f.write_str("it says nothing of its VXLAN link (annotation backend-data or backend-v6-data)"),
+            RefusalReason::OtherVni(theirs, ours) => {
                 write!(f, "its VXLAN link has VNI {theirs}, and this node's {ours}; all nodes need the same net-conf.json")
             }
-            Reason::ClaimsOurMac(mac) => write!(
+            RefusalReason::ClaimsOurMac(mac) => write!(
                 f,
                 "its VXLAN link has the hardware address {mac} of this node's. Was one copied from the other? Delete its annotations backend-data and backend-v6-data and its VXLAN link, and start its daemon again"
             ),
-            Reason::SameMac(mac, other) => write!(
+            RefusalReason::SameMac(mac, other) => write!(
                 f,
                 "its VXLAN link has the hardware address {mac}, as that of node {other}, which keeps it. Was one copied from the other? Delete its annotations backend-data and backend-v6-data and its VXLAN link, and start its daemon again"
             ),
-            Reason::Annotation(bad) => write!(f, "{bad}"),
-            Reason::NotOnLink(ip) => {
+            RefusalReason::Annotation(bad) => write!(f, "{bad}"),
+            RefusalReason::NotOnLink(ip) => {
                 write!(f, "its address {ip} is not on a network of the external interface, which backend host-gw needs; use vxlan")
             }
         }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::allocation::Space;
-use super::net_conf::{AskedSubnets, BadNetConf, NetConf, bad, network_key};
+use super::allocation::SubnetSpace;
+use super::net_conf::{BadNetConf, NetConf, SubnetOptions, bad, network_key};
 use crate::cluster::Family;
 
 impl NetConf {
@@ -13,7 +13,7 @@ impl NetConf {
     ///
     /// # Errors
     /// What is asked for does not fit together, in flannel's words.
-    pub fn subnet_space(&self, family: Family) -> Result<Option<Space>, BadNetConf> {
+    pub fn subnet_space(&self, family: Family) -> Result<Option<SubnetSpace>, BadNetConf> {
         match (self.networks.get(family), self.subnets.get(family)) {
             (Some(network), Some(asked)) => space(*network, asked).map(Some),
             _ => Ok(None),
@@ -49,7 +49,7 @@ const V6: Rules = Rules {
     too_small: "IPv6Network is too small. Minimum useful network prefix is /124",
 };
 
-fn space(network: IpNetwork, asked: &AskedSubnets) -> Result<Space, BadNetConf> {
+fn space(network: IpNetwork, asked: &SubnetOptions) -> Result<SubnetSpace, BadNetConf> {
     let family = Family::of_net(network);
     let rules = if family == Family::V4 { V4 } else { V6 };
     let [length_key, min_key, max_key] = rules.keys;
@@ -83,7 +83,7 @@ fn space(network: IpNetwork, asked: &AskedSubnets) -> Result<Space, BadNetConf> 
         return Err(bad(max_key, format!("{max} is before {min_key}, {min}: that leaves no subnet")));
     }
     let subnet = |ip| IpNetwork::new(ip, length).map_err(|error| bad(length_key, error.to_string()));
-    Ok(Space { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
+    Ok(SubnetSpace { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
 }
 
 const fn bits(family: Family) -> u8 {
@@ -111,14 +111,14 @@ fn address(number: u128, family: Family) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn of(keys: &str, family: Family) -> Result<Space, String> {
+    fn of(keys: &str, family: Family) -> Result<SubnetSpace, String> {
         let text =
             format!(r#"{{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32",{keys}"Backend":{{"Type":"vxlan"}}}}"#);
         let conf = NetConf::parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
         conf.subnet_space(family).map(|space| space.expect("both families are on")).map_err(|error| error.to_string())
     }
 
-    fn shown(space: &Space) -> String {
+    fn shown(space: &SubnetSpace) -> String {
         format!("{} to {}", space.min, space.max)
     }
 

@@ -108,7 +108,7 @@ impl NetworkMetrics {
         }
     }
 
-    /// So many nodes are refused for these reasons, and none for others ([`crate::pod_network::refusal::Reason::as_str`]).
+    /// So many nodes are refused for these reasons, and none for others ([`crate::pod_network::refusal::RefusalReason::as_str`]).
     pub fn refused(&self, counts: &BTreeMap<&'static str, usize>) {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         reasons.extend(counts.keys());

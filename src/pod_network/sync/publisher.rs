@@ -1,9 +1,9 @@
 //! Holds what this node has told others about its part of the network.
 
 use super::leases::LeaseData;
-use super::node_writes::{Condition, NodeWrites, WriteState};
+use super::node_writes::{NodeCondition, NodeWrites, WriteState};
 use crate::cluster::pod_rules::PodRules;
-use crate::pod_network::annotations::{PublishedEnd, VxlanData, patch, published};
+use crate::pod_network::annotations::{PublishedAddress, VxlanData, patch, published};
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
@@ -25,13 +25,13 @@ pub struct Publisher {
     /// The annotations that were asked for since the Node was last seen.
     pub(super) wished: Option<Value>,
     /// What the condition says, and since when it should say something else.
-    pub(super) condition: Option<Condition>,
+    pub(super) condition: Option<NodeCondition>,
     pub(super) due: Option<Instant>,
     /// What subnet.env should say.
     pub(super) file: Option<String>,
     /// It named a subnet that is not this node's any more, so it was deleted.
     pub(super) withdrawn: bool,
-    pub(super) trouble: Option<Condition>,
+    pub(super) trouble: Option<NodeCondition>,
     /// The trouble is an answer, not an outage: the condition shows it at once.
     pub(super) is_final: bool,
 }
@@ -109,7 +109,7 @@ impl Publisher {
     }
 
     /// Makes the condition say this; gives what is worth an Event.
-    pub(super) fn say(&mut self, condition: Condition) -> Option<Condition> {
+    pub(super) fn say(&mut self, condition: NodeCondition) -> Option<NodeCondition> {
         self.due = None;
         if self.condition.as_ref() == Some(&condition) {
             return None;
@@ -126,7 +126,7 @@ fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease
     let vni = conf.backend.vxlan().map(|vxlan| vxlan.vni);
     let end = |family| {
         let vxlan = vni.zip(own.macs.get(family)).map(|(vni, mac)| VxlanData { vni: Some(vni), mac: *mac });
-        own.published.get(family).map(|ip| PublishedEnd { public_ip: *ip, vxlan })
+        own.published.get(family).map(|ip| PublishedAddress { public_ip: *ip, vxlan })
     };
     let ends = own.subnets.families().filter_map(|family| Some((family, end(family)?))).collect();
     published(&settings.prefix, &conf.backend, &ends)

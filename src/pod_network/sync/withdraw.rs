@@ -6,7 +6,7 @@
 
 use ipnetwork::IpNetwork;
 
-use super::node_writes::Condition;
+use super::node_writes::NodeCondition;
 use crate::cluster::families::PerFamily;
 use crate::kubernetes::events::{Event, Regarding};
 use crate::netlink::NetworkKernel;
@@ -20,17 +20,17 @@ use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::plan;
 
-use super::error::Unsettled;
+use super::error::PodNetworkError;
 use super::state::NetworkLoop;
 use super::subnet_file;
-use super::subnets::{Lost, Source, Subnets};
+use super::subnets::{LostSubnets, SubnetProvider, SubnetStatus};
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// The subnets that this node uses: those of this process, else those that subnet.env names.
     pub(super) fn in_use(&self) -> PerFamily<IpNetwork> {
-        match &self.known {
-            Some(known) => known.own.subnets,
-            None => subnet_file::subnets(&self.asked.settings.subnet_file),
+        match &self.acknowledged {
+            Some(acknowledged) => acknowledged.own.subnets,
+            None => subnet_file::subnets(&self.inputs.settings.subnet_file),
         }
     }
 
@@ -40,8 +40,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// What is left where this node has no Node and another Node has its subnet as podCIDR.
-    pub(super) fn taken_by_other_node(&self, conf: &NetConf) -> Option<Lost> {
-        if !matches!(self.asked.source, Source::Node) {
+    pub(super) fn taken_by_other_node(&self, conf: &NetConf) -> Option<LostSubnets> {
+        if !matches!(self.inputs.source, SubnetProvider::Node) {
             return None;
         }
         let (mut left, mut of_others, mut why) = (self.in_use(), Vec::new(), None);
@@ -52,22 +52,22 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             if let Some(other) = self.nodes.values().map(|node| &**node).find(has_it) {
                 left.set(family, None);
                 of_others.push(*subnet);
-                why = Some(format!("there is no Node {}, and Node {} has its podCIDR {subnet} now", self.asked.node, other.name));
+                why = Some(format!("there is no Node {}, and Node {} has its podCIDR {subnet} now", self.inputs.node, other.name));
             }
         }
-        Some(Lost { left, of_others, condition: Condition::down("SubnetLost", why?) })
+        Some(LostSubnets { left, of_others, condition: NodeCondition::down("SubnetLost", why?) })
     }
 
     /// Deletes what a node has in the kernel and in subnet.env that has no Node. Gives the reason.
-    pub(super) async fn leave(&mut self, lost: Lost, conf: &NetConf) -> Result<Unsettled, Unsettled> {
+    pub(super) async fn leave(&mut self, lost: LostSubnets, conf: &NetConf) -> Result<PodNetworkError, PodNetworkError> {
         let live = self.dump().await;
-        self.disown(&Subnets::Lost(lost.clone()), conf, live.as_ref().unwrap_or(&Live::default()));
+        self.disown(&SubnetStatus::Lost(lost.clone()), conf, live.as_ref().unwrap_or(&Live::default()));
         self.withdraw(&lost, conf, live?).await?;
-        Ok(Unsettled::Lost(lost.condition))
+        Ok(PodNetworkError::Lost(lost.condition))
     }
 
     /// Deletes subnet.env if it names a subnet that is not this node's any more, and reports subnets that are gone.
-    pub(super) fn disown(&mut self, subnets: &Subnets, conf: &NetConf, live: &Live) {
+    pub(super) fn disown(&mut self, subnets: &SubnetStatus, conf: &NetConf, live: &Live) {
         let Some(ours) = subnets.ours() else { return };
         let is_ours = |(family, subnet): (_, IpNetwork)| ours.get(family) == Some(&subnet) || conf.networks.get(family).is_none();
         let mut gone: Vec<IpNetwork> =
@@ -75,12 +75,12 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         // After a crash only the bridge may tell.
         let own = OwnLease { subnets: ours, ..OwnLease::default() };
         gone.extend(bridge::former_subnets(&live.links, &own, &conf.networks));
-        match subnet_file::disown(&self.asked.settings.subnet_file, |family, subnet| is_ours((family, subnet))) {
+        match subnet_file::disown(&self.inputs.settings.subnet_file, |family, subnet| is_ours((family, subnet))) {
             Ok(None) => {}
             Ok(Some(named)) => {
                 tracing::warn!(
                     "pod network: {} is deleted: it names a subnet that is not this node's any more",
-                    self.asked.settings.subnet_file.display()
+                    self.inputs.settings.subnet_file.display()
                 );
                 self.publisher.withdraw_file();
                 gone.extend(named.iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1));
@@ -95,31 +95,31 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report_gone(&gone, subnets);
     }
 
-    fn report_gone(&mut self, gone: &[IpNetwork], subnets: &Subnets) {
+    fn report_gone(&mut self, gone: &[IpNetwork], subnets: &SubnetStatus) {
         let former = join(gone.iter().copied());
         let cure = format!(
             "Other nodes do not reach pods with addresses of {former}: delete these pods, so that they are made again (kubectl get pods -A -o \
              wide --field-selector spec.nodeName={})",
-            self.asked.node
+            self.inputs.node
         );
         let (reason, text) = match subnets {
             _ if gone.is_empty() => return self.report.gone(None),
-            Subnets::Lost(Lost { condition, .. }) => {
+            SubnetStatus::Lost(LostSubnets { condition, .. }) => {
                 let text = format!("this node lost its subnet {former}, and no pod can start: {}. {cure}", condition.message);
                 ("SubnetWithdrawn", text)
             }
-            Subnets::Known(now) => {
+            SubnetStatus::Assigned(now) => {
                 let now = join(now.iter().map(|(_, subnet)| *subnet));
                 ("SubnetChanged", format!("the subnet of this node changed from {former} to {now}. {cure}"))
             }
-            Subnets::Awaited(_) => return,
+            SubnetStatus::Pending(_) => return,
         };
         self.report.gone(Some(Event { regarding: Regarding::Node, reason, action: "SetUpPodNetwork", warning: true, note: text }));
     }
 
     /// Deletes links and routes of a node that has no subnet left, where the rest of a round cannot be done.
-    pub(super) async fn withdraw(&mut self, lost: &Lost, conf: &NetConf, live: Live) -> Result<(), Unsettled> {
-        self.known = None;
+    pub(super) async fn withdraw(&mut self, lost: &LostSubnets, conf: &NetConf, live: Live) -> Result<(), PodNetworkError> {
+        self.acknowledged = None;
         if !lost.left.is_empty() {
             return Ok(());
         }
@@ -138,7 +138,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.write(groups, &LinkNames::new(&live.links)).await.map(drop)
     }
 
-    /// Subnets of other nodes: those that are known by their leases, and the podCIDRs of their Nodes.
+    /// SubnetStatus of other nodes: those that are known by their leases, and the podCIDRs of their Nodes.
     pub(super) fn subnets_of_others(&self, leased: &[IpNetwork]) -> Vec<IpNetwork> {
         let of_nodes = self.nodes.values().filter_map(|node| node.pod_cidrs.as_ref().ok());
         leased.iter().copied().chain(of_nodes.flat_map(|cidrs| cidrs.iter().map(|(_, cidr)| *cidr))).collect()
