@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sepal::cluster::Family;
-use sepal::proxy::conntrack::flows::{End, FlowError, FlowTable, KernelFlows};
-use sepal::proxy::conntrack::frontends::Changes;
+use sepal::proxy::conntrack::flows::{FlowError, FlowTable, KernelFlows, ListEnd};
+use sepal::proxy::conntrack::frontends::FrontendChanges;
 use sepal::proxy::conntrack::stale::{Flow, LocalAddresses};
-use sepal::proxy::conntrack::{Cleaned, Reconciler};
+use sepal::proxy::conntrack::{FlowCleanup, Reconciler};
 use sepal_lab::{Netns, eventually};
 
 /// The addresses of one family.
@@ -138,20 +138,20 @@ impl Lab {
         let text = common::into_empty_tables(&inputs, self.family);
         restore.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
         assert!(restore.wait().expect("it ends").success(), "{text}");
-        self.reconciler.as_mut().expect("it is here").note(Changes::whole(&inputs.snapshot, self.family, true))
+        self.reconciler.as_mut().expect("it is here").update(FrontendChanges::all(&inputs.snapshot, self.family, true))
     }
 
     /// A round, if one is owed.
-    fn round(&mut self) -> Option<Cleaned> {
+    fn round(&mut self) -> Option<FlowCleanup> {
         let mut reconciler = self.reconciler.take().expect("it is here");
         let local: LocalAddresses = [addresses(self.family).node.parse::<IpAddr>().expect("an address")].into_iter().collect();
         let (reconciler, cleaned) = self.node.within(move || {
-            let cleaned = runtime().block_on(reconciler.round(&KernelFlows, &Arc::new(local)));
+            let cleaned = runtime().block_on(reconciler.reconcile(&KernelFlows, &Arc::new(local)));
             (reconciler, cleaned)
         });
         self.reconciler = Some(reconciler);
         let cleaned = cleaned.expect("root may");
-        assert!(cleaned.is_none_or(|cleaned| cleaned.whole));
+        assert!(cleaned.is_none_or(|cleaned| cleaned.complete));
         cleaned
     }
 
@@ -369,7 +369,7 @@ fn only_the_listed_entry_is_deleted() {
     lab.entry(&tuple(two));
     let list = || lab.node.within(|| runtime().block_on(KernelFlows.select(Family::V4, 10, |_| true)).expect("root may"));
     let found = list();
-    assert_eq!((found.flows.len(), found.end), (1, End::Whole));
+    assert_eq!((found.flows.len(), found.end), (1, ListEnd::Complete));
     lab.node.run("conntrack -D -p udp 2>/dev/null");
     lab.entry(&tuple(one));
     let delete = |flows: Vec<Flow>| lab.node.within(move || runtime().block_on(KernelFlows.delete(flows)).expect("root may"));

@@ -26,7 +26,7 @@ use sepal::observe::health::SharedHealth;
 use sepal::observe::metrics::{Format, Metrics};
 use sepal::observe::readiness::{Part, Readiness, show};
 use sepal::proxy::conntrack::Reconciler;
-use sepal::proxy::conntrack::frontends::{Allowed, Changes, Place, Reached};
+use sepal::proxy::conntrack::frontends::{Frontend, FrontendChanges, ServiceFrontends, ServingEndpoints};
 use sepal::proxy::conntrack::record::{self, FakeFlows};
 use sepal::proxy::conntrack::stale::{Flow, Tuple, UDP};
 use sepal::proxy::sync::flow_loop;
@@ -532,11 +532,11 @@ fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     };
     let table = FakeFlows::new((0..count).map(|id| Flow { id: Some(id), ..stale }));
     table.fault.set(fault);
-    let mut reached = Reached::default();
-    reached.add(Place::Address(service), &Allowed::new([at("10.0.0.2:53")]));
+    let mut reached = ServiceFrontends::default();
+    reached.add(Frontend::Address(service), &ServingEndpoints::new([at("10.0.0.2:53")]));
     let key = ServiceKey { namespace: "kube-system".into(), name: "dns".into() };
     let (teller, unheard) = flow_loop::channel();
-    teller.say(flow_loop::News { changes: Changes::of([(key, reached)]), local: Arc::default() });
+    teller.say(flow_loop::News { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() });
     block_on(async {
         let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), unheard);
         let _ = tokio::time::timeout(Duration::from_secs(20), run).await;

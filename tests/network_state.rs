@@ -33,7 +33,12 @@ fn net(text: &str) -> IpNetwork {
 
 /// This node's Node with these podCIDRs.
 fn own(pod_cidrs: &[&str]) -> NodeUpdate {
-    let text = NodeText { name: "node-1", uid: "u", pod_cidrs: pod_cidrs.to_vec(), internal_ips: vec!["192.0.2.1"], ..NodeText::default() };
+    own_with_uid("u", pod_cidrs)
+}
+
+/// This node's Node with a `metadata.uid`.
+fn own_with_uid(uid: &str, pod_cidrs: &[&str]) -> NodeUpdate {
+    let text = NodeText { name: "node-1", uid, pod_cidrs: pod_cidrs.to_vec(), internal_ips: vec!["192.0.2.1"], ..NodeText::default() };
     NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))
 }
 
@@ -147,6 +152,47 @@ async fn subnet_env_goes_first() {
     .await;
 }
 
+/// kubelet registers a Node again that was deleted; kube-controller-manager assigns its podCIDR a moment later.
+#[tokio::test]
+async fn a_node_that_is_registered_anew_keeps_its_subnet_until_another_node_has_it() {
+    let network = Loop::start(Arc::new(FakeNetwork::new(host_with_bridge())));
+    network.tell_all((1..=3).map(|n| node(n, n))).await;
+    for uid in ["second", "third"] {
+        network.tell(NodeUpdate::Gone("node-1".into())).await;
+        network.tell(own_with_uid(uid, &[])).await;
+        eventually("it says what is missing", || {
+            matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why) | State::Degraded(why)) if why.contains("pod cidr not assigned"))
+        })
+        .await;
+        network.look();
+        assert_eq!(network.subnet_env().as_deref(), Some(SUBNET_ENV));
+        assert!(network.reaches(2) && network.reaches(3));
+        if uid == "second" {
+            network.tell(own_with_uid(uid, &["10.244.1.0/24"])).await;
+            network.ready().await;
+        }
+    }
+    let text = NodeText { name: "node-7", uid: "u7", pod_cidrs: vec!["10.244.1.0/24"], ..NodeText::default() };
+    network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))).await;
+    network.look();
+    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
+    eventually("an Event tells", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24")).await;
+}
+
+/// Rules and annotations follow the subnet, also where the interface to other nodes is gone.
+#[tokio::test]
+async fn rules_of_a_lost_subnet_go_without_an_interface() {
+    let kernel = Arc::new(FakeNetwork::new(host_with_bridge()));
+    let network = Loop::start(Arc::clone(&kernel));
+    network.tell_all([own(&["10.244.1.0/24"]), node(2, 2)]).await;
+    network.ready().await;
+    assert!(network.pod_rules.borrow().as_ref().is_some_and(|rules| !rules.ranges.is_empty()));
+    kernel.meddle(|live| live.links.iter_mut().filter(|link| link.index == UNDERLAY).for_each(|link| link.addresses.clear()));
+    network.tell(own(&[])).await;
+    eventually("subnet.env goes", || network.subnet_env().is_none()).await;
+    eventually("rules go", || network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.is_empty())).await;
+}
+
 /// What is no answer takes nothing away.
 #[tokio::test]
 async fn an_outage_takes_nothing_away() {
@@ -236,7 +282,7 @@ async fn direct_routes_go_with_the_subnet() {
     let network = Loop::start_with(Arc::new(FakeNetwork::new(live)), conf);
     network.tell_all((1..=3).map(|n| network_loop::node_at(n, n, "host-gw", &format!("192.0.2.{n}")))).await;
     eventually("there are routes", || has_routes(&network.kernel)).await;
-    network.tell(own(&[])).await;
+    network.tell(own_with_uid("node-1", &[])).await;
     eventually("they go", || network.subnet_env().is_none() && !has_routes(&network.kernel)).await;
     assert!(network.kernel.live().routes.contains(&near));
 }

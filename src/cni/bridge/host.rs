@@ -35,7 +35,7 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     }
     keep_mac(host, &bridge)?;
     // A plugin that made it may have been killed before it did this.
-    refuse_router_advertisements(name);
+    crate::netlink::sysctl::refuse_router_advertisements(name);
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
     }
@@ -109,12 +109,6 @@ pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Without IPv6, or where sysctls are read-only, it does not matter.
-pub(super) fn refuse_router_advertisements(name: &str) {
-    let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
-    let _ = fs::write(path, "0");
 }
 
 /// The first address of a network behind its own.

@@ -219,7 +219,7 @@ fn pair(
 }
 
 fn set_port(host: &mut Connection, name: &str, kind: veth::Port) -> Result<(), Failure> {
-    host::refuse_router_advertisements(name);
+    crate::netlink::sysctl::refuse_router_advertisements(name);
     let index = if kind.vlan > 0 { find(host, name)?.link.index } else { 0 };
     veth::set_port(host, name, index, kind).map_err(cannot("set up bridge port", name))
 }

@@ -44,7 +44,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.tell_condition();
     }
 
-    fn publish(&mut self, acknowledged: &Acknowledged, settled: bool) {
+    pub(super) fn publish(&mut self, acknowledged: &Acknowledged, settled: bool) {
         let conf = self.inputs.conf.borrow().clone();
         let settings = self.inputs.settings.clone();
         // Others are told of links that are there as they are told.

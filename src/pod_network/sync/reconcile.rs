@@ -28,6 +28,7 @@ use crate::pod_network::plan::{self, EntryGroup};
 use crate::pod_network::vxlan::link_name;
 
 use super::error::PodNetworkError;
+use super::node_writes::NodeCondition;
 use super::report::ChangeCounts;
 use super::state::{Acknowledged, NetworkLoop};
 use super::subnets::SubnetStatus;
@@ -51,7 +52,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             let Some(lost) = taken else { return Err(PodNetworkError::NoNode(self.inputs.node.clone())) };
             return Err(self.leave(lost, &conf).await?);
         };
-        let standing = taken.map_or_else(|| self.inputs.source.subnets(&node, &conf, &self.in_use()), SubnetStatus::Lost);
+        let standing = match taken {
+            Some(lost) => SubnetStatus::Lost(lost),
+            None if self.awaits_new_pod_cidr(&node) => {
+                let pending = || SubnetStatus::Pending(NodeCondition::pod_cidr_missing(&node.name));
+                self.taken_by_other_node(&conf).map_or_else(pending, SubnetStatus::Lost)
+            }
+            None => self.inputs.source.subnets(&node, &conf, &self.in_use()),
+        };
         let live = self.dump().await;
         // Before all else: nothing that fails later keeps subnet.env.
         self.disown(&standing, &conf, live.as_ref().unwrap_or(&Live::default()));
@@ -91,6 +99,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report.refused(&[&peers.refused[..], &entries.refused].concat());
         let left = self.judge_foreign(&mut plan, &names);
 
+        let uid_before = self.acknowledged.as_ref().map(|acknowledged| acknowledged.node_uid.clone());
         let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
         let mut repaired = ChangeCounts::new();
         if let Some(before) = &before {
@@ -112,8 +121,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut written = entries.peers;
         written.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
+        let node_uid = match (&standing, uid_before) {
+            (SubnetStatus::Pending(_), Some(before)) => before,
+            _ => node.uid.clone(),
+        };
+        let off_link = entries.refused;
         self.acknowledged =
-            Some(Acknowledged { own, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, entries: written });
+            Some(Acknowledged { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
         // A lost subnet is the cause of what fails besides.
         if let Some(trouble) = missing.or(trouble) {
             return Err(trouble);

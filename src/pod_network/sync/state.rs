@@ -48,6 +48,8 @@ pub struct NetworkInputs {
 #[derive(Clone, Debug)]
 pub(super) struct Acknowledged {
     pub(super) own: OwnLease,
+    /// `metadata.uid` of the Node that gave the subnets.
+    pub(super) node_uid: Box<str>,
     pub(super) external: ExternalInterface,
     pub(super) mtu: Mtu,
     pub(super) desired: Vec<DesiredLink>,

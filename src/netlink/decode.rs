@@ -1,7 +1,7 @@
-//! What rtnetlink messages say, as values.
+//! Decodes rtnetlink messages into links, addresses, routes, neighbours and FDB entries. PURE.
 //!
-//! Attributes are taken one by one, and only those that matter here are looked at: whatever else a link or a route may have, and
-//! whatever a newer kernel says of it, it is listed.
+//! Only the attributes that sepal uses are read. Unknown attributes of other links and of newer kernels are skipped, so that every link
+//! and every route is listed.
 
 use std::net::IpAddr;
 
@@ -22,34 +22,35 @@ use super::entry::{FdbEntry, Neighbour, Route, RouteKind};
 use super::link::{Link, LinkAddress, LinkKind, Scope, Vxlan};
 use super::mac::Mac;
 
-/// The gateway of a route, in another family than the route's (`include/uapi/linux/rtnetlink.h`). libc has it for glibc alone.
+use super::attributes::{attributes, ip, number, text};
+
+/// The gateway of a route whose family is not the route's (`include/uapi/linux/rtnetlink.h`). libc has it for glibc alone.
 const RTA_VIA: u16 = 18;
 
-const LINK_HEADER_LEN: usize = 16;
-const ADDRESS_HEADER_LEN: usize = 8;
+pub(super) const LINK_HEADER_LEN: usize = 16;
+pub(super) const ADDRESS_HEADER_LEN: usize = 8;
 const ROUTE_HEADER_LEN: usize = 12;
 const NEIGHBOUR_HEADER_LEN: usize = 12;
 
 /// A link, without its addresses.
 pub(super) fn link(body: &[u8]) -> Option<Link> {
     let header = LinkHeader::parse(body).ok()?;
-    // Bridges tell of their ports in messages of their own.
+    // A bridge also reports each of its ports in a message of this family.
     if header.interface_family == AddressFamily::Bridge {
         return None;
     }
-    let (mut name, mut mac, mut mtu, mut master, mut word, mut vxlan) = (String::new(), None, 0, None, String::new(), None);
-    for attribute in NlasIterator::new(body.get(LINK_HEADER_LEN..)?).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
+    let (mut name, mut mac, mut mtu, mut master, mut kind, mut vxlan) = (String::new(), None, 0, None, String::new(), None);
+    for (attribute, value) in attributes(body.get(LINK_HEADER_LEN..)?) {
+        match attribute {
             IFLA_IFNAME => name = text(value),
             IFLA_ADDRESS => mac = value.try_into().ok().map(Mac),
             IFLA_MTU => mtu = number(value)?,
             IFLA_MASTER => master = number(value),
             IFLA_LINKINFO => {
-                for part in NlasIterator::new(value).flatten() {
-                    match part.kind() {
-                        IFLA_INFO_KIND => word = text(part.value()),
-                        IFLA_INFO_DATA if word == "vxlan" => vxlan = Some(self::vxlan(part.value())),
+                for (part, value) in attributes(value) {
+                    match part {
+                        IFLA_INFO_KIND => kind = text(value),
+                        IFLA_INFO_DATA if kind == "vxlan" => vxlan = Some(self::vxlan(value)),
                         _ => {}
                     }
                 }
@@ -57,11 +58,11 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
-    let kind = match (vxlan, word.as_str()) {
+    let kind = match (vxlan, kind.as_str()) {
         (Some(vxlan), _) => LinkKind::Vxlan(vxlan),
         (None, "bridge") => LinkKind::Bridge,
         (None, "") if header.link_layer_type == LinkLayerType::Loopback => LinkKind::Loopback,
-        (None, _) => LinkKind::Other(word),
+        (None, _) => LinkKind::Other(kind),
     };
     Some(Link { index: header.index, name, mac, mtu, up: header.flags.contains(LinkFlags::Up), master, kind, addresses: Vec::new() })
 }
@@ -96,20 +97,19 @@ fn vxlan(data: &[u8]) -> Vxlan {
     vxlan
 }
 
-/// An address, and the link it is of.
+/// An address, and the index of its link.
 pub(super) fn address(body: &[u8]) -> Option<(u32, LinkAddress)> {
     let header = AddressHeader::parse(body).ok()?;
     let (mut local, mut address, mut flags) = (None, None, u32::from(header.flags.bits()));
-    for attribute in NlasIterator::new(body.get(ADDRESS_HEADER_LEN..)?).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
+    for (kind, value) in attributes(body.get(ADDRESS_HEADER_LEN..)?) {
+        match kind {
             IFA_LOCAL => local = ip(value),
             IFA_ADDRESS => address = ip(value),
             IFA_FLAGS => flags = number(value)?,
             _ => {}
         }
     }
-    // Of a link between two hosts, IFA_ADDRESS is the other one's.
+    // On a point-to-point link, IFA_ADDRESS is the peer's address.
     let ip = local.or(address)?;
     let net = IpNetwork::new(ip, header.prefix_len).ok()?;
     let scope = match u8::from(header.scope) {
@@ -123,7 +123,7 @@ pub(super) fn address(body: &[u8]) -> Option<(u32, LinkAddress)> {
     Some((header.index, LinkAddress { net, scope, permanent, temporary, deprecated }))
 }
 
-/// A route of the main table; `None` for routes of other tables, for those with a TOS or a source prefix, and for local, broadcast and
+/// A route of the main table. `None` for routes of other tables, for routes with a TOS or a source prefix, and for local, broadcast and
 /// multicast routes.
 pub(super) fn route(body: &[u8]) -> Option<Route> {
     let header = RouteHeader::parse(body).ok()?;
@@ -134,8 +134,8 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
     any_route(&header, body).filter(|(table, _)| *table == u32::from(RouteHeader::RT_TABLE_MAIN)).map(|(_, route)| route)
 }
 
-/// The way to a host.
-pub(super) fn way(body: &[u8]) -> Option<Route> {
+/// The answer to a route lookup ([`super::encode::route_to`]).
+pub(super) fn resolved_route(body: &[u8]) -> Option<Route> {
     let header = RouteHeader::parse(body).ok()?;
     any_route(&header, body).map(|(_, route)| route)
 }
@@ -159,12 +159,11 @@ fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
         _ => return None,
     };
     let (mut to, mut gateway, mut link, mut source, mut metric, mut table) = (any, None, None, None, 0, u32::from(header.table));
-    for attribute in NlasIterator::new(body.get(ROUTE_HEADER_LEN..)?).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
+    for (kind, value) in attributes(body.get(ROUTE_HEADER_LEN..)?) {
+        match kind {
             RTA_DST => to = ip(value)?,
             RTA_GATEWAY => gateway = ip(value),
-            // A next hop of the other family, after its number.
+            // A next hop of the other family, after two bytes for the family.
             RTA_VIA => gateway = value.get(2..).and_then(ip),
             RTA_OIF => link = number(value),
             RTA_PREFSRC => source = ip(value),
@@ -173,7 +172,7 @@ fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
             _ => {}
         }
     }
-    // The answer to the question for one address may be of another kind, such as local. It is a way all the same.
+    // A lookup may return a route of another kind, such as local. It is reported as unicast.
     let kind = route_kind(header.kind).unwrap_or_default();
     let route = Route {
         destination: IpNetwork::new(to, header.destination_prefix_length).ok()?,
@@ -188,73 +187,61 @@ fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
     Some((table, route))
 }
 
-/// A neighbour whose hardware address is known. Those that the kernel makes of multicast groups are none.
+/// A neighbour whose hardware address is known. Entries that the kernel derives from multicast groups (`NUD_NOARP`) are left out.
 pub(super) fn neighbour(body: &[u8]) -> Option<Neighbour> {
     let header = NeighbourHeader::parse(body).ok()?;
     let ip_family = matches!(header.family, AddressFamily::Inet | AddressFamily::Inet6);
     let proxy = header.flags.contains(NeighbourFlags::Proxy);
-    let found = hosts(body).filter(|_| ip_family && !proxy && header.state != NeighbourState::Noarp)?;
+    let found = destination(body).filter(|_| ip_family && !proxy && header.state != NeighbourState::Noarp)?;
     Some(Neighbour { link: header.ifindex, ip: found.ip, mac: found.mac, permanent: permanent(&header) })
 }
 
-/// An FDB entry of a VXLAN link that leads to a host by the link's own port and identifier. One that does not counts as none: setting
-/// the right one puts it right.
+/// An FDB entry of a VXLAN link that uses the link's own port and VNI. Entries with their own are left out, and setting the desired entry
+/// replaces them.
 pub(super) fn fdb_entry(body: &[u8]) -> Option<FdbEntry> {
     let header = NeighbourHeader::parse(body).ok()?;
     let of_a_port = header.flags.contains(NeighbourFlags::Controller);
-    let found = hosts(body).filter(|found| header.family == AddressFamily::Bridge && !of_a_port && !found.elsewhere)?;
+    let found = destination(body).filter(|found| header.family == AddressFamily::Bridge && !of_a_port && !found.own_tunnel)?;
     Some(FdbEntry { link: header.ifindex, mac: found.mac, host: found.ip, permanent: permanent(&header) })
 }
 
-/// Which link a neighbour or an FDB entry is of, and whether it is the latter.
+/// The link of a neighbour or an FDB entry, and whether it is an FDB entry.
 pub(super) fn neighbour_link(body: &[u8]) -> Option<(u32, bool)> {
     let header = NeighbourHeader::parse(body).ok()?;
     Some((header.ifindex, header.family == AddressFamily::Bridge))
 }
 
-/// Tools set further bits beside the one that says so: `bridge fdb add` has `NUD_NOARP`, too.
+/// Other programs set more bits than this one: `bridge fdb add` also sets `NUD_NOARP`.
 fn permanent(header: &NeighbourHeader) -> bool {
     u16::from(header.state) & NUD_PERMANENT != 0
 }
 
-struct Found {
+/// The attributes of a neighbour or an FDB entry.
+struct Destination {
     ip: IpAddr,
     mac: Mac,
-    /// It has a port, an identifier or a link of its own.
-    elsewhere: bool,
+    /// The entry has its own port, VNI or link.
+    own_tunnel: bool,
 }
 
-fn hosts(body: &[u8]) -> Option<Found> {
-    let (mut host, mut mac, mut elsewhere) = (None, None, false);
-    for attribute in NlasIterator::new(body.get(NEIGHBOUR_HEADER_LEN..)?).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
+fn destination(body: &[u8]) -> Option<Destination> {
+    let (mut host, mut mac, mut own_tunnel) = (None, None, false);
+    for (kind, value) in attributes(body.get(NEIGHBOUR_HEADER_LEN..)?) {
+        match kind {
             NDA_DST => host = ip(value),
             NDA_LLADDR => mac = value.try_into().ok().map(Mac),
-            NDA_PORT | NDA_VNI | NDA_IFINDEX => elsewhere = true,
+            NDA_PORT | NDA_VNI | NDA_IFINDEX => own_tunnel = true,
             _ => {}
         }
     }
-    Some(Found { ip: host?, mac: mac?, elsewhere })
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
-}
-
-fn ip(value: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
+    Some(Destination { ip: host?, mac: mac?, own_tunnel })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::encode;
     use crate::netlink::entry::EntryChange;
-    use crate::netlink::requests;
     use nix::libc::NUD_NOARP;
     use proptest::prelude::*;
 
@@ -294,48 +281,49 @@ mod tests {
         ]
     }
 
-    /// What is asked for reads like what is there.
+    /// Answers have the layout of requests, so each request decodes to the value that it was made of.
     #[test]
-    fn requests_read_like_answers() {
+    fn requests_decode_to_their_values() {
         for route in routes() {
-            assert_eq!(super::route(&requests::entry(&EntryChange::Route(route)).body), Some(route));
+            assert_eq!(super::route(&encode::entry(&EntryChange::Route(route)).body), Some(route));
         }
         let neighbour = Neighbour { link: 7, ip: "fd00::9".parse().expect("an address"), mac: MAC, permanent: true };
-        assert_eq!(super::neighbour(&requests::entry(&EntryChange::Neighbour(neighbour)).body), Some(neighbour));
+        assert_eq!(super::neighbour(&encode::entry(&EntryChange::Neighbour(neighbour)).body), Some(neighbour));
         let entry = FdbEntry { link: 7, mac: MAC, host: "192.168.0.9".parse().expect("an address"), permanent: false };
-        let body = requests::entry(&EntryChange::Fdb(entry)).body;
+        let body = encode::entry(&EntryChange::Fdb(entry)).body;
         assert_eq!((fdb_entry(&body), super::neighbour(&body)), (Some(entry), None));
         let mut body = body;
         body[8] = (NUD_PERMANENT | NUD_NOARP) as u8;
         assert_eq!(fdb_entry(&body), Some(FdbEntry { permanent: true, ..entry }), "as bridge fdb add makes it");
         for local in ["192.168.0.1", "fd00::1"] {
             let vxlan = Vxlan { local: local.parse().ok(), ..VXLAN };
-            let link = link(&requests::create_vxlan("flannel.4096", &vxlan, MAC, 1450).body).expect("a link");
+            let link = link(&encode::create_vxlan("flannel.4096", &vxlan, MAC, 1450).body).expect("a link");
             assert_eq!((link.name.as_str(), link.mac, link.mtu, link.kind), ("flannel.4096", Some(MAC), 1450, LinkKind::Vxlan(vxlan)));
         }
         let net = "10.244.0.0/32".parse().expect("a network");
-        let (index, address) = address(&requests::add_address(3, net).body).expect("an address");
+        let (index, address) = address(&encode::add_address(3, net).body).expect("an address");
         assert_eq!((index, address.net, address.scope), (3, net, Scope::Universe));
     }
 
     #[test]
     fn only_networks_of_several_hosts_have_a_broadcast_address() {
         for (net, length) in [("10.244.0.1/32", 24), ("10.244.0.1/31", 24), ("10.244.0.1/30", 32), ("fd00::1/64", 48)] {
-            assert_eq!(requests::add_address(3, net.parse().expect("a network")).body.len(), length, "{net}");
+            assert_eq!(encode::add_address(3, net.parse().expect("a network")).body.len(), length, "{net}");
         }
     }
 
     proptest! {
-        /// Bytes that make no sense, and sense that is cut off or bent, end quietly.
+        /// Random bytes, and messages that are cut off or damaged, are skipped without a panic.
         #[test]
-        fn nothing_that_comes_in_panics(noise in proptest::collection::vec(any::<u8>(), 0..100), cut in 0..200_usize, at in 0..200_usize) {
-            let mut bent = requests::create_vxlan("flannel.1", &VXLAN, MAC, 1450).body;
-            if let (Some(byte), Some(with)) = (bent.get_mut(at), noise.first()) {
+        fn malformed_bytes_do_not_panic(noise in proptest::collection::vec(any::<u8>(), 0..100), cut in 0..200_usize, at in 0..200_usize) {
+            let mut damaged = encode::create_vxlan("flannel.1", &VXLAN, MAC, 1450).body;
+            if let (Some(byte), Some(with)) = (damaged.get_mut(at), noise.first()) {
                 *byte = *with;
             }
-            bent.truncate(cut);
-            for body in [noise, bent] {
-                let _ = (link(&body), address(&body), route(&body), way(&body), neighbour(&body), fdb_entry(&body), neighbour_link(&body));
+            damaged.truncate(cut);
+            for body in [noise, damaged] {
+                let _ = (link(&body), address(&body), route(&body), resolved_route(&body));
+                let _ = (neighbour(&body), fdb_entry(&body), neighbour_link(&body));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Changes and questions as rtnetlink requests (`include/uapi/linux/rtnetlink.h`, `neighbour.h`, `if_link.h`).
+//! Encodes changes and queries as rtnetlink requests (`include/uapi/linux/rtnetlink.h`, `neighbour.h`, `if_link.h`). PURE.
 
 use std::net::IpAddr;
 
@@ -19,24 +19,24 @@ use super::link::Vxlan;
 use super::mac::Mac;
 use crate::cluster::Family;
 
-use super::socket::Request;
+use super::message::{Request, address_family};
 
-/// What IPv6 makes of a metric of 0 (`IP6_RT_PRIO_USER`).
+/// The metric that the kernel gives to IPv6 routes without one (`IP6_RT_PRIO_USER`).
 pub(super) const DEFAULT_METRIC_V6: u32 = 1024;
-/// The loopback's index in every network namespace. IPv6 routes that drop packets belong to it.
+/// The index of the loopback link in every network namespace. IPv6 routes that drop packets belong to it.
 const LOOPBACK: u32 = 1;
-/// Takes the place of what is there.
+/// Creates the entry, or replaces it.
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 const NO_ATTRIBUTES: [LinkAttribute; 0] = [];
 
-/// The request that makes one step of the tables.
+/// The request for one change of a route, a neighbour or an FDB entry.
 pub(super) fn entry(change: &EntryChange) -> Request {
     match change {
         EntryChange::Route(route) => set_route(route),
         EntryChange::NoRoute(route) => delete_route(route),
         EntryChange::Neighbour(neighbour) => self::neighbour(RTM_NEWNEIGH, SET, neighbour),
         EntryChange::NoNeighbour(neighbour) => self::neighbour(RTM_DELNEIGH, 0, neighbour),
-        // With REPLACE and without APPEND: a hardware address leads to one host.
+        // REPLACE without APPEND: a hardware address has one host.
         EntryChange::Fdb(entry) => fdb_entry(RTM_NEWNEIGH, SET, entry),
         EntryChange::NoFdb(entry) => fdb_entry(RTM_DELNEIGH, 0, entry),
     }
@@ -51,7 +51,7 @@ fn set_route(route: &Route) -> Request {
     let (mut header, mut attributes) = main_table(route);
     header.protocol = RouteProtocol::from(route.protocol);
     header.kind = kind(route.kind);
-    // Without a next hop the destination itself is on the link.
+    // Without a next hop, the destination is on the link.
     header.scope = if route.gateway.is_none() && route.kind == RouteKind::Unicast { RouteScope::Link } else { RouteScope::Universe };
     header.flags = if route.onlink { RouteFlags::Onlink } else { RouteFlags::empty() };
     attributes.extend(route.link.map(RouteAttribute::Oif));
@@ -68,30 +68,30 @@ const fn kind(kind: RouteKind) -> RouteType {
     }
 }
 
-/// Deletes exactly this route: one to the same destination by another way, or of another's making, stays.
+/// Deletes exactly this route. A route to the same destination with another next hop or another protocol stays.
 fn delete_route(route: &Route) -> Request {
     let (mut header, mut attributes) = main_table(route);
     header.protocol = RouteProtocol::from(route.protocol);
     header.kind = kind(route.kind);
     header.scope = RouteScope::NoWhere;
-    // IPv6 does not look at the kind when it deletes, only at the link.
+    // To delete an IPv6 route, the kernel compares the link and not the kind.
     let link = if route.kind != RouteKind::Unicast && route.destination.is_ipv6() { Some(LOOPBACK) } else { route.link };
     attributes.extend(link.map(RouteAttribute::Oif));
     Request::new(RTM_DELROUTE, 0, &header, &attributes)
 }
 
-/// Makes, and deletes, a route to the gateway of a route, over the same link.
+/// Two requests: set a route to the gateway of `route` over the same link, and delete it.
 pub(super) fn gateway_route(route: &Route) -> [Request; 2] {
     let destination = route.gateway.map_or(route.destination, IpNetwork::from);
     let to_gateway = Route { destination, gateway: None, onlink: false, source: None, ..*route };
     [set_route(&to_gateway), delete_route(&to_gateway)]
 }
 
-/// What all requests about a route have, besides its link.
+/// Header and attributes that all requests about a route share. The link is not among them.
 fn main_table(route: &Route) -> (RouteHeader, Vec<RouteAttribute>) {
     let destination = route.destination;
     let header = RouteHeader {
-        address_family: family(destination.ip()),
+        address_family: address_family(Family::of_net(destination)),
         destination_prefix_length: destination.prefix(),
         table: RouteHeader::RT_TABLE_MAIN,
         ..RouteHeader::default()
@@ -115,7 +115,7 @@ fn main_table(route: &Route) -> (RouteHeader, Vec<RouteAttribute>) {
 
 fn neighbour(kind: u16, flags: u16, neighbour: &Neighbour) -> Request {
     let header = NeighbourHeader {
-        family: family(neighbour.ip),
+        family: address_family(Family::of(neighbour.ip)),
         ifindex: neighbour.link,
         state: state(neighbour.permanent),
         flags: NeighbourFlags::empty(),
@@ -146,7 +146,7 @@ pub(super) fn delete_link(index: u32) -> Request {
     Request::new(RTM_DELLINK, 0, &link_header(index), &NO_ATTRIBUTES)
 }
 
-/// Sets a link's largest packet, in bytes.
+/// Sets a link's MTU.
 pub(super) fn set_mtu(index: u32, mtu: u32) -> Request {
     Request::new(RTM_NEWLINK, 0, &link_header(index), &[LinkAttribute::Mtu(mtu)])
 }
@@ -166,7 +166,7 @@ fn link_header(index: u32) -> LinkHeader {
     LinkHeader { index, ..LinkHeader::default() }
 }
 
-/// Makes a VXLAN link (spec section 5.2). Ageing and limits are the kernel's own.
+/// Creates a VXLAN link (spec section 5.2). Ageing and limits are the kernel's defaults.
 pub(super) fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> Request {
     let mut data = vec![InfoVxlan::Id(vxlan.vni)];
     data.extend(vxlan.underlay.map(InfoVxlan::Link));
@@ -186,7 +186,7 @@ pub(super) fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> Req
         InfoVxlan::UDPZeroCsumTX(false),
         InfoVxlan::UDPZeroCsumRX(false),
     ]);
-    // Flags by being there; the port's default is the kernel's.
+    // The presence of GBP switches it on. Without a port, the kernel uses its default.
     data.extend(vxlan.gbp.then_some(InfoVxlan::Gbp));
     data.extend((vxlan.port != 0).then_some(InfoVxlan::Port(vxlan.port)));
     let attributes = [
@@ -199,11 +199,11 @@ pub(super) fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> Req
     Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &LinkHeader::default(), &attributes)
 }
 
-/// Adds an address to a link, or confirms it.
+/// Adds an address to a link, or replaces the same address.
 pub(super) fn add_address(index: u32, net: IpNetwork) -> Request {
     let (header, mut attributes) = address(index, net);
     if let IpNetwork::V4(v4) = net
-        // Two hosts or one have no broadcast address.
+        // Networks of one or two addresses have no broadcast address.
         && v4.prefix() < 31
     {
         attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
@@ -211,7 +211,7 @@ pub(super) fn add_address(index: u32, net: IpNetwork) -> Request {
     Request::new(RTM_NEWADDR, SET, &header, &attributes)
 }
 
-/// Takes an address from a link.
+/// Deletes an address of a link.
 pub(super) fn delete_address(index: u32, net: IpNetwork) -> Request {
     let (header, attributes) = address(index, net);
     Request::new(RTM_DELADDR, 0, &header, &attributes)
@@ -219,7 +219,7 @@ pub(super) fn delete_address(index: u32, net: IpNetwork) -> Request {
 
 fn address(index: u32, net: IpNetwork) -> (AddressHeader, Vec<AddressAttribute>) {
     let header = AddressHeader {
-        family: family(net.ip()),
+        family: address_family(Family::of_net(net)),
         prefix_len: net.prefix(),
         scope: AddressScope::Universe,
         index,
@@ -228,50 +228,39 @@ fn address(index: u32, net: IpNetwork) -> (AddressHeader, Vec<AddressAttribute>)
     (header, vec![AddressAttribute::Local(net.ip()), AddressAttribute::Address(net.ip())])
 }
 
-/// Asks for every link.
+/// Lists all links.
 pub(super) fn links() -> Request {
     Request::new(RTM_GETLINK, 0, &LinkHeader::default(), &NO_ATTRIBUTES)
 }
 
-/// Asks for every address.
+/// Lists all addresses.
 pub(super) fn addresses() -> Request {
     Request::new::<AddressAttribute>(RTM_GETADDR, 0, &AddressHeader::default(), &[])
 }
 
-/// Asks for the main table of one family.
-pub(super) fn routes(of: Family) -> Request {
-    let header = RouteHeader {
-        address_family: match of {
-            Family::V4 => AddressFamily::Inet,
-            Family::V6 => AddressFamily::Inet6,
-        },
-        table: RouteHeader::RT_TABLE_MAIN,
-        ..RouteHeader::default()
-    };
+/// Lists the main table of one family.
+pub(super) fn routes(family: Family) -> Request {
+    let header = RouteHeader { address_family: address_family(family), table: RouteHeader::RT_TABLE_MAIN, ..RouteHeader::default() };
     Request::new::<RouteAttribute>(RTM_GETROUTE, 0, &header, &[])
 }
 
-/// Asks for the neighbours of a link.
+/// Lists the neighbours of a link.
 pub(super) fn neighbours(link: u32) -> Request {
     Request::new(RTM_GETNEIGH, 0, &NeighbourHeader::default(), &[NeighbourAttribute::IfIndex(link)])
 }
 
-/// Asks for the FDB of a link.
+/// Lists the FDB entries of a link.
 pub(super) fn fdb(link: u32) -> Request {
     let header = NeighbourHeader { family: AddressFamily::Bridge, ..NeighbourHeader::default() };
     Request::new(RTM_GETNEIGH, 0, &header, &[NeighbourAttribute::IfIndex(link)])
 }
 
-/// Asks which way packets to a host go.
+/// Looks up the route to a host.
 pub(super) fn route_to(ip: IpAddr) -> Request {
-    let header =
-        RouteHeader { address_family: family(ip), destination_prefix_length: IpNetwork::from(ip).prefix(), ..RouteHeader::default() };
+    let header = RouteHeader {
+        address_family: address_family(Family::of(ip)),
+        destination_prefix_length: IpNetwork::from(ip).prefix(),
+        ..RouteHeader::default()
+    };
     Request::new(RTM_GETROUTE, 0, &header, &[RouteAttribute::Destination(ip.into())])
-}
-
-const fn family(ip: IpAddr) -> AddressFamily {
-    match ip {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
 }
