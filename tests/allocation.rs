@@ -9,7 +9,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use sepal::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetLease, SubnetSpace, overlap};
+use sepal::cluster::ip::overlap;
+use sepal::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetLease, SubnetSpace};
 use sepal::pod_network::claim::{Claim, ClaimStep, LeaseAnswer, LeaseObservation, LeaseRequest, LeaseStatus, LostLease};
 
 const TERMS: LeaseTerms = LeaseTerms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(100) };

@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 use sepal::cluster::Family;
 use sepal::cluster::families::PerFamily;
+use sepal::cluster::ip::overlap;
 use sepal::netlink::entry::{
     BOOT_PROTOCOL, EntryChange, FdbEntry, KERNEL_PROTOCOL, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind,
 };
@@ -23,7 +24,7 @@ use sepal::pod_network::mtu::{Mtu, mtu};
 use sepal::pod_network::net_conf::NetConf;
 use sepal::pod_network::node::{NetworkNode, NodeText};
 use sepal::pod_network::own_lease::{OwnLease, own_mac, subnets};
-use sepal::pod_network::peers::{LiveSubnets, Peers, overlap, peers};
+use sepal::pod_network::peers::{LiveSubnets, Peers, peers};
 use sepal::pod_network::plan;
 use sepal::pod_network::settings::NetworkSettings;
 use sepal::pod_network::vxlan::link_name;
@@ -597,17 +598,7 @@ fn a_former_link_goes() {
     Known::new(r#"{"Type":"vxlan"}"#, false, None).settle(&[node(2, &[])], &mut kernel).expect("it comes to rest");
     kernel.change_link(&LinkChange::CreateVxlan {
         name: "flannel.77".into(),
-        vxlan: Vxlan {
-            vni: 77,
-            port: 8472,
-            local: "192.168.0.1".parse().ok(),
-            underlay: Some(2),
-            learning: false,
-            gbp: false,
-            external: false,
-            reports_misses: false,
-            checksum: true,
-        },
+        vxlan: Vxlan { local: "192.168.0.1".parse().ok(), underlay: Some(2), ..Vxlan::new(77, 8472) },
         mac: Mac([2; 6]),
         mtu: 1450,
     });

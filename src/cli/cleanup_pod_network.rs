@@ -61,7 +61,7 @@ pub(super) struct PodNetworkFlags {
 impl PodNetworkFlags {
     /// Takes away links and routes, and subnet.env once those are gone: it says which network they belong to.
     pub(super) async fn clean_node(&self, complain: &mut impl FnMut(&dyn Display)) {
-        let known = FormerNetwork { env: SubnetEnv::read(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
+        let known = FormerNetwork { env: SubnetEnv::parse_lenient(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
         let errors = match spawn_blocking(move || clean_kernel(&Kernel, &known)).await {
             Ok(errors) => errors,
             Err(error) => return complain(&error),

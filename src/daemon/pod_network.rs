@@ -28,7 +28,6 @@ use crate::pod_network::masquerade;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::own_lease::{OwnLease, within};
 use crate::pod_network::settings::{NetworkSettings, SubnetSource};
-use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseData, LeaseStore};
 use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use crate::pod_network::sync::node_writes::NodeWrites;
@@ -211,7 +210,7 @@ impl NetworkPart {
     fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<SubnetProvider> {
         let PodNetwork { settings, conf, .. } = &self.network;
         let node = watch::Sender::new(None);
-        let previous = SubnetEnv::read(&subnet_file::read(&settings.subnet_file)).subnets;
+        let previous = subnet_file::subnets(&settings.subnet_file);
         let mut standings = PerFamily::default();
         for family in conf.networks.families() {
             let Some(space) = conf.subnet_space(family)? else { continue };

@@ -17,7 +17,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::cluster::ip::{Family, parse_ip};
+use crate::cluster::ip::{Family, overlap, parse_ip};
 
 /// Free subnets to choose from; more are not looked for (spec section 4).
 const CHOICE: usize = 100;
@@ -63,8 +63,7 @@ impl SubnetSpace {
 
     /// Addresses in one subnet; `None` if all of IPv6 is one.
     fn size(&self) -> Option<u128> {
-        let bits: u8 = if self.family() == Family::V4 { 32 } else { 128 };
-        1_u128.checked_shl(u32::from(bits.saturating_sub(self.subnet_len)))
+        1_u128.checked_shl(u32::from(self.family().bits().saturating_sub(self.subnet_len)))
     }
 
     fn subnet_at(&self, base: u128) -> Option<IpNetwork> {
@@ -120,13 +119,6 @@ fn range(net: IpNetwork) -> (u128, u128) {
     };
     let host_bits = u32::from(bits - net.prefix().min(bits));
     (first, first | u128::MAX.checked_shr(128 - host_bits).unwrap_or(0))
-}
-
-/// Whether two subnets have an address in common.
-#[must_use]
-pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    let ((first, last), (other_first, other_last)) = (range(one), range(other));
-    Family::of_net(one) == Family::of_net(other) && first <= other_last && other_first <= last
 }
 
 /// The name of a subnet's Lease: `sepal-10-244-3-0-24`, `sepal-fc00-0-0-1-0-0-0-0-64`.

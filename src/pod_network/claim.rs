@@ -16,9 +16,10 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::allocation::{
-    AllocationInputs, Claimant, Decision, LeaseTerms, Now, ObservedLease, Random, Shortage, SubnetLease, SubnetSpace, decide, overlap,
+    AllocationInputs, Claimant, Decision, LeaseTerms, Now, ObservedLease, Random, Shortage, SubnetLease, SubnetSpace, decide,
 };
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 
 /// How long a subnet is not tried again after its name turned out to be taken.
 const BLOCKED: Duration = Duration::from_secs(60);

@@ -105,15 +105,11 @@ impl DesiredInputs<'_> {
         let Backend::Vxlan(asked) = &self.conf.backend else { return Vec::new() };
         let of_family = |(family, network): (Family, &IpNetwork)| {
             let vxlan = Vxlan {
-                vni: asked.vni,
-                port: asked.port,
                 local: self.own.local.get(family).copied(),
                 underlay: Some(self.external.index),
                 learning: asked.learning,
                 gbp: asked.gbp,
-                external: false,
-                reports_misses: false,
-                checksum: true,
+                ..Vxlan::new(asked.vni, asked.port)
             };
             Some(DesiredLink {
                 family,

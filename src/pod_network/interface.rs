@@ -240,10 +240,7 @@ impl<'a> Selection<'a> {
         for family in self.families {
             let candidates = preferred(link, *family);
             let given = addresses.iter().copied().find(|ip| Family::of(*ip) == *family);
-            let missing = || {
-                let name = if *family == Family::V4 { "IPv4" } else { "IPv6" };
-                format!("failed to find {name} address for interface {}", link.name)
-            };
+            let missing = || format!("failed to find {} address for interface {}", family.proper_name(), link.name);
             let ip = given.or_else(|| candidates.first().map(|address| address.net.ip())).ok_or_else(missing)?;
             own.set(*family, Some(ip));
             local.set(*family, Some(self.options.public.get(*family).copied().unwrap_or(ip)));

@@ -29,8 +29,8 @@ pub struct FormerNetwork {
 /// names.
 #[must_use]
 pub fn links<'l>(live: &'l Live, known: &FormerNetwork) -> Vec<&'l Link> {
-    let networks = [Some(&known.env.networks), known.conf.as_ref().map(|conf| &conf.networks)];
-    let former = |networks: &PerFamily<IpNetwork>| plan::links(&[], networks, live, &BTreeMap::new()).changes;
+    let networks = [Some(known.env.first_networks()), known.conf.as_ref().map(|conf| conf.networks)];
+    let former = |networks: PerFamily<IpNetwork>| plan::links(&[], &networks, live, &BTreeMap::new()).changes;
     let former: Vec<LinkChange> = networks.into_iter().flatten().flat_map(former).collect();
     let conf = known.conf.as_ref();
     let vni = conf.and_then(|conf| conf.backend.vxlan()).map(|vxlan| vxlan.vni);
@@ -58,8 +58,9 @@ fn has(link: &Link, family: Family, vni: u32) -> bool {
 #[must_use]
 pub fn routes(live: &Live, known: &FormerNetwork) -> Vec<EntryChange> {
     let ours = plan::entries(&DesiredEntries::default(), &PerFamily::default(), live);
+    let subnets = known.env.first_subnets();
     let swallows = |route: &&Route| {
-        let subnet = known.env.subnets.get(Family::of_net(route.destination));
+        let subnet = subnets.get(Family::of_net(route.destination));
         route.kind == RouteKind::Blackhole
             && route.protocol == BOOT_PROTOCOL
             && subnet.is_some_and(|subnet| is_same(*subnet, route.destination))
@@ -80,17 +81,7 @@ mod tests {
     use crate::pod_network::routing::tests::route;
 
     fn link(index: u32, name: &str, vni: Option<u32>, addresses: &[&str]) -> Link {
-        let vxlan = |vni| Vxlan {
-            vni,
-            port: 8472,
-            local: None,
-            underlay: None,
-            learning: false,
-            gbp: false,
-            external: false,
-            reports_misses: false,
-            checksum: true,
-        };
+        let vxlan = |vni| Vxlan::new(vni, 8472);
         let address = |net: &&str| LinkAddress {
             net: net.parse().expect("an address"),
             scope: Scope::Universe,
@@ -139,7 +130,7 @@ mod tests {
 
     #[test]
     fn links_are_known_by_their_addresses_their_routes_or_by_net_conf() {
-        let env = SubnetEnv::read("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_IPV6_NETWORK=fd10:244::/32\n");
+        let env = SubnetEnv::parse_lenient("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_IPV6_NETWORK=fd10:244::/32\n");
         let known = FormerNetwork { env, conf: None };
         assert_eq!(names(&links(&live(), &known)), ["flannel.1", "flannel-v6.1", "flannel.11"]);
         assert_eq!(names(&doubtful(&live(), &known)), ["flannel.7", "flannel.8"]);
@@ -163,7 +154,7 @@ mod tests {
         let ours =
             [format!("10.244.2.0/24 {OUR_PROTOCOL}"), format!("10.244.4.0/24 {OUR_PROTOCOL}"), format!("fd10:244:1::/64 {OUR_PROTOCOL}")];
         assert_eq!(routes(&FormerNetwork::default()), ours);
-        let known = FormerNetwork { env: SubnetEnv::read("FLANNEL_SUBNET=10.244.1.1/24\n"), conf: None };
+        let known = FormerNetwork { env: SubnetEnv::parse_lenient("FLANNEL_SUBNET=10.244.1.1/24\n"), conf: None };
         let flannels = format!("10.244.1.0/24 {BOOT_PROTOCOL}");
         assert_eq!(routes(&known), [&ours[..], &[flannels]].concat());
     }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::vxlan;
-use crate::cluster::Family;
 use crate::cluster::families::PerFamily;
+use crate::cluster::ip::{self, Family};
 use crate::json_keys::matches;
 
 /// The port that the kernel gives a VXLAN link where none is named.
@@ -313,7 +313,7 @@ impl Keys {
 
     fn address(&self, key: &'static str, family: Family) -> Result<Option<IpAddr>, BadNetConf> {
         let Some(text) = self.value::<String>(key, "a text")? else { return Ok(None) };
-        let address = address(&text, family).ok_or_else(|| bad(key, format!("{text:?} is not an {} address", name(family))))?;
+        let address = address(&text, family).ok_or_else(|| bad(key, format!("{text:?} is not an {} address", family.proper_name())))?;
         // All zeros is what flannel takes for not given.
         Ok(Some(address).filter(|address| !address.is_unspecified()))
     }
@@ -324,10 +324,9 @@ impl Keys {
             let (ip, length) = text.split_once('/')?;
             let length: u8 = length.bytes().all(|c| c.is_ascii_digit()).then(|| length.parse().ok())??;
             let ip = address(ip, family)?;
-            let network = IpNetwork::new(ip, length).ok()?;
-            IpNetwork::new(network.network(), length).ok()
+            ip::network(ip, length)
         };
-        network().map(Some).ok_or_else(|| bad(key, format!("invalid {} CIDR format: {text:?}", name(family))))
+        network().map(Some).ok_or_else(|| bad(key, format!("invalid {} CIDR format: {text:?}", family.proper_name())))
     }
 
     fn asked_subnets(&self, [length, min, max]: [&'static str; 3], family: Family) -> Result<SubnetOptions, BadNetConf> {
@@ -340,13 +339,6 @@ fn address(text: &str, family: Family) -> Option<IpAddr> {
     match family {
         Family::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
         Family::V6 => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-    }
-}
-
-const fn name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
     }
 }
 

@@ -41,7 +41,7 @@ pub enum NoSubnet {
     /// It has none in a family that is on.
     #[error(
         "failed to configure interface: {} is enabled but the lease has no {}: node {node:?} has no pod CIDR of that family. Give kube-controller-manager's --cluster-cidr one of each family, or switch the family off in net-conf.json",
-        proper(*family), proper(*family)
+        family.proper_name(), family.proper_name()
     )]
     Missing {
         /// The node.
@@ -64,13 +64,6 @@ pub enum NoSubnet {
         /// The subnet.
         subnet: IpNetwork,
     },
-}
-
-const fn proper(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
 }
 
 /// The subnets that a Node has in a pod network: one for each family that is on, inside the network.

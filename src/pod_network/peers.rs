@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 
 use super::net_conf::NetConf;
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 
 use super::node::NetworkNode;
 use super::own_lease::{OwnLease, within};
@@ -220,12 +221,6 @@ fn is_usable(ip: IpAddr) -> bool {
     // To a link-local address packets cannot be sent without naming the link.
     let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some());
     !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast || link_local)
-}
-
-/// Whether two networks of one family have an address in common.
-#[must_use]
-pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
 }
 
 /// What accepted nodes, and this one, have in one family.

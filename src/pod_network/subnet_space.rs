@@ -65,7 +65,7 @@ fn space(network: IpNetwork, asked: &SubnetOptions) -> Result<SubnetSpace, BadNe
         }
         length => length as u8,
     };
-    let size = 1_u128 << (bits(family) - length);
+    let size = 1_u128 << (family.bits() - length);
     let (base, last) = (number(network.network()), number(network.broadcast()) - (size - 1));
     let bound = |key: &'static str, given: Option<IpAddr>, default: u128| {
         let Some(ip) = given else { return Ok(address(default, family)) };
@@ -84,13 +84,6 @@ fn space(network: IpNetwork, asked: &SubnetOptions) -> Result<SubnetSpace, BadNe
     }
     let subnet = |ip| IpNetwork::new(ip, length).map_err(|error| bad(length_key, error.to_string()));
     Ok(SubnetSpace { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
-}
-
-const fn bits(family: Family) -> u8 {
-    match family {
-        Family::V4 => 32,
-        Family::V6 => 128,
-    }
 }
 
 fn number(ip: IpAddr) -> u128 {

@@ -64,8 +64,8 @@ pub(crate) fn disown(path: &Path, is_ours: impl Fn(Family, IpNetwork) -> bool) -
 }
 
 /// The subnets that the file names.
-pub(super) fn subnets(path: &Path) -> PerFamily<IpNetwork> {
-    SubnetEnv::read(&read(path)).subnets
+pub(crate) fn subnets(path: &Path) -> PerFamily<IpNetwork> {
+    SubnetEnv::parse_lenient(&read(path)).first_subnets()
 }
 
 /// What a file says; nothing if it is not there.

@@ -15,9 +15,10 @@ use super::leases::{LeaseData, LeaseError, LeaseStore};
 use super::node_writes::{NodeWrites, permission_missing};
 use super::subnet_file;
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::observe::metrics::NetworkMetrics;
-use crate::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetSpace, lease_name, overlap};
+use crate::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetSpace, lease_name};
 use crate::pod_network::claim::{Claim, ClaimEvent, ClaimStep, LeaseAnswer, LeaseObservation, LeaseRequest, LeaseStatus, WatchScope};
 
 /// This node as its Node object says.

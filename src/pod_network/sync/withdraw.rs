@@ -8,11 +8,11 @@ use ipnetwork::IpNetwork;
 
 use super::node_writes::NodeCondition;
 use crate::cluster::families::PerFamily;
+use crate::cluster::ip::overlap;
 use crate::kubernetes::events::{Event, Regarding};
 use crate::netlink::NetworkKernel;
 use crate::netlink::entry::Live;
 use crate::netlink::link::LinkNames;
-use crate::pod_network::allocation::overlap;
 use crate::pod_network::bridge;
 use crate::pod_network::desired::DesiredEntries;
 use crate::pod_network::net_conf::NetConf;
