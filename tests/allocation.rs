@@ -48,7 +48,7 @@ impl Store {
 
     fn remove(&mut self, subnet: IpNetwork) {
         self.leases.remove(&subnet);
-        self.events.push(LeaseObservation::Gone(subnet));
+        self.events.push(LeaseObservation::Deleted(subnet));
     }
 
     fn take(&mut self, sent: &Sent) -> LeaseAnswer {
@@ -166,7 +166,7 @@ impl World {
         let now = self.now(node);
         let Node { claim: Some(claim), sent: sent @ None, who, file, .. } = &mut self.nodes[node] else { return };
         let request = match claim.step(now, &mut |below| self.dice.usize(..below)) {
-            ClaimStep::Rest(_) => return,
+            ClaimStep::Wait(_) => return,
             ClaimStep::List => None,
             ClaimStep::Send(request) => Some(request),
         };
@@ -302,7 +302,7 @@ impl World {
     fn write_file(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), file, .. } = &mut self.nodes[node] else { return };
-        match claim.standing(now) {
+        match claim.status(now) {
             LeaseStatus::Held(subnet) => *file = Some(subnet),
             LeaseStatus::Seeking { loss: Some(LostLease { holder: Some(_), .. }), .. } | LeaseStatus::Seeking { shortage: Some(_), .. } => {
                 *file = None;

@@ -20,11 +20,11 @@ use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::desired::{DesiredEntries, DesiredInputs, DesiredLink, Entry};
 use sepal::pod_network::foreign::is_connected;
 use sepal::pod_network::interface::{ExternalInterface, InterfaceOptions, select};
-use sepal::pod_network::mtu::{Mtu, mtu};
+use sepal::pod_network::mtu::{Mtu, compute_mtu};
 use sepal::pod_network::net_conf::NetConf;
 use sepal::pod_network::node::{NetworkNode, NodeText};
-use sepal::pod_network::own_lease::{OwnLease, own_mac, subnets};
-use sepal::pod_network::peers::{LiveSubnets, Peers, peers};
+use sepal::pod_network::own_lease::{OwnLease, assigned_subnets, choose_mac};
+use sepal::pod_network::peers::{LiveSubnets, Peers, check_all};
 use sepal::pod_network::plan;
 use sepal::pod_network::settings::NetworkSettings;
 use sepal::pod_network::vxlan::link_name;
@@ -197,12 +197,12 @@ impl Known {
         let node = node(1, &[]);
         let own = OwnLease {
             node: "n1".into(),
-            subnets: subnets(&node, &conf).expect("a good node"),
+            subnets: assigned_subnets(&node, &conf).expect("a good node"),
             local: external.local,
             published: external.local,
-            macs: families.iter().map(|family| (*family, own_mac(None, None, "uid-1", *family))).collect(),
+            macs: families.iter().map(|family| (*family, choose_mac(None, None, "uid-1", *family))).collect(),
         };
-        let mtu = mtu(&conf, external.mtu).expect("large enough");
+        let mtu = compute_mtu(&conf, external.mtu).expect("large enough");
         let settings = NetworkSettings { blackhole_route: blackhole, checksum_offload, ..NetworkSettings::default() };
         Self { conf, settings, own, external, mtu }
     }
@@ -212,7 +212,7 @@ impl Known {
     }
 
     fn peers(&self, nodes: &[NetworkNode], kernel: &Kernel) -> Peers {
-        peers(nodes, &self.own, &self.conf, &LiveSubnets::of_live(&kernel.live))
+        check_all(nodes, &self.own, &self.conf, &LiveSubnets::of_live(&kernel.live))
     }
 
     /// Takes one look at the kernel and makes what is planned; gives what was desired, and whether there was anything to do.

@@ -140,7 +140,7 @@ fn clean_kernel(kernel: &impl NetworkKernel, known: &FormerNetwork) -> Vec<Netli
             Err(error) => errors.push(error),
         }
     }
-    for link in leftovers::doubtful(&live, known) {
+    for link in leftovers::unattributed(&live, known) {
         let name = &link.name;
         tracing::warn!(
             "link {name} stays: it has no address in a network that subnet.env or net-conf.json names, and no route of sepal's. If it is \

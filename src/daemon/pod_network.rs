@@ -26,7 +26,7 @@ use crate::observe::readiness::{Part, Readiness};
 use crate::pod_network::claim::LeaseStatus;
 use crate::pod_network::masquerade;
 use crate::pod_network::net_conf::NetConf;
-use crate::pod_network::own_lease::{OwnLease, within};
+use crate::pod_network::own_lease::{OwnLease, is_inside};
 use crate::pod_network::settings::{NetworkSettings, SubnetSource};
 use crate::pod_network::sync::leases::{LeaseData, LeaseStore};
 use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
@@ -120,7 +120,7 @@ impl PodNetwork {
         let Some(node) = inputs.snapshot.node() else { return };
         let inside = |(family, network): (Family, &IpNetwork)| {
             let subnet = node.pod_cidrs.iter().find(|cidr| Family::of_net(**cidr) == family)?;
-            within(*subnet, *network).then_some((family, *subnet))
+            is_inside(*subnet, *network).then_some((family, *subnet))
         };
         let own = OwnLease { subnets: self.conf.networks.iter().filter_map(inside).collect(), ..OwnLease::default() };
         inputs.pod_rules = Some(masquerade::pod_rules(&self.settings, &self.conf, &own));

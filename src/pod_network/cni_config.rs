@@ -1,51 +1,50 @@
-//! Which network configuration a container runtime uses. containerd and CRI-O read the folder by libcni: files by name, of the endings
-//! `.conf`, `.conflist` and `.json`. The first valid one gives pods their network. PURE.
+//! Finds the network configuration that a container runtime uses. containerd and CRI-O read the folder with libcni: files that end in
+//! `.conf`, `.conflist` or `.json`, sorted by name. The first valid file defines the pods' network. PURE.
 
 use std::fmt;
 
-/// Names under which the program is a plugin that others know.
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::subnet_env::SUBNET_FILE;
+use crate::json_keys;
+
+/// Names of other plugins that this program replaces.
 pub const OTHER_NAMES: [&str; 5] = ["flannel", "bridge", "host-local", "portmap", "loopback"];
 
 /// The plugin's own name.
 pub const OWN_NAME: &str = "sepal";
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
-
-use crate::json_keys;
-
-/// Endings of the files that a runtime reads.
+/// Extensions of the files that a runtime reads.
 const ENDINGS: [&str; 3] = [".conf", ".conflist", ".json"];
-/// Where a plugin finds this node's subnet if its configuration does not say it.
-const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Plugins that call the plugins of another file.
 const DELEGATING: [&str; 4] = ["multus", "multus-shim", "genie", "danm"];
 
-/// A file of the folder.
+/// A file in the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfFile {
     /// Its name.
     pub name: String,
-    /// What it contains, or why it cannot be read.
+    /// Its content, or why it cannot be read.
     pub content: Result<Vec<u8>, String>,
 }
 
-/// Whether runtimes read a file of this name.
+/// Returns true if runtimes read a file of this name.
 #[must_use]
 pub fn is_read(name: &str) -> bool {
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
-/// What pods get by a configuration.
+/// The network that a configuration gives to pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CniConfNetwork {
-    /// The network of this node, by the plugin `sepal`.
+    /// This node's pod network, set up by the plugin `sepal`.
     Sepal,
-    /// The network of this node, by the plugin `flannel`, which reads the same subnet.env.
+    /// This node's pod network, set up by the plugin `flannel`, which reads the same subnet.env.
     Flannel,
-    /// What the plugin makes of other files.
+    /// Unknown, because the plugin delegates to the configurations of other files.
     Delegated,
-    /// The subnet of another subnet.env.
+    /// The subnet of another subnet.env, at this path.
     OtherSubnet(String),
     /// Another network.
     Other,
@@ -60,27 +59,27 @@ pub struct CniConf {
     pub network: String,
     /// Types of its plugins, in their order.
     pub plugins: Vec<String>,
-    /// What pods get by it.
+    /// The network that it gives to pods.
     pub serves: CniConfNetwork,
 }
 
-/// What a runtime makes of the files of a folder.
+/// The configuration that a runtime uses from a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CniConfChoice {
-    /// The first valid one.
+    /// The first valid configuration.
     pub first: Option<CniConf>,
-    /// The files before it that are not valid, each with the cause.
+    /// The invalid files before it, each with the cause.
     pub invalid: Vec<(String, String)>,
 }
 
-/// Something that an operator should know about the folder.
+/// A problem with the folder, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniConfFinding {
-    /// What runtimes do.
+    /// What runtimes do now.
     pub found: String,
     /// What to do about it.
     pub cure: String,
-    /// Pods get the network of this node all the same.
+    /// Pods get this node's pod network nevertheless.
     pub served: bool,
 }
 
@@ -90,7 +89,7 @@ impl fmt::Display for CniConfFinding {
     }
 }
 
-/// Finds the configuration that a runtime uses. `subnet_file` is the one that this program writes.
+/// Finds the configuration that a runtime uses. `subnet_file` is the path that this program writes.
 #[must_use]
 pub fn choose(mut files: Vec<ConfFile>, subnet_file: &str) -> CniConfChoice {
     files.sort_by(|one, other| one.name.cmp(&other.name));
@@ -116,7 +115,7 @@ struct Plugin {
     subnet_file: String,
 }
 
-/// Reads a file as libcni does: the keys of a list match as they are written, those of a plugin in any case.
+/// Parses a file as libcni does: keys of a list are case-sensitive, keys of a plugin are not.
 fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<CniConf, String> {
     let (network, plugins) = if file.ends_with(".conflist") {
         let list: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
@@ -144,7 +143,7 @@ fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<CniConf, String> 
 }
 
 impl CniConfChoice {
-    /// What to tell the operator. `own` is the name of this program's file in the folder.
+    /// The problem to report to the operator, if any. `own` is the name of this program's file in the folder.
     #[must_use]
     pub fn finding(&self, folder: &str, own: &str, subnet_file: &str) -> Option<CniConfFinding> {
         let (mut found, mut cures) = (Vec::new(), Vec::new());
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_leads_to_sepal_is_no_trouble() {
+    fn a_configuration_that_uses_sepal_is_no_problem() {
         assert_eq!(finding(&[("00-own.conflist", &list(r#"{"type":"sepal","capabilities":{"portMappings":true}}"#))]), None);
         assert_eq!(finding(&[("00-own.conf", r#"{"name":"n","type":"sepal","subnetfile":"/run/flannel/subnet.env"}"#)]), None);
         assert!(finding(&[("00-multus.conf", r#"{"name":"m","type":"multus","delegates":[]}"#)]).expect("a finding").served);
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_valid_are_named() {
+    fn invalid_files_are_named() {
         for (file, text, cause) in [
             ("05-x.conflist", "{}", "it has no name"),
             ("05-x.conflist", r#"{"Name":"n","plugins":[{"type":"a"}]}"#, "it has no name"),

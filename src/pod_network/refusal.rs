@@ -1,4 +1,4 @@
-//! Why a node is not programmed as a peer of the pod network, in words for logs, Events and metrics.
+//! The reasons why a node is refused as a peer of the pod network, with texts for logs, Events and metrics. PURE.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,25 +11,25 @@ use super::annotations::BadAnnotation;
 use super::node::BadPodCidrs;
 use crate::netlink::mac::Mac;
 
-/// A node that is not programmed, or not in one family.
+/// A refused node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRefusal {
     /// The node.
     pub node: Box<str>,
-    /// The family; `None` for all of it.
+    /// The family in which it is refused; `None` for all families.
     pub family: Option<Family>,
-    /// Why.
+    /// The reason.
     pub reason: RefusalReason,
 }
 
-/// Why a node is not programmed.
+/// The reason why a node is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RefusalReason {
-    /// It does not take part, or does no longer: it lacks the annotation.
+    /// It is not part of the pod network: it lacks the annotation.
     NotManaged,
     /// It uses another backend.
     OtherBackend(Option<Box<str>>),
-    /// It has no pod CIDRs that make sense.
+    /// Its pod CIDRs are missing or invalid.
     PodCidrs(BadPodCidrs),
     /// It has no pod CIDR in this family.
     NoPodCidr,
@@ -41,9 +41,9 @@ pub enum RefusalReason {
     OverlapsOurs(IpNetwork, IpNetwork),
     /// Its pod CIDR overlaps another node's.
     Overlaps(IpNetwork, IpNetwork, Box<str>),
-    /// There is a node's address inside its pod CIDR, this one's or another's.
+    /// Its pod CIDR contains the address of a node.
     SwallowsNode(IpNetwork, IpAddr),
-    /// Its address lies inside another node's pod CIDR.
+    /// Its address is inside another node's pod CIDR.
     InsideSubnet(IpAddr, Box<str>),
     /// It publishes no address.
     NoPublicIp,
@@ -53,22 +53,22 @@ pub enum RefusalReason {
     ClaimsOurAddress(IpAddr),
     /// It publishes the address of another node.
     SameAddress(IpAddr, Box<str>),
-    /// It says nothing of its VXLAN link.
+    /// It does not publish its VXLAN link.
     NoBackendData,
-    /// Its VXLAN link belongs to another network.
+    /// Its VXLAN link has another VNI.
     OtherVni(u32, u32),
     /// Its VXLAN link has the same hardware address as this node's.
     ClaimsOurMac(Mac),
     /// Its VXLAN link has the same hardware address as another node's.
     SameMac(Mac, Box<str>),
-    /// An annotation makes no sense.
+    /// An annotation is invalid.
     Annotation(BadAnnotation),
-    /// The backend needs neighbours, and it is none.
+    /// It is not on the network of the external interface, which the backend host-gw requires.
     NotOnLink(IpAddr),
 }
 
 impl RefusalReason {
-    /// A word for it, for metrics.
+    /// Its name in metrics.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -86,13 +86,13 @@ impl RefusalReason {
         }
     }
 
-    /// Whether another node may have to do with it, so that it may end when that one changes.
+    /// Returns true if the reason may depend on another node, so that a change of that node can end it.
     #[must_use]
-    pub const fn hangs_on_others(&self) -> bool {
+    pub const fn depends_on_others(&self) -> bool {
         matches!(self, Self::Overlaps(..) | Self::SwallowsNode(..) | Self::InsideSubnet(..) | Self::SameAddress(..) | Self::SameMac(..))
     }
 
-    /// Whether it is worth a line and an Event. A node that does not take part, or waits for its pod CIDR, is nothing out of order.
+    /// Returns true if the refusal is logged and reported as an Event. Nodes that are not part of the network, or wait for a pod CIDR, are normal.
     #[must_use]
     pub const fn is_noteworthy(&self) -> bool {
         !matches!(self, Self::NotManaged | Self::PodCidrs(BadPodCidrs::Unassigned))

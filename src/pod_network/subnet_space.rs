@@ -1,4 +1,4 @@
-//! Which subnets of a network nodes can have, where they are handed out here (spec section 1, validation of etcd mode).
+//! Computes the subnets that nodes can lease from `SubnetLen`, `SubnetMin` and `SubnetMax`, as flannel does in etcd mode [flannel 1]. PURE.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,27 +9,27 @@ use super::net_conf::{BadNetConf, NetConf, SubnetOptions, bad, network_key};
 use crate::cluster::Family;
 
 impl NetConf {
-    /// The subnets to hand out in one family; `None` if it is off.
+    /// The subnets that nodes can lease in one family; `None` if it is disabled.
     ///
     /// # Errors
-    /// What is asked for does not fit together, in flannel's words.
+    /// The keys contradict each other. The message has flannel's words.
     pub fn subnet_space(&self, family: Family) -> Result<Option<SubnetSpace>, BadNetConf> {
         match (self.networks.get(family), self.subnets.get(family)) {
-            (Some(network), Some(asked)) => space(*network, asked).map(Some),
+            (Some(network), Some(options)) => space(*network, options).map(Some),
             _ => Ok(None),
         }
     }
 }
 
-/// Names and numbers in which the families differ.
+/// Names and numbers that differ between the families.
 struct Rules {
     keys: [&'static str; 3],
-    /// Longest prefix of a subnet.
+    /// Longest prefix length of a subnet.
     longest: u8,
-    /// Longest prefix of a network for which a length is found.
+    /// Longest prefix length of a network without `SubnetLen`.
     smallest_network: u8,
-    /// Prefix of a subnet where none is given, if the network is large enough.
-    usual: u8,
+    /// Default prefix length of a subnet, if the network is large enough.
+    default: u8,
     too_small: &'static str,
 }
 
@@ -37,7 +37,7 @@ const V4: Rules = Rules {
     keys: ["SubnetLen", "SubnetMin", "SubnetMax"],
     longest: 30,
     smallest_network: 28,
-    usual: 24,
+    default: 24,
     too_small: "network is too small. Minimum useful network prefix is /28",
 };
 
@@ -45,17 +45,17 @@ const V6: Rules = Rules {
     keys: ["IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"],
     longest: 126,
     smallest_network: 124,
-    usual: 64,
+    default: 64,
     too_small: "IPv6Network is too small. Minimum useful network prefix is /124",
 };
 
-fn space(network: IpNetwork, asked: &SubnetOptions) -> Result<SubnetSpace, BadNetConf> {
+fn space(network: IpNetwork, options: &SubnetOptions) -> Result<SubnetSpace, BadNetConf> {
     let family = Family::of_net(network);
     let rules = if family == Family::V4 { V4 } else { V6 };
     let [length_key, min_key, max_key] = rules.keys;
-    let length = match asked.length {
+    let length = match options.length {
         0 if network.prefix() > rules.smallest_network => return Err(bad(network_key(family), rules.too_small.into())),
-        0 if network.prefix() <= rules.usual - 2 => rules.usual,
+        0 if network.prefix() <= rules.default - 2 => rules.default,
         0 => network.prefix() + 2,
         length if length > rules.longest.into() => {
             return Err(bad(length_key, format!("SubnetLen must be less than /{}", rules.longest + 1)));
@@ -77,8 +77,8 @@ fn space(network: IpNetwork, asked: &SubnetOptions) -> Result<SubnetSpace, BadNe
         }
         Ok(ip)
     };
-    // The first subnet starts with the network's own address, which is none to give to a link.
-    let (min, max) = (bound(min_key, asked.min, base + size)?, bound(max_key, asked.max, last)?);
+    // The first subnet is skipped: it starts with the network's own address, which a link cannot have.
+    let (min, max) = (bound(min_key, options.min, base + size)?, bound(max_key, options.max, last)?);
     if min > max {
         return Err(bad(max_key, format!("{max} is before {min_key}, {min}: that leaves no subnet")));
     }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_in_flannels_words() {
+    fn contradictions_are_refused_in_flannels_words() {
         for (keys, family, want) in [
             (r#""SubnetLen":31,"#, Family::V4, "SubnetLen: SubnetLen must be less than /31"),
             (r#""SubnetLen":300,"#, Family::V4, "SubnetLen: SubnetLen must be less than /31"),

@@ -2,7 +2,7 @@
 
 use crate::netlink::link::{Link, LinkKind};
 use crate::pod_network::interface::{ExternalInterface, NoInterface};
-use crate::pod_network::mtu::mtu;
+use crate::pod_network::mtu::compute_mtu;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::vxlan::link_name;
 
@@ -26,7 +26,7 @@ pub fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetCo
     if let (None, Err(error)) = (conf.backend.vxlan(), external.check_host_gw()) {
         checks.push(Check::failed(PART, "host-gw", error.to_string(), ""));
     }
-    checks.push(match mtu(conf, external.mtu) {
+    checks.push(match compute_mtu(conf, external.mtu) {
         Ok(mtu) => match mtu.too_large {
             Some(asked) => Check::warning(
                 PART,

@@ -30,7 +30,7 @@ use crate::kubernetes::object::Subject;
 use crate::kubernetes::permission::{LEASE_NAMESPACE, Permission};
 use crate::kubernetes::raw::{Raw, Watched};
 use crate::kubernetes::watcher::Tracks;
-use crate::pod_network::allocation::{Claimant, LeaseTerms, SubnetLease, lease_name, subnet_of};
+use crate::pod_network::allocation::{Claimant, LeaseTerms, SubnetLease, lease_name, parse_lease_name};
 use crate::pod_network::api_objects::{self, RESERVED_FOR};
 use crate::pod_network::claim::{LeaseObservation, LeaseRequest, WatchScope};
 
@@ -287,10 +287,10 @@ impl Tracks for LeaseTracker {
     }
 
     fn deleted(&mut self, object: &Raw) -> Vec<LeaseObservation> {
-        let gone = object.metadata.name.as_deref().and_then(subnet_of);
+        let gone = object.metadata.name.as_deref().and_then(parse_lease_name);
         if let Some(subnet) = &gone {
             self.seen.remove(subnet);
         }
-        gone.map(LeaseObservation::Gone).into_iter().collect()
+        gone.map(LeaseObservation::Deleted).into_iter().collect()
     }
 }

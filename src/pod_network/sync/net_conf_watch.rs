@@ -38,7 +38,7 @@ pub fn read(path: &Path) -> Result<NetConf, NetConfError> {
     let shown = || path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|cause| NetConfError::File { path: shown(), cause })?;
     let conf = NetConf::parse(&text).map_err(|bad| NetConfError::Text { path: shown(), bad })?;
-    conf.notes().iter().for_each(|note| tracing::warn!("{}: {note}", path.display()));
+    conf.warnings().iter().for_each(|note| tracing::warn!("{}: {note}", path.display()));
     Ok(conf)
 }
 

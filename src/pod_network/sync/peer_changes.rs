@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use crate::netlink::NetworkKernel;
 use crate::netlink::entry::{Live, Route};
 use crate::pod_network::desired::{DesiredEntries, DesiredInputs, Entry};
-use crate::pod_network::peers::{LiveSubnets, Peers, peers};
+use crate::pod_network::peers::{LiveSubnets, Peers, check_all};
 use crate::pod_network::plan;
 use crate::pod_network::refusal::PeerRefusal;
 
@@ -78,7 +78,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             mtu: &acknowledged.mtu,
         };
         let mut all = acknowledged.peers.clone();
-        let mut alone = |name: &str| all.follow(name, self.nodes.get(name).map(|node| &**node), &acknowledged.own, &conf);
+        let mut alone = |name: &str| all.update_one(name, self.nodes.get(name).map(|node| &**node), &acknowledged.own, &conf);
         let mut off_link = Vec::new();
         let (considered, held) = if changed.len() <= FEW && changed.iter().all(|name| alone(name)) {
             let accepted = changed.iter().filter_map(|name| Some((name.clone(), *all.accepted.get(name)?))).collect();
@@ -88,7 +88,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             (few, held)
         } else {
             let programmed = LiveSubnets::of_live(&live_of(acknowledged.entries.values().flatten(), Vec::new()));
-            all = peers(self.nodes.values().map(|node| &**node), &acknowledged.own, &conf, &programmed);
+            all = check_all(self.nodes.values().map(|node| &**node), &acknowledged.own, &conf, &programmed);
             (all.clone(), acknowledged.entries.clone())
         };
         let desired = wanted.entries(&considered, &acknowledged.links, &acknowledged.routes);

@@ -12,7 +12,7 @@ use super::node_writes::{NodeCondition, WriteState};
 use crate::cluster::Family;
 use crate::netlink::NetworkKernel;
 use crate::observe::readiness::{Part, State, all_ready};
-use crate::pod_network::annotations::withdrawal;
+use crate::pod_network::annotations::withdrawal_patch;
 use crate::pod_network::cni_config::choose;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::settings::NetworkSettings;
@@ -86,7 +86,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let (SubnetProvider::Leases { .. }, Some(node)) = (&self.inputs.source, &self.own_node) else { return };
         let left = &acknowledged.own.subnets;
         let lost: Vec<Family> = conf.networks.families().filter(|family| left.get(*family).is_none()).collect();
-        let patch = withdrawal(&self.inputs.settings.prefix, &lost, left.is_empty(), &node.annotations);
+        let patch = withdrawal_patch(&self.inputs.settings.prefix, &lost, left.is_empty(), &node.annotations);
         if let Some(patch) = patch.filter(|patch| self.publisher.wished.as_ref() != Some(patch)) {
             self.publisher.writes.annotations(&patch);
             self.publisher.wished = Some(patch);

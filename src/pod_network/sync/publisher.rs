@@ -3,7 +3,7 @@
 use super::leases::LeaseData;
 use super::node_writes::{NodeCondition, NodeWrites, WriteState};
 use crate::cluster::pod_rules::PodRules;
-use crate::pod_network::annotations::{PublishedAddress, VxlanData, patch, published};
+use crate::pod_network::annotations::{PublishedAddress, VxlanData, annotation_patch, published_annotations};
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
@@ -90,16 +90,16 @@ impl Publisher {
 
     /// Asks for the annotations that the Node lacks; says whether it lacks none.
     pub(super) fn annotations(&mut self, settings: &NetworkSettings, conf: &NetConf, node: &NetworkNode, own: &OwnLease) -> bool {
-        let wanted = wanted_annotations(settings, conf, own);
+        let desired = desired_annotations(settings, conf, own);
         let found = node.annotations.written(&settings.prefix);
         let found = found.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let patch = patch(&wanted, found);
+        let patch = annotation_patch(&desired, found);
         let complete = patch.is_none();
         if let Some(patch) = patch.filter(|patch| self.wished.as_ref() != Some(patch)) {
             self.writes.annotations(&patch);
             self.wished = Some(patch);
         }
-        let data: LeaseData = wanted.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        let data: LeaseData = desired.into_iter().map(|(name, value)| (name, Some(value))).collect();
         self.lease_data.send_if_modified(|before| {
             let news = *before != data;
             *before = data;
@@ -122,12 +122,13 @@ impl Publisher {
 /// A network that worked may take so long to work again before its condition says that it does not.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
+/// The annotations that this node publishes.
+fn desired_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
     let vni = conf.backend.vxlan().map(|vxlan| vxlan.vni);
     let end = |family| {
         let vxlan = vni.zip(own.macs.get(family)).map(|(vni, mac)| VxlanData { vni: Some(vni), mac: *mac });
         own.published.get(family).map(|ip| PublishedAddress { public_ip: *ip, vxlan })
     };
     let ends = own.subnets.families().filter_map(|family| Some((family, end(family)?))).collect();
-    published(&settings.prefix, &conf.backend, &ends)
+    published_annotations(&settings.prefix, &conf.backend, &ends)
 }

@@ -19,11 +19,11 @@ use crate::observe::readiness::Part;
 use crate::pod_network::bridge;
 use crate::pod_network::desired::{DesiredInputs, DesiredLink};
 use crate::pod_network::interface::{self, ExternalInterface, InterfaceOptions};
-use crate::pod_network::mtu::{Mtu, mtu};
+use crate::pod_network::mtu::{Mtu, compute_mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
 use crate::pod_network::node::NetworkNode;
-use crate::pod_network::own_lease::{OwnLease, own_mac};
-use crate::pod_network::peers::{LiveSubnets, peers};
+use crate::pod_network::own_lease::{OwnLease, choose_mac};
+use crate::pod_network::peers::{LiveSubnets, check_all};
 use crate::pod_network::plan::{self, EntryGroup};
 use crate::pod_network::vxlan::link_name;
 
@@ -92,7 +92,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let desired = wanted.links();
         let (live, trouble) = self.links(&wanted, &desired, &of_others, live).await?;
         let links = plan::our_links(&desired, &live);
-        let peers = peers(self.nodes.values().map(|node| &**node), &own, &conf, &LiveSubnets::of_live(&live));
+        let peers = check_all(self.nodes.values().map(|node| &**node), &own, &conf, &LiveSubnets::of_live(&live));
         let entries = wanted.entries(&peers, &links, &live.routes);
         let names = LinkNames::new(&live.links);
         let mut plan = plan::entries(&entries, &links, &live);
@@ -182,7 +182,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         if conf.backend == Backend::HostGw {
             external.check_host_gw()?;
         }
-        let mtu = mtu(conf, external.mtu)?;
+        let mtu = compute_mtu(conf, external.mtu)?;
         let too_large = mtu
             .too_large
             .map(|asked| format!("Backend.MTU is {asked}, and interface {} takes {} only: that counts", external.name, external.mtu));
@@ -338,7 +338,7 @@ fn own(
             let published = node.annotations.vxlan(family).ok().flatten().map(|data| data.mac);
             let name = link_name(family, vxlan.vni);
             let of_link = live.links.iter().find(|link| link.name == name).and_then(|link| link.mac);
-            own.macs.set(family, Some(own_mac(published, of_link, &node.uid, family)));
+            own.macs.set(family, Some(choose_mac(published, of_link, &node.uid, family)));
         }
     }
     Ok(own)

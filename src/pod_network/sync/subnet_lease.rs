@@ -88,8 +88,8 @@ impl SubnetHolder {
             let answered = match step {
                 ClaimStep::List => self.store.list().await.map(LeaseAnswer::Listed),
                 ClaimStep::Send(request) => self.send(&request, claim.who()).await,
-                ClaimStep::Rest(until) => {
-                    if let Some(scope) = claim.scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
+                ClaimStep::Wait(until) => {
+                    if let Some(scope) = claim.watch_scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
                         watching = Some((scope, self.store.watch(scope)));
                     }
                     tokio::select! {
@@ -150,7 +150,7 @@ impl SubnetHolder {
 
     /// Tells what is new, and how things stand.
     fn tell(&self, claim: &mut Claim, now: Now) {
-        for news in claim.take_news() {
+        for news in claim.take_events() {
             match news {
                 ClaimEvent::Leased(subnet) => {
                     self.metrics.leased(Family::of_net(subnet));
@@ -186,7 +186,7 @@ impl SubnetHolder {
                 }
             }
         }
-        let standing = claim.standing(now);
+        let standing = claim.status(now);
         self.standing.send_if_modified(|before| {
             let news = *before != standing;
             if let (true, LeaseStatus::Lapsed(subnet)) = (news, &standing) {

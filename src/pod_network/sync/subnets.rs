@@ -112,7 +112,7 @@ async fn of_family(standing: &mut Option<watch::Receiver<LeaseStatus>>) {
 
 /// How the podCIDRs of a Node stand. A Node that has none, or others, is an answer; podCIDRs that cannot be read are none.
 fn assigned(node: &NetworkNode, conf: &NetConf, in_use: &PerFamily<IpNetwork>) -> SubnetStatus {
-    let bad = match own_lease::subnets(node, conf) {
+    let bad = match own_lease::assigned_subnets(node, conf) {
         Ok(subnets) => return SubnetStatus::Assigned(subnets),
         Err(NoSubnet::Unassigned(name)) => {
             let condition = NodeCondition::pod_cidr_missing(&name);
@@ -127,7 +127,7 @@ fn assigned(node: &NetworkNode, conf: &NetConf, in_use: &PerFamily<IpNetwork>) -
         return SubnetStatus::Pending(condition);
     }
     let usable = |(family, network): (Family, &IpNetwork)| {
-        let subnet = cidrs.get(family).filter(|subnet| own_lease::within(**subnet, *network))?;
+        let subnet = cidrs.get(family).filter(|subnet| own_lease::is_inside(**subnet, *network))?;
         Some((family, *subnet))
     };
     SubnetStatus::Lost(LostSubnets { left: conf.networks.iter().filter_map(usable).collect(), of_others: Vec::new(), condition })
