@@ -19,7 +19,7 @@ use crate::cluster::pod_rules::PodRules;
 use crate::config::flags::TrafficFlag;
 use crate::config::manifest_files::Files;
 use crate::config::settings::Asked;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::iptables::exec::Exec;
 use crate::kubernetes::api::Watches;
 use crate::kubernetes::events::Events;
@@ -91,7 +91,8 @@ impl Source {
         let (sender, updates) = mpsc::channel(WAITING_UPDATES);
         let mut tasks = Tasks::default();
         let standard_input = path == Path::new("-");
-        let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
+        let watch =
+            if standard_input { None } else { Some(FileWatch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
         let mut files = Files::new(path.to_owned(), asked.clone());
         let inputs = files.read()?;
         let configuration = files.configuration().cloned();

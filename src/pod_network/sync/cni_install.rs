@@ -42,7 +42,7 @@ pub struct InstallError {
 /// A folder of CNI configurations that cannot be listed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot list the CNI configurations in {}: {cause}", path.display())]
-pub struct UnreadFolder {
+pub struct UnreadableFolder {
     /// The folder.
     pub path: PathBuf,
     /// The cause.
@@ -51,7 +51,7 @@ pub struct UnreadFolder {
 
 /// Which names of the program are put in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Names {
+pub enum PluginNames {
     /// Its own, and those of other plugins that are missing, or that an earlier installation put there.
     Missing,
     /// Its own and exactly these, whatever is there.
@@ -63,11 +63,11 @@ pub enum Names {
 ///
 /// # Errors
 /// A file cannot be written; those before it are in place.
-pub fn install(program: &Path, folder: &Path, names: &Names) -> Result<Vec<PathBuf>, InstallError> {
+pub fn install(program: &Path, folder: &Path, names: &PluginNames) -> Result<Vec<PathBuf>, InstallError> {
     let own = folder.join(OWN_NAME);
     let others: Vec<PathBuf> = match names {
-        Names::These(names) => names.iter().filter(|name| *name != OWN_NAME).map(|name| folder.join(name)).collect(),
-        Names::Missing => {
+        PluginNames::These(names) => names.iter().filter(|name| *name != OWN_NAME).map(|name| folder.join(name)).collect(),
+        PluginNames::Missing => {
             let wanted = |path: &PathBuf| !path.exists() || same_content(path, &own) || same_content(path, program);
             OTHER_NAMES.into_iter().map(|name| folder.join(name)).filter(wanted).collect()
         }
@@ -113,8 +113,8 @@ pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, Ins
 ///
 /// # Errors
 /// The folder cannot be listed.
-pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadFolder> {
-    let failed = |cause| UnreadFolder { path: folder.to_owned(), cause };
+pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadableFolder> {
+    let failed = |cause| UnreadableFolder { path: folder.to_owned(), cause };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -156,26 +156,26 @@ mod tests {
         fs::write(&first, "first").expect("writable");
         fs::write(&second, "later").expect("writable");
         fs::write(folder.path().join("bridge"), "real").expect("writable");
-        install(&first, folder.path(), &Names::Missing).expect("writable");
+        install(&first, folder.path(), &PluginNames::Missing).expect("writable");
         let found = |name: &str| contents(folder.path()).into_iter().find(|(found, _)| found == name).map(|(_, text)| text);
         assert_eq!(
             (contents(folder.path()).len(), found("bridge").as_deref(), found("flannel").as_deref()),
             (6, Some("real"), Some("first"))
         );
-        assert_eq!(install(&first, folder.path(), &Names::Missing).expect("writable"), Vec::<PathBuf>::new());
+        assert_eq!(install(&first, folder.path(), &PluginNames::Missing).expect("writable"), Vec::<PathBuf>::new());
         // A newer one takes the place of an older one, also of one that was half-way.
         fs::write(folder.path().join("portmap"), "later").expect("writable");
-        install(&second, folder.path(), &Names::Missing).expect("writable");
+        install(&second, folder.path(), &PluginNames::Missing).expect("writable");
         assert_eq!(
             (found("bridge").as_deref(), found("flannel").as_deref(), found("sepal").as_deref()),
             (Some("real"), Some("later"), Some("later"))
         );
-        install(&first, folder.path(), &Names::These(vec!["bridge".into()])).expect("writable");
+        install(&first, folder.path(), &PluginNames::These(vec!["bridge".into()])).expect("writable");
         assert_eq!((found("bridge").as_deref(), found("flannel").as_deref()), (Some("first"), Some("later")));
         let mode = fs::metadata(folder.path().join("bridge")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert!(
-            install(&first, &folder.path().join("nowhere"), &Names::Missing)
+            install(&first, &folder.path().join("nowhere"), &PluginNames::Missing)
                 .expect_err("no folder")
                 .to_string()
                 .starts_with("cannot install ")

@@ -1,25 +1,25 @@
 //! What keeps the pod network from being as it should be, each with its cure.
 
-use super::node_writes::Condition;
+use super::node_writes::NodeCondition;
 use crate::netlink::NetlinkError;
 use crate::observe::readiness::Part;
 use crate::pod_network::annotations::BadAnnotation;
 use crate::pod_network::interface::NoInterface;
-use crate::pod_network::mtu::TooSmall;
+use crate::pod_network::mtu::MtuTooSmall;
 use crate::pod_network::plan::LinkInTheWay;
 
 /// What keeps the network from being as it should be.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unsettled {
+pub(super) enum PodNetworkError {
     /// This node has no Node.
     #[error("there is no Node {0:?} yet: kubelet registers it. Is the node's name right (--hostname-override, NODE_NAME)?")]
     NoNode(Box<str>),
     /// Its subnets are not known, or not all.
     #[error("{}", .0.message)]
-    Subnets(Condition),
+    Subnets(NodeCondition),
     /// This node has no subnet any more, or not in all families.
     #[error("{}", .0.message)]
-    Lost(Condition),
+    Lost(NodeCondition),
     /// There is no interface to other nodes.
     #[error("{0}")]
     Interface(#[from] NoInterface),
@@ -28,7 +28,7 @@ pub(super) enum Unsettled {
     Annotation(Box<str>, BadAnnotation),
     /// The interface's MTU is too small.
     #[error("{0}")]
-    Mtu(#[from] TooSmall),
+    Mtu(#[from] MtuTooSmall),
     /// The kernel does not do something.
     #[error("{0}")]
     Kernel(#[from] NetlinkError),
@@ -45,7 +45,7 @@ pub(super) enum Unsettled {
     Broken(String),
 }
 
-impl Unsettled {
+impl PodNetworkError {
     /// The part of the daemon that does not do its work, and a word for why.
     pub(super) const fn part(&self) -> (Part, &'static str) {
         match self {

@@ -26,7 +26,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             match verdict {
                 Verdict::Replace => replaced.push(foreign.replaced_text(names)),
                 Verdict::Leave { until, pause, times } => {
-                    left.insert(foreign.wanted.destination);
+                    left.insert(foreign.desired.destination);
                     peers.extend(foreign.node.clone());
                     contested.insert(foreign.found, foreign.contested_text(names, times, pause.as_secs()));
                     next = Some(next.map_or(until, |next| next.min(until)));

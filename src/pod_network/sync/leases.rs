@@ -30,9 +30,9 @@ use crate::kubernetes::object::Subject;
 use crate::kubernetes::permission::{LEASE_NAMESPACE, Permission};
 use crate::kubernetes::raw::{RawObject, WatchTarget};
 use crate::kubernetes::watcher::ObjectTracker;
-use crate::pod_network::allocation::{Claimant, SubnetLease, Terms, lease_name, subnet_of};
+use crate::pod_network::allocation::{Claimant, LeaseTerms, SubnetLease, lease_name, parse_lease_name};
 use crate::pod_network::api_objects::{self, RESERVED_FOR};
-use crate::pod_network::claim::{Observed, Request, Scope};
+use crate::pod_network::claim::{LeaseObservation, LeaseRequest, WatchScope};
 
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "sepal");
 const NETWORK: &str = "sepal.dev/network";
@@ -122,14 +122,14 @@ impl LeaseStore {
     /// It was refused, or it is not known what came of it.
     pub async fn send(
         &self,
-        request: &Request,
+        request: &LeaseRequest,
         who: &Claimant,
-        terms: &Terms,
+        terms: &LeaseTerms,
         data: &LeaseData,
         now: Timestamp,
     ) -> Result<Option<SubnetLease>, LeaseError> {
         match request {
-            Request::Create(subnet) => {
+            LeaseRequest::Create(subnet) => {
                 let name = lease_name(*subnet);
                 let data = data.iter().filter(|(_, value)| value.is_some()).map(|(name, value)| (name.clone(), value.clone())).collect();
                 let mut object = self.body(who, terms, &data, now);
@@ -139,14 +139,14 @@ impl LeaseStore {
                 let created = self.api.create(&PostParams::default(), &object).await.map_err(|error| failure("create", &name, error))?;
                 read("create", &name, &created).map(Some)
             }
-            Request::Take(lease) => {
+            LeaseRequest::Take(lease) => {
                 let mut patch = self.body(who, terms, data, now);
                 let spec = json!({"acquireTime": micro_time(now), "leaseTransitions": lease.transitions.saturating_add(1)});
                 merge(&mut patch, json!({"metadata": {"annotations": {RESERVED_FOR: lease.reserved_for}}, "spec": spec}));
                 self.patch(lease, patch).await.map(Some)
             }
-            Request::Renew(lease) => self.patch(lease, self.body(who, terms, data, now)).await.map(Some),
-            Request::Release(lease) => self.release(lease).await.map(|()| None),
+            LeaseRequest::Renew(lease) => self.patch(lease, self.body(who, terms, data, now)).await.map(Some),
+            LeaseRequest::Release(lease) => self.release(lease).await.map(|()| None),
         }
     }
 
@@ -177,10 +177,10 @@ impl LeaseStore {
 
     /// Everything that happens to leases, for good.
     #[must_use]
-    pub fn watch(&self, scope: Scope) -> BoxStream<'static, Observed> {
+    pub fn watch(&self, scope: WatchScope) -> BoxStream<'static, LeaseObservation> {
         let fields = match scope {
-            Scope::One(subnet) => Some(format!("metadata.name={}", lease_name(subnet))),
-            Scope::All => None,
+            WatchScope::One(subnet) => Some(format!("metadata.name={}", lease_name(subnet))),
+            WatchScope::All => None,
         };
         let watched = WatchTarget {
             namespace: Some(LEASE_NAMESPACE.to_owned()),
@@ -192,7 +192,7 @@ impl LeaseStore {
     }
 
     /// What every write of a lease that is held says.
-    fn body(&self, who: &Claimant, terms: &Terms, data: &LeaseData, now: Timestamp) -> Value {
+    fn body(&self, who: &Claimant, terms: &LeaseTerms, data: &LeaseData, now: Timestamp) -> Value {
         json!({
             "metadata": {"labels": {MANAGED_BY.0: MANAGED_BY.1, NETWORK: self.network}, "annotations": data},
             "spec": {
@@ -264,32 +264,33 @@ struct LeaseTracker {
 }
 
 impl ObjectTracker for LeaseTracker {
-    type Update = Observed;
+    type Update = LeaseObservation;
 
     fn begin(&mut self) {
         self.seen.clear();
     }
 
-    fn listed(&mut self, object: &RawObject) -> Vec<Observed> {
+    fn listed(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
         let told = self.applied(object);
-        self.seen
-            .extend(told.iter().filter_map(|observed| if let Observed::Changed(lease) = observed { Some(lease.subnet) } else { None }));
+        self.seen.extend(
+            told.iter().filter_map(|observed| if let LeaseObservation::Changed(lease) = observed { Some(lease.subnet) } else { None }),
+        );
         told
     }
 
-    fn complete(&mut self) -> Vec<Observed> {
-        vec![Observed::Listed(std::mem::take(&mut self.seen))]
+    fn complete(&mut self) -> Vec<LeaseObservation> {
+        vec![LeaseObservation::Listed(std::mem::take(&mut self.seen))]
     }
 
-    fn applied(&mut self, object: &RawObject) -> Vec<Observed> {
-        api_objects::subnet_lease(object.text.get()).map(Observed::Changed).into_iter().collect()
+    fn applied(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
+        api_objects::subnet_lease(object.text.get()).map(LeaseObservation::Changed).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &RawObject) -> Vec<Observed> {
-        let gone = object.metadata.name.as_deref().and_then(subnet_of);
+    fn deleted(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
+        let gone = object.metadata.name.as_deref().and_then(parse_lease_name);
         if let Some(subnet) = &gone {
             self.seen.remove(subnet);
         }
-        gone.map(Observed::Gone).into_iter().collect()
+        gone.map(LeaseObservation::Deleted).into_iter().collect()
     }
 }

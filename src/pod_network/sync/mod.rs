@@ -28,4 +28,4 @@ pub mod subnet_lease;
 pub mod subnets;
 mod withdraw;
 
-pub use state::{Asked, NetworkLoop};
+pub use state::{NetworkInputs, NetworkLoop};

@@ -6,12 +6,12 @@ use std::path::Path;
 use tokio::sync::watch;
 
 use crate::error_text::error_text;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::pod_network::net_conf::{Backend, BadNetConf, NetConf, VxlanConf};
 
 /// The configuration cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum NoNetConf {
+pub enum NetConfError {
     /// There is no such file.
     #[error("failed to read net conf: open {path}: {cause}. Mount the ConfigMap that holds it, or say where it is (--net-config-path)")]
     File {
@@ -34,17 +34,17 @@ pub enum NoNetConf {
 ///
 /// # Errors
 /// It is not there, or makes no sense.
-pub fn read(path: &Path) -> Result<NetConf, NoNetConf> {
+pub fn read(path: &Path) -> Result<NetConf, NetConfError> {
     let shown = || path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|cause| NoNetConf::File { path: shown(), cause })?;
-    let conf = NetConf::parse(&text).map_err(|bad| NoNetConf::Text { path: shown(), bad })?;
-    conf.notes().iter().for_each(|note| tracing::warn!("{}: {note}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|cause| NetConfError::File { path: shown(), cause })?;
+    let conf = NetConf::parse(&text).map_err(|bad| NetConfError::Text { path: shown(), bad })?;
+    conf.warnings().iter().for_each(|note| tracing::warn!("{}: {note}", path.display()));
     Ok(conf)
 }
 
 /// Follows the file for good. A ConfigMap's swap of links is noticed, too.
 pub async fn follow(path: &Path, conf: watch::Sender<NetConf>) -> Infallible {
-    let mut watch = match Watch::new(path) {
+    let mut watch = match FileWatch::new(path) {
         Ok(watch) => watch,
         Err(error) => {
             tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));

@@ -12,7 +12,7 @@ use crate::kubernetes::permission::Permission;
 
 /// Where the name comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NameSource {
+pub enum NodeNameSource {
     /// `NODE_NAME`: the name itself.
     Name(String),
     /// `POD_NAME` and `POD_NAMESPACE`: the Pod that this process runs in says where it is.
@@ -48,7 +48,7 @@ pub enum NodeNameError {
     Unscheduled(String),
 }
 
-impl NameSource {
+impl NodeNameSource {
     /// The source that these variables of the environment name. `NODE_NAME` wins; what is empty is not set.
     ///
     /// # Errors
@@ -124,15 +124,15 @@ pub(super) fn pace() -> impl Iterator<Item = Duration> + Send {
 mod tests {
     use super::*;
 
-    fn source(variables: &[(&str, &str)]) -> Result<NameSource, NodeNameError> {
-        NameSource::from_environment(|name| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned()))
+    fn source(variables: &[(&str, &str)]) -> Result<NodeNameSource, NodeNameError> {
+        NodeNameSource::from_environment(|name| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
     fn the_environment_is_read_as_flannel_reads_it() {
-        let pod = NameSource::Pod { namespace: "kube-flannel".into(), name: "p".into() };
+        let pod = NodeNameSource::Pod { namespace: "kube-flannel".into(), name: "p".into() };
         let (pod_name, namespace) = (("POD_NAME", "p"), ("POD_NAMESPACE", "kube-flannel"));
-        assert_eq!(source(&[("NODE_NAME", "n"), pod_name, namespace]), Ok(NameSource::Name("n".into())));
+        assert_eq!(source(&[("NODE_NAME", "n"), pod_name, namespace]), Ok(NodeNameSource::Name("n".into())));
         assert_eq!(source(&[("NODE_NAME", ""), pod_name, namespace]), Ok(pod));
         for unset in [&[][..], &[pod_name], &[namespace], &[("POD_NAME", ""), namespace]] {
             let error = source(unset).expect_err("something is missing");

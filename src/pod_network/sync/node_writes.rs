@@ -24,7 +24,7 @@ use crate::pod_network::allocation::Shortage;
 
 /// What the condition `NetworkUnavailable` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
+pub struct NodeCondition {
     /// Pods on this node have no network.
     pub unavailable: bool,
     /// Why, in one word in camel case.
@@ -33,7 +33,7 @@ pub struct Condition {
     pub message: String,
 }
 
-impl Condition {
+impl NodeCondition {
     /// The network works; in flannel's words (spec section 3).
     #[must_use]
     pub fn up() -> Self {
@@ -162,7 +162,7 @@ impl NodeWrites {
     }
 
     /// The condition, as it is from now on. One that is up or down already for the same reason need not be said again.
-    pub fn condition(&self, condition: &Condition) {
+    pub fn condition(&self, condition: &NodeCondition) {
         self.condition.wish(&condition_patch(condition, Timestamp::now()));
     }
 
@@ -275,7 +275,7 @@ pub(super) fn permission_missing(note: &str) -> Event {
 }
 
 /// The patch that flannel sends, field for field in its order (spec section 3).
-fn condition_patch(condition: &Condition, now: Timestamp) -> impl Serialize + use<> {
+fn condition_patch(condition: &NodeCondition, now: Timestamp) -> impl Serialize + use<> {
     #[derive(Serialize)]
     struct Body {
         status: Status,
@@ -315,7 +315,7 @@ mod tests {
     fn the_condition_is_flannels_to_the_byte() {
         let now: Timestamp = "2026-03-01T07:08:09.987654Z".parse().expect("a time");
         assert_eq!(
-            serde_json::to_string(&condition_patch(&Condition::up(), now)).expect("JSON"),
+            serde_json::to_string(&condition_patch(&NodeCondition::up(), now)).expect("JSON"),
             "{\"status\":{\"conditions\":[{\"type\":\"NetworkUnavailable\",\"status\":\"False\",\
              \"lastHeartbeatTime\":\"2026-03-01T07:08:09Z\",\"lastTransitionTime\":\"2026-03-01T07:08:09Z\",\
              \"reason\":\"FlannelIsUp\",\"message\":\"Flannel is running on this node\"}]}}"
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_missing_subnet_names_the_flag() {
-        let condition = Condition::pod_cidr_missing("a");
+        let condition = NodeCondition::pod_cidr_missing("a");
         assert!(condition.unavailable && condition.message.contains("--allocate-node-cidrs=true"), "{condition:?}");
         assert!(condition.message.starts_with("node \"a\" pod cidr not assigned"), "{condition:?}");
         let event = condition.event();

@@ -8,56 +8,56 @@ use std::path::PathBuf;
 use tokio::time::Instant;
 
 use super::cni_install;
-use super::node_writes::{Condition, WriteState};
+use super::node_writes::{NodeCondition, WriteState};
 use crate::cluster::Family;
 use crate::netlink::NetworkKernel;
 use crate::observe::readiness::{Part, PartState, all_ready};
-use crate::pod_network::annotations::withdrawal;
+use crate::pod_network::annotations::withdrawal_patch;
 use crate::pod_network::cni_config::choose;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::settings::NetworkSettings;
 use crate::pod_network::subnet_env::SubnetEnv;
 
-use super::error::Unsettled;
-use super::state::{Known, NetworkLoop};
-use super::subnet_file::{self, Written};
-use super::subnets::Source;
+use super::error::PodNetworkError;
+use super::state::{Acknowledged, NetworkLoop};
+use super::subnet_file::{self, FileChange};
+use super::subnets::SubnetProvider;
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Tells everybody how things stand after a round.
-    pub(super) fn settle(&mut self, unsettled: Option<&Unsettled>) {
+    pub(super) fn settle(&mut self, unsettled: Option<&PodNetworkError>) {
         self.report.trouble(unsettled.map(ToString::to_string));
-        self.publisher.is_final = matches!(unsettled, Some(Unsettled::Lost(_)));
+        self.publisher.is_final = matches!(unsettled, Some(PodNetworkError::Lost(_)));
         self.publisher.trouble = unsettled.map(|unsettled| {
             let (part, reason) = unsettled.part();
             let message = unsettled.to_string();
             self.readiness.not_ready(part, &message);
             match unsettled {
-                Unsettled::Subnets(condition) | Unsettled::Lost(condition) => condition.clone(),
-                _ => Condition::down(reason, message),
+                PodNetworkError::Subnets(condition) | PodNetworkError::Lost(condition) => condition.clone(),
+                _ => NodeCondition::down(reason, message),
             }
         });
-        if let Some(known) = self.known.take() {
-            self.publish(&known, unsettled.is_none());
-            self.known = Some(known);
+        if let Some(acknowledged) = self.acknowledged.take() {
+            self.publish(&acknowledged, unsettled.is_none());
+            self.acknowledged = Some(acknowledged);
         }
         self.tell_condition();
     }
 
-    pub(super) fn publish(&mut self, known: &Known, settled: bool) {
-        let conf = self.asked.conf.borrow().clone();
-        let settings = self.asked.settings.clone();
+    pub(super) fn publish(&mut self, acknowledged: &Acknowledged, settled: bool) {
+        let conf = self.inputs.conf.borrow().clone();
+        let settings = self.inputs.settings.clone();
         // Others are told of links that are there as they are told.
         if settled
             && let Some(node) = &self.own_node
-            && self.publisher.annotations(&settings, &conf, node, &known.own)
+            && self.publisher.annotations(&settings, &conf, node, &acknowledged.own)
         {
             self.readiness.ready(Part::Registration);
         }
         if self.publisher.is_final {
-            self.withdraw_annotations(known, &conf);
+            self.withdraw_annotations(acknowledged, &conf);
         }
-        let rules = pod_rules(&settings, &conf, &known.own);
+        let rules = pod_rules(&settings, &conf, &acknowledged.own);
         self.publisher.pod_rules.send_if_modified(|sent| {
             let news = sent.as_ref() != Some(&rules);
             if news {
@@ -68,11 +68,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
             news
         });
-        let is_whole = known.own.subnets.families().count() == conf.networks.families().count();
+        let is_whole = acknowledged.own.subnets.families().count() == conf.networks.families().count();
         if !is_whole {
             self.publisher.file = None;
         } else if settled || self.publisher.file.is_some() {
-            let env = SubnetEnv::new(&conf, &known.own, known.mtu.pods, settings.masquerade);
+            let env = SubnetEnv::new(&conf, &acknowledged.own, acknowledged.mtu.pods, settings.masquerade);
             self.publisher.file = Some(env.to_string());
         } else {
             // Pods come when they can be reached, and not before.
@@ -82,11 +82,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Where leases give subnets, the Node still shows the lost one as its podCIDR: it must not say that it takes part.
-    fn withdraw_annotations(&mut self, known: &Known, conf: &NetConf) {
-        let (Source::Leases { .. }, Some(node)) = (&self.asked.source, &self.own_node) else { return };
-        let left = &known.own.subnets;
+    fn withdraw_annotations(&mut self, acknowledged: &Acknowledged, conf: &NetConf) {
+        let (SubnetProvider::Leases { .. }, Some(node)) = (&self.inputs.source, &self.own_node) else { return };
+        let left = &acknowledged.own.subnets;
         let lost: Vec<Family> = conf.networks.families().filter(|family| left.get(*family).is_none()).collect();
-        let patch = withdrawal(&self.asked.settings.prefix, &lost, left.is_empty(), &node.annotations);
+        let patch = withdrawal_patch(&self.inputs.settings.prefix, &lost, left.is_empty(), &node.annotations);
         if let Some(patch) = patch.filter(|patch| self.publisher.wished.as_ref() != Some(patch)) {
             self.publisher.writes.annotations(&patch);
             self.publisher.wished = Some(patch);
@@ -95,7 +95,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Makes subnet.env say what it should. It is written for the first time when everything else works: that is when pods may come.
     pub(super) fn publish_file(&mut self) {
-        let path: PathBuf = self.asked.settings.subnet_file.clone();
+        let path: PathBuf = self.inputs.settings.subnet_file.clone();
         let states = self.readiness.states();
         let waits = |(part, state): (&Part, &PartState)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
         let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(PartState::Starting(_)));
@@ -106,19 +106,19 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 return;
             }
         }
-        let outcome = match (&self.publisher.file, &self.known) {
+        let outcome = match (&self.publisher.file, &self.acknowledged) {
             (Some(text), _) => subnet_file::write(&path, text),
             // A subnet that is another node's must not be given to any more pods.
-            (None, Some(known)) => {
-                let left = known.own.subnets;
-                subnet_file::disown(&path, |family, subnet| left.get(family) == Some(&subnet)).map(|_| Written::Unchanged)
+            (None, Some(acknowledged)) => {
+                let left = acknowledged.own.subnets;
+                subnet_file::disown(&path, |family, subnet| left.get(family) == Some(&subnet)).map(|_| FileChange::Unchanged)
             }
             (None, None) => return,
         };
         match outcome {
             Ok(written) => {
                 let was_ready = states.get(&Part::SubnetFile) == Some(&PartState::Ready);
-                if written == Written::Created && was_ready {
+                if written == FileChange::Created && was_ready {
                     self.report.repaired(&[("subnet_file", 1)].into());
                 }
                 self.report.complain("subnet-file", None::<String>);
@@ -139,7 +139,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Writes the CNI configuration where that is asked for, and looks at which one container runtimes use. It is never removed.
     fn publish_conflist(&mut self) {
-        let NetworkSettings { cni_conf_dir, subnet_file, .. } = &self.asked.settings;
+        let NetworkSettings { cni_conf_dir, subnet_file, .. } = &self.inputs.settings;
         let Some(folder) = cni_conf_dir else { return };
         let own = cni_install::CONFLIST_NAME;
         let written = cni_install::write_conflist(folder, own, &cni_install::conflist(subnet_file));
@@ -198,13 +198,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let works = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
         let broken = || {
             let degraded = states.iter().find_map(|(part, state)| match state {
-                PartState::Degraded(why) => Some(Condition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
+                PartState::Degraded(why) => Some(NodeCondition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
                 PartState::Starting(_) | PartState::Ready | PartState::Noted(_) => None,
             });
             self.publisher.trouble.clone().or(degraded)
         };
         let news = if all_ready(&states) && self.publisher.trouble.is_none() {
-            self.publisher.say(Condition::up())
+            self.publisher.say(NodeCondition::up())
         } else if let Some(broken) = broken() {
             let now = Instant::now();
             let due = if self.publisher.is_final { now } else { *self.publisher.due.get_or_insert(if works { now + GRACE } else { now }) };
@@ -213,7 +213,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             None
         };
         if let Some(condition) = news {
-            if self.asked.settings.set_network_unavailable {
+            if self.inputs.settings.set_network_unavailable {
                 self.publisher.writes.condition(&condition);
             }
             self.report.event(condition.event());

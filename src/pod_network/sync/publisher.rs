@@ -1,9 +1,9 @@
 //! Holds what this node has told others about its part of the network.
 
 use super::leases::LeaseData;
-use super::node_writes::{Condition, NodeWrites, WriteState};
+use super::node_writes::{NodeCondition, NodeWrites, WriteState};
 use crate::cluster::pod_rules::PodRules;
-use crate::pod_network::annotations::{PublishedEnd, VxlanData, patch, published};
+use crate::pod_network::annotations::{PublishedAddress, VxlanData, annotation_patch, published_annotations};
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
@@ -25,13 +25,13 @@ pub struct Publisher {
     /// The annotations that were asked for since the Node was last seen.
     pub(super) wished: Option<Value>,
     /// What the condition says, and since when it should say something else.
-    pub(super) condition: Option<Condition>,
+    pub(super) condition: Option<NodeCondition>,
     pub(super) due: Option<Instant>,
     /// What subnet.env should say.
     pub(super) file: Option<String>,
     /// It named a subnet that is not this node's any more, so it was deleted.
     pub(super) withdrawn: bool,
-    pub(super) trouble: Option<Condition>,
+    pub(super) trouble: Option<NodeCondition>,
     /// The trouble is an answer, not an outage: the condition shows it at once.
     pub(super) is_final: bool,
 }
@@ -90,16 +90,16 @@ impl Publisher {
 
     /// Asks for the annotations that the Node lacks; says whether it lacks none.
     pub(super) fn annotations(&mut self, settings: &NetworkSettings, conf: &NetConf, node: &NetworkNode, own: &OwnLease) -> bool {
-        let wanted = wanted_annotations(settings, conf, own);
+        let desired = desired_annotations(settings, conf, own);
         let found = node.annotations.written(&settings.prefix);
         let found = found.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let patch = patch(&wanted, found);
+        let patch = annotation_patch(&desired, found);
         let complete = patch.is_none();
         if let Some(patch) = patch.filter(|patch| self.wished.as_ref() != Some(patch)) {
             self.writes.annotations(&patch);
             self.wished = Some(patch);
         }
-        let data: LeaseData = wanted.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        let data: LeaseData = desired.into_iter().map(|(name, value)| (name, Some(value))).collect();
         self.lease_data.send_if_modified(|before| {
             let news = *before != data;
             *before = data;
@@ -109,7 +109,7 @@ impl Publisher {
     }
 
     /// Makes the condition say this; gives what is worth an Event.
-    pub(super) fn say(&mut self, condition: Condition) -> Option<Condition> {
+    pub(super) fn say(&mut self, condition: NodeCondition) -> Option<NodeCondition> {
         self.due = None;
         if self.condition.as_ref() == Some(&condition) {
             return None;
@@ -122,12 +122,13 @@ impl Publisher {
 /// A network that worked may take so long to work again before its condition says that it does not.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
+/// The annotations that this node publishes.
+fn desired_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
     let vni = conf.backend.vxlan().map(|vxlan| vxlan.vni);
     let end = |family| {
         let vxlan = vni.zip(own.macs.get(family)).map(|(vni, mac)| VxlanData { vni: Some(vni), mac: *mac });
-        own.published.get(family).map(|ip| PublishedEnd { public_ip: *ip, vxlan })
+        own.published.get(family).map(|ip| PublishedAddress { public_ip: *ip, vxlan })
     };
     let ends = own.subnets.families().filter_map(|family| Some((family, end(family)?))).collect();
-    published(&settings.prefix, &conf.backend, &ends)
+    published_annotations(&settings.prefix, &conf.backend, &ends)
 }

@@ -10,14 +10,14 @@ use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::netlink::NetlinkError;
 use crate::netlink::entry::Route;
 use crate::observe::metrics::Metrics;
-use crate::pod_network::cni_config::Finding;
-use crate::pod_network::refusal::Refusal;
+use crate::pod_network::cni_config::CniConfFinding;
+use crate::pod_network::refusal::PeerRefusal;
 
 /// Single things that are named at once; the rest is counted.
 const NAMED: usize = 10;
 
 /// Changes by kind.
-pub(super) type Kinds = BTreeMap<&'static str, usize>;
+pub(super) type ChangeCounts = BTreeMap<&'static str, usize>;
 
 /// Tells what happens.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl NetworkReport {
     }
 
     /// Container runtimes do not simply use this program's own CNI configuration, or they do again. Logged once per change, with an Event.
-    pub(super) fn cni_config(&mut self, finding: Option<&Finding>, own: &str) {
+    pub(super) fn cni_config(&mut self, finding: Option<&CniConfFinding>, own: &str) {
         let before = self.told.get("cni-config").cloned();
         let now = finding.map(ToString::to_string);
         self.complain("cni-config", now.as_ref());
@@ -117,8 +117,8 @@ impl NetworkReport {
     }
 
     /// These nodes are not believed, and no others.
-    pub(super) fn refused(&mut self, refused: &[Refusal]) {
-        let mut reasons = Kinds::new();
+    pub(super) fn refused(&mut self, refused: &[PeerRefusal]) {
+        let mut reasons = ChangeCounts::new();
         for refusal in refused {
             *reasons.entry(refusal.reason.as_str()).or_default() += 1;
         }
@@ -200,7 +200,7 @@ impl NetworkReport {
     }
 
     /// So many things of each kind were not as they had been made, and are again.
-    pub(super) fn repaired(&self, kinds: &Kinds) {
+    pub(super) fn repaired(&self, kinds: &ChangeCounts) {
         if kinds.is_empty() {
             return;
         }

@@ -17,14 +17,14 @@ const REST: Duration = Duration::from_secs(2);
 
 /// When there is something to do next.
 #[derive(Debug)]
-pub(super) struct Agenda {
+pub(super) struct Schedule {
     look: Instant,
     follow: bool,
     affordable: Instant,
     wrote: Option<Instant>,
 }
 
-impl Agenda {
+impl Schedule {
     /// The kernel is looked at at once.
     pub(super) fn new() -> Self {
         let now = Instant::now();
@@ -90,34 +90,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_disturbance_is_looked_at_soon_and_an_echo_later() {
-        let mut agenda = Agenda::new();
+        let mut schedule = Schedule::new();
         let start = Instant::now();
-        assert!(agenda.look_is_due());
-        agenda.looked(start, None);
-        assert_eq!(agenda.next(), start + AUDIT);
-        agenda.disturbed();
-        assert_eq!(agenda.next(), start + GATHER);
-        agenda.looked(start, None);
-        agenda.wrote();
+        assert!(schedule.look_is_due());
+        schedule.looked(start, None);
+        assert_eq!(schedule.next(), start + AUDIT);
+        schedule.disturbed();
+        assert_eq!(schedule.next(), start + GATHER);
+        schedule.looked(start, None);
+        schedule.wrote();
         tokio::time::advance(Duration::from_millis(10)).await;
-        agenda.disturbed();
-        assert_eq!(agenda.next(), start + REST);
+        schedule.disturbed();
+        assert_eq!(schedule.next(), start + REST);
         tokio::time::advance(Duration::from_millis(1500)).await;
-        agenda.disturbed();
-        assert_eq!(agenda.next(), Instant::now() + GATHER, "this is no echo");
+        schedule.disturbed();
+        assert_eq!(schedule.next(), Instant::now() + GATHER, "this is no echo");
     }
 
     #[tokio::test(start_paused = true)]
     async fn looking_does_not_take_all_the_time() {
-        let mut agenda = Agenda::new();
+        let mut schedule = Schedule::new();
         let start = Instant::now();
         tokio::time::advance(Duration::from_millis(100)).await;
-        agenda.looked(start, None);
-        agenda.disturbed();
-        assert_eq!(agenda.next(), start + Duration::from_millis(500));
-        agenda.looked(start, Some(Duration::from_secs(1)));
-        agenda.follow();
-        assert_eq!(agenda.next(), Instant::now(), "nodes do not wait");
-        assert!(agenda.take_follow() && !agenda.take_follow());
+        schedule.looked(start, None);
+        schedule.disturbed();
+        assert_eq!(schedule.next(), start + Duration::from_millis(500));
+        schedule.looked(start, Some(Duration::from_secs(1)));
+        schedule.follow();
+        assert_eq!(schedule.next(), Instant::now(), "nodes do not wait");
+        assert!(schedule.take_follow() && !schedule.take_follow());
     }
 }

@@ -2,9 +2,9 @@
 
 use super::node_name::pace;
 use super::report::NetworkReport;
-use super::schedule::Agenda;
-use super::status::PeersAnswer;
-use super::subnets::Source;
+use super::schedule::Schedule;
+use super::status::PeersRenderer;
+use super::subnets::SubnetProvider;
 use crate::cluster::families::PerFamily;
 use crate::kubernetes::client::Connections;
 use crate::netlink::entry::Route;
@@ -14,13 +14,13 @@ use crate::observe::paging::PageQuery;
 use crate::observe::query::{PendingQuery, QueryChannel};
 use crate::observe::readiness::Readiness;
 use crate::pod_network::desired::{DesiredLink, Entry};
-use crate::pod_network::interface::External;
+use crate::pod_network::interface::ExternalInterface;
 use crate::pod_network::mtu::Mtu;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::peers::Peers;
-use crate::pod_network::refusal::Refusal;
+use crate::pod_network::refusal::PeerRefusal;
 use crate::pod_network::settings::NetworkSettings;
 use crate::pod_network::sync::foreign_routes::ForeignRoutes;
 use crate::pod_network::sync::publisher::Publisher;
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 /// What this node is, and what is asked of it.
 #[derive(Debug)]
-pub struct Asked {
+pub struct NetworkInputs {
     /// The name of this node's Node.
     pub node: Box<str>,
     /// net-conf.json, as it is in force.
@@ -41,16 +41,16 @@ pub struct Asked {
     /// The rest.
     pub settings: NetworkSettings,
     /// Where this node's subnets come from.
-    pub source: Source,
+    pub source: SubnetProvider,
 }
 
 /// What the kernel holds of what should be there, and what that follows from.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(super) struct Acknowledged {
     pub(super) own: OwnLease,
     /// `metadata.uid` of the Node that gave the subnets.
     pub(super) node_uid: Box<str>,
-    pub(super) external: External,
+    pub(super) external: ExternalInterface,
     pub(super) mtu: Mtu,
     pub(super) desired: Vec<DesiredLink>,
     pub(super) links: PerFamily<u32>,
@@ -61,15 +61,15 @@ pub(super) struct Known {
     /// The other nodes, sorted.
     pub(super) peers: Peers,
     /// Those of them that the backend does not reach.
-    pub(super) off_link: Vec<Refusal>,
+    pub(super) off_link: Vec<PeerRefusal>,
     /// The peers' entries.
-    pub(super) held: BTreeMap<Box<str>, Vec<Entry>>,
+    pub(super) entries: BTreeMap<Box<str>, Vec<Entry>>,
 }
 
 /// The loop and what it knows.
 pub struct NetworkLoop<K> {
     pub(super) kernel: Arc<K>,
-    pub(super) asked: Asked,
+    pub(super) inputs: NetworkInputs,
     pub(super) nodes: HashMap<Box<str>, Box<NetworkNode>>,
     /// Every Node has been told.
     pub(super) complete: bool,
@@ -78,14 +78,14 @@ pub struct NetworkLoop<K> {
     /// That Node was deleted since.
     pub(super) own_node_is_gone: bool,
     /// What the kernel has acknowledged; nothing before the first round that came to its end.
-    pub(super) known: Option<Known>,
+    pub(super) acknowledged: Option<Acknowledged>,
     /// Transmit checksum offload of links, as it was set.
     pub(super) offloads: BTreeMap<u32, bool>,
     /// Peers whose entries the kernel did not take; without a name, what is no peer's.
     pub(super) retries: BTreeMap<Option<Box<str>>, Retry>,
     /// Routes of other programs in place of ours.
     pub(super) foreign: ForeignRoutes,
-    pub(super) agenda: Agenda,
+    pub(super) schedule: Schedule,
     /// Waits after rounds that failed.
     pub(super) pauses: Box<dyn Iterator<Item = Duration> + Send>,
     pub(super) publisher: Publisher,
@@ -99,7 +99,7 @@ pub struct NetworkLoop<K> {
     pub(super) connections: Option<Connections>,
     /// What is asked for the status page.
     pub(super) questions: mpsc::Receiver<PendingQuery<PageQuery>>,
-    pub(super) answer: PeersAnswer,
+    pub(super) answer: PeersRenderer,
 }
 
 /// When something that the kernel did not take is tried again.
@@ -113,19 +113,19 @@ pub(super) struct Retry {
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// A loop that waits for all Nodes before it touches anything.
-    pub fn new(kernel: Arc<K>, asked: Asked, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
+    pub fn new(kernel: Arc<K>, inputs: NetworkInputs, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
         Self {
             kernel,
-            asked,
+            inputs,
             nodes: HashMap::new(),
             complete: false,
             own_node: None,
             own_node_is_gone: false,
-            known: None,
+            acknowledged: None,
             offloads: BTreeMap::new(),
             retries: BTreeMap::new(),
             foreign: ForeignRoutes::new(),
-            agenda: Agenda::new(),
+            schedule: Schedule::new(),
             pauses: Box::new(pace()),
             publisher,
             readiness,
@@ -140,7 +140,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Answers what is asked there, too.
     #[must_use]
-    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersAnswer) -> Self {
+    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersRenderer) -> Self {
         Self { questions: desk.open(), answer, ..self }
     }
 

@@ -18,7 +18,7 @@ const FOLDER_MODE: u32 = 0o755;
 
 /// What was done to the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
+pub(super) enum FileChange {
     /// It says that already.
     Unchanged,
     /// It says that now.
@@ -30,31 +30,31 @@ pub(super) enum Written {
 /// The file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}: {cause}. Is its folder mounted into this container, and writable?")]
-pub(crate) struct NotWritten {
+pub(crate) struct SubnetFileError {
     path: PathBuf,
     cause: io::Error,
 }
 
 /// Makes a file say this. Whoever reads it sees what it said before or this, and nothing in between.
-pub(super) fn write(path: &Path, text: &str) -> Result<Written, NotWritten> {
+pub(super) fn write(path: &Path, text: &str) -> Result<FileChange, SubnetFileError> {
     let before = fs::read(path).ok();
     if before.as_deref() == Some(text.as_bytes()) {
-        return Ok(Written::Unchanged);
+        return Ok(FileChange::Unchanged);
     }
-    replace(path, text).map_err(|cause| NotWritten { path: path.to_owned(), cause })?;
-    Ok(if before.is_some() { Written::Changed } else { Written::Created })
+    replace(path, text).map_err(|cause| SubnetFileError { path: path.to_owned(), cause })?;
+    Ok(if before.is_some() { FileChange::Changed } else { FileChange::Created })
 }
 
 /// Takes a file away; one that is gone has gone.
-pub(crate) fn remove(path: &Path) -> Result<(), NotWritten> {
+pub(crate) fn remove(path: &Path) -> Result<(), SubnetFileError> {
     match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(NotWritten { path: path.to_owned(), cause }),
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(SubnetFileError { path: path.to_owned(), cause }),
         _ => Ok(()),
     }
 }
 
 /// Deletes the file if it names a subnet that is not this node's any more. Gives the subnets that it named.
-pub(crate) fn disown(path: &Path, is_ours: impl Fn(Family, IpNetwork) -> bool) -> Result<Option<PerFamily<IpNetwork>>, NotWritten> {
+pub(crate) fn disown(path: &Path, is_ours: impl Fn(Family, IpNetwork) -> bool) -> Result<Option<PerFamily<IpNetwork>>, SubnetFileError> {
     let named = subnets(path);
     if named.iter().all(|(family, subnet)| is_ours(family, *subnet)) {
         return Ok(None);
@@ -64,8 +64,8 @@ pub(crate) fn disown(path: &Path, is_ours: impl Fn(Family, IpNetwork) -> bool) -
 }
 
 /// The subnets that the file names.
-pub(super) fn subnets(path: &Path) -> PerFamily<IpNetwork> {
-    SubnetEnv::read(&read(path)).subnets
+pub(crate) fn subnets(path: &Path) -> PerFamily<IpNetwork> {
+    SubnetEnv::parse_lenient(&read(path)).first_subnets()
 }
 
 /// What a file says; nothing if it is not there.
@@ -104,9 +104,9 @@ mod tests {
     fn it_is_written_whole_and_only_if_it_differs() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("run/flannel/subnet.env");
-        assert_eq!(write(&path, "A=1\n").expect("writable"), Written::Created);
-        assert_eq!(write(&path, "A=1\n").expect("writable"), Written::Unchanged);
-        assert_eq!(write(&path, "A=2\n").expect("writable"), Written::Changed);
+        assert_eq!(write(&path, "A=1\n").expect("writable"), FileChange::Created);
+        assert_eq!(write(&path, "A=1\n").expect("writable"), FileChange::Unchanged);
+        assert_eq!(write(&path, "A=2\n").expect("writable"), FileChange::Changed);
         assert_eq!(read(&path), "A=2\n");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().expect("a folder"))), (0o644, 0o755));

@@ -15,14 +15,15 @@ use super::leases::{LeaseData, LeaseError, LeaseStore};
 use super::node_writes::{NodeWrites, permission_missing};
 use super::subnet_file;
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::observe::metrics::NetworkMetrics;
-use crate::pod_network::allocation::{Claimant, Now, Space, Terms, lease_name, overlap};
-use crate::pod_network::claim::{Answer, Claim, News, Observed, Request, Scope, Standing, Step};
+use crate::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetSpace, lease_name};
+use crate::pod_network::claim::{Claim, ClaimEvent, ClaimStep, LeaseAnswer, LeaseObservation, LeaseRequest, LeaseStatus, WatchScope};
 
 /// This node as its Node object says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegisteredNode {
     /// The Node's name.
     pub name: Arc<str>,
     /// The Node's UID.
@@ -33,7 +34,7 @@ pub struct Registered {
     pub addresses: Vec<IpAddr>,
 }
 
-impl Registered {
+impl RegisteredNode {
     fn claimant(&self) -> Claimant {
         Claimant { node: Arc::clone(&self.name), uid: Arc::clone(&self.uid), addresses: self.addresses.clone() }
     }
@@ -44,19 +45,19 @@ pub struct SubnetHolder {
     /// Where leases are.
     pub store: LeaseStore,
     /// The subnets there are.
-    pub space: Space,
+    pub space: SubnetSpace,
     /// How long leases last.
-    pub terms: Terms,
+    pub terms: LeaseTerms,
     /// The subnet of the family that subnet.env says, if it says one. What the Node was assigned goes before it.
     pub previous: Option<IpNetwork>,
     /// Where subnet.env is. It must not name a subnet whose lease is released.
     pub subnet_file: PathBuf,
     /// This node, once it has a Node.
-    pub node: watch::Receiver<Option<Registered>>,
+    pub node: watch::Receiver<Option<RegisteredNode>>,
     /// What stands beside the lease; it is renewed at once when that changes.
     pub data: watch::Receiver<LeaseData>,
     /// Where it tells how things stand.
-    pub standing: watch::Sender<Standing>,
+    pub standing: watch::Sender<LeaseStatus>,
     /// Where it tells what happens.
     pub events: Events,
     /// Where it counts.
@@ -77,7 +78,7 @@ impl SubnetHolder {
         let previous = registered.pod_cidrs.iter().copied().chain(self.previous).collect();
         let mut claim = Claim::new(self.space, registered.claimant(), self.terms, previous).using(self.previous);
         let (start, mut dice) = (Instant::now(), fastrand::Rng::new());
-        let mut watching: Option<(Scope, BoxStream<'static, Observed>)> = None;
+        let mut watching: Option<(WatchScope, BoxStream<'static, LeaseObservation>)> = None;
         let mut told = None;
         loop {
             let now = || Now { elapsed: start.elapsed(), wall: Timestamp::now() };
@@ -85,10 +86,10 @@ impl SubnetHolder {
             let step = claim.step(now(), &mut random);
             self.tell(&mut claim, now());
             let answered = match step {
-                Step::List => self.store.list().await.map(Answer::Listed),
-                Step::Send(request) => self.send(&request, claim.who()).await,
-                Step::Rest(until) => {
-                    if let Some(scope) = claim.scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
+                ClaimStep::List => self.store.list().await.map(LeaseAnswer::Listed),
+                ClaimStep::Send(request) => self.send(&request, claim.who()).await,
+                ClaimStep::Wait(until) => {
+                    if let Some(scope) = claim.watch_scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
                         watching = Some((scope, self.store.watch(scope)));
                     }
                     tokio::select! {
@@ -106,7 +107,7 @@ impl SubnetHolder {
                 }
             };
             let answer = answered.unwrap_or_else(|error| self.failed(error, &mut told));
-            if answer != Answer::Failed {
+            if answer != LeaseAnswer::Failed {
                 told = None;
             }
             claim.answer(answer, now(), &mut random);
@@ -114,9 +115,9 @@ impl SubnetHolder {
         }
     }
 
-    async fn send(&mut self, request: &Request, who: &Claimant) -> Result<Answer, LeaseError> {
+    async fn send(&mut self, request: &LeaseRequest, who: &Claimant) -> Result<LeaseAnswer, LeaseError> {
         let data = self.data.borrow_and_update().clone();
-        if let Request::Release(lease) = request {
+        if let LeaseRequest::Release(lease) = request {
             // Another node may take the subnet as soon as it is released.
             let removed = subnet_file::disown(&self.subnet_file, |_, subnet| !overlap(subnet, lease.subnet));
             removed.map_err(|error| LeaseError::Failed {
@@ -126,14 +127,14 @@ impl SubnetHolder {
             })?;
         }
         let written = self.store.send(request, who, &self.terms, &data, Timestamp::now()).await?;
-        Ok(written.map_or(Answer::Released, Answer::Written))
+        Ok(written.map_or(LeaseAnswer::Released, LeaseAnswer::Written))
     }
 
     /// What an error means for the claim. One that has to be mended is said once for as long as it stays the same.
-    fn failed(&self, error: LeaseError, told: &mut Option<LeaseError>) -> Answer {
+    fn failed(&self, error: LeaseError, told: &mut Option<LeaseError>) -> LeaseAnswer {
         match error {
-            LeaseError::Conflict(_) => Answer::Conflict,
-            LeaseError::Missing(_) => Answer::Missing,
+            LeaseError::Conflict(_) => LeaseAnswer::Conflict,
+            LeaseError::Missing(_) => LeaseAnswer::Missing,
             error => {
                 if told.as_ref() != Some(&error) {
                     tracing::warn!("{error}; tried again until it works");
@@ -142,26 +143,26 @@ impl SubnetHolder {
                     }
                 }
                 *told = Some(error);
-                Answer::Failed
+                LeaseAnswer::Failed
             }
         }
     }
 
     /// Tells what is new, and how things stand.
     fn tell(&self, claim: &mut Claim, now: Now) {
-        for news in claim.take_news() {
+        for news in claim.take_events() {
             match news {
-                News::Leased(subnet) => {
+                ClaimEvent::Leased(subnet) => {
                     self.metrics.leased(Family::of_net(subnet));
                     let note = format!("subnet {subnet} is leased to this node");
                     tracing::info!("{note}");
                     self.event("SubnetLeased", false, note);
                 }
-                News::Renewed(subnet) => {
+                ClaimEvent::Renewed(subnet) => {
                     self.metrics.renewed(Family::of_net(subnet));
                     tracing::debug!("the lease of subnet {subnet} was renewed");
                 }
-                News::Lost(loss) => {
+                ClaimEvent::Lost(loss) => {
                     let subnet = loss.subnet;
                     self.metrics.lease_lost(Family::of_net(subnet));
                     let note = match loss.holder {
@@ -173,22 +174,22 @@ impl SubnetHolder {
                     tracing::error!("{note}");
                     self.event("SubnetLost", true, note);
                 }
-                News::Overlapped(subnet, other) => {
+                ClaimEvent::Overlapped(subnet, other) => {
                     self.metrics.lease_lost(Family::of_net(subnet));
                     tracing::warn!(
                         "subnet {subnet} is given up at once: the lease of {other} reaches into it; is SubnetLen the same everywhere?"
                     );
                 }
-                News::OutOfSubnets(shortage) => {
+                ClaimEvent::OutOfSubnets(shortage) => {
                     tracing::error!("{shortage}");
                     self.event("OutOfSubnets", true, shortage.to_string());
                 }
             }
         }
-        let standing = claim.standing(now);
+        let standing = claim.status(now);
         self.standing.send_if_modified(|before| {
             let news = *before != standing;
-            if let (true, Standing::Lapsed(subnet)) = (news, &standing) {
+            if let (true, LeaseStatus::Lapsed(subnet)) = (news, &standing) {
                 tracing::error!(
                     "the lease of subnet {subnet} could not be renewed for {} s; others may take it",
                     self.terms.duration.as_secs()
@@ -211,7 +212,7 @@ async fn changed<T>(value: &mut watch::Receiver<T>) {
     }
 }
 
-async fn observed(watching: &mut Option<(Scope, BoxStream<'static, Observed>)>) -> Observed {
+async fn observed(watching: &mut Option<(WatchScope, BoxStream<'static, LeaseObservation>)>) -> LeaseObservation {
     match watching {
         Some((_, stream)) => match stream.next().await {
             Some(observed) => observed,
@@ -224,8 +225,8 @@ async fn observed(watching: &mut Option<(Scope, BoxStream<'static, Observed>)>) 
 /// Writes the leased subnets to a Node that has none, so that others see them; says so if it has others, which only deleting the Node can
 /// mend. Runs for good.
 pub async fn show_subnets(
-    mut node: watch::Receiver<Option<Registered>>,
-    mut standings: Vec<watch::Receiver<Standing>>,
+    mut node: watch::Receiver<Option<RegisteredNode>>,
+    mut standings: Vec<watch::Receiver<LeaseStatus>>,
     writes: Arc<NodeWrites>,
     events: Events,
 ) {
@@ -234,7 +235,7 @@ pub async fn show_subnets(
         let registered = node.borrow_and_update().clone();
         let held: Option<Vec<IpNetwork>> = standings
             .iter_mut()
-            .map(|standing| if let Standing::Held(subnet) = &*standing.borrow_and_update() { Some(*subnet) } else { None })
+            .map(|standing| if let LeaseStatus::Held(subnet) = &*standing.borrow_and_update() { Some(*subnet) } else { None })
             .collect();
         if let (Some(registered), Some(held)) = (registered, held)
             && !held.is_empty()
@@ -253,8 +254,8 @@ pub async fn show_subnets(
     }
 }
 
-fn show(registered: &Registered, held: &[IpNetwork], writes: &NodeWrites, events: &Events) {
-    let Registered { name, uid, pod_cidrs, .. } = registered;
+fn show(registered: &RegisteredNode, held: &[IpNetwork], writes: &NodeWrites, events: &Events) {
+    let RegisteredNode { name, uid, pod_cidrs, .. } = registered;
     if pod_cidrs.is_empty() {
         writes.pod_cidrs(uid, held);
     } else if held.iter().any(|subnet| !pod_cidrs.contains(subnet)) {

@@ -1,7 +1,7 @@
 //! Everything a node's rules are computed from, but for what the host says of itself.
 
 use crate::cluster::Snapshot;
-use crate::cluster::host_facts::WrittenFacts;
+use crate::cluster::host_facts::HostFactsOverrides;
 use crate::cluster::pod_rules::PodRules;
 use crate::proxy::settings::{DetectLocal, NodePortAddresses, ProxySettings};
 
@@ -15,7 +15,7 @@ pub struct Inputs {
     /// What was asked for.
     pub settings: ProxySettings,
     /// What is written about the host; it goes before what the host says.
-    pub written_facts: Option<WrittenFacts>,
+    pub written_facts: Option<HostFactsOverrides>,
     /// What the pod network's rules are made from; `None` if that is not known yet, or the pod network is somebody else's.
     pub pod_rules: Option<PodRules>,
     /// The service proxy is somebody else's: only the pod network's rules are ours.
