@@ -102,12 +102,12 @@ impl Loop {
         Self::start_in(folder, kernel, VXLAN, SubnetProvider::Node)
     }
 
-    pub fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
+    pub(crate) fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
         Self::start_in(TempDir::new().expect("a folder"), kernel, conf, SubnetProvider::Node)
     }
 
     /// The same with files in this folder and subnets of this source.
-    pub fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: SubnetProvider) -> Self {
+    pub(crate) fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: SubnetProvider) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
         let client = ConnectionSettings { kubeconfig: None, master: Some(server.url()), ..ConnectionSettings::default() }

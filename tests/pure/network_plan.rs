@@ -9,10 +9,8 @@ use proptest::prelude::*;
 use sepal::cluster::Family;
 use sepal::cluster::families::PerFamily;
 use sepal::cluster::ip::overlap;
-use sepal::netlink::entry::{
-    BOOT_PROTOCOL, EntryChange, FdbEntry, KERNEL_PROTOCOL, LinkChange, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind,
-};
-use sepal::netlink::link::{Link, LinkAddress, LinkId, LinkKind, Scope, Vxlan};
+use sepal::netlink::entry::{BOOT_PROTOCOL, FdbEntry, KERNEL_PROTOCOL, LinkChange, Neighbour, OUR_PROTOCOL, Route, RouteKind};
+use sepal::netlink::link::{LinkId, LinkKind, Vxlan};
 use sepal::netlink::mac::Mac;
 use sepal::pod_network::annotations::Prefix;
 use sepal::pod_network::desired::{DesiredEntries, DesiredInputs, DesiredLink, Entry};
