@@ -155,7 +155,7 @@ impl World {
     }
 
     fn held(&self, node: usize) -> Option<IpNetwork> {
-        match self.nodes[node].claim.as_ref()?.standing(self.now(node)) {
+        match self.nodes[node].claim.as_ref()?.status(self.now(node)) {
             LeaseStatus::Held(subnet) => Some(subnet),
             _ => None,
         }

@@ -85,7 +85,7 @@ impl Observer for Silent {
 /// Reads everything that the daemon watches, for as long as the test runs.
 fn watch_everything(client: &Client) {
     let watches = Watches::new(client);
-    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::nodes(&watches, &Prefix::default()));
+    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::watch_nodes(&watches, &Prefix::default()));
     tokio::spawn(async move { while cluster.next().await.is_some() {} });
     tokio::spawn(async move { while nodes.next().await.is_some() {} });
 }
