@@ -198,7 +198,7 @@ impl NetworkPart {
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
         let network = network.with_connections(self.connections.clone()).with_queries(&self.board.peers, serve::status::peers::list);
         let (sender, nodes) = mpsc::channel(WAITING_NODES);
-        tasks.spawn("watch of Nodes", follow_nodes(nodes::nodes(&self.watches, &settings.prefix), sender));
+        tasks.spawn("watch of Nodes", follow_nodes(nodes::watch_nodes(&self.watches, &settings.prefix), sender));
         tokio::select! {
             never = net_conf_watch::follow(&settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => bail!("the source of Nodes has ended"),
@@ -211,11 +211,11 @@ impl NetworkPart {
         let PodNetwork { settings, conf, .. } = &self.network;
         let node = watch::Sender::new(None);
         let previous = subnet_file::subnets(&settings.subnet_file);
-        let mut standings = PerFamily::default();
+        let mut statuses = PerFamily::default();
         for family in conf.networks.families() {
             let Some(space) = conf.subnet_space(family)? else { continue };
-            let standing = watch::Sender::new(LeaseStatus::default());
-            standings.set(family, Some(standing.subscribe()));
+            let status = watch::Sender::new(LeaseStatus::default());
+            statuses.set(family, Some(status.subscribe()));
             let holder = SubnetHolder {
                 store: LeaseStore::new(&self.client, &self.watches, NETWORK),
                 space,
@@ -224,15 +224,15 @@ impl NetworkPart {
                 subnet_file: settings.subnet_file.clone(),
                 node: node.subscribe(),
                 data: data.subscribe(),
-                standing,
+                status,
                 events: self.events.clone(),
                 metrics: self.metrics.network().clone(),
             };
             tasks.spawn("subnet lease", holder.run());
         }
-        let receivers = standings.iter().map(|(_, standing)| standing.clone()).collect();
+        let receivers = statuses.iter().map(|(_, status)| status.clone()).collect();
         tasks.spawn("podCIDRs of the Node", show_subnets(node.subscribe(), receivers, Arc::clone(writes), self.events.clone()));
-        Ok(SubnetProvider::Leases { standings, node })
+        Ok(SubnetProvider::Leases { statuses, node })
     }
 }
 

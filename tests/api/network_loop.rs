@@ -93,7 +93,7 @@ async fn other_nodes_take_the_short_way() {
     // The MAC address changes: the neighbour and a new FDB entry are written, and the old FDB entry is deleted.
     network.tell(node(7, 77)).await;
     eventually("it is known by its new address", || network.reaches(7) && network.kernel.live().fdb.len() == 19).await;
-    network.tell(NodeUpdate::Gone("node-8".into())).await;
+    network.tell(NodeUpdate::Deleted("node-8".into())).await;
     eventually("it is gone", || network.kernel.live().fdb.len() == 18).await;
     assert_eq!(network.way(8), None);
     network.tell(node(21, 21)).await;
@@ -266,8 +266,8 @@ async fn a_node_without_a_subnet_touches_nothing() {
     network.tell(node(1, 1)).await;
     network.ready().await;
     assert!(network.reaches(2));
-    // The Node is deleted and not yet registered again: everything stays, and peers are still followed.
-    network.tell(NodeUpdate::Gone("node-1".into())).await;
+    // Deleted and not yet registered again: what was there stays, and peers are followed.
+    network.tell(NodeUpdate::Deleted("node-1".into())).await;
     network.tell(node(3, 3)).await;
     eventually("peers are followed", || network.reaches(3)).await;
     assert!(network.reaches(2));

@@ -156,7 +156,7 @@ async fn a_node_that_is_registered_again_keeps_its_subnet_until_another_node_has
     let network = Loop::start(Arc::new(FakeNetwork::new(host_with_bridge())));
     network.tell_all((1..=3).map(|n| node(n, n))).await;
     for uid in ["second", "third"] {
-        network.tell(NodeUpdate::Gone("node-1".into())).await;
+        network.tell(NodeUpdate::Deleted("node-1".into())).await;
         network.tell(own_with_uid(uid, &[])).await;
         eventually("readiness names the cause", || {
             matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why) | PartState::Degraded(why)) if why.contains("pod cidr not assigned"))
@@ -238,7 +238,7 @@ async fn a_deleted_node_whose_pod_cidr_another_node_has_withdraws_its_subnet() {
         let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
         if !is_down {
             network.tell_all([own(&["10.244.1.0/24"]), node(2, 2)]).await;
-            network.tell(NodeUpdate::Gone("node-1".into())).await;
+            network.tell(NodeUpdate::Deleted("node-1".into())).await;
             network.tell(node(3, 33)).await;
             eventually("peers are followed", || network.reaches(3)).await;
             assert_eq!(network.subnet_env().as_deref(), Some(SUBNET_ENV), "nothing goes until another Node has it");
@@ -289,7 +289,7 @@ fn leasing(kernel: Arc<FakeNetwork>, first: LeaseStatus) -> (watch::Sender<Lease
     let folder = TempDir::new().expect("a folder");
     std::fs::write(folder.path().join("subnet.env"), SUBNET_ENV).expect("writable");
     let (standing, standings) = watch::channel(first);
-    let source = SubnetProvider::Leases { standings: PerFamily { v4: Some(standings), v6: None }, node: watch::Sender::new(None) };
+    let source = SubnetProvider::Leases { statuses: PerFamily { v4: Some(standings), v6: None }, node: watch::Sender::new(None) };
     (standing, Loop::start_in(folder, kernel, VXLAN, source))
 }
 

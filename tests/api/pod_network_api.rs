@@ -99,7 +99,7 @@ impl Site {
             subnet_file: self.folder.path().join(name),
             node: nodes,
             data: datas,
-            standing: tell,
+            status: tell,
             events: Events::none(),
             metrics: metrics.network().clone(),
         };
@@ -319,7 +319,7 @@ async fn next(nodes: &mut BoxStream<'static, NodeUpdate>) -> NodeUpdate {
 #[tokio::test]
 async fn nodes_are_followed_whatever_the_server_does() {
     let server = server(&["a", "b"]);
-    let mut nodes = sepal::pod_network::sync::nodes::nodes(&Watches::new(&client(&server)), &Prefix::default());
+    let mut nodes = sepal::pod_network::sync::nodes::watch_nodes(&Watches::new(&client(&server)), &Prefix::default());
     let mut told = BTreeSet::new();
     loop {
         match next(&mut nodes).await {
@@ -359,7 +359,7 @@ async fn nodes_are_followed_whatever_the_server_does() {
     assert_eq!(all.into_iter().collect::<Vec<_>>(), ["a".into()]);
     assert_eq!(next(&mut nodes).await, NodeUpdate::Complete);
     assert!(server.remove("nodes", "a"));
-    assert_eq!(next(&mut nodes).await, NodeUpdate::Gone("a".into()));
+    assert_eq!(next(&mut nodes).await, NodeUpdate::Deleted("a".into()));
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ impl RequestObserver for Silent {
 /// Watches all resources that the daemon watches until the test ends.
 fn watch_everything(client: &Client) {
     let watches = Watches::new(client);
-    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::nodes(&watches, &Prefix::default()));
+    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::watch_nodes(&watches, &Prefix::default()));
     tokio::spawn(async move { while cluster.next().await.is_some() {} });
     tokio::spawn(async move { while nodes.next().await.is_some() {} });
 }

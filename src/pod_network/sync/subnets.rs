@@ -1,4 +1,4 @@
-//! Where this node's subnets come from, and how they stand now.
+//! The source of this node's subnets, and their current status.
 
 use std::net::IpAddr;
 
@@ -14,28 +14,28 @@ use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::{self, NoSubnet};
 
-/// A source of subnets (`--subnet-source`).
+/// The source of this node's subnets (`--subnet-source`), with its channels.
 #[derive(Debug)]
 pub enum SubnetProvider {
     /// `spec.podCIDRs` of the Node.
     Node,
-    /// Leases that are held for it.
+    /// Leases that this node holds.
     Leases {
-        /// How each family's stands.
-        standings: PerFamily<watch::Receiver<LeaseStatus>>,
-        /// Where whoever holds them is told of the Node.
+        /// The status of the lease of each family.
+        statuses: PerFamily<watch::Receiver<LeaseStatus>>,
+        /// Sends this node's Node to the tasks that hold the leases.
         node: watch::Sender<Option<RegisteredNode>>,
     },
 }
 
-/// How this node's subnets stand.
+/// The status of this node's subnets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SubnetStatus {
-    /// These are this node's.
+    /// This node has these subnets, one of each enabled family.
     Assigned(PerFamily<IpNetwork>),
-    /// There is no answer yet. What this node uses may still be its own, so it stays.
+    /// The subnets are unknown. The ones in use may still belong to this node, so they stay.
     Pending(NodeCondition),
-    /// The answer is that this node has no subnet in some family.
+    /// This node definitely has no subnet in some family.
     Lost(LostSubnets),
 }
 
@@ -44,14 +44,14 @@ pub(super) enum SubnetStatus {
 pub(super) struct LostSubnets {
     /// The subnets that are left.
     pub(super) left: PerFamily<IpNetwork>,
-    /// SubnetStatus that this node used and another node is known to hold.
+    /// Subnets that this node used and that another node holds now.
     pub(super) of_others: Vec<IpNetwork>,
-    /// Why.
+    /// The condition that says why.
     pub(super) condition: NodeCondition,
 }
 
 impl SubnetStatus {
-    /// The subnets that are this node's; `None` if there is no answer yet.
+    /// The subnets of this node; `None` if they are unknown.
     pub(super) const fn ours(&self) -> Option<PerFamily<IpNetwork>> {
         match self {
             Self::Assigned(subnets) => Some(*subnets),
@@ -62,55 +62,56 @@ impl SubnetStatus {
 }
 
 impl SubnetProvider {
-    /// How the subnets of a Node stand that uses these subnets now.
-    pub(super) fn subnets(&self, node: &NetworkNode, conf: &NetConf, in_use: &PerFamily<IpNetwork>) -> SubnetStatus {
+    /// The status of the subnets. `in_use` are those that this node uses now.
+    pub(super) fn status(&self, node: &NetworkNode, conf: &NetConf, in_use: &PerFamily<IpNetwork>) -> SubnetStatus {
         match self {
             Self::Node => assigned(node, conf, in_use),
-            Self::Leases { standings, .. } => {
-                leased(&standings.iter().map(|(family, of)| (family, of.borrow().clone())).collect::<Vec<_>>(), in_use)
+            Self::Leases { statuses, .. } => {
+                leased(&statuses.iter().map(|(family, of)| (family, of.borrow().clone())).collect::<Vec<_>>(), in_use)
             }
         }
     }
 
-    /// Tells whoever holds leases of the Node as it is now.
-    pub(super) fn tell(&self, node: &NetworkNode) {
+    /// Sends the Node to the tasks that hold leases.
+    pub(super) fn set_node(&self, node: &NetworkNode) {
         if let Self::Leases { node: registered, .. } = self {
             registered.send_if_modified(|before| {
                 let now = Some(registration(node));
-                let news = *before != now;
+                let is_changed = *before != now;
                 *before = now;
-                news
+                is_changed
             });
         }
     }
 
-    /// Waits until something is different, if that can be; the Node is not watched here.
+    /// Waits for a change of a lease's status; forever if subnets come from the Node.
     pub(super) async fn changed(&mut self) {
         match self {
             Self::Node => std::future::pending().await,
-            Self::Leases { standings, .. } => {
-                let PerFamily { v4, v6 } = standings;
+            Self::Leases { statuses, .. } => {
+                let PerFamily { v4, v6 } = statuses;
                 tokio::select! {
-                    () = of_family(v4) => {}
-                    () = of_family(v6) => {}
+                    () = changed_status(v4) => {}
+                    () = changed_status(v6) => {}
                 }
             }
         }
     }
 }
 
-async fn of_family(standing: &mut Option<watch::Receiver<LeaseStatus>>) {
-    let changed = match standing {
-        Some(standing) => standing.changed().await.is_ok(),
+/// Waits for a change of one family's status.
+async fn changed_status(status: &mut Option<watch::Receiver<LeaseStatus>>) {
+    let changed = match status {
+        Some(status) => status.changed().await.is_ok(),
         None => false,
     };
-    // Whoever held the lease is gone, or there is none.
+    // The task that held the lease has ended, or there is none.
     if !changed {
         std::future::pending::<()>().await;
     }
 }
 
-/// How the podCIDRs of a Node stand. A Node that has none, or others, is an answer; podCIDRs that cannot be read are none.
+/// The status of subnets that come from podCIDRs. They are lost if the Node has none or others, and unknown if they cannot be parsed.
 fn assigned(node: &NetworkNode, conf: &NetConf, in_use: &PerFamily<IpNetwork>) -> SubnetStatus {
     let bad = match own_lease::assigned_subnets(node, conf) {
         Ok(subnets) => return SubnetStatus::Assigned(subnets),
@@ -133,12 +134,12 @@ fn assigned(node: &NetworkNode, conf: &NetConf, in_use: &PerFamily<IpNetwork>) -
     SubnetStatus::Lost(LostSubnets { left: conf.networks.iter().filter_map(usable).collect(), of_others: Vec::new(), condition })
 }
 
-/// How leases stand. A family whose lease is being taken keeps what it uses: no other node is known to have it.
-fn leased(standings: &[(Family, LeaseStatus)], in_use: &PerFamily<IpNetwork>) -> SubnetStatus {
+/// The status of leased subnets. A family whose lease is being taken keeps its subnet, because no other node is known to hold it.
+fn leased(statuses: &[(Family, LeaseStatus)], in_use: &PerFamily<IpNetwork>) -> SubnetStatus {
     let (mut held, mut left) = (PerFamily::default(), PerFamily::default());
     let (mut losses, mut shortages, mut awaited, mut of_others) = (Vec::new(), Vec::new(), None, Vec::new());
-    for (family, standing) in standings {
-        match standing {
+    for (family, status) in statuses {
+        match status {
             LeaseStatus::Held(subnet) | LeaseStatus::Lapsed(subnet) => {
                 held.set(*family, Some(*subnet));
                 left.set(*family, Some(*subnet));
@@ -167,11 +168,12 @@ fn leased(standings: &[(Family, LeaseStatus)], in_use: &PerFamily<IpNetwork>) ->
             let message = format!("{}; {}", losses.join("; "), NodeCondition::out_of_subnets(shortage).message);
             NodeCondition::down("SubnetLost", message)
         }
-        (false, None, _) => NodeCondition::down("SubnetLost", format!("{}; another subnet is looked for", losses.join("; "))),
+        (false, None, _) => NodeCondition::down("SubnetLost", format!("{}; this node takes another subnet", losses.join("; "))),
     };
     SubnetStatus::Lost(LostSubnets { left, of_others, condition })
 }
 
+/// The fields of a Node that a claim needs.
 fn registration(node: &NetworkNode) -> RegisteredNode {
     let cidrs = node.pod_cidrs.as_ref().map(|cidrs| cidrs.iter().map(|(_, cidr)| *cidr).collect()).unwrap_or_default();
     let public = Family::ALL.into_iter().filter_map(|family| node.annotations.public_ip(family).ok().flatten());
@@ -203,42 +205,42 @@ mod tests {
     }
 
     #[test]
-    fn anothers_subnet_is_never_used() {
+    fn a_subnet_of_another_node_is_never_used() {
         let both = PerFamily { v4: Some(net("10.0.1.0/24")), v6: Some(net("fd00:1::/64")) };
         let only_v6 = PerFamily { v4: None, ..both };
         let v6 = || (Family::V6, held("fd00:1::/64"));
         let leased = |v4: LeaseStatus| leased(&[(Family::V4, v4), v6()], &both);
         assert_eq!(leased(held("10.0.1.0/24")), SubnetStatus::Assigned(both));
         let lapsed = LeaseStatus::Lapsed(net("10.0.1.0/24"));
-        assert_eq!(leased(lapsed), SubnetStatus::Assigned(both), "it is not known that another node has it");
+        assert_eq!(leased(lapsed), SubnetStatus::Assigned(both), "no other node is known to hold it");
         assert!(matches!(leased(LeaseStatus::default()), SubnetStatus::Pending(condition) if condition.reason == "SubnetAwaited"));
         assert!(matches!(leased(seeking(None, false)), SubnetStatus::Pending(condition) if condition.reason == "SubnetAwaited"));
-        for (standing, reason, others, words) in [
+        for (status, reason, others, words) in [
             (seeking(Some("node-b"), false), "SubnetLost", 1, "the lease of subnet 10.0.1.0/24 is lost: node-b has it now; another"),
             (seeking(Some("node-b"), true), "SubnetLost", 1, "node-b has it now; out of subnets"),
             (seeking(None, true), "OutOfSubnets", 0, "out of subnets"),
         ] {
-            let SubnetStatus::Lost(lost) = leased(standing) else { panic!("{words}") };
+            let SubnetStatus::Lost(lost) = leased(status) else { panic!("{words}") };
             assert_eq!((lost.left, lost.of_others.len(), lost.condition.reason), (only_v6, others, reason));
             assert!(lost.condition.message.contains(words), "{}", lost.condition.message);
         }
     }
 
-    /// A family without an answer keeps what it uses while another one is lost.
+    /// A family with an unknown subnet keeps it while the subnet of the other family is lost.
     #[test]
-    fn a_family_without_an_answer_keeps_its_subnet() {
+    fn a_family_with_an_unknown_subnet_keeps_it() {
         let both = PerFamily { v4: Some(net("10.0.1.0/24")), v6: Some(net("fd00:1::/64")) };
-        for standings in [
+        for statuses in [
             [(Family::V4, seeking(Some("node-b"), false)), (Family::V6, LeaseStatus::default())],
             [(Family::V6, LeaseStatus::default()), (Family::V4, seeking(Some("node-b"), false))],
         ] {
-            let SubnetStatus::Lost(lost) = leased(&standings, &both) else { panic!("IPv4 is lost") };
+            let SubnetStatus::Lost(lost) = leased(&statuses, &both) else { panic!("IPv4 is lost") };
             assert_eq!(lost.left, PerFamily { v4: None, ..both });
         }
     }
 
     #[test]
-    fn a_node_with_other_pod_cidrs_or_none_is_an_answer() {
+    fn other_or_missing_pod_cidrs_mean_that_the_subnet_is_lost() {
         let v4 = NetConf::parse(r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan"}}"#).expect("good");
         let dual = r#"{"EnableIPv6":true,"Network":"10.0.0.0/16","IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}"#;
         let dual = NetConf::parse(dual).expect("good");
@@ -255,13 +257,13 @@ mod tests {
                 matches!(of(&[], &v4, in_use), SubnetStatus::Lost(lost) if lost.left.is_empty() && lost.condition.reason == "PodCIDRMissing")
             );
         }
-        // Outside of the network: a mistake in net-conf.json takes nothing away as long as the podCIDR is the same.
+        // The podCIDR is outside the network: after a mistake in net-conf.json, the subnet stays as long as the podCIDR is the same.
         assert!(matches!(of(&["10.9.1.0/24"], &v4, &one), SubnetStatus::Lost(lost) if lost.left.is_empty()));
         let outside = PerFamily { v4: Some(net("10.9.1.0/24")), v6: None };
         assert!(matches!(of(&["10.9.1.0/24"], &v4, &outside), SubnetStatus::Pending(condition) if condition.reason == "PodCIDRUnusable"));
-        // One family went; another one was never there.
+        // The subnet of one family was lost; the family never had one.
         assert!(matches!(of(&["10.0.1.0/24"], &dual, &both), SubnetStatus::Lost(lost) if lost.left == one));
         assert!(matches!(of(&["10.0.1.0/24"], &dual, &one), SubnetStatus::Pending(_)));
-        assert!(matches!(of(&["x"], &v4, &one), SubnetStatus::Pending(_)), "that says nothing");
+        assert!(matches!(of(&["x"], &v4, &one), SubnetStatus::Pending(_)), "the podCIDR cannot be parsed");
     }
 }

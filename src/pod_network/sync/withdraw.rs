@@ -1,8 +1,8 @@
-//! What happens when a subnet is not this node's any more.
+//! Withdraws a subnet that this node has lost.
 //!
-//! The order of the steps: subnet.env is deleted first, so that the CNI plugin gives no pod an address that another node may have; then
-//! addresses, links and routes change; subnet.env with a new subnet is written last. A crash between two steps leaves a node without
-//! subnet.env, and the next start goes on from what the kernel holds.
+//! subnet.env is deleted first, so that the CNI plugin gives no pod an address of another node. Then addresses, links and routes are changed.
+//! subnet.env with a new subnet is written last. A crash in between leaves a node without subnet.env; the next start continues from the
+//! live state.
 
 use ipnetwork::IpNetwork;
 
@@ -26,7 +26,7 @@ use super::subnet_file;
 use super::subnets::{LostSubnets, SubnetProvider, SubnetStatus};
 
 impl<K: NetworkKernel> NetworkLoop<K> {
-    /// The subnets that this node uses: those of this process, else those that subnet.env names.
+    /// The subnets that this node uses: the acknowledged ones, or those in subnet.env after a start.
     pub(super) fn in_use(&self) -> PerFamily<IpNetwork> {
         match &self.acknowledged {
             Some(acknowledged) => acknowledged.own.subnets,
@@ -34,13 +34,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
     }
 
-    /// This node's Node was deleted, or there is none of this name.
+    /// Returns true if this node's Node does not exist.
     pub(super) const fn own_node_is_missing(&self) -> bool {
-        self.complete && (self.own_node_is_gone || self.own_node.is_none())
+        self.complete && (self.own_node_is_deleted || self.own_node.is_none())
     }
 
-    /// The Node was registered anew while this program runs, and its podCIDR is not assigned yet. The former subnet may be this node's
-    /// still: it stays until another node has it.
+    /// Returns true if the Node was registered anew while this program runs and has no podCIDR yet. This node keeps the former subnet until another
+    /// node has it.
     pub(super) fn awaits_new_pod_cidr(&self, node: &NetworkNode) -> bool {
         let is_new = self.acknowledged.as_ref().is_some_and(|acknowledged| acknowledged.node_uid != node.uid);
         is_new && matches!(self.inputs.source, SubnetProvider::Node) && matches!(node.pod_cidrs, Err(BadPodCidrs::Unassigned))
@@ -67,52 +67,53 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         Some(LostSubnets { left, of_others, condition: NodeCondition::down("SubnetLost", why?) })
     }
 
-    /// Deletes what a node has in the kernel and in subnet.env that has no Node. Gives the reason.
+    /// Deletes links, routes and subnet.env of a node without Node whose subnet another node has. Gives the error to report.
     pub(super) async fn leave(&mut self, lost: LostSubnets, conf: &NetConf) -> Result<PodNetworkError, PodNetworkError> {
         let live = self.dump().await;
-        self.disown(&SubnetStatus::Lost(lost.clone()), conf, live.as_ref().unwrap_or(&Live::default()));
+        self.release_lost_subnets(&SubnetStatus::Lost(lost.clone()), conf, live.as_ref().unwrap_or(&Live::default()));
         self.withdraw(&lost, conf, live?).await?;
         Ok(PodNetworkError::Lost(lost.condition))
     }
 
-    /// Deletes subnet.env if it names a subnet that is not this node's any more, and reports subnets that are gone.
-    pub(super) fn disown(&mut self, subnets: &SubnetStatus, conf: &NetConf, live: &Live) {
+    /// Deletes subnet.env if it names a lost subnet, and reports all lost subnets.
+    pub(super) fn release_lost_subnets(&mut self, subnets: &SubnetStatus, conf: &NetConf, live: &Live) {
         let Some(ours) = subnets.ours() else { return };
         let is_ours = |(family, subnet): (_, IpNetwork)| ours.get(family) == Some(&subnet) || conf.networks.get(family).is_none();
-        let mut gone: Vec<IpNetwork> =
+        let mut lost: Vec<IpNetwork> =
             self.in_use().iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1).collect();
-        // After a crash only the bridge may tell.
+        // After a crash, only the bridge may show a former subnet.
         let own = OwnLease { subnets: ours, ..OwnLease::default() };
-        gone.extend(bridge::former_subnets(&live.links, &own, &conf.networks));
-        match subnet_file::disown(&self.inputs.settings.subnet_file, |family, subnet| is_ours((family, subnet))) {
+        lost.extend(bridge::former_subnets(&live.links, &own, &conf.networks));
+        match subnet_file::delete_if_stale(&self.inputs.settings.subnet_file, |family, subnet| is_ours((family, subnet))) {
             Ok(None) => {}
             Ok(Some(named)) => {
                 tracing::warn!(
-                    "pod network: {} is deleted: it names a subnet that is not this node's any more",
+                    "pod network: {} is deleted: it names a subnet that this node has lost",
                     self.inputs.settings.subnet_file.display()
                 );
                 self.publisher.withdraw_file();
-                gone.extend(named.iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1));
+                lost.extend(named.iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1));
             }
             Err(error) => {
                 self.publisher.withdraw_file();
-                self.report.complain("subnet-file", Some(&error));
+                self.report.warn("subnet-file", Some(&error));
             }
         }
-        gone.sort_unstable();
-        gone.dedup();
-        self.report_gone(&gone, subnets);
+        lost.sort_unstable();
+        lost.dedup();
+        self.report_lost(&lost, subnets);
     }
 
-    fn report_gone(&mut self, gone: &[IpNetwork], subnets: &SubnetStatus) {
-        let former = join(gone.iter().copied());
+    /// Reports that the subnet was withdrawn or has changed.
+    fn report_lost(&mut self, lost: &[IpNetwork], subnets: &SubnetStatus) {
+        let former = join(lost.iter().copied());
         let cure = format!(
             "Other nodes do not reach pods with addresses of {former}: delete these pods, so that they are made again (kubectl get pods -A -o \
              wide --field-selector spec.nodeName={})",
             self.inputs.node
         );
         let (reason, text) = match subnets {
-            _ if gone.is_empty() => return self.report.gone(None),
+            _ if lost.is_empty() => return self.report.subnets_lost(None),
             SubnetStatus::Lost(LostSubnets { condition, .. }) => {
                 let text = format!("this node lost its subnet {former}, and no pod can start: {}. {cure}", condition.message);
                 ("SubnetWithdrawn", text)
@@ -123,13 +124,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
             SubnetStatus::Pending(_) => return,
         };
-        self.report.gone(Some(Event { regarding: Regarding::Node, reason, action: "SetUpPodNetwork", warning: true, note: text }));
+        self.report.subnets_lost(Some(Event { regarding: Regarding::Node, reason, action: "SetUpPodNetwork", warning: true, note: text }));
     }
 
-    /// Deletes links and routes of a node that has no subnet left, where the rest of a round cannot be done.
+    /// Deletes links and routes of a node that has no subnet left, if the rest of the reconcile is not possible.
     pub(super) async fn withdraw(&mut self, lost: &LostSubnets, conf: &NetConf, live: Live) -> Result<(), PodNetworkError> {
         if let Some(mut acknowledged) = self.acknowledged.take() {
-            // Rules and annotations follow, too.
+            // Publish the lost subnets, so that rules and annotations are withdrawn, too.
             acknowledged.own.subnets = lost.left;
             self.publisher.is_final = true;
             self.publish(&acknowledged, false);
@@ -152,7 +153,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.write(groups, &LinkNames::new(&live.links)).await.map(drop)
     }
 
-    /// SubnetStatus of other nodes: those that are known by their leases, and the podCIDRs of their Nodes.
+    /// Subnets of other nodes: the given leased ones, and the podCIDRs of their Nodes.
     pub(super) fn subnets_of_others(&self, leased: &[IpNetwork]) -> Vec<IpNetwork> {
         let of_nodes = self.nodes.values().filter_map(|node| node.pod_cidrs.as_ref().ok());
         leased.iter().copied().chain(of_nodes.flat_map(|cidrs| cidrs.iter().map(|(_, cidr)| *cidr))).collect()
