@@ -19,8 +19,10 @@ use crate::table::parse::Tables;
 use crate::table::plan::Variant;
 use crate::table::planner;
 
-use super::DIFFERENT;
 use crate::daemon::setup::Setup;
+
+/// Exit status for "the rules differ".
+const DIFFERENT: u8 = 2;
 
 /// Prints what iptables-restore would get, family by family.
 pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {

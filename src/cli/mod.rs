@@ -62,9 +62,6 @@ enum Command {
 const EXPLAIN_STATUS: &str = "Exit status: 0 if the packet passes, 2 if every such packet is dropped or refused, 1 if there is an error.";
 const PREFLIGHT_STATUS: &str = "Exit status: 0 if nothing has failed, 1 if a check has failed or there is an error.";
 
-/// Exit status for "the rules differ".
-const DIFFERENT: u8 = 2;
-
 /// The name under which the program takes exactly kube-proxy's command line.
 const KUBE_PROXY: &str = "kube-proxy";
 

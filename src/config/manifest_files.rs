@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::manifests::Manifests;
-use crate::config::settings::Asked;
+use crate::config::settings::RequestedSettings;
 use crate::kubernetes::Complaints;
 use crate::kubernetes::manifests::{self, ManifestError};
 use crate::proxy::rules::inputs::Inputs;
@@ -18,7 +18,7 @@ use crate::proxy::rules::inputs::Inputs;
 #[derive(Debug)]
 pub struct Files {
     path: PathBuf,
-    asked: Asked,
+    asked: RequestedSettings,
     good: BTreeMap<PathBuf, Manifests>,
     complaints: Complaints,
     /// Complaints about whole files, so that each is made once.
@@ -36,7 +36,7 @@ const OF_RULES: [&str; 9] =
 impl Files {
     /// Manifests at a path; nothing is read yet.
     #[must_use]
-    pub fn new(path: PathBuf, asked: Asked) -> Self {
+    pub fn new(path: PathBuf, asked: RequestedSettings) -> Self {
         Self {
             path,
             asked,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::kubeproxy;
 use super::network_facts::{self, NetworkFacts};
-use super::settings::Asked;
+use super::settings::RequestedSettings;
 use crate::bad_setting::BadSetting;
 use crate::cluster::host_facts::{self, HostFacts, WrittenFacts};
 use crate::kubernetes::Complaints;
@@ -82,7 +82,7 @@ impl Manifests {
     /// What rules are computed from, with what the manifests leave open filled in. This node is the one that was asked for, else the one
     /// the configuration among the manifests names, else their only Node, else the host.
     #[must_use]
-    pub fn into_inputs(self, asked: &Asked) -> Inputs {
+    pub fn into_inputs(self, asked: &RequestedSettings) -> Inputs {
         let only_node = self.objects.only_node().map(str::to_owned);
         let (settings, configured) =
             self.config.map_or_else(|| (asked.settings.clone(), None), |config| (config.settings, config.node_name));

@@ -55,7 +55,7 @@ pub enum LogFormat {
 
 /// What was asked for before any manifest has had its say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct RequestedSettings {
     /// Settings from flags or a configuration file.
     pub settings: ProxySettings,
     /// This node's name, where flags or a configuration file say it.

@@ -10,6 +10,7 @@ pub mod config_watch;
 pub mod debug_pages;
 pub mod logs;
 pub mod manifest_watch;
+pub mod network_setup;
 pub mod own_node;
 pub mod pod_network;
 pub mod proxy;

@@ -18,7 +18,7 @@ use crate::cluster::Family;
 use crate::cluster::pod_rules::PodRules;
 use crate::config::flags::TrafficFlag;
 use crate::config::manifest_files::Files;
-use crate::config::settings::Asked;
+use crate::config::settings::RequestedSettings;
 use crate::file_watch::Watch;
 use crate::iptables::exec::Exec;
 use crate::kubernetes::api::Watches;
@@ -51,7 +51,7 @@ pub(crate) enum Source {
         /// Their path; `-` for standard input.
         path: PathBuf,
         /// What is asked for beside them.
-        asked: Box<Asked>,
+        asked: Box<RequestedSettings>,
     },
     /// An API server.
     Cluster {
@@ -87,7 +87,7 @@ impl Source {
     ///
     /// # Errors
     /// They cannot be read.
-    pub(crate) fn read(path: &Path, asked: &Asked) -> anyhow::Result<(Opened, Inputs, Option<Value>)> {
+    pub(crate) fn read(path: &Path, asked: &RequestedSettings) -> anyhow::Result<(Opened, Inputs, Option<Value>)> {
         let (sender, updates) = mpsc::channel(WAITING_UPDATES);
         let mut tasks = Tasks::default();
         let standard_input = path == Path::new("-");

@@ -41,8 +41,9 @@ use crate::serve::{flanneld_health, healthz, metrics_server};
 use super::config_watch::{self, Told};
 use super::debug_pages::pages;
 use super::logs;
+use super::network_setup::NetworkSetup;
 use super::own_node;
-use super::pod_network::{NetworkPart, PodNetwork, check_bridge_filter};
+use super::pod_network::{NetworkPart, check_bridge_filter};
 use super::proxy::{self, Opened, ProxyPart};
 use super::setup::Setup;
 
@@ -97,7 +98,7 @@ struct Cluster {
 }
 
 async fn start(mut setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
-    let network = PodNetwork::asked(flags)?;
+    let network = NetworkSetup::new(flags)?;
     let proxy = flags.network.proxy;
     anyhow::ensure!(proxy || network.is_some(), "--proxy=false without --pod-network leaves nothing to do");
     let metrics = Arc::new(Metrics::new(Kernel));
@@ -136,7 +137,7 @@ async fn start(mut setup: Setup, flags: &RunFlags) -> anyhow::Result<()> {
 /// Everything that has to be known and done before the parts are started.
 struct Prepared {
     start: Start,
-    network: Option<PodNetwork>,
+    network: Option<NetworkSetup>,
     found: Found,
     families: Vec<Family>,
 }
@@ -145,7 +146,7 @@ struct Prepared {
 async fn prepare(
     setup: &Setup,
     flags: &RunFlags,
-    (manifests, network, found): (Option<Start>, Option<PodNetwork>, Found),
+    (manifests, network, found): (Option<Start>, Option<NetworkSetup>, Found),
     (metrics, readiness): (Arc<Metrics>, Readiness),
 ) -> anyhow::Result<Option<Prepared>> {
     let proxy = flags.network.proxy;
@@ -206,7 +207,7 @@ async fn keep_running(
     let network_part = network.zip(cluster).map(|(network, Cluster { client, connections, watches })| {
         let (metrics, events, readiness, board) = (Arc::clone(&metrics), events.clone(), readiness.clone(), board.clone());
         Rc::new(NetworkPart {
-            network,
+            setup: network,
             client,
             connections,
             watches,
@@ -289,10 +290,10 @@ async fn supervise_helpers(
 }
 
 /// The parts of the daemon: those of the service proxy, which writes all rules, and those of the pod network.
-fn parts(proxy: bool, families: &[Family], network: Option<&PodNetwork>) -> (Vec<Part>, Vec<Part>) {
+fn parts(proxy: bool, families: &[Family], network: Option<&NetworkSetup>) -> (Vec<Part>, Vec<Part>) {
     let of_proxy = families.iter().filter(|_| proxy).map(|family| Part::Proxy(*family));
     let (rules, others) =
-        network.map(PodNetwork::parts).unwrap_or_default().into_iter().partition(|part| matches!(part, Part::PodRules(_)));
+        network.map(NetworkSetup::parts).unwrap_or_default().into_iter().partition(|part| matches!(part, Part::PodRules(_)));
     let rules: Vec<Part> = rules;
     (of_proxy.chain(rules).collect(), others)
 }
@@ -383,7 +384,7 @@ async fn families(
     (setup, flags): (&Setup, &RunFlags),
     found: &Found,
     start: &mut Start,
-    network: Option<&PodNetwork>,
+    network: Option<&NetworkSetup>,
     readiness: &Readiness,
 ) -> anyhow::Result<Vec<Family>> {
     let support = detect::support(found, Kernel.ipv6_enabled()).await;
@@ -394,7 +395,7 @@ async fn families(
     }
     if let Some(Cluster { client, .. }) = &start.cluster {
         // No kernel setting hangs on the pod CIDR, and an init container must not wait for what its daemon may have to assign.
-        let assigned = !flags.proxy.init_only && !network.is_some_and(PodNetwork::assigns_subnets);
+        let assigned = !flags.proxy.init_only && !network.is_some_and(NetworkSetup::assigns_subnets);
         let any_family = usable.len() == Family::ALL.len();
         let awaited = own_node::Awaited { any_family, assigned, pod_network: network.is_some() };
         if let Some(node) = own_node::wait(client, setup, &start.inputs, awaited, readiness).await? {
@@ -437,13 +438,13 @@ fn start_manifests(path: &Path, setup: &mut Setup) -> anyhow::Result<Start> {
     Ok(Start { source, opened, inputs, cluster: None, events: Events::none(), sender: None })
 }
 
-async fn start_api(setup: &Setup, proxy: bool, network: Option<&PodNetwork>, metrics: Arc<Metrics>) -> anyhow::Result<Start> {
+async fn start_api(setup: &Setup, proxy: bool, network: Option<&NetworkSetup>, metrics: Arc<Metrics>) -> anyhow::Result<Start> {
     let mut inputs = setup.empty_inputs();
     let connections = Connections::default();
     let client = setup.connection.observed_client(metrics, &connections)?;
     inputs.without_proxy = !proxy;
     if let Some(network) = network {
-        inputs.node_name = network.node_name(&client, setup).await?;
+        inputs.node_name = network.node_name(&client, &setup.asked).await?;
     }
     let (events, told) = Events::channel();
     let host = setup.asked.host_name.clone();

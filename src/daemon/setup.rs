@@ -9,18 +9,18 @@ use crate::cluster::Family;
 use crate::config::effective::Effective;
 use crate::config::flags::{Face, RunFlags};
 use crate::config::manifest_files::Files;
-use crate::config::settings::Asked;
+use crate::config::settings::RequestedSettings;
 use crate::kubernetes::api;
 use crate::kubernetes::client::{Connection, ProgramName};
 use crate::proxy::rules::inputs::Inputs;
 
-use super::pod_network::PodNetwork;
+use super::network_setup::NetworkSetup;
 
 /// What the command line, and the configuration file it names, ask for.
 #[derive(Debug)]
 pub(crate) struct Setup {
     /// Settings and names.
-    pub asked: Asked,
+    pub asked: RequestedSettings,
     /// The configuration.
     pub effective: Effective,
     /// The configuration without the one among the manifests.
@@ -44,7 +44,7 @@ impl Setup {
         }
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Ok(Self {
-            asked: Asked { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
+            asked: RequestedSettings { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
             typed: effective.clone(),
             connection: Connection {
                 kubeconfig: some(&effective.config.client_connection.kubeconfig),
@@ -68,7 +68,7 @@ impl Setup {
     /// # Errors
     /// The source cannot be read.
     pub(crate) async fn read_inputs(&self, flags: &RunFlags) -> anyhow::Result<Inputs> {
-        let network = PodNetwork::asked(flags)?;
+        let network = NetworkSetup::new(flags)?;
         let mut inputs = if let Some(path) = &flags.manifests {
             self.read_manifests(path, flags.network.proxy)?
         } else {

@@ -10,7 +10,7 @@ pub mod simulator;
 use sepal::cluster::Family;
 use sepal::cluster::host_facts::HostFacts;
 use sepal::config::manifests::Manifests;
-use sepal::config::settings::Asked;
+use sepal::config::settings::RequestedSettings;
 use sepal::netlink::record::FakeHost;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::rules::{self, Renderer, RuleSet};
@@ -25,7 +25,7 @@ use sepal::table::planner::{self, Wanted};
 pub fn inputs(text: &str) -> Result<Inputs, String> {
     let mut manifests = Manifests::default();
     manifests.add("manifest", text).map_err(|error| error.to_string())?;
-    Ok(manifests.into_inputs(&Asked { host_name: "host".into(), ..Asked::default() }))
+    Ok(manifests.into_inputs(&RequestedSettings { host_name: "host".into(), ..RequestedSettings::default() }))
 }
 
 /// What is known of a host about which nothing is known but what the manifest says.
