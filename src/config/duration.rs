@@ -20,6 +20,12 @@ impl GoDuration {
         Self(seconds * 1_000_000_000)
     }
 
+    /// This duration.
+    #[must_use]
+    pub const fn of(duration: Duration) -> Self {
+        Self(duration.as_nanos() as i64)
+    }
+
     /// Reads a duration; `None` if it is none, or does not fit.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -77,7 +77,7 @@ impl Effective {
             }
             None => flags.configuration(),
         };
-        flags.logging.over(&mut config);
+        flags.logging.apply_to(&mut config);
         config.complete();
         let node_name = flags.node_name().map_err(Unusable::NodeName)?.or_else(|| config.node_name());
         if let Some(name) = &node_name {
@@ -108,8 +108,8 @@ impl Effective {
         let mut config = decode::value(&merged)?;
         config.fill();
         // The merged configuration has no unset fields.
-        config.paced = self.config.paced || alone.iptables.min_sync_period.0 != 0;
-        config.score_asked = self.config.score_asked || alone.oom_score_adj.is_some();
+        config.min_sync_period_is_set = self.config.min_sync_period_is_set || alone.iptables.min_sync_period.0 != 0;
+        config.oom_score_is_set = self.config.oom_score_is_set || alone.oom_score_adj.is_some();
         config.complete();
         let wrong = gates::problems(&config.feature_gates);
         if !wrong.is_empty() {
@@ -199,7 +199,7 @@ mod tests {
         assert!(merged.daemon.conntrack.tcp_be_liberal && merged.daemon.conntrack.udp_timeout.as_secs() == 31);
         assert_eq!((merged.daemon.oom_score_adj, merged.node_name.as_deref()), (0, Some("n1")));
         assert_eq!(merged.config.cluster_cidr, "10.244.0.0/16");
-        assert_eq!((merged.daemon.verbosity, merged.daemon.oom_score_asked, typed.daemon.oom_score_asked), (3, true, false));
+        assert_eq!((merged.daemon.verbosity, merged.daemon.oom_score_is_set, typed.daemon.oom_score_is_set), (3, true, false));
         assert_eq!(merged.notes.len(), 2, "{:?}", merged.notes);
         assert_eq!(merged.notes[0], "KubeProxyConfiguration among the manifests: unknown field \"typo\"; read past it");
         assert!(merged.notes[1].starts_with("KubeProxyConfiguration among the manifests: logging.format has no effect there"));
@@ -219,7 +219,7 @@ mod tests {
             let mut flags = defaults();
             flags.proxy.oom_score_adj = flag;
             let daemon = Effective::new(&flags).expect("good flags").daemon;
-            (daemon.oom_score_adj, daemon.oom_score_asked)
+            (daemon.oom_score_adj, daemon.oom_score_is_set)
         };
         assert_eq!((asked(None), asked(Some(-999)), asked(Some(5))), ((-999, false), (-999, true), (5, true)));
         for (score, want) in [("null", (-999, false)), ("-999", (-999, true)), ("0", (0, true))] {
@@ -230,7 +230,7 @@ mod tests {
             let mut flags = defaults();
             flags.proxy.config = file.display().to_string();
             let daemon = Effective::new(&flags).expect("a good file").daemon;
-            assert_eq!((daemon.oom_score_adj, daemon.oom_score_asked), want, "{score}");
+            assert_eq!((daemon.oom_score_adj, daemon.oom_score_is_set), want, "{score}");
         }
     }
 }

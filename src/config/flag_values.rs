@@ -56,6 +56,12 @@ pub(super) fn patterns(text: &str) -> Result<Patterns, String> {
     items(text).map(vmodule).collect::<Result<_, _>>().map(Patterns)
 }
 
+/// The items of a list that are not empty; `None` if there are none.
+pub(super) fn filled(items: &[String]) -> Option<Vec<String>> {
+    let items: Vec<String> = items.iter().filter(|item| !item.is_empty()).cloned().collect();
+    (!items.is_empty()).then_some(items)
+}
+
 fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }

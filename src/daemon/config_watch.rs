@@ -69,7 +69,7 @@ async fn apply(old: &Effective, new: &Effective, told: &Told) {
         tracing::error!("{error}");
     }
     if old.daemon.oom_score_adj != new.daemon.oom_score_adj {
-        set_oom_score_adj(&Kernel, new.daemon.oom_score_adj, new.daemon.oom_score_asked).await;
+        set_oom_score_adj(&Kernel, new.daemon.oom_score_adj, new.daemon.oom_score_is_set).await;
     }
     if let Ok(value) = serde_json::to_value(&new.config) {
         told.configz.send_replace(value);

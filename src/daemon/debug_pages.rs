@@ -39,7 +39,7 @@ pub(crate) fn pages(
             Exposition { content_type: content_type.to_owned(), text }
         }),
         configz,
-        flags: gate("ComponentFlagz").then(|| flags.typed.clone()),
+        flags: gate("ComponentFlagz").then(|| flags.values.clone()),
         build: gate("ComponentStatusz").then(|| Build {
             binary_version: format!("{}+sepal-{}", versions::KUBE_PROXY.trim_start_matches('v'), env!("CARGO_PKG_VERSION")),
             emulation_version: "1.36".into(),

@@ -170,7 +170,7 @@ async fn prepare(
     }
     if proxy {
         let daemon = &setup.effective.daemon;
-        set_oom_score_adj(&Kernel, daemon.oom_score_adj, daemon.oom_score_asked).await;
+        set_oom_score_adj(&Kernel, daemon.oom_score_adj, daemon.oom_score_is_set).await;
         start.events.tell(Event::starting());
     }
     Ok(Some(Prepared { start, network, found, families }))
@@ -300,7 +300,7 @@ fn parts(proxy: bool, families: &[Family], network: Option<&NetworkSetup>) -> (V
 
 /// The iptables to use; says what is left of other ways to do the same.
 async fn find_iptables(flags: &RunFlags, proxy: bool, network: bool) -> anyhow::Result<Found> {
-    let mut found = detect::find(flags.iptables_variant.wanted()).await?;
+    let mut found = detect::find(flags.iptables_variant.variant()).await?;
     tracing::info!("iptables {} ({}): {}", found.variant, found.version, found.reason);
     for family in found.find_doubles().await {
         tracing::warn!(

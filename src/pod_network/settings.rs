@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::allocation::Terms;
-use super::annotations::{DEFAULT_PREFIX, Prefix};
+use super::annotations::Prefix;
 use super::interface::InterfaceOptions;
 
 /// Everything about the pod network that is not in net-conf.json.
@@ -45,20 +45,34 @@ impl Default for NetworkSettings {
         Self {
             subnet_source: SubnetSource::Node,
             lease_terms: Terms::of(Terms::DURATION),
-            net_config_path: "/etc/kube-flannel/net-conf.json".into(),
-            subnet_file: "/run/flannel/subnet.env".into(),
+            net_config_path: defaults::NET_CONFIG_PATH.into(),
+            subnet_file: defaults::SUBNET_FILE.into(),
             cni_conf_dir: None,
             interface: InterfaceOptions::default(),
-            masquerade: false,
-            random_fully: true,
-            forward_rules: true,
-            blackhole_route: false,
-            annotation_prefix: DEFAULT_PREFIX.into(),
+            masquerade: defaults::MASQUERADE,
+            random_fully: defaults::RANDOM_FULLY,
+            forward_rules: defaults::FORWARD_RULES,
+            blackhole_route: defaults::BLACKHOLE_ROUTE,
+            annotation_prefix: defaults::ANNOTATION_PREFIX.into(),
             prefix: Prefix::default(),
-            set_network_unavailable: true,
+            set_network_unavailable: defaults::SET_NETWORK_UNAVAILABLE,
             checksum_offload: None,
         }
     }
+}
+
+/// The defaults, which are also those of the flags.
+#[allow(missing_docs, reason = "each has the name of its field in NetworkSettings")]
+pub mod defaults {
+    pub use crate::pod_network::annotations::DEFAULT_PREFIX as ANNOTATION_PREFIX;
+
+    pub const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
+    pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+    pub const MASQUERADE: bool = false;
+    pub const RANDOM_FULLY: bool = true;
+    pub const FORWARD_RULES: bool = true;
+    pub const BLACKHOLE_ROUTE: bool = false;
+    pub const SET_NETWORK_UNAVAILABLE: bool = true;
 }
 
 /// Where a node's subnets come from.

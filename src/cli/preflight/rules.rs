@@ -28,7 +28,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything about iptables.
 pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
-    let found = match detect::find(run.flags.iptables_variant.wanted()).await {
+    let found = match detect::find(run.flags.iptables_variant.variant()).await {
         Ok(found) => found,
         Err(error) => return vec![Check::failed(Part::Iptables, "version", error.to_string(), "")],
     };

@@ -88,10 +88,10 @@ pub struct KubeProxyConfiguration {
     pub windows_run_as_service: bool,
     /// The operator asked for a least time between syncs; if not, the pace follows from how long they take. Not part of the document.
     #[serde(skip)]
-    pub paced: bool,
+    pub min_sync_period_is_set: bool,
     /// The operator asked for `oomScoreAdj`. Not part of the document.
     #[serde(skip)]
-    pub score_asked: bool,
+    pub oom_score_is_set: bool,
 }
 
 /// Section `clientConnection`.

@@ -27,7 +27,7 @@ impl KubeProxyConfiguration {
     pub fn resolve(&self) -> Result<ProxySettings, BadSetting> {
         let mut config = self.clone();
         config.fill();
-        config.paced |= self.paced;
+        config.min_sync_period_is_set |= self.min_sync_period_is_set;
         config.proxy_settings()
     }
 
@@ -59,7 +59,7 @@ impl KubeProxyConfiguration {
             allow_external_ips: gates::enabled(&self.feature_gates, "AllowServiceExternalIPs"),
             bind_address: parse_ip(&self.bind_address).filter(|ip| !ip.is_unspecified()),
             sync_period: positive(self.iptables.sync_period),
-            min_sync_period: self.paced.then(|| positive(self.iptables.min_sync_period)),
+            min_sync_period: self.min_sync_period_is_set.then(|| positive(self.iptables.min_sync_period)),
         })
     }
 
@@ -78,7 +78,7 @@ impl KubeProxyConfiguration {
             hard_fail: self.bind_address_hard_fail,
             profiling: self.enable_profiling,
             oom_score_adj: self.oom_score_adj.unwrap_or_default(),
-            oom_score_asked: self.score_asked,
+            oom_score_is_set: self.oom_score_is_set,
             conntrack: ConntrackSettings {
                 max_per_core: number(conntrack.max_per_core),
                 min: number(conntrack.min),
@@ -151,6 +151,20 @@ mod tests {
         decode::value(&serde_json::from_str(json).expect("JSON")).expect("a configuration")
     }
 
+    fn default_daemon_settings() -> DaemonSettings {
+        DaemonSettings {
+            healthz: "0.0.0.0:10256".parse().ok(),
+            metrics: "127.0.0.1:10249".parse().expect("an address"),
+            hard_fail: false,
+            profiling: false,
+            oom_score_adj: -999,
+            oom_score_is_set: false,
+            conntrack: ConntrackSettings::default(),
+            verbosity: 0,
+            log_format: LogFormat::Text,
+        }
+    }
+
     #[test]
     fn an_empty_configuration_is_the_defaults() {
         for json in [
@@ -161,7 +175,7 @@ mod tests {
             assert_eq!(config(json).resolve(), Ok(ProxySettings::default()), "{json}");
             let mut filled = config(json);
             filled.fill();
-            assert_eq!(filled.daemon_settings(), Ok(DaemonSettings::default()), "{json}");
+            assert_eq!(filled.daemon_settings(), Ok(default_daemon_settings()), "{json}");
         }
     }
 
@@ -215,7 +229,7 @@ mod tests {
         assert_eq!(settings, ProxySettings { detect_local: DetectLocal::ClusterCidr(vec![cidr]), ..ProxySettings::default() });
         let mut filled = decoded.config;
         filled.fill();
-        assert_eq!(filled.daemon_settings(), Ok(DaemonSettings::default()));
+        assert_eq!(filled.daemon_settings(), Ok(default_daemon_settings()));
         assert_eq!(filled.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
     }
 }

@@ -104,7 +104,7 @@ fn periods(found: &mut Problems, config: &KubeProxyConfiguration) {
     found.unless(sync.0 > 0, "SyncPeriod", duration(sync), POSITIVE);
     found.unless(least.0 >= 0, "MinSyncPeriod", duration(least), NOT_NEGATIVE);
     // What nobody asked for is no reason to refuse a short sync period: there is no least time then.
-    let asked = config.paced || least != MIN_SYNC_PERIOD;
+    let asked = config.min_sync_period_is_set || least != MIN_SYNC_PERIOD;
     found.unless(
         least <= sync || !asked,
         "SyncPeriod",
