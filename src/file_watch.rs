@@ -14,8 +14,8 @@ use crate::error_text::error_text;
 /// Watches files for changes.
 #[derive(Debug)]
 pub struct Watch {
-    /// Holds the kernel's watches; they end with it.
-    _watcher: RecommendedWatcher,
+    /// Holds the kernel's watches; they end with it. `None` if the kernel does not allow them.
+    _watcher: Option<RecommendedWatcher>,
     events: mpsc::UnboundedReceiver<notify::Result<Event>>,
     /// The one file that is watched, if it is not a folder; what is written to its neighbours does not matter.
     file: Option<PathBuf>,
@@ -45,7 +45,17 @@ impl Watch {
             }
         }
         let file = (!path.is_dir()).then(|| path.to_owned());
-        Ok(Self { _watcher: watcher, events, file, writing: HashSet::new(), last: None })
+        Ok(Self { _watcher: Some(watcher), events, file, writing: HashSet::new(), last: None })
+    }
+
+    /// Starts to watch a file or folder. If that fails, logs a warning, and the watch never reports a change.
+    #[must_use]
+    pub fn new_or_warn(path: &Path) -> Self {
+        Self::new(path).unwrap_or_else(|error| {
+            tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
+            let (_, events) = mpsc::unbounded_channel();
+            Self { _watcher: None, events, file: None, writing: HashSet::new(), last: None }
+        })
     }
 
     /// Waits for the next change to come to rest. Whoever stops waiting misses nothing: the next call tells of it.

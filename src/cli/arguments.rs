@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::config::flags::{Face, RunFlags};
+use crate::config::flags::{RunAs, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
 
 use super::usage_error::{self, Called};
@@ -57,7 +57,7 @@ pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, ExitText> {
             Err(ExitText { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
         }
         Ok((KubeProxy { proxy, .. }, matches)) => {
-            Ok(RunFlags { proxy, values: flag_values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
+            Ok(RunFlags { proxy, values: flag_values(&matches), run_as: RunAs::KubeProxy, ..RunFlags::default() })
         }
         Err(error) => Err(ExitText::of(&error, &KubeProxy::command(), arguments)),
     }

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use crate::config::flag_values::go_bool;
-use crate::config::flags::{Face, HostPort, RunFlags};
+use crate::config::flags::{HostPort, RunAs, RunFlags};
 use crate::config::network_flags::NetworkFlags;
 use crate::pod_network::settings::defaults;
 use crate::versions;
@@ -31,7 +31,7 @@ pub(super) fn run_flags() -> Result<(RunFlags, Vec<String>), FlanneldExit> {
     let Flanneld { network, kubeconfig, master, verbosity, notes, .. } = flanneld;
     let proxy = ["kube-proxy".into(), format!("--kubeconfig={kubeconfig}"), format!("--master={master}"), format!("--v={verbosity}")];
     let flags = arguments::kube_proxy(&proxy.map(OsString::from)).map_err(|ending| FlanneldExit { text: ending.text, status: 1 })?;
-    Ok((RunFlags { network, face: Face::Flanneld { healthz }, ..flags }, notes))
+    Ok((RunFlags { network, run_as: RunAs::Flanneld { healthz }, ..flags }, notes))
 }
 
 /// The end of a program that does not start the daemon: a text for standard error, and the exit status.

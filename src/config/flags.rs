@@ -43,7 +43,7 @@ pub struct RunFlags {
     pub network: NetworkFlags,
     /// The name under which the program runs.
     #[arg(skip)]
-    pub face: Face,
+    pub run_as: RunAs,
     /// The value of every flag, as text, for `/flagz`.
     #[arg(skip)]
     pub values: BTreeMap<String, String>,
@@ -51,7 +51,7 @@ pub struct RunFlags {
 
 /// The program that the daemon takes the place of, by the name under which it runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Face {
+pub enum RunAs {
     /// `sepal`.
     #[default]
     Sepal,

@@ -1,4 +1,10 @@
-//! What the operator asked for: as typed, as written in files, and resolved.
+//! Reads what the operator configured, and turns it into the settings of each part.
+//!
+//! - Flags: [`flags`] (sepal's own), [`proxy_flags`] (kube-proxy's), [`network_flags`] (the pod network's). `flag_blocks` is the macro that
+//!   defines a flag in one block. [`flag_values`] parses values, [`flag_listing`] lists them.
+//! - [`kubeproxy`]: KubeProxyConfiguration. [`effective`]: flags and file together, as they are in force. [`checks`]: doubtful settings.
+//! - [`manifests`], [`manifest_files`], [`network_facts`]: manifests in place of an API server.
+//! - [`settings`]: the results. [`duration`], [`yaml`]: formats.
 
 pub mod checks;
 pub mod duration;

@@ -5,7 +5,7 @@ use ipnetwork::IpNetwork;
 use kube::Client;
 
 use crate::cluster::Family;
-use crate::config::flags::{Face, RunFlags};
+use crate::config::flags::{RunAs, RunFlags};
 use crate::config::settings::RequestedSettings;
 use crate::observe::readiness::Part;
 use crate::pod_network::masquerade;
@@ -51,7 +51,7 @@ impl NetworkSetup {
             Ok(conf) => (conf, None),
             Err(error) => (NetConf::shipped(), Some(error)),
         };
-        let name_from_environment = matches!(flags.face, Face::Flanneld { .. });
+        let name_from_environment = matches!(flags.run_as, RunAs::Flanneld { .. });
         Ok((Some(Self { conf, settings, name_from_environment }), error))
     }
 

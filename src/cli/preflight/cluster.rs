@@ -59,7 +59,7 @@ pub(super) async fn read(run: &RunSetup<'_>) -> Answers {
     let node = match found.map_err(|_| silent()).flatten() {
         Ok(node) => {
             let wanted = Wanted {
-                by_pod_cidr: run.flags.network.proxy && run.setup.asked.settings.detect_local == DetectLocal::NodeCidr,
+                by_pod_cidr: run.flags.network.proxy && run.setup.requested.settings.detect_local == DetectLocal::NodeCidr,
                 subnet: run.network.is_some(),
                 leased: run.network.as_ref().is_some_and(NetworkSetup::assigns_subnets),
             };
@@ -110,7 +110,7 @@ async fn permissions(client: &Client, run: &RunSetup<'_>) -> Check {
 
 /// The name of this node's Node, as the daemon would find it.
 async fn node_name(client: &Client, run: &RunSetup<'_>) -> Result<String, String> {
-    if let Some(name) = &run.setup.asked.node_name {
+    if let Some(name) = &run.setup.requested.node_name {
         return Ok(name.clone());
     }
     let source = run.network.as_ref().and_then(|_| NameSource::from_environment(|name| std::env::var(name).ok()).ok());
@@ -118,6 +118,6 @@ async fn node_name(client: &Client, run: &RunSetup<'_>) -> Result<String, String
         Some(source) => {
             timeout(PATIENCE, source.node_name(client)).await.map_err(|_| silent().to_string())?.map_err(|error| error.to_string())
         }
-        None => Ok(run.setup.asked.host_name.clone()),
+        None => Ok(run.setup.requested.host_name.clone()),
     }
 }

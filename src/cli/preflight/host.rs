@@ -7,7 +7,7 @@ use std::path::Path;
 use socket2::{Domain, Socket, Type};
 
 use crate::cluster::{Family, Node};
-use crate::config::flags::Face;
+use crate::config::flags::RunAs;
 use crate::iptables::ipvs_nftables::NftTables;
 use crate::netlink::entry::LinkChange;
 use crate::netlink::kernel_settings::{CONNTRACK_MAX, ROUTE_LOCALNET, conntrack};
@@ -36,7 +36,7 @@ pub(super) fn kernel(run: &RunSetup<'_>, node: Option<&Node>) -> Vec<Check> {
     let mut checks = Vec::new();
     if run.flags.network.proxy {
         let mut wanted = conntrack(&run.setup.effective.daemon.conntrack, Kernel.cores());
-        if run.setup.families.contains(&Family::V4) && needs_route_localnet(&run.setup.asked.settings, node) {
+        if run.setup.families.contains(&Family::V4) && needs_route_localnet(&run.setup.requested.settings, node) {
             wanted.push(ROUTE_LOCALNET);
         }
         let read_only = Kernel.is_read_only_setting(CONNTRACK_MAX);
@@ -73,7 +73,7 @@ pub(super) fn node(run: &RunSetup<'_>) -> Vec<Check> {
     let others: Vec<_> = others.into_iter().filter(|(.., ours)| *ours).map(|(whose, tables, _)| (whose, tables.names())).collect();
     checks.push(node::nftables(nft_tables::tables(), &others));
     let daemon = &run.setup.effective.daemon;
-    if let Face::Sepal | Face::KubeProxy = run.flags.face {
+    if let RunAs::Sepal | RunAs::KubeProxy = run.flags.run_as {
         let addresses = [("healthz", daemon.healthz), ("metrics", Some(daemon.metrics))];
         for (what, address) in addresses.into_iter().filter_map(|(what, address)| Some((what, address?))) {
             let tried = listen(address);

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use tokio::sync::watch;
 
-use crate::error_text::error_text;
 use crate::file_watch::Watch;
 use crate::pod_network::net_conf::{Backend, BadNetConf, NetConf, VxlanConf};
 
@@ -44,13 +43,7 @@ pub fn read(path: &Path) -> Result<NetConf, NoNetConf> {
 
 /// Follows the file for good. A ConfigMap's swap of links is noticed, too.
 pub async fn follow(path: &Path, conf: watch::Sender<NetConf>) -> Infallible {
-    let mut watch = match Watch::new(path) {
-        Ok(watch) => watch,
-        Err(error) => {
-            tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
-            return std::future::pending().await;
-        }
-    };
+    let mut watch = Watch::new_or_warn(path);
     loop {
         watch.changed().await;
         match read(path) {
