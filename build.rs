@@ -16,6 +16,9 @@ fn main() {
             println!("cargo:rustc-link-arg-bin=sepal=-no-pie");
             // The unwinder is linked in: loading libgcc_s.so.1 for it costs a tenth of a start.
             println!("cargo:rustc-link-lib=static:-bundle=gcc_eh");
+            // Functions of libc are looked up at their first call. The plugin calls few of those that TLS needs; looking up all of them
+            // at the start costs a tenth of it.
+            println!("cargo:rustc-link-arg-bin=sepal=-Wl,-z,lazy");
         }
         println!("cargo:rerun-if-changed=build.rs");
     }

@@ -1,4 +1,4 @@
-//! Certificates for tests: CAs, servers and clients, good ones and bad ones.
+//! Makes CAs and certificates for tests, valid and invalid ones.
 
 use std::io;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-use crate::stamp::wall_clock;
-use crate::tls::der::{self, Reader, tag};
+use crate::der::{self, Reader, tag};
+use crate::generate::wall_clock;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The kind of a key.
+/// The type of a private key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyType {
-    /// ECDSA with P-256.
+    /// ECDSA, P-256.
     #[default]
     P256,
-    /// ECDSA with P-384.
+    /// ECDSA, P-384.
     P384,
-    /// ECDSA with P-521.
+    /// ECDSA, P-521.
     P521,
-    /// RSA with 2048 bits.
+    /// RSA, 2048 bits.
     Rsa2048,
     /// Ed25519.
     Ed25519,
@@ -55,33 +55,33 @@ pub struct Authority {
     parameters: CertificateParams,
     key: KeyPair,
     certificate: CertificateDer<'static>,
-    /// What an issued certificate is sent with: this CA and the ones above, without the root.
+    /// Certificates that are sent with an issued one: this CA and the CAs above it, without the root.
     chain: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
-    /// A root CA with a P-256 key.
+    /// Makes a root CA with a P-256 key.
     ///
     /// # Errors
-    /// The name is no text for a certificate.
+    /// Fails if the name is not valid in a certificate.
     pub fn new(name: &str) -> io::Result<Self> {
         Self::with_key(name, KeyType::default())
     }
 
-    /// A root CA with a key of a type.
+    /// Makes a root CA with a key of the given type.
     ///
     /// # Errors
-    /// The name is no text for a certificate.
+    /// Fails if the name is not valid in a certificate.
     pub fn with_key(name: &str, key: KeyType) -> io::Result<Self> {
         let (parameters, key) = (authority_parameters(name)?, key.generate()?);
         let certificate = parameters.self_signed(&key).map_err(io::Error::other)?;
         Ok(Self { parameters, key, certificate: certificate.der().clone(), chain: Vec::new() })
     }
 
-    /// A CA below this one. What it issues is sent with its own certificate.
+    /// Makes an intermediate CA that this CA signs. Certificates that it issues are sent with its own certificate.
     ///
     /// # Errors
-    /// The name is no text for a certificate.
+    /// Fails if the name is not valid in a certificate.
     pub fn intermediate(&self, name: &str) -> io::Result<Self> {
         let (parameters, key) = (authority_parameters(name)?, KeyType::default().generate()?);
         let issuer = Issuer::from_params(&self.parameters, &self.key);
@@ -91,26 +91,26 @@ impl Authority {
         Ok(Self { parameters, key, certificate, chain })
     }
 
-    /// A server certificate for names and IP addresses.
+    /// Issues a server certificate for names and IP addresses.
     ///
     /// # Errors
-    /// A name is no text for a certificate.
+    /// Fails if a name is not valid in a certificate.
     pub fn server(&self, names: &[&str]) -> io::Result<Identity> {
         self.issue(&CertificateRequest::server(names))
     }
 
-    /// A client certificate for a user.
+    /// Issues a client certificate for a user.
     ///
     /// # Errors
-    /// A name is no text for a certificate.
+    /// Fails if a name is not valid in a certificate.
     pub fn client(&self, user: &str) -> io::Result<Identity> {
         self.issue(&CertificateRequest::client(user))
     }
 
-    /// Signs what is requested, with a new key.
+    /// Issues the requested certificate, with a new key.
     ///
     /// # Errors
-    /// A name is no text for a certificate.
+    /// Fails if a name is not valid in a certificate.
     pub fn issue(&self, request: &CertificateRequest) -> io::Result<Identity> {
         let key = request.key.generate()?;
         let mut parameters = request.parameters()?;
@@ -123,20 +123,20 @@ impl Authority {
         Ok(Identity::new(chain, &key))
     }
 
-    /// The certificate.
+    /// The certificate of this CA.
     #[must_use]
     pub const fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// The certificate as PEM.
+    /// The certificate of this CA as PEM.
     #[must_use]
     pub fn pem(&self) -> String {
         pem("CERTIFICATE", &self.certificate)
     }
 }
 
-/// What a certificate is to say.
+/// The content of a certificate to issue.
 #[derive(Clone, Debug)]
 pub struct CertificateRequest {
     names: Vec<String>,
@@ -144,8 +144,9 @@ pub struct CertificateRequest {
     group: String,
     usage: ExtendedKeyUsagePurpose,
     key: KeyType,
-    /// Both since 1970.
+    /// Start of the validity: time since 1970.
     not_before: Duration,
+    /// End of the validity: time since 1970.
     not_after: Duration,
     is_ca: bool,
     version1: bool,
@@ -167,66 +168,66 @@ impl CertificateRequest {
         }
     }
 
-    /// For a server with these names and IP addresses; the first one is the common name, too.
+    /// A request for a server with these names and IP addresses. The first one is also the common name.
     #[must_use]
     pub fn server(names: &[&str]) -> Self {
         Self::new(names, names.first().unwrap_or(&"kube-apiserver"), ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// For a client. The user is the common name.
+    /// A request for a client. The user is the common name.
     #[must_use]
     pub fn client(user: &str) -> Self {
         Self::new(&[], user, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    /// With a group of the user, as organization.
+    /// Sets the user's group, as the organization.
     #[must_use]
     pub fn group(mut self, group: &str) -> Self {
         group.clone_into(&mut self.group);
         self
     }
 
-    /// With a key of a type.
+    /// Sets the type of the key.
     #[must_use]
     pub fn key(self, key: KeyType) -> Self {
         Self { key, ..self }
     }
 
-    /// It expired an hour ago.
+    /// Makes the certificate expire an hour ago.
     #[must_use]
     pub fn expired(self) -> Self {
         let now = wall_clock();
         Self { not_before: now.saturating_sub(YEAR), not_after: now.saturating_sub(HOUR), ..self }
     }
 
-    /// It becomes valid in an hour.
+    /// Makes the certificate valid in an hour.
     #[must_use]
     pub fn not_yet_valid(self) -> Self {
         Self { not_before: wall_clock() + HOUR, ..self }
     }
 
-    /// It expires in this time.
+    /// Makes the certificate expire after this time.
     #[must_use]
     pub fn valid_for(self, time: Duration) -> Self {
         Self { not_after: wall_clock() + time, ..self }
     }
 
-    /// It says `CA:TRUE`, although a server or a client uses it.
+    /// Marks the certificate as a CA (`CA:TRUE`).
     #[must_use]
     pub fn ca(self) -> Self {
         Self { is_ca: true, ..self }
     }
 
-    /// It is an X.509 v1 certificate: without any extension.
+    /// Makes an X.509 v1 certificate, which has no extensions.
     #[must_use]
     pub fn version1(self) -> Self {
         Self { version1: true, ..self }
     }
 
-    /// Signs it with its own key.
+    /// Makes a self-signed certificate, with a new key.
     ///
     /// # Errors
-    /// A name is no text for a certificate.
+    /// Fails if a name is not valid in a certificate.
     pub fn self_signed(&self) -> io::Result<Identity> {
         let key = self.key.generate()?;
         let certificate = self.parameters()?.self_signed(&key).map_err(io::Error::other)?.der().clone();
@@ -253,7 +254,7 @@ impl CertificateRequest {
     }
 }
 
-/// A certificate, the ones it is sent with, and its private key.
+/// A certificate with its chain and private key.
 #[derive(Clone, Debug)]
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -268,14 +269,14 @@ impl Identity {
     /// Reads a chain and a key from PEM.
     ///
     /// # Errors
-    /// There is no certificate or no key in it.
+    /// Fails if a text contains no certificate or no key.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> io::Result<Self> {
         let chain = certificates(chain)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(io::Error::other)?;
         Ok(Self { chain, key: Arc::new(key) })
     }
 
-    /// The certificate and the ones it is sent with.
+    /// The certificate, followed by the CA certificates that are sent with it.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
@@ -299,7 +300,7 @@ impl Identity {
         pem("PRIVATE KEY", self.key.secret_der())
     }
 
-    /// The key as PEM in the format before PKCS #8: `EC PRIVATE KEY` or `RSA PRIVATE KEY`. None for keys that have no such format.
+    /// The key as PEM in the older format: `EC PRIVATE KEY` or `RSA PRIVATE KEY`. `None` for key types without such a format.
     #[must_use]
     pub fn traditional_key_pem(&self) -> Option<String> {
         let mut fields = Reader(Reader(self.key.secret_der()).expect(tag::SEQUENCE)?.content);
@@ -322,8 +323,8 @@ impl Identity {
 
 /// The certificates of a PEM text.
 pub(crate) fn certificates(text: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
-    if found.is_empty() { Err(io::Error::other("there is no certificate")) } else { Ok(found) }
+    let certificates = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+    if certificates.is_empty() { Err(io::Error::other("there is no certificate")) } else { Ok(certificates) }
 }
 
 fn authority_parameters(name: &str) -> io::Result<CertificateParams> {
@@ -342,16 +343,16 @@ fn date(time: Duration) -> io::Result<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(i64::try_from(time.as_secs()).map_err(io::Error::other)?).map_err(io::Error::other)
 }
 
-/// The same certificate without version and extensions, signed again.
+/// Converts a certificate to X.509 v1: removes version and extensions, and signs it again.
 fn version1(certificate: &CertificateDer<'_>, issuer: &KeyPair) -> io::Result<CertificateDer<'static>> {
-    let malformed = || io::Error::other("a certificate is not as it was expected");
+    let malformed = || io::Error::other("the certificate is malformed");
     let mut outer = Reader(Reader(certificate).expect(tag::SEQUENCE).ok_or_else(malformed)?.content);
     let mut fields = Reader(outer.expect(tag::SEQUENCE).ok_or_else(malformed)?.content);
     let algorithm = outer.expect(tag::SEQUENCE).ok_or_else(malformed)?.whole;
     fields.optional(tag::EXPLICIT_0).ok_or_else(malformed)?;
     // Serial number, algorithm, issuer, validity, subject and key.
-    let kept: Option<Vec<_>> = (0..6).map(|_| fields.next().map(|item| item.whole)).collect();
-    let signed = der::write(tag::SEQUENCE, &kept.ok_or_else(malformed)?);
+    let fields: Option<Vec<_>> = (0..6).map(|_| fields.next().map(|item| item.whole)).collect();
+    let signed = der::write(tag::SEQUENCE, &fields.ok_or_else(malformed)?);
     let signature = issuer.sign(&signed).map_err(io::Error::other)?;
     let signature = der::write(tag::BIT_STRING, &[&[0], &signature]);
     Ok(der::write(tag::SEQUENCE, &[&signed, algorithm, &signature]).into())

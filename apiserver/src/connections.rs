@@ -1,4 +1,4 @@
-//! The connections of a server: their properties, their number, and orders to all of them.
+//! The connections of a server: their properties, counts, and commands to all of them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,37 +12,37 @@ use crate::tls::ClientCertificate;
 /// A connection to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Counted from 1 in the order in which they were accepted.
+    /// Number of the connection: the first one that the server accepted is 1.
     pub number: u64,
-    /// Address and port of the client, or of the proxy or relay between.
+    /// Address and port of the client, or of a proxy or relay in between.
     pub peer: SocketAddr,
-    /// `TLSv1_3`; none in plain HTTP.
+    /// TLS version, such as `TLSv1_3`; `None` for plain HTTP.
     pub tls: Option<String>,
-    /// The name of the server that the client asked for in its TLS handshake (SNI).
+    /// The server name in the client's TLS handshake (SNI).
     pub server_name: Option<String>,
-    /// The client's certificate, whether or not it is accepted.
+    /// The client's certificate, accepted or not.
     pub client: Option<ClientCertificate>,
 }
 
 /// Counts of connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionCounts {
-    /// Accepted since the server started.
+    /// Connections accepted since the server started.
     pub accepted: u64,
-    /// Open now.
+    /// Connections that are open now.
     pub open: usize,
-    /// Why TLS handshakes failed, oldest first.
+    /// Errors of failed TLS handshakes, oldest first.
     pub failed_handshakes: Vec<String>,
 }
 
-/// An order to every open connection.
+/// A command to every open connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum ConnectionCommand {
     #[default]
-    Nothing,
-    /// To end after the pending requests are answered.
+    None,
+    /// End after the pending responses.
     GoAway,
-    /// To break.
+    /// Break at once.
     Drop,
 }
 
@@ -51,62 +51,62 @@ pub(crate) enum Order {
 pub(crate) struct Connections {
     accepted: AtomicU64,
     open: AtomicUsize,
-    failed: Mutex<Vec<String>>,
-    orders: watch::Sender<Order>,
+    failed_handshakes: Mutex<Vec<String>>,
+    commands: watch::Sender<ConnectionCommand>,
 }
 
 impl Connections {
-    /// Counts a connection. It is open until this is dropped.
-    pub(crate) fn open(self: &Arc<Self>) -> Open {
+    /// Counts a connection. It counts as open until the returned value is dropped.
+    pub(crate) fn open(self: &Arc<Self>) -> OpenConnection {
         self.open.fetch_add(1, Ordering::SeqCst);
-        Open { number: self.accepted.fetch_add(1, Ordering::SeqCst) + 1, connections: self.clone() }
+        OpenConnection { number: self.accepted.fetch_add(1, Ordering::SeqCst) + 1, connections: self.clone() }
     }
 
-    /// Remembers a handshake that failed.
-    pub(crate) fn failed(&self, error: String) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(error);
+    /// Stores the error of a failed TLS handshake.
+    pub(crate) fn add_failed_handshake(&self, error: String) {
+        self.failed_handshakes.lock().unwrap_or_else(PoisonError::into_inner).push(error);
     }
 
-    pub(crate) fn order(&self, order: Order) {
-        self.orders.send_replace(order);
+    pub(crate) fn send(&self, command: ConnectionCommand) {
+        self.commands.send_replace(command);
     }
 
-    pub(crate) fn orders(&self) -> watch::Receiver<Order> {
-        self.orders.subscribe()
+    pub(crate) fn commands(&self) -> watch::Receiver<ConnectionCommand> {
+        self.commands.subscribe()
     }
 
     pub(crate) fn counts(&self) -> ConnectionCounts {
         ConnectionCounts {
             accepted: self.accepted.load(Ordering::SeqCst),
             open: self.open.load(Ordering::SeqCst),
-            failed_handshakes: self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            failed_handshakes: self.failed_handshakes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
 
-/// A connection that is counted as open.
+/// Counts a connection as open until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct OpenConnection {
     pub(crate) number: u64,
     connections: Arc<Connections>,
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.connections.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// A connection as its requests see it.
+/// The connection of a request.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ConnectionHandle {
     pub(crate) connection: Arc<Connection>,
-    /// The certificates that the client has sent.
+    /// The certificates that the client sent.
     pub(crate) chain: Vec<CertificateDer<'static>>,
     close: Notify,
 }
 
-impl Link {
+impl ConnectionHandle {
     pub(crate) fn new(connection: Connection, chain: Vec<CertificateDer<'static>>) -> Self {
         Self { connection: Arc::new(connection), chain, close: Notify::new() }
     }
@@ -116,7 +116,7 @@ impl Link {
         self.close.notify_one();
     }
 
-    /// Waits until the connection is to be broken.
+    /// Waits for a call of `close`.
     pub(crate) async fn closed(&self) {
         self.close.notified().await;
     }

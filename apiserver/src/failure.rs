@@ -1,23 +1,26 @@
-//! Requests that are to fail: which, how often and how.
+//! Failures that a test injects: which requests fail, how often and how.
 
 use std::time::Duration;
 
-use crate::refusal::Refusal;
+use crate::status_error::StatusError;
 
-/// Requests that are to fail.
+/// A failure that a test injects with `ApiServer::fail`. It says which requests fail, how often and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
+    /// How many requests still fail.
     pub(crate) count: u32,
+    /// How long all matching requests fail, regardless of `count`.
     pub(crate) time: Duration,
+    /// Text that path and query must contain.
     path: String,
     scope: Scope,
-    form: Form,
+    form: FailureForm,
     code: u16,
     message: Option<String>,
     retry_after: Option<u32>,
 }
 
-/// Which requests fail, besides their path.
+/// The sort of requests that fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Any,
@@ -25,34 +28,34 @@ enum Scope {
     StreamingLists,
 }
 
-/// How requests fail.
+/// The form in which requests fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// With a `Status` object.
+pub(crate) enum FailureForm {
+    /// A `Status` object.
     Status,
-    /// With a body that is text.
+    /// A text body.
     Text(String),
-    /// With code 200 and a watch event of type ERROR.
-    Event,
-    /// With 504: the resource version lies in the future.
-    TooLarge,
-    /// With code 200 and nothing more.
-    Silence,
-    /// The connection breaks before there is an answer.
-    Close,
-    /// A watch ends behind its initial events, without a bookmark.
+    /// Code 200 and a watch event of type ERROR.
+    ErrorEvent,
+    /// Code 504 with the reason that the resource version is too large.
+    VersionTooLarge,
+    /// Code 200, and then no body and no end of the body.
+    Silent,
+    /// The connection breaks before the response.
+    Closed,
+    /// A watch ends after its initial events, without the bookmark that ends them.
     Ended,
-    /// A watch goes on behind its initial events, without a bookmark that ends them.
-    NoBookmark,
+    /// A watch omits the bookmark that ends its initial events, and continues.
+    WithoutBookmark,
 }
 
 impl Failure {
-    /// The next requests fail with a status code; one that is no error becomes 500.
+    /// The next `count` requests fail with a status code. A code outside of 400 to 599 becomes 500.
     #[must_use]
     pub fn next(count: u32, code: u16) -> Self {
         let code = if (400..600).contains(&code) { code } else { 500 };
         let (path, message) = (String::new(), None);
-        Self { count, time: Duration::ZERO, path, scope: Scope::Any, form: Form::Status, code, message, retry_after: None }
+        Self { count, time: Duration::ZERO, path, scope: Scope::Any, form: FailureForm::Status, code, message, retry_after: None }
     }
 
     /// Every request fails for a time.
@@ -67,7 +70,7 @@ impl Failure {
         Self::during(Duration::MAX, code)
     }
 
-    /// Every streaming list fails as it does with kube-apiserver 1.36 in front of an etcd that is too old for it.
+    /// Every streaming list fails as it does with kube-apiserver 1.36 and an etcd that is too old for streaming lists.
     #[must_use]
     pub fn old_etcd() -> Self {
         let message = "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled";
@@ -78,84 +81,84 @@ impl Failure {
         Self { time, ..self }
     }
 
-    /// Only requests whose path and query contain a text.
+    /// Limits the failure to requests whose path and query contain a text.
     #[must_use]
     pub fn at(mut self, path: &str) -> Self {
         path.clone_into(&mut self.path);
         self
     }
 
-    /// Only watches.
+    /// Limits the failure to watches.
     #[must_use]
     pub fn watches(self) -> Self {
         Self { scope: Scope::Watches, ..self }
     }
 
-    /// Only streaming lists: watches with `sendInitialEvents=true`.
+    /// Limits the failure to streaming lists: watches with `sendInitialEvents=true`.
     #[must_use]
     pub fn streaming(self) -> Self {
         Self { scope: Scope::StreamingLists, ..self }
     }
 
-    /// With this message.
+    /// Sets the message of the `Status`.
     #[must_use]
     pub fn message(self, message: &str) -> Self {
         Self { message: Some(message.to_owned()), ..self }
     }
 
-    /// The answer asks clients to wait: in the header `Retry-After`, and in the `Status`.
+    /// Adds a time to wait to the `Retry-After` header and to the `Status`.
     #[must_use]
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// The body is this text, and no `Status`.
+    /// Sends this text as the body instead of a `Status`.
     #[must_use]
     pub fn text(self, text: &str) -> Self {
-        self.form(Form::Text(text.to_owned()))
+        self.with_form(FailureForm::Text(text.to_owned()))
     }
 
-    /// Watches are answered with 200 and an event of type ERROR that holds the `Status`. Other requests do not fail.
+    /// Watches get code 200 and an event of type ERROR that holds the `Status`. Other requests do not fail.
     #[must_use]
     pub fn as_event(self) -> Self {
-        self.form(Form::Event)
+        self.with_form(FailureForm::ErrorEvent)
     }
 
-    /// The code is 504, as for a resource version that the server has not reached.
+    /// Requests get code 504, as for a resource version that the server has not reached.
     #[must_use]
     pub fn too_large_resource_version(self) -> Self {
-        self.form(Form::TooLarge)
+        self.with_form(FailureForm::VersionTooLarge)
     }
 
-    /// Requests are answered with 200, and nothing follows.
+    /// Requests get code 200, and then neither a body nor its end.
     #[must_use]
     pub fn silent(self) -> Self {
-        self.form(Form::Silence)
+        self.with_form(FailureForm::Silent)
     }
 
-    /// The connection breaks before an answer.
+    /// The connection breaks before the response.
     #[must_use]
     pub fn closed(self) -> Self {
-        self.form(Form::Close)
+        self.with_form(FailureForm::Closed)
     }
 
-    /// Watches end behind their initial events, before the bookmark that says so. Other requests do not fail.
+    /// Watches end after their initial events, without the bookmark that ends them. Other requests do not fail.
     #[must_use]
     pub fn ended(self) -> Self {
-        self.form(Form::Ended)
+        self.with_form(FailureForm::Ended)
     }
 
-    /// Watches send no bookmark behind their initial events, but go on. Other requests do not fail.
+    /// Watches omit the bookmark that ends their initial events, and continue. Other requests do not fail.
     #[must_use]
     pub fn without_bookmark(self) -> Self {
-        self.form(Form::NoBookmark)
+        self.with_form(FailureForm::WithoutBookmark)
     }
 
-    pub(crate) fn form(self, form: Form) -> Self {
+    pub(crate) fn with_form(self, form: FailureForm) -> Self {
         Self { form, ..self }
     }
 
-    pub(crate) const fn how(&self) -> &Form {
+    pub(crate) const fn form(&self) -> &FailureForm {
         &self.form
     }
 
@@ -167,18 +170,18 @@ impl Failure {
         self.retry_after
     }
 
-    /// The `Status` it fails with.
-    pub(crate) fn refusal(&self) -> Refusal {
-        Refusal::ordered(self.code, self.message.as_deref(), self.retry_after)
+    /// The `Status` of failed requests.
+    pub(crate) fn status_error(&self) -> StatusError {
+        StatusError::injected(self.code, self.message.as_deref(), self.retry_after)
     }
 
-    /// True if a request is meant.
-    pub(crate) fn fits(&self, path: &str, is_watch: bool, is_streaming: bool) -> bool {
-        let only_watches = matches!(self.form, Form::Event | Form::Ended | Form::NoBookmark);
+    /// True if the failure applies to a request.
+    pub(crate) fn matches(&self, path: &str, is_watch: bool, is_streaming_list: bool) -> bool {
+        let only_watches = matches!(self.form, FailureForm::ErrorEvent | FailureForm::Ended | FailureForm::WithoutBookmark);
         let in_scope = match self.scope {
             Scope::Any => is_watch || !only_watches,
             Scope::Watches => is_watch,
-            Scope::StreamingLists => is_streaming,
+            Scope::StreamingLists => is_streaming_list,
         };
         in_scope && path.contains(&self.path)
     }

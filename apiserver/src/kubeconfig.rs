@@ -1,4 +1,4 @@
-//! Kubeconfig files that point to a server.
+//! Writes kubeconfig files.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +8,7 @@ use crate::certificates::Identity;
 /// The credentials in a kubeconfig.
 #[derive(Clone, Copy, Debug)]
 pub enum User<'a> {
-    /// None.
+    /// No credentials.
     Anonymous,
     /// A client certificate.
     Certificate(&'a Identity),
@@ -16,8 +16,8 @@ pub enum User<'a> {
     Token(&'a str),
 }
 
-/// The text of a kubeconfig. Without a CA there is no such line.
-pub(crate) fn text(url: &str, authority_pem: &str, user: &User<'_>) -> String {
+/// Writes a kubeconfig. Omits the CA if `authority_pem` is empty.
+pub(crate) fn write(url: &str, authority_pem: &str, user: &User<'_>) -> String {
     let authority = match authority_pem {
         "" => String::new(),
         pem => format!("    certificate-authority-data: {}\n", STANDARD.encode(pem)),

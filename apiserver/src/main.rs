@@ -1,4 +1,4 @@
-//! The server as a program. `--help` says how.
+//! Runs the API server as a program. `--help` lists the options.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -13,23 +13,24 @@ A Kubernetes API server in memory, for tests.
 
 usage: sepal-apiserver [OPTION VALUE]...
 
-  --listen ADDR:PORT                  where to listen (127.0.0.1:8001)
-  --load FILE.json                    objects to start with: a list of them, or a List
-  --tls-cert-file FILE.pem            certificate chain; serves HTTPS, with HTTP/2 and HTTP/1.1
-  --tls-private-key-file FILE.pem     key of the certificate
-  --client-ca-file FILE.pem           CAs whose client certificates are accepted
-  --token TOKEN                       bearer token that is accepted; may be given several times
-  --http both|1|2                     versions of HTTP that HTTPS offers (both)
-  --anonymous true|false              answers requests without credentials with 403 instead of 401 (false)
-  --help                              prints this
+  --listen ADDR:PORT                  address to listen on (127.0.0.1:8001)
+  --load FILE.json                    objects to load: a JSON list, or an object of kind List
+  --tls-cert-file FILE.pem            certificate chain; serves HTTPS instead of HTTP
+  --tls-private-key-file FILE.pem     private key of the certificate
+  --client-ca-file FILE.pem           accept client certificates that these CAs signed
+  --token TOKEN                       accept this bearer token; repeatable
+  --http both|1|2                     HTTP versions to offer over TLS (both)
+  --anonymous true|false              accept requests without credentials as anonymous (false)
+  --help                              print this text
 
-Without --client-ca-file and --token every request is accepted.
+Without --client-ca-file and --token, every request is accepted. Anonymous requests may read /version
+and the health checks; their other requests get 403 instead of 401.
 ";
 const HINT: &str = "sepal-apiserver --help lists the options.";
 
-/// Why the server does not start.
+/// An error that ends the program.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+enum StartError {
     #[error("{0}\n{HINT}")]
     Arguments(String),
     #[error("cannot serve at {0}: {1}")]
@@ -42,7 +43,7 @@ enum Failed {
     Print(#[from] io::Error),
 }
 
-/// What was asked for on the command line.
+/// The command line.
 #[derive(Default)]
 struct Arguments {
     listen: Option<String>,
@@ -59,21 +60,22 @@ fn main() -> ExitCode {
     match run(env::args().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Without standard error the message is lost; the exit code is not.
+            // If standard error is closed, the exit code still reports the failure.
             let _ = writeln!(io::stderr(), "sepal-apiserver: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Serves until it is killed.
-fn run(arguments: impl Iterator<Item = String>) -> Result<(), Failed> {
+/// Starts the server and never returns, unless the arguments ask for help or starting fails.
+fn run(arguments: impl Iterator<Item = String>) -> Result<(), StartError> {
     let Some(mut arguments) = parse(arguments)? else { return Ok(io::stdout().write_all(HELP.as_bytes())?) };
     let listen = arguments.listen.take().unwrap_or_else(|| "127.0.0.1:8001".to_owned());
-    let objects = arguments.load.take().map_or(Ok(Vec::new()), |path| read(&path).map_err(|error| Failed::Load(path, error)))?;
-    let options = options(arguments)?;
+    let objects =
+        arguments.load.take().map_or(Ok(Vec::new()), |path| read_objects(&path).map_err(|error| StartError::Load(path, error)))?;
+    let options = build_options(arguments)?;
     let server = TcpListener::bind(&listen).and_then(|listener| ApiServer::serve_with(listener, objects, options));
-    let server = server.map_err(|error| Failed::Serve(listen, error))?;
+    let server = server.map_err(|error| StartError::Serve(listen, error))?;
     writeln!(io::stdout(), "listening {}", server.address())?;
     io::stdout().flush()?;
     loop {
@@ -81,11 +83,11 @@ fn run(arguments: impl Iterator<Item = String>) -> Result<(), Failed> {
     }
 }
 
-/// Reads the command line; none if it asks for help.
-fn parse(mut given: impl Iterator<Item = String>) -> Result<Option<Arguments>, Failed> {
+/// Parses the command line; `None` if it asks for help.
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, StartError> {
     let mut arguments = Arguments::default();
-    while let Some(argument) = given.next() {
-        let place = match argument.as_str() {
+    while let Some(argument) = words.next() {
+        let field = match argument.as_str() {
             "--help" | "-h" => return Ok(None),
             "--listen" => &mut arguments.listen,
             "--load" => &mut arguments.load,
@@ -93,36 +95,37 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Option<Arguments>, F
             "--tls-private-key-file" => &mut arguments.key,
             "--client-ca-file" => &mut arguments.client_ca,
             "--token" => {
-                arguments.tokens.push(value(&argument, &mut given)?);
+                arguments.tokens.push(next_value(&argument, &mut words)?);
                 continue;
             }
             "--http" => &mut arguments.http,
             "--anonymous" => &mut arguments.anonymous,
-            _ => return Err(Failed::Arguments(format!("unknown argument {argument}"))),
+            _ => return Err(StartError::Arguments(format!("unknown argument {argument}"))),
         };
-        *place = Some(value(&argument, &mut given)?);
+        *field = Some(next_value(&argument, &mut words)?);
     }
     Ok(Some(arguments))
 }
 
-fn value(argument: &str, given: &mut impl Iterator<Item = String>) -> Result<String, Failed> {
-    given.next().ok_or_else(|| Failed::Arguments(format!("{argument} has no value")))
+/// The value after an option.
+fn next_value(argument: &str, words: &mut impl Iterator<Item = String>) -> Result<String, StartError> {
+    words.next().ok_or_else(|| StartError::Arguments(format!("{argument} has no value")))
 }
 
-/// TLS and authentication as the arguments say.
-fn options(arguments: Arguments) -> Result<Options, Failed> {
-    let read = |path: &str| fs::read(path).map_err(|error| Failed::Read(path.to_owned(), error));
+/// Builds the options for TLS and authentication.
+fn build_options(arguments: Arguments) -> Result<Options, StartError> {
+    let read = |path: &str| fs::read(path).map_err(|error| StartError::Read(path.to_owned(), error));
     let mut options = Options::default();
     match (arguments.certificate, arguments.key) {
         (Some(certificate), Some(key)) => {
             let identity = Identity::from_pem(&read(&certificate)?, &read(&key)?);
-            options = options.tls(&identity.map_err(|error| Failed::Read(format!("{certificate} and {key}"), error))?);
+            options = options.tls(&identity.map_err(|error| StartError::Read(format!("{certificate} and {key}"), error))?);
         }
         (None, None) => {}
-        _ => return Err(Failed::Arguments("--tls-cert-file and --tls-private-key-file go together".into())),
+        _ => return Err(StartError::Arguments("--tls-cert-file and --tls-private-key-file go together".into())),
     }
     if let Some(path) = arguments.client_ca {
-        options = options.client_ca_pem(&read(&path)?).map_err(|error| Failed::Read(path, error))?;
+        options = options.client_ca_pem(&read(&path)?).map_err(|error| StartError::Read(path, error))?;
     }
     for token in arguments.tokens {
         options = options.token(&token);
@@ -131,17 +134,17 @@ fn options(arguments: Arguments) -> Result<Options, Failed> {
         None | Some("both") => options,
         Some("1") => options.only_http1(),
         Some("2") => options.only_http2(),
-        Some(other) => return Err(Failed::Arguments(format!("--http is both, 1 or 2, and not {other}"))),
+        Some(other) => return Err(StartError::Arguments(format!("--http is both, 1 or 2, and not {other}"))),
     };
     match arguments.anonymous.as_deref() {
         None | Some("false") => Ok(options),
         Some("true") => Ok(options.anonymous()),
-        Some(other) => Err(Failed::Arguments(format!("--anonymous is true or false, and not {other}"))),
+        Some(other) => Err(StartError::Arguments(format!("--anonymous is true or false, and not {other}"))),
     }
 }
 
-/// The objects of a file: a JSON list, or a List.
-fn read(path: &str) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+/// Reads the objects of a file: a JSON list, or an object of kind List.
+fn read_objects(path: &str) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
     let value: Value = serde_json::from_slice(&fs::read(path)?)?;
     let list = match value {
         Value::Object(mut list) => list.remove("items").unwrap_or_default(),

@@ -1,24 +1,24 @@
-//! How a server is started.
+//! The options of a server.
 
 use std::io;
 use std::sync::Arc;
 
-use crate::access::{Access, Rules};
+use crate::authentication::{AcceptedCredentials, Authenticator};
 use crate::certificates::{Authority, Identity, certificates};
-use crate::tls::{Protocols, Tls};
+use crate::tls::{HttpVersions, Tls};
 
-/// How a server is started. By default it serves plain HTTP and accepts every request.
+/// The options of a server. The default is plain HTTP without authentication.
 #[derive(Debug)]
 pub struct Options {
     identity: Option<Identity>,
-    protocols: Protocols,
+    http_versions: HttpVersions,
     only_tls12: bool,
-    rules: Rules,
+    accepted: AcceptedCredentials,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { identity: None, protocols: Protocols::Both, only_tls12: false, rules: Rules::default() }
+        Self { identity: None, http_versions: HttpVersions::Both, only_tls12: false, accepted: AcceptedCredentials::default() }
     }
 }
 
@@ -29,58 +29,59 @@ impl Options {
         Self { identity: Some(identity.clone()), ..self }
     }
 
-    /// Offers no HTTP/2 over TLS.
+    /// Offers only HTTP/1.1 over TLS.
     #[must_use]
     pub fn only_http1(self) -> Self {
-        Self { protocols: Protocols::Http1, ..self }
+        Self { http_versions: HttpVersions::Http1, ..self }
     }
 
-    /// Offers no HTTP/1.1 over TLS.
+    /// Offers only HTTP/2 over TLS.
     #[must_use]
     pub fn only_http2(self) -> Self {
-        Self { protocols: Protocols::Http2, ..self }
+        Self { http_versions: HttpVersions::Http2, ..self }
     }
 
-    /// Offers no TLS 1.3.
+    /// Offers only TLS 1.2.
     #[must_use]
     pub fn only_tls12(self) -> Self {
         Self { only_tls12: true, ..self }
     }
 
-    /// Accepts client certificates of a CA; further calls add CAs. Requests without credentials are refused with 401.
+    /// Accepts client certificates that a CA signed. Further calls add CAs. Requests without credentials are refused with 401.
     #[must_use]
     pub fn client_ca(mut self, authority: &Authority) -> Self {
-        self.rules.authorities.get_or_insert_default().push(authority.certificate().clone());
+        self.accepted.authorities.get_or_insert_default().push(authority.certificate().clone());
         self
     }
 
-    /// The same with the CAs of a PEM text.
+    /// Like [`Self::client_ca`], with all CAs of a PEM text.
     ///
     /// # Errors
-    /// There is no certificate in it.
+    /// Fails if the text contains no certificate.
     pub fn client_ca_pem(mut self, text: &[u8]) -> io::Result<Self> {
-        self.rules.authorities.get_or_insert_default().extend(certificates(text)?);
+        self.accepted.authorities.get_or_insert_default().extend(certificates(text)?);
         Ok(self)
     }
 
-    /// Accepts a bearer token; further calls add tokens. Requests without credentials are refused with 401.
+    /// Accepts a bearer token. Further calls add tokens. Requests without credentials are refused with 401.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
-        self.rules.tokens.get_or_insert_default().insert(token.to_owned());
+        self.accepted.tokens.get_or_insert_default().insert(token.to_owned());
         self
     }
 
-    /// Requests without credentials are anonymous: they may read `/version` and the health checks, the rest is refused with 403. kubeadm
-    /// sets up its clusters this way.
+    /// Accepts requests without credentials as anonymous, as kubeadm clusters do. They may read `/version` and the health checks; all
+    /// other requests without credentials are refused with 403.
     #[must_use]
     pub fn anonymous(mut self) -> Self {
-        self.rules.anonymous = true;
+        self.accepted.anonymous = true;
         self
     }
 
-    pub(crate) fn build(self) -> io::Result<(Option<Arc<Tls>>, Arc<Access>)> {
-        let asks = self.rules.authorities.is_some();
-        let tls = self.identity.map(|identity| Tls::new(&identity, self.protocols, self.only_tls12, asks)).transpose()?;
-        Ok((tls.map(Arc::new), Arc::new(Access::new(self.rules))))
+    /// Builds the TLS side and the authenticator of a server.
+    pub(crate) fn build(self) -> io::Result<(Option<Arc<Tls>>, Arc<Authenticator>)> {
+        let request_client_certificate = self.accepted.authorities.is_some();
+        let tls = self.identity.map(|identity| Tls::new(&identity, self.http_versions, self.only_tls12, request_client_certificate));
+        Ok((tls.transpose()?.map(Arc::new), Arc::new(Authenticator::new(self.accepted))))
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP relay between a client and a server. On command its connections go silent, break or are slow.
+//! A TCP relay between a client and a server. A test makes its connections silent, slow or broken.
 
 use std::future::pending;
 use std::io;
@@ -13,33 +13,33 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::background::Background;
+use crate::listener_thread::ListenerThread;
 
-/// One of the two ends of a connection.
+/// One of the two ends of a relayed connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The one that connected to the relay.
+    /// The end that connected to the relay.
     Client,
-    /// The one that the relay connects to.
+    /// The end that the relay connected to.
     Server,
 }
 
-/// Accepts connections and connects each of them to a server. It passes on the bytes of both directions, unless it is ordered otherwise.
+/// Forwards the bytes of each accepted connection to a server, and back.
 ///
-/// Silence is at the level of bytes: the kernel goes on to acknowledge what is sent into a silent connection, so it stays silent for HTTP/2
-/// pings and for answers, but not for TCP keepalive. To test that, drop packets in a network namespace.
+/// A silent connection forwards no bytes, but the kernel still acknowledges them. So HTTP/2 pings and requests get no response, while TCP
+/// keepalive does. To test TCP keepalive, drop packets in a network namespace.
 #[derive(Debug)]
 pub struct Relay {
-    state: Arc<Shared>,
+    state: Arc<RelayState>,
     address: SocketAddr,
-    _background: Background,
+    _thread: ListenerThread,
 }
 
-/// What is the same for every connection.
+/// Shared by all connections of a relay.
 #[derive(Debug)]
-struct Shared {
+struct RelayState {
     target: SocketAddr,
-    orders: watch::Sender<Orders>,
+    commands: watch::Sender<Commands>,
     accepted: AtomicU64,
     open: AtomicUsize,
     closed_by_client: AtomicU64,
@@ -47,35 +47,36 @@ struct Shared {
     to_server: AtomicU64,
 }
 
-/// What connections are ordered to do. A number orders it for connections up to this one.
+/// The commands to the connections. A command with a number applies to all connections up to this number.
 #[derive(Clone, Copy, Debug, Default)]
-struct Orders {
+struct Commands {
     silent: u64,
     broken: u64,
+    /// One number per [`End`].
     half_closed: [u64; 2],
-    refuses: bool,
+    refuse: bool,
     silent_from_start: bool,
     delay: Duration,
 }
 
 impl Relay {
-    /// A relay at a free port of 127.0.0.1.
+    /// Starts a relay at a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// The system has no port or no thread left.
+    /// Fails if the system has no free port or cannot start a thread.
     pub fn to(target: SocketAddr) -> io::Result<Self> {
         Self::at(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, target)
     }
 
-    /// The same behind a listener.
+    /// Like [`Self::to`], with a listener.
     ///
     /// # Errors
-    /// The listener is not usable, or there is no thread left.
+    /// Fails if the listener is not usable or the system cannot start a thread.
     pub fn at(listener: TcpListener, target: SocketAddr) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let state = Arc::new(Shared {
+        let state = Arc::new(RelayState {
             target,
-            orders: watch::Sender::default(),
+            commands: watch::Sender::default(),
             accepted: AtomicU64::default(),
             open: AtomicUsize::default(),
             closed_by_client: AtomicU64::default(),
@@ -83,84 +84,84 @@ impl Relay {
             to_server: AtomicU64::default(),
         });
         let shared = state.clone();
-        let background = Background::start("relay", listener, move |listener| accept(listener, address, shared))?;
-        Ok(Self { state, address, _background: background })
+        let thread = ListenerThread::start("relay", listener, move |listener| accept(listener, address, shared))?;
+        Ok(Self { state, address, _thread: thread })
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops passing on bytes in the open connections, and closes none of them. New connections work.
+    /// Stops forwarding bytes on the open connections, and keeps them open. New connections work.
     pub fn silence(&self) {
         let last = self.accepted();
-        self.order(|orders| orders.silent = last);
+        self.command(|commands| commands.silent = last);
     }
 
-    /// New connections are silent from the start, or they are not.
+    /// Makes new connections silent from the start, or normal again.
     pub fn silence_new(&self, is_silent: bool) {
-        self.order(|orders| orders.silent_from_start = is_silent);
+        self.command(|commands| commands.silent_from_start = is_silent);
     }
 
-    /// Passes on what silent connections have held back, and what follows.
+    /// Ends the silence of all connections, and forwards the bytes that they held back.
     pub fn resume(&self) {
-        self.order(|orders| (orders.silent, orders.silent_from_start) = (0, false));
+        self.command(|commands| (commands.silent, commands.silent_from_start) = (0, false));
     }
 
-    /// Breaks the open connections, with RST.
+    /// Breaks the open connections with RST.
     pub fn break_connections(&self) {
         let last = self.accepted();
-        self.order(|orders| orders.broken = last);
+        self.command(|commands| commands.broken = last);
     }
 
-    /// Sends FIN to one end of the open connections. What this end sends is still passed on.
+    /// Sends FIN to one end of the open connections. Bytes from this end are still forwarded.
     pub fn half_close(&self, end: End) {
         let last = self.accepted();
-        self.order(|orders| orders.half_closed[end as usize] = last);
+        self.command(|commands| commands.half_closed[end as usize] = last);
     }
 
-    /// Refuses new connections, or accepts them again. Open connections are not changed.
-    pub fn refuse(&self, refuses: bool) {
-        self.order(|orders| orders.refuses = refuses);
+    /// Refuses new connections, or accepts them again. Open connections do not change.
+    pub fn refuse(&self, refuse: bool) {
+        self.command(|commands| commands.refuse = refuse);
     }
 
     /// Delays all bytes by this time.
     pub fn delay(&self, time: Duration) {
-        self.order(|orders| orders.delay = time);
+        self.command(|commands| commands.delay = time);
     }
 
-    /// How many connections it has accepted.
+    /// The number of accepted connections.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.state.accepted.load(Ordering::SeqCst)
     }
 
-    /// How many connections are open now. A silent one is, even if its client has closed it.
+    /// The number of open connections. A silent connection counts as open even after its client has closed it.
     #[must_use]
     pub fn open(&self) -> usize {
         self.state.open.load(Ordering::SeqCst)
     }
 
-    /// How many connections were closed by their client. Silent ones count, too.
+    /// The number of connections that their client has closed, including silent ones.
     #[must_use]
     pub fn closed_by_client(&self) -> u64 {
         self.state.closed_by_client.load(Ordering::SeqCst)
     }
 
-    /// The bytes that were passed on to an end, on the wire: with TLS and compressed.
+    /// The number of bytes forwarded to one end, as on the wire: encrypted and compressed.
     #[must_use]
     pub fn bytes_to(&self, end: End) -> u64 {
         self.state.bytes_to(end).load(Ordering::SeqCst)
     }
 
-    fn order(&self, change: impl FnOnce(&mut Orders)) {
-        self.state.orders.send_modify(change);
+    fn command(&self, change: impl FnOnce(&mut Commands)) {
+        self.state.commands.send_modify(change);
     }
 }
 
-impl Shared {
+impl RelayState {
     const fn bytes_to(&self, end: End) -> &AtomicU64 {
         match end {
             End::Client => &self.to_client,
@@ -169,31 +170,31 @@ impl Shared {
     }
 }
 
-/// Waits until something is ordered.
-async fn ordered(orders: &mut watch::Receiver<Orders>, is_ordered: impl FnMut(&Orders) -> bool) -> Orders {
-    let found = orders.wait_for(is_ordered).await.map(|found| *found);
+/// Waits for commands that meet a condition, and returns them.
+async fn wait_for(commands: &mut watch::Receiver<Commands>, condition: impl FnMut(&Commands) -> bool) -> Commands {
+    let found = commands.wait_for(condition).await.map(|found| *found);
     match found {
         Ok(found) => found,
-        // The relay is gone, and its runtime with it.
+        // The relay was dropped, which also ends this task.
         Err(_) => pending().await,
     }
 }
 
-/// Accepts connections until the relay stops. While they are refused, there is no listener.
-async fn accept(mut listener: tokio::net::TcpListener, address: SocketAddr, shared: Arc<Shared>) {
-    let mut orders = shared.orders.subscribe();
+/// Accepts connections until the relay stops. Closes the listener while connections are to be refused.
+async fn accept(mut listener: tokio::net::TcpListener, address: SocketAddr, state: Arc<RelayState>) {
+    let mut commands = state.commands.subscribe();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((client, _)) => drop(tokio::spawn(relay(client, shared.clone()))),
+                Ok((client, _)) => drop(tokio::spawn(relay(client, state.clone()))),
                 Err(_) => sleep(Duration::from_millis(10)).await,
             },
-            _ = ordered(&mut orders, |orders| orders.refuses) => {}
+            _ = wait_for(&mut commands, |commands| commands.refuse) => {}
         }
-        let refuses = orders.borrow().refuses;
-        if refuses {
+        let refuse = commands.borrow().refuse;
+        if refuse {
             drop(listener);
-            ordered(&mut orders, |orders| !orders.refuses).await;
+            wait_for(&mut commands, |commands| !commands.refuse).await;
             listener = loop {
                 match listen(address) {
                     Ok(listener) => break listener,
@@ -211,88 +212,90 @@ fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
     socket.listen(128)
 }
 
-/// A connection that is counted as open.
-struct Open(Arc<Shared>);
+/// Counts a connection as open until it is dropped.
+struct OpenRelayed(Arc<RelayState>);
 
-impl Drop for Open {
+impl Drop for OpenRelayed {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Passes one connection on.
-async fn relay(mut client: TcpStream, shared: Arc<Shared>) {
-    let number = shared.accepted.fetch_add(1, Ordering::SeqCst) + 1;
-    shared.open.fetch_add(1, Ordering::SeqCst);
-    let _open = Open(shared.clone());
-    let (mut orders, mut breaks) = (shared.orders.subscribe(), shared.orders.subscribe());
-    let starts = async {
-        ordered(&mut orders, |orders| !orders.silent_from_start).await;
-        TcpStream::connect(shared.target).await
+/// Relays one connection.
+async fn relay(mut client: TcpStream, state: Arc<RelayState>) {
+    let number = state.accepted.fetch_add(1, Ordering::SeqCst) + 1;
+    state.open.fetch_add(1, Ordering::SeqCst);
+    let _open = OpenRelayed(state.clone());
+    let (mut start_commands, mut break_commands) = (state.commands.subscribe(), state.commands.subscribe());
+    let connect = async {
+        wait_for(&mut start_commands, |commands| !commands.silent_from_start).await;
+        TcpStream::connect(state.target).await
     };
     let connected = tokio::select! {
-        connected = starts => connected,
-        _ = ordered(&mut breaks, |orders| number <= orders.broken) => Err(io::ErrorKind::ConnectionReset.into()),
+        connected = connect => connected,
+        _ = wait_for(&mut break_commands, |commands| number <= commands.broken) => Err(io::ErrorKind::ConnectionReset.into()),
     };
     let Ok(mut server) = connected else { return drop(client.set_zero_linger()) };
     for stream in [&client, &server] {
-        // Without it bytes are late, and no worse.
+        // If this fails, bytes are late but correct.
         let _ = stream.set_nodelay(true);
     }
-    let passes = async {
+    let forward_both = async {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let [there, back] = [End::Server, End::Client].map(|end| Way { number, end, shared: &shared });
-        tokio::try_join!(there.pass(from_client, to_server), back.pass(from_server, to_client))
+        let [to_server_direction, to_client_direction] = [End::Server, End::Client].map(|to| Direction { number, to, state: &state });
+        tokio::try_join!(to_server_direction.forward(from_client, to_server), to_client_direction.forward(from_server, to_client))
     };
-    let is_whole = tokio::select! {
-        ended = passes => ended.is_ok(),
-        _ = ordered(&mut breaks, |orders| number <= orders.broken) => false,
+    let is_complete = tokio::select! {
+        ended = forward_both => ended.is_ok(),
+        _ = wait_for(&mut break_commands, |commands| number <= commands.broken) => false,
     };
-    if !is_whole {
-        // Fails only for a connection that is broken already.
+    if !is_complete {
+        // Fails only for a connection that is already broken.
         let _ = (client.set_zero_linger(), server.set_zero_linger());
     }
 }
 
 /// One direction of a connection.
-struct Way<'a> {
+struct Direction<'a> {
+    /// Number of the connection.
     number: u64,
-    /// Where it leads to.
-    end: End,
-    shared: &'a Shared,
+    /// The end that receives the bytes.
+    to: End,
+    state: &'a RelayState,
 }
 
-impl Way<'_> {
-    /// Passes bytes on until both sides have sent everything, or one is gone.
-    async fn pass(&self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> io::Result<()> {
-        let (mut orders, mut closes) = (self.shared.orders.subscribe(), self.shared.orders.subscribe());
+impl Direction<'_> {
+    /// Forwards bytes until the sender has sent everything, or until one end has broken the connection.
+    async fn forward(&self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> io::Result<()> {
+        let (mut commands, mut close_commands) = (self.state.commands.subscribe(), self.state.commands.subscribe());
         let mut buffer = vec![0; 64 * 1024];
-        let (mut held, mut ended, mut is_closed) = (Vec::new(), None, false);
+        let (mut pending, mut ended, mut is_closed) = (Vec::new(), None, false);
         loop {
+            let has_work = ended.is_some() || !pending.is_empty();
             tokio::select! {
                 read = from.read(&mut buffer), if ended.is_none() => match read {
-                    Ok(0) => ended = Some(self.end_of(Ok(()))),
-                    Ok(length) => held.extend_from_slice(&buffer[..length]),
-                    Err(error) => ended = Some(self.end_of(Err(error))),
+                    Ok(0) => ended = Some(self.count_end(Ok(()))),
+                    Ok(length) => pending.extend_from_slice(&buffer[..length]),
+                    Err(error) => ended = Some(self.count_end(Err(error))),
                 },
-                _ = ordered(&mut closes, |orders| self.number <= orders.half_closed[self.end as usize]), if !is_closed => {
+                _ = wait_for(&mut close_commands, |commands| self.number <= commands.half_closed[self.to as usize]), if !is_closed => {
                     to.shutdown().await?;
                     is_closed = true;
                 }
-                Orders { delay, .. } = ordered(&mut orders, |orders| orders.silent < self.number), if ended.is_some() || !held.is_empty() => {
+                Commands { delay, .. } = wait_for(&mut commands, |commands| commands.silent < self.number), if has_work => {
                     if !delay.is_zero() {
                         sleep(delay).await;
-                        let is_silent = orders.borrow().silent >= self.number;
+                        let is_silent = commands.borrow().silent >= self.number;
                         if is_silent {
                             continue;
                         }
                     }
                     if !is_closed {
-                        to.write_all(&held).await?;
-                        self.shared.bytes_to(self.end).fetch_add(held.len() as u64, Ordering::SeqCst);
+                        to.write_all(&pending).await?;
+                        self.state.bytes_to(self.to).fetch_add(pending.len() as u64, Ordering::SeqCst);
                     }
-                    held.clear();
+                    pending.clear();
                     if let Some(ended) = ended.take() {
                         ended?;
                         return if is_closed { Ok(()) } else { to.shutdown().await };
@@ -302,10 +305,10 @@ impl Way<'_> {
         }
     }
 
-    /// Notes how the side that is read from has ended.
-    fn end_of(&self, ended: io::Result<()>) -> io::Result<()> {
-        if self.end == End::Server {
-            self.shared.closed_by_client.fetch_add(1, Ordering::SeqCst);
+    /// Counts the connection as closed by its client if the client was the sender. Returns its argument.
+    fn count_end(&self, ended: io::Result<()>) -> io::Result<()> {
+        if self.to == End::Server {
+            self.state.closed_by_client.fetch_add(1, Ordering::SeqCst);
         }
         ended
     }

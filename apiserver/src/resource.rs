@@ -1,25 +1,25 @@
-//! The table of resources: what is served, under which names, and what is special about each.
+//! The table of the resources that the server has.
 
 use std::ops::Deref;
 
-/// One row of the table. To serve another resource, add a line to [`ROWS`].
+/// One row of the table. To add a resource, add a line to [`ROWS`].
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// API group, empty for core.
+    /// API group; empty for the core group.
     pub(crate) group: &'static str,
-    /// Name in paths.
+    /// Name in paths, such as `services`.
     pub(crate) plural: &'static str,
-    /// Name in objects.
+    /// Kind of the objects, such as `Service`.
     pub(crate) kind: &'static str,
-    /// Objects live in namespaces.
+    /// True if objects belong to namespaces.
     pub(crate) namespaced: bool,
-    /// Has a `status` subresource, so that other writes leave the status alone.
+    /// True if there is a `status` subresource. Then other writes do not change the status.
     pub(crate) status: bool,
-    /// `metadata.generation` counts the changes outside of metadata and status.
+    /// True if `metadata.generation` counts the changes outside of metadata and status.
     pub(crate) generations: bool,
-    /// Abbreviations for kubectl.
+    /// Short names for kubectl.
     pub(crate) short: &'static [&'static str],
-    /// Fields that field selectors may name, besides name and namespace.
+    /// Fields that field selectors may name, in addition to name and namespace.
     pub(crate) fields: &'static [&'static str],
 }
 
@@ -48,7 +48,7 @@ impl Row {
         Self { fields, ..self }
     }
 
-    /// `apiVersion` of its objects.
+    /// `apiVersion` of the objects.
     pub(crate) fn api_version(&self) -> String {
         group_version(self.group)
     }
@@ -59,7 +59,7 @@ impl Row {
     }
 }
 
-/// The one version every group here has.
+/// The version of every group.
 pub(crate) const VERSION: &str = "v1";
 
 const APPS: &str = "apps";
@@ -120,7 +120,7 @@ static ROWS: [Row; 24] = [
     Row::new(RBAC, "rolebindings", "RoleBinding"),
 ];
 
-/// What is asked and answered in one request, and not stored: group, plural and kind.
+/// Reviews: resources that the server answers and does not store. Each is group, plural and kind.
 pub(crate) static REVIEWS: [(&str, &str, &str); 5] = [
     (AUTHORIZATION, "selfsubjectaccessreviews", "SelfSubjectAccessReview"),
     (AUTHORIZATION, "subjectaccessreviews", "SubjectAccessReview"),
@@ -129,7 +129,7 @@ pub(crate) static REVIEWS: [(&str, &str, &str); 5] = [
     (AUTHENTICATION, "tokenreviews", "TokenReview"),
 ];
 
-/// A row that is known to exist.
+/// A resource: the index of its row in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Resource(usize);
 
@@ -142,27 +142,27 @@ impl Deref for Resource {
 }
 
 impl Resource {
-    /// Every resource, in the table's order.
+    /// All resources, in the order of the table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..ROWS.len()).map(Self)
     }
 
-    /// The one at a path.
+    /// The resource at a path.
     pub(crate) fn at(group: &str, version: &str, plural: &str) -> Option<Self> {
         Self::all().find(|row| row.group == group && VERSION == version && row.plural == plural)
     }
 
-    /// The one of objects with this `apiVersion` and `kind`.
+    /// The resource of objects with this `apiVersion` and `kind`.
     pub(crate) fn of(api_version: &str, kind: &str) -> Option<Self> {
         Self::all().find(|row| row.kind == kind && row.api_version() == api_version)
     }
 
-    /// The first with a plural, a kind, or a plural with its group: `services`, `Service`, `events.events.k8s.io`.
+    /// Finds the first resource with this plural, kind, or plural and group: `services`, `Service`, `events.events.k8s.io`.
     pub(crate) fn named(text: &str) -> Option<Self> {
         Self::all().find(|row| row.plural == text || row.kind == text || row.qualified() == text)
     }
 
-    /// Place in the table.
+    /// Index in the table.
     pub(crate) const fn index(self) -> usize {
         self.0
     }
@@ -173,7 +173,7 @@ pub(crate) fn group_version(group: &str) -> String {
     if group.is_empty() { VERSION.to_owned() } else { format!("{group}/{VERSION}") }
 }
 
-/// The groups besides core, sorted.
+/// All groups except the core group, sorted.
 pub(crate) fn groups() -> Vec<&'static str> {
     let mut groups: Vec<_> = ROWS.iter().map(|row| row.group).chain(REVIEWS.iter().map(|(group, ..)| *group)).collect();
     groups.sort_unstable();

@@ -1,4 +1,4 @@
-//! A running server and the handle to it.
+//! [`ApiServer`]: starts a server, and reads and changes its state.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,108 +8,112 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::access::Access;
-use crate::background::Background;
+use crate::authentication::Authenticator;
 use crate::certificates::{Authority, Identity};
-use crate::connections::{ConnectionCounts, Order};
+use crate::connections::{ConnectionCommand, ConnectionCounts};
 use crate::failure::Failure;
-use crate::http::{self, Shared};
-use crate::journal::{LogEntry, Sent};
+use crate::http;
 use crate::kubeconfig::{self, User};
+use crate::listener_thread::ListenerThread;
 use crate::object::Entry;
 use crate::options::Options;
-use crate::refusal::Refusal;
+use crate::request_log::{BytesSent, LogEntry};
 use crate::resource::Resource;
+use crate::state::ServerState;
+use crate::status_error::StatusError;
 use crate::store::Store;
 use crate::tls::Tls;
 
-/// A server on a thread of its own. It stops when this is dropped.
+/// An API server that runs on its own thread. It stops when this value is dropped.
 ///
-/// Resources are named by plural or kind: `services`, `Service`. Objects are named `namespace/name`, or `name` where there is no
-/// namespace.
+/// Methods take the plural or the kind of a resource: `services`, `Service`. They take the name of an object as `namespace/name`, or as
+/// `name` for cluster-wide resources.
 #[derive(Debug)]
 pub struct ApiServer {
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
     address: SocketAddr,
-    background: Background,
+    thread: ListenerThread,
 }
 
 impl ApiServer {
     /// Starts a server on a free port of 127.0.0.1, with the namespaces and the `ServiceCIDR` of a new cluster.
     ///
     /// # Errors
-    /// The system has no port or no thread left.
+    /// Fails if the system has no free port or cannot start a thread.
     pub fn start() -> io::Result<Self> {
         Self::serve(TcpListener::bind("127.0.0.1:0")?)
     }
 
-    /// The same behind a listener, which may belong to another network namespace.
+    /// Like [`Self::start`], with a listener, which may belong to another network namespace.
     ///
     /// # Errors
-    /// The listener is not usable, or there is no thread left.
+    /// Fails if the listener is not usable or the system cannot start a thread.
     pub fn serve(listener: TcpListener) -> io::Result<Self> {
         Self::serve_loaded(listener, Vec::new())
     }
 
-    /// The same with objects besides. None of them has a history.
+    /// Like [`Self::serve`], with more objects. The history starts after them.
     ///
     /// # Errors
-    /// An object is of no known kind or has no name, the listener is not usable, or there is no thread left.
+    /// Fails if an object has an unknown kind or no name, if the listener is not usable, or if the system cannot start a thread.
     pub fn serve_loaded(listener: TcpListener, objects: Vec<Value>) -> io::Result<Self> {
         Self::serve_objects(listener, new_cluster().into_iter().chain(objects).collect())
     }
 
-    /// Starts a server that has these objects and no others, and no history.
+    /// Starts a server with exactly these objects. The history starts after them.
     ///
     /// # Errors
-    /// An object is of no known kind or has no name, the listener is not usable, or there is no thread left.
+    /// Fails if an object has an unknown kind or no name, if the listener is not usable, or if the system cannot start a thread.
     pub fn serve_objects(listener: TcpListener, objects: Vec<Value>) -> io::Result<Self> {
         Self::run(listener, objects, None, Arc::default())
     }
 
-    /// Starts a server on a free port of 127.0.0.1, with TLS and authentication as the options say.
+    /// Like [`Self::start`], with options for TLS and authentication.
     ///
     /// # Errors
-    /// A key is of no use to a server, or the system has no port or no thread left.
+    /// Fails if the server's key is not usable, or if the system has no free port or cannot start a thread.
     pub fn start_with(options: Options) -> io::Result<Self> {
         Self::serve_with(TcpListener::bind("127.0.0.1:0")?, Vec::new(), options)
     }
 
-    /// The same behind a listener, with objects besides.
+    /// Like [`Self::serve_loaded`], with options for TLS and authentication.
     ///
     /// # Errors
-    /// A key is of no use to a server, an object is of no known kind or has no name, the listener is not usable, or there is no thread left.
+    /// Fails if the server's key is not usable, if an object has an unknown kind or no name, if the listener is not usable, or if the
+    /// system cannot start a thread.
     pub fn serve_with(listener: TcpListener, objects: Vec<Value>, options: Options) -> io::Result<Self> {
-        let (tls, access) = options.build()?;
-        Self::run(listener, new_cluster().into_iter().chain(objects).collect(), tls, access)
+        let (tls, authenticator) = options.build()?;
+        Self::run(listener, new_cluster().into_iter().chain(objects).collect(), tls, authenticator)
     }
 
-    fn run(listener: TcpListener, objects: Vec<Value>, tls: Option<Arc<Tls>>, access: Arc<Access>) -> io::Result<Self> {
+    fn run(listener: TcpListener, objects: Vec<Value>, tls: Option<Arc<Tls>>, authenticator: Arc<Authenticator>) -> io::Result<Self> {
         let mut store = Store::new();
-        store.load(objects).map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal))?;
-        store.begin();
+        store.load(objects).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        store.clear_history();
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::new(store, tls, access));
-        let served = shared.clone();
-        let background = Background::start("apiserver", listener, |listener| http::accept(listener, served))?;
-        Ok(Self { shared, address, background })
+        let state = Arc::new(ServerState::new(store, tls, authenticator));
+        let shared = state.clone();
+        let thread = ListenerThread::start("apiserver", listener, |listener| http::accept(listener, shared))?;
+        Ok(Self { state, address, thread })
     }
 
-    /// Stops this server and starts another at the same address: the same objects, no history, and versions that start again.
+    /// Stops this server and starts another one at the same address. The new server has the same objects and no history, and its
+    /// resource versions start again.
     ///
     /// # Errors
-    /// The address cannot be listened at again.
+    /// Fails if the address is no longer free.
     pub fn restart(self) -> io::Result<Self> {
         self.stop();
-        Self::run(TcpListener::bind(self.address)?, self.objects(), self.shared.tls.clone(), self.shared.access.clone())
+        let (tls, authenticator) = (self.state.tls.clone(), self.state.authenticator.clone());
+        Self::run(TcpListener::bind(self.address)?, self.objects(), tls, authenticator)
     }
 
-    /// Closes the port and every connection. Objects, counters and log can still be read.
+    /// Closes the port and every connection. Objects, counters and log stay readable.
     pub fn stop(&self) {
-        self.background.stop();
+        self.thread.stop();
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
@@ -118,230 +122,231 @@ impl ApiServer {
     /// `http://127.0.0.1:41234`, or `https://127.0.0.1:41234` with TLS.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("{}://{}", if self.shared.tls.is_some() { "https" } else { "http" }, self.address)
+        format!("{}://{}", if self.state.tls.is_some() { "https" } else { "http" }, self.address)
     }
 
-    /// Text of a kubeconfig that points here, without credentials.
+    /// A kubeconfig for this server, without credentials.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
-        kubeconfig::text(&self.url(), "", &User::Anonymous)
+        kubeconfig::write(&self.url(), "", &User::Anonymous)
     }
 
-    /// Text of a kubeconfig that points here, with the CA that signed this server's certificate and with the credentials of a user.
+    /// A kubeconfig for this server, with the CA that signed the server's certificate and with a user's credentials.
     #[must_use]
     pub fn kubeconfig_as(&self, authority_pem: &str, user: &User<'_>) -> String {
-        kubeconfig::text(&self.url(), authority_pem, user)
+        kubeconfig::write(&self.url(), authority_pem, user)
     }
 
-    /// Stores an object as it is, in place of the one of the same name, and returns its resource version.
+    /// Stores an object without defaults or checks, replaces an object of the same name, and returns the new resource version.
     ///
     /// # Errors
-    /// It is of no known kind or has no name.
-    #[allow(clippy::needless_pass_by_value, reason = "a value is stored, and what is put is mostly made for it")]
-    pub fn put(&self, object: Value) -> Result<u64, Refusal> {
+    /// Fails if the object has an unknown kind or no name.
+    #[allow(clippy::needless_pass_by_value, reason = "callers build the value for this call")]
+    pub fn put(&self, object: Value) -> Result<u64, StatusError> {
         self.load(vec![object])
     }
 
-    /// Stores objects as they are and returns the version of the last; either all are stored or none.
+    /// Stores objects like [`Self::put`], and returns the resource version of the last one. Stores none of them if one is invalid.
     ///
     /// # Errors
-    /// One is of no known kind or has no name.
-    pub fn load(&self, objects: Vec<Value>) -> Result<u64, Refusal> {
-        self.shared.store().load(objects)
+    /// Fails if an object has an unknown kind or no name.
+    pub fn load(&self, objects: Vec<Value>) -> Result<u64, StatusError> {
+        self.state.store().load(objects)
     }
 
-    /// Removes an object, whatever holds it. False if there is none.
+    /// Removes an object, even if it has finalizers. False if there is no such object.
     ///
     /// # Panics
-    /// There is no such resource.
+    /// Panics if there is no such resource.
     pub fn remove(&self, resource: &str, name: &str) -> bool {
-        let resource = known(resource);
+        let resource = find_resource(resource);
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-        let mut store = self.shared.store();
+        let mut store = self.state.store();
         store.get(resource, namespace, name).is_some_and(|entry| store.remove(resource, &entry).is_ok())
     }
 
-    /// An object.
+    /// One object; `None` if it does not exist.
     ///
     /// # Panics
-    /// There is no such resource.
+    /// Panics if there is no such resource.
     #[must_use]
     pub fn get(&self, resource: &str, name: &str) -> Option<Value> {
-        let resource = known(resource);
+        let resource = find_resource(resource);
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-        let entry = self.shared.store().get(resource, namespace, name);
-        entry.and_then(|entry| value(&entry))
+        let entry = self.state.store().get(resource, namespace, name);
+        entry.and_then(|entry| decode(&entry))
     }
 
-    /// Every object of a resource, sorted by namespace and name.
+    /// All objects of a resource, sorted by namespace and name.
     ///
     /// # Panics
-    /// There is no such resource.
+    /// Panics if there is no such resource.
     #[must_use]
     pub fn list(&self, resource: &str) -> Vec<Value> {
-        let entries = self.shared.store().list(known(resource), "");
-        entries.iter().filter_map(|entry| value(entry)).collect()
+        let entries = self.state.store().list(find_resource(resource), "");
+        entries.iter().filter_map(|entry| decode(entry)).collect()
     }
 
-    /// Every object.
+    /// All objects of all resources.
     #[must_use]
     pub fn objects(&self) -> Vec<Value> {
-        let entries = self.shared.store().all();
-        entries.iter().filter_map(|(_, entry)| value(entry)).collect()
+        let entries = self.state.store().all();
+        entries.iter().filter_map(|(_, entry)| decode(entry)).collect()
     }
 
     /// The current resource version.
     #[must_use]
     pub fn version(&self) -> u64 {
-        self.shared.store().version()
+        self.state.store().version()
     }
 
-    /// How many watches of a resource are open.
+    /// The number of open watches of a resource.
     ///
     /// # Panics
-    /// There is no such resource.
+    /// Panics if there is no such resource.
     #[must_use]
     pub fn watches(&self, resource: &str) -> usize {
-        self.shared.store().watches(known(resource))
+        self.state.store().watches(find_resource(resource))
     }
 
-    /// Breaks every open watch, after what happened until now.
+    /// Breaks every open watch after it has sent the events up to now.
     pub fn drop_watches(&self) {
-        self.shared.store().drop_watches();
+        self.state.store().drop_watches();
     }
 
-    /// Sends a bookmark on every watch that takes them, without waiting until one is due.
+    /// Sends a bookmark now on every watch that asked for bookmarks.
     pub fn send_bookmarks(&self) {
-        self.shared.store().call_bookmarks();
+        self.state.store().request_bookmarks();
     }
 
-    /// Forgets what happened: whoever asks for older versions gets 410. Open watches go on.
+    /// Compacts the history: requests for earlier resource versions get 410. Open watches continue.
     pub fn compact(&self) {
-        self.shared.store().compact();
+        self.state.store().compact();
     }
 
-    /// Like a restored backup: versions jump, what happened is forgotten, watches break.
+    /// Raises the resource version, compacts the history and breaks the watches, like an etcd that was restored from a backup.
     pub fn new_history(&self, by: u64) {
-        self.shared.store().new_history(by);
+        self.state.store().new_history(by);
     }
 
-    /// Remembers at most so many events per resource. A watch that is further behind ends with 410.
+    /// Limits the history of each resource to this many events. A watch that is further behind ends with 410.
     pub fn keep_history(&self, events: usize) {
-        self.shared.store().keep_history(events);
+        self.state.store().keep_history(events);
     }
 
-    /// Takes requests and answers none for a time; watches are silent. A new time replaces the one that runs.
+    /// Sends no responses and no watch events for this time. Requests are still accepted. A later call replaces the pause.
     pub fn pause(&self, time: Duration) {
-        self.shared.faults.pause(time);
+        self.state.faults.pause(time);
     }
 
-    /// Lets requests fail. It replaces all failures before.
+    /// Makes requests fail. Replaces all earlier failures.
     pub fn fail(&self, failure: Failure) {
-        self.shared.faults.fail(failure);
+        self.state.faults.fail(failure);
     }
 
-    /// Lets requests fail, besides those that do already. The first failure that fits a request counts.
+    /// Makes requests fail, in addition to the earlier failures. The first failure that matches a request applies.
     pub fn fail_also(&self, failure: Failure) {
-        self.shared.faults.fail_also(failure);
+        self.state.faults.fail_also(failure);
     }
 
     /// Ends all failures.
     pub fn stop_failing(&self) {
-        self.shared.faults.stop_failing();
+        self.state.faults.stop_failing();
     }
 
-    /// Lets every request, and every batch of watch events, wait.
+    /// Delays every response and every batch of watch events.
     pub fn delay(&self, time: Duration) {
-        self.shared.faults.delay(time);
+        self.state.faults.delay(time);
     }
 
-    /// Refuses a verb on a resource (`nodes`, `nodes/status`) with 403, and says so in access reviews. `*` stands for any.
+    /// Refuses a verb on a resource, such as `nodes` or `nodes/status`, with 403. Access reviews report it. `*` stands for any verb or
+    /// resource.
     pub fn deny(&self, verb: &str, resource: &str) {
-        self.shared.faults.deny(verb, resource);
+        self.state.faults.deny(verb, resource);
     }
 
-    /// Denies nothing any more.
+    /// Removes all denials of [`Self::deny`].
     pub fn allow_all(&self) {
-        self.shared.faults.allow_all();
+        self.state.faults.allow_all();
     }
 
-    /// Replaces the server certificate, for new connections.
+    /// Replaces the server certificate for new connections.
     ///
     /// # Errors
-    /// The key is of no use to a server, or the server speaks plain HTTP.
+    /// Fails if the key is not usable or the server speaks plain HTTP.
     pub fn present(&self, identity: &Identity) -> io::Result<()> {
-        let tls = self.shared.tls.as_ref().ok_or_else(|| io::Error::other("this server has no TLS"))?;
-        tls.present(identity)
+        let tls = self.state.tls.as_ref().ok_or_else(|| io::Error::other("this server has no TLS"))?;
+        tls.set_certificate(identity)
     }
 
-    /// Accepts client certificates of these CAs only, from the next request on. If none were accepted at the start, clients are not
-    /// asked for any.
+    /// Accepts only client certificates of these CAs, from the next request on. Has no effect on handshakes: a server that started
+    /// without client CAs never requests a client certificate.
     pub fn accept_client_cas(&self, authorities: &[&Authority]) {
         let authorities = authorities.iter().map(|authority| authority.certificate().clone()).collect();
-        self.shared.access.rules().authorities = Some(authorities);
+        self.state.authenticator.accepted().authorities = Some(authorities);
     }
 
-    /// Accepts these bearer tokens only, from the next request on.
+    /// Accepts only these bearer tokens, from the next request on.
     pub fn accept_tokens(&self, tokens: &[&str]) {
-        self.shared.access.rules().tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect());
+        self.state.authenticator.accepted().tokens = Some(tokens.iter().map(|token| (*token).to_owned()).collect());
     }
 
     /// Counts of connections.
     #[must_use]
     pub fn connections(&self) -> ConnectionCounts {
-        self.shared.connections.counts()
+        self.state.connections.counts()
     }
 
     /// Breaks every open connection.
     pub fn drop_connections(&self) {
-        self.shared.connections.order(Order::Drop);
+        self.state.connections.send(ConnectionCommand::Drop);
     }
 
-    /// Asks clients to use other connections: GOAWAY in HTTP/2, `Connection: close` in HTTP/1.1. Pending requests are still answered.
+    /// Asks clients to use new connections: GOAWAY in HTTP/2, `Connection: close` in HTTP/1.1. Pending requests still get responses.
     pub fn go_away(&self) {
-        self.shared.connections.order(Order::GoAway);
+        self.state.connections.send(ConnectionCommand::GoAway);
     }
 
-    /// The bytes of the bodies that were sent for a sort of requests, such as `list services`.
+    /// Bytes of response bodies for one kind of request, such as `list services`.
     #[must_use]
-    pub fn sent(&self, sort: &str) -> Sent {
-        self.shared.journal.sent(sort)
+    pub fn sent(&self, kind: &str) -> BytesSent {
+        self.state.request_log.sent(kind)
     }
 
-    /// How many requests there were of each sort: `list services`, `patch nodes/status`, `failed`.
+    /// The number of requests per kind, such as `list services`, `patch nodes/status` or `failed`.
     #[must_use]
     pub fn requests(&self) -> BTreeMap<String, u64> {
-        self.shared.journal.counts()
+        self.state.request_log.counts()
     }
 
-    /// How many requests there were of one sort.
+    /// The number of requests of one kind.
     #[must_use]
-    pub fn count(&self, sort: &str) -> u64 {
-        self.requests().get(sort).copied().unwrap_or_default()
+    pub fn count(&self, kind: &str) -> u64 {
+        self.requests().get(kind).copied().unwrap_or_default()
     }
 
-    /// Counts from zero again.
+    /// Sets the counters of requests and bytes to zero.
     pub fn reset_requests(&self) {
-        self.shared.journal.reset();
+        self.state.request_log.reset();
     }
 
-    /// The requests that were answered, oldest first.
+    /// The logged requests, oldest first.
     #[must_use]
     pub fn log(&self) -> Vec<LogEntry> {
-        self.shared.journal.entries()
+        self.state.request_log.entries()
     }
 }
 
 #[allow(clippy::panic, reason = "a misspelt resource is a mistake in the test that names it")]
-fn known(resource: &str) -> Resource {
+fn find_resource(resource: &str) -> Resource {
     Resource::named(resource).unwrap_or_else(|| panic!("no resource is called {resource}"))
 }
 
-fn value(entry: &Entry) -> Option<Value> {
+fn decode(entry: &Entry) -> Option<Value> {
     entry.object().ok().map(Value::Object)
 }
 
-/// What every cluster has.
+/// The objects of every new cluster.
 fn new_cluster() -> Vec<Value> {
     let namespace = |name: &str| {
         json!({

@@ -1,4 +1,4 @@
-//! What is stored, and what happened to it: tables of entries, each with a bounded history that watches read at their own pace.
+//! The store: one table of entries per resource, each with a bounded history of events. Watches read the history with cursors.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -8,99 +8,101 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::defaults::Allocator;
-use crate::object::{Entry, Key, Object, child, meta_text};
-use crate::refusal::Refusal;
+use crate::generate;
+use crate::object::{Entry, Object, ObjectKey, child_mut, metadata_text};
 use crate::resource::Resource;
-use crate::stamp;
+use crate::status_error::StatusError;
 
-/// Events that are remembered per resource, unless another number is asked for.
+/// Default length of a resource's history.
 const HISTORY: usize = 100_000;
 
-/// Resource version of a store that nothing was put into.
-pub(crate) const FIRST_VERSION: u64 = 1000;
+/// Resource version of an empty store.
+const FIRST_VERSION: u64 = 1000;
 
-/// Something that happened to an object.
+/// A change of an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) version: u64,
-    /// The object before, if there was one.
+    /// The object before the change; `None` if the change created it.
     pub(crate) old: Option<Arc<Entry>>,
-    /// The object after; of a deleted one its last state, at the version of its deletion.
+    /// The object after the change. For a deletion: its last state, with the version of the deletion.
     pub(crate) new: Arc<Entry>,
     pub(crate) deleted: bool,
-    /// Watches end where the epoch does.
+    /// The epoch of the store when the event was recorded.
     epoch: u64,
 }
 
-/// Where a watch stands in a history.
+/// The position of a watch in a history.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     /// Number of the next event.
     next: u64,
+    /// The watch ends when the store enters a later epoch.
     epoch: u64,
-    /// Events up to this version are not for it.
+    /// Events up to this version are skipped.
     after: u64,
-    /// How often bookmarks were called for.
-    calls: u64,
-    /// Marked as changed when there may be more.
-    pub(crate) news: watch::Receiver<()>,
+    /// The store's count of bookmark requests at the last read.
+    bookmark_requests: u64,
+    /// Changes when there may be more to read.
+    pub(crate) changes: watch::Receiver<()>,
 }
 
-/// What a cursor finds.
+/// The result of reading with a cursor.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum ReadResult {
     /// Events, oldest first.
     Events(Vec<Event>),
-    /// None yet.
-    Nothing {
-        /// What the store is at.
+    /// No more events yet.
+    NoEvents {
+        /// The current version of the store.
         version: u64,
-        /// Bookmarks were called for since this was found last.
-        called: bool,
+        /// True if a test requested bookmarks since the last read.
+        bookmark_requested: bool,
     },
-    /// The watches were dropped.
+    /// A test dropped the watches.
     Dropped,
-    /// It was too slow: what comes next is forgotten.
-    Expired(Refusal),
+    /// The watch was too slow: the history no longer holds its next event.
+    Expired(StatusError),
 }
 
 /// The objects of one resource.
 #[derive(Debug)]
 struct Table {
-    entries: BTreeMap<Key, Arc<Entry>>,
+    entries: BTreeMap<ObjectKey, Arc<Entry>>,
     history: VecDeque<Event>,
     /// Number of the first event in the history.
     first: u64,
-    /// Highest version that fell out of the history.
-    forgotten: u64,
-    news: watch::Sender<()>,
+    /// Version of the latest event that was removed from the history because it was full.
+    trimmed: u64,
+    changes: watch::Sender<()>,
 }
 
-/// Everything that is stored.
+/// All stored objects.
 #[derive(Debug)]
 pub(crate) struct Store {
     version: u64,
-    /// What happened before this version is not told to new watches.
+    /// New watches from before this version are refused.
     compacted: u64,
     tables: Vec<Table>,
+    /// Increases whenever all watches are dropped.
     epoch: u64,
-    /// How often bookmarks were called for.
-    calls: u64,
+    /// How often a test requested bookmarks.
+    bookmark_requests: u64,
     history_limit: usize,
-    /// Cluster addresses and node ports for Services.
+    /// Allocates cluster IPs and node ports of Services.
     pub(crate) allocator: Allocator,
 }
 
 impl Store {
     /// A store without objects.
     pub(crate) fn new() -> Self {
-        let table = |_| Table { entries: BTreeMap::new(), history: VecDeque::new(), first: 0, forgotten: 0, news: watch::Sender::new(()) };
+        let table = |_| Table { entries: BTreeMap::new(), history: VecDeque::new(), first: 0, trimmed: 0, changes: watch::Sender::new(()) };
         Self {
             version: FIRST_VERSION,
             compacted: 0,
             tables: Resource::all().map(table).collect(),
             epoch: 0,
-            calls: 0,
+            bookmark_requests: 0,
             history_limit: HISTORY,
             allocator: Allocator::default(),
         }
@@ -111,24 +113,24 @@ impl Store {
     }
 
     pub(crate) fn get(&self, resource: Resource, namespace: &str, name: &str) -> Option<Arc<Entry>> {
-        self.tables[resource.index()].entries.get(&Key::new(namespace, name)).cloned()
+        self.tables[resource.index()].entries.get(&ObjectKey::new(namespace, name)).cloned()
     }
 
-    /// The entries of a namespace, or of all if it is empty, sorted.
+    /// The entries of a namespace, or of all namespaces if `namespace` is empty. Sorted by namespace and name.
     pub(crate) fn list(&self, resource: Resource, namespace: &str) -> Vec<Arc<Entry>> {
         let entries = &self.tables[resource.index()].entries;
         if namespace.is_empty() {
             return entries.values().cloned().collect();
         }
-        let from = Key::new(namespace, "");
+        let from = ObjectKey::new(namespace, "");
         let range = entries.range((Bound::Included(from), Bound::Unbounded));
         range.take_while(|(key, _)| *key.namespace == *namespace).map(|(_, entry)| entry.clone()).collect()
     }
 
-    /// The entries as they were at a version; none if that is forgotten.
+    /// The entries at an earlier version; `None` if the history does not reach back that far.
     pub(crate) fn list_at(&self, resource: Resource, namespace: &str, version: u64) -> Option<Vec<Arc<Entry>>> {
         let table = &self.tables[resource.index()];
-        if version < self.horizon(resource) {
+        if version < self.oldest_version(resource) {
             return None;
         }
         let since = table.history.partition_point(|event| event.version <= version);
@@ -145,13 +147,13 @@ impl Store {
         Some(entries)
     }
 
-    /// Every entry there is.
+    /// All entries of all resources.
     pub(crate) fn all(&self) -> Vec<(Resource, Arc<Entry>)> {
         let entries = |resource: Resource| self.tables[resource.index()].entries.values().map(move |entry| (resource, entry.clone()));
         Resource::all().flat_map(entries).collect()
     }
 
-    /// Stores an object in place of `old`.
+    /// Stores an object. `old` is the entry that it replaces.
     pub(crate) fn put(&mut self, resource: Resource, object: Object, old: Option<Arc<Entry>>) -> Arc<Entry> {
         self.version += 1;
         let new = Arc::new(Entry::new(resource, object, self.version));
@@ -160,8 +162,8 @@ impl Store {
         new
     }
 
-    /// Removes an object. The entry that is returned has the version of the deletion.
-    pub(crate) fn remove(&mut self, resource: Resource, entry: &Arc<Entry>) -> Result<Arc<Entry>, Refusal> {
+    /// Removes an object. The returned entry has the version of the deletion.
+    pub(crate) fn remove(&mut self, resource: Resource, entry: &Arc<Entry>) -> Result<Arc<Entry>, StatusError> {
         let last = Arc::new(entry.at_version(resource, self.version + 1)?);
         self.version += 1;
         self.tables[resource.index()].entries.remove(&entry.key);
@@ -169,95 +171,99 @@ impl Store {
         Ok(last)
     }
 
+    /// Adds an event to the history and wakes the watches.
     fn record(&mut self, resource: Resource, old: Option<Arc<Entry>>, new: Arc<Entry>, deleted: bool) {
         let table = &mut self.tables[resource.index()];
         table.history.push_back(Event { version: new.version, old, new, deleted, epoch: self.epoch });
         while table.history.len() > self.history_limit {
-            table.forgotten = table.history.pop_front().map_or(table.forgotten, |event| event.version);
+            table.trimmed = table.history.pop_front().map_or(table.trimmed, |event| event.version);
             table.first += 1;
         }
-        table.news.send_replace(());
+        table.changes.send_replace(());
     }
 
-    /// Stores objects as they are, in place of those of the same name. Either all or none.
-    pub(crate) fn load(&mut self, objects: Vec<Value>) -> Result<u64, Refusal> {
-        let checked: Vec<_> = objects.into_iter().map(checked).collect::<Result<_, _>>()?;
+    /// Stores objects without defaults and checks, and replaces objects of the same name. Stores none of them if one is invalid.
+    pub(crate) fn load(&mut self, objects: Vec<Value>) -> Result<u64, StatusError> {
+        let checked: Vec<_> = objects.into_iter().map(check).collect::<Result<_, _>>()?;
         for (resource, mut object) in checked {
-            let old = self.get(resource, meta_text(&object, "namespace"), meta_text(&object, "name"));
+            let old = self.get(resource, metadata_text(&object, "namespace"), metadata_text(&object, "name"));
             if let Some(old) = &old {
                 let mut before = old.object()?;
-                let metadata = child(&mut object, "metadata")?;
+                let metadata = child_mut(&mut object, "metadata")?;
                 for field in ["uid", "creationTimestamp"] {
-                    metadata.insert(field.into(), child(&mut before, "metadata")?.remove(field).unwrap_or_default());
+                    metadata.insert(field.into(), child_mut(&mut before, "metadata")?.remove(field).unwrap_or_default());
                 }
             } else {
-                stamp_missing(child(&mut object, "metadata")?);
+                set_missing(child_mut(&mut object, "metadata")?);
             }
             self.put(resource, object, old);
         }
         Ok(self.version)
     }
 
-    /// Versions before this are unknown for a resource.
-    fn horizon(&self, resource: Resource) -> u64 {
-        self.compacted.max(self.tables[resource.index()].forgotten)
+    /// The oldest version that watches and lists of a resource may ask for.
+    fn oldest_version(&self, resource: Resource) -> u64 {
+        self.compacted.max(self.tables[resource.index()].trimmed)
     }
 
-    /// A cursor behind everything that happened until now.
-    pub(crate) fn follow(&self, resource: Resource, after: u64) -> Cursor {
+    /// A cursor after the last event.
+    pub(crate) fn cursor_at_end(&self, resource: Resource) -> Cursor {
         let table = &self.tables[resource.index()];
-        let next = table.first + table.history.len() as u64;
-        Cursor { next, epoch: self.epoch, after: after.max(self.version), calls: self.calls, news: table.news.subscribe() }
+        self.cursor(table, table.first + table.history.len() as u64, self.version)
     }
 
-    /// A cursor behind a version, if what happened since is remembered.
-    pub(crate) fn follow_since(&self, resource: Resource, version: u64) -> Result<Cursor, Refusal> {
-        let horizon = self.horizon(resource);
-        if version < horizon {
-            return Err(too_old(version, horizon));
+    /// A cursor after the event of a version. Fails if the history does not reach back that far.
+    pub(crate) fn cursor_after(&self, resource: Resource, version: u64) -> Result<Cursor, StatusError> {
+        let oldest = self.oldest_version(resource);
+        if version < oldest {
+            return Err(too_old(version, oldest));
         }
         let table = &self.tables[resource.index()];
         let next = table.first + table.history.partition_point(|event| event.version <= version) as u64;
-        Ok(Cursor { next, epoch: self.epoch, after: version, calls: self.calls, news: table.news.subscribe() })
+        Ok(self.cursor(table, next, version))
     }
 
-    /// Reads on, at most so many events.
-    pub(crate) fn read(&self, resource: Resource, cursor: &mut Cursor, most: usize) -> Found {
-        cursor.news.mark_unchanged();
+    fn cursor(&self, table: &Table, next: u64, after: u64) -> Cursor {
+        let changes = table.changes.subscribe();
+        Cursor { next, epoch: self.epoch, after, bookmark_requests: self.bookmark_requests, changes }
+    }
+
+    /// Reads at most `max` events, and moves the cursor after them.
+    pub(crate) fn read(&self, resource: Resource, cursor: &mut Cursor, max: usize) -> ReadResult {
+        cursor.changes.mark_unchanged();
         let table = &self.tables[resource.index()];
         let Some(start) = cursor.next.checked_sub(table.first) else {
-            return Found::Expired(too_old(cursor.after, table.forgotten));
+            return ReadResult::Expired(too_old(cursor.after, table.trimmed));
         };
-        let pending = table.history.iter().skip(start as usize).take(most).filter(|event| event.epoch <= cursor.epoch);
+        let pending = table.history.iter().skip(start as usize).take(max).filter(|event| event.epoch <= cursor.epoch);
         let events: Vec<_> = pending.cloned().collect();
         if let Some(last) = events.last() {
             cursor.next += events.len() as u64;
             let after = cursor.after;
             cursor.after = after.max(last.version);
-            return Found::Events(events.into_iter().filter(|event| event.version > after).collect());
+            return ReadResult::Events(events.into_iter().filter(|event| event.version > after).collect());
         }
         if cursor.epoch != self.epoch {
-            return Found::Dropped;
+            return ReadResult::Dropped;
         }
-        let called = cursor.calls != self.calls;
-        cursor.calls = self.calls;
-        Found::Nothing { version: self.version, called }
+        let bookmark_requested = cursor.bookmark_requests != self.bookmark_requests;
+        cursor.bookmark_requests = self.bookmark_requests;
+        ReadResult::NoEvents { version: self.version, bookmark_requested }
     }
 
-    /// Watches that are open.
+    /// The number of open watches of a resource.
     pub(crate) fn watches(&self, resource: Resource) -> usize {
-        self.tables[resource.index()].news.receiver_count()
+        self.tables[resource.index()].changes.receiver_count()
     }
 
-    /// Forgets what happened: new watches from before are told so. Those that are open go on.
-    pub(crate) fn compact(&mut self) -> u64 {
+    /// Compacts the history: new watches from earlier versions get 410. Open watches continue.
+    pub(crate) fn compact(&mut self) {
         self.version += 1;
         self.compacted = self.version;
-        self.compacted
     }
 
-    /// Starts here: what was stored until now has no history. For before the first request.
-    pub(crate) fn begin(&mut self) {
+    /// Removes the history of the objects that were loaded before the server starts.
+    pub(crate) fn clear_history(&mut self) {
         self.compacted = self.version;
         for table in &mut self.tables {
             table.first += table.history.len() as u64;
@@ -265,51 +271,50 @@ impl Store {
         }
     }
 
-    /// Goes on at a later version, as if restored from elsewhere.
-    pub(crate) fn new_history(&mut self, by: u64) -> u64 {
+    /// Raises the version, compacts the history and drops the watches, like an etcd that was restored from a backup.
+    pub(crate) fn new_history(&mut self, by: u64) {
         self.version = self.version.saturating_add(by);
         self.compacted = self.version;
         self.drop_watches();
-        self.version
     }
 
-    /// Ends every watch, after what happened until now.
+    /// Breaks every watch after it has sent the events up to now.
     pub(crate) fn drop_watches(&mut self) {
         self.epoch += 1;
-        self.wake();
+        self.wake_watches();
     }
 
-    /// Calls for bookmarks on the watches that take them.
-    pub(crate) fn call_bookmarks(&mut self) {
-        self.calls += 1;
-        self.wake();
+    /// Requests a bookmark from every watch that sends them.
+    pub(crate) fn request_bookmarks(&mut self) {
+        self.bookmark_requests += 1;
+        self.wake_watches();
     }
 
-    fn wake(&self) {
+    fn wake_watches(&self) {
         for table in &self.tables {
-            table.news.send_replace(());
+            table.changes.send_replace(());
         }
     }
 
-    /// Remembers at most so many events per resource from now on.
+    /// Limits the history of each resource.
     pub(crate) fn keep_history(&mut self, events: usize) {
         self.history_limit = events;
     }
 }
 
-fn too_old(version: u64, horizon: u64) -> Refusal {
-    Refusal::expired(format!("too old resource version: {version} ({horizon})"))
+fn too_old(version: u64, oldest: u64) -> StatusError {
+    StatusError::expired(format!("too old resource version: {version} ({oldest})"))
 }
 
-/// Finds the resource of an object and makes sure that it has a name, and a namespace if it needs one.
-fn checked(value: Value) -> Result<(Resource, Object), Refusal> {
-    let Value::Object(mut object) = value else { return Err(Refusal::bad_request("not an object")) };
+/// Finds the resource of an object. Refuses an object without a name, and sets the default namespace.
+fn check(value: Value) -> Result<(Resource, Object), StatusError> {
+    let Value::Object(mut object) = value else { return Err(StatusError::bad_request("not an object")) };
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let resource = Resource::of(&api_version, &kind).ok_or_else(|| Refusal::bad_request(format!("no kind {api_version}/{kind}")))?;
-    let metadata = child(&mut object, "metadata")?;
+    let resource = Resource::of(&api_version, &kind).ok_or_else(|| StatusError::bad_request(format!("no kind {api_version}/{kind}")))?;
+    let metadata = child_mut(&mut object, "metadata")?;
     if !metadata.get("name").is_some_and(Value::is_string) {
-        return Err(Refusal::bad_request(format!("{kind} without a name")));
+        return Err(StatusError::bad_request(format!("{kind} without a name")));
     }
     if !resource.namespaced {
         metadata.remove("namespace");
@@ -319,8 +324,8 @@ fn checked(value: Value) -> Result<(Resource, Object), Refusal> {
     Ok((resource, object))
 }
 
-/// Gives a uid and a creation time to an object that has none.
-fn stamp_missing(metadata: &mut Object) {
-    metadata.entry("uid").or_insert_with(|| stamp::uid().into());
-    metadata.entry("creationTimestamp").or_insert_with(|| stamp::timestamp().into());
+/// Sets uid and creation time if they are missing.
+fn set_missing(metadata: &mut Object) {
+    metadata.entry("uid").or_insert_with(|| generate::uid().into());
+    metadata.entry("creationTimestamp").or_insert_with(|| generate::timestamp().into());
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::json_keys::{Json, matches};
 
-use super::failure::{Code, Failure};
+use super::failure::{Code, Failure, parse};
 use super::protocol::{Attachment, is_identifier};
 use super::result::Outcome;
 use super::version::Version;
@@ -159,18 +159,6 @@ impl Config {
 
 fn undecoded(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::DECODE, format!("error unmarshall network config: {error}"))
-}
-
-/// Decodes a part of a configuration.
-///
-/// # Errors
-/// A value is of the wrong type; number 7, with these words before it.
-pub fn parse<T: DeserializeOwned>(json: &Json, words: &str) -> Result<T, Failure> {
-    serde_path_to_error::deserialize(json.decoder()).map_err(|error| {
-        let path = error.path().to_string();
-        let place = if path == "." { String::new() } else { format!("{path}: ") };
-        Failure::new(Code::BAD_CONFIG, format!("{words}: {place}{}", error.into_inner()))
-    })
 }
 
 #[cfg(test)]

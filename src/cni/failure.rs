@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::json_keys::Json;
 
 /// Kinds of failures, by their numbers in the CNI specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,4 +107,16 @@ impl Failures {
             Some(failure) => Err(failure),
         }
     }
+}
+
+/// Decodes a part of a configuration.
+///
+/// # Errors
+/// A value is of the wrong type; number 7, with these words before it.
+pub fn parse<T: DeserializeOwned>(json: &Json, words: &str) -> Result<T, Failure> {
+    serde_path_to_error::deserialize(json.decoder()).map_err(|error| {
+        let path = error.path().to_string();
+        let place = if path == "." { String::new() } else { format!("{path}: ") };
+        Failure::new(Code::BAD_CONFIG, format!("{words}: {place}{}", error.into_inner()))
+    })
 }

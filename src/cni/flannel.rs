@@ -10,10 +10,11 @@ use serde_json::Value;
 
 use crate::json_keys::Json;
 
-use super::bridge::{self, HOST_LOCAL, Made};
+use super::bridge::{self, Made};
 use super::config::Config;
 use super::delegate::FlannelConfig;
 use super::failure::{Code, Failure, Failures};
+use super::ipam::HOST_LOCAL;
 use super::protocol::{Call, Verb, is_identifier};
 use super::result::Outcome;
 use super::subnet_env::SubnetEnv;

@@ -1,5 +1,6 @@
 //! Network namespaces: those of containers, and the one that this process is in.
 
+use super::failure::Failure;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -89,4 +90,12 @@ pub fn lock_own() -> io::Result<File> {
     let own = File::open(OWN)?;
     own.lock()?;
     Ok(own)
+}
+
+/// Sets a number of the kernel's, unless it is that already.
+pub(crate) fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
+    if std::fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
+    std::fs::write(path, value).map_err(|cause| Failure::other(format!("cannot set {path} to {value}: {cause}")))
 }

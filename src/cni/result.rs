@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::json_keys::Json;
 
-use super::config::parse;
 use super::failure::Failure;
+use super::failure::parse;
 use super::version::Version;
 
 /// What a container got.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::manifests::Manifests;
 use crate::config::settings::RequestedSettings;
-use crate::kubernetes::Complaints;
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{self, ManifestError};
 use crate::proxy::rules::inputs::Inputs;
 
@@ -20,7 +20,7 @@ pub struct ManifestFiles {
     requested: RequestedSettings,
     /// The last valid content of each file.
     valid: BTreeMap<PathBuf, Manifests>,
-    complaints: Complaints,
+    complaints: ProblemLog,
     /// Errors of whole files, so that each is logged once.
     broken: BTreeSet<String>,
     /// The KubeProxyConfiguration among the manifests, as it was at the start.
@@ -41,7 +41,7 @@ impl ManifestFiles {
             path,
             requested,
             valid: BTreeMap::new(),
-            complaints: Complaints::default(),
+            complaints: ProblemLog::default(),
             broken: BTreeSet::new(),
             configuration: None,
             pending: Vec::new(),

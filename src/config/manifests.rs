@@ -7,7 +7,7 @@ use super::network_facts::{self, NetworkFacts};
 use super::settings::RequestedSettings;
 use crate::bad_setting::BadSetting;
 use crate::cluster::host_facts::{self, HostFacts, WrittenFacts};
-use crate::kubernetes::Complaints;
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{Document, ManifestError, Objects, documents};
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::settings::ProxySettings;
@@ -67,8 +67,8 @@ impl Manifests {
     }
 
     /// Logs the objects that cannot be used, and counts those of kinds that are not needed.
-    pub fn complain(&self, complaints: &mut Complaints) {
-        self.objects.complain(complaints);
+    pub fn complain(&self, complaints: &mut ProblemLog) {
+        self.objects.log_problems(complaints);
     }
 
     /// Adds other manifests. Of two objects with one name, theirs counts.

@@ -189,9 +189,9 @@ mod tests {
         let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
         let filter = EnvFilter::builder().parse_lossy(directives);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(filter).with(layer), || {
-            tracing::info!(target: "sepal::agent::report", "info");
+            tracing::info!(target: "sepal::proxy::sync::report", "info");
             tracing::debug!(target: V2, "sync");
-            tracing::debug!(target: "sepal::agent::family", "decision");
+            tracing::debug!(target: "sepal::proxy::sync::family", "decision");
             tracing::trace!(target: "sepal::iptables::exec", "detail");
             tracing::error!(target: "kube_client::client::builder", "kube");
             tracing::warn!(target: "rustls::client", "rustls");
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(own("debug"), ["info", "sync", "decision"]);
         assert_eq!(own("off"), Vec::<String>::new());
         assert_eq!(own("hyper_util=debug"), ["info", "hyper"]);
-        assert_eq!(own("sepal::agent=debug,tower=debug"), ["info", "decision", "tower"]);
+        assert_eq!(own("sepal::proxy=debug,tower=debug"), ["info", "decision", "tower"]);
         assert_eq!(own("debug, h2=trace ,"), ["info", "sync", "decision", "h2"]);
         let all = |text: &str| logged(&directives(4, &Asked::All(text.into())));
         assert_eq!(all("debug"), ["info", "sync", "decision", "kube", "rustls", "tower", "hyper"]);

@@ -28,13 +28,14 @@ use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseData, LeaseStore};
 use crate::pod_network::sync::node_writes::NodeWrites;
 use crate::pod_network::sync::nodes::{self, NodeUpdate};
-use crate::pod_network::sync::publish::Publisher;
+use crate::pod_network::sync::publisher::Publisher;
 use crate::pod_network::sync::report::NetworkReport;
+use crate::pod_network::sync::state::{Asked, NetworkLoop};
 use crate::pod_network::sync::subnet_lease::{SubnetHolder, show_subnets};
 use crate::pod_network::sync::subnets::Source as Subnets;
-use crate::pod_network::sync::{Asked, NetworkLoop, net_conf_watch, subnet_file};
+use crate::pod_network::sync::{net_conf_watch, subnet_file};
 use crate::serve;
-use crate::serve::status::Board;
+use crate::serve::status::StatusSources;
 
 /// Node updates that the channel to the loop holds. The watch waits when it is full.
 const NODE_UPDATES: usize = 1024;
@@ -53,7 +54,7 @@ pub(crate) struct NetworkPart {
     pub metrics: Arc<Metrics>,
     pub events: Events,
     pub readiness: Readiness,
-    pub board: Board,
+    pub board: StatusSources,
     /// Sends the input of the pod network's rules to the service proxy, which writes all rules.
     pub pod_rules: watch::Sender<Option<PodRules>>,
 }
@@ -80,7 +81,7 @@ impl NetworkPart {
         let publisher = Publisher::new(writes, lease_data, self.pod_rules.clone());
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
-        let network = network.with_connections(self.connections.clone()).with_desk(&self.board.peers, serve::status::peers::list);
+        let network = network.with_connections(self.connections.clone()).with_queries(&self.board.peers, serve::status::peers::list);
         let (sender, nodes) = mpsc::channel(NODE_UPDATES);
         tasks.spawn("watch of Nodes", forward_nodes(nodes::nodes(&self.watches, &settings.prefix), sender));
         tokio::select! {

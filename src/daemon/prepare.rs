@@ -53,7 +53,7 @@ pub(super) struct EventSender {
     client: Client,
     node: String,
     host: String,
-    queue: events::Told,
+    queue: events::EventQueue,
 }
 
 impl EventSender {

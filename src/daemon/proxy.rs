@@ -38,7 +38,7 @@ use crate::proxy::sync::report::Report;
 use crate::proxy::sync::update::Update;
 use crate::proxy::traffic::{self, Harvest};
 use crate::serve;
-use crate::serve::status::Board;
+use crate::serve::status::StatusSources;
 
 /// Updates that the channel to the loop holds. Their source waits when it is full.
 const UPDATES: usize = 1024;
@@ -107,7 +107,7 @@ impl ObjectSource {
 /// Reports that every object is listed. The channel is empty, so there is room.
 fn send_complete(sender: &mpsc::Sender<Update>) {
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-        let _ = sender.try_send(Update::Cluster(kubernetes::Update::Complete(kind)));
+        let _ = sender.try_send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind)));
     }
 }
 
@@ -129,7 +129,7 @@ pub(crate) struct ProxyPart {
     pub health: SharedHealth,
     pub events: Events,
     pub readiness: Readiness,
-    pub board: Board,
+    pub board: StatusSources,
     /// Receives settings when the configuration file changes.
     pub settings: watch::Receiver<Option<ProxySettings>>,
     /// Receives the input of the pod network's rules.
@@ -162,7 +162,7 @@ impl ProxyPart {
         let report =
             Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
         let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
-        let mut proxy_loop = proxy_loop.with_desk(&self.board.rules, serve::status::answer);
+        let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
         for family in &self.families {
             let teller = with_proxy.then(|| {
                 let (teller, unheard) = flow_loop::channel();
@@ -199,7 +199,7 @@ impl ProxyPart {
 }
 
 /// Sends each update to the loop, until the channel closes.
-async fn forward_updates(mut updates: BoxStream<'static, kubernetes::Update>, sender: mpsc::Sender<Update>) {
+async fn forward_updates(mut updates: BoxStream<'static, kubernetes::ClusterUpdate>, sender: mpsc::Sender<Update>) {
     while let Some(update) = updates.next().await {
         if sender.send(update.into()).await.is_err() {
             return;

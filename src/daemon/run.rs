@@ -30,8 +30,8 @@ use crate::observe::liveness::{POD_NETWORK, SERVICE_PROXY};
 use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{Part, Readiness};
 use crate::proxy::settings::ProxySettings;
-use crate::serve::status::Board;
-use crate::serve::status::server::{About, Site};
+use crate::serve::status::StatusSources;
+use crate::serve::status::server::{NodeSummary, StatusPage};
 
 /// Time limit for sending the last Events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -109,14 +109,14 @@ async fn run_parts(
     let proxy = flags.network.proxy;
     let (rule_parts, network_parts) = readiness_parts(proxy, &families, network.as_ref());
     readiness.begin(rule_parts.iter().chain(&network_parts).copied());
-    metrics.parts(readiness);
+    metrics.show_parts(readiness);
     if !proxy {
         // No load balancer sends traffic here because of sepal, so the Node's taints do not count.
         health.node_seen(true);
     }
-    let board = Board::default();
-    let events = origin.events.clone().noted(board.happenings.clone());
-    let site = Site::new(about(&origin, &found, &families), board.clone(), readiness.clone(), Arc::clone(metrics));
+    let board = StatusSources::default();
+    let events = origin.events.clone().noted(board.recent.clone());
+    let site = StatusPage::new(about(&origin, &found, &families), board.clone(), readiness.clone(), Arc::clone(metrics));
     let settings = watch::Sender::new(None);
     let event_sender = origin.event_sender.clone();
     let (rules, network) = build_parts((setup, flags), Prepared { origin, network, found, families }, &report, (&events, board), &settings);
@@ -149,8 +149,8 @@ async fn run_parts(
 }
 
 /// What the status page shows about this process.
-fn about(origin: &ObjectOrigin, found: &Found, families: &[Family]) -> About {
-    About {
+fn about(origin: &ObjectOrigin, found: &Found, families: &[Family]) -> NodeSummary {
+    NodeSummary {
         node: origin.inputs.node_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         iptables: format!("{} {} ({})", found.variant, found.version, found.reason),
@@ -163,7 +163,7 @@ fn build_parts(
     (setup, flags): (&Setup, &RunFlags),
     Prepared { origin, network, found, families }: Prepared,
     Reporting { health, readiness, metrics }: &Reporting,
-    (events, board): (&Events, Board),
+    (events, board): (&Events, StatusSources),
     settings: &watch::Sender<Option<ProxySettings>>,
 ) -> (Rc<ProxyPart>, Option<Rc<NetworkPart>>) {
     let ObjectOrigin { source, opened, inputs, api, .. } = origin;

@@ -11,7 +11,7 @@ use crate::http_server::StartError;
 use crate::observe::health::SharedHealth;
 use crate::observe::metrics::Metrics;
 use crate::observe::readiness::Readiness;
-use crate::serve::status::server::Site;
+use crate::serve::status::server::StatusPage;
 use crate::serve::{flanneld_health, healthz, metrics_server};
 
 /// A server that cannot listen: the reason of the Event about it, and the error.
@@ -34,11 +34,11 @@ pub(super) async fn serve_health(
         return ("FailedToStartHealthz", failed);
     }
     let answered = Arc::new(move |probe, status: hyper::StatusCode| match probe {
-        healthz::Probe::Healthz => metrics.healthz(status.as_u16()),
-        healthz::Probe::Livez => metrics.livez(status.as_u16()),
+        healthz::HealthPath::Healthz => metrics.healthz(status.as_u16()),
+        healthz::HealthPath::Livez => metrics.livez(status.as_u16()),
     });
     let Some(address) = daemon.healthz else { return std::future::pending().await };
-    let tables = healthz::Tables { health, readiness, readyz: flags.run_as == RunAs::Sepal };
+    let tables = healthz::HealthSources { health, readiness, readyz: flags.run_as == RunAs::Sepal };
     let Err(failed) = healthz::serve(address, daemon.hard_fail, tables, answered).await;
     ("FailedToStartProxierHealthcheck", failed)
 }
@@ -46,7 +46,7 @@ pub(super) async fn serve_health(
 /// Runs the metrics server. Ends only if it cannot listen and `bindAddressHardFail` is set.
 pub(super) async fn serve_metrics(
     setup: &Setup,
-    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, Site),
+    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, StatusPage),
     flags: &RunFlags,
 ) -> ServerFailure {
     if matches!(flags.run_as, RunAs::Flanneld { .. }) {

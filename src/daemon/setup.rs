@@ -11,7 +11,7 @@ use crate::config::flags::{RunAs, RunFlags};
 use crate::config::manifest_files::ManifestFiles;
 use crate::config::settings::RequestedSettings;
 use crate::kubernetes::api;
-use crate::kubernetes::client::{Connection, ProgramName};
+use crate::kubernetes::client::{ConnectionSettings, ProgramName};
 use crate::proxy::rules::inputs::Inputs;
 
 use super::network_setup::NetworkSetup;
@@ -26,7 +26,7 @@ pub(crate) struct Setup {
     /// The configuration in force without the KubeProxyConfiguration among the manifests.
     pub without_manifests: EffectiveConfig,
     /// The connection to the API server.
-    pub connection: Connection,
+    pub connection: ConnectionSettings,
     /// Families to write or print.
     pub families: Vec<Family>,
 }
@@ -46,7 +46,7 @@ impl Setup {
         Ok(Self {
             requested: RequestedSettings { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
             without_manifests: effective.clone(),
-            connection: Connection {
+            connection: ConnectionSettings {
                 kubeconfig: some(&effective.config.client_connection.kubeconfig),
                 master: some(&flags.proxy.master),
                 name: program_name(&flags.run_as),

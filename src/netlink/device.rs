@@ -1,10 +1,9 @@
-//! Interfaces of containers, and their addresses and routes: asked for one by one, where [`super::kernel`] lists all.
+//! Interfaces of containers with their addresses and routes, for the CNI plugin. [`super::kernel`] is for the pod network and lists all.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
-use netlink_packet_route::AddressFamily;
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressHeader};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMetric, RouteProtocol, RouteScope, RouteType};
@@ -13,44 +12,46 @@ use nix::libc::{
     IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_FLAGS, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_OPERSTATE, RTM_GETADDR, RTM_GETLINK, RTM_NEWROUTE,
 };
 
-use super::entry::Route;
-use super::link::{Link, LinkAddress};
+use crate::cluster::Family;
+use crate::netlink::entry::Route;
+use crate::netlink::link::{Link, LinkAddress};
 
+use super::attributes::{attribute, attributes, number};
+use super::decode::{self, ADDRESS_HEADER_LEN, LINK_HEADER_LEN};
+use super::encode;
 use super::error::Cause;
 use super::kernel::check_name;
-use super::socket::{Connection, Request};
-use super::{readings, requests};
+use super::message::{Request, address_family};
+use super::socket::Connection;
 
-/// Asks for addresses of another namespace, by this one's number for it (`IFA_TARGET_NETNSID`).
-const IN_NAMESPACE: u16 = 10;
+/// `IFA_TARGET_NETNSID`: list the addresses of another network namespace, by this namespace's ID of it.
+const TARGET_NAMESPACE: u16 = 10;
 /// `IF_OPER_UP`
 const OPERATIONAL: u8 = 6;
-const LINK_HEADER_LEN: usize = 16;
-const ADDRESS_HEADER_LEN: usize = 8;
 
-/// An interface, with what its kind has beside other links.
+/// An interface with the attributes that matter for containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// What every link has; without its addresses.
+    /// The attributes of every link. Its addresses are left out.
     pub link: Link,
-    /// The number of the other end, in the other end's namespace.
+    /// The index of the other end, in the other end's namespace.
     pub peer: Option<u32>,
-    /// This namespace's number for the one that the other end is in; none: they are in the same.
+    /// This namespace's ID of the other end's namespace; `None` if both ends are in the same namespace.
     pub peer_namespace: Option<i32>,
-    /// Its state as the kernel puts it (`IF_OPER_*`, RFC 2863).
+    /// Operational state (`IF_OPER_*`, RFC 2863).
     pub state: u8,
-    /// It takes packets that are not for it.
+    /// It receives packets for other hardware addresses, too.
     pub promiscuous: bool,
 }
 
 impl Device {
-    /// Whether packets pass.
+    /// True if the interface can pass packets.
     #[must_use]
     pub const fn operational(&self) -> bool {
         self.state == OPERATIONAL
     }
 
-    /// The state in the kernel's words.
+    /// The name of the operational state.
     #[must_use]
     pub const fn state_name(&self) -> &'static str {
         match self.state {
@@ -66,22 +67,21 @@ impl Device {
 }
 
 fn device(body: &[u8]) -> Option<Device> {
-    let link = readings::link(body)?;
+    let link = decode::link(body)?;
     let mut device = Device { link, peer: None, peer_namespace: None, state: 0, promiscuous: false };
     device.promiscuous = LinkHeader::parse(body).is_ok_and(|header| header.flags.contains(LinkFlags::Promisc));
-    for attribute in NlasIterator::new(body.get(LINK_HEADER_LEN..)?).flatten() {
-        let number = || attribute.value().try_into().ok().map(u32::from_ne_bytes);
-        match attribute.kind() {
-            IFLA_LINK => device.peer = number(),
-            IFLA_LINK_NETNSID => device.peer_namespace = number().map(u32::cast_signed),
-            IFLA_OPERSTATE => device.state = attribute.value().first().copied().unwrap_or_default(),
+    for (kind, value) in attributes(body.get(LINK_HEADER_LEN..)?) {
+        match kind {
+            IFLA_LINK => device.peer = number(value),
+            IFLA_LINK_NETNSID => device.peer_namespace = number(value).map(u32::cast_signed),
+            IFLA_OPERSTATE => device.state = value.first().copied().unwrap_or_default(),
             _ => {}
         }
     }
     Some(device)
 }
 
-/// Finds an interface by its name.
+/// Finds an interface by name.
 ///
 /// # Errors
 /// The kernel refuses or does not answer.
@@ -95,145 +95,142 @@ pub fn find(connection: &mut Connection, name: &str) -> Result<Option<Device>, C
     }
 }
 
-/// Lists every interface.
+/// Lists all interfaces.
 ///
 /// # Errors
-/// They cannot be listed.
+/// The listing fails.
 pub fn all(connection: &mut Connection) -> Result<Vec<Device>, Cause> {
     let attributes = [LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
     connection.dump(&Request::new(RTM_GETLINK, 0, &LinkHeader::default(), &attributes), |_, body| device(body))
 }
 
-/// An address of an interface.
+/// An address of an interface, with the state of its duplicate address detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The number of the interface.
+pub struct InterfaceAddress {
+    /// The index of the interface.
     pub index: u32,
-    /// The address, as with every link.
+    /// The address.
     pub address: LinkAddress,
-    /// Nobody may use it yet: duplicates are still looked for.
+    /// Duplicate address detection is running, and the address cannot be used yet.
     pub tentative: bool,
-    /// Somebody else has it.
+    /// Another host has the same address.
     pub duplicate: bool,
 }
 
-fn held(body: &[u8]) -> Option<Held> {
-    let (index, address) = readings::address(body)?;
-    let mut held = Held { index, address, tentative: false, duplicate: false };
+fn interface_address(body: &[u8]) -> Option<InterfaceAddress> {
+    let (index, address) = decode::address(body)?;
     let mut flags = u32::from(AddressHeader::parse(body).ok()?.flags.bits());
-    for attribute in NlasIterator::new(body.get(ADDRESS_HEADER_LEN..)?).flatten() {
-        if attribute.kind() == IFA_FLAGS {
-            flags = attribute.value().try_into().ok().map(u32::from_ne_bytes)?;
-        }
+    // The header has room for the first eight flags alone.
+    if let Some(all) = attribute(body.get(ADDRESS_HEADER_LEN..)?, IFA_FLAGS) {
+        flags = number(all)?;
     }
-    (held.tentative, held.duplicate) = (flags & IFA_F_TENTATIVE != 0, flags & IFA_F_DADFAILED != 0);
-    Some(held)
+    Some(InterfaceAddress { index, address, tentative: flags & IFA_F_TENTATIVE != 0, duplicate: flags & IFA_F_DADFAILED != 0 })
 }
 
 /// The addresses of one interface.
 ///
 /// # Errors
-/// They cannot be listed.
-pub fn addresses(connection: &mut Connection, index: u32) -> Result<Vec<Held>, Cause> {
+/// The listing fails.
+pub fn addresses(connection: &mut Connection, index: u32) -> Result<Vec<InterfaceAddress>, Cause> {
     let header = AddressHeader { index, ..AddressHeader::default() };
     let request = Request::new::<AddressAttribute>(RTM_GETADDR, 0, &header, &[]);
-    // Kernels before 4.20 list all.
-    connection.dump(&request, |_, body| held(body).filter(|held| held.index == index))
+    // Kernels before 4.20 list the addresses of all interfaces.
+    connection.dump(&request, |_, body| interface_address(body).filter(|found| found.index == index))
 }
 
-/// Every address of a namespace: the socket's, or another one by the number that the socket's has for it.
+/// All addresses of the socket's namespace, or of another namespace by the ID that the socket's namespace has of it.
 ///
 /// # Errors
-/// They cannot be listed.
+/// The listing fails.
 pub fn addresses_in(connection: &mut Connection, namespace: Option<i32>) -> Result<Vec<IpAddr>, Cause> {
     let attributes: Vec<_> =
-        namespace.map(|id| AddressAttribute::Other(DefaultNla::new(IN_NAMESPACE, id.to_ne_bytes().to_vec()))).into_iter().collect();
+        namespace.map(|id| AddressAttribute::Other(DefaultNla::new(TARGET_NAMESPACE, id.to_ne_bytes().to_vec()))).into_iter().collect();
     let request = Request::new(RTM_GETADDR, 0, &AddressHeader::default(), &attributes);
-    connection.dump(&request, |_, body| readings::address(body).map(|(_, address)| address.net.ip()))
+    connection.dump(&request, |_, body| decode::address(body).map(|(_, address)| address.net.ip()))
 }
 
-/// A route of a container.
+/// A route in the network namespace of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// Where to.
+pub struct PodRoute {
+    /// The destination.
     pub destination: IpNetwork,
-    /// By which gateway; none: it is on the link itself.
+    /// The gateway; `None` if the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// The interface, by number.
+    /// The index of the interface.
     pub link: u32,
-    /// Largest packet, in bytes.
+    /// MTU.
     pub mtu: Option<u32>,
-    /// Largest TCP segment, in bytes.
+    /// Maximum TCP segment size to advertise, in bytes.
     pub advmss: Option<u32>,
     /// Metric.
     pub metric: Option<u32>,
-    /// Table; none: the main one.
+    /// Table; `None` for the main table.
     pub table: Option<u32>,
     /// Scope (`RT_SCOPE_*`).
     pub scope: u8,
 }
 
-/// The requests that give an interface addresses, set it up, and make routes by it, in this order.
+/// The requests that add addresses to an interface and set it up, in this order.
 #[must_use]
 pub fn configuration(index: u32, addresses: &[IpNetwork]) -> Vec<Request> {
-    let addresses = addresses.iter().map(|net| requests::add_address(index, *net));
-    addresses.chain([requests::set_up(index)]).collect()
+    let addresses = addresses.iter().map(|net| encode::add_address(index, *net));
+    addresses.chain([encode::set_up(index)]).collect()
 }
 
-/// The request that makes a route, for which there must not be one yet.
+/// The request that adds a route. It fails if the route exists.
 #[must_use]
-pub fn add_route(way: &Way) -> Request {
-    let destination = way.destination;
+pub fn add_route(route: &PodRoute) -> Request {
+    let destination = route.destination;
     let header = RouteHeader {
-        address_family: if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
+        address_family: address_family(Family::of_net(destination)),
         destination_prefix_length: destination.prefix(),
-        table: way.table.and_then(|table| u8::try_from(table).ok()).unwrap_or(RouteHeader::RT_TABLE_MAIN),
+        table: route.table.and_then(|table| u8::try_from(table).ok()).unwrap_or(RouteHeader::RT_TABLE_MAIN),
         protocol: RouteProtocol::Boot,
         kind: RouteType::Unicast,
-        scope: RouteScope::from(way.scope),
+        scope: RouteScope::from(route.scope),
         ..RouteHeader::default()
     };
     let mut attributes = Vec::with_capacity(6);
     if destination.prefix() > 0 {
         attributes.push(RouteAttribute::Destination(destination.network().into()));
     }
-    attributes.extend(way.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
-    attributes.push(RouteAttribute::Oif(way.link));
-    attributes.extend(way.metric.map(RouteAttribute::Priority));
-    attributes.extend(way.table.filter(|table| *table > 255).map(RouteAttribute::Table));
-    let metrics: Vec<RouteMetric> = way.mtu.map(RouteMetric::Mtu).into_iter().chain(way.advmss.map(RouteMetric::Advmss)).collect();
+    attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    attributes.push(RouteAttribute::Oif(route.link));
+    attributes.extend(route.metric.map(RouteAttribute::Priority));
+    attributes.extend(route.table.filter(|table| *table > 255).map(RouteAttribute::Table));
+    let metrics: Vec<RouteMetric> = route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
     attributes.extend((!metrics.is_empty()).then_some(RouteAttribute::Metrics(metrics)));
     Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &header, &attributes)
 }
 
-/// Adds an address to an interface, or confirms it. Of IPv4 it gets a broadcast address.
+/// Adds an address to an interface, or replaces the same address. An IPv4 address gets a broadcast address.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn add_address(connection: &mut Connection, index: u32, net: IpNetwork) -> Result<(), Cause> {
-    connection.request(&requests::add_address(index, net))
+    connection.request(&encode::add_address(index, net))
 }
 
-/// Takes an address from an interface. One that is not there has gone.
+/// Deletes an address of an interface. An address that does not exist is no error.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn delete_address(connection: &mut Connection, index: u32, net: IpNetwork) -> Result<(), Cause> {
-    match connection.request(&requests::delete_address(index, net)) {
+    match connection.request(&encode::delete_address(index, net)) {
         Err(Cause::Kernel { errno: Errno::EADDRNOTAVAIL, .. }) => Ok(()),
         outcome => outcome,
     }
 }
 
-/// Every route of the main table.
+/// All routes of the main table, of both families.
 ///
 /// # Errors
-/// They cannot be listed.
+/// The listing fails.
 pub fn routes(connection: &mut Connection) -> Result<Vec<Route>, Cause> {
     let mut found = Vec::new();
-    for family in crate::cluster::Family::ALL {
-        match connection.dump(&requests::routes(family), |_, body| readings::route(body)) {
-            // A table that nothing was ever put in does not exist yet.
+    for family in Family::ALL {
+        match connection.dump(&encode::routes(family), |_, body| decode::route(body)) {
+            // A table without routes may not exist.
             Err(Cause::Kernel { errno: Errno::ENOENT, .. }) => {}
             routes => found.extend(routes?),
         }
@@ -241,10 +238,10 @@ pub fn routes(connection: &mut Connection) -> Result<Vec<Route>, Cause> {
     Ok(found)
 }
 
-/// The interface that packets to a host leave by, by number.
+/// The index of the interface that packets to a host leave by.
 ///
 /// # Errors
-/// There is no way.
-pub fn way_to(connection: &mut Connection, ip: IpAddr) -> Result<Option<u32>, Cause> {
-    Ok(connection.get(&requests::route_to(ip), |_, body| readings::way(body))?.into_iter().find_map(|route| route.link))
+/// There is no route to the host.
+pub fn outgoing_link(connection: &mut Connection, ip: IpAddr) -> Result<Option<u32>, Cause> {
+    Ok(connection.get(&encode::route_to(ip), |_, body| decode::resolved_route(body))?.into_iter().find_map(|route| route.link))
 }

@@ -1,4 +1,4 @@
-//! How work with links, addresses, routes, neighbours and FDB entries fails, in words that name the call, the object and the cure.
+//! Errors of netlink calls. The text names the call, its object, the cause and the cure.
 
 use std::io;
 
@@ -7,42 +7,42 @@ use nix::errno::Errno;
 use super::entry::{CREATE_VXLAN, EntryChange, LinkChange};
 use super::link::LinkNames;
 
-/// A piece of work that the kernel did not do.
+/// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot {call} {object}: {cause}{}", self.cure())]
 pub struct NetlinkError {
-    /// What was tried.
+    /// The call, as a verb.
     pub call: &'static str,
-    /// What with.
+    /// The object of the call.
     pub object: String,
-    /// Why it failed.
+    /// Why the call failed.
     pub cause: Cause,
 }
 
-/// Why something failed.
+/// Why a netlink call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
     /// The kernel refused, or the socket failed.
     #[error("{}{}{said}", .errno.desc(), if .said.is_empty() { "" } else { ": " })]
     Kernel {
-        /// The number of the error.
+        /// The error number.
         errno: Errno,
-        /// The kernel's words beside it (`NETLINK_EXT_ACK`); often empty.
+        /// The kernel's explanation (`NETLINK_EXT_ACK`); often empty.
         said: String,
     },
-    /// No answer came.
+    /// The kernel did not answer within this many seconds.
     #[error("no answer from the kernel within {0} s; is the node out of CPU time?")]
-    Timeout(i64),
-    /// What was to be read changed while it was read, as often as it was tried.
-    #[error("it changed each of the {0} times it was read; try again when less is going on")]
+    Timeout(u64),
+    /// The table changed during each of this many listings.
+    #[error("it changed during each of {0} listings; try again when the node is less busy")]
     Interrupted(u32),
-    /// The kernel was not asked, or did something else.
+    /// The request is invalid, or the answer is not the expected one.
     #[error("{0}")]
     Unfit(&'static str),
 }
 
 impl Cause {
-    /// The number of the kernel's error, if it is one.
+    /// The kernel's error number; `None` if the error is not the kernel's.
     #[must_use]
     pub const fn errno(&self) -> Option<Errno> {
         match self {
@@ -64,16 +64,26 @@ impl From<io::Error> for Cause {
     }
 }
 
-/// What is said of setting a neighbour.
+impl From<Cause> for io::Error {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::Kernel { errno, .. } => errno.into(),
+            Cause::Timeout(_) => Self::new(io::ErrorKind::TimedOut, cause),
+            Cause::Interrupted(_) | Cause::Unfit(_) => Self::other(cause),
+        }
+    }
+}
+
+/// The call that sets a neighbour.
 const SET_NEIGHBOUR: &str = "set neighbour";
 
 impl NetlinkError {
-    /// A listing that failed.
+    /// The error of a listing.
     pub(super) fn listing(what: &'static str) -> impl Fn(Cause) -> Self {
         move |cause| Self { call: "list", object: what.to_owned(), cause }
     }
 
-    /// A change of a route, a neighbour or an FDB entry that failed. `names` are those of the links.
+    /// The error of a change of a route, a neighbour or an FDB entry. `names` are the names of the links.
     pub(super) fn entry(change: &EntryChange, names: &LinkNames, cause: Cause) -> Self {
         let (call, object) = match change {
             EntryChange::Route(route) => ("set route", route.text(names)),
@@ -86,7 +96,7 @@ impl NetlinkError {
         Self { call, object, cause }
     }
 
-    /// A change of a link that failed.
+    /// The error of a change of a link.
     pub(super) fn link(change: &LinkChange, cause: Cause) -> Self {
         let (call, object) = change.words();
         Self { call, object, cause }
@@ -96,7 +106,7 @@ impl NetlinkError {
         match (self.cause.errno(), self.call) {
             (Some(Errno::EPERM), _) => ". Run as root, or with the capability NET_ADMIN in this network namespace",
             (Some(Errno::EOPNOTSUPP), CREATE_VXLAN) => ". Load the module (modprobe vxlan), or use a kernel with CONFIG_VXLAN",
-            // Before Linux 5.0 permanent neighbours count like all others.
+            // Before Linux 5.0, permanent neighbours count towards the limit.
             (Some(Errno::ENOBUFS), SET_NEIGHBOUR) => {
                 ". The neighbour table is full: raise the sysctls net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3"
             }

@@ -1,4 +1,4 @@
-//! A kernel made of values, for tests of what uses one.
+//! A fake kernel for tests and benches: links, routes, neighbours and FDB entries in memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,14 +12,14 @@ use super::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, Route, Ro
 use super::link::{Link, LinkAddress, LinkKind, LinkNames, Scope, Vxlan};
 use super::mac::Mac;
 
+use super::encode;
 use super::error::{Cause, NetlinkError};
-use super::kernel::{NetworkKernel, check_name};
-use super::requests;
+use super::kernel::{FIND_ROUTE, NetworkKernel, check_name};
 
-/// The port of a VXLAN link that was made without one.
+/// The port of a VXLAN link that is created without one.
 const DEFAULT_PORT: u16 = 8472;
 
-/// A call of a kernel.
+/// A recorded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     /// [`NetworkKernel::dump`].
@@ -34,15 +34,15 @@ pub enum Call {
     RouteTo(IpAddr),
 }
 
-/// A kernel with the tables it was given, keyed as the real one's are. It does what it is told, remembers it, and fails on demand.
-/// Other than the real one it makes no routes and neighbours of its own, and does not ask whether a next hop can be reached.
+/// A fake kernel. Its tables have the same keys as the real kernel's. It applies changes, records calls, and fails on demand. Unlike the
+/// real kernel, it adds no routes and neighbours of its own, and does not check whether a next hop is reachable.
 #[derive(Debug, Default)]
 pub struct FakeNetwork(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     links: BTreeMap<u32, Link>,
-    /// The highest number that a link ever had.
+    /// The highest index that a link has had.
     last: u32,
     /// By destination and metric.
     routes: BTreeMap<(IpNetwork, u32), Route>,
@@ -65,7 +65,7 @@ impl fmt::Debug for Fault {
 }
 
 impl FakeNetwork {
-    /// A kernel with these tables.
+    /// A fake kernel with these tables.
     #[must_use]
     pub fn new(live: Live) -> Self {
         let fake = Self::default();
@@ -73,12 +73,12 @@ impl FakeNetwork {
         fake
     }
 
-    /// The next `times` calls that `hits` says fail with this error, and do nothing.
+    /// Makes the next `times` calls that `hits` selects fail with this error, without any effect.
     pub fn fail(&self, times: usize, errno: Errno, hits: impl Fn(&Call) -> bool + Send + 'static) {
         self.lock().faults.push(Fault { times, errno, hits: Box::new(hits) });
     }
 
-    /// Changes the tables behind everybody's back. No call is remembered.
+    /// Changes the tables as another program would. No call is recorded.
     pub fn meddle(&self, with: impl FnOnce(&mut Live)) {
         let mut state = self.lock();
         let mut live = state.live();
@@ -86,13 +86,13 @@ impl FakeNetwork {
         state.put(live);
     }
 
-    /// The tables. No call is remembered, and it never fails.
+    /// The tables. No call is recorded, and it never fails.
     #[must_use]
     pub fn live(&self) -> Live {
         self.lock().live()
     }
 
-    /// The calls since this was last asked, in order, those that failed included.
+    /// Takes the calls since the last time, in order, failed calls included.
     #[must_use]
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.lock().calls)
@@ -136,7 +136,7 @@ impl NetworkKernel for FakeNetwork {
     fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError> {
         let mut state = self.lock();
         let outcome = state.called(Call::RouteTo(ip)).and_then(|()| state.route_to(ip));
-        outcome.map_err(|cause| NetlinkError { call: "find the way to", object: ip.to_string(), cause })
+        outcome.map_err(|cause| NetlinkError { call: FIND_ROUTE, object: ip.to_string(), cause })
     }
 }
 
@@ -158,7 +158,7 @@ impl State {
         self.fdb = live.fdb.into_iter().map(|entry| ((entry.link, entry.mac), entry)).collect();
     }
 
-    /// Remembers a call, and fails it where that was asked for.
+    /// Records a call, and returns the error of [`FakeNetwork::fail`] if it applies.
     fn called(&mut self, call: Call) -> Result<(), Cause> {
         let fault = self.faults.iter_mut().find(|fault| fault.times > 0 && (fault.hits)(&call));
         self.calls.push(call);
@@ -176,11 +176,11 @@ impl State {
                 {
                     return Err(Errno::ENETDOWN.into());
                 }
-                let metric = requests::metric(&route.destination, route.metric);
+                let metric = encode::metric(&route.destination, route.metric);
                 self.routes.insert((route.destination, metric), Route { metric, ..*route });
             }
             EntryChange::NoRoute(route) => {
-                let found = self.routes.iter().find(|(_, there)| is_meant(route, there)).map(|(key, _)| *key);
+                let found = self.routes.iter().find(|(_, there)| matches(route, there)).map(|(key, _)| *key);
                 found.map(|key| self.routes.remove(&key));
             }
             EntryChange::Neighbour(neighbour) => {
@@ -245,7 +245,7 @@ impl State {
             return Err(Errno::EEXIST.into());
         }
         let room = match vxlan.underlay {
-            // The outer headers have to fit as well.
+            // The outer headers need room, too.
             Some(underlay) => self.link(underlay)?.mtu.saturating_sub(if v6 { 70 } else { 50 }),
             None => mtu,
         };
@@ -257,7 +257,7 @@ impl State {
         Ok(())
     }
 
-    /// Deletes a link with all that hangs on it, VXLAN links over it included.
+    /// Deletes a link with its entries and with the VXLAN links over it.
     fn delete(&mut self, index: u32) {
         self.links.remove(&index);
         self.routes.retain(|_, route| route.link != Some(index));
@@ -273,7 +273,7 @@ impl State {
         }
     }
 
-    /// The longest prefix counts, and among those the lowest metric.
+    /// Uses the longest prefix, then the lowest metric.
     fn route_to(&self, ip: IpAddr) -> Result<Route, Cause> {
         let best = self.routes.values().filter(|route| route.destination.contains(ip));
         let best = best.min_by_key(|route| (u8::MAX - route.destination.prefix(), route.metric)).ok_or(Errno::ENETUNREACH)?;
@@ -287,16 +287,16 @@ impl State {
     }
 }
 
-/// Whether a request to delete a route means this one: what it leaves open it leaves to the kernel, IPv4's metric 0 included.
-fn is_meant(asked: &Route, there: &Route) -> bool {
-    let metric = requests::metric(&asked.destination, asked.metric);
-    asked.destination == there.destination
-        && asked.kind == there.kind
-        && asked.protocol == there.protocol
-        && (metric == 0 || metric == there.metric)
-        && (asked.link.is_none() || asked.link == there.link)
-        && (asked.gateway.is_none() || asked.gateway == there.gateway)
-        && (asked.source.is_none() || asked.source == there.source)
+/// True if a request to delete a route matches this route. Fields that the request leaves out match any value, and so does IPv4's metric 0.
+fn matches(request: &Route, route: &Route) -> bool {
+    let metric = encode::metric(&request.destination, request.metric);
+    request.destination == route.destination
+        && request.kind == route.kind
+        && request.protocol == route.protocol
+        && (metric == 0 || metric == route.metric)
+        && (request.link.is_none() || request.link == route.link)
+        && (request.gateway.is_none() || request.gateway == route.gateway)
+        && (request.source.is_none() || request.source == route.source)
 }
 
 #[cfg(test)]
@@ -340,22 +340,22 @@ mod tests {
     }
 
     #[test]
-    fn links_come_with_room_for_headers_and_go_with_their_underlay() {
+    fn vxlan_links_leave_room_for_headers_and_are_deleted_with_their_underlay() {
         let fake = node();
-        fake.change_link(&create("192.168.0.1", "flannel.1")).expect("made");
-        fake.change_link(&create("fd00::1", "flannel-v6.1")).expect("made");
+        fake.change_link(&create("192.168.0.1", "flannel.1")).expect("created");
+        fake.change_link(&create("fd00::1", "flannel-v6.1")).expect("created");
         assert_eq!(fake.live().links.iter().map(|link| link.mtu).collect::<Vec<_>>(), [1500, 1450, 1430]);
         let again = fake.change_link(&create("192.168.0.1", "other")).expect_err("the same VNI and port");
         assert_eq!(again.cause.errno(), Some(Errno::EEXIST));
         let entry = FdbEntry { link: 3, mac: Mac([2; 6]), host: "192.168.0.2".parse().expect("an address"), permanent: true };
         assert!(fake.change_entries(&[EntryChange::Fdb(entry)], &LinkNames::default())[0].is_ok());
-        fake.change_link(&LinkChange::Delete(eth0())).expect("gone");
+        fake.change_link(&LinkChange::Delete(eth0())).expect("deleted");
         assert_eq!(fake.live(), Live::default());
-        fake.change_link(&LinkChange::Delete(eth0())).expect("still gone");
+        fake.change_link(&LinkChange::Delete(eth0())).expect("no error if it does not exist");
     }
 
     #[test]
-    fn calls_are_remembered_and_fail_on_demand() {
+    fn calls_are_recorded_and_fail_on_demand() {
         let fake = node();
         fake.fail(2, Errno::ENOBUFS, |call| matches!(call, Call::Entry(EntryChange::Neighbour(_))));
         let neighbour = Neighbour { link: 2, ip: "10.0.0.2".parse().expect("an address"), mac: Mac([2; 6]), permanent: true };
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_prefix_shows_the_way() {
+    fn the_longest_prefix_is_used() {
         let fake = node();
         let route = |destination: &str, gateway: Option<&str>| {
             let gateway = gateway.and_then(|ip| ip.parse().ok());
@@ -380,9 +380,9 @@ mod tests {
         fake.change_link(&LinkChange::AddAddress(eth0(), "192.168.0.1/24".parse().expect("a network"))).expect("added");
         let changes = [route("192.168.0.0/24", None), route("0.0.0.0/0", Some("192.168.0.254"))].map(EntryChange::Route);
         assert!(fake.change_entries(&changes, &LinkNames::default()).iter().all(Result::is_ok));
-        let near = fake.route_to("192.168.0.7".parse().expect("an address")).expect("a way");
+        let near = fake.route_to("192.168.0.7".parse().expect("an address")).expect("a route");
         assert_eq!((near.gateway, near.source), (None, "192.168.0.1".parse().ok()));
-        let far = fake.route_to("8.8.8.8".parse().expect("an address")).expect("a way");
+        let far = fake.route_to("8.8.8.8".parse().expect("an address")).expect("a route");
         assert_eq!(far.gateway, "192.168.0.254".parse().ok());
         assert!(fake.route_to("fd00::1".parse().expect("an address")).is_err());
     }

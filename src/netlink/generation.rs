@@ -1,45 +1,32 @@
-//! The generation of `nf_tables`: a number of the network namespace that moves by one with every transaction that changes anything, in
-//! any family. To ask for it costs a few microseconds, however many rules there are.
+//! The generation of `nf_tables`: a number of the network namespace that grows by one with every transaction that changes a table of any
+//! family. Reading it takes a few microseconds, however many rules there are.
 //!
-//! The message layout is that of the kernel's `include/uapi/linux/netfilter/nf_tables.h`.
+//! The message layout is in the kernel's `include/uapi/linux/netfilter/nf_tables.h`.
 
-use super::nfacct::{ATTRIBUTE_HEADER_LEN, ATTRIBUTE_KIND, FLAG_REQUEST, HEADER_LEN, MSG_DONTWAIT, NFGENMSG_LEN, messages, open};
+use super::attributes::attribute;
+use super::message::{netfilter, netfilter_kind};
+use super::socket::{Connection, Request};
 
-const SUBSYSTEM_NFTABLES: u16 = 10 << 8;
-const MESSAGE_NEWGEN: u16 = SUBSYSTEM_NFTABLES | 15;
-const MESSAGE_GETGEN: u16 = SUBSYSTEM_NFTABLES | 16;
-const ATTRIBUTE_ID: u16 = 1;
+/// `NFNL_SUBSYS_NFTABLES`
+pub(super) const SUBSYSTEM: u8 = 10;
+/// `NFT_MSG_NEWGEN`
+const NEW_GENERATION: u16 = netfilter_kind(SUBSYSTEM, 15);
+/// `NFT_MSG_GETGEN`
+const GET_GENERATION: u16 = netfilter_kind(SUBSYSTEM, 16);
+/// `NFTA_GEN_ID`
+const GENERATION_ID: u16 = 1;
 
-/// The generation now; `None` where the kernel has no `nf_tables` or does not tell.
+/// The current generation; `None` if the kernel has no `nf_tables` or refuses to answer.
 #[must_use]
 pub fn of_nf_tables() -> Option<u32> {
-    let socket = open()?;
-    socket.send(&request(), 0).ok()?;
-    let mut answer = Vec::with_capacity(8192);
-    // The kernel answers while it takes the request, so there is nothing to wait for.
-    socket.recv(&mut answer, MSG_DONTWAIT).ok()?;
-    number(&answer)
+    let request = Request::netfilter(GET_GENERATION, 0, None, |_| ());
+    let answers = Connection::netfilter().ok()?.get(&request, |kind, body| (kind == NEW_GENERATION).then(|| number(body))?);
+    answers.ok()?.into_iter().next()
 }
 
-/// Netlink header and netfilter header.
-fn request() -> Vec<u8> {
-    let total = HEADER_LEN + NFGENMSG_LEN;
-    let mut message = Vec::with_capacity(total);
-    message.extend_from_slice(&(total as u32).to_ne_bytes());
-    message.extend_from_slice(&MESSAGE_GETGEN.to_ne_bytes());
-    message.extend_from_slice(&FLAG_REQUEST.to_ne_bytes());
-    message.resize(total, 0);
-    message
-}
-
-/// The generation that a datagram tells of, if it does. It is the first attribute.
-fn number(datagram: &[u8]) -> Option<u32> {
-    let (_, content) = messages(datagram).find(|(kind, _)| *kind == MESSAGE_NEWGEN)?;
-    let attribute = content.get(NFGENMSG_LEN..)?;
-    let kind = u16::from_ne_bytes(attribute.get(2..4)?.try_into().ok()?) & ATTRIBUTE_KIND;
-    // In network byte order, unlike everything around it.
-    let value = attribute.get(ATTRIBUTE_HEADER_LEN..ATTRIBUTE_HEADER_LEN + 4)?;
-    (kind == ATTRIBUTE_ID).then_some(u32::from_be_bytes(value.try_into().ok()?))
+fn number(body: &[u8]) -> Option<u32> {
+    let (_, attributes) = netfilter(body)?;
+    attribute(attributes, GENERATION_ID)?.try_into().ok().map(u32::from_be_bytes)
 }
 
 #[cfg(test)]
@@ -47,19 +34,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_is_found_in_the_answer() {
-        let mut datagram = Vec::new();
-        datagram.extend_from_slice(&28_u32.to_ne_bytes());
-        datagram.extend_from_slice(&0x0a0f_u16.to_ne_bytes());
-        datagram.extend_from_slice(&[0; 10]);
-        datagram.extend_from_slice(&[0, 1, 0, 0]);
-        datagram.extend_from_slice(&8_u16.to_ne_bytes());
-        datagram.extend_from_slice(&1_u16.to_ne_bytes());
-        datagram.extend_from_slice(&70_000_u32.to_be_bytes());
-        assert_eq!(number(&datagram), Some(70_000));
-        for end in 0..datagram.len() {
-            assert_eq!(number(&datagram[..end]), None, "cut at {end}");
+    fn the_number_is_in_network_byte_order() {
+        let request = Request::netfilter(NEW_GENERATION, 0, None, |writer| writer.attribute(GENERATION_ID, &70_000_u32.to_be_bytes()));
+        assert_eq!(number(&request.body), Some(70_000));
+        for end in 0..request.body.len() {
+            assert_eq!(number(&request.body[..end]), None, "cut at {end}");
         }
-        assert_eq!(request().len(), 20);
     }
 }

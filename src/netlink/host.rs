@@ -1,4 +1,4 @@
-//! What rules and settings need to know of this host, and the numbers it keeps for the network.
+//! Facts about this host that rules and settings depend on, and access to its sysctls.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,53 +9,53 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::cluster::host_facts::NfacctCounters;
 
-use super::nfacct;
+use super::nfacct::{self, PacketCounters, Packets};
 
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 const IPV6_DISABLED: &str = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
 const CPUS: &str = "/sys/devices/system/cpu";
 
-/// This host, as far as rules and settings depend on it.
+/// The facts about a host that rules and settings depend on.
 pub trait Host {
-    /// Every address of every interface of this network namespace.
+    /// All addresses of all interfaces in this network namespace.
     ///
     /// # Errors
-    /// They cannot be listed.
+    /// The listing fails.
     fn addresses(&self) -> io::Result<Vec<IpAddr>>;
 
-    /// conntrack lets out-of-window TCP packets pass (spec section 1.7).
+    /// True if conntrack lets out-of-window TCP packets pass (spec section 1.7).
     fn tcp_be_liberal(&self) -> bool;
 
-    /// Whether the kernel has IPv6 and it is not switched off (spec section 1.6).
+    /// True if the kernel has IPv6 and it is not switched off (spec section 1.6).
     fn ipv6_enabled(&self) -> bool;
 
-    /// Which nfacct counters rules may name. With `create`, those that are missing are made; without, they count as there if the
-    /// kernel has counters at all.
+    /// Which nfacct counters rules may use. With `create`, missing counters are created. Without, a missing counter counts as usable if
+    /// the kernel has counters at all.
     fn counters(&self, create: bool) -> NfacctCounters;
 
-    /// How many hardware threads are in use (spec section 1.10).
+    /// The number of hardware threads that are online (spec section 1.10).
     fn cores(&self) -> usize;
 
-    /// A number that the kernel keeps in a file: a sysctl, a parameter of a module.
+    /// Reads a kernel setting from its file: a sysctl or a module parameter.
     ///
     /// # Errors
-    /// It cannot be read, or is no number.
+    /// The file cannot be read, or its content is not a number.
     fn read_setting(&self, path: &str) -> io::Result<u64>;
 
-    /// Whether such a number could be written.
+    /// Checks that a kernel setting can be written.
     ///
     /// # Errors
-    /// It cannot, and why.
+    /// It cannot be written.
     fn can_write_setting(&self, path: &str) -> io::Result<()>;
 
-    /// Whether the kernel shows such a number as a file that no program may write, root included.
+    /// True if the file of a kernel setting has no write permission, so that even root cannot write it.
     fn is_read_only_setting(&self, path: &str) -> bool;
 
-    /// Writes such a number, as text: not all of them are positive.
+    /// Writes a kernel setting. The value is a text, because some values are negative.
     ///
     /// # Errors
-    /// The kernel does not take it, or the file system is read-only.
+    /// The kernel refuses the value, or the file system is read-only.
     fn write_setting(&self, path: &str, text: &str) -> io::Result<()>;
 }
 
@@ -109,7 +109,13 @@ impl Host for Kernel {
     }
 }
 
-/// Hardware threads in the topology that sysfs shows; those that are switched off have none there.
+impl PacketCounters for Kernel {
+    fn packets(&self) -> Packets {
+        nfacct::packets()
+    }
+}
+
+/// Hardware threads that are online: only those have a topology in sysfs.
 fn threads(cpus: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(cpus) else { return 0 };
     let is_thread = |entry: &std::fs::DirEntry| {
@@ -129,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_that_are_off_do_not_count() {
+    fn threads_that_are_offline_do_not_count() {
         let folder = tempfile::tempdir().expect("a folder");
         for on in ["cpu0", "cpu1", "cpu10"] {
             std::fs::create_dir_all(folder.path().join(on).join("topology")).expect("writable");

@@ -1,6 +1,7 @@
-//! The kernel as far as the pod network goes: links, addresses, routes, neighbours and the FDB of VXLAN links. Every call opens a
-//! socket of its own, works in the network namespace of the thread that makes it, and blocks: within a runtime it belongs on a thread
-//! for blocking work.
+//! Lists and changes links, addresses, routes, neighbours and the FDB of VXLAN links for the pod network.
+//!
+//! Each call opens its own socket, works in the network namespace of the calling thread, and blocks. Within an async runtime, call it on a
+//! thread for blocking work.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,40 +13,44 @@ use super::link::{Link, LinkKind, LinkNames};
 use crate::cluster::Family;
 
 use super::error::{Cause, NetlinkError};
+use super::host::Kernel;
 use super::socket::{Connection, Request};
-use super::{Kernel, offload, readings, requests};
+use super::{decode, encode, offload, sysctl};
 
-/// Longest name of a link, in bytes (`IFNAMSIZ` has room for a zero as well).
+/// The call that looks up a route.
+pub(super) const FIND_ROUTE: &str = "find the way to";
+/// Longest name of a link, in bytes (`IFNAMSIZ` without the zero byte).
 const NAME_LEN: usize = 15;
 
-/// What the pod network needs of a kernel.
+/// The kernel calls of the pod network.
 pub trait NetworkKernel: fmt::Debug + Send + Sync + 'static {
-    /// Everything that is there. Not of one moment: what changes between its parts may be seen in one and not in another.
+    /// Lists everything that the pod network compares with its desired state. The parts are listed one after the other, so a change in
+    /// between may show in one part and not in another.
     ///
     /// # Errors
-    /// It cannot be listed.
+    /// A listing fails.
     fn dump(&self) -> Result<Live, NetlinkError>;
 
-    /// Every link, by number, with its addresses.
+    /// Lists all links with their addresses, sorted by index.
     ///
     /// # Errors
-    /// They cannot be listed.
+    /// The listing fails.
     fn links(&self) -> Result<Vec<Link>, NetlinkError>;
 
-    /// Makes these changes in this order, and says of each in turn how it went. One that fails holds up no other. What is to go and is
-    /// not there has gone. Errors show links by these names.
+    /// Applies these changes in this order and returns the result of each. A change that fails does not stop the others. To delete an
+    /// entry that does not exist is no error. Errors show links by these names.
     fn change_entries(&self, changes: &[EntryChange], names: &LinkNames) -> Vec<Result<(), NetlinkError>>;
 
-    /// Makes one change to the links.
+    /// Applies one change of a link. To delete a link or an address that does not exist is no error.
     ///
     /// # Errors
-    /// The kernel refuses. A link or an address that is to go and is not there has gone.
+    /// The kernel refuses.
     fn change_link(&self, change: &LinkChange) -> Result<(), NetlinkError>;
 
-    /// Which way packets to a host go: next hop, link and source address. A host that is this one is reached over the loopback.
+    /// Looks up the route to a host: next hop, link and source address. The route to this host's own addresses uses the loopback link.
     ///
     /// # Errors
-    /// There is no way, or it cannot be found out.
+    /// There is no route, or the lookup fails.
     fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError>;
 }
 
@@ -55,17 +60,15 @@ impl NetworkKernel for Kernel {
         let links = links(&mut connection)?;
         let mut live = Live::default();
         for family in [Family::V4, Family::V6] {
-            let found = connection.dump(&requests::routes(family), |_, body| readings::route(body).filter(|route| is(family, route)));
-            live.routes.extend(or_no_table(found).map_err(NetlinkError::listing("routes"))?);
+            let found = connection.dump(&encode::routes(family), |_, body| decode::route(body).filter(|route| is_of(family, route)));
+            live.routes.extend(or_empty(found).map_err(NetlinkError::listing("routes"))?);
         }
         for link in links.iter().filter(|link| matches!(link.kind, LinkKind::Vxlan(_))) {
             let of = Some(link.index);
-            let found = connection.dump(&requests::neighbours(link.index), |_, body| {
-                readings::neighbour(body).filter(|neighbour| Some(neighbour.link) == of)
-            });
+            let found = connection
+                .dump(&encode::neighbours(link.index), |_, body| decode::neighbour(body).filter(|neighbour| Some(neighbour.link) == of));
             live.neighbours.extend(found.map_err(NetlinkError::listing("neighbours"))?);
-            let found =
-                connection.dump(&requests::fdb(link.index), |_, body| readings::fdb_entry(body).filter(|entry| Some(entry.link) == of));
+            let found = connection.dump(&encode::fdb(link.index), |_, body| decode::fdb_entry(body).filter(|entry| Some(entry.link) == of));
             live.fdb.extend(found.map_err(NetlinkError::listing("FDB entries"))?);
         }
         Ok(Live { links, ..live })
@@ -91,18 +94,17 @@ impl NetworkKernel for Kernel {
 
     fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError> {
         let find = || {
-            let found = Connection::route()?.get(&requests::route_to(ip), |_, body| readings::way(body))?;
+            let found = Connection::route()?.get(&encode::route_to(ip), |_, body| decode::resolved_route(body))?;
             found.into_iter().next().ok_or(Cause::Unfit("the kernel gave no route"))
         };
-        find().map_err(|cause| NetlinkError { call: "find the way to", object: ip.to_string(), cause })
+        find().map_err(|cause| NetlinkError { call: FIND_ROUTE, object: ip.to_string(), cause })
     }
 }
 
 fn links(connection: &mut Connection) -> Result<Vec<Link>, NetlinkError> {
-    let mut links = connection.dump(&requests::links(), |_, body| readings::link(body)).map_err(NetlinkError::listing("links"))?;
+    let mut links = connection.dump(&encode::links(), |_, body| decode::link(body)).map_err(NetlinkError::listing("links"))?;
     links.sort_by_key(|link| link.index);
-    let addresses =
-        connection.dump(&requests::addresses(), |_, body| readings::address(body)).map_err(NetlinkError::listing("addresses"))?;
+    let addresses = connection.dump(&encode::addresses(), |_, body| decode::address(body)).map_err(NetlinkError::listing("addresses"))?;
     for (index, address) in addresses {
         if let Ok(at) = links.binary_search_by_key(&index, |link| link.index) {
             links[at].addresses.push(address);
@@ -111,13 +113,13 @@ fn links(connection: &mut Connection) -> Result<Vec<Link>, NetlinkError> {
     Ok(links)
 }
 
-/// A kernel without one family lists the other's when it is asked for it.
-fn is(family: Family, route: &Route) -> bool {
+/// A kernel without one family lists the routes of the other when this one is requested.
+fn is_of(family: Family, route: &Route) -> bool {
     route.destination.is_ipv4() == (family == Family::V4)
 }
 
-/// A table that nothing was ever put in does not exist yet.
-fn or_no_table(found: Result<Vec<Route>, Cause>) -> Result<Vec<Route>, Cause> {
+/// A table without routes may not exist.
+fn or_empty(found: Result<Vec<Route>, Cause>) -> Result<Vec<Route>, Cause> {
     match found {
         Err(Cause::Kernel { errno: Errno::ENOENT, .. }) => Ok(Vec::new()),
         found => found,
@@ -125,9 +127,9 @@ fn or_no_table(found: Result<Vec<Route>, Cause>) -> Result<Vec<Route>, Cause> {
 }
 
 fn change(connection: &mut Connection, changes: &[EntryChange]) -> Vec<Result<(), Cause>> {
-    let mut outcomes = connection.batch(changes.iter().map(requests::entry));
-    // IPv6 refuses an onlink gateway that a route over another link leads to, whosever route that is. A route to the gateway alone, over
-    // our link and for as long as it takes, is more specific than all others.
+    let mut outcomes = connection.batch(changes.iter().map(encode::entry));
+    // IPv6 refuses an onlink gateway that is covered by a route over another link, whichever program made that route. A temporary route
+    // to the gateway alone, over our link, is more specific than all others.
     let covered: Vec<(usize, &Route)> = changes
         .iter()
         .enumerate()
@@ -138,26 +140,26 @@ fn change(connection: &mut Connection, changes: &[EntryChange]) -> Vec<Result<()
         .filter(|(at, _)| matches!(outcomes[*at], Err(Cause::Kernel { errno: Errno::EINVAL, .. })))
         .collect();
     let again = covered.iter().flat_map(|(at, route)| {
-        let [before, after] = requests::gateway_route(route);
-        [before, requests::entry(&changes[*at]), after]
+        let [before, after] = encode::gateway_route(route);
+        [before, encode::entry(&changes[*at]), after]
     });
     let second = connection.batch(again);
     for ((at, _), outcome) in covered.into_iter().zip(second.into_iter().skip(1).step_by(3)) {
         outcomes[at] = outcome;
     }
     for (change, outcome) in changes.iter().zip(&mut outcomes) {
-        let goes = matches!(change, EntryChange::NoRoute(_) | EntryChange::NoNeighbour(_) | EntryChange::NoFdb(_));
-        if goes {
-            *outcome = gone(outcome.clone());
+        let deletes = matches!(change, EntryChange::NoRoute(_) | EntryChange::NoNeighbour(_) | EntryChange::NoFdb(_));
+        if deletes {
+            *outcome = or_missing(outcome.clone());
         }
     }
     outcomes
 }
 
-/// What is to go and is not there has gone.
-fn gone(outcome: Result<(), Cause>) -> Result<(), Cause> {
-    let is_gone = |cause: &Cause| matches!(cause.errno(), Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL));
-    if outcome.as_ref().is_err_and(is_gone) { Ok(()) } else { outcome }
+/// To delete an entry that does not exist is no error.
+fn or_missing(outcome: Result<(), Cause>) -> Result<(), Cause> {
+    let is_missing = |cause: &Cause| matches!(cause.errno(), Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL));
+    if outcome.as_ref().is_err_and(is_missing) { Ok(()) } else { outcome }
 }
 
 fn change_link(change: &LinkChange) -> Result<(), Cause> {
@@ -165,26 +167,21 @@ fn change_link(change: &LinkChange) -> Result<(), Cause> {
     match change {
         LinkChange::CreateVxlan { name, vxlan, mac, mtu } => {
             check_name(name)?;
-            request(requests::create_vxlan(name, vxlan, *mac, *mtu))?;
-            refuse_router_advertisements(name);
+            request(encode::create_vxlan(name, vxlan, *mac, *mtu))?;
+            sysctl::refuse_router_advertisements(name);
             Ok(())
         }
-        LinkChange::Delete(link) => gone(request(requests::delete_link(link.index))),
-        LinkChange::Mtu(link, mtu) => request(requests::set_mtu(link.index, *mtu)),
-        LinkChange::Mac(link, mac) => request(requests::set_mac(link.index, *mac)),
-        LinkChange::Up(link) => request(requests::set_up(link.index)),
-        LinkChange::AddAddress(link, net) => request(requests::add_address(link.index, *net)),
-        LinkChange::DeleteAddress(link, net) => gone(request(requests::delete_address(link.index, *net))),
+        LinkChange::Delete(link) => or_missing(request(encode::delete_link(link.index))),
+        LinkChange::Mtu(link, mtu) => request(encode::set_mtu(link.index, *mtu)),
+        LinkChange::Mac(link, mac) => request(encode::set_mac(link.index, *mac)),
+        LinkChange::Up(link) => request(encode::set_up(link.index)),
+        LinkChange::AddAddress(link, net) => request(encode::add_address(link.index, *net)),
+        LinkChange::DeleteAddress(link, net) => or_missing(request(encode::delete_address(link.index, *net))),
         LinkChange::ChecksumOffload(link, on) => offload::set(link.index, *on),
     }
 }
 
-/// The kernel says no more than "out of range".
+/// Checks the length of a link's name. The kernel's error for it is only "out of range".
 pub(super) fn check_name(name: &str) -> Result<(), Cause> {
     if (1..=NAME_LEN).contains(&name.len()) { Ok(()) } else { Err(Cause::Unfit("the name of a link has 1 to 15 bytes")) }
-}
-
-/// As flannel does (spec section 5.2); without IPv6, or where sysctls are read-only, it does not matter.
-fn refuse_router_advertisements(name: &str) {
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
 }

@@ -1,9 +1,15 @@
-//! The door to the rest of the kernel: addresses, sysctls, nfacct counters, the generation of `nf_tables`; links, routes, neighbours and
-//! forwarding entries.
+//! Talks to the kernel over netlink and through sysctls: links, addresses, routes, neighbours and FDB entries; conntrack, nfacct counters
+//! and the generation of `nf_tables`.
+//!
+//! `socket`, `message` and `attributes` are the netlink codec. All netlink protocols use it.
 
+pub(crate) mod attributes;
+mod decode;
 pub mod device;
+mod encode;
 pub mod entry;
 pub mod error;
+#[cfg(any(test, feature = "test-kernel"))]
 pub mod fake_network;
 pub mod generation;
 pub mod host;
@@ -11,13 +17,13 @@ pub mod kernel;
 pub mod kernel_settings;
 pub mod link;
 pub mod mac;
+pub(crate) mod message;
 pub mod monitor;
 pub mod nfacct;
 pub mod nft_tables;
 mod offload;
-mod readings;
+#[cfg(any(test, feature = "test-kernel"))]
 pub mod record;
-mod requests;
 pub mod scratch;
 pub mod socket;
 pub mod sysctl;

@@ -1,4 +1,4 @@
-//! What changes in the kernel, as it changes.
+//! Reports changes of links, addresses, routes, neighbours and FDB entries as they happen.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,64 +14,65 @@ use nix::libc::{
 
 use super::entry::OUR_PROTOCOL;
 
+use super::decode;
 use super::error::{Cause, NetlinkError};
-use super::readings;
-use super::socket::{Message, Messages, large_buffer};
+use super::message::{Message, Messages};
+use super::socket::large_buffer;
 
 const GROUPS: [u32; 6] = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEIGH];
 /// Room for one datagram.
 const DATAGRAM_LEN: usize = 64 * 1024;
-/// Datagrams that are read in one go.
-const AT_ONCE: usize = 512;
+/// Datagrams that one poll reads at most.
+const MAX_DATAGRAMS: usize = 512;
 
-/// Something that changed. It says what to look at again, not what it is now: several of one kind are as good as one.
+/// A change. It says which object to read again, not its new state, so equal events need to be handled once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Event {
-    /// A link came, or is not what it was, or went. What goes with a link, or with its being up, may go without being told.
+    /// A link was created, changed or deleted. The kernel deletes entries of a link that is deleted or set down, and may not report them.
     Link {
-        /// Its number.
+        /// Index of the link.
         index: u32,
-        /// Its name.
+        /// Name of the link.
         name: String,
-        /// It went.
+        /// It was deleted.
         gone: bool,
     },
-    /// An address came, or is not what it was, or went.
+    /// An address was added, changed or deleted.
     Address {
-        /// The link it is of.
+        /// Index of its link.
         link: u32,
-        /// It went.
+        /// It was deleted.
         gone: bool,
     },
-    /// A route of the main table came, or is not what it was, or went.
+    /// A route of the main table was added, changed or deleted.
     Route {
-        /// The link it leaves by, if it is one.
+        /// Index of the link that it uses, if there is exactly one.
         link: Option<u32>,
-        /// Who made it (`RTPROT_*`).
+        /// The route's protocol (`RTPROT_*`).
         protocol: u8,
-        /// It went.
+        /// It was deleted.
         gone: bool,
     },
-    /// A neighbour came, or is not what it was, or went.
+    /// A neighbour was added, changed or deleted.
     Neighbour {
-        /// The link it is of.
+        /// Index of its link.
         link: u32,
-        /// It went.
+        /// It was deleted.
         gone: bool,
     },
-    /// A forwarding entry of a VXLAN link or a bridge came, or is not what it was, or went.
+    /// An FDB entry of a VXLAN link or a bridge was added, changed or deleted.
     Fdb {
-        /// The link it is of.
+        /// Index of its link.
         link: u32,
-        /// It went.
+        /// It was deleted.
         gone: bool,
     },
-    /// More happened than could be kept: everything has to be looked at.
+    /// The receive buffer overflowed and events were lost. Everything has to be read again.
     Lost,
 }
 
 impl Event {
-    /// Whether it is about one of these links, about a route of ours, or about anything at all.
+    /// True if the event is about one of these links, about a route with our protocol, or if events were lost.
     #[must_use]
     pub fn concerns(&self, links: &[u32]) -> bool {
         match self {
@@ -84,8 +85,8 @@ impl Event {
     }
 }
 
-/// Tells of changes in the network namespace of the thread that opened it. Needs a tokio runtime. Changes that this process makes
-/// itself are told like all others.
+/// Listens for changes in the network namespace of the thread that opened it. Needs a tokio runtime. Reports this process's own changes,
+/// too.
 pub struct Monitor {
     socket: TokioSocket,
     datagram: Vec<u8>,
@@ -94,10 +95,10 @@ pub struct Monitor {
 const CALL: &str = "listen for changes of";
 
 impl Monitor {
-    /// Listens from now on: what is listed after this and changes later is told.
+    /// Starts to listen. Every change after a listing that follows this call is reported.
     ///
     /// # Errors
-    /// There are no more sockets to be had.
+    /// The kernel gives no socket.
     pub fn open() -> Result<Self, NetlinkError> {
         let open = || {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
@@ -112,17 +113,17 @@ impl Monitor {
         Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM_LEN) })
     }
 
-    /// Waits until something changes and gives what did, each kind of change once. Nothing is lost where this is dropped half-way.
+    /// Waits for changes and returns them, equal events once. No event is lost if the future is dropped.
     ///
     /// # Errors
-    /// The socket failed for good; a new one may do.
+    /// The socket failed. Open a new monitor.
     pub async fn next(&mut self) -> Result<Vec<Event>, NetlinkError> {
         poll_fn(|context| self.poll_next(context)).await.map_err(|error| error_of(error.into()))
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Vec<Event>>> {
         let mut events = Vec::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_DATAGRAMS {
             self.datagram.clear();
             match self.socket.poll_recv(context, &mut self.datagram) {
                 Poll::Ready(Ok(())) => events.extend(Messages(&self.datagram).filter_map(|message| event(&message))),
@@ -134,7 +135,7 @@ impl Monitor {
             }
         }
         if events.is_empty() {
-            // Nothing of interest so far, and more is waiting: others have their turn first.
+            // More datagrams wait, and none so far was of interest. Other tasks run first.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -152,15 +153,15 @@ fn event(message: &Message<'_>) -> Option<Event> {
     let body = message.body;
     match message.kind {
         kind @ (RTM_NEWLINK | RTM_DELLINK) => {
-            readings::link(body).map(|link| Event::Link { index: link.index, name: link.name, gone: kind == RTM_DELLINK })
+            decode::link(body).map(|link| Event::Link { index: link.index, name: link.name, gone: kind == RTM_DELLINK })
         }
-        kind @ (RTM_NEWADDR | RTM_DELADDR) => readings::address(body).map(|(link, _)| Event::Address { link, gone: kind == RTM_DELADDR }),
+        kind @ (RTM_NEWADDR | RTM_DELADDR) => decode::address(body).map(|(link, _)| Event::Address { link, gone: kind == RTM_DELADDR }),
         kind @ (RTM_NEWROUTE | RTM_DELROUTE) => {
-            readings::route(body).map(|route| Event::Route { link: route.link, protocol: route.protocol, gone: kind == RTM_DELROUTE })
+            decode::route(body).map(|route| Event::Route { link: route.link, protocol: route.protocol, gone: kind == RTM_DELROUTE })
         }
         kind @ (RTM_NEWNEIGH | RTM_DELNEIGH) => {
             let gone = kind == RTM_DELNEIGH;
-            readings::neighbour_link(body).map(|(link, fdb)| if fdb { Event::Fdb { link, gone } } else { Event::Neighbour { link, gone } })
+            decode::neighbour_link(body).map(|(link, fdb)| if fdb { Event::Fdb { link, gone } } else { Event::Neighbour { link, gone } })
         }
         _ => None,
     }

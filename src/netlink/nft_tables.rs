@@ -1,55 +1,36 @@
-//! The tables of `nf_tables`, whoever has made them. The program `nft`, which lists them too, need not be there.
+//! Lists the tables of `nf_tables`, those of other programs included. The program `nft` is not needed.
 //!
-//! The message layout is that of the kernel's `include/uapi/linux/netfilter/nf_tables.h`.
+//! The message layout is in the kernel's `include/uapi/linux/netfilter/nf_tables.h`.
 
 use std::io;
 
-use super::nfacct::{
-    ATTRIBUTE_HEADER_LEN, ATTRIBUTE_KIND, FLAG_REQUEST, HEADER_LEN, MSG_DONTWAIT, NFGENMSG_LEN, acknowledged, messages, open,
-};
+use super::attributes::{attribute, text};
+use super::generation::SUBSYSTEM;
+use super::message::{netfilter, netfilter_kind};
+use super::socket::{Connection, Request};
 
-const MESSAGE_NEWTABLE: u16 = 10 << 8;
-const MESSAGE_GETTABLE: u16 = (10 << 8) | 1;
-const FLAG_DUMP: u16 = 0x300;
-const NLMSG_DONE: u16 = 3;
-const ATTRIBUTE_NAME: u16 = 1;
+/// `NFT_MSG_NEWTABLE`
+const NEW_TABLE: u16 = netfilter_kind(SUBSYSTEM, 0);
+/// `NFT_MSG_GETTABLE`
+const GET_TABLE: u16 = netfilter_kind(SUBSYSTEM, 1);
+/// `NFTA_TABLE_NAME`
+const TABLE_NAME: u16 = 1;
 
-/// The tables of this network namespace, as `nft` calls them: `ip kube-proxy`.
+/// The tables of this network namespace, as `nft` shows them: `ip kube-proxy`.
 ///
 /// # Errors
-/// No permission, or the kernel has no `nf_tables`.
+/// This process has no permission, or the kernel has no `nf_tables`.
 pub fn tables() -> io::Result<Vec<String>> {
-    let socket = open().ok_or(io::ErrorKind::Unsupported)?;
-    socket.send(&request(), 0)?;
-    let (mut tables, mut answer) = (Vec::new(), Vec::with_capacity(32 * 1024));
-    loop {
-        answer.clear();
-        // The kernel answers while it takes the request, and goes on while it is read.
-        socket.recv(&mut answer, MSG_DONTWAIT)?;
-        if let Some(errno) = acknowledged(&answer) {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        tables.extend(messages(&answer).filter(|(kind, _)| *kind == MESSAGE_NEWTABLE).filter_map(|(_, content)| table(content)));
-        if messages(&answer).any(|(kind, _)| kind == NLMSG_DONE) {
-            return Ok(tables);
-        }
-    }
+    let request = Request::netfilter(GET_TABLE, 0, None, |_| ());
+    let tables = Connection::netfilter()?.dump(&request, |kind, body| (kind == NEW_TABLE).then(|| table(body))?)?;
+    Ok(tables)
 }
 
-/// Netlink header and netfilter header, for all families.
-fn request() -> Vec<u8> {
-    let total = HEADER_LEN + NFGENMSG_LEN;
-    let mut message = Vec::with_capacity(total);
-    message.extend_from_slice(&(total as u32).to_ne_bytes());
-    message.extend_from_slice(&MESSAGE_GETTABLE.to_ne_bytes());
-    message.extend_from_slice(&(FLAG_REQUEST | FLAG_DUMP).to_ne_bytes());
-    message.resize(total, 0);
-    message
-}
-
-/// The table that a message tells of: its family is in the netfilter header, its name is the first attribute.
-fn table(content: &[u8]) -> Option<String> {
-    let family = match content.first()? {
+/// The table's family is in the nfnetlink header, its name is an attribute.
+fn table(body: &[u8]) -> Option<String> {
+    let (family, attributes) = netfilter(body)?;
+    // `NFPROTO_*`
+    let family = match family {
         1 => "inet",
         2 => "ip",
         3 => "arp",
@@ -58,11 +39,7 @@ fn table(content: &[u8]) -> Option<String> {
         10 => "ip6",
         _ => return None,
     };
-    let attribute = content.get(NFGENMSG_LEN..)?;
-    let length = usize::from(u16::from_ne_bytes(attribute.get(..2)?.try_into().ok()?));
-    let kind = u16::from_ne_bytes(attribute.get(2..4)?.try_into().ok()?) & ATTRIBUTE_KIND;
-    let name = std::str::from_utf8(attribute.get(ATTRIBUTE_HEADER_LEN..length)?).ok()?.trim_end_matches('\0');
-    (kind == ATTRIBUTE_NAME).then(|| format!("{family} {name}"))
+    Some(format!("{family} {}", text(attribute(attributes, TABLE_NAME)?)))
 }
 
 #[cfg(test)]
@@ -70,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_told_by_family_and_name() {
+    fn a_table_has_a_family_and_a_name() {
         let content = |family: u8| [&[family, 0, 0, 7][..], &15_u16.to_ne_bytes(), &1_u16.to_ne_bytes(), b"kube-proxy\0\0"].concat();
         assert_eq!(table(&content(2)).as_deref(), Some("ip kube-proxy"));
         assert_eq!(table(&content(10)).as_deref(), Some("ip6 kube-proxy"));
@@ -79,6 +56,5 @@ mod tests {
         for end in 0..whole.len() - 1 {
             assert_eq!(table(&whole[..end]), None, "cut at {end}");
         }
-        assert_eq!(request().len(), 20);
     }
 }

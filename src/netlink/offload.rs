@@ -1,14 +1,15 @@
-//! Transmit checksum offload, by ethtool's messages over generic netlink (`include/uapi/linux/ethtool_netlink.h`, Linux 5.6). By
-//! hand: the other way is an ioctl, and no crate at hand sets features.
+//! Switches transmit checksum offload through ethtool's generic netlink messages (`include/uapi/linux/ethtool_netlink.h`, Linux 5.6).
+//! The messages are built here, because no crate that sepal uses sets features, and the alternative is an ioctl.
 
-use netlink_packet_core::{DefaultNla, Emitable, NlasIterator};
 use nix::errno::Errno;
 
+use super::attributes::attribute;
 use super::error::Cause;
+use super::message::generic;
 use super::socket::{Connection, Request};
 
-/// What `ethtool -K` calls it.
-const FEATURE: &str = "tx-checksum-ip-generic";
+/// The feature's name in `ethtool -K`.
+const FEATURE: &[u8] = b"tx-checksum-ip-generic\0";
 
 const GENERIC_CONTROL: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
@@ -22,8 +23,6 @@ const BITSET_BITS: u16 = 3;
 const BITSET_BIT: u16 = 1;
 const BIT_NAME: u16 = 2;
 const BIT_VALUE: u16 = 3;
-const NESTED: u16 = 0x8000;
-const GENERIC_HEADER_LEN: usize = 4;
 
 /// Switches a link's transmit checksum offload on or off.
 pub(super) fn set(index: u32, on: bool) -> Result<(), Cause> {
@@ -32,50 +31,41 @@ pub(super) fn set(index: u32, on: bool) -> Result<(), Cause> {
         Some(Errno::ENOENT) => Cause::Unfit("this kernel has no ethtool over netlink (Linux 5.6, CONFIG_ETHTOOL_NETLINK)"),
         _ => cause,
     })?;
-    let family = *family.first().ok_or(Cause::Unfit("the kernel does not say which number its ethtool has"))?;
+    let family = *family.first().ok_or(Cause::Unfit("the kernel's answer lacks the number of the ethtool family"))?;
     let refused = connection.get(&set_request(family, index, on), |_, body| refused(body))?;
-    if refused.contains(&true) { Err(Cause::Unfit("this kind of link has it fixed")) } else { Ok(()) }
+    if refused.contains(&true) { Err(Cause::Unfit("this kind of link cannot change it")) } else { Ok(()) }
 }
 
+/// Asks for the number of the generic netlink family `ethtool`.
 fn family_request() -> Request {
-    Request { kind: GENERIC_CONTROL, flags: 0, body: message(GET_FAMILY, &[attribute(CONTROL_FAMILY_NAME, b"ethtool\0")]) }
+    Request::generic(GENERIC_CONTROL, GET_FAMILY, |writer| writer.attribute(CONTROL_FAMILY_NAME, b"ethtool\0"))
 }
 
 fn family(body: &[u8]) -> Option<u16> {
-    let found = NlasIterator::new(body.get(GENERIC_HEADER_LEN..)?).flatten().find(|attribute| attribute.kind() == CONTROL_FAMILY_ID)?;
-    found.value().try_into().ok().map(u16::from_ne_bytes)
+    attribute(generic(body)?, CONTROL_FAMILY_ID)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 fn set_request(family: u16, index: u32, on: bool) -> Request {
-    let name = attribute(BIT_NAME, &[FEATURE.as_bytes(), b"\0"].concat());
-    // A bit that is named is to be changed; a bit with a value is to be on.
-    let bit = if on { nested(BITSET_BIT, &[name, attribute(BIT_VALUE, &[])]) } else { nested(BITSET_BIT, &[name]) };
-    let header = nested(FEATURES_HEADER, &[attribute(HEADER_DEVICE, &index.to_ne_bytes())]);
-    let wanted = nested(FEATURES_WANTED, &[nested(BITSET_BITS, &[bit])]);
-    Request { kind: family, flags: 0, body: message(FEATURES_SET, &[header, wanted]) }
+    Request::generic(family, FEATURES_SET, |writer| {
+        writer.nested(FEATURES_HEADER, |writer| writer.attribute(HEADER_DEVICE, &index.to_ne_bytes()));
+        writer.nested(FEATURES_WANTED, |writer| {
+            writer.nested(BITSET_BITS, |writer| {
+                // A named bit is changed: to 1 if it has a value, else to 0.
+                writer.nested(BITSET_BIT, |writer| {
+                    writer.attribute(BIT_NAME, FEATURE);
+                    if on {
+                        writer.attribute(BIT_VALUE, &[]);
+                    }
+                });
+            });
+        });
+    })
 }
 
-/// Whether an answer names bits that are not as they were wanted.
+/// True if the answer names bits that did not get the requested value.
 fn refused(body: &[u8]) -> Option<bool> {
-    let wanted = NlasIterator::new(body.get(GENERIC_HEADER_LEN..)?).flatten().find(|attribute| attribute.kind() == FEATURES_WANTED)?;
-    let bits = NlasIterator::new(wanted.value()).flatten().find(|attribute| attribute.kind() == BITSET_BITS)?;
-    Some(!bits.value().is_empty())
-}
-
-/// Command, version, two bytes of nothing, attributes.
-fn message(command: u8, attributes: &[Vec<u8>]) -> Vec<u8> {
-    [&[command, 1, 0, 0], attributes.concat().as_slice()].concat()
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let attribute = DefaultNla::new(kind, value.to_vec());
-    let mut out = vec![0; attribute.buffer_len()];
-    attribute.emit(&mut out);
-    out
-}
-
-fn nested(kind: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
-    attribute(kind | NESTED, &attributes.concat())
+    let wanted = attribute(generic(body)?, FEATURES_WANTED)?;
+    Some(!attribute(wanted, BITSET_BITS)?.is_empty())
 }
 
 #[cfg(test)]
@@ -91,7 +81,7 @@ mod tests {
             // the header, with the link's number
             &[ne(12), ne(0x8001), ne(8), ne(1)].concat(),
             &5_u32.to_ne_bytes(),
-            // wanted, bits, one bit, its name, its value
+            // the features: bits, one bit, its name, its value
             &[ne(44), ne(0x8003), ne(40), ne(0x8003), ne(36), ne(0x8001), ne(27), ne(2)].concat(),
             b"tx-checksum-ip-generic\0\0",
             &[ne(4), ne(3)].concat(),
@@ -102,11 +92,27 @@ mod tests {
     }
 
     #[test]
-    fn answers_tell_number_and_refusal() {
-        assert_eq!(family(&message(1, &[attribute(2, b"ethtool\0"), attribute(1, &21_u16.to_ne_bytes())])), Some(21));
-        let answer = |bits: &[Vec<u8>]| message(12, &[nested(3, &[attribute(2, &[64, 0, 0, 0]), nested(3, bits)])]);
-        assert_eq!(refused(&answer(&[nested(1, &[attribute(1, &[1, 0, 0, 0])])])), Some(true));
-        assert_eq!(refused(&answer(&[])), Some(false));
+    fn answers_carry_the_number_and_the_refused_bits() {
+        let found = Request::generic(GENERIC_CONTROL, 1, |writer| {
+            writer.attribute(CONTROL_FAMILY_NAME, b"ethtool\0");
+            writer.attribute(CONTROL_FAMILY_ID, &21_u16.to_ne_bytes());
+        });
+        assert_eq!(family(&found.body), Some(21));
+        let answer = |bit: Option<[u8; 4]>| {
+            let answer = Request::generic(21, FEATURES_SET, |writer| {
+                writer.nested(FEATURES_WANTED, |writer| {
+                    writer.attribute(2, &[64, 0, 0, 0]);
+                    writer.nested(BITSET_BITS, |writer| {
+                        if let Some(bit) = bit {
+                            writer.nested(BITSET_BIT, |writer| writer.attribute(1, &bit));
+                        }
+                    });
+                });
+            });
+            refused(&answer.body)
+        };
+        assert_eq!(answer(Some([1, 0, 0, 0])), Some(true));
+        assert_eq!(answer(None), Some(false));
         assert_eq!((refused(&[]), family(&[])), (None, None));
     }
 }

@@ -1,4 +1,4 @@
-//! A host made of values, for tests.
+//! A fake host for tests and benches.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,22 +9,22 @@ use crate::cluster::host_facts::{HostFacts, NfacctCounters};
 
 use super::host::Host;
 
-/// A host with the facts it is given; remembers what was done to it.
+/// A host with fixed facts. It records what is written.
 #[derive(Debug, Default)]
 pub struct FakeHost {
-    /// Its facts.
+    /// The facts.
     pub facts: HostFacts,
-    /// Its hardware threads.
+    /// The number of hardware threads.
     pub cores: usize,
-    /// What it says to whoever wants to change a setting; `None` if it lets them.
+    /// The error of every write; `None` if writes succeed.
     pub refusal: Option<io::ErrorKind>,
-    /// It is a nested node: the kernel lets no program write the limit of connections.
+    /// True for a nested node, where no program can write the limit of connections.
     pub nested: bool,
-    /// Its settings by path.
+    /// Kernel settings by path.
     pub settings: RefCell<BTreeMap<String, u64>>,
-    /// What was written, in order, each as `path text`.
+    /// The writes, in order, each as `path text`.
     pub written: RefCell<Vec<String>>,
-    /// How often it let nothing be written.
+    /// The number of refused writes.
     pub refused: Cell<usize>,
 }
 
@@ -66,7 +66,7 @@ impl Host for FakeHost {
             self.refused.set(self.refused.get() + 1);
             return Err(refusal.into());
         }
-        // What is negative cannot be read back, and nobody does.
+        // Negative values are stored as 0; no test reads one back.
         self.settings.borrow_mut().insert(path.to_owned(), text.parse().unwrap_or_default());
         self.written.borrow_mut().push(format!("{path} {text}"));
         Ok(())

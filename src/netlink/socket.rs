@@ -1,118 +1,43 @@
-//! A netlink socket for one thread at a time: single requests, listings, and many requests in one datagram. It never waits for ever,
-//! and it needs no runtime.
+//! A netlink socket for one thread: single requests, listings, and many requests in one datagram. Every wait has a limit, and no async
+//! runtime is needed.
 
-use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
-    Nla, NlasIterator,
-};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::Socket;
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{MsgFlags, setsockopt};
 use nix::sys::time::TimeVal;
 
 use super::error::Cause;
+use super::message::Messages;
+pub use super::message::Request;
 
-/// Time the kernel may take for one answer.
+/// Time the kernel may take for one answer, in seconds.
 const ANSWER_SECONDS: i64 = 10;
-/// How often an interrupted listing is tried.
-const TRIES: u32 = 10;
-/// Room for one datagram; the kernel fills 32 KiB at most with a listing.
-const ANSWER_LEN: usize = 64 * 1024;
+/// Attempts of [`Connection::dump`] at a listing that changes of the table interrupt.
+const ATTEMPTS: u32 = 10;
+/// Room for one datagram. The kernel fills 32 KiB at most with a listing.
+const DATAGRAM_LEN: usize = 64 * 1024;
 /// Receive buffer, in bytes. The kernel doubles it.
-pub(super) const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
-/// Receive buffer that an acknowledgement takes, more than enough, in bytes.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+/// Upper limit of what one acknowledgement takes of the receive buffer, in bytes.
 const ACKNOWLEDGEMENT: usize = 2048;
-/// Bytes of requests in one datagram. The kernel takes what fits its send buffer, 208 KiB where nobody changed it.
-const DATAGRAM: usize = 128 * 1024;
-const HEADER_LEN: usize = 16;
-/// `NLMSGERR_ATTR_MSG`: the kernel's words.
-const ATTRIBUTE_WORDS: u16 = 1;
+/// Bytes of requests in one datagram. It has to fit the send buffer, which is 208 KiB by default.
+const BATCH_LEN: usize = 128 * 1024;
 
-/// A request: what follows the netlink header, and what the header is to say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Its kind (`RTM_*`, or a family of generic netlink).
-    pub kind: u16,
-    /// Its flags, beside those that say how it is to be answered.
-    pub flags: u16,
-    /// Header of its kind, and attributes.
-    pub body: Vec<u8>,
-}
-
-impl Request {
-    /// A request with this header of its kind and these attributes.
-    pub fn new<A: Nla>(kind: u16, flags: u16, header: &impl Emitable, attributes: &[A]) -> Self {
-        let (start, length) = (header.buffer_len(), attributes.buffer_len());
-        let mut body = vec![0; start + length];
-        header.emit(&mut body[..start]);
-        attributes.emit(&mut body[start..]);
-        Self { kind, flags, body }
-    }
-
-    fn append(&self, out: &mut Vec<u8>, flags: u16, sequence: u32) {
-        let start = out.len();
-        out.resize(start + HEADER_LEN, 0);
-        let mut header = NetlinkBuffer::new(&mut out[start..]);
-        header.set_length((HEADER_LEN + self.body.len()) as u32);
-        header.set_message_type(self.kind);
-        header.set_flags(NLM_F_REQUEST | self.flags | flags);
-        header.set_sequence_number(sequence);
-        out.extend_from_slice(&self.body);
-        out.resize(out.len().next_multiple_of(4), 0);
-    }
-}
-
-/// One netlink message of a datagram.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
-    /// What it is.
-    pub(super) kind: u16,
-    flags: u16,
-    sequence: u32,
-    /// What follows its header.
-    pub(super) body: &'a [u8],
-}
-
-/// The messages in a datagram. Ends at anything that cannot be one.
-#[derive(Debug)]
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let message = NetlinkBuffer::new_checked(self.0).ok()?;
-        let (kind, flags, sequence) = (message.message_type(), message.flags(), message.sequence_number());
-        self.0 = self.0.get((message.length() as usize).next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, flags, sequence, body: message.payload() })
-    }
-}
-
-impl Message<'_> {
-    /// How a request ended: of an acknowledgement, or of the end of a listing.
-    fn outcome(&self) -> Result<(), Cause> {
-        let errno = self.body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes).saturating_neg());
-        if errno == 0 { Ok(()) } else { Err(Cause::Kernel { errno: Errno::from_raw(errno), said: self.words().unwrap_or_default() }) }
-    }
-
-    /// What the kernel says beside the number of an error.
-    fn words(&self) -> Option<String> {
-        if self.flags & NLM_F_ACK_TLVS == 0 {
-            return None;
-        }
-        let rest = self.body.get(4..)?;
-        // An acknowledgement repeats the request, at least its header.
-        let request = match self.kind {
-            NLMSG_ERROR if self.flags & NLM_F_CAPPED != 0 => HEADER_LEN,
-            NLMSG_ERROR => u32::from_ne_bytes(*rest.first_chunk()?) as usize,
-            _ => 0,
-        };
-        let attributes = rest.get(request.next_multiple_of(4)..)?;
-        let words = NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == ATTRIBUTE_WORDS)?;
-        Some(String::from_utf8_lossy(words.value()).trim_end_matches('\0').to_owned())
-    }
+/// How a listing ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DumpEnd {
+    /// The table was read to its end.
+    Complete,
+    /// The reader stopped it. Another listing needs another connection.
+    Stopped,
+    /// The table was read to its end, but it changed meanwhile, so that entries may be missing.
+    Interrupted,
 }
 
 /// A socket to the kernel, in the network namespace of the thread that opened it.
@@ -121,18 +46,25 @@ pub struct Connection {
     socket: Socket,
     sequence: u32,
     answer: Vec<u8>,
-    /// Requests whose acknowledgements fit the receive buffer.
-    in_flight: usize,
+    deadline: Option<Deadline>,
+    /// Requests whose acknowledgements fit the receive buffer; `None` before the first batch.
+    in_flight: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    limit: Duration,
 }
 
 impl Connection {
     /// A socket for links, addresses, routes and neighbours (rtnetlink).
     ///
     /// # Errors
-    /// There are no more sockets to be had.
+    /// The kernel gives no socket.
     pub fn route() -> Result<Self, Cause> {
         let connection = Self::open(NETLINK_ROUTE)?;
-        // Kernels before 4.20 cannot filter listings; what comes too much is left out by who reads it.
+        // Kernels before 4.20 cannot filter listings; the decoders drop the entries that were not asked for.
         let _ = connection.socket.set_netlink_get_strict_chk(true);
         Ok(connection)
     }
@@ -140,21 +72,29 @@ impl Connection {
     /// A socket for generic netlink.
     ///
     /// # Errors
-    /// There are no more sockets to be had.
+    /// The kernel gives no socket.
     pub fn generic() -> Result<Self, Cause> {
         Self::open(NETLINK_GENERIC)
+    }
+
+    /// A socket for conntrack, nfacct and `nf_tables` (nfnetlink).
+    pub(crate) fn netfilter() -> Result<Self, Cause> {
+        Self::open(NETLINK_NETFILTER)
     }
 
     fn open(protocol: isize) -> Result<Self, Cause> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
-        // Acknowledgements without the request they are for, and with words. Kernels before 4.3 and 4.12 cannot.
+        // Acknowledgements without a copy of the request (Linux 4.3) and with an error text (Linux 4.12).
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
-        large_buffer(&socket);
-        let in_flight = (socket.get_rx_buf_sz()? / ACKNOWLEDGEMENT).max(1);
-        Ok(Self { socket, sequence: 0, answer: Vec::with_capacity(ANSWER_LEN), in_flight })
+        Ok(Self { socket, sequence: 0, answer: Vec::with_capacity(DATAGRAM_LEN), deadline: None, in_flight: None })
+    }
+
+    /// Limits the time for everything that this connection does from now on.
+    pub(crate) fn with_limit(self, limit: Duration) -> Self {
+        Self { deadline: Some(Deadline { at: Instant::now() + limit, limit }), ..self }
     }
 
     /// Makes one request.
@@ -165,43 +105,66 @@ impl Connection {
         self.get(request, |_, _| None::<()>).map(|_| ())
     }
 
-    /// Makes one request and gives what `read` makes of the answers to it, each with its kind and what follows its netlink header.
+    /// Makes one request and collects what `read` makes of the answers. `read` gets the message type and what follows the netlink
+    /// header.
     ///
     /// # Errors
     /// The kernel refuses, or does not answer.
     pub fn get<T>(&mut self, request: &Request, read: impl Fn(u16, &[u8]) -> Option<T>) -> Result<Vec<T>, Cause> {
-        self.exchange(request, NLM_F_ACK, &read).map(|(answers, _)| answers)
+        let mut answers = Vec::new();
+        self.exchange(request, NLM_F_ACK, |kind, body| collect(&mut answers, read(kind, body)))?;
+        Ok(answers)
     }
 
-    /// Lists a table and gives what `read` makes of its entries. A listing that was disturbed is made again.
+    /// Lists a table and collects what `read` makes of its entries. An interrupted listing is repeated.
     ///
     /// # Errors
-    /// The kernel refuses or does not answer, or every listing was disturbed.
+    /// The kernel refuses or does not answer, or every attempt was interrupted.
     pub fn dump<T>(&mut self, request: &Request, read: impl Fn(u16, &[u8]) -> Option<T>) -> Result<Vec<T>, Cause> {
-        for _ in 0..TRIES {
-            match self.exchange(request, NLM_F_DUMP, &read) {
-                Ok((entries, false)) => return Ok(entries),
-                Ok((_, true)) | Err(Cause::Kernel { errno: Errno::EINTR, .. }) => {}
-                Err(cause) => return Err(cause),
-            }
+        match self.dump_into(request, ATTEMPTS, Vec::new, |entries, kind, body| collect(entries, read(kind, body)))? {
+            (_, DumpEnd::Interrupted) => Err(Cause::Interrupted(ATTEMPTS)),
+            (entries, _) => Ok(entries),
         }
-        Err(Cause::Interrupted(TRIES))
     }
 
-    /// Makes many requests, many in each datagram, and says of each in turn how it went. None depends on the others' success. Where
-    /// answers are lost, the requests are made once more: they have to be such that doing them twice is doing them once.
+    /// Lists a table into a value. `start` makes the value, `read` adds one entry and can stop the listing. An interrupted listing starts
+    /// again with a new value; the last of `attempts` is returned as it is.
+    pub(crate) fn dump_into<T>(
+        &mut self,
+        request: &Request,
+        attempts: u32,
+        start: impl Fn() -> T,
+        read: impl Fn(&mut T, u16, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(T, DumpEnd), Cause> {
+        let mut attempt = 1;
+        loop {
+            let mut entries = start();
+            let end = match self.exchange(request, NLM_F_DUMP, |kind, body| read(&mut entries, kind, body)) {
+                Err(Cause::Kernel { errno: Errno::EINTR, .. }) => DumpEnd::Interrupted,
+                end => end?,
+            };
+            if end != DumpEnd::Interrupted || attempt >= attempts {
+                return Ok((entries, end));
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Makes many requests, many in each datagram, and returns the result of each, in order. A request that fails does not stop the
+    /// others. Requests whose answers are lost are made once more, so making one twice must have the effect of making it once.
     pub fn batch(&mut self, requests: impl IntoIterator<Item = Request>) -> Vec<Result<(), Cause>> {
         let mut outcomes = Vec::new();
         let mut requests = requests.into_iter().peekable();
-        let mut datagram = Vec::with_capacity(DATAGRAM);
+        let mut datagram = Vec::with_capacity(BATCH_LEN);
         let mut starts = Vec::new();
+        let in_flight = self.in_flight();
         while requests.peek().is_some() {
             datagram.clear();
             starts.clear();
             let first = self.sequence.wrapping_add(1);
-            while let Some(request) = requests.next_if(|next| {
-                starts.is_empty() || starts.len() < self.in_flight && datagram.len() + HEADER_LEN + next.body.len() < DATAGRAM
-            }) {
+            while let Some(request) =
+                requests.next_if(|next| starts.is_empty() || starts.len() < in_flight && datagram.len() + next.length() < BATCH_LEN)
+            {
                 self.sequence = self.sequence.wrapping_add(1);
                 starts.push(datagram.len());
                 request.append(&mut datagram, NLM_F_ACK, self.sequence);
@@ -209,6 +172,14 @@ impl Connection {
             self.send_batch(&datagram, &starts, first, &mut outcomes);
         }
         outcomes
+    }
+
+    fn in_flight(&mut self) -> usize {
+        let socket = &self.socket;
+        *self.in_flight.get_or_insert_with(|| {
+            large_buffer(socket);
+            (socket.get_rx_buf_sz().unwrap_or_default() / ACKNOWLEDGEMENT).max(1)
+        })
     }
 
     fn send_batch(&mut self, datagram: &[u8], starts: &[usize], first: u32, outcomes: &mut Vec<Result<(), Cause>>) {
@@ -225,7 +196,7 @@ impl Connection {
                 }
             }
         }
-        let lost = || ended.clone().and(Err(Cause::Timeout(ANSWER_SECONDS)));
+        let lost = || ended.clone().and(Err(Cause::Timeout(ANSWER_SECONDS.unsigned_abs())));
         outcomes.extend(answers.into_iter().map(|answer| answer.unwrap_or_else(lost)));
     }
 
@@ -243,26 +214,30 @@ impl Connection {
         Ok(())
     }
 
-    /// Makes one request; gives what is made of the answers, and whether the table changed meanwhile.
-    fn exchange<T>(&mut self, request: &Request, flags: u16, read: &impl Fn(u16, &[u8]) -> Option<T>) -> Result<(Vec<T>, bool), Cause> {
+    /// Makes one request and gives each answer to `read`, until the kernel acknowledges, the listing ends, or `read` stops it.
+    fn exchange(&mut self, request: &Request, flags: u16, mut read: impl FnMut(u16, &[u8]) -> ControlFlow<()>) -> Result<DumpEnd, Cause> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut datagram = Vec::with_capacity(HEADER_LEN + request.body.len());
+        let mut datagram = Vec::with_capacity(request.length().next_multiple_of(4));
         request.append(&mut datagram, flags, self.sequence);
         self.send(&datagram)?;
-        let (mut entries, mut interrupted) = (Vec::new(), false);
+        let mut end = DumpEnd::Complete;
         loop {
             self.receive(MsgFlags::empty())?;
             for message in Messages(&self.answer).filter(|message| message.sequence == self.sequence) {
-                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                if message.interrupted() {
+                    end = DumpEnd::Interrupted;
+                }
                 match message.kind {
-                    NLMSG_ERROR | NLMSG_DONE => return message.outcome().map(|()| (entries, interrupted)),
-                    kind => entries.extend(read(kind, message.body)),
+                    NLMSG_ERROR | NLMSG_DONE => return message.outcome().map(|()| end),
+                    kind if read(kind, message.body).is_break() => return Ok(DumpEnd::Stopped),
+                    _ => {}
                 }
             }
         }
     }
 
     fn send(&self, datagram: &[u8]) -> Result<(), Cause> {
+        self.check_deadline()?;
         loop {
             match self.socket.send(datagram, 0) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -273,24 +248,37 @@ impl Connection {
 
     fn receive(&mut self, flags: MsgFlags) -> Result<(), Cause> {
         loop {
+            self.check_deadline()?;
             self.answer.clear();
             match self.socket.recv(&mut self.answer, (flags | MsgFlags::MSG_TRUNC).bits()) {
                 Ok(length) if length > self.answer.len() => return Err(Errno::EMSGSIZE.into()),
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(Cause::Timeout(ANSWER_SECONDS)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(Cause::Timeout(ANSWER_SECONDS.unsigned_abs())),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Throws away what has come in.
+    fn check_deadline(&self) -> Result<(), Cause> {
+        match self.deadline {
+            Some(Deadline { at, limit }) if Instant::now() > at => Err(Cause::Timeout(limit.as_secs())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops all answers that have arrived.
     fn drain(&mut self) {
         while self.receive(MsgFlags::MSG_DONTWAIT).is_ok() {}
     }
 }
 
-/// Gives a socket a large receive buffer: as large as it should be where that is permitted, as large as it may be where not.
+fn collect<T>(entries: &mut Vec<T>, entry: Option<T>) -> ControlFlow<()> {
+    entries.extend(entry);
+    ControlFlow::Continue(())
+}
+
+/// Enlarges a socket's receive buffer. Without the permission to exceed the kernel's limit (`net.core.rmem_max`), up to that limit.
 pub(super) fn large_buffer(socket: &Socket) {
     if setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER as u32);
@@ -300,82 +288,48 @@ pub(super) fn large_buffer(socket: &Socket) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_core::DefaultNla;
-    use proptest::prelude::*;
 
-    fn acknowledgement(errno: i32, flags: u16, repeated: &[u8], words: Option<&str>) -> Vec<u8> {
-        let mut body = (-errno).to_ne_bytes().to_vec();
-        body.extend_from_slice(repeated);
-        if let Some(words) = words {
-            let attribute = DefaultNla::new(ATTRIBUTE_WORDS, [words.as_bytes(), b"\0"].concat());
-            let start = body.len();
-            body.resize(start + attribute.buffer_len(), 0);
-            attribute.emit(&mut body[start..]);
-        }
-        let mut out = Vec::new();
-        Request { kind: NLMSG_ERROR, flags, body }.append(&mut out, 0, 7);
-        out
-    }
-
-    #[test]
-    fn acknowledgements_carry_errno_and_words() {
-        let mut request = Vec::new();
-        Request { kind: 24, flags: 0, body: vec![1; 30] }.append(&mut request, NLM_F_ACK, 7);
-        let said = |said: &str| Err(Cause::Kernel { errno: Errno::EINVAL, said: said.to_owned() });
-        for (bytes, want) in [
-            (acknowledgement(0, NLM_F_CAPPED, &request[..16], None), Ok(())),
-            (acknowledgement(22, NLM_F_CAPPED, &request[..16], None), said("")),
-            (acknowledgement(22, NLM_F_CAPPED | NLM_F_ACK_TLVS, &request[..16], Some("No such thing")), said("No such thing")),
-            (acknowledgement(22, NLM_F_ACK_TLVS, &request, Some("Not there")), said("Not there")),
-        ] {
-            let message = Messages(&bytes).next().expect("a message");
-            assert_eq!((message.kind, message.sequence), (NLMSG_ERROR, 7));
-            assert_eq!(message.outcome(), want);
-        }
-    }
-
-    #[test]
-    fn requests_follow_each_other_in_a_datagram() {
-        let mut datagram = Vec::new();
-        for (sequence, length) in [(1, 5), (2, 0), (3, 8)] {
-            Request { kind: 24, flags: 0x500, body: vec![9; length] }.append(&mut datagram, NLM_F_ACK, sequence);
-        }
-        let found: Vec<_> = Messages(&datagram).map(|message| (message.sequence, message.flags, message.body.len())).collect();
-        assert_eq!(found, [(1, 0x505, 5), (2, 0x505, 0), (3, 0x505, 8)]);
-    }
-
-    /// The kernel of whoever runs this is asked for something that is not there, and a batch of nonsense.
+    /// The kernel of the machine that runs the tests refuses an unknown message type, alone and in a batch.
     #[test]
     fn the_kernel_answers_each_request() {
         let mut connection = Connection::generic().expect("a socket");
-        let nonsense = |kind| Request { kind, flags: 0, body: vec![0; 4] };
-        assert!(connection.request(&nonsense(0x7fff)).is_err());
-        let outcomes = connection.batch((0..3000_u16).map(|n| nonsense(0x7000 + n % 16)));
+        let unknown = |kind| Request { kind, flags: 0, body: vec![0; 4] };
+        assert!(connection.request(&unknown(0x7fff)).is_err());
+        let outcomes = connection.batch((0..3000_u16).map(|n| unknown(0x7000 + n % 16)));
         assert_eq!(outcomes.len(), 3000);
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Cause::Kernel { .. }))), "{:?}", outcomes[0]);
     }
 
-    /// Answers that do not fit the receive buffer are asked for again.
     #[test]
-    fn lost_answers_are_asked_for_again() {
+    fn requests_whose_answers_do_not_fit_the_receive_buffer_are_made_again() {
         let mut connection = Connection::generic().expect("a socket");
         connection.socket.set_rx_buf_sz(2048_u32).expect("smaller");
-        connection.in_flight = 500;
+        connection.in_flight = Some(500);
         let outcomes = connection.batch((0..500).map(|_| Request { kind: 0x7fff, flags: 0, body: vec![0; 4] }));
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Cause::Kernel { errno: Errno::ENOENT, .. }))), "{:?}", outcomes[499]);
     }
 
-    proptest! {
-        /// Bytes that make no sense end quietly.
-        #[test]
-        fn nothing_that_comes_in_panics(mut noise in proptest::collection::vec(any::<u8>(), 0..120), length in 0..140_u32, kind in 1..4_u16) {
-            if noise.len() >= 8 {
-                noise[..4].copy_from_slice(&length.to_ne_bytes());
-                noise[4..6].copy_from_slice(&kind.to_ne_bytes());
-            }
-            for message in Messages(&noise) {
-                let _ = message.outcome();
-            }
-        }
+    /// `CTRL_CMD_GETFAMILY` of generic netlink, which every kernel has.
+    fn families() -> Request {
+        Request::generic(0x10, 3, |_| ())
+    }
+
+    #[test]
+    fn a_listing_ends_where_its_reader_stops() {
+        let mut connection = Connection::generic().expect("a socket");
+        let read = |count: &mut usize, _, _: &[u8]| {
+            *count += 1;
+            if *count == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        assert_eq!(connection.dump_into(&families(), 1, || 0, read), Ok((2, DumpEnd::Stopped)));
+        let all = Connection::generic().expect("a socket").dump(&families(), |kind, _| Some(kind)).expect("a list");
+        assert!(all.len() >= 2, "{all:?}");
+    }
+
+    #[test]
+    fn nothing_is_sent_after_the_deadline() {
+        let mut connection = Connection::generic().expect("a socket").with_limit(Duration::ZERO);
+        assert_eq!(connection.dump(&families(), |kind, _| Some(kind)), Err(Cause::Timeout(0)));
+        assert_eq!(connection.batch([families()]), [Err(Cause::Timeout(0))]);
     }
 }

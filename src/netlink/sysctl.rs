@@ -1,5 +1,5 @@
-//! Numbers that the kernel keeps in files: read first, and written only if they have to be, so that a read-only `/proc/sys` does no
-//! harm where somebody has set them before (spec sections 1.7, 1.10 and 12.44).
+//! Sets sysctls and module parameters. Each is read first and written only if it differs, so that a read-only `/proc/sys` is no problem
+//! where the values are right already (spec sections 1.7, 1.10 and 12.44).
 
 use std::io;
 use std::time::Duration;
@@ -13,15 +13,15 @@ const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 const OOM_TRIES: u32 = 2;
 const OOM_PAUSE: Duration = Duration::from_millis(100);
 
-/// A number that the kernel does not have and that it could not be given.
+/// A setting of the kernel that has another value than needed and cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("can't set {} to {}: {cause}. {}", setting.name(), setting.value, self.cure())]
 pub struct SettingError {
-    /// What was to be set.
+    /// The setting and its value.
     pub setting: KernelSetting,
-    /// Why it was not.
+    /// Why it cannot be written.
     pub cause: io::Error,
-    /// This program is the init container that exists to set it.
+    /// This process is the init container (`--init-only`).
     pub init_only: bool,
 }
 
@@ -39,18 +39,18 @@ impl SettingError {
     }
 }
 
-/// Connection tracking is not as the configuration wants it.
+/// A conntrack setting cannot be set to the configured value.
 #[derive(Debug, thiserror::Error)]
 #[error("could not set conntrack parameters from kube-proxy configuration: {0}")]
 pub struct ConntrackError(pub SettingError);
 
-/// NodePorts on loopback are wanted, and the kernel does not let 127.0.0.0/8 be routed.
+/// NodePorts on loopback are configured, and `route_localnet` cannot be switched on.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}, or use --iptables-localhost-nodeports=false")]
 pub struct RouteLocalnetError(pub SettingError);
 
 impl ConntrackError {
-    /// The same error as an init container (`--init-only`) reports it.
+    /// The same error with the cure for an init container (`--init-only`).
     #[must_use]
     pub fn of_init_container(mut self) -> Self {
         self.0.init_only = true;
@@ -59,7 +59,7 @@ impl ConntrackError {
 }
 
 impl RouteLocalnetError {
-    /// The same error as an init container (`--init-only`) reports it.
+    /// The same error with the cure for an init container (`--init-only`).
     #[must_use]
     pub fn of_init_container(mut self) -> Self {
         self.0.init_only = true;
@@ -67,15 +67,15 @@ impl RouteLocalnetError {
     }
 }
 
-/// Sets the numbers of connection tracking, in order. The limit of connections and the number of buckets belong to the host: where they
-/// cannot be written on a nested node, or the limit is larger than needed, they stay as they are.
+/// Sets the conntrack settings, in order. The limit of connections and the number of buckets belong to the host. If they cannot be
+/// written on a nested node, or if the limit is larger than needed, they stay as they are.
 ///
 /// # Errors
-/// The first number that cannot be set; those after it were not tried.
+/// The first setting that cannot be set. The settings after it are not tried.
 pub fn set_conntrack(host: &impl Host, settings: &ConntrackSettings) -> Result<(), ConntrackError> {
     let mut limit_stays = false;
     for setting in kernel_settings::conntrack(settings, host.cores()) {
-        // The buckets follow from the limit.
+        // The number of buckets is derived from the limit.
         if limit_stays && setting.is_of_host() {
             continue;
         }
@@ -104,16 +104,16 @@ fn log_stays(SettingError { setting, cause, .. }: &SettingError, current: u64) {
     );
 }
 
-/// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need.
+/// Allows routing of 127.0.0.0/8 (`route_localnet`), which NodePorts on loopback need.
 ///
 /// # Errors
-/// It is not, and cannot be switched on.
+/// It is off and cannot be switched on.
 pub fn allow_route_localnet(host: &impl Host) -> Result<(), RouteLocalnetError> {
     set(host, &ROUTE_LOCALNET).map_err(RouteLocalnetError)
 }
 
 fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
-    // What cannot be read is written: the kernel then says what is wrong.
+    // A setting that cannot be read is written, because the error of writing says more.
     let current = host.read_setting(setting.path).ok();
     if current.is_some_and(|current| setting.is_met_by(current)) {
         return Ok(());
@@ -128,9 +128,15 @@ fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
     Ok(())
 }
 
-/// Sets this process's score for the kernel's out-of-memory killer, from -1000 (never kill it) to 1000. A failure has no consequence (spec
-/// section 1.12). It is worth a warning only if the operator asked for this score.
-pub async fn set_oom_score_adj(host: &impl Host, score: i32, asked: bool) {
+/// Makes an interface ignore IPv6 router advertisements, as flannel and the bridge plugin do (spec section 5.2). A failure is ignored:
+/// without IPv6 it does not matter, and where sysctls are read-only the interface keeps the default.
+pub fn refuse_router_advertisements(interface: &str) {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "0");
+}
+
+/// Sets this process's score for the kernel's out-of-memory killer, from -1000 (never kill it) to 1000. A failure is logged and has no
+/// other consequence (spec section 1.12); it is a warning only if the operator configured this score.
+pub async fn set_oom_score_adj(host: &impl Host, score: i32, configured: bool) {
     for attempt in 1..=OOM_TRIES {
         match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {
             Ok(()) => return,
@@ -138,7 +144,7 @@ pub async fn set_oom_score_adj(host: &impl Host, score: i32, asked: bool) {
                 let failure = format!(
                     "can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the present one needs the capability SYS_RESOURCE"
                 );
-                if asked {
+                if configured {
                     tracing::warn!("{failure}");
                 } else {
                     tracing::debug!("{failure}");
@@ -169,18 +175,18 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_written_and_in_order() {
+    fn settings_that_differ_are_written_in_order() {
         let host = host(&[(MAX, 65_536), (HASH_SIZE, 16_384), (ESTABLISHED, 86_400), (CLOSE_WAIT, 60)]);
         set_conntrack(&host, &ConntrackSettings::default()).expect("writable");
         let written = host.written.borrow().clone();
         assert_eq!(written, [(MAX, "131072"), (HASH_SIZE, "32768"), (CLOSE_WAIT, "3600")].map(|(path, value)| format!("{path} {value}")));
         set_conntrack(&host, &ConntrackSettings::default()).expect("writable");
-        assert_eq!(host.written.borrow().len(), 3, "the second time there is nothing to write");
+        assert_eq!(host.written.borrow().len(), 3, "the second time nothing differs");
     }
 
-    /// The buckets are looked at even where the limit was right, and more of them are as good.
+    /// The number of buckets is checked even if the limit is right, and a larger number is accepted.
     #[test]
-    fn buckets_are_looked_at_on_their_own() {
+    fn buckets_are_checked_independently() {
         for (buckets, written) in [(16_384, 1), (32_768, 0), (262_144, 0)] {
             let host = host(&[(MAX, 131_072), (HASH_SIZE, buckets), (ESTABLISHED, 86_400), (CLOSE_WAIT, 3_600)]);
             set_conntrack(&host, &ConntrackSettings::default()).expect("writable");
@@ -189,11 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn read_only_is_no_trouble_where_all_is_set_and_fatal_where_not() {
+    fn a_read_only_sysctl_is_an_error_only_if_it_differs() {
         let right = [(MAX, 131_072), (HASH_SIZE, 32_768), (ESTABLISHED, 86_400), (CLOSE_WAIT, 3_600)];
         let mut host = host(&right);
         host.refusal = READ_ONLY;
-        set_conntrack(&host, &ConntrackSettings::default()).expect("there is nothing to write");
+        set_conntrack(&host, &ConntrackSettings::default()).expect("nothing differs");
         host.settings.borrow_mut().insert(CLOSE_WAIT.to_owned(), 60);
         let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("it is read-only").to_string();
         assert!(
@@ -209,9 +215,9 @@ mod tests {
         assert!(host.written.borrow().is_empty());
     }
 
-    /// A nested node (kind, LXC, rootless) has the host's limit and the host's buckets.
+    /// A nested node (kind, LXC, rootless) has the host's limit and the host's number of buckets.
     #[test]
-    fn a_limit_that_cannot_be_written_stays_where_that_is_the_hosts() {
+    fn a_limit_that_belongs_to_the_host_stays_if_it_cannot_be_written() {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, Unsupported};
         for (limit, buckets, refusal, nested, stays) in [
             (262_144, 65_536, ReadOnlyFilesystem, false, true),
@@ -219,10 +225,10 @@ mod tests {
             (262_144, 65_536, PermissionDenied, true, true),
             (65_536, 16_384, PermissionDenied, true, true),
             (65_536, 16_384, ReadOnlyFilesystem, true, true),
-            // The limit is right, the buckets are too few, and the kernel does not let a network namespace write them.
+            // The limit is right, the buckets are too few, and the kernel refuses to change them from a network namespace.
             (131_072, 16_384, Unsupported, true, true),
             (131_072, 16_384, ReadOnlyFilesystem, true, true),
-            // A container without privileges on a plain node: an init container can set it.
+            // An unprivileged container on a plain node: an init container can set it.
             (65_536, 16_384, ReadOnlyFilesystem, false, false),
             (131_072, 16_384, ReadOnlyFilesystem, false, false),
         ] {
@@ -235,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_container_is_not_sent_to_an_init_container() {
+    fn the_error_of_an_init_container_does_not_advise_an_init_container() {
         let mut host = host(&[(MAX, 131_072), (HASH_SIZE, 32_768), (ESTABLISHED, 1)]);
         host.refusal = READ_ONLY;
         let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("it is read-only").of_init_container().to_string();
@@ -244,10 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_conntrack_is_told_apart() {
+    fn a_kernel_without_conntrack_has_its_own_cure() {
         let mut host = host(&[]);
         host.refusal = Some(io::ErrorKind::NotFound);
-        let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("nothing is there").to_string();
+        let error = set_conntrack(&host, &ConntrackSettings::default()).expect_err("there is no conntrack").to_string();
         assert!(error.contains("nf_conntrack_max to 131072") && error.contains("modprobe nf_conntrack"), "{error}");
     }
 
@@ -265,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oom_score_is_tried_twice_and_then_let_be() {
+    async fn the_oom_score_is_tried_twice() {
         let mut host = host(&[(OOM_SCORE_ADJ, 0)]);
         set_oom_score_adj(&host, -999, false).await;
         assert_eq!(*host.written.borrow(), ["/proc/self/oom_score_adj -999"]);

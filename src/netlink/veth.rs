@@ -1,5 +1,5 @@
-//! Pairs of interfaces between a container and a bridge, and the bridge (`include/uapi/linux/if_link.h`). Each function is one request
-//! or one datagram on a socket that its caller has; whose namespace that is decides where it works.
+//! Creates and configures veth pairs between a container and a bridge, and the bridge (`include/uapi/linux/if_link.h`). Each function
+//! sends one request or one datagram through the caller's socket, and works in that socket's network namespace.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -14,43 +14,43 @@ use nix::libc::{RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK};
 
 use super::mac::Mac;
 
+use super::encode;
 use super::error::Cause;
 use super::kernel::check_name;
-use super::requests;
 use super::socket::{Connection, Request};
 
-/// The VLAN that every port is in from its start.
+/// The VLAN that a new bridge port is in.
 const DEFAULT_VLAN: u16 = 1;
 const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 const NO_ATTRIBUTES: [LinkAttribute; 0] = [];
 
-/// A pair of interfaces, one of them a port of a bridge.
+/// A veth pair. One end is a port of a bridge, the other end is in a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair<'a> {
-    /// Name of the port.
+    /// Name of the bridge port.
     pub port: &'a str,
-    /// Hardware address of the port.
+    /// Hardware address of the bridge port.
     pub port_mac: Mac,
-    /// The bridge, by number.
+    /// Index of the bridge.
     pub bridge: u32,
-    /// Name of the other end.
+    /// Name of the end in the container.
     pub inner: &'a str,
-    /// Hardware address of the other end; none: the kernel takes one at random.
+    /// Hardware address of the end in the container; `None` for a random one.
     pub inner_mac: Option<Mac>,
-    /// Largest packet of both, in bytes; 0: the kernel's default.
+    /// MTU of both ends; 0 for the kernel's default.
     pub mtu: u32,
 }
 
-/// What a port of a bridge does.
+/// The settings of a bridge port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
-    /// It sends packets back where they came from.
+    /// Packets may leave by the port that they came in by.
     pub hairpin: bool,
-    /// It does not reach other isolated ports.
+    /// No packets pass between this port and other isolated ports.
     pub isolated: bool,
-    /// The VLAN of untagged packets; 0: none.
+    /// The VLAN of untagged packets; 0 for none.
     pub vlan: u16,
-    /// It stays in the VLAN that every port is in.
+    /// The port stays in the default VLAN.
     pub keep_default_vlan: bool,
 }
 
@@ -58,10 +58,10 @@ fn named(name: &str) -> Vec<LinkAttribute> {
     vec![LinkAttribute::IfName(name.to_owned())]
 }
 
-/// Makes a pair: the port in the socket's namespace, the other end in the one given. Both are down.
+/// Creates a pair: the bridge port in the socket's namespace, the other end in `inner_namespace`. Both are down.
 ///
 /// # Errors
-/// The kernel refuses; `EEXIST` where there is an interface of either name.
+/// The kernel refuses; with `EEXIST` if an interface of either name exists.
 pub fn create(connection: &mut Connection, pair: &Pair<'_>, inner_namespace: impl AsFd) -> Result<(), Cause> {
     check_name(pair.port)?;
     check_name(pair.inner)?;
@@ -78,7 +78,7 @@ pub fn create(connection: &mut Connection, pair: &Pair<'_>, inner_namespace: imp
     connection.request(&Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &LinkHeader::default(), &port))
 }
 
-/// Sets what a port does, and sets it up.
+/// Applies the settings of a bridge port, and sets it up.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -107,7 +107,7 @@ fn vlan(kind: u16, index: u32, vid: u16, flags: BridgeVlanInfoFlags) -> Request 
     Request::new(kind, 0, &header, &[LinkAttribute::AfSpecBridge(vec![info])])
 }
 
-/// Deletes an interface by its name; says whether there was one. The other end of a pair goes with it.
+/// Deletes an interface by name, and with it the other end of a pair. Returns false if there is no such interface.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -119,7 +119,7 @@ pub fn delete(connection: &mut Connection, name: &str) -> Result<bool, Cause> {
     }
 }
 
-/// Makes a bridge, down. One that is there already is as good.
+/// Creates a bridge, which is down. A bridge that exists is no error.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -136,7 +136,7 @@ pub fn create_bridge(connection: &mut Connection, name: &str, mtu: u32, vlans: b
     }
 }
 
-/// Lets a bridge keep its ports' VLANs apart.
+/// Switches on the VLAN filter of a bridge.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -146,7 +146,7 @@ pub fn filter_vlans(connection: &mut Connection, bridge: u32) -> Result<(), Caus
     connection.request(&Request::new(RTM_NEWLINK, 0, &header, &[LinkAttribute::LinkInfo(info)]))
 }
 
-/// Sets an interface up; with `promiscuous`, it also takes packets that are not for it.
+/// Sets an interface up. With `promiscuous`, it also receives packets for other hardware addresses.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -165,18 +165,18 @@ pub fn set_down(connection: &mut Connection, index: u32) -> Result<(), Cause> {
     connection.request(&Request::new(RTM_NEWLINK, 0, &header, &NO_ATTRIBUTES))
 }
 
-/// Sets an interface's largest packet, in bytes.
+/// Sets an interface's MTU.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn set_mtu(connection: &mut Connection, index: u32, mtu: u32) -> Result<(), Cause> {
-    connection.request(&requests::set_mtu(index, mtu))
+    connection.request(&encode::set_mtu(index, mtu))
 }
 
-/// Sets an interface's hardware address. A bridge that has been given one keeps it, whatever ports come and go.
+/// Sets an interface's hardware address. A bridge then keeps it when its ports change.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn set_mac(connection: &mut Connection, index: u32, mac: Mac) -> Result<(), Cause> {
-    connection.request(&requests::set_mac(index, mac))
+    connection.request(&encode::set_mac(index, mac))
 }

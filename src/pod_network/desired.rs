@@ -1,5 +1,6 @@
 //! What the kernel should hold for the pod network: links, and for each peer its neighbour, FDB entry and route (spec sections 5 and 6).
 
+use super::vxlan::link_name;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -26,15 +27,6 @@ const IPV6_METRIC: u32 = 1024;
 
 /// Metric of the route that swallows what no pod of this node has. That of the pods' bridge is lower, so it goes first.
 const LAST_METRIC: u32 = 4096;
-
-/// The name of the VXLAN link of a family.
-#[must_use]
-pub fn link_name(family: Family, vni: u32) -> String {
-    match family {
-        Family::V4 => format!("flannel.{vni}"),
-        Family::V6 => format!("flannel-v6.{vni}"),
-    }
-}
 
 /// A VXLAN link that should be there, up.
 #[derive(Clone, Debug, PartialEq, Eq)]

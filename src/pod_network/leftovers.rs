@@ -8,9 +8,10 @@ use ipnetwork::IpNetwork;
 use super::net_conf::NetConf;
 use crate::cluster::Family;
 
-use super::desired::{DesiredEntries, link_name};
+use super::desired::DesiredEntries;
 use super::plan;
 use super::subnet_env::SubnetEnv;
+use super::vxlan::link_name;
 use crate::cluster::families::PerFamily;
 use crate::netlink::entry::{BOOT_PROTOCOL, EntryChange, LinkChange, Live, Route, RouteKind};
 use crate::netlink::link::{Link, LinkKind};

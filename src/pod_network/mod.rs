@@ -30,3 +30,4 @@ pub mod settings;
 pub mod subnet_env;
 pub mod subnet_space;
 pub mod sync;
+pub mod vxlan;

@@ -1,27 +1,10 @@
 //! How large packets can be: what encapsulation takes, and what that leaves (spec sections 5.2 and 12.9).
 
 use super::net_conf::NetConf;
+use super::vxlan::{least, overhead};
 use crate::cluster::Family;
 
 use crate::cluster::families::PerFamily;
-
-/// Bytes that VXLAN puts around a packet: outer IP header, UDP, VXLAN, and the inner Ethernet header. The family is the outer packets'.
-#[must_use]
-pub const fn overhead(family: Family) -> u32 {
-    match family {
-        Family::V4 => 50,
-        Family::V6 => 70,
-    }
-}
-
-/// The smallest MTU of a link that carries a family (RFC 791, RFC 8200). Below 1280 the kernel switches IPv6 off.
-#[must_use]
-pub const fn least(family: Family) -> u32 {
-    match family {
-        Family::V4 => 68,
-        Family::V6 => 1280,
-    }
-}
 
 /// The MTUs of a pod network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

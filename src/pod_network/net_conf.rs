@@ -8,7 +8,7 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::mtu;
+use super::vxlan;
 use crate::cluster::Family;
 use crate::cluster::families::PerFamily;
 use crate::json_keys::matches;
@@ -232,12 +232,12 @@ fn vxlan(keys: &Keys, networks: &PerFamily<IpNetwork>) -> Result<VxlanConf, BadN
     let vni = keys.number("VNI", 0, (1 << 24) - 1)?.unwrap_or(default.vni.into());
     for (family, largest) in LARGEST_NAMED_VNI {
         if networks.get(family).is_some() && vni > largest {
-            let name = super::desired::link_name(family, vni as u32);
+            let name = vxlan::link_name(family, vni as u32);
             return Err(bad("VNI", format!("{vni} makes the name {name}, which is too long for a link; at most {largest} with {family}")));
         }
     }
     let port = keys.number("Port", 0, u16::MAX.into())?.filter(|port| *port != 0);
-    let least = networks.families().map(|family| mtu::least(family) + mtu::overhead(family)).max().unwrap_or_default();
+    let least = networks.families().map(|family| vxlan::least(family) + vxlan::overhead(family)).max().unwrap_or_default();
     let mtu = keys.number("MTU", 0, u16::MAX.into())?.filter(|mtu| *mtu != 0).map(|mtu| mtu as u32);
     if let Some(mtu) = mtu.filter(|mtu| *mtu < least) {
         return Err(bad(

@@ -1,10 +1,10 @@
 //! What the pod network needs: an interface to other nodes, room for what encapsulation takes, and VXLAN.
 
 use crate::netlink::link::{Link, LinkKind};
-use crate::pod_network::desired::link_name;
 use crate::pod_network::interface::{External, NoInterface};
 use crate::pod_network::mtu::mtu;
 use crate::pod_network::net_conf::NetConf;
+use crate::pod_network::vxlan::link_name;
 
 use super::{Check, Part};
 

@@ -4,8 +4,8 @@ use std::io;
 
 use crate::cluster::Family;
 use crate::netlink::link::{Link, LinkKind};
-use crate::pod_network::desired::link_name;
 use crate::pod_network::net_conf::{NetConf, VxlanConf};
+use crate::pod_network::vxlan::link_name;
 
 use super::{Check, Part};
 

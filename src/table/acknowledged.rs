@@ -9,8 +9,8 @@ use super::rules::Fixed;
 use crate::cluster::ServicePortName;
 
 use super::Table;
-use super::desired::{Outline, Outlines};
 use super::live::{FixedChain, Live};
+use super::outline::{Outline, Outlines};
 use super::rule::{Digest, split_line};
 
 /// The tables of one family as the kernel is known to hold them.

@@ -8,7 +8,7 @@ use super::jumps::{JUMPS, Jump};
 use super::rules::Fixed;
 
 use super::Table;
-use super::desired::Outlines;
+use super::outline::Outlines;
 use super::rule::Digest;
 
 /// The chains that all service ports share. The order of service ports in them means nothing, that of one service port's own lines

@@ -12,6 +12,7 @@ pub mod diff;
 pub mod final_counters;
 pub mod jumps;
 pub mod live;
+pub mod outline;
 pub mod parse;
 pub mod plan;
 pub mod planner;

@@ -17,8 +17,9 @@ use crate::cluster::ServicePortName;
 use crate::table::rules::RuleSource;
 
 use super::Table;
-use super::desired::Outline;
-use super::rule_counts::{RuleCounts, lines};
+use super::outline::Outline;
+use super::rule_counts::RuleCounts;
+use super::rules::lines;
 
 /// Which iptables is written with: they take the same text but want it cut differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -10,8 +10,8 @@ use crate::cluster::ServicePortName;
 
 use super::Table;
 use super::acknowledged::{Acknowledged, fixed_digests};
-use super::desired::{Outline, Outlines};
 use super::live::{FixedChain, SHARED, jumps_of};
+use super::outline::{Outline, Outlines};
 use super::plan::{Plan, Step, Transaction, Variant, Write};
 use super::rule::{Digest, split_line};
 

@@ -1,5 +1,6 @@
 //! Rules counted: how many there should be, kept up to date service port by service port.
 
+use super::rules::lines;
 use std::ops::AddAssign;
 
 use super::chain_names::ChainName;
@@ -7,7 +8,7 @@ use super::rules::Fixed;
 use crate::cluster::ServicePortName;
 
 use super::Table;
-use super::desired::Outline;
+use super::outline::Outline;
 use super::rule::Digest;
 
 /// How many rules, by table.
@@ -121,12 +122,6 @@ impl Tally {
             bytes: OUTLINE_BYTES + outline.chains.len() * size_of::<(ChainName, Digest)>() + text,
         }
     }
-}
-
-/// How many lines a text has whose every line ends.
-#[must_use]
-pub fn lines(text: &str) -> usize {
-    text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
 #[cfg(test)]

@@ -122,6 +122,12 @@ pub struct WithoutLocal {
     pub external: bool,
 }
 
+/// How many lines a text has whose every line ends.
+#[must_use]
+pub fn lines(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'\n').count()
+}
+
 /// Where a plan gets the desired rules of one family. The service proxy's renderer computes them from the cluster.
 pub trait RuleSource: Sync {
     /// The chains that do not belong to a service port.

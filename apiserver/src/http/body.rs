@@ -1,4 +1,4 @@
-//! Bodies: read with a limit, written whole or as they come.
+//! Reads request bodies up to a limit, and holds response bodies.
 
 use std::future::poll_fn;
 use std::io;
@@ -9,71 +9,71 @@ use std::task::{Context, Poll, ready};
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
 
-use crate::journal::{Journal, Sent};
-use crate::refusal::Refusal;
+use crate::request_log::{BytesSent, RequestLog};
+use crate::status_error::StatusError;
 
-/// How much of a body that is too large is read nevertheless: a client that is still sending does not see the answer.
-const PATIENCE: usize = 64 * 1024 * 1024;
+/// A body over its limit is still read up to this size. A client that is still sending would not read the response.
+const MAX_DISCARDED: usize = 64 * 1024 * 1024;
 
-/// Reads a body to its end.
-pub(super) async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, Refusal> {
+/// Reads a body to its end. Fails if it is longer than `limit`.
+pub(super) async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, StatusError> {
     let mut bytes = Vec::new();
     let mut length = 0;
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame.map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let frame = frame.map_err(|error| StatusError::bad_request(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         length += data.len();
         if length <= limit {
             bytes.extend_from_slice(&data);
         } else {
             bytes = Vec::new();
-            if length > PATIENCE.max(limit) {
+            if length > MAX_DISCARDED.max(limit) {
                 break;
             }
         }
     }
-    if length > limit { Err(Refusal::body_too_large(limit)) } else { Ok(bytes.into()) }
+    if length > limit { Err(StatusError::body_too_large(limit)) } else { Ok(bytes.into()) }
 }
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Debug)]
-pub(crate) struct Body {
+pub(super) struct Body {
     content: Content,
-    counted: Option<Counted>,
+    counter: Option<ByteCounter>,
 }
 
 #[derive(Debug)]
 enum Content {
-    /// All of it, until it is sent.
+    /// The whole body; `None` after it was sent.
     Whole(Option<Bytes>),
-    /// Pieces as they come. An error breaks the connection.
+    /// Pieces that a task sends. An error breaks the connection.
     Stream(mpsc::Receiver<io::Result<Bytes>>),
 }
 
-/// Where the bytes of a body are counted.
+/// Counts the bytes of a body for one kind of request.
 #[derive(Debug)]
-struct Counted {
-    journal: Arc<Journal>,
-    sort: String,
-    /// The length before compression, until it was counted. Streams are never compressed.
+struct ByteCounter {
+    request_log: Arc<RequestLog>,
+    kind: String,
+    /// The length before compression; `None` after it was counted, and for streams, which are never compressed.
     plain: Option<u64>,
 }
 
 impl Body {
     pub(super) fn whole(bytes: Bytes) -> Self {
-        Self { content: Content::Whole((!bytes.is_empty()).then_some(bytes)), counted: None }
+        Self { content: Content::Whole((!bytes.is_empty()).then_some(bytes)), counter: None }
     }
 
     pub(super) fn stream(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self { content: Content::Stream(pieces), counted: None }
+        Self { content: Content::Stream(pieces), counter: None }
     }
 
-    /// The length of a whole body.
+    /// The length of a whole body; `None` for a stream.
     pub(super) fn length(&self) -> Option<u64> {
         self.size_hint().exact()
     }
 
-    /// A whole body's bytes.
+    /// The bytes of a whole body; `None` for a stream and for an empty body.
     pub(super) fn bytes(&self) -> Option<&Bytes> {
         match &self.content {
             Content::Whole(bytes) => bytes.as_ref(),
@@ -81,16 +81,16 @@ impl Body {
         }
     }
 
-    /// Counts the bytes as they are sent.
-    pub(super) fn counted(self, journal: Arc<Journal>, sort: String, plain: Option<u64>) -> Self {
-        Self { counted: Some(Counted { journal, sort, plain }), ..self }
+    /// Counts the bytes when they are sent.
+    pub(super) fn counted(self, request_log: Arc<RequestLog>, kind: String, plain: Option<u64>) -> Self {
+        Self { counter: Some(ByteCounter { request_log, kind, plain }), ..self }
     }
 }
 
-impl Counted {
+impl ByteCounter {
     fn add(&mut self, length: usize) {
         let sent = length as u64;
-        self.journal.add_sent(&self.sort, Sent { plain: self.plain.take().unwrap_or(sent), sent });
+        self.request_log.add_sent(&self.kind, BytesSent { plain: self.plain.take().unwrap_or(sent), sent });
     }
 }
 
@@ -103,8 +103,8 @@ impl HttpBody for Body {
             Content::Whole(bytes) => bytes.take().map(Ok),
             Content::Stream(pieces) => ready!(pieces.poll_recv(context)),
         };
-        if let (Some(Ok(bytes)), Some(counted)) = (&piece, &mut self.counted) {
-            counted.add(bytes.len());
+        if let (Some(Ok(bytes)), Some(counter)) = (&piece, &mut self.counter) {
+            counter.add(bytes.len());
         }
         Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }

@@ -1,4 +1,4 @@
-//! Connections: accepted, secured and served.
+//! Accepts connections, does the TLS handshake and serves HTTP/1.1 or HTTP/2.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,47 +14,48 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::pin;
 use tokio::time::sleep;
 
-use crate::connections::{Connection, Link, Order};
+use crate::connections::{Connection, ConnectionCommand, ConnectionHandle};
+use crate::state::ServerState;
 use crate::tls::{ClientCertificate, Tls, client_chain};
 
-use super::{Shared, answer};
+use super::handle::handle;
 
-/// Streams that a client may have open in one connection, as with a real API server.
-const STREAMS: u32 = 100;
+/// HTTP/2 streams that a client may have open in one connection, as in kube-apiserver.
+const MAX_STREAMS: u32 = 100;
 
 /// Accepts connections until the server stops.
-pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+pub(crate) async fn accept(listener: TcpListener, state: Arc<ServerState>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => drop(tokio::spawn(converse(stream, peer, shared.clone()))),
-            // Out of file descriptors, or the client is gone already: the next attempt may work.
+            Ok((stream, peer)) => drop(tokio::spawn(serve_tcp(stream, peer, state.clone()))),
+            // The process has no file descriptor left, or the client has closed the connection. The next attempt may succeed.
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
-/// Answers the requests of one connection.
-async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
-    let connections = shared.connections.clone();
+/// Serves one TCP connection to its end.
+async fn serve_tcp(stream: TcpStream, peer: SocketAddr, state: Arc<ServerState>) {
+    let connections = state.connections.clone();
     let open = connections.open();
-    // Without it answers are late, and no worse.
+    // If this fails, responses are late but correct.
     let _ = stream.set_nodelay(true);
     let connection = Connection { number: open.number, peer, tls: None, server_name: None, client: None };
-    match shared.tls.clone() {
-        None => serve(stream, Link::new(connection, Vec::new()), shared, false).await,
-        Some(tls) => secure(stream, connection, shared, &tls).await,
+    match state.tls.clone() {
+        None => serve_http(stream, ConnectionHandle::new(connection, Vec::new()), state, false).await,
+        Some(tls) => serve_tls(stream, connection, state, &tls).await,
     }
 }
 
-/// Does the TLS handshake, then answers requests.
-async fn secure(stream: TcpStream, connection: Connection, shared: Arc<Shared>, tls: &Tls) {
-    let mut orders = shared.connections.orders();
+/// Does the TLS handshake, then serves HTTP.
+async fn serve_tls(stream: TcpStream, connection: Connection, state: Arc<ServerState>, tls: &Tls) {
+    let mut commands = state.connections.commands();
     let stream = tokio::select! {
         accepted = tls.acceptor().accept(stream) => match accepted {
             Ok(stream) => stream,
-            Err(error) => return shared.connections.failed(error.to_string()),
+            Err(error) => return state.connections.add_failed_handshake(error.to_string()),
         },
-        () = dropped(&mut orders) => return,
+        () = wait_for_drop(&mut commands) => return,
     };
     let (_, session) = stream.get_ref();
     let chain = client_chain(session);
@@ -65,47 +66,47 @@ async fn secure(stream: TcpStream, connection: Connection, shared: Arc<Shared>, 
         ..connection
     };
     let is_http2 = session.alpn_protocol() == Some(b"h2");
-    serve(stream, Link::new(connection, chain), shared, is_http2).await;
+    serve_http(stream, ConnectionHandle::new(connection, chain), state, is_http2).await;
 }
 
-async fn serve<S>(stream: S, link: Link, shared: Arc<Shared>, is_http2: bool)
+async fn serve_http<S>(stream: S, connection: ConnectionHandle, state: Arc<ServerState>, is_http2: bool)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let link = Arc::new(link);
-    let (answered, for_link) = (shared.clone(), link.clone());
+    let connection = Arc::new(connection);
+    let (service_state, service_connection) = (state.clone(), connection.clone());
     let service = service_fn(move |request| {
-        let (shared, link) = (answered.clone(), for_link.clone());
-        async move { Ok::<_, Infallible>(answer(request, shared, link).await) }
+        let (state, connection) = (service_state.clone(), service_connection.clone());
+        async move { Ok::<_, Infallible>(handle(request, state, connection).await) }
     });
     let stream = TokioIo::new(stream);
     if is_http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.max_concurrent_streams(STREAMS);
-        drive(builder.serve_connection(stream, service), &shared, &link).await;
+        builder.max_concurrent_streams(MAX_STREAMS);
+        run(builder.serve_connection(stream, service), &state, &connection).await;
     } else {
-        drive(http1::Builder::new().serve_connection(stream, service), &shared, &link).await;
+        run(http1::Builder::new().serve_connection(stream, service), &state, &connection).await;
     }
 }
 
-/// Runs a connection to its end.
-async fn drive(connection: impl GracefulConnection, shared: &Shared, link: &Link) {
-    let mut orders = shared.connections.orders();
-    pin!(connection);
+/// Runs an HTTP connection until it ends, or until a command or an injected failure ends it.
+async fn run(http: impl GracefulConnection, state: &ServerState, connection: &ConnectionHandle) {
+    let mut commands = state.connections.commands();
+    pin!(http);
     loop {
         tokio::select! {
-            // Fails when the client breaks off, or a watch is dropped.
-            _ = connection.as_mut() => return,
-            () = link.closed() => return,
-            changed = orders.changed() => match (changed, *orders.borrow_and_update()) {
-                (Ok(()), Order::GoAway) => connection.as_mut().graceful_shutdown(),
+            // An error means that the client broke the connection, or that a watch was dropped.
+            _ = http.as_mut() => return,
+            () = connection.closed() => return,
+            changed = commands.changed() => match (changed, *commands.borrow_and_update()) {
+                (Ok(()), ConnectionCommand::GoAway) => http.as_mut().graceful_shutdown(),
                 _ => return,
             },
         }
     }
 }
 
-/// Waits until every connection is to be dropped.
-async fn dropped(orders: &mut tokio::sync::watch::Receiver<Order>) {
-    while orders.changed().await.is_ok() && *orders.borrow_and_update() != Order::Drop {}
+/// Waits for the command to drop all connections.
+async fn wait_for_drop(commands: &mut tokio::sync::watch::Receiver<ConnectionCommand>) {
+    while commands.changed().await.is_ok() && *commands.borrow_and_update() != ConnectionCommand::Drop {}
 }

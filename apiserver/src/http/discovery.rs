@@ -1,16 +1,17 @@
-//! Paths that tell what the server is and has.
+//! Health checks, version and API discovery.
 
 use hyper::Response;
 use serde_json::{Value, json};
 
 use crate::resource::{REVIEWS, Resource, VERSION, group_version, groups};
 
-use super::{Body, text, value};
+use super::body::Body;
+use super::response::{json_value, plain_text};
 
-/// The answer at a path, if it is one of these. `path` is what stands between its slashes.
-pub(super) fn answer(path: &[&str]) -> Option<Response<Body>> {
-    let found = match path {
-        ["healthz" | "livez" | "readyz", ..] => return Some(text(200, "ok")),
+/// The response at a path; `None` if the path belongs to no health check, version or discovery document. `path` is split at slashes.
+pub(super) fn respond(path: &[&str]) -> Option<Response<Body>> {
+    let document = match path {
+        ["healthz" | "livez" | "readyz", ..] => return Some(plain_text(200, "ok")),
         ["version"] => json!({
             "major": "1", "minor": "36", "emulationMajor": "1", "emulationMinor": "36",
             "minCompatibilityMajor": "1", "minCompatibilityMinor": "35", "gitVersion": "v1.36.2",
@@ -19,29 +20,30 @@ pub(super) fn answer(path: &[&str]) -> Option<Response<Body>> {
         }),
         ["api"] => json!({"kind": "APIVersions", "versions": [VERSION], "serverAddressByClientCIDRs": []}),
         ["apis"] => {
-            let groups: Vec<_> = groups().into_iter().map(group).collect();
+            let groups: Vec<_> = groups().into_iter().map(describe_group).collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["apis", name] => {
-            let mut found = group(groups().into_iter().find(|one| one == name)?);
-            found["kind"] = "APIGroup".into();
-            found["apiVersion"] = "v1".into();
-            found
+            let mut group = describe_group(groups().into_iter().find(|group| group == name)?);
+            group["kind"] = "APIGroup".into();
+            group["apiVersion"] = "v1".into();
+            group
         }
-        ["api", VERSION] => resources(""),
-        ["apis", name, VERSION] => resources(groups().into_iter().find(|one| one == name)?),
+        ["api", VERSION] => list_resources(""),
+        ["apis", name, VERSION] => list_resources(groups().into_iter().find(|group| group == name)?),
         _ => return None,
     };
-    Some(value(200, &found))
+    Some(json_value(200, &document))
 }
 
-fn group(name: &str) -> Value {
+fn describe_group(name: &str) -> Value {
     let version = json!({"groupVersion": group_version(name), "version": VERSION});
     json!({"name": name, "versions": [version], "preferredVersion": version})
 }
 
-fn resources(group: &str) -> Value {
-    let mut found = Vec::new();
+/// The `APIResourceList` of a group.
+fn list_resources(group: &str) -> Value {
+    let mut resources = Vec::new();
     for row in Resource::all().filter(|row| row.group == group) {
         let mut resource = json!({
             "name": row.plural, "singularName": row.kind.to_lowercase(), "namespaced": row.namespaced, "kind": row.kind,
@@ -50,18 +52,18 @@ fn resources(group: &str) -> Value {
         if !row.short.is_empty() {
             resource["shortNames"] = row.short.into();
         }
-        found.push(resource);
+        resources.push(resource);
         if row.status {
-            found.push(json!({
+            resources.push(json!({
                 "name": format!("{}/status", row.plural), "singularName": "", "namespaced": row.namespaced, "kind": row.kind,
                 "verbs": ["get", "patch", "update"],
             }));
         }
     }
-    for (_, plural, kind) in REVIEWS.iter().filter(|(one, ..)| *one == group) {
-        found.push(json!({
+    for (_, plural, kind) in REVIEWS.iter().filter(|(review_group, ..)| *review_group == group) {
+        resources.push(json!({
             "name": plural, "singularName": kind.to_lowercase(), "namespaced": false, "kind": kind, "verbs": ["create"],
         }));
     }
-    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(group), "resources": found})
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(group), "resources": resources})
 }

@@ -1,12 +1,12 @@
-//! Query parameters and escaped paths.
+//! Parses query parameters, and resolves percent escapes.
 
 use std::time::Duration;
 
-use crate::refusal::Refusal;
+use crate::status_error::StatusError;
 
-/// The parameters of a request; of those given twice the last counts.
+/// The query parameters of a request. If a parameter occurs twice, the last one counts.
 #[derive(Debug, Default)]
-pub(crate) struct Query(Vec<(String, String)>);
+pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn parse(text: &str) -> Self {
@@ -21,56 +21,57 @@ impl Query {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// A parameter, empty if it is missing.
+    /// A parameter; empty if it is missing.
     pub(super) fn text(&self, key: &str) -> &str {
         self.get(key).unwrap_or_default()
     }
 
+    /// True for `true`, `True` and `1`.
     pub(super) fn flag(&self, key: &str) -> bool {
         matches!(self.text(key), "true" | "True" | "1")
     }
 
-    /// A number, zero if it is missing or empty.
-    pub(super) fn number(&self, key: &str) -> Result<u64, Refusal> {
+    /// A number; zero if it is missing or empty.
+    pub(super) fn number(&self, key: &str) -> Result<u64, StatusError> {
         match self.text(key) {
             "" => Ok(0),
-            text => text.parse().map_err(|_| Refusal::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax"))),
+            text => text.parse().map_err(|_| StatusError::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax"))),
         }
     }
 
-    /// A number of seconds, with fractions.
-    pub(super) fn seconds(&self, key: &str) -> Result<Option<Duration>, Refusal> {
+    /// A number of seconds, with or without a fraction; `None` if it is missing or empty.
+    pub(super) fn seconds(&self, key: &str) -> Result<Option<Duration>, StatusError> {
         match self.text(key) {
             "" => Ok(None),
             text => {
                 let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-                time.map(Some).ok_or_else(|| Refusal::bad_request(format!("{key}: {text} is no time")))
+                time.map(Some).ok_or_else(|| StatusError::bad_request(format!("{key}: {text} is not a number of seconds")))
             }
         }
     }
 
-    /// A resource version, none if it is missing or empty.
-    pub(super) fn version(&self) -> Result<Option<u64>, Refusal> {
+    /// `resourceVersion`; `None` if it is missing or empty.
+    pub(super) fn version(&self) -> Result<Option<u64>, StatusError> {
         match self.text("resourceVersion") {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| Refusal::bad_request(format!("invalid resource version \"{text}\""))),
+            text => text.parse().map(Some).map_err(|_| StatusError::bad_request(format!("invalid resource version \"{text}\""))),
         }
     }
 }
 
-/// Resolves `%41`; what is not an escape stays.
+/// Resolves escapes such as `%41`. A `%` that starts no escape is kept.
 pub(super) fn unescape(text: &str) -> String {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
-    let mut place = 0;
-    while let Some(byte) = bytes.get(place) {
-        if let (b'%', Some(high), Some(low)) = (byte, digit(bytes.get(place + 1)), digit(bytes.get(place + 2))) {
+    let mut index = 0;
+    while let Some(byte) = bytes.get(index) {
+        if let (b'%', Some(high), Some(low)) = (byte, digit(bytes.get(index + 1)), digit(bytes.get(index + 2))) {
             plain.push((high * 16 + low) as u8);
-            place += 3;
+            index += 3;
         } else {
             plain.push(*byte);
-            place += 1;
+            index += 1;
         }
     }
     String::from_utf8_lossy(&plain).into_owned()

@@ -1,19 +1,19 @@
-//! Reviews: what may I do, and who am I.
+//! Answers access reviews and token reviews.
 
 use serde_json::{Value, json};
 
 use crate::faults::Faults;
 use crate::object::Object;
-use crate::refusal::USER;
 use crate::resource::{REVIEWS, VERSION, group_version};
+use crate::status_error::USER;
 
-/// The kind of review at a path.
-pub(super) fn kind(group: &str, version: &str, plural: &str) -> Option<&'static str> {
-    let found = REVIEWS.iter().find(|(one, name, _)| *one == group && *name == plural && version == VERSION);
+/// The kind of review at a path; `None` if the path belongs to no review.
+pub(super) fn find_kind(group: &str, version: &str, plural: &str) -> Option<&'static str> {
+    let found = REVIEWS.iter().find(|review| review.0 == group && review.1 == plural && version == VERSION);
     found.map(|(.., kind)| *kind)
 }
 
-/// Answers a review. One that cannot be read asks for nothing in particular.
+/// Fills in the status of a review. A body that is not valid JSON counts as an empty review.
 pub(super) fn answer(faults: &Faults, group: &str, kind: &str, body: &[u8]) -> Value {
     let mut review = serde_json::from_slice::<Object>(body).unwrap_or_default();
     let status = match kind {
@@ -32,9 +32,10 @@ pub(super) fn answer(faults: &Faults, group: &str, kind: &str, body: &[u8]) -> V
     Value::Object(review)
 }
 
+/// True if a test denied the verb and resource of an access review.
 fn is_denied(faults: &Faults, review: &Object) -> bool {
-    let asked = review.get("spec").and_then(|spec| spec.get("resourceAttributes"));
-    let text = |field: &str| asked.and_then(|asked| asked.get(field)).and_then(Value::as_str).unwrap_or_default();
+    let attributes = review.get("spec").and_then(|spec| spec.get("resourceAttributes"));
+    let text = |field: &str| attributes.and_then(|attributes| attributes.get(field)).and_then(Value::as_str).unwrap_or_default();
     match text("subresource") {
         "" => faults.denies(text("verb"), text("resource")),
         subresource => faults.denies(text("verb"), &format!("{}/{subresource}", text("resource"))),

@@ -1,4 +1,4 @@
-//! Watches: what there is, then what happens, until the time is over or the client is gone.
+//! Watches: sends the existing objects if the client asks for them, then every change, until the timeout or until the client closes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,166 +10,159 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use crate::generate;
 use crate::object::Entry;
-use crate::refusal::Refusal;
 use crate::resource::Resource;
 use crate::selector::Selector;
-use crate::stamp;
-use crate::store::{Cursor, Event, Found};
+use crate::state::ServerState;
+use crate::status_error::StatusError;
+use crate::store::{Cursor, Event, ReadResult};
 
+use super::body::Body;
 use super::query::Query;
-use super::route::{Call, Place};
-use super::{Body, Shared, respond};
+use super::request::{ApiRequest, InitialEvents, ResourcePath};
+use super::response::{JSON, response};
 
-/// Events that are looked at at once.
+/// Events that are read from the store at once.
 const BATCH: usize = 200;
-/// Bytes that are sent at once, or little more.
+/// A piece of the body is sent when it has this many bytes.
 const PIECE: usize = 64 * 1024;
-/// Longer than any watch is left open.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest time that a watch stays open.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 type Pieces = mpsc::Sender<io::Result<Bytes>>;
 
-/// How the initial events of a watch end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Initial {
-    /// With a bookmark that says so, if the client asked for it.
-    Complete,
-    /// Without it, although the watch goes on.
-    WithoutBookmark,
-    /// With the end of the watch.
-    Ended,
-}
-
-/// What a watch is about.
+/// One watch.
 struct Watch {
     resource: Resource,
-    /// Empty for all.
+    /// Empty for all namespaces.
     namespace: String,
     selector: Selector,
     metadata_only: bool,
     bookmarks: bool,
-    initial: Initial,
+    initial_events: InitialEvents,
     ends: Instant,
 }
 
-/// What a watch starts with.
+/// Where a watch starts.
 struct Start {
     cursor: Cursor,
-    /// Objects that are there already.
+    /// The existing objects, if the client asked for them.
     entries: Vec<Arc<Entry>>,
-    /// The version they are complete at, if the client is to be told.
-    complete: Option<u64>,
+    /// The resource version of these objects, if the client asked for the bookmark that ends them.
+    bookmark: Option<u64>,
 }
 
-/// The watch is over, with or without an error.
-struct Over;
+/// The watch has ended, with or without an error.
+struct Ended;
 
-/// Starts a watch.
-pub(super) fn start(shared: &Arc<Shared>, call: &Call<'_>, place: &Place<'_>) -> Result<Response<Body>, Refusal> {
-    let resource = place.resource;
-    let selector = if place.name.is_empty() { call.selector(resource)? } else { Selector::name(place.name) };
-    let time = call.query.seconds("timeoutSeconds")?.filter(|time| !time.is_zero()).unwrap_or_else(|| stamp::between(1800, 3600));
+/// Starts a watch. A task sends its events.
+pub(super) fn start(state: &Arc<ServerState>, request: &ApiRequest<'_>, path: &ResourcePath<'_>) -> Result<Response<Body>, StatusError> {
+    let resource = path.resource;
+    let selector = if path.name.is_empty() { request.selector(resource)? } else { Selector::name(path.name) };
+    let timeout = request.query.seconds("timeoutSeconds")?.filter(|time| !time.is_zero());
+    let timeout = timeout.unwrap_or_else(|| generate::duration_between(1800, 3600));
     let watch = Watch {
         resource,
-        namespace: place.namespace.to_owned(),
+        namespace: path.namespace.to_owned(),
         selector,
-        metadata_only: call.metadata_only,
-        bookmarks: call.query.flag("allowWatchBookmarks"),
-        initial: call.initial,
-        ends: Instant::now() + time.min(LONGEST),
+        metadata_only: request.metadata_only,
+        bookmarks: request.query.flag("allowWatchBookmarks"),
+        initial_events: request.initial_events,
+        ends: Instant::now() + timeout.min(MAX_TIMEOUT),
     };
-    // One piece waits for the client; a client that does not read holds nothing else.
+    // The channel holds one piece, so that a client that does not read uses little memory.
     let (pieces, body) = mpsc::channel(1);
-    let start = watch.start(shared, &call.query)?;
-    let shared = shared.clone();
+    let start = watch.find_start(state, &request.query)?;
+    let state = state.clone();
     tokio::spawn(async move {
         match start {
-            Ok(start) => drop(watch.run(&shared, start, &pieces).await),
-            Err(expired) => drop(pieces.send(Ok(error_line(&expired))).await),
+            Ok(start) => drop(watch.run(&state, start, &pieces).await),
+            Err(expired) => drop(pieces.send(Ok(error_event(&expired))).await),
         }
     });
-    Ok(respond(200, "application/json", Body::stream(body)))
+    Ok(response(200, JSON, Body::stream(body)))
 }
 
 impl Watch {
-    /// Where the watch starts. The outer error is the answer to the request, the inner one is the first event.
-    fn start(&self, shared: &Shared, query: &Query) -> Result<Result<Start, Refusal>, Refusal> {
+    /// Finds where the watch starts. The outer error is the response to the request; the inner one is sent as the first event.
+    fn find_start(&self, state: &ServerState, query: &Query) -> Result<Result<Start, StatusError>, StatusError> {
         let initial = query.get("sendInitialEvents");
         let forbidden =
-            |why: &str| Refusal::invalid(format!("ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: {why}"));
+            |why: &str| StatusError::invalid(format!("ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: {why}"));
         match (initial, query.text("resourceVersionMatch")) {
             (Some(_), "NotOlderThan") | (None, "") => {}
             (Some(_), _) => return Err(forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")),
             (None, _) => return Err(forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")),
         }
         let since = query.version()?.unwrap_or_default();
-        let asked = initial == Some("true");
-        let store = shared.store();
+        let is_streaming_list = initial == Some("true");
+        let store = state.store();
         let current = store.version();
-        if asked || (initial.is_none() && since == 0) {
+        if is_streaming_list || (initial.is_none() && since == 0) {
             if since > current {
-                return Err(Refusal::version_from_the_future(since, current));
+                return Err(StatusError::version_too_large(since, current));
             }
             let mut entries = store.list(self.resource, &self.namespace);
             entries.retain(|entry| self.selector.matches(entry));
-            let complete = (asked && self.bookmarks).then_some(current);
-            return Ok(Ok(Start { cursor: store.follow(self.resource, 0), entries, complete }));
+            let bookmark = (is_streaming_list && self.bookmarks).then_some(current);
+            return Ok(Ok(Start { cursor: store.cursor_at_end(self.resource), entries, bookmark }));
         }
-        let cursor = if since == 0 { Ok(store.follow(self.resource, 0)) } else { store.follow_since(self.resource, since) };
-        Ok(cursor.map(|cursor| Start { cursor, entries: Vec::new(), complete: None }))
+        let cursor = if since == 0 { Ok(store.cursor_at_end(self.resource)) } else { store.cursor_after(self.resource, since) };
+        Ok(cursor.map(|cursor| Start { cursor, entries: Vec::new(), bookmark: None }))
     }
 
-    /// Sends what there is and what happens.
-    async fn run(&self, shared: &Shared, start: Start, pieces: &Pieces) -> Result<(), Over> {
-        let Start { mut cursor, entries, complete } = start;
-        send_lines(pieces, entries.iter().map(|entry| self.line("ADDED", entry))).await?;
+    /// Sends the initial events, and then events and bookmarks until the watch ends.
+    async fn run(&self, state: &ServerState, start: Start, pieces: &Pieces) -> Result<(), Ended> {
+        let Start { mut cursor, entries, bookmark } = start;
+        send_lines(pieces, entries.iter().map(|entry| self.encode_event("ADDED", entry))).await?;
         drop(entries);
-        if self.initial == Initial::Ended {
+        if self.initial_events == InitialEvents::Ended {
             return Ok(());
         }
-        if let Some(version) = complete.filter(|_| self.initial == Initial::Complete) {
-            send(pieces, self.bookmark(version, true)).await?;
+        if let Some(version) = bookmark.filter(|_| self.initial_events == InitialEvents::Complete) {
+            send(pieces, self.encode_bookmark(version, true)).await?;
         }
-        let mut next_bookmark = Instant::now() + stamp::between(20, 40);
+        let mut next_bookmark = Instant::now() + generate::duration_between(20, 40);
         loop {
-            let found = shared.store().read(self.resource, &mut cursor, BATCH);
-            let (version, called) = match found {
-                Found::Events(events) => {
-                    shared.faults.hold().await;
-                    send_lines(pieces, events.iter().filter_map(|event| self.event(event))).await?;
+            let read = state.store().read(self.resource, &mut cursor, BATCH);
+            let (version, bookmark_requested) = match read {
+                ReadResult::Events(events) => {
+                    state.faults.wait().await;
+                    send_lines(pieces, events.iter().filter_map(|event| self.translate(event))).await?;
                     continue;
                 }
-                Found::Expired(refusal) => return send(pieces, error_line(&refusal)).await,
-                Found::Dropped => {
-                    // The client need not be there to see it.
+                ReadResult::Expired(error) => return send(pieces, error_event(&error)).await,
+                ReadResult::Dropped => {
+                    // Fails only if the client has closed the watch already.
                     let _ = pieces.send(Err(io::Error::other("the watches were dropped"))).await;
-                    return Err(Over);
+                    return Err(Ended);
                 }
-                Found::Nothing { version, called } => (version, called),
+                ReadResult::NoEvents { version, bookmark_requested } => (version, bookmark_requested),
             };
             let now = Instant::now();
-            let over = now >= self.ends;
-            if over || called || now >= next_bookmark {
-                next_bookmark = now + stamp::between(20, 40);
+            let timed_out = now >= self.ends;
+            if timed_out || bookmark_requested || now >= next_bookmark {
+                next_bookmark = now + generate::duration_between(20, 40);
                 if self.bookmarks {
-                    shared.faults.hold().await;
-                    send(pieces, self.bookmark(version, false)).await?;
+                    state.faults.wait().await;
+                    send(pieces, self.encode_bookmark(version, false)).await?;
                 }
             }
-            if over {
+            if timed_out {
                 return Ok(());
             }
             tokio::select! {
-                news = cursor.news.changed() => news.map_err(|_| Over)?,
+                changed = cursor.changes.changed() => changed.map_err(|_| Ended)?,
                 () = sleep_until(self.ends.min(next_bookmark)) => {}
-                () = pieces.closed() => return Err(Over),
+                () = pieces.closed() => return Err(Ended),
             }
         }
     }
 
-    /// How an event looks to this client: an object that stops to match is deleted for it, one that starts to is added.
-    fn event(&self, event: &Event) -> Option<Vec<u8>> {
+    /// Translates a store event for this client. The client sees DELETED when an object no longer matches its selector, and ADDED when
+    /// an object begins to match.
+    fn translate(&self, event: &Event) -> Option<Vec<u8>> {
         let Event { version, old, new, deleted, .. } = event;
         if !self.namespace.is_empty() && *new.key.namespace != *self.namespace {
             return None;
@@ -177,25 +170,26 @@ impl Watch {
         let old = old.as_ref().filter(|old| self.selector.matches(old));
         match (old, !deleted && self.selector.matches(new)) {
             (None, false) => None,
-            (None, true) => Some(self.line("ADDED", new)),
-            (Some(_), true) => Some(self.line("MODIFIED", new)),
-            (Some(_), false) if *deleted => Some(self.line("DELETED", new)),
-            (Some(old), false) => Some(self.line("DELETED", &old.at_version(self.resource, *version).ok()?)),
+            (None, true) => Some(self.encode_event("ADDED", new)),
+            (Some(_), true) => Some(self.encode_event("MODIFIED", new)),
+            (Some(_), false) if *deleted => Some(self.encode_event("DELETED", new)),
+            (Some(old), false) => Some(self.encode_event("DELETED", &old.at_version(self.resource, *version).ok()?)),
         }
     }
 
-    fn line(&self, kind: &str, entry: &Entry) -> Vec<u8> {
-        line(kind, &if self.metadata_only { entry.metadata_only() } else { entry.full() })
+    fn encode_event(&self, kind: &str, entry: &Entry) -> Vec<u8> {
+        encode_line(kind, &if self.metadata_only { entry.metadata_only() } else { entry.full() })
     }
 
-    /// A bookmark, with the empty fields an object of this type is sent with.
-    fn bookmark(&self, version: u64, complete: bool) -> Bytes {
+    /// Encodes a bookmark. Like kube-apiserver, it includes the required fields of the type, empty. `ends_initial_events` adds the
+    /// annotation of the bookmark that ends the initial events.
+    fn encode_bookmark(&self, version: u64, ends_initial_events: bool) -> Bytes {
         let mut object = json!({
             "kind": self.resource.kind,
             "apiVersion": self.resource.api_version(),
             "metadata": {"resourceVersion": version.to_string(), "creationTimestamp": null},
         });
-        if complete {
+        if ends_initial_events {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         if self.metadata_only {
@@ -211,17 +205,17 @@ impl Watch {
                 object[*field] = value.clone();
             }
         }
-        line("BOOKMARK", object.to_string().as_bytes()).into()
+        encode_line("BOOKMARK", object.to_string().as_bytes()).into()
     }
 }
 
-/// Sends a piece. Fails if the client is gone.
-async fn send(pieces: &Pieces, bytes: Bytes) -> Result<(), Over> {
-    pieces.send(Ok(bytes)).await.map_err(|_| Over)
+/// Sends a piece of the body. Fails if the client has closed the watch.
+async fn send(pieces: &Pieces, bytes: Bytes) -> Result<(), Ended> {
+    pieces.send(Ok(bytes)).await.map_err(|_| Ended)
 }
 
-/// Sends lines, some at once.
-async fn send_lines(pieces: &Pieces, lines: impl Iterator<Item = Vec<u8>>) -> Result<(), Over> {
+/// Sends lines, several in one piece.
+async fn send_lines(pieces: &Pieces, lines: impl Iterator<Item = Vec<u8>>) -> Result<(), Ended> {
     let mut piece = Vec::new();
     for line in lines {
         piece.extend_from_slice(&line);
@@ -232,10 +226,12 @@ async fn send_lines(pieces: &Pieces, lines: impl Iterator<Item = Vec<u8>>) -> Re
     if piece.is_empty() { Ok(()) } else { send(pieces, piece.into()).await }
 }
 
-pub(super) fn error_line(refusal: &Refusal) -> Bytes {
-    line("ERROR", refusal.status().to_string().as_bytes()).into()
+/// Encodes an event of type ERROR.
+pub(super) fn error_event(error: &StatusError) -> Bytes {
+    encode_line("ERROR", error.status().to_string().as_bytes()).into()
 }
 
-fn line(kind: &str, object: &[u8]) -> Vec<u8> {
+/// Encodes one event as a line of JSON.
+fn encode_line(kind: &str, object: &[u8]) -> Vec<u8> {
     [b"{\"type\":\"", kind.as_bytes(), b"\",\"object\":", object, b"}\n"].concat()
 }

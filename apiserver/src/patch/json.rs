@@ -1,109 +1,66 @@
-//! JSON patch (RFC 6902).
+//! JSON patch (RFC 6902), with the limits of kube-apiserver.
 
+use std::slice;
+
+use json_patch::PatchOperation;
 use serde_json::Value;
 
-use crate::refusal::Refusal;
+use crate::status_error::StatusError;
 
-/// What one patch may cost: copies double what was copied before.
-const MOST_OPERATIONS: usize = 10_000;
-const MOST_COPIED_BYTES: usize = 3 * 1024 * 1024;
-/// Below what the parser accepts, so that whatever is stored can be read again.
-const MOST_LEVELS: usize = 120;
+/// The limits of one patch. Copies can double the document with every operation.
+const MAX_OPERATIONS: usize = 10_000;
+const MAX_COPIED_BYTES: usize = 3 * 1024 * 1024;
+/// Nesting levels of a document. Lower than the limit of the JSON parser, so that the server can parse what it stores.
+const MAX_LEVELS: usize = 120;
 
 /// Applies operations in their order.
-pub(super) fn apply(mut document: Value, operations: &[Value]) -> Result<Value, Refusal> {
-    if operations.len() > MOST_OPERATIONS {
+pub(super) fn apply(mut document: Value, operations: &[Value]) -> Result<Value, StatusError> {
+    if operations.len() > MAX_OPERATIONS {
         let count = operations.len();
-        return Err(Refusal::bad_request(format!("the allowed maximum operations in a JSON patch is {MOST_OPERATIONS}, got {count}")));
+        let message = format!("the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}");
+        return Err(StatusError::bad_request(message));
     }
-    let mut copied = 0;
+    let mut copied_bytes = 0;
     for operation in operations {
-        let text = |field: &str| operation.get(field).and_then(Value::as_str);
-        let (Some(verb), Some(path)) = (text("op"), text("path")) else {
-            return Err(refused("an operation needs op and path"));
-        };
-        let value = operation.get("value");
-        let done = match (verb, text("from"), value) {
-            ("add", _, Some(value)) => add(&mut document, path, value.clone()),
-            ("remove", ..) => take(&mut document, path).map(drop),
-            ("replace", _, Some(value)) => replace(&mut document, path, value.clone()),
-            ("copy", Some(from), _) => document.pointer(from).cloned().and_then(|value| {
-                copied += value.to_string().len();
-                if copied > MOST_COPIED_BYTES { None } else { add(&mut document, path, value) }
-            }),
-            ("move", Some(from), _) => take(&mut document, from).and_then(|value| add(&mut document, path, value)),
-            ("test", ..) => {
-                if document.pointer(path).is_none_or(|found| *found != *value.unwrap_or(&Value::Null)) {
-                    return Err(refused(&format!("testing value {path} failed")));
-                }
-                Some(())
-            }
-            _ => None,
-        };
-        done.ok_or_else(|| refused(&format!("{verb} operation does not apply: {path}")))?;
+        let operation = decode(operation)?;
+        if let PatchOperation::Copy(copy) = &operation {
+            copied_bytes += document.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+        }
+        if copied_bytes > MAX_COPIED_BYTES || levels_after(&document, &operation) > MAX_LEVELS {
+            return Err(invalid(&format!("the document becomes too large: {}", operation.path())));
+        }
+        // A failed operation leaves a partly changed document, which is dropped here.
+        json_patch::patch_unsafe(&mut document, slice::from_ref(&operation)).map_err(|error| match operation {
+            PatchOperation::Test(test) => invalid(&format!("testing value {} failed", test.path)),
+            _ => invalid(&error.to_string()),
+        })?;
     }
     Ok(document)
 }
 
-fn refused(why: &str) -> Refusal {
-    Refusal::invalid(format!("the server rejected our request due to an error in our request: {why}"))
+/// Decodes an operation. Like kube-apiserver, accepts `test` without a value as a test for null.
+fn decode(operation: &Value) -> Result<PatchOperation, StatusError> {
+    let mut operation = operation.clone();
+    if let Some(fields) = operation.as_object_mut().filter(|fields| fields.get("op").is_some_and(|op| op == "test")) {
+        fields.entry("value").or_insert(Value::Null);
+    }
+    serde_json::from_value(operation).map_err(|error| invalid(&format!("invalid operation: {error}")))
 }
 
-/// Adds to an object, inserts into a list, or replaces the document. None if there is no such place.
-fn add(document: &mut Value, path: &str, value: Value) -> Option<()> {
-    if path.matches('/').count() + levels(&value) > MOST_LEVELS {
-        return None;
-    }
-    if path.is_empty() {
-        *document = value;
-        return Some(());
-    }
-    let (parent, last) = split(path)?;
-    match document.pointer_mut(parent)? {
-        Value::Object(fields) => {
-            fields.insert(last, value);
-        }
-        Value::Array(items) => {
-            let place = if last == "-" { items.len() } else { index(&last)? };
-            if place > items.len() {
-                return None;
-            }
-            items.insert(place, value);
-        }
-        _ => return None,
-    }
-    Some(())
+/// How deep the value of an operation is nested after it is added at its path; 0 if the operation adds no value.
+fn levels_after(document: &Value, operation: &PatchOperation) -> usize {
+    let value = match operation {
+        PatchOperation::Add(add) => Some(&add.value),
+        PatchOperation::Replace(replace) => Some(&replace.value),
+        PatchOperation::Copy(copy) => document.pointer(copy.from.as_str()),
+        PatchOperation::Move(moved) => document.pointer(moved.from.as_str()),
+        PatchOperation::Remove(_) | PatchOperation::Test(_) => None,
+    };
+    value.map_or(0, |value| operation.path().count() + levels(value))
 }
 
-fn replace(document: &mut Value, path: &str, value: Value) -> Option<()> {
-    if path.matches('/').count() + levels(&value) > MOST_LEVELS {
-        return None;
-    }
-    *document.pointer_mut(path)? = value;
-    Some(())
-}
-
-fn take(document: &mut Value, path: &str) -> Option<Value> {
-    let (parent, last) = split(path)?;
-    match document.pointer_mut(parent)? {
-        Value::Object(fields) => fields.remove(&last),
-        Value::Array(items) => {
-            let place = index(&last)?;
-            (place < items.len()).then(|| items.remove(place))
-        }
-        _ => None,
-    }
-}
-
-/// Path of the parent, and the last name unescaped.
-fn split(path: &str) -> Option<(&str, String)> {
-    let (parent, last) = path.rsplit_once('/')?;
-    Some((parent, last.replace("~1", "/").replace("~0", "~")))
-}
-
-fn index(text: &str) -> Option<usize> {
-    let plain = text == "0" || !text.starts_with(['0', '+']);
-    if plain { text.parse().ok() } else { None }
+fn invalid(why: &str) -> StatusError {
+    StatusError::invalid(format!("the server rejected our request due to an error in our request: {why}"))
 }
 
 /// How deep a value is nested.
@@ -122,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::needless_pass_by_value, reason = "reads better below")]
+    #[allow(clippy::needless_pass_by_value, reason = "the calls are shorter")]
     fn operations_apply() {
         let check = |operations: Value, expected: Value| {
             let base = json!({"a": [1, 2, 3], "b": {"c/d": "x", "~": "y"}});
@@ -135,6 +92,7 @@ mod tests {
         check(json!([{"op": "copy", "from": "/a/0", "path": "/b"}]), json!({"a": [1, 2, 3], "b": 1}));
         check(json!([{"op": "move", "from": "/b", "path": "/c"}, {"op": "remove", "path": "/a"}]), json!({"c": {"c/d": "x", "~": "y"}}));
         check(json!([{"op": "test", "path": "/a/2", "value": 3}, {"op": "replace", "path": "", "value": {}}]), json!({}));
+        check(json!([{"op": "replace", "path": "", "value": {"n": null}}, {"op": "test", "path": "/n"}]), json!({"n": null}));
     }
 
     #[test]
@@ -155,17 +113,17 @@ mod tests {
             json!({"path": "/a"}),
             json!(7),
         ] {
-            let refusal = apply(json!({"a": [1, 2, 3], "b": 1}), std::slice::from_ref(&operation)).unwrap_err();
-            assert_eq!(refusal.code(), 422, "{operation}");
+            let error = apply(json!({"a": [1, 2, 3], "b": 1}), slice::from_ref(&operation)).unwrap_err();
+            assert_eq!(error.code(), 422, "{operation}");
         }
     }
 
     #[test]
-    fn copies_do_not_explode() {
+    fn copies_and_moves_are_limited() {
         let widen = vec![json!({"op": "copy", "from": "/a", "path": "/a/-"}); 64];
         assert!(apply(json!({"a": ["0123456789"]}), &widen).is_err());
-        let nest = vec![json!({"op": "copy", "from": "", "path": "/a"}); 2 * MOST_LEVELS];
-        assert!(apply(json!({}), &nest[..MOST_LEVELS - 1]).is_ok());
+        let nest = vec![json!({"op": "copy", "from": "", "path": "/a"}); 2 * MAX_LEVELS];
+        assert!(apply(json!({}), &nest[..MAX_LEVELS - 1]).is_ok());
         assert!(apply(json!({}), &nest).is_err());
         let deepen = vec![
             json!({"op": "move", "from": "/a", "path": "/b/a"}),
@@ -174,6 +132,6 @@ mod tests {
         ];
         let deepen: Vec<_> = std::iter::repeat_n(deepen, 200).flatten().collect();
         assert!(apply(json!({"a": {}, "b": {}}), &deepen).is_err());
-        assert_eq!(apply(json!({}), &vec![json!({}); MOST_OPERATIONS + 1]).unwrap_err().code(), 400);
+        assert_eq!(apply(json!({}), &vec![json!({}); MAX_OPERATIONS + 1]).unwrap_err().code(), 400);
     }
 }

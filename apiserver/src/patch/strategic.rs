@@ -1,19 +1,17 @@
-//! Strategic merge patch: merges lists by the keys that the objects' types declare.
+//! Strategic merge patch: merges lists by the keys that Kubernetes declares for the type of an object.
 
 use serde_json::{Map, Value};
 
 use crate::resource::Resource;
 
-use super::{into_list, into_map};
-
 /// How a list is merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListMerge {
-    /// The patch's list takes its place.
+    /// The list of the patch replaces the stored one.
     Replace,
-    /// Items that are missing are appended.
+    /// Items that the stored list lacks are appended.
     Union,
-    /// Items are objects, and those that are equal in this field are one.
+    /// Items are objects. Items with the same value of this field are merged.
     ByKey(&'static str),
 }
 
@@ -59,7 +57,7 @@ fn merge_fields(resource: Resource, mut merged: Map<String, Value>, patch: &Map<
                 items.retain(|item| !removed.contains(item));
             }
         } else if field.starts_with('$') {
-            // Orders and retained keys matter to objects with unions and to people's eyes only.
+            // `$setElementOrder` only orders lists and `$retainKeys` only affects unions: not supported here.
         } else if value.is_null() {
             merged.remove(field);
         } else {
@@ -77,11 +75,11 @@ fn merge_items(resource: Resource, how: ListMerge, mut merged: Vec<Value>, patch
                 return patch.iter().filter(|item| item.get("$patch").is_none()).cloned().collect();
             }
             for item in patch.iter().filter_map(Value::as_object) {
-                let place = merged.iter().position(|one| one.get(key) == item.get(key));
-                match (place, directive(item)) {
-                    (Some(place), "delete") => drop(merged.remove(place)),
+                let index = merged.iter().position(|stored| stored.get(key) == item.get(key));
+                match (index, directive(item)) {
+                    (Some(index), "delete") => drop(merged.remove(index)),
                     (None, "delete") => {}
-                    (Some(place), _) => merged[place] = Value::Object(merge_fields(resource, into_map(merged[place].take()), item)),
+                    (Some(index), _) => merged[index] = Value::Object(merge_fields(resource, into_map(merged[index].take()), item)),
                     (None, _) => merged.push(Value::Object(merge_fields(resource, Map::new(), item))),
                 }
             }
@@ -96,9 +94,19 @@ fn merge_items(resource: Resource, how: ListMerge, mut merged: Vec<Value>, patch
     }
 }
 
-/// What `$patch` orders, if anything.
+/// The value of `$patch`; empty if there is none.
 fn directive(patch: &Map<String, Value>) -> &str {
     patch.get("$patch").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The fields of an object; no fields for other values.
+fn into_map(value: Value) -> Map<String, Value> {
+    if let Value::Object(map) = value { map } else { Map::new() }
+}
+
+/// The items of a list; no items for other values.
+fn into_list(value: Value) -> Vec<Value> {
+    if let Value::Array(items) = value { items } else { Vec::new() }
 }
 
 #[cfg(test)]
@@ -108,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::needless_pass_by_value, reason = "reads better below")]
+    #[allow(clippy::needless_pass_by_value, reason = "the calls are shorter")]
     fn lists_are_merged_by_their_keys() {
         let nodes = Resource::named("nodes").unwrap();
         let check = |base: Value, patch: Value, expected: Value| assert_eq!(apply(nodes, base, &patch), expected, "{patch}");
@@ -146,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_replaced() {
+    fn values_of_other_types_are_replaced() {
         let nodes = Resource::named("nodes").unwrap();
         assert_eq!(
             apply(nodes, json!({"conditions": "x"}), &json!({"conditions": [{"type": "A"}]})),
@@ -157,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_depend_on_the_resource() {
+    fn list_keys_depend_on_the_resource() {
         let patch = json!({"ports": [{"port": 80, "name": "b"}], "addresses": ["c"]});
         let base = json!({"ports": [{"port": 80, "protocol": "TCP"}], "addresses": ["a"]});
         let patched = |name: &str| apply(Resource::named(name).unwrap(), base.clone(), &patch);

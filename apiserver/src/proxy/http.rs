@@ -1,43 +1,44 @@
-//! HTTP: CONNECT, and requests with a whole URL.
+//! HTTP proxies: CONNECT, and requests with an absolute URL.
 
 use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
 
-use super::{ProxyRequest, Shared, pass};
+use super::state::{ProxyRequest, ProxyState};
 
-/// No client's head is longer.
-const LONGEST_HEAD: usize = 64 * 1024;
+/// Longer request heads are refused.
+const MAX_HEAD: usize = 64 * 1024;
 
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shared: &Shared) -> io::Result<()> {
+/// Serves one connection: reads a request, connects to its target and forwards bytes.
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, state: &ProxyState) -> io::Result<()> {
     let (head, rest) = read_head(&mut stream).await?;
     let mut request = parse(&head);
-    let (credentials, refuses) = {
-        let state = shared.state();
-        (state.credentials.clone(), state.refuses)
+    let (credentials, refuse_with) = {
+        let behaviour = state.behaviour();
+        (behaviour.credentials.clone(), behaviour.refuse_with)
     };
-    let refusal = if request.target.is_empty() {
+    let error_code = if request.target.is_empty() {
         Some(400)
     } else if credentials.is_some_and(|required| required != request.credentials) {
         Some(407)
     } else {
-        refuses
+        refuse_with
     };
-    let connected = match refusal {
+    let connected = match error_code {
         Some(code) => Err(code),
-        None => shared.connect(&request.target).await.map_err(|_| 502),
+        None => state.connect(&request.target).await.map_err(|_| 502),
     };
     request.is_accepted = connected.is_ok();
     let is_tunnel = request.method == "CONNECT";
-    shared.state().requests.push(request);
+    state.behaviour().requests.push(request);
     let mut server = match connected {
         Ok(server) => server,
         Err(code) => {
             let authenticate = if code == 407 { "Proxy-Authenticate: Basic realm=\"proxy\"\r\n" } else { "" };
-            let answer = format!("HTTP/1.1 {code} Refused\r\n{authenticate}Content-Length: 0\r\nConnection: close\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await?;
+            let response = format!("HTTP/1.1 {code} Refused\r\n{authenticate}Content-Length: 0\r\nConnection: close\r\n\r\n");
+            stream.write_all(response.as_bytes()).await?;
             return stream.shutdown().await;
         }
     };
@@ -45,14 +46,14 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shar
         stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
         stream.flush().await?;
     } else {
-        // The API server takes whole URLs, too.
+        // The head keeps its absolute URL, which the API server accepts.
         server.write_all(head.as_bytes()).await?;
     }
     server.write_all(&rest).await?;
-    pass(stream, server).await
+    copy_bidirectional(&mut stream, &mut server).await.map(|_| ())
 }
 
-/// Reads to the end of the head, and a part of what follows it.
+/// Reads the head of a request. Also returns the bytes after it that were read with it.
 async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     loop {
@@ -60,20 +61,20 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(String,
             let rest = bytes.split_off(end + 4);
             return String::from_utf8(bytes).map(|head| (head, rest)).map_err(io::Error::other);
         }
-        if stream.read_buf(&mut bytes).await? == 0 || bytes.len() > LONGEST_HEAD {
+        if stream.read_buf(&mut bytes).await? == 0 || bytes.len() > MAX_HEAD {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
 }
 
-/// What is asked for. The target is empty if it cannot be read.
+/// Parses the head of a request. The target is empty if it is invalid.
 fn parse(head: &str) -> ProxyRequest {
     let mut lines = head.lines();
     let mut words = lines.next().unwrap_or_default().split(' ');
     let (method, url) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let header = |wanted: &str| {
+    let header = |searched: &str| {
         let mut headers = head.lines().skip(1).filter_map(|line| line.split_once(':'));
-        headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim()).unwrap_or_default()
+        headers.find(|(name, _)| name.eq_ignore_ascii_case(searched)).map(|(_, value)| value.trim()).unwrap_or_default()
     };
     let decoded = header("Proxy-Authorization").strip_prefix("Basic ").and_then(|text| STANDARD.decode(text).ok());
     ProxyRequest {

@@ -2,204 +2,145 @@
 
 mod http;
 mod socks;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use crate::background::Background;
 use crate::certificates::Identity;
-use crate::tls::{Protocols, Tls};
+use crate::listener_thread::ListenerThread;
+use crate::tls::{HttpVersions, Tls};
 
-/// A proxy. It reaches loopback addresses, and the targets that a test maps to an address.
+pub use state::ProxyRequest;
+
+use state::{ProxyProtocol, ProxyState};
+
+/// A proxy. It connects to loopback addresses, and to the targets that a test maps to an address with [`Self::route`].
 #[derive(Debug)]
 pub struct Proxy {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     address: SocketAddr,
-    _background: Background,
-}
-
-/// What a client asked a proxy for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProxyRequest {
-    /// `CONNECT`, `SOCKS5`, or the method of a request with a whole URL.
-    pub method: String,
-    /// `192.0.2.11:6443`, `[2001:db8::1]:6443` or `api.example:6443`.
-    pub target: String,
-    /// `user:password`; empty if the client sent none.
-    pub credentials: String,
-    /// `User-Agent`.
-    pub user_agent: String,
-    /// Whether the target was reached.
-    pub is_accepted: bool,
-}
-
-/// How clients speak to a proxy.
-#[derive(Debug)]
-enum Protocol {
-    Http,
-    Https(Arc<Tls>),
-    Socks5,
-}
-
-#[derive(Debug)]
-struct Shared {
-    protocol: Protocol,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    routes: BTreeMap<String, SocketAddr>,
-    /// `user:password` that clients must send, if any.
-    credentials: Option<String>,
-    refuses: Option<u16>,
-    requests: Vec<ProxyRequest>,
-    /// The addresses from which the proxy has connected.
-    own_addresses: BTreeSet<SocketAddr>,
+    _thread: ListenerThread,
 }
 
 impl Proxy {
-    /// An HTTP proxy at a free port of 127.0.0.1. It accepts CONNECT, and requests with a whole `http://` URL.
+    /// Starts an HTTP proxy at a free port of 127.0.0.1. It accepts CONNECT, and requests with an absolute `http://` URL.
     ///
     /// # Errors
-    /// The system has no port or no thread left.
+    /// Fails if the system has no free port or cannot start a thread.
     pub fn http() -> io::Result<Self> {
-        Self::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, Protocol::Http)
+        Self::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, ProxyProtocol::Http)
     }
 
-    /// The same behind a listener.
+    /// Like [`Self::http`], with a listener.
     ///
     /// # Errors
-    /// The listener is not usable, or there is no thread left.
+    /// Fails if the listener is not usable or the system cannot start a thread.
     pub fn http_at(listener: TcpListener) -> io::Result<Self> {
-        Self::start(listener, Protocol::Http)
+        Self::start(listener, ProxyProtocol::Http)
     }
 
-    /// An HTTP proxy to which clients speak over TLS.
+    /// Starts an HTTP proxy that clients connect to with TLS.
     ///
     /// # Errors
-    /// The key is of no use to a server, or the system has no port or no thread left.
+    /// Fails if the key is not usable, or if the system has no free port or cannot start a thread.
     pub fn https(identity: &Identity) -> io::Result<Self> {
-        let tls = Tls::new(identity, Protocols::Http1, false, false)?;
-        Self::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, Protocol::Https(Arc::new(tls)))
+        let tls = Tls::new(identity, HttpVersions::Http1, false, false)?;
+        Self::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, ProxyProtocol::Https(Arc::new(tls)))
     }
 
-    /// A SOCKS5 proxy.
+    /// Starts a SOCKS5 proxy.
     ///
     /// # Errors
-    /// The system has no port or no thread left.
+    /// Fails if the system has no free port or cannot start a thread.
     pub fn socks5() -> io::Result<Self> {
-        Self::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, Protocol::Socks5)
+        Self::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, ProxyProtocol::Socks5)
     }
 
-    fn start(listener: TcpListener, protocol: Protocol) -> io::Result<Self> {
+    fn start(listener: TcpListener, protocol: ProxyProtocol) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { protocol, state: Mutex::default() });
-        let served = shared.clone();
-        let background = Background::start("proxy", listener, |listener| accept(listener, served))?;
-        Ok(Self { shared, address, _background: background })
+        let state = Arc::new(ProxyState::new(protocol));
+        let shared = state.clone();
+        let thread = ListenerThread::start("proxy", listener, |listener| accept(listener, shared))?;
+        Ok(Self { state, address, _thread: thread })
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://127.0.0.1:41234`, `https://…` or `socks5://…`.
+    /// The URL for clients: `http://127.0.0.1:41234`, `https://…` or `socks5://…`.
     #[must_use]
     pub fn url(&self) -> String {
-        let scheme = match self.shared.protocol {
-            Protocol::Http => "http",
-            Protocol::Https(_) => "https",
-            Protocol::Socks5 => "socks5",
+        let scheme = match self.state.protocol {
+            ProxyProtocol::Http => "http",
+            ProxyProtocol::Https(_) => "https",
+            ProxyProtocol::Socks5 => "socks5",
         };
         format!("{scheme}://{}", self.address)
     }
 
     /// Maps a target, such as `192.0.2.11:6443` or `api.example:6443`, to an address.
     pub fn route(&self, target: &str, to: SocketAddr) {
-        self.shared.state().routes.insert(target.to_owned(), to);
+        self.state.behaviour().routes.insert(target.to_owned(), to);
     }
 
-    /// Requires a user and a password: `Proxy-Authorization: Basic …`, or those of SOCKS5. Without them the answer is 407.
+    /// Requires a user and a password. An HTTP proxy reads them from `Proxy-Authorization: Basic …` and refuses other requests with
+    /// 407. A SOCKS5 proxy uses the authentication of RFC 1929.
     pub fn require(&self, user: &str, password: &str) {
-        self.shared.state().credentials = Some(format!("{user}:{password}"));
+        self.state.behaviour().credentials = Some(format!("{user}:{password}"));
     }
 
-    /// Refuses every request with a status code, such as 403. SOCKS5 has no codes: the ruleset does not allow it.
+    /// Refuses every request with a status code, such as 403. SOCKS5 proxies reply "connection not allowed by ruleset" instead.
     pub fn refuse(&self, code: u16) {
-        self.shared.state().refuses = Some(code);
+        self.state.behaviour().refuse_with = Some(code);
     }
 
-    /// Ends a refusal.
+    /// Ends the refusal of [`Self::refuse`].
     pub fn allow(&self) {
-        self.shared.state().refuses = None;
+        self.state.behaviour().refuse_with = None;
     }
 
-    /// What clients asked for, oldest first.
+    /// The requests of clients, oldest first.
     #[must_use]
     pub fn requests(&self) -> Vec<ProxyRequest> {
-        self.shared.state().requests.clone()
+        self.state.behaviour().requests.clone()
     }
 
-    /// True if a connection that a server sees from this address came through the proxy. See `peer` of [`Connection`](crate::Connection).
+    /// True if the proxy made the connection that a server sees from this address: the field `peer` of `Connection`.
     #[must_use]
     pub fn carried(&self, peer: SocketAddr) -> bool {
-        self.shared.state().own_addresses.contains(&peer)
-    }
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Connects to a target.
-    async fn connect(&self, target: &str) -> io::Result<TcpStream> {
-        let route = self.state().routes.get(target).copied();
-        let loopback = || target.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback());
-        let address = route.or_else(loopback).ok_or_else(|| io::Error::other(format!("no route to {target}")))?;
-        let stream = TcpStream::connect(address).await?;
-        // Without it bytes are late, and no worse.
-        let _ = stream.set_nodelay(true);
-        self.state().own_addresses.insert(stream.local_addr()?);
-        Ok(stream)
+        self.state.behaviour().own_addresses.contains(&peer)
     }
 }
 
 /// Accepts connections until the proxy stops.
-async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: tokio::net::TcpListener, state: Arc<ProxyState>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Without it bytes are late, and no worse.
+                // If this fails, bytes are late but correct.
                 let _ = stream.set_nodelay(true);
-                let shared = shared.clone();
-                // An error ends this connection only.
-                tokio::spawn(async move { drop(serve(stream, &shared).await) });
+                let state = state.clone();
+                // An error ends only this connection.
+                tokio::spawn(async move { drop(serve(stream, &state).await) });
             }
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
-async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    match &shared.protocol {
-        Protocol::Http => http::serve(stream, shared).await,
-        Protocol::Https(tls) => http::serve(tls.acceptor().accept(stream).await?, shared).await,
-        Protocol::Socks5 => socks::serve(stream, shared).await,
+async fn serve(stream: TcpStream, state: &ProxyState) -> io::Result<()> {
+    match &state.protocol {
+        ProxyProtocol::Http => http::serve(stream, state).await,
+        ProxyProtocol::Https(tls) => http::serve(tls.acceptor().accept(stream).await?, state).await,
+        ProxyProtocol::Socks5 => socks::serve(stream, state).await,
     }
-}
-
-/// Passes bytes on in both directions.
-async fn pass(mut client: impl AsyncRead + AsyncWrite + Unpin, mut server: TcpStream) -> io::Result<()> {
-    copy_bidirectional(&mut client, &mut server).await.map(|_| ())
 }

@@ -1,32 +1,33 @@
-//! SOCKS5, RFC 1928, with the user and password of RFC 1929.
+//! SOCKS5 proxies (RFC 1928), with user and password authentication (RFC 1929).
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::TcpStream;
 
-use super::{ProxyRequest, Shared, pass};
+use super::state::{ProxyRequest, ProxyState};
 
 const VERSION: u8 = 5;
-/// Methods of authentication.
+// Authentication methods.
 const NO_AUTHENTICATION: u8 = 0;
 const PASSWORD: u8 = 2;
 const NO_METHOD: u8 = 0xff;
-/// Replies.
+// Reply codes.
 const SUCCEEDED: u8 = 0;
 const NOT_ALLOWED: u8 = 2;
 const UNREACHABLE: u8 = 4;
 
-pub(super) async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    let (required, refuses) = {
-        let state = shared.state();
-        (state.credentials.clone(), state.refuses.is_some())
+/// Serves one connection: authenticates the client, connects to its target and forwards bytes.
+pub(super) async fn serve(mut stream: TcpStream, state: &ProxyState) -> io::Result<()> {
+    let (required, refuse) = {
+        let behaviour = state.behaviour();
+        (behaviour.credentials.clone(), behaviour.refuse_with.is_some())
     };
     let Some(credentials) = authenticate(&mut stream, required.as_deref()).await? else { return stream.shutdown().await };
     let target = read_target(&mut stream).await?;
-    let connected = if refuses { Err(NOT_ALLOWED) } else { shared.connect(&target).await.map_err(|_| UNREACHABLE) };
-    shared.state().requests.push(ProxyRequest {
+    let connected = if refuse { Err(NOT_ALLOWED) } else { state.connect(&target).await.map_err(|_| UNREACHABLE) };
+    state.behaviour().requests.push(ProxyRequest {
         method: "SOCKS5".into(),
         target,
         credentials,
@@ -36,12 +37,13 @@ pub(super) async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<
     let reply = connected.as_ref().err().copied().unwrap_or(SUCCEEDED);
     stream.write_all(&[VERSION, reply, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
     match connected {
-        Ok(server) => pass(stream, server).await,
+        Ok(mut server) => copy_bidirectional(&mut stream, &mut server).await.map(|_| ()),
         Err(_) => stream.shutdown().await,
     }
 }
 
-/// Agrees on a method and checks user and password, which it gives. None if the client is refused.
+/// Chooses an authentication method and checks user and password. Returns `user:password`, empty without authentication; `None` if the
+/// client is refused.
 async fn authenticate(stream: &mut TcpStream, required: Option<&str>) -> io::Result<Option<String>> {
     expect(stream, VERSION).await?;
     let methods = read_text(stream).await?;
@@ -62,7 +64,7 @@ async fn authenticate(stream: &mut TcpStream, required: Option<&str>) -> io::Res
     Ok(is_right.then_some(given))
 }
 
-/// The target of a request to connect, as `host:port`.
+/// Reads a CONNECT request and returns its target as `host:port`.
 async fn read_target(stream: &mut TcpStream) -> io::Result<String> {
     expect(stream, VERSION).await?;
     expect(stream, 1).await?;
@@ -83,12 +85,13 @@ async fn read_target(stream: &mut TcpStream) -> io::Result<String> {
     })
 }
 
+/// Reads one byte, which must have this value.
 async fn expect(stream: &mut TcpStream, byte: u8) -> io::Result<()> {
     let read = stream.read_u8().await?;
-    if read == byte { Ok(()) } else { Err(io::Error::other(format!("{read} instead of {byte}"))) }
+    if read == byte { Ok(()) } else { Err(io::Error::other(format!("read {read} instead of {byte}"))) }
 }
 
-/// Bytes behind their number.
+/// Reads a length byte and as many bytes.
 async fn read_text(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut text = vec![0; usize::from(stream.read_u8().await?)];
     stream.read_exact(&mut text).await?;

@@ -1,7 +1,6 @@
-//! TLS: how a server presents itself, and which client certificates it accepts.
+//! The TLS side of a server, and the checks of client certificates.
 
-pub(crate) mod der;
-mod verifier;
+mod client_certificate;
 mod x509;
 
 use std::io;
@@ -17,46 +16,49 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::certificates::Identity;
 
-pub use verifier::ClientCertificate;
-pub(crate) use verifier::is_accepted;
+pub use client_certificate::ClientCertificate;
+pub(crate) use client_certificate::is_accepted;
 
-use verifier::AnyClient;
+use client_certificate::AnyClientVerifier;
 
-/// Which versions of HTTP a server offers over TLS.
+/// The HTTP versions that a server offers over TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocols {
+pub(crate) enum HttpVersions {
     Both,
     Http1,
     Http2,
 }
 
-/// The TLS side of a server. Its certificate can be replaced while it runs.
+/// The TLS side of a server. Its certificate can be replaced while the server runs.
 #[derive(Debug)]
 pub(crate) struct Tls {
-    presented: Arc<Presented>,
+    certificate: Arc<ServerCertificate>,
     config: Arc<ServerConfig>,
 }
 
 impl Tls {
-    /// `asks` says whether clients are asked for a certificate.
-    pub(crate) fn new(identity: &Identity, protocols: Protocols, only_tls12: bool, asks: bool) -> io::Result<Self> {
-        let presented = Arc::new(Presented(Mutex::new(certified(identity)?)));
+    pub(crate) fn new(identity: &Identity, versions: HttpVersions, only_tls12: bool, request_client_certificate: bool) -> io::Result<Self> {
+        let certificate = Arc::new(ServerCertificate(Mutex::new(certified_key(identity)?)));
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let versions = if only_tls12 { &[&TLS12][..] } else { &[&TLS13, &TLS12] };
-        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions).map_err(io::Error::other)?;
-        let builder = if asks { builder.with_client_cert_verifier(Arc::new(AnyClient::new())) } else { builder.with_no_client_auth() };
-        let mut config = builder.with_cert_resolver(presented.clone());
-        config.alpn_protocols = match protocols {
-            Protocols::Both => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-            Protocols::Http1 => vec![b"http/1.1".to_vec()],
-            Protocols::Http2 => vec![b"h2".to_vec()],
+        let tls_versions = if only_tls12 { &[&TLS12][..] } else { &[&TLS13, &TLS12] };
+        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(tls_versions).map_err(io::Error::other)?;
+        let builder = if request_client_certificate {
+            builder.with_client_cert_verifier(Arc::new(AnyClientVerifier::new()))
+        } else {
+            builder.with_no_client_auth()
         };
-        Ok(Self { presented, config: Arc::new(config) })
+        let mut config = builder.with_cert_resolver(certificate.clone());
+        config.alpn_protocols = match versions {
+            HttpVersions::Both => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            HttpVersions::Http1 => vec![b"http/1.1".to_vec()],
+            HttpVersions::Http2 => vec![b"h2".to_vec()],
+        };
+        Ok(Self { certificate, config: Arc::new(config) })
     }
 
     /// Replaces the certificate for new connections.
-    pub(crate) fn present(&self, identity: &Identity) -> io::Result<()> {
-        *self.presented.0.lock().unwrap_or_else(PoisonError::into_inner) = certified(identity)?;
+    pub(crate) fn set_certificate(&self, identity: &Identity) -> io::Result<()> {
+        *self.certificate.0.lock().unwrap_or_else(PoisonError::into_inner) = certified_key(identity)?;
         Ok(())
     }
 
@@ -65,22 +67,22 @@ impl Tls {
     }
 }
 
-/// The certificate that is presented.
+/// The certificate for new connections.
 #[derive(Debug)]
-struct Presented(Mutex<Arc<CertifiedKey>>);
+struct ServerCertificate(Mutex<Arc<CertifiedKey>>);
 
-impl ResolvesServerCert for Presented {
+impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
-fn certified(identity: &Identity) -> io::Result<Arc<CertifiedKey>> {
+fn certified_key(identity: &Identity) -> io::Result<Arc<CertifiedKey>> {
     let key = aws_lc_rs::default_provider().key_provider.load_private_key(identity.key()).map_err(io::Error::other)?;
     Ok(Arc::new(CertifiedKey::new(identity.chain().to_vec(), key)))
 }
 
-/// The certificates that a client has sent.
+/// The certificates that a client sent in the handshake.
 pub(crate) fn client_chain(connection: &ServerConnection) -> Vec<CertificateDer<'static>> {
     connection.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned).collect()
 }

@@ -1,10 +1,10 @@
-//! Reads X.509 certificates of any version, and checks who signed them.
+//! Parses X.509 certificates of any version, and checks their signatures.
 
 use rustls::pki_types::SignatureVerificationAlgorithm;
 
-use super::der::{Item, Reader, tag};
+use crate::der::{Item, Reader, tag};
 
-/// A certificate that was read.
+/// A parsed certificate.
 #[derive(Debug)]
 pub(super) struct Certificate<'a> {
     /// 1 to 3.
@@ -16,7 +16,7 @@ pub(super) struct Certificate<'a> {
     not_before: i64,
     not_after: i64,
     key: PublicKey<'a>,
-    /// The part that is signed.
+    /// The signed part.
     signed: &'a [u8],
     signature_algorithm: &'a [u8],
     signature: &'a [u8],
@@ -83,11 +83,11 @@ impl<'a> Certificate<'a> {
         names.join(",")
     }
 
-    /// True if the other certificate's key signed this one, and names match.
+    /// True if the issuer's subject is this certificate's issuer, and the issuer's key signed this certificate.
     pub(super) fn is_signed_by(&self, issuer: &Certificate<'_>, algorithms: &[&dyn SignatureVerificationAlgorithm]) -> bool {
-        let fits = |algorithm: &&&dyn SignatureVerificationAlgorithm| *algorithm.signature_alg_id() == *self.signature_algorithm;
+        let is_used = |algorithm: &&&dyn SignatureVerificationAlgorithm| *algorithm.signature_alg_id() == *self.signature_algorithm;
         self.issuer == issuer.subject
-            && algorithms.iter().filter(fits).any(|algorithm| issuer.key.verifies(*algorithm, self.signed, self.signature))
+            && algorithms.iter().filter(is_used).any(|algorithm| issuer.key.verifies(*algorithm, self.signed, self.signature))
     }
 
     pub(super) const fn is_valid_at(&self, seconds: i64) -> bool {
@@ -106,7 +106,7 @@ fn bits(item: Item<'_>) -> Option<&[u8]> {
     item.content.split_first().filter(|(unused, _)| **unused == 0).map(|(_, bits)| bits)
 }
 
-/// A time in seconds since 1970: `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ`.
+/// Converts `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ` to seconds since 1970.
 fn seconds(item: Item<'_>) -> Option<i64> {
     let text = str::from_utf8(item.content).ok()?.strip_suffix('Z')?;
     let (years, rest) = match item.tag {
@@ -117,9 +117,9 @@ fn seconds(item: Item<'_>) -> Option<i64> {
         tag::GENERALIZED_TIME => (text.get(..4)?.parse().ok()?, text.get(4..)?),
         _ => return None,
     };
-    let part = |place: usize| rest.get(place..place + 2).and_then(|part| part.parse::<i64>().ok());
+    let part = |start: usize| rest.get(start..start + 2).and_then(|part| part.parse::<i64>().ok());
     let (month, day, hour, minute, second) = (part(0)?, part(2)?, part(4)?, part(6)?, part(8)?);
-    // Counted in years that start in March.
+    // Years start in March here, so that the leap day is the last day.
     let (year, month) = if month > 2 { (years, month - 3) } else { (years - 1, month + 9) };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
     Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_seconds_since_1970() {
+    fn times_are_converted_to_seconds_since_1970() {
         for (tag, text, expected) in [
             (tag::UTC_TIME, "700101000000Z", Some(0)),
             (tag::UTC_TIME, "240229235959Z", Some(1_709_251_199)),

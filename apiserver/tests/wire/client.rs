@@ -1,4 +1,4 @@
-//! A small HTTP client: what is on the wire, and nothing that hides it.
+//! A minimal HTTP/1.1 client that shows exactly what the server sends.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,26 +7,28 @@ use std::time::Duration;
 use sepal_apiserver::ApiServer;
 use serde_json::{Value, json};
 
-/// An answer.
+/// The response to a request.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) code: u16,
     pub(crate) content_type: String,
     pub(crate) retry_after: Option<String>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
+    /// The body as JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
+    /// The body as JSON. The code must be 2xx.
     pub(crate) fn ok(self) -> Value {
         assert!((200..300).contains(&self.code), "{} {}", self.code, self.json());
         self.json()
     }
 
-    /// The message of a `Status`, which must be of this code and reason.
+    /// The message of a `Status`, which must have this code and reason.
     pub(crate) fn refused(self, code: u16, reason: &str) -> String {
         let status = self.json();
         assert_eq!((self.code, status["code"].as_u64()), (code, Some(u64::from(code))), "{status}");
@@ -37,8 +39,8 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own, with its headers written as they are given.
-pub(crate) fn request(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+/// Sends one request on a new connection. `headers` are sent unchanged.
+pub(crate) fn request(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Response {
     let mut stream = send(at, method, path, headers, body);
     let head = read_head(&mut stream);
     let mut body = Vec::new();
@@ -54,7 +56,7 @@ pub(crate) fn request(at: SocketAddr, method: &str, path: &str, headers: &str, b
             }
         }
     }
-    Answer { code: head.code, content_type: head.content_type, retry_after: head.retry_after, body }
+    Response { code: head.code, content_type: head.content_type, retry_after: head.retry_after, body }
 }
 
 fn send(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> BufReader<TcpStream> {
@@ -66,7 +68,7 @@ fn send(at: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) ->
     BufReader::new(stream)
 }
 
-/// What matters of the head of an answer. Without any answer the code is 0.
+/// The head of a response. The code is 0 if the connection ended before it.
 #[derive(Default)]
 struct Head {
     code: u16,
@@ -97,7 +99,7 @@ fn read_head(stream: &mut BufReader<TcpStream>) -> Head {
     }
 }
 
-/// A chunk; none behind the last.
+/// Reads a chunk of the body; `None` after the last one.
 fn read_chunk(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
@@ -110,44 +112,44 @@ fn read_chunk(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>> 
     Ok((length > 0).then_some(chunk))
 }
 
-/// Requests to a server, by their verbs.
+/// Requests to a server, one method per verb.
 pub(crate) trait Requests {
     fn at(&self) -> SocketAddr;
 
-    fn read(&self, path: &str) -> Answer {
+    fn read(&self, path: &str) -> Response {
         request(self.at(), "GET", path, "", b"")
     }
 
-    fn create(&self, path: &str, body: &Value) -> Answer {
+    fn create(&self, path: &str, body: &Value) -> Response {
         self.write("POST", path, "application/json", body)
     }
 
-    fn replace(&self, path: &str, body: &Value) -> Answer {
+    fn replace(&self, path: &str, body: &Value) -> Response {
         self.write("PUT", path, "application/json", body)
     }
 
-    fn patch(&self, path: &str, kind: &str, body: &Value) -> Answer {
+    fn patch(&self, path: &str, kind: &str, body: &Value) -> Response {
         self.write("PATCH", path, &format!("application/{kind}"), body)
     }
 
-    fn delete(&self, path: &str) -> Answer {
+    fn delete(&self, path: &str) -> Response {
         request(self.at(), "DELETE", path, "", b"")
     }
 
-    fn hook(&self, hook: &str, body: &Value) -> Answer {
+    fn hook(&self, hook: &str, body: &Value) -> Response {
         self.write("POST", &format!("/_test/{hook}"), "application/json", body)
     }
 
-    fn write(&self, method: &str, path: &str, content_type: &str, body: &Value) -> Answer {
+    fn write(&self, method: &str, path: &str, content_type: &str, body: &Value) -> Response {
         request(self.at(), method, path, &format!("Content-Type: {content_type}\r\n"), body.to_string().as_bytes())
     }
 
-    /// True if the connection ends before an answer.
+    /// True if the connection ends before the response.
     fn is_closed_by(&self, path: &str) -> bool {
         read_head(&mut send(self.at(), "GET", path, "", b"")).code == 0
     }
 
-    /// Opens a watch; its first line is read when it is asked for.
+    /// Opens a watch. Its lines are read later.
     fn watch(&self, path: &str) -> Watch {
         let mut stream = send(self.at(), "GET", path, "", b"");
         let head = read_head(&mut stream);
@@ -162,16 +164,16 @@ impl Requests for ApiServer {
     }
 }
 
-/// How a watch goes on.
+/// What a watch receives next.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Line {
-    /// Type and object.
+    /// An event: its type and object.
     Event(String, Value),
-    /// It has ended as it should.
+    /// The body ended normally.
     End,
     /// The connection broke.
     Broken,
-    /// Nothing comes.
+    /// Nothing within the time.
     Silent,
 }
 
@@ -183,7 +185,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// The next line, waited for as long as given.
+    /// Reads the next line. Waits for the given time at most.
     pub(crate) fn within(&mut self, time: Duration) -> Line {
         self.stream.get_ref().set_read_timeout(Some(time)).unwrap();
         loop {
@@ -201,11 +203,12 @@ impl Watch {
         }
     }
 
+    /// Reads the next line. Waits for 10 seconds at most.
     pub(crate) fn next(&mut self) -> Line {
         self.within(Duration::from_secs(10))
     }
 
-    /// Type and object of the next event.
+    /// Reads the next event: its type and object.
     pub(crate) fn event(&mut self) -> (String, Value) {
         match self.next() {
             Line::Event(kind, object) => (kind, object),
@@ -213,18 +216,19 @@ impl Watch {
         }
     }
 
-    /// Type and name of the next event, as `ADDED web`.
+    /// Reads the next event: its type and the name of its object, as `ADDED web`.
     pub(crate) fn brief(&mut self) -> String {
         let (kind, object) = self.event();
         format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or("-"))
     }
 
+    /// True if nothing arrives within 150 milliseconds.
     pub(crate) fn is_silent(&mut self) -> bool {
         self.within(Duration::from_millis(150)) == Line::Silent
     }
 }
 
-/// The names in a list, in its order.
+/// The names of the items of a list.
 pub(crate) fn names(list: &Value) -> Vec<String> {
     list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -237,11 +241,11 @@ pub(crate) fn service(namespace: &str, name: &str, labels: &Value) -> Value {
     })
 }
 
-/// A server with Services a, b and c in default, and a in shop.
+/// Starts a server with the Services a, b and c in namespace default, and a in namespace shop.
 pub(crate) fn shop() -> ApiServer {
     let server = ApiServer::start().unwrap();
-    let of = |app: &str| json!({"app": app});
-    let services = [("default", "b", of("two")), ("shop", "a", of("one")), ("default", "a", of("one")), ("default", "c", json!({}))];
+    let app = |app: &str| json!({"app": app});
+    let services = [("default", "b", app("two")), ("shop", "a", app("one")), ("default", "a", app("one")), ("default", "c", json!({}))];
     server.load(services.iter().map(|(namespace, name, labels)| service(namespace, name, labels)).collect()).unwrap();
     server
 }

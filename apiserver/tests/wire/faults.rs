@@ -1,4 +1,4 @@
-//! Faults on demand, by hook and by method.
+//! Injected faults, by hook and by method.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ fn objects_are_loaded_dumped_and_deleted() {
         server.hook("load", &bad).refused(400, "BadRequest");
     }
     assert_eq!(server.version(), before);
-    assert_eq!(server.hook("dance", &json!({})).code, 404);
+    assert_eq!(server.hook("no-such-hook", &json!({})).code, 404);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn watches_are_dropped() {
 }
 
 #[test]
-fn a_new_history_forgets_and_jumps() {
+fn a_new_history_drops_the_old_one_and_raises_the_version() {
     let server = shop();
     let old = server.version();
     let mut watch = server.watch(&format!("{LIST}?watch=true&resourceVersion={old}"));
@@ -71,7 +71,7 @@ fn a_new_history_forgets_and_jumps() {
 }
 
 #[test]
-fn a_pause_answers_nothing() {
+fn a_pause_holds_back_responses_and_events() {
     let server = shop();
     let mut watch = server.watch(&format!("{LIST}?watch=true&resourceVersion={}", server.version()));
     let start = Instant::now();
@@ -146,9 +146,9 @@ fn verbs_are_denied() {
     );
     let review = |attributes: Value| {
         let body = json!({"spec": {"resourceAttributes": attributes}});
-        let answer = server.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &body);
-        assert_eq!(answer.code, 201);
-        answer.ok()["status"]["allowed"].as_bool().unwrap()
+        let response = server.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &body);
+        assert_eq!(response.code, 201);
+        response.ok()["status"]["allowed"].as_bool().unwrap()
     };
     assert!(!review(json!({"verb": "list", "resource": "services"})));
     assert!(!review(json!({"verb": "update", "resource": "nodes", "subresource": "status"})));

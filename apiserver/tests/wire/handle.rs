@@ -1,4 +1,4 @@
-//! The handle to a server, and the program.
+//! [`ApiServer`] and the program.
 
 use std::io::{BufRead, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ fn objects_are_put_and_removed() {
     let version = server.put(service("shop", "a", &json!({}))).unwrap();
     let stored = server.get("Service", "shop/a").unwrap();
     assert_eq!((version, &stored["metadata"]["resourceVersion"]), (server.version(), &json!(version.to_string())));
-    assert_eq!(stored["spec"]["ports"], json!([{"port": 80}]), "nothing is filled in");
+    assert_eq!(stored["spec"]["ports"], json!([{"port": 80}]), "no defaults are set");
     server.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "u"}})).unwrap();
     assert_eq!(server.get("nodes", "n").unwrap()["metadata"]["uid"], "u");
     assert_eq!(server.list("services").len(), 1);
@@ -29,7 +29,7 @@ fn objects_are_put_and_removed() {
 
 #[test]
 #[should_panic(expected = "no resource is called servces")]
-fn misspelt_resources_are_noticed() {
+fn a_misspelt_resource_panics() {
     let _ = ApiServer::start().unwrap().list("servces");
 }
 
@@ -49,7 +49,7 @@ fn stopping_closes_everything() {
     server.stop();
     assert_eq!(watch.next(), Line::Broken);
     assert!(TcpStream::connect(server.address()).is_err());
-    assert_eq!(server.list("services").len(), 4, "objects can still be read");
+    assert_eq!(server.list("services").len(), 4, "objects stay readable");
     let (address, objects) = (server.address(), server.objects());
     drop(server);
     let again = ApiServer::serve_objects(TcpListener::bind(address).unwrap(), objects).unwrap();
@@ -73,12 +73,12 @@ fn a_restarted_server_has_the_objects_and_no_history() {
 }
 
 #[tokio::test]
-async fn it_can_be_used_inside_of_a_runtime() {
+async fn the_server_can_be_used_inside_a_runtime() {
     let server = ApiServer::start().unwrap();
     assert_eq!(server.restart().unwrap().list("namespaces").len(), 4);
 }
 
-/// A cluster of the size that is promised, listed in one piece and in pages.
+/// Lists a cluster with 10000 EndpointSlices, in one response and in pages.
 #[test]
 fn large_clusters_are_served() {
     let server = ApiServer::start().unwrap();
@@ -107,7 +107,7 @@ fn large_clusters_are_served() {
     assert_eq!(Value::Array(listed), all["items"]);
 }
 
-/// A process that ends with the test.
+/// A process that is killed at the end of the test.
 struct Process(Child);
 
 impl Drop for Process {
@@ -117,7 +117,7 @@ impl Drop for Process {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the program is what is tested")]
+#[allow(clippy::disallowed_methods, reason = "this test runs the program")]
 fn program(arguments: &[&str]) -> Process {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sepal-apiserver"));
     Process(command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
@@ -142,9 +142,9 @@ fn the_program_loads_and_listens() {
 }
 
 #[test]
-fn the_program_says_why_it_does_not_start() {
+fn the_program_reports_why_it_does_not_start() {
     for (arguments, message) in [
-        (&["--dance", "x"][..], "sepal-apiserver: unknown argument --dance"),
+        (&["--unknown", "x"][..], "sepal-apiserver: unknown argument --unknown"),
         (&["--load"], "sepal-apiserver: --load has no value"),
         (&["--tls-cert-file", "x"], "sepal-apiserver: --tls-cert-file and --tls-private-key-file go together"),
         (&["--client-ca-file", "/nonexistent"], "sepal-apiserver: cannot read /nonexistent: No such file or directory (os error 2)"),
@@ -174,7 +174,7 @@ fn the_program_lists_its_options() {
 }
 
 #[tokio::test]
-async fn the_program_serves_tls_and_asks_for_credentials() {
+async fn the_program_serves_tls_and_requires_credentials() {
     let folder = std::env::temp_dir().join(format!("sepal-apiserver-tls-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let authority = Authority::new("ca").unwrap();
@@ -190,11 +190,11 @@ async fn the_program_serves_tls_and_asks_for_credentials() {
     let line = first_line(process.0.stdout.take().unwrap());
     std::fs::remove_dir_all(&folder).unwrap();
     let address = line.strip_prefix("listening ").unwrap().parse().unwrap();
-    let stranger = Handshake { trusted: Some(&authority), ..Handshake::default() };
-    let mut connection = stranger.connect(address).await.unwrap();
+    let anonymous = Handshake { trusted: Some(&authority), ..Handshake::default() };
+    let mut connection = anonymous.connect(address).await.unwrap();
     assert_eq!(connection.json("/version", &[]).await.0, 401);
     assert_eq!(connection.json("/version", &[("authorization", "Bearer two")]).await.0, 200);
-    let mut known = Handshake { identity: Some(&client), ..stranger }.connect(address).await.unwrap();
+    let mut known = Handshake { identity: Some(&client), ..anonymous }.connect(address).await.unwrap();
     assert_eq!(known.json("/version", &[]).await.0, 200);
-    assert!(Handshake { offers: &["http/1.1"], ..stranger }.connect(address).await.is_err());
+    assert!(Handshake { offers: &["http/1.1"], ..anonymous }.connect(address).await.is_err());
 }

@@ -1,15 +1,15 @@
-//! The server as its clients see it, request by request.
+//! Tests of the API server through its HTTP API.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod client;
+mod failing_streams;
 mod faults;
 mod handle;
+mod invalid_requests;
 mod patches;
 mod proxies;
 mod reads;
-mod refusals;
-mod refused_streams;
 mod relays;
 mod secure;
 mod secure_client;

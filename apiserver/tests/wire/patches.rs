@@ -1,4 +1,4 @@
-//! Each sort of patch, as it is sent.
+//! Patches of each kind.
 
 use sepal_apiserver::ApiServer;
 use serde_json::json;
@@ -19,7 +19,7 @@ fn merge_patches_merge() {
 }
 
 #[test]
-fn patches_notice_other_writers() {
+fn patches_of_an_old_version_conflict() {
     let server = shop();
     for kind in ["merge-patch+json", "strategic-merge-patch+json"] {
         server.patch(PATH, kind, &json!({"metadata": {"resourceVersion": "1"}})).refused(409, "Conflict");
@@ -27,7 +27,7 @@ fn patches_notice_other_writers() {
     let replace = json!([{"op": "replace", "path": "/metadata/resourceVersion", "value": "1"}]);
     server.patch(PATH, "json-patch+json", &replace).refused(409, "Conflict");
     server.patch("/api/v1/namespaces/default/services/x", "merge-patch+json", &json!({})).refused(404, "NotFound");
-    // The first one fills in what was put without defaults.
+    // The first patch also sets the defaults, which `put` does not set.
     server.patch(PATH, "merge-patch+json", &json!({"metadata": {"labels": {"app": "one"}}})).ok();
     let changed = server.version();
     server.patch(PATH, "merge-patch+json", &json!({"metadata": {"labels": {"app": "one"}}})).ok();
@@ -37,7 +37,7 @@ fn patches_notice_other_writers() {
 }
 
 #[test]
-fn json_patches_are_operations() {
+fn json_patches_apply_operations() {
     let server = shop();
     let operations = json!([
         {"op": "test", "path": "/metadata/labels/app", "value": "one"},
@@ -55,7 +55,7 @@ fn json_patches_are_operations() {
 }
 
 #[test]
-fn strategic_patches_know_the_keys_of_lists() {
+fn strategic_patches_merge_lists_by_key() {
     let server = ApiServer::start().unwrap();
     let condition = |kind: &str, status: &str| json!({"type": kind, "status": status});
     let node = json!({
@@ -72,7 +72,7 @@ fn strategic_patches_know_the_keys_of_lists() {
 }
 
 #[test]
-fn applying_creates_or_merges() {
+fn apply_patches_create_or_merge() {
     let server = ApiServer::start().unwrap();
     let path = "/api/v1/namespaces/default/configmaps/c?fieldManager=test";
     let apply = |path: &str, data| server.patch(path, "apply-patch+yaml", &json!({"apiVersion": "v1", "kind": "ConfigMap", "data": data}));

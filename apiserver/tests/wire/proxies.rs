@@ -1,4 +1,4 @@
-//! Clients that reach the server through a proxy.
+//! Clients that connect to the server through a proxy.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ fn secure() -> (Authority, ApiServer) {
     (authority, server)
 }
 
-/// The head of the answer to CONNECT.
+/// Sends CONNECT and returns the head of the response.
 async fn connect(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), target: &str, headers: &str) -> String {
     stream.write_all(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{headers}\r\n").as_bytes()).await.unwrap();
     let mut head = Vec::new();
@@ -44,7 +44,7 @@ async fn http_proxies_connect_over_tcp_and_tls() {
         let mut client = if with_tls {
             let mut stream = Handshake { trusted: Some(&authority), ..Handshake::default() }.over(tcp).await.unwrap();
             assert!(connect(&mut stream, TARGET, "User-Agent: tester\r\n").await.starts_with("HTTP/1.1 200 "));
-            // TLS inside of TLS makes a large future.
+            // The future of TLS inside TLS is large.
             Box::pin(through(stream, &authority)).await
         } else {
             let mut stream = tcp;
@@ -66,27 +66,27 @@ async fn http_proxies_connect_over_tcp_and_tls() {
 async fn http_proxies_refuse() {
     let (_, server) = secure();
     let proxy = Proxy::http().unwrap();
-    let answer =
+    let try_connect =
         async |target: &str, headers: &str| connect(&mut TcpStream::connect(proxy.address()).await.unwrap(), target, headers).await;
-    assert!(answer(TARGET, "").await.starts_with("HTTP/1.1 502 "), "there is no route");
-    assert!(answer(&server.address().to_string(), "").await.starts_with("HTTP/1.1 200 "), "loopback needs none");
+    assert!(try_connect(TARGET, "").await.starts_with("HTTP/1.1 502 "), "there is no route");
+    assert!(try_connect(&server.address().to_string(), "").await.starts_with("HTTP/1.1 200 "), "loopback needs no route");
     proxy.route(TARGET, server.address());
     proxy.refuse(403);
-    assert!(answer(TARGET, "").await.starts_with("HTTP/1.1 403 "));
+    assert!(try_connect(TARGET, "").await.starts_with("HTTP/1.1 403 "));
     proxy.allow();
     proxy.require("user", "pass:word");
     for headers in ["", "Proxy-Authorization: Basic dXNlcjpubw==\r\n"] {
-        let head = answer(TARGET, headers).await;
+        let head = try_connect(TARGET, headers).await;
         assert!(head.starts_with("HTTP/1.1 407 ") && head.contains("\r\nProxy-Authenticate: Basic "), "{head}");
     }
-    assert!(answer(TARGET, "proxy-authorization: Basic dXNlcjpwYXNzOndvcmQ=\r\n").await.starts_with("HTTP/1.1 200 "));
+    assert!(try_connect(TARGET, "proxy-authorization: Basic dXNlcjpwYXNzOndvcmQ=\r\n").await.starts_with("HTTP/1.1 200 "));
     let asked: Vec<_> = proxy.requests().into_iter().map(|request| (request.credentials, request.is_accepted)).collect();
     let expected = [("", false), ("", true), ("", false), ("", false), ("user:no", false), ("user:pass:word", true)];
     assert_eq!(asked, expected.map(|(credentials, accepted)| (credentials.to_owned(), accepted)));
 }
 
 #[test]
-fn http_proxies_pass_on_whole_urls() {
+fn http_proxies_forward_absolute_urls() {
     let server = ApiServer::start().unwrap();
     let proxy = Proxy::http().unwrap();
     proxy.route("api.example:8080", server.address());
@@ -97,7 +97,7 @@ fn http_proxies_pass_on_whole_urls() {
     assert_eq!(request(proxy.address(), "GET", "/version", "", b"").code, 400);
 }
 
-/// Greets, sends user and password if they are given, and asks for a target. Gives the replies up to the first refusal.
+/// Does the SOCKS5 handshake and requests a target. Returns the reply codes up to the first refusal.
 async fn socks(proxy: SocketAddr, credentials: Option<(&str, &str)>, address: &[u8]) -> (TcpStream, Vec<u8>) {
     let mut stream = TcpStream::connect(proxy).await.unwrap();
     stream.write_all(if credentials.is_some() { &[5, 2, 0, 2] } else { &[5, 1, 0] }).await.unwrap();

@@ -1,4 +1,4 @@
-//! Lists, gets, selectors, pages, discovery.
+//! Lists, gets, selectors, pages and discovery.
 
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ fn lists_are_sorted_and_complete() {
 }
 
 #[test]
-fn one_object_has_its_kind() {
+fn a_single_object_has_its_kind() {
     let server = shop();
     let service = server.read("/api/v1/namespaces/shop/services/a").ok();
     assert_eq!((&service["kind"], &service["apiVersion"]), (&json!("Service"), &json!("v1")));
@@ -36,7 +36,7 @@ fn one_object_has_its_kind() {
 }
 
 #[test]
-fn selectors_select() {
+fn selectors_filter_lists() {
     let server = shop();
     let list = |query: &str| names(&server.read(&format!("/api/v1/services?{query}")).ok());
     assert_eq!(list("labelSelector=app%3Done"), ["a", "a"]);
@@ -63,7 +63,7 @@ fn selectors_select() {
     assert_eq!(refused("labelSelector=a+b"), "unable to parse requirement: a b");
 }
 
-/// Follows continue tokens to the end: the names on each page, and the number of items each said to remain.
+/// Reads all pages of a list. Returns the names on each page, and the `remainingItemCount` of each page.
 fn pages(server: &impl Requests, query: &str) -> (Vec<Vec<String>>, Vec<Option<u64>>) {
     let (mut pages, mut remaining, mut token) = (Vec::new(), Vec::new(), String::new());
     loop {
@@ -78,7 +78,7 @@ fn pages(server: &impl Requests, query: &str) -> (Vec<Vec<String>>, Vec<Option<u
 }
 
 #[test]
-fn pages_join_up() {
+fn pages_contain_the_whole_list() {
     let server = shop();
     let expect = |pages: &[&[&str]]| pages.iter().map(|page| page.iter().map(ToString::to_string).collect()).collect::<Vec<Vec<_>>>();
     assert_eq!(pages(&server, "limit=3"), (expect(&[&["a", "b", "c"], &["a"]]), vec![Some(1), None]));
@@ -88,7 +88,7 @@ fn pages_join_up() {
 }
 
 #[test]
-fn pages_show_the_state_of_the_first() {
+fn later_pages_show_the_state_of_the_first_page() {
     let server = shop();
     let first = server.read("/api/v1/services?limit=1").ok();
     let token = first["metadata"]["continue"].as_str().unwrap();
@@ -107,7 +107,7 @@ fn pages_show_the_state_of_the_first() {
 }
 
 #[test]
-fn versions_say_which_state_is_meant() {
+fn resource_versions_select_the_state_of_a_list() {
     let server = shop();
     let then = server.version();
     server.remove("services", "shop/a");
@@ -128,7 +128,7 @@ fn versions_say_which_state_is_meant() {
 }
 
 #[test]
-fn metadata_alone_can_be_asked_for() {
+fn clients_can_request_metadata_only() {
     let server = shop();
     let read = |path: &str| {
         let accept = "Accept: application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1\r\n";
@@ -142,11 +142,11 @@ fn metadata_alone_can_be_asked_for() {
 }
 
 #[test]
-fn the_server_can_be_discovered() {
+fn discovery_lists_groups_and_resources() {
     let server = shop();
     for path in ["/healthz", "/livez", "/readyz", "/readyz/ping"] {
-        let answer = server.read(path);
-        assert_eq!((answer.code, &*answer.body, &*answer.content_type), (200, &b"ok"[..], "text/plain; charset=utf-8"));
+        let response = server.read(path);
+        assert_eq!((response.code, &*response.body, &*response.content_type), (200, &b"ok"[..], "text/plain; charset=utf-8"));
     }
     assert_eq!(server.read("/version").ok()["major"], "1");
     assert_eq!(server.read("/api").ok()["versions"], json!(["v1"]));

@@ -1,4 +1,4 @@
-//! Connections that go silent, end half or break.
+//! Relayed connections that become silent, half-closed or broken.
 
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,16 @@ use crate::client::service;
 use crate::secure_client::{Handshake, PATIENCE, until};
 
 const SERVICES: &str = "/api/v1/services";
-/// Silence is believed after this time. A slow machine makes the test weaker, not wrong.
+/// A connection counts as silent after this time. On a slow machine the test may miss an error, but it does not fail wrongly.
 const SILENCE: Duration = Duration::from_millis(200);
 
-fn secure() -> ApiServer {
+fn start_with_tls() -> ApiServer {
     let authority = Authority::new("ca").unwrap();
     ApiServer::start_with(Options::default().tls(&authority.server(&["localhost"]).unwrap())).unwrap()
 }
 
-/// A connection through a relay, with both ends in our hands.
-async fn plain() -> (Relay, TcpStream, TcpStream) {
+/// Connects through a relay. Returns the relay and both ends of the connection.
+async fn connect_plain() -> (Relay, TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let relay = Relay::to(listener.local_addr().unwrap()).unwrap();
     let client = TcpStream::connect(relay.address()).await.unwrap();
@@ -31,7 +31,7 @@ async fn plain() -> (Relay, TcpStream, TcpStream) {
     (relay, client, server)
 }
 
-async fn passes(from: &mut TcpStream, to: &mut TcpStream) {
+async fn check_forwarding(from: &mut TcpStream, to: &mut TcpStream) {
     from.write_all(b"ping").await.unwrap();
     let mut read = [0; 4];
     timeout(PATIENCE, to.read_exact(&mut read)).await.unwrap().unwrap();
@@ -44,8 +44,8 @@ async fn next_event(watch: &mut Incoming) -> String {
 }
 
 #[tokio::test]
-async fn a_connection_goes_silent_and_another_works() {
-    let server = secure();
+async fn a_connection_becomes_silent_and_a_new_one_works() {
+    let server = start_with_tls();
     let relay = Relay::to(server.address()).unwrap();
     let handshake = Handshake::default();
     let mut old = handshake.connect(relay.address()).await.unwrap();
@@ -64,22 +64,22 @@ async fn a_connection_goes_silent_and_another_works() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_silent_connection_is_noticed() {
-    let (relay, mut client, mut server) = plain().await;
-    passes(&mut client, &mut server).await;
+async fn a_client_that_closes_a_silent_connection_is_counted() {
+    let (relay, mut client, mut server) = connect_plain().await;
+    check_forwarding(&mut client, &mut server).await;
     relay.silence();
     client.write_all(b"lost").await.unwrap();
     drop(client);
-    until("the client has left", || relay.closed_by_client() == 1).await;
-    assert!(timeout(SILENCE, server.read_u8()).await.is_err(), "the server sees nothing of it");
+    until("the client has closed the connection", || relay.closed_by_client() == 1).await;
+    assert!(timeout(SILENCE, server.read_u8()).await.is_err(), "the server does not see it");
     assert_eq!(relay.open(), 1);
     relay.break_connections();
-    until("it is closed", || relay.open() == 0).await;
+    until("the relay has closed the connection", || relay.open() == 0).await;
 }
 
 #[tokio::test]
 async fn new_connections_may_be_silent_or_refused() {
-    let server = secure();
+    let server = start_with_tls();
     let relay = Relay::to(server.address()).unwrap();
     let handshake = Handshake::default();
     let mut old = handshake.connect(relay.address()).await.unwrap();
@@ -106,25 +106,25 @@ async fn new_connections_may_be_silent_or_refused() {
 }
 
 #[tokio::test]
-async fn each_end_is_closed_alone() {
+async fn each_end_can_be_half_closed() {
     for end in [End::Client, End::Server] {
-        let (relay, mut client, mut server) = plain().await;
-        passes(&mut client, &mut server).await;
+        let (relay, mut client, mut server) = connect_plain().await;
+        check_forwarding(&mut client, &mut server).await;
         relay.half_close(end);
         let (closed, open) = if end == End::Client { (&mut client, &mut server) } else { (&mut server, &mut client) };
         assert_eq!(timeout(PATIENCE, closed.read(&mut [0])).await.unwrap().unwrap(), 0);
-        passes(closed, open).await;
+        check_forwarding(closed, open).await;
         open.write_all(b"lost").await.unwrap();
         assert_eq!(relay.open(), 1);
         drop((client, server));
-        until("it is closed", || relay.open() == 0).await;
+        until("the relay has closed the connection", || relay.open() == 0).await;
     }
 }
 
 #[tokio::test]
 async fn both_ends_are_reset() {
-    let (relay, mut client, mut server) = plain().await;
-    passes(&mut server, &mut client).await;
+    let (relay, mut client, mut server) = connect_plain().await;
+    check_forwarding(&mut server, &mut client).await;
     relay.break_connections();
     for end in [&mut client, &mut server] {
         let error = timeout(PATIENCE, end.read(&mut [0])).await.unwrap().unwrap_err();
@@ -134,13 +134,13 @@ async fn both_ends_are_reset() {
 
 #[tokio::test]
 async fn bytes_are_delayed() {
-    let (relay, mut client, mut server) = plain().await;
+    let (relay, mut client, mut server) = connect_plain().await;
     relay.delay(Duration::from_millis(300));
     let start = Instant::now();
-    passes(&mut client, &mut server).await;
-    passes(&mut server, &mut client).await;
+    check_forwarding(&mut client, &mut server).await;
+    check_forwarding(&mut server, &mut client).await;
     assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
     client.shutdown().await.unwrap();
-    assert_eq!(timeout(PATIENCE, server.read(&mut [0])).await.unwrap().unwrap(), 0, "FIN is passed on");
-    passes(&mut server, &mut client).await;
+    assert_eq!(timeout(PATIENCE, server.read(&mut [0])).await.unwrap().unwrap(), 0, "FIN is forwarded");
+    check_forwarding(&mut server, &mut client).await;
 }

@@ -18,7 +18,7 @@ fn unauthorized() -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn http_versions_are_chosen_by_alpn() {
+async fn alpn_chooses_the_http_version() {
     let authority = Authority::new("ca").unwrap();
     let identity = authority.server(&["localhost", "127.0.0.1"]).unwrap();
     let handshake = Handshake { trusted: Some(&authority), ..Handshake::default() };
@@ -69,7 +69,7 @@ async fn watches_and_lists_share_an_http2_connection() {
     assert!(line.starts_with(b"{\"type\":\"ADDED\""), "{line:?}");
     server.drop_watches();
     assert!(watch.frame().await.unwrap().is_err(), "the stream is reset");
-    assert_eq!(client.json(SERVICES, &[]).await.0, 200, "the connection is not");
+    assert_eq!(client.json(SERVICES, &[]).await.0, 200, "the connection still works");
     assert_eq!(server.connections().accepted, 1);
 }
 
@@ -107,7 +107,7 @@ async fn client_certificates_are_checked_on_every_request() {
         assert_eq!(connect(Some(identity)).await.json(SERVICES, &[]).await, (401, unauthorized()));
     }
     assert_eq!(connect(None).await.json(SERVICES, &[]).await, (401, unauthorized()));
-    // Rotation: the same connection is refused, a new certificate is accepted.
+    // Rotation of the CA: the open connection is refused, and a certificate of the new CA is accepted.
     let mut client = connect(Some(&good[0].0)).await;
     assert_eq!(client.json(SERVICES, &[]).await.0, 200);
     server.accept_client_cas(&[&old, &new]);
@@ -130,7 +130,7 @@ async fn client_certificates_are_checked_with_tls_1_2_too() {
 }
 
 #[tokio::test]
-async fn tokens_are_checked_and_changed() {
+async fn tokens_are_checked_and_can_be_replaced() {
     let authority = Authority::new("ca").unwrap();
     let server = ApiServer::start_with(Options::default().tls(&authority.server(&["localhost"]).unwrap()).token("one")).unwrap();
     let mut client = Handshake { trusted: Some(&authority), ..Handshake::default() }.to(&server).await;
@@ -165,11 +165,11 @@ async fn requests_without_credentials_may_be_anonymous() {
 }
 
 #[tokio::test]
-async fn server_certificates_are_of_many_kinds() {
+async fn server_certificates_can_be_valid_or_invalid() {
     let authority = Authority::new("ca").unwrap();
     let request = CertificateRequest::server(&["localhost", "127.0.0.1", "::1"]);
     let server = ApiServer::start_with(Options::default().tls(&authority.issue(&request).unwrap())).unwrap();
-    // Whether rustls accepts them by itself, with the CA.
+    // Each certificate, and whether rustls accepts it with this CA.
     for (identity, accepted) in [
         (authority.issue(&request), true),
         (authority.issue(&request.clone().key(KeyType::P521)), true),
@@ -186,7 +186,7 @@ async fn server_certificates_are_of_many_kinds() {
         let identity = identity.unwrap();
         server.present(&identity).unwrap();
         let mut client = Handshake::default().to(&server).await;
-        assert_eq!(client.shown, identity.chain()[0]);
+        assert_eq!(client.server_certificate, identity.chain()[0]);
         assert_eq!(client.json(SERVICES, &[]).await.0, 200);
         let strict = Handshake { trusted: Some(&authority), name: "127.0.0.1", ..Handshake::default() };
         assert_eq!(strict.connect(server.address()).await.is_ok(), accepted, "{}", identity.chain_pem());
@@ -194,7 +194,7 @@ async fn server_certificates_are_of_many_kinds() {
 }
 
 #[test]
-fn keys_have_a_format_of_their_own_type() {
+fn keys_have_a_traditional_format() {
     let key = |kind| CertificateRequest::client("a").key(kind).self_signed().unwrap();
     for (kind, label) in [(KeyType::P256, "EC"), (KeyType::P384, "EC"), (KeyType::P521, "EC"), (KeyType::Rsa2048, "RSA")] {
         let identity = key(kind);
@@ -209,7 +209,7 @@ fn keys_have_a_format_of_their_own_type() {
 }
 
 #[tokio::test]
-async fn connections_are_dropped_or_asked_to_go() {
+async fn connections_are_dropped_or_get_goaway() {
     let authority = Authority::new("ca").unwrap();
     let server = ApiServer::start_with(Options::default().tls(&authority.server(&["localhost"]).unwrap())).unwrap();
     for offers in [&["h2"][..], &["http/1.1"]] {
@@ -218,7 +218,7 @@ async fn connections_are_dropped_or_asked_to_go() {
         let mut watch = client.send(&format!("{SERVICES}?watch=true"), &[]).await.unwrap().into_body();
         server.go_away();
         server.put(service("default", "new", &json!({}))).unwrap();
-        assert!(timeout(PATIENCE, watch.frame()).await.unwrap().unwrap().is_ok(), "what was asked is answered");
+        assert!(timeout(PATIENCE, watch.frame()).await.unwrap().unwrap().is_ok(), "a pending request still gets its response");
         server.drop_connections();
         assert!(timeout(PATIENCE, watch.frame()).await.unwrap().is_none_or(|frame| frame.is_err()));
         until("no connection is open", || server.connections().open == 0).await;
@@ -228,7 +228,7 @@ async fn connections_are_dropped_or_asked_to_go() {
 }
 
 #[tokio::test]
-async fn large_answers_are_compressed() {
+async fn large_responses_are_compressed() {
     let authority = Authority::new("ca").unwrap();
     let server = ApiServer::start_with(Options::default().tls(&authority.server(&["localhost"]).unwrap())).unwrap();
     let object = |number: usize| service("default", &format!("s{number}"), &json!({"padding": "x".repeat(60)}));

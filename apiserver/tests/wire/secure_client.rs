@@ -1,4 +1,4 @@
-//! A client over TLS, with HTTP/2 or HTTP/1.1.
+//! A TLS client with HTTP/2 or HTTP/1.1.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,25 +24,28 @@ use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Nothing takes longer.
+/// Tests fail if an event takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until something is true.
+/// Waits until a condition is true.
 pub(crate) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_true() {
-        assert!(start.elapsed() < PATIENCE, "still not so: {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// How a client shakes hands.
+/// The options of a TLS handshake.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Handshake<'a> {
-    /// The CA that is trusted; any server is if there is none.
+    /// The trusted CA; `None` trusts every server.
     pub(crate) trusted: Option<&'a Authority>,
+    /// The client certificate.
     pub(crate) identity: Option<&'a Identity>,
+    /// The offered ALPN protocols.
     pub(crate) offers: &'a [&'a str],
+    /// The expected name of the server.
     pub(crate) name: &'a str,
 }
 
@@ -53,7 +56,7 @@ impl Default for Handshake<'_> {
 }
 
 impl Handshake<'_> {
-    /// Speaks TLS over a stream.
+    /// Does the handshake over a stream.
     pub(crate) async fn over<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
         let builder =
             ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider())).with_safe_default_protocol_versions().unwrap();
@@ -63,10 +66,10 @@ impl Handshake<'_> {
                 roots.add(authority.certificate().clone()).unwrap();
                 builder.with_root_certificates(roots)
             }
-            None => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer)),
+            None => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServerVerifier)),
         };
         let mut config = match self.identity {
-            // Not `with_client_auth_cert`: it reads the certificate, and knows no X.509 v1.
+            // `with_client_auth_cert` parses the certificate and refuses X.509 v1.
             Some(identity) => {
                 let key = aws_lc_rs::sign::any_supported_type(&identity.key()).unwrap();
                 let certified = CertifiedKey::new(identity.chain().to_vec(), key);
@@ -92,8 +95,8 @@ impl Handshake<'_> {
 /// A connection to a server.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// The certificate that the server has shown.
-    pub(crate) shown: CertificateDer<'static>,
+    /// The certificate that the server sent.
+    pub(crate) server_certificate: CertificateDer<'static>,
     sender: Sender,
 }
 
@@ -106,7 +109,7 @@ enum Sender {
 impl Client {
     pub(crate) async fn new<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: TlsStream<S>) -> io::Result<Self> {
         let session = stream.get_ref().1;
-        let shown = session.peer_certificates().unwrap()[0].clone().into_owned();
+        let server_certificate = session.peer_certificates().unwrap()[0].clone().into_owned();
         let sender = if session.alpn_protocol() == Some(b"h2") {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(io::Error::other)?;
             tokio::spawn(connection);
@@ -116,9 +119,10 @@ impl Client {
             tokio::spawn(connection);
             Sender::Http1(sender)
         };
-        Ok(Self { shown, sender })
+        Ok(Self { server_certificate, sender })
     }
 
+    /// Sends GET; returns the response when its head arrives.
     pub(crate) async fn send(&mut self, path: &str, headers: &[(&str, &str)]) -> hyper::Result<Response<Incoming>> {
         let mut request = Request::new(Empty::new());
         let named = |(name, value): &(&str, &str)| -> (HeaderName, HeaderValue) { (name.parse().unwrap(), value.parse().unwrap()) };
@@ -138,24 +142,24 @@ impl Client {
         }
     }
 
-    /// Code, headers and body.
+    /// Sends GET; returns code, headers and body.
     pub(crate) async fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> (u16, HeaderMap, Bytes) {
         let (head, body) = self.send(path, headers).await.unwrap().into_parts();
         (head.status.as_u16(), head.headers, body.collect().await.unwrap().to_bytes())
     }
 
-    /// Code and JSON body.
+    /// Sends GET; returns code and JSON body.
     pub(crate) async fn json(&mut self, path: &str, headers: &[(&str, &str)]) -> (u16, Value) {
         let (code, _, body) = self.get(path, headers).await;
         (code, serde_json::from_slice(&body).unwrap())
     }
 }
 
-/// Trusts every server; what it shows is compared by the test.
+/// Trusts every server. Tests compare the server's certificate themselves.
 #[derive(Debug)]
-struct AnyServer;
+struct AnyServerVerifier;
 
-impl ServerCertVerifier for AnyServer {
+impl ServerCertVerifier for AnyServerVerifier {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! Watches.
+//! Watches: events, bookmarks, selectors and ends.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::client::{Line, Requests, names, request, service, shop};
 
 #[test]
-fn a_watch_starts_where_the_list_ended() {
+fn a_watch_continues_from_the_version_of_a_list() {
     let server = shop();
     let list = server.read("/api/v1/services").ok();
     assert_eq!(names(&list).len(), 4);
@@ -23,11 +23,11 @@ fn a_watch_starts_where_the_list_ended() {
     let (kind, object) = watch.event();
     assert_eq!((&*kind, &object["metadata"]["resourceVersion"]), ("DELETED", &json!(server.version().to_string())));
     server.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}})).unwrap();
-    assert!(watch.is_silent(), "that was no Service");
+    assert!(watch.is_silent(), "a ConfigMap is no Service");
 }
 
 #[test]
-fn without_a_version_what_is_there_comes_first() {
+fn a_watch_without_a_version_starts_with_all_objects() {
     let server = shop();
     for query in ["", "&resourceVersion=0"] {
         let mut watch = server.watch(&format!("/api/v1/services?watch=1{query}"));
@@ -46,7 +46,7 @@ fn without_a_version_what_is_there_comes_first() {
 }
 
 #[test]
-fn selectors_turn_changes_into_arrivals_and_departures() {
+fn objects_that_begin_or_stop_matching_are_added_or_deleted() {
     let server = shop();
     let mut watch = server.watch("/api/v1/namespaces/default/services?watch=true&labelSelector=app%3Done");
     assert_eq!(watch.brief(), "ADDED a");
@@ -92,7 +92,7 @@ fn initial_events_end_with_a_bookmark() {
 }
 
 #[test]
-fn a_watch_ends_after_its_time_with_a_bookmark() {
+fn a_watch_ends_after_its_timeout_with_a_bookmark() {
     let server = shop();
     let version = server.version();
     let query = format!("watch=true&resourceVersion={version}&timeoutSeconds=1");
@@ -106,7 +106,7 @@ fn a_watch_ends_after_its_time_with_a_bookmark() {
 }
 
 #[test]
-fn bookmarks_are_for_those_who_take_them() {
+fn only_watches_that_allow_bookmarks_get_them() {
     let server = shop();
     let query = format!("watch=true&resourceVersion={}", server.version());
     let mut with = server.watch(&format!("/apis/discovery.k8s.io/v1/endpointslices?{query}&allowWatchBookmarks=true"));
@@ -130,7 +130,7 @@ fn bookmarks_are_for_those_who_take_them() {
 }
 
 #[test]
-fn after_compaction_an_old_version_is_gone() {
+fn a_version_before_the_compaction_is_expired() {
     let server = shop();
     let old = server.version();
     let mut open = server.watch(&format!("/api/v1/services?watch=true&resourceVersion={old}"));
@@ -143,13 +143,13 @@ fn after_compaction_an_old_version_is_gone() {
     assert_eq!(status["message"], format!("too old resource version: {old} ({})", server.version()));
     assert_eq!(late.next(), Line::End);
     server.put(service("default", "newer", &json!({}))).unwrap();
-    assert_eq!(open.brief(), "ADDED newer", "open watches go on");
+    assert_eq!(open.brief(), "ADDED newer", "open watches continue");
     let fresh = ApiServer::start().unwrap();
     assert_eq!(fresh.watch("/api/v1/services?watch=true&resourceVersion=1").brief(), "ERROR -", "a new server has no history");
 }
 
 #[test]
-fn a_watch_that_falls_behind_is_ended() {
+fn a_watch_that_is_too_slow_ends() {
     let server = ApiServer::start().unwrap();
     server.keep_history(4);
     let mut slow = server.watch("/api/v1/configmaps?watch=true");
@@ -170,7 +170,7 @@ fn a_watch_that_falls_behind_is_ended() {
 }
 
 #[test]
-fn watchers_are_many_and_leave_nothing_behind() {
+fn many_watches_get_all_events_and_are_closed() {
     let server = shop();
     let version = server.version();
     let mut watches: Vec<_> = (0..50).map(|_| server.watch(&format!("/api/v1/services?watch=true&resourceVersion={version}"))).collect();
@@ -190,17 +190,17 @@ fn watchers_are_many_and_leave_nothing_behind() {
         }
         std::thread::park_timeout(Duration::from_millis(50));
     }
-    panic!("{} watches are left", server.watches("services"));
+    panic!("{} watches are still open", server.watches("services"));
 }
 
 #[test]
-fn metadata_alone_can_be_watched() {
+fn a_watch_can_return_metadata_only() {
     let server = shop();
     let accept = "Accept: application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1\r\n";
     let path = "/api/v1/namespaces/shop/services?watch=true&timeoutSeconds=1&allowWatchBookmarks=1";
-    let answer = request(server.address(), "GET", path, accept, b"");
+    let response = request(server.address(), "GET", path, accept, b"");
     let lines: Vec<serde_json::Value> =
-        answer.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        response.body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     assert_eq!(lines.len(), 2);
     assert_eq!((&lines[0]["object"]["metadata"]["name"], lines[0]["object"].get("spec")), (&json!("a"), None));
     for line in lines {

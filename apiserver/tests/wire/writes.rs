@@ -1,4 +1,4 @@
-//! Creating, replacing and deleting.
+//! Creates, updates and deletions.
 
 use sepal_apiserver::ApiServer;
 use serde_json::{Value, json};
@@ -14,11 +14,11 @@ fn version(object: &Value) -> u64 {
 }
 
 #[test]
-fn what_a_client_leaves_out_is_filled_in() {
+fn defaults_are_set_on_create() {
     let server = ApiServer::start().unwrap();
-    let answer = server.create(SERVICES, &json!({"metadata": {"name": "web"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}}));
-    assert_eq!(answer.code, 201);
-    let web = answer.ok();
+    let response = server.create(SERVICES, &json!({"metadata": {"name": "web"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}}));
+    assert_eq!(response.code, 201);
+    let web = response.ok();
     assert_eq!((&web["kind"], &web["apiVersion"], &web["metadata"]["namespace"]), (&json!("Service"), &json!("v1"), &json!("default")));
     assert_eq!(version(&web), server.version());
     assert_eq!(web["metadata"]["uid"].as_str().unwrap().len(), 36);
@@ -63,7 +63,7 @@ fn names_can_be_generated() {
 }
 
 #[test]
-fn creation_is_refused_where_it_should_be() {
+fn invalid_creates_are_refused() {
     let server = shop();
     let before = server.version();
     let message = server.create(SERVICES, &json!({"metadata": {"name": "a"}})).refused(409, "AlreadyExists");
@@ -80,7 +80,7 @@ fn creation_is_refused_where_it_should_be() {
 }
 
 #[test]
-fn updates_notice_other_writers() {
+fn updates_of_an_old_version_conflict() {
     let server = shop();
     let path = format!("{SERVICES}/a");
     let mut service = server.read(&path).ok();
@@ -105,15 +105,15 @@ fn updates_notice_other_writers() {
     assert!(server.replace(&path, &service).refused(400, "BadRequest").contains("(b) does not match the name on the URL (a)"));
     assert_eq!(server.replace(&format!("{SERVICES}/x"), &json!({})).refused(404, "NotFound"), "services \"x\" not found");
     let kept = server.replace(&path, &json!({"metadata": {"name": "a"}, "spec": {"ports": []}})).ok();
-    assert_eq!(kept["spec"]["clusterIP"], "10.96.0.20", "an update without an address keeps the one there is");
+    assert_eq!(kept["spec"]["clusterIP"], "10.96.0.20", "an update without an address keeps the old one");
 }
 
 #[test]
 fn leases_and_events_are_created_by_updates() {
     let server = ApiServer::start().unwrap();
     let path = format!("{LEASES}/n1");
-    let answer = server.replace(&path, &json!({"spec": {"holderIdentity": "n1"}}));
-    assert_eq!((answer.code, answer.ok()["metadata"]["name"].as_str()), (201, Some("n1")));
+    let response = server.replace(&path, &json!({"spec": {"holderIdentity": "n1"}}));
+    assert_eq!((response.code, response.ok()["metadata"]["name"].as_str()), (201, Some("n1")));
     let message = server.replace(&path, &json!({"spec": {}})).refused(422, "Invalid");
     assert!(message.contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update"), "{message}");
     let event = "/api/v1/namespaces/default/events/e";
@@ -121,7 +121,7 @@ fn leases_and_events_are_created_by_updates() {
 }
 
 #[test]
-fn generations_count_what_is_wanted() {
+fn generations_count_changes_outside_of_metadata_and_status() {
     let server = ApiServer::start().unwrap();
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let slice = server.create(path, &json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": []})).ok();
@@ -134,7 +134,7 @@ fn generations_count_what_is_wanted() {
 }
 
 #[test]
-fn status_has_writes_of_its_own() {
+fn the_status_is_written_separately() {
     let server = ApiServer::start().unwrap();
     server
         .create("/api/v1/nodes", &json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]}}))
@@ -158,7 +158,7 @@ fn status_has_writes_of_its_own() {
 }
 
 #[test]
-fn deletions_say_what_is_gone() {
+fn deletions_return_the_object_or_a_status() {
     let server = shop();
     server.create(LEASES, &json!({"metadata": {"name": "l"}})).ok();
     let gone = server.delete(&format!("{SERVICES}/a")).ok();
@@ -175,7 +175,7 @@ fn deletions_say_what_is_gone() {
 }
 
 #[test]
-fn finalizers_hold_objects() {
+fn finalizers_delay_the_deletion() {
     let server = ApiServer::start().unwrap();
     let mut held = service("default", "held", &json!({}));
     held["metadata"]["finalizers"] = json!(["example.com/hold"]);
@@ -183,7 +183,7 @@ fn finalizers_hold_objects() {
     let path = format!("{SERVICES}/held");
     let marked = server.delete(&path).ok();
     assert!(marked["metadata"]["deletionTimestamp"].is_string());
-    assert_eq!(version(&server.delete(&path).ok()), version(&marked), "once is enough");
+    assert_eq!(version(&server.delete(&path).ok()), version(&marked), "the second deletion changes nothing");
     server.patch(&path, "merge-patch+json", &json!({"metadata": {"finalizers": null}})).ok();
     server.read(&path).refused(404, "NotFound");
 }

@@ -15,7 +15,8 @@ use crate::netlink::{Cause, device, device::Device};
 
 use super::config::BridgeConfig;
 use super::host::cannot;
-use super::{HOST_LOCAL, inside};
+use super::inside;
+use crate::cni::ipam::HOST_LOCAL;
 
 /// What the container's namespace has.
 struct Inside {

@@ -13,8 +13,9 @@ use crate::netlink::{Cause, device, device::Device, veth};
 
 use super::config::BridgeConfig;
 use super::host::cannot;
+use super::masquerade;
 use super::port::{PortName, is_ours};
-use super::{HOST_LOCAL, masquerade};
+use crate::cni::ipam::HOST_LOCAL;
 
 pub(super) fn collect(config: &Config, call: &Call) -> Result<(), Failure> {
     let bridge = BridgeConfig::read(config, call)?;
@@ -26,7 +27,7 @@ pub(super) fn collect(config: &Config, call: &Call) -> Result<(), Failure> {
     };
     // An interface that stays keeps its address.
     let mut with_gateway = valid.clone();
-    with_gateway.insert(super::gateway_attachment(&bridge));
+    with_gateway.insert(bridge.gateway_attachment());
     collect_ports(&config.name, &bridge.bridge, &with_gateway, &reservations)?;
     let mut failures = Failures::default();
     failures.note(match kind.as_str() {

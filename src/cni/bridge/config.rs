@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::cni::config::Config;
 use crate::cni::failure::{Code, Failure};
 use crate::cni::ipam;
-use crate::cni::protocol::Call;
+use crate::cni::protocol::{Attachment, Call};
 use crate::cni::result::Dns;
 use crate::netlink::mac::Mac;
 
@@ -89,6 +89,11 @@ pub(super) struct BridgeConfig {
 }
 
 impl BridgeConfig {
+    /// The attachment of the host's own interface in a VLAN. No container has an empty name.
+    pub(super) fn gateway_attachment(&self) -> Attachment {
+        Attachment { container: String::new(), interface: format!("{}.{}", self.bridge, self.vlan) }
+    }
+
     /// Reads a network's configuration, and what the runtime wishes.
     ///
     /// # Errors

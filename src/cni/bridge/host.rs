@@ -1,5 +1,6 @@
 //! The bridge itself, with the gateway's addresses, and what the host needs to forward.
 
+use crate::cni::netns::set_sysctl;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -34,7 +35,7 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     }
     keep_mac(host, &bridge)?;
     // A plugin that made it may have been killed before it did this.
-    refuse_router_advertisements(name);
+    crate::netlink::sysctl::refuse_router_advertisements(name);
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
     }
@@ -108,20 +109,6 @@ pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Sets a number of the kernel's, unless it is that already.
-pub(in crate::cni) fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
-    if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
-        return Ok(());
-    }
-    fs::write(path, value).map_err(|cause| Failure::other(format!("cannot set {path} to {value}: {cause}")))
-}
-
-/// Without IPv6, or where sysctls are read-only, it does not matter.
-pub(super) fn refuse_router_advertisements(name: &str) {
-    let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
-    let _ = fs::write(path, "0");
 }
 
 /// The first address of a network behind its own.

@@ -12,7 +12,7 @@ use crate::cni::failure::Failure;
 use crate::cni::netns::{Namespace, NoNamespace};
 use crate::cni::result::Outcome;
 use crate::netlink::socket::Connection;
-use crate::netlink::{Cause, device, device::Device, device::Way};
+use crate::netlink::{Cause, device, device::Device, device::PodRoute};
 
 use super::host::cannot;
 
@@ -50,7 +50,7 @@ fn configure_here(interface: &str, outcome: &Outcome, detect_duplicates: bool) -
             .map_err(cannot("find interface", interface))
     };
     let found = find(&mut inside)?;
-    let routes: Vec<Way> = outcome.routes.iter().map(|route| way(route, outcome, found.link.index)).collect();
+    let routes: Vec<PodRoute> = outcome.routes.iter().map(|route| pod_route(route, outcome, found.link.index)).collect();
     let mut requests = device::configuration(found.link.index, &addresses);
     let changes = requests.len();
     // Routes need no address that has settled; of IPv6, only those that ask for duplicates wait.
@@ -86,18 +86,27 @@ fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), Fa
         return Ok(());
     }
     for name in ["lo", interface] {
-        super::host::set_sysctl(&v6_path(name, "disable_ipv6").to_string_lossy(), "0")?;
+        crate::cni::netns::set_sysctl(&v6_path(name, "disable_ipv6").to_string_lossy(), "0")?;
     }
     let _ = fs::write(v6_path(interface, "keep_addr_on_down"), "1");
     Ok(())
 }
 
-fn way(route: &crate::cni::result::Route, outcome: &Outcome, link: u32) -> Way {
+fn pod_route(route: &crate::cni::result::Route, outcome: &Outcome, link: u32) -> PodRoute {
     let of_family = |ip: &IpAddr| ip.is_ipv4() == route.dst.is_ipv4();
     let gateway = route.gw.or_else(|| outcome.ips.iter().filter_map(|ip| ip.gateway).find(of_family));
     // A scope that is told counts as it is; without a gateway the kernel wants the link's.
     let scope = route.scope.unwrap_or(if gateway.is_none() && route.dst.is_ipv4() { SCOPE_LINK } else { SCOPE_UNIVERSE });
-    Way { destination: route.dst, gateway, link, mtu: route.mtu, advmss: route.advmss, metric: route.priority, table: route.table, scope }
+    PodRoute {
+        destination: route.dst,
+        gateway,
+        link,
+        mtu: route.mtu,
+        advmss: route.advmss,
+        metric: route.priority,
+        table: route.table,
+        scope,
+    }
 }
 
 const SCOPE_UNIVERSE: u8 = 0;

@@ -23,6 +23,7 @@ use crate::netlink::{Cause, device, device::Device, veth};
 
 use super::config::Config;
 use super::failure::{Failure, Failures};
+use super::ipam::HOST_LOCAL;
 use super::netns::{Namespace, NoNamespace};
 use super::protocol::{Attachment, Call, Verb};
 use super::result::{Dns, Interface, Outcome, Route};
@@ -31,10 +32,6 @@ use config::BridgeConfig;
 use host::cannot;
 use port::PortName;
 
-pub(in crate::cni) use host::set_sysctl;
-
-/// The IPAM plugin that is part of this program.
-pub const HOST_LOCAL: &str = "host-local";
 /// How long a port may take until packets pass.
 const OPERATIONAL: Duration = Duration::from_millis(2550);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
@@ -222,7 +219,7 @@ fn pair(
 }
 
 fn set_port(host: &mut Connection, name: &str, kind: veth::Port) -> Result<(), Failure> {
-    host::refuse_router_advertisements(name);
+    crate::netlink::sysctl::refuse_router_advertisements(name);
     let index = if kind.vlan > 0 { find(host, name)?.link.index } else { 0 };
     veth::set_port(host, name, index, kind).map_err(cannot("set up bridge port", name))
 }
@@ -295,7 +292,7 @@ fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig,
     let name = format!("{}.{}", wanted.bridge, wanted.vlan);
     if device::find(host, &name).map_err(cannot("find interface", &name))?.is_none() {
         let own = Namespace::open("/proc/thread-self/ns/net").map_err(|error| inside::no_namespace(&error))?;
-        let attachment = gateway_attachment(wanted);
+        let attachment = wanted.gateway_attachment();
         let kind = veth::Port { hairpin: false, isolated: false, vlan: wanted.vlan, keep_default_vlan: wanted.keep_default_vlan };
         pair(host, bridge, PortName::all(&config.name, &attachment), &name, (None, wanted.mtu), &own, kind)?;
     }
@@ -304,11 +301,6 @@ fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig,
         veth::set_up(host, found.link.index, false).map_err(cannot("set up interface", &name))?;
     }
     find(host, &name)
-}
-
-/// What stands for a container where the host's own interface in a VLAN is meant: no container has an empty name.
-fn gateway_attachment(bridge: &BridgeConfig) -> Attachment {
-    Attachment { container: String::new(), interface: format!("{}.{}", bridge.bridge, bridge.vlan) }
 }
 
 /// Waits until packets pass a port.

@@ -19,6 +19,9 @@ use super::version::Version;
 use range::{RangeConfig, RangeSet};
 use store::{Locked, Store};
 
+/// The IPAM plugin that is part of this program.
+pub const HOST_LOCAL: &str = "host-local";
+
 /// Where reservations are kept unless the configuration says otherwise.
 const DATA: &str = "/var/lib/cni/networks";
 /// How many addresses in a row may turn out to be taken before the folder is read.

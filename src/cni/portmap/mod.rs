@@ -79,14 +79,14 @@ fn make(portmap: &PortmapConfig, config: &Config, call: &Call, result: &Outcome)
 fn route_loopback(ip: IpAddr) -> Result<(), Failure> {
     let find = || {
         let mut connection = Connection::route()?;
-        let way = device::way_to(&mut connection, ip)?;
+        let outgoing = device::outgoing_link(&mut connection, ip)?;
         let all = device::all(&mut connection)?;
-        Ok(all.into_iter().find(|device| Some(device.link.index) == way).map(|device| device.link.name))
+        Ok(all.into_iter().find(|device| Some(device.link.index) == outgoing).map(|device| device.link.name))
     };
     let found: Result<_, crate::netlink::Cause> = find();
     let name = found.map_err(|cause| Failure::other(format!("cannot find the way to {ip}: {cause}")))?;
     let Some(name) = name else { return Err(Failure::other(format!("cannot find the way to {ip}"))) };
-    super::bridge::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
+    crate::cni::netns::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
 }
 
 fn present(nat: Nat) -> Result<Present, Failure> {

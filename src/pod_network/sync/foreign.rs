@@ -4,30 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use tokio::time::Instant;
 
 use crate::netlink::NetworkKernel;
 use crate::netlink::entry::Route;
 use crate::netlink::link::LinkNames;
-use crate::pod_network::contest::{Contests, Verdict};
+use crate::pod_network::contest::Verdict;
 use crate::pod_network::plan::EntryPlan;
 
-use super::NetworkLoop;
-
-/// The routes of other programs, as the loop remembers them.
-#[derive(Debug)]
-pub(super) struct ForeignRoutes {
-    contests: Contests,
-    start: Instant,
-    /// When one that is left for now is to be replaced.
-    pub(super) next: Option<Instant>,
-}
-
-impl ForeignRoutes {
-    pub(super) fn new() -> Self {
-        Self { contests: Contests::default(), start: Instant::now(), next: None }
-    }
-}
+use super::state::NetworkLoop;
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Reports the routes of other programs, and takes those out of the plan that are left for now. Gives the peers whose routes are

@@ -28,8 +28,8 @@ use crate::error_text::error_text;
 use crate::kubernetes::api::{Watches, lease_resource};
 use crate::kubernetes::object::Subject;
 use crate::kubernetes::permission::{LEASE_NAMESPACE, Permission};
-use crate::kubernetes::raw::{Raw, Watched};
-use crate::kubernetes::watcher::Tracks;
+use crate::kubernetes::raw::{RawObject, WatchTarget};
+use crate::kubernetes::watcher::ObjectTracker;
 use crate::pod_network::allocation::{Claimant, SubnetLease, Terms, lease_name, subnet_of};
 use crate::pod_network::api_objects::{self, RESERVED_FOR};
 use crate::pod_network::claim::{Observed, Request, Scope};
@@ -74,7 +74,7 @@ pub enum LeaseError {
 /// The leases of one network.
 #[derive(Clone)]
 pub struct LeaseStore {
-    api: Api<Raw>,
+    api: Api<RawObject>,
     watches: Watches,
     network: String,
 }
@@ -135,7 +135,7 @@ impl LeaseStore {
                 let mut object = self.body(who, terms, &data, now);
                 merge(&mut object, json!({"spec": {"acquireTime": micro_time(now), "leaseTransitions": 0}}));
                 merge(&mut object, json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}));
-                let object = serde_json::from_value::<Raw>(object).map_err(|error| failed("create", &name, error.to_string()))?;
+                let object = serde_json::from_value::<RawObject>(object).map_err(|error| failed("create", &name, error.to_string()))?;
                 let created = self.api.create(&PostParams::default(), &object).await.map_err(|error| failure("create", &name, error))?;
                 read("create", &name, &created).map(Some)
             }
@@ -182,11 +182,11 @@ impl LeaseStore {
             Scope::One(subnet) => Some(format!("metadata.name={}", lease_name(subnet))),
             Scope::All => None,
         };
-        let watched = Watched {
+        let watched = WatchTarget {
             namespace: Some(LEASE_NAMESPACE.to_owned()),
             labels: Some(self.selector()),
             fields,
-            ..Watched::all(Subject::Leases, lease_resource())
+            ..WatchTarget::all(Subject::Leases, lease_resource())
         };
         self.watches.follow(watched, LeaseTracker::default()).boxed()
     }
@@ -236,7 +236,7 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-fn read(verb: &'static str, name: &str, object: &Raw) -> Result<SubnetLease, LeaseError> {
+fn read(verb: &'static str, name: &str, object: &RawObject) -> Result<SubnetLease, LeaseError> {
     api_objects::subnet_lease(object.text.get()).map_err(|why| failed(verb, name, why))
 }
 
@@ -263,14 +263,14 @@ struct LeaseTracker {
     seen: HashSet<IpNetwork>,
 }
 
-impl Tracks for LeaseTracker {
-    type Told = Observed;
+impl ObjectTracker for LeaseTracker {
+    type Update = Observed;
 
     fn begin(&mut self) {
         self.seen.clear();
     }
 
-    fn listed(&mut self, object: &Raw) -> Vec<Observed> {
+    fn listed(&mut self, object: &RawObject) -> Vec<Observed> {
         let told = self.applied(object);
         self.seen
             .extend(told.iter().filter_map(|observed| if let Observed::Changed(lease) = observed { Some(lease.subnet) } else { None }));
@@ -281,11 +281,11 @@ impl Tracks for LeaseTracker {
         vec![Observed::Listed(std::mem::take(&mut self.seen))]
     }
 
-    fn applied(&mut self, object: &Raw) -> Vec<Observed> {
+    fn applied(&mut self, object: &RawObject) -> Vec<Observed> {
         api_objects::subnet_lease(object.text.get()).map(Observed::Changed).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &Raw) -> Vec<Observed> {
+    fn deleted(&mut self, object: &RawObject) -> Vec<Observed> {
         let gone = object.metadata.name.as_deref().and_then(subnet_of);
         if let Some(subnet) = &gone {
             self.seen.remove(subnet);

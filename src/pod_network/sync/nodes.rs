@@ -6,11 +6,11 @@ use std::hash::RandomState;
 
 use futures::stream::BoxStream;
 
-use crate::kubernetes::Complaints;
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::api::{Watches, node_resource};
 use crate::kubernetes::object::{Kind, Subject};
-use crate::kubernetes::raw::{Raw, Watched};
-use crate::kubernetes::watcher::Tracks;
+use crate::kubernetes::raw::{RawObject, WatchTarget};
+use crate::kubernetes::watcher::ObjectTracker;
 use crate::pod_network::annotations::Prefix;
 use crate::pod_network::api_objects;
 use crate::pod_network::node::NetworkNode;
@@ -18,7 +18,7 @@ use crate::pod_network::node::NetworkNode;
 /// Follows all Nodes of the cluster, for good. `prefix` begins the names of flannel's annotations.
 #[must_use]
 pub fn nodes(watches: &Watches, prefix: &Prefix) -> BoxStream<'static, NodeUpdate> {
-    watches.follow(Watched::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix))
+    watches.follow(WatchTarget::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix))
 }
 
 /// What the pod network is told of Nodes.
@@ -45,15 +45,15 @@ pub(super) struct NodeTracker {
     hasher: RandomState,
     /// What a list that is under way has told; nothing is kept of the first one, before which there was nothing.
     seen: Option<HashSet<Box<str>>>,
-    complaints: Complaints,
+    complaints: ProblemLog,
 }
 
 impl NodeTracker {
     pub(super) fn new(prefix: &Prefix) -> Self {
-        Self { prefix: prefix.clone(), known: HashMap::new(), hasher: RandomState::new(), seen: None, complaints: Complaints::default() }
+        Self { prefix: prefix.clone(), known: HashMap::new(), hasher: RandomState::new(), seen: None, complaints: ProblemLog::default() }
     }
 
-    fn read(&mut self, object: &Raw) -> Option<NodeUpdate> {
+    fn read(&mut self, object: &RawObject) -> Option<NodeUpdate> {
         let id = object.id(Kind::Node);
         let converted = api_objects::network_node(&id, object.text.get(), &self.prefix, &self.hasher);
         self.complaints.note(&id, converted.problem.as_ref());
@@ -71,14 +71,14 @@ impl NodeTracker {
     }
 }
 
-impl Tracks for NodeTracker {
-    type Told = NodeUpdate;
+impl ObjectTracker for NodeTracker {
+    type Update = NodeUpdate;
 
     fn begin(&mut self) {
         self.seen = (!self.known.is_empty()).then(HashSet::new);
     }
 
-    fn listed(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+    fn listed(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         self.applied(object)
     }
 
@@ -90,11 +90,11 @@ impl Tracks for NodeTracker {
         seen.map(NodeUpdate::Listed).into_iter().chain([NodeUpdate::Complete]).collect()
     }
 
-    fn applied(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+    fn applied(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         self.read(object).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+    fn deleted(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         let id = object.id(Kind::Node);
         self.complaints.note(&id, None);
         if let Some(seen) = &mut self.seen {
@@ -115,11 +115,11 @@ mod tests {
     use super::*;
     use crate::cluster::Family;
 
-    fn raw(value: &Value) -> Raw {
+    fn raw(value: &Value) -> RawObject {
         serde_json::from_str(&value.to_string()).expect("any object is taken")
     }
 
-    fn node(name: &str, mac: &str, heartbeat: &str) -> Raw {
+    fn node(name: &str, mac: &str, heartbeat: &str) -> RawObject {
         raw(&json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {

@@ -12,7 +12,7 @@ use crate::pod_network::peers::{Peers, Programmed, peers};
 use crate::pod_network::plan;
 use crate::pod_network::refusal::Refusal;
 
-use super::{Known, NetworkLoop};
+use super::state::{Known, NetworkLoop};
 
 /// With more changed nodes than these it is quicker to look at all.
 const FEW: usize = 64;

@@ -1,153 +1,27 @@
 //! What others are told of this node's part of the network: other nodes and kubelet by its Node, the CNI plugin by subnet.env, the owner
 //! of the rules by an update.
 
+use super::publisher::GRACE;
 use crate::pod_network::masquerade::pod_rules;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
-use serde_json::Value;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::cni_install;
-use super::leases::LeaseData;
-use super::node_writes::{Condition, NodeWrites, WriteState};
+use super::node_writes::{Condition, WriteState};
 use crate::cluster::Family;
-use crate::cluster::pod_rules::PodRules;
 use crate::netlink::NetworkKernel;
-use crate::observe::readiness::{Part, State, all_ready};
-use crate::pod_network::annotations::{PublishedEnd, VxlanData, patch, published, withdrawal};
+use crate::observe::readiness::{Part, PartState, all_ready};
+use crate::pod_network::annotations::withdrawal;
 use crate::pod_network::cni_config::choose;
 use crate::pod_network::net_conf::NetConf;
-use crate::pod_network::node::NetworkNode;
-use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::settings::NetworkSettings;
 use crate::pod_network::subnet_env::SubnetEnv;
 
 use super::error::Unsettled;
+use super::state::{Known, NetworkLoop};
 use super::subnet_file::{self, Written};
 use super::subnets::Source;
-use super::{Known, NetworkLoop};
-
-/// A network that worked may take so long to work again before its condition says that it does not.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// Tells others.
-#[derive(Debug)]
-pub struct Publisher {
-    writes: Arc<NodeWrites>,
-    /// What stands beside leases.
-    lease_data: watch::Sender<LeaseData>,
-    /// Whoever owns the rules is told there.
-    pod_rules: watch::Sender<Option<PodRules>>,
-    /// The annotations that were asked for since the Node was last seen.
-    wished: Option<Value>,
-    /// What the condition says, and since when it should say something else.
-    condition: Option<Condition>,
-    due: Option<Instant>,
-    /// What subnet.env should say.
-    file: Option<String>,
-    /// It named a subnet that is not this node's any more, so it was deleted.
-    withdrawn: bool,
-    trouble: Option<Condition>,
-    /// The trouble is an answer, not an outage: the condition shows it at once.
-    is_final: bool,
-}
-
-impl Publisher {
-    /// Writes to the Node, to leases, and to the owner of the rules.
-    #[must_use]
-    pub const fn new(writes: Arc<NodeWrites>, lease_data: watch::Sender<LeaseData>, pod_rules: watch::Sender<Option<PodRules>>) -> Self {
-        Self {
-            writes,
-            lease_data,
-            pod_rules,
-            wished: None,
-            condition: None,
-            due: None,
-            file: None,
-            withdrawn: false,
-            trouble: None,
-            is_final: false,
-        }
-    }
-
-    /// The Node is different now; before it was this.
-    pub(super) fn node_seen(&mut self, before: Option<&NetworkNode>, node: &NetworkNode) {
-        self.wished = None;
-        if before.is_some_and(|before| before.uid != node.uid) {
-            // Another Node of the same name knows nothing of what the former one was told.
-            self.condition = None;
-        }
-    }
-
-    /// The Node was deleted.
-    pub(super) fn node_gone(&mut self) {
-        self.wished = None;
-    }
-
-    /// subnet.env must not be there until there is a subnet again.
-    pub(super) fn withdraw_file(&mut self) {
-        (self.file, self.withdrawn) = (None, true);
-    }
-
-    /// Whether subnet.env was deleted because it named a subnet that is not this node's any more.
-    pub(super) const fn is_withdrawn(&self) -> bool {
-        self.withdrawn
-    }
-
-    /// When the condition has to be told, if that is known.
-    pub(super) const fn next(&self) -> Option<Instant> {
-        self.due
-    }
-
-    /// What becomes of the annotations.
-    pub(super) fn annotations_state(&self) -> watch::Receiver<WriteState> {
-        self.writes.annotations_state()
-    }
-
-    /// Asks for the annotations that the Node lacks; says whether it lacks none.
-    fn annotations(&mut self, settings: &NetworkSettings, conf: &NetConf, node: &NetworkNode, own: &OwnLease) -> bool {
-        let wanted = wanted_annotations(settings, conf, own);
-        let found = node.annotations.written(&settings.prefix);
-        let found = found.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let patch = patch(&wanted, found);
-        let complete = patch.is_none();
-        if let Some(patch) = patch.filter(|patch| self.wished.as_ref() != Some(patch)) {
-            self.writes.annotations(&patch);
-            self.wished = Some(patch);
-        }
-        let data: LeaseData = wanted.into_iter().map(|(name, value)| (name, Some(value))).collect();
-        self.lease_data.send_if_modified(|before| {
-            let news = *before != data;
-            *before = data;
-            news
-        });
-        complete
-    }
-
-    /// Makes the condition say this; gives what is worth an Event.
-    fn say(&mut self, condition: Condition) -> Option<Condition> {
-        self.due = None;
-        if self.condition.as_ref() == Some(&condition) {
-            return None;
-        }
-        self.condition = Some(condition.clone());
-        Some(condition)
-    }
-}
-
-fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
-    let vni = conf.backend.vxlan().map(|vxlan| vxlan.vni);
-    let end = |family| {
-        let vxlan = vni.zip(own.macs.get(family)).map(|(vni, mac)| VxlanData { vni: Some(vni), mac: *mac });
-        own.published.get(family).map(|ip| PublishedEnd { public_ip: *ip, vxlan })
-    };
-    let ends = own.subnets.families().filter_map(|family| Some((family, end(family)?))).collect();
-    published(&settings.prefix, &conf.backend, &ends)
-}
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Tells everybody how things stand after a round.
@@ -170,7 +44,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.tell_condition();
     }
 
-    fn publish(&mut self, known: &Known, settled: bool) {
+    pub(super) fn publish(&mut self, known: &Known, settled: bool) {
         let conf = self.asked.conf.borrow().clone();
         let settings = self.asked.settings.clone();
         // Others are told of links that are there as they are told.
@@ -223,8 +97,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     pub(super) fn publish_file(&mut self) {
         let path: PathBuf = self.asked.settings.subnet_file.clone();
         let states = self.readiness.states();
-        let waits = |(part, state): (&Part, &State)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
-        let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(State::Starting(_)));
+        let waits = |(part, state): (&Part, &PartState)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
+        let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(PartState::Starting(_)));
         if is_first && self.publisher.file.is_some() {
             let awaited: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
             if !awaited.is_empty() {
@@ -243,7 +117,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         };
         match outcome {
             Ok(written) => {
-                let was_ready = states.get(&Part::SubnetFile) == Some(&State::Ready);
+                let was_ready = states.get(&Part::SubnetFile) == Some(&PartState::Ready);
                 if written == Written::Created && was_ready {
                     self.report.repaired(&[("subnet_file", 1)].into());
                 }
@@ -300,7 +174,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Looks again at the folder of CNI configurations, after it has changed. This program's file is not written there before subnet.env.
     pub(super) fn conf_dir_changed(&mut self) {
-        let is_written = self.readiness.states().get(&Part::SubnetFile).is_some_and(State::is_ready);
+        let is_written = self.readiness.states().get(&Part::SubnetFile).is_some_and(PartState::is_ready);
         if is_written && self.publisher.file.is_some() {
             self.publish_conflist();
         }
@@ -324,8 +198,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let works = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
         let broken = || {
             let degraded = states.iter().find_map(|(part, state)| match state {
-                State::Degraded(why) => Some(Condition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
-                State::Starting(_) | State::Ready | State::Noted(_) => None,
+                PartState::Degraded(why) => Some(Condition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
+                PartState::Starting(_) | PartState::Ready | PartState::Noted(_) => None,
             });
             self.publisher.trouble.clone().or(degraded)
         };

@@ -1,5 +1,6 @@
 //! One look at everything that the kernel holds, and the steps to what it should hold.
 
+use super::state::Retry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::netlink::link::LinkNames;
 use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::readiness::Part;
 use crate::pod_network::bridge;
-use crate::pod_network::desired::{DesiredLink, Wanted, link_name};
+use crate::pod_network::desired::{DesiredLink, Wanted};
 use crate::pod_network::interface::{self, External, InterfaceOptions};
 use crate::pod_network::mtu::{Mtu, mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
@@ -24,11 +25,13 @@ use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::{OwnLease, own_mac};
 use crate::pod_network::peers::{Programmed, peers};
 use crate::pod_network::plan::{self, Group};
+use crate::pod_network::vxlan::link_name;
 
 use super::error::Unsettled;
+use super::node_writes::Condition;
 use super::report::Kinds;
+use super::state::{Known, NetworkLoop};
 use super::subnets::Subnets;
-use super::{Known, NetworkLoop};
 
 /// Links are looked at again after they were changed; if they still differ after so many times, somebody works against it.
 const PASSES: usize = 4;
@@ -36,15 +39,6 @@ const PASSES: usize = 4;
 /// The first pause before a peer's entries are tried again; it doubles up to the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// When something that the kernel did not take is tried again.
-#[derive(Clone, Debug)]
-pub(super) struct Retry {
-    pub(super) at: Instant,
-    pause: Duration,
-    /// Why it was not taken.
-    pub(super) error: NetlinkError,
-}
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Looks at everything and makes it as it should be, as far as that can be done. The first thing that is in the way is the error;
@@ -58,7 +52,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             let Some(lost) = taken else { return Err(Unsettled::NoNode(self.asked.node.clone())) };
             return Err(self.leave(lost, &conf).await?);
         };
-        let standing = taken.map_or_else(|| self.asked.source.subnets(&node, &conf, &self.in_use()), Subnets::Lost);
+        let standing = match taken {
+            Some(lost) => Subnets::Lost(lost),
+            None if self.awaits_new_pod_cidr(&node) => {
+                let awaited = || Subnets::Awaited(Condition::pod_cidr_missing(&node.name));
+                self.taken_by_other_node(&conf).map_or_else(awaited, Subnets::Lost)
+            }
+            None => self.asked.source.subnets(&node, &conf, &self.in_use()),
+        };
         let live = self.dump().await;
         // Before all else: nothing that fails later keeps subnet.env.
         self.disown(&standing, &conf, live.as_ref().unwrap_or(&Live::default()));
@@ -98,6 +99,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report.refused(&[&peers.refused[..], &entries.refused].concat());
         let left = self.judge_foreign(&mut plan, &names);
 
+        let uid_before = self.known.as_ref().map(|known| known.node_uid.clone());
         let before = self.known.take().filter(|known| known.desired == desired && known.links == links);
         let mut repaired = Kinds::new();
         if let Some(before) = &before {
@@ -119,7 +121,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut held = entries.peers;
         held.retain(|node, _| !untaken.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
-        self.known = Some(Known { own, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
+        let node_uid = match (&standing, uid_before) {
+            (Subnets::Awaited(_), Some(before)) => before,
+            _ => node.uid.clone(),
+        };
+        self.known = Some(Known { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
         // A lost subnet is the cause of what fails besides.
         if let Some(trouble) = missing.or(trouble) {
             return Err(trouble);

@@ -16,13 +16,14 @@ use crate::pod_network::allocation::overlap;
 use crate::pod_network::bridge;
 use crate::pod_network::desired::DesiredEntries;
 use crate::pod_network::net_conf::NetConf;
-use crate::pod_network::node::NetworkNode;
+use crate::pod_network::node::{BadPodCidrs, NetworkNode};
 use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::plan;
 
 use super::error::Unsettled;
+use super::state::NetworkLoop;
+use super::subnet_file;
 use super::subnets::{Lost, Source, Subnets};
-use super::{NetworkLoop, subnet_file};
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// The subnets that this node uses: those of this process, else those that subnet.env names.
@@ -38,20 +39,29 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.complete && (self.own_node_is_gone || self.own_node.is_none())
     }
 
-    /// What is left where this node has no Node and another Node has its subnet as podCIDR.
+    /// The Node was registered anew while this program runs, and its podCIDR is not assigned yet. The former subnet may be this node's
+    /// still: it stays until another node has it.
+    pub(super) fn awaits_new_pod_cidr(&self, node: &NetworkNode) -> bool {
+        let is_new = self.known.as_ref().is_some_and(|known| known.node_uid != node.uid);
+        is_new && matches!(self.asked.source, Source::Node) && matches!(node.pod_cidrs, Err(BadPodCidrs::Unassigned))
+    }
+
+    /// Finds the subnets of this node that another Node has as podCIDR now. `None` if there are none.
     pub(super) fn taken_by_other_node(&self, conf: &NetConf) -> Option<Lost> {
         if !matches!(self.asked.source, Source::Node) {
             return None;
         }
-        let (mut left, mut of_others, mut why) = (self.in_use(), Vec::new(), None);
-        for (family, subnet) in self.in_use().iter().filter(|(family, _)| conf.networks.get(*family).is_some()) {
+        let in_use = self.in_use();
+        let own = if self.own_node_is_missing() { "there is no Node" } else { "no podCIDR is assigned to the new Node" };
+        let (mut left, mut of_others, mut why) = (in_use, Vec::new(), None);
+        for (family, subnet) in in_use.iter().filter(|(family, _)| conf.networks.get(*family).is_some()) {
             let has_it = |node: &&NetworkNode| {
                 node.pod_cidrs.as_ref().is_ok_and(|cidrs| cidrs.get(family).is_some_and(|cidr| overlap(*cidr, *subnet)))
             };
             if let Some(other) = self.nodes.values().map(|node| &**node).find(has_it) {
                 left.set(family, None);
                 of_others.push(*subnet);
-                why = Some(format!("there is no Node {}, and Node {} has its podCIDR {subnet} now", self.asked.node, other.name));
+                why = Some(format!("{own} {}, and Node {} has its podCIDR {subnet} now", self.asked.node, other.name));
             }
         }
         Some(Lost { left, of_others, condition: Condition::down("SubnetLost", why?) })
@@ -118,7 +128,12 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Deletes links and routes of a node that has no subnet left, where the rest of a round cannot be done.
     pub(super) async fn withdraw(&mut self, lost: &Lost, conf: &NetConf, live: Live) -> Result<(), Unsettled> {
-        self.known = None;
+        if let Some(mut known) = self.known.take() {
+            // Rules and annotations follow, too.
+            known.own.subnets = lost.left;
+            self.publisher.is_final = true;
+            self.publish(&known, false);
+        }
         if !lost.left.is_empty() {
             return Ok(());
         }

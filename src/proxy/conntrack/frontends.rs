@@ -1,4 +1,4 @@
-//! Where UDP services are reached, and the backends that traffic to each of those places may be on its way to. PURE.
+//! The frontends of UDP service ports, and the serving endpoints of each. PURE.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -6,27 +6,27 @@ use std::sync::Arc;
 
 use crate::cluster::{Family, Protocol, ServiceKey, Snapshot, endpoints};
 
-/// The backends traffic may be on its way to. All frontends of a service port share one; a clone costs no memory.
+/// The serving endpoints of a service port. All its frontends share one set; a clone does not copy it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Allowed(Arc<[SocketAddr]>);
+pub struct ServingEndpoints(Arc<[SocketAddr]>);
 
-impl Allowed {
-    /// A set of backends, in whatever order and however often each is named.
+impl ServingEndpoints {
+    /// A set of endpoints, from a list in any order and with duplicates.
     #[must_use]
-    pub fn new(backends: impl IntoIterator<Item = SocketAddr>) -> Self {
-        let mut backends: Vec<_> = backends.into_iter().collect();
-        backends.sort_unstable();
-        backends.dedup();
-        Self(backends.into())
+    pub fn new(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let mut endpoints: Vec<_> = endpoints.into_iter().collect();
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        Self(endpoints.into())
     }
 
-    /// Whether traffic may be on its way to this backend.
+    /// True if the endpoint is in the set.
     #[must_use]
-    pub fn contains(&self, backend: SocketAddr) -> bool {
-        self.0.binary_search(&backend).is_ok()
+    pub fn contains(&self, endpoint: SocketAddr) -> bool {
+        self.0.binary_search(&endpoint).is_ok()
     }
 
-    /// Nothing serves here.
+    /// True if there is no serving endpoint.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -36,8 +36,8 @@ impl Allowed {
         Arc::ptr_eq(&self.0, &other.0) || self == other
     }
 
-    fn has_all_of(&self, other: &Self) -> bool {
-        self.same(other) || other.0.iter().all(|backend| self.contains(*backend))
+    fn contains_all(&self, other: &Self) -> bool {
+        self.same(other) || other.0.iter().all(|endpoint| self.contains(*endpoint))
     }
 
     fn union(&self, other: &Self) -> Self {
@@ -45,80 +45,80 @@ impl Allowed {
     }
 }
 
-/// A place where service ports are reached.
+/// A destination at which clients reach a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
-    /// This address.
+pub enum Frontend {
+    /// An IP and a port. The IP is a cluster IP, load-balancer VIP or external IP.
     Address(SocketAddr),
-    /// This port of the node's own addresses.
+    /// A port at the node's own addresses.
     NodePort(u16),
 }
 
-/// The places where the UDP ports of one Service are reached in one family, sorted, each with its backends.
+/// The frontends of one Service's UDP ports in one family, sorted, each with its serving endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reached(Vec<(Place, Allowed)>);
+pub struct ServiceFrontends(Vec<(Frontend, ServingEndpoints)>);
 
-impl Reached {
-    /// One Service's places: cluster IP, load-balancer VIPs, external IPs if they are allowed (gate `AllowServiceExternalIPs`), node
-    /// port. Allowed is every *serving* endpoint, also if it is terminating, on another node or left out by topology (spec section 8,
-    /// step 2). None if there is no such Service, or it has no UDP port in this family.
+impl ServiceFrontends {
+    /// The frontends of a Service: cluster IP, load-balancer VIPs, external IPs if they are permitted (gate `AllowServiceExternalIPs`),
+    /// node ports. Their endpoints are all *serving* ones, including terminating endpoints, endpoints on other nodes and endpoints that
+    /// topology excludes (spec section 8, step 2). Empty if the Service does not exist or has no UDP port in this family.
     #[must_use]
     pub fn of_service(snapshot: &Snapshot, key: &ServiceKey, family: Family, allow_external_ips: bool) -> Self {
-        let mut reached = Self::default();
+        let mut frontends = Self::default();
         let Some((service, cluster_ip)) = snapshot.service(key).and_then(|service| Some((service, service.cluster_ip(family)?))) else {
-            return reached;
+            return frontends;
         };
         for port in service.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-            // Which endpoints are local makes no difference here, hence no node name.
+            // It does not matter which endpoints are local, hence no node name.
             let endpoints = endpoints::of_service_port(snapshot.slices(key), family, &port.name, port.protocol, "");
             let serving = endpoints.iter().filter(|endpoint| endpoint.conditions.serving);
-            let allowed = Allowed::new(serving.filter_map(|endpoint| endpoint.id.parse().ok()));
+            let serving = ServingEndpoints::new(serving.filter_map(|endpoint| endpoint.id.parse().ok()));
             let external_ips = service.external_ips(family).filter(|_| allow_external_ips);
             for ip in [cluster_ip].into_iter().chain(service.load_balancer_vips(family)).chain(external_ips) {
-                reached.add(Place::Address(SocketAddr::new(ip, port.port)), &allowed);
+                frontends.add(Frontend::Address(SocketAddr::new(ip, port.port)), &serving);
             }
             if port.node_port != 0 {
-                reached.add(Place::NodePort(port.node_port), &allowed);
+                frontends.add(Frontend::NodePort(port.node_port), &serving);
             }
         }
-        reached
+        frontends
     }
 
-    /// A service port is reached here. Where two are, the backends of both are allowed.
-    pub fn add(&mut self, place: Place, allowed: &Allowed) {
-        match self.0.binary_search_by_key(&place, |(place, _)| *place) {
-            Ok(at) => self.0[at].1 = self.0[at].1.union(allowed),
-            Err(at) => self.0.insert(at, (place, allowed.clone())),
+    /// Adds a frontend. If two service ports share one, it has the endpoints of both.
+    pub fn add(&mut self, frontend: Frontend, endpoints: &ServingEndpoints) {
+        match self.0.binary_search_by_key(&frontend, |(frontend, _)| *frontend) {
+            Ok(at) => self.0[at].1 = self.0[at].1.union(endpoints),
+            Err(at) => self.0.insert(at, (frontend, endpoints.clone())),
         }
     }
 }
 
-/// Services whose places may be others now, with the places they have.
+/// Services whose frontends may have changed, with their current frontends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Services that are not named here have none.
-    whole: bool,
-    services: HashMap<ServiceKey, Reached>,
+pub struct FrontendChanges {
+    /// True if all other Services are deleted.
+    complete: bool,
+    services: HashMap<ServiceKey, ServiceFrontends>,
 }
 
-impl Changes {
-    /// Everything there is in a cluster: whatever was known before and is not in it is gone.
+impl FrontendChanges {
+    /// All Services of a cluster. Services that are not in it are deleted.
     #[must_use]
-    pub fn whole(snapshot: &Snapshot, family: Family, allow_external_ips: bool) -> Self {
-        let of_service = |key: &ServiceKey| Reached::of_service(snapshot, key, family, allow_external_ips);
+    pub fn all(snapshot: &Snapshot, family: Family, allow_external_ips: bool) -> Self {
+        let of_service = |key: &ServiceKey| ServiceFrontends::of_service(snapshot, key, family, allow_external_ips);
         let all = snapshot.services().map(|(key, _)| (key.clone(), of_service(key)));
-        Self { whole: true, services: all.filter(|(_, reached)| !reached.0.is_empty()).collect() }
+        Self { complete: true, services: all.filter(|(_, frontends)| !frontends.0.is_empty()).collect() }
     }
 
-    /// What these Services have; nothing is said of others.
+    /// These Services. Other Services have not changed.
     #[must_use]
-    pub fn of(services: impl IntoIterator<Item = (ServiceKey, Reached)>) -> Self {
-        Self { whole: false, services: services.into_iter().collect() }
+    pub fn of(services: impl IntoIterator<Item = (ServiceKey, ServiceFrontends)>) -> Self {
+        Self { complete: false, services: services.into_iter().collect() }
     }
 
-    /// Takes later changes on top.
+    /// Adds later changes.
     pub fn add(&mut self, later: Self) {
-        if later.whole {
+        if later.complete {
             *self = later;
         } else {
             self.services.extend(later.services);
@@ -128,115 +128,115 @@ impl Changes {
 
 /// The frontends of all UDP service ports of one family. Ports of other protocols are not in it.
 ///
-/// Besides those there are now, it can hold *gone* ones: no backend is allowed for them, so that flows of a deleted Service, a
-/// removed external IP or a former node port do not go on to a pod IP that somebody else has by now (k/k#141371).
+/// It also has *deleted* frontends, which have no endpoints. Without them, flows of a deleted Service, of a removed external IP or of a
+/// former node port would continue to a pod IP that another pod may have by now (k/k#141371).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frontends {
-    /// The Services that are reached at a place, sorted, each with its backends. Hardly ever more than one.
-    live: HashMap<Place, Vec<(ServiceKey, Allowed)>>,
-    /// Where each Service is reached.
-    services: HashMap<ServiceKey, Box<[Place]>>,
-    /// Service ports were reached here until a while ago, and flows of that time may still be in the kernel.
-    gone: HashSet<Place>,
+    /// The Services of each frontend, sorted, each with its endpoints. There is rarely more than one Service.
+    live: HashMap<Frontend, Vec<(ServiceKey, ServingEndpoints)>>,
+    /// The frontends of each Service.
+    services: HashMap<ServiceKey, Box<[Frontend]>>,
+    /// Frontends that were deleted. The kernel may still have flows to them.
+    deleted: HashSet<Frontend>,
 }
 
-/// The backends allowed at one place, of all Services that are reached there; none at one that is gone.
+/// The endpoints of one frontend, from all Services that share it. A deleted frontend has none.
 #[derive(Clone, Copy, Debug)]
-pub struct Backends<'a>(&'a [(ServiceKey, Allowed)]);
+pub struct FrontendEndpoints<'a>(&'a [(ServiceKey, ServingEndpoints)]);
 
-impl Backends<'_> {
-    /// Whether traffic may be on its way to this backend.
+impl FrontendEndpoints<'_> {
+    /// True if the endpoint serves at this frontend.
     #[must_use]
-    pub fn contains(&self, backend: SocketAddr) -> bool {
-        self.0.iter().any(|(_, allowed)| allowed.contains(backend))
+    pub fn contains(&self, endpoint: SocketAddr) -> bool {
+        self.0.iter().any(|(_, endpoints)| endpoints.contains(endpoint))
     }
 
-    /// Nothing serves here.
+    /// True if there is no serving endpoint.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|(_, allowed)| allowed.is_empty())
+        self.0.iter().all(|(_, endpoints)| endpoints.is_empty())
     }
 
-    fn together(&self) -> Option<Allowed> {
-        let mut all = self.0.iter().map(|(_, allowed)| allowed);
+    fn union(&self) -> Option<ServingEndpoints> {
+        let mut all = self.0.iter().map(|(_, endpoints)| endpoints);
         let first = all.next()?.clone();
-        Some(all.fold(first, |together, allowed| together.union(allowed)))
+        Some(all.fold(first, |union, endpoints| union.union(endpoints)))
     }
 }
 
 impl Frontends {
-    /// Takes what changed; places that no Service is reached at any more count as gone from here on. Says whether flows may be stale now
-    /// that were not before: some place lost a backend, or went away with its backends; or one has backends for the first time, so that
-    /// flows that went through untranslated have to start anew.
-    pub fn take(&mut self, changes: Changes) -> bool {
-        let Changes { whole, mut services } = changes;
-        if whole {
-            let left_out: Vec<ServiceKey> = self.services.keys().filter(|key| !services.contains_key(*key)).cloned().collect();
-            services.extend(left_out.into_iter().map(|key| (key, Reached::default())));
+    /// Applies changes. A frontend that no Service has any more becomes a deleted one. Returns true if flows may have become stale: a
+    /// frontend lost an endpoint, a frontend with endpoints was deleted, or a frontend got its first endpoint, so that untranslated flows
+    /// to it have to start again.
+    pub fn apply(&mut self, changes: FrontendChanges) -> bool {
+        let FrontendChanges { complete, mut services } = changes;
+        if complete {
+            let missing: Vec<ServiceKey> = self.services.keys().filter(|key| !services.contains_key(*key)).cloned().collect();
+            services.extend(missing.into_iter().map(|key| (key, ServiceFrontends::default())));
         }
-        // As it was before all of the changes: what one Service loses, another may have taken over.
+        // The state before all of the changes: one Service may take over what another loses.
         let mut before = HashMap::new();
-        for (key, reached) in services {
-            self.put(&key, reached, &mut before);
+        for (key, frontends) in services {
+            self.put(&key, frontends, &mut before);
         }
         let mut may_be_stale = false;
-        for (place, before) in before {
-            let now = self.live.get(&place).and_then(|services| Backends(services).together());
+        for (frontend, before) in before {
+            let now = self.live.get(&frontend).and_then(|services| FrontendEndpoints(services).union());
             may_be_stale |= may_leave_stale(before.as_ref(), now.as_ref());
             if now.is_some() {
-                self.gone.remove(&place);
+                self.deleted.remove(&frontend);
             } else {
-                self.gone.insert(place);
+                self.deleted.insert(frontend);
             }
         }
         may_be_stale
     }
 
-    fn put(&mut self, key: &ServiceKey, reached: Reached, before: &mut HashMap<Place, Option<Allowed>>) {
-        let places: Box<[Place]> = reached.0.iter().map(|(place, _)| *place).collect();
+    fn put(&mut self, key: &ServiceKey, current: ServiceFrontends, before: &mut HashMap<Frontend, Option<ServingEndpoints>>) {
+        let frontends: Box<[Frontend]> = current.0.iter().map(|(frontend, _)| *frontend).collect();
         let former =
-            if places.is_empty() { self.services.remove(key) } else { self.services.insert(key.clone(), places) }.unwrap_or_default();
-        for place in former {
-            let Some(services) = self.live.get_mut(&place) else { continue };
-            before.entry(place).or_insert_with(|| Backends(services).together());
+            if frontends.is_empty() { self.services.remove(key) } else { self.services.insert(key.clone(), frontends) }.unwrap_or_default();
+        for frontend in former {
+            let Some(services) = self.live.get_mut(&frontend) else { continue };
+            before.entry(frontend).or_insert_with(|| FrontendEndpoints(services).union());
             services.retain(|(service, _)| service != key);
             if services.is_empty() {
-                self.live.remove(&place);
+                self.live.remove(&frontend);
             }
         }
-        for (place, allowed) in reached.0 {
-            let services = self.live.entry(place).or_default();
-            before.entry(place).or_insert_with(|| Backends(services).together());
+        for (frontend, endpoints) in current.0 {
+            let services = self.live.entry(frontend).or_default();
+            before.entry(frontend).or_insert_with(|| FrontendEndpoints(services).union());
             let at = services.partition_point(|(service, _)| service < key);
-            services.insert(at, (key.clone(), allowed));
+            services.insert(at, (key.clone(), endpoints));
         }
     }
 
-    /// The backends allowed at a place; none at one that is gone. `None` if it is no frontend.
+    /// The endpoints of a frontend; a deleted frontend has none. `None` if there is no such frontend.
     #[must_use]
-    pub fn at(&self, place: Place) -> Option<Backends<'_>> {
-        let live = self.live.get(&place).map(|services| Backends(services));
-        live.or_else(|| self.gone.contains(&place).then_some(Backends(&[])))
+    pub fn get(&self, frontend: Frontend) -> Option<FrontendEndpoints<'_>> {
+        let live = self.live.get(&frontend).map(|services| FrontendEndpoints(services));
+        live.or_else(|| self.deleted.contains(&frontend).then_some(FrontendEndpoints(&[])))
     }
 
-    /// There is no frontend, gone ones included: no flow can be stale.
+    /// True if there is no frontend, not even a deleted one. No flow can be stale then.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.gone.is_empty()
+        self.live.is_empty() && self.deleted.is_empty()
     }
 
-    /// Drops the frontends that are gone.
-    pub fn forget_gone(&mut self) {
-        self.gone = HashSet::new();
+    /// Drops the deleted frontends.
+    pub fn forget_deleted(&mut self) {
+        self.deleted = HashSet::new();
     }
 }
 
-/// Whether flows through a place may be stale after this step. At one that was gone before nothing is lost: whoever remembers it owes a
-/// round already.
-fn may_leave_stale(before: Option<&Allowed>, now: Option<&Allowed>) -> bool {
-    let served = |allowed: Option<&Allowed>| allowed.is_some_and(|allowed| !allowed.is_empty());
+/// True if flows to a frontend may have become stale by this change. A deleted frontend cannot lose an endpoint: a reconciliation is
+/// pending for it already.
+fn may_leave_stale(before: Option<&ServingEndpoints>, now: Option<&ServingEndpoints>) -> bool {
+    let served = |endpoints: Option<&ServingEndpoints>| endpoints.is_some_and(|endpoints| !endpoints.is_empty());
     let lost = match (before, now) {
-        (Some(before), Some(now)) => !now.has_all_of(before),
+        (Some(before), Some(now)) => !now.contains_all(before),
         (before, None) => served(before),
         (None, Some(_)) => false,
     };
@@ -258,17 +258,17 @@ pub(super) mod tests {
         ServiceKey { namespace: "ns".into(), name: name.into() }
     }
 
-    /// What one Service has now.
-    pub(in crate::proxy::conntrack) fn change(name: &str, places: &[(Place, &[SocketAddr])]) -> Changes {
-        let mut reached = Reached::default();
-        for (place, backends) in places {
-            reached.add(*place, &Allowed::new(backends.iter().copied()));
+    /// The current frontends of one Service.
+    pub(in crate::proxy::conntrack) fn change(name: &str, current: &[(Frontend, &[SocketAddr])]) -> FrontendChanges {
+        let mut frontends = ServiceFrontends::default();
+        for (frontend, endpoints) in current {
+            frontends.add(*frontend, &ServingEndpoints::new(endpoints.iter().copied()));
         }
-        Changes::of([(service(name), reached)])
+        FrontendChanges::of([(service(name), frontends)])
     }
 
-    fn backends(frontends: &Frontends, place: Place) -> Option<Allowed> {
-        frontends.live.get(&place).and_then(|services| Backends(services).together())
+    fn endpoints(frontends: &Frontends, frontend: Frontend) -> Option<ServingEndpoints> {
+        frontends.live.get(&frontend).and_then(|services| FrontendEndpoints(services).union())
     }
 
     fn snapshot() -> Snapshot {
@@ -303,33 +303,33 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_cluster_is_udp_frontends_with_their_serving_endpoints() {
-        let taken = |family, external_ips| {
+    fn udp_frontends_have_their_serving_endpoints() {
+        let frontends_of = |family, external_ips| {
             let mut frontends = Frontends::default();
-            frontends.take(Changes::whole(&snapshot(), family, external_ips));
+            frontends.apply(FrontendChanges::all(&snapshot(), family, external_ips));
             frontends
         };
-        // The unnamed port has no endpoints, and shares its addresses with port dns: what is allowed for one is for both.
-        let serving = Allowed::new([at("10.0.0.1:5353"), at("10.0.0.2:5353")]);
-        let found = taken(Family::V4, true);
-        for place in [
-            Place::Address(at("10.96.0.10:53")),
-            Place::Address(at("203.0.113.1:53")),
-            Place::Address(at("192.0.2.1:53")),
-            Place::NodePort(30053),
+        // The unnamed port has no endpoints, and shares its addresses with port dns.
+        let serving = ServingEndpoints::new([at("10.0.0.1:5353"), at("10.0.0.2:5353")]);
+        let found = frontends_of(Family::V4, true);
+        for frontend in [
+            Frontend::Address(at("10.96.0.10:53")),
+            Frontend::Address(at("203.0.113.1:53")),
+            Frontend::Address(at("192.0.2.1:53")),
+            Frontend::NodePort(30053),
         ] {
-            assert_eq!(backends(&found, place).as_ref(), Some(&serving), "{place:?}");
+            assert_eq!(endpoints(&found, frontend).as_ref(), Some(&serving), "{frontend:?}");
         }
         assert_eq!(found.live.len(), 4);
-        assert!(taken(Family::V4, false).at(Place::Address(at("192.0.2.1:53"))).is_none());
-        assert!(taken(Family::V6, true).is_empty(), "no cluster IP of that family");
+        assert!(frontends_of(Family::V4, false).get(Frontend::Address(at("192.0.2.1:53"))).is_none());
+        assert!(frontends_of(Family::V6, true).is_empty(), "no cluster IP of that family");
     }
 
     #[test]
-    fn only_losses_and_first_backends_may_leave_stale_flows() {
+    fn only_lost_and_first_endpoints_may_leave_stale_flows() {
         let (one, two) = (at("10.0.0.1:53"), at("10.0.0.2:53"));
-        for place in [Place::Address(at("10.96.0.10:53")), Place::NodePort(30053)] {
-            let with = |backends: &[SocketAddr]| change("a", &[(place, backends)]);
+        for frontend in [Frontend::Address(at("10.96.0.10:53")), Frontend::NodePort(30053)] {
+            let with = |endpoints: &[SocketAddr]| change("a", &[(frontend, endpoints)]);
             let without = || change("a", &[]);
             for (before, now, want) in [
                 (with(&[one]), with(&[one]), false),
@@ -341,51 +341,51 @@ pub(super) mod tests {
                 (without(), with(&[]), false),
                 (with(&[one]), without(), true),
                 (with(&[]), without(), false),
-                (with(&[one]), Changes { whole: true, ..Changes::default() }, true),
+                (with(&[one]), FrontendChanges { complete: true, ..FrontendChanges::default() }, true),
             ] {
                 let mut frontends = Frontends::default();
-                frontends.take(before.clone());
-                assert_eq!(frontends.take(now.clone()), want, "{before:?} -> {now:?}");
+                frontends.apply(before.clone());
+                assert_eq!(frontends.apply(now.clone()), want, "{before:?} -> {now:?}");
             }
             let mut frontends = Frontends::default();
-            frontends.take(with(&[one]));
-            frontends.take(without());
-            assert!(frontends.take(with(&[one])), "it has backends again");
+            frontends.apply(with(&[one]));
+            frontends.apply(without());
+            assert!(frontends.apply(with(&[one])), "it has endpoints again");
         }
     }
 
     #[test]
-    fn a_place_that_another_service_takes_over_loses_nothing() {
-        let (place, one, two) = (Place::NodePort(30053), at("10.0.0.1:53"), at("10.0.0.2:53"));
+    fn a_frontend_that_another_service_takes_over_loses_nothing() {
+        let (frontend, one, two) = (Frontend::NodePort(30053), at("10.0.0.1:53"), at("10.0.0.2:53"));
         let mut frontends = Frontends::default();
-        frontends.take(change("a", &[(place, &[one])]));
+        frontends.apply(change("a", &[(frontend, &[one])]));
         let mut both = change("a", &[]);
-        both.add(change("b", &[(place, &[one])]));
-        assert!(!frontends.take(both));
-        assert!(!frontends.take(change("c", &[(place, &[two])])), "the backends of both are allowed");
-        assert!(frontends.at(place).is_some_and(|backends| backends.contains(one) && backends.contains(two)));
-        assert!(frontends.take(change("b", &[])));
-        assert!(frontends.at(place).is_some_and(|backends| !backends.contains(one) && backends.contains(two)));
+        both.add(change("b", &[(frontend, &[one])]));
+        assert!(!frontends.apply(both));
+        assert!(!frontends.apply(change("c", &[(frontend, &[two])])), "it has the endpoints of both");
+        assert!(frontends.get(frontend).is_some_and(|endpoints| endpoints.contains(one) && endpoints.contains(two)));
+        assert!(frontends.apply(change("b", &[])));
+        assert!(frontends.get(frontend).is_some_and(|endpoints| !endpoints.contains(one) && endpoints.contains(two)));
     }
 
     #[test]
-    fn what_is_gone_allows_nothing_until_it_is_back_or_forgotten() {
-        let (place, one) = (Place::Address(at("10.96.0.10:53")), at("10.0.0.1:53"));
-        let gone = |frontends: &Frontends| frontends.at(place).is_some_and(|backends| backends.is_empty());
+    fn a_deleted_frontend_has_no_endpoints_until_it_is_back_or_forgotten() {
+        let (frontend, one) = (Frontend::Address(at("10.96.0.10:53")), at("10.0.0.1:53"));
+        let deleted = |frontends: &Frontends| frontends.get(frontend).is_some_and(|endpoints| endpoints.is_empty());
         let mut frontends = Frontends::default();
-        frontends.take(change("a", &[(place, &[one])]));
-        frontends.take(change("a", &[]));
-        assert!(gone(&frontends));
-        frontends.take(change("b", &[]));
-        assert!(gone(&frontends), "it stays gone");
-        frontends.take(change("b", &[(place, &[one])]));
-        assert!(frontends.gone.is_empty() && !gone(&frontends), "it is back");
-        frontends.take(change("b", &[]));
-        frontends.forget_gone();
+        frontends.apply(change("a", &[(frontend, &[one])]));
+        frontends.apply(change("a", &[]));
+        assert!(deleted(&frontends));
+        frontends.apply(change("b", &[]));
+        assert!(deleted(&frontends), "it stays deleted");
+        frontends.apply(change("b", &[(frontend, &[one])]));
+        assert!(frontends.deleted.is_empty() && !deleted(&frontends), "it is back");
+        frontends.apply(change("b", &[]));
+        frontends.forget_deleted();
         assert!(frontends.is_empty());
     }
 
-    /// A step of a small cluster, in which Services share external IPs and node ports.
+    /// A change of a small cluster, in which Services share external IPs and node ports.
     fn some_change() -> impl Strategy<Value = Change> {
         let name = || prop_oneof![Just("a"), Just("b"), Just("c")];
         let protocol = prop_oneof![3 => Just(Protocol::Udp), 1 => Just(Protocol::Tcp)];
@@ -419,34 +419,35 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// Whatever happens, and however many steps come together: what was changed piece by piece is what is built anew, and it is known
-        /// when flows may have gone stale.
+        /// After any batches of changes, the frontends equal those of a full computation. So does the answer whether flows may be stale.
         #[test]
-        fn piece_by_piece_is_as_built_anew(batches in vec(vec(some_change(), 1..4), 1..12)) {
+        fn incremental_changes_equal_a_full_computation(batches in vec(vec(some_change(), 1..4), 1..12)) {
             let mut snapshot = Snapshot::default();
             let mut frontends = Frontends::default();
             for batch in batches {
                 let before = frontends.clone();
-                let mut changes = Changes::default();
+                let mut changes = FrontendChanges::default();
                 for change in batch {
                     for key in snapshot.apply(change).services {
-                        let reached = Reached::of_service(&snapshot, &key, Family::V4, true);
-                        changes.add(Changes::of([(key, reached)]));
+                        let frontends = ServiceFrontends::of_service(&snapshot, &key, Family::V4, true);
+                        changes.add(FrontendChanges::of([(key, frontends)]));
                     }
                 }
-                let may_be_stale = frontends.take(changes);
+                let may_be_stale = frontends.apply(changes);
 
-                let mut anew = Frontends::default();
-                anew.take(Changes::whole(&snapshot, Family::V4, true));
-                prop_assert_eq!((&frontends.live, &frontends.services), (&anew.live, &anew.services));
-                let mut whole = before.clone();
-                prop_assert_eq!(whole.take(Changes::whole(&snapshot, Family::V4, true)), may_be_stale);
-                prop_assert_eq!(&whole, &frontends);
-                let places: HashSet<Place> = before.live.keys().chain(frontends.live.keys()).copied().collect();
-                let found = places.iter().any(|place| may_leave_stale(backends(&before, *place).as_ref(), backends(&frontends, *place).as_ref()));
+                let mut rebuilt = Frontends::default();
+                rebuilt.apply(FrontendChanges::all(&snapshot, Family::V4, true));
+                prop_assert_eq!((&frontends.live, &frontends.services), (&rebuilt.live, &rebuilt.services));
+                let mut updated = before.clone();
+                prop_assert_eq!(updated.apply(FrontendChanges::all(&snapshot, Family::V4, true)), may_be_stale);
+                prop_assert_eq!(&updated, &frontends);
+                let all: HashSet<Frontend> = before.live.keys().chain(frontends.live.keys()).copied().collect();
+                let found = all.iter().any(|frontend| {
+                    may_leave_stale(endpoints(&before, *frontend).as_ref(), endpoints(&frontends, *frontend).as_ref())
+                });
                 prop_assert_eq!(found, may_be_stale);
-                for place in before.live.keys().chain(&before.gone) {
-                    prop_assert!(frontends.at(*place).is_some(), "remembered until it is forgotten");
+                for frontend in before.live.keys().chain(&before.deleted) {
+                    prop_assert!(frontends.get(*frontend).is_some(), "kept until it is forgotten");
                 }
             }
         }

@@ -1,12 +1,13 @@
-//! Stale UDP flows: conntrack entries that keep sending a Service's traffic where it should no longer go.
+//! Deletes stale UDP flows: conntrack entries that send a Service's traffic to an endpoint that does not serve any more.
 //!
-//! Rules decide where a flow goes once, at its first packet; after that, its conntrack entry does. A UDP client that goes on from the
-//! same port never makes a new flow, so an entry that leads to a pod that is gone has to be deleted (spec section 8). This is a
-//! reconciler of its own: rules are written first, then whatever flows contradict the cluster are deleted, and what failed is owed
-//! until it is done. [`frontends`] is what there should be, [`stale`] is the judgement, both pure; [`flows`] is the table.
+//! Rules decide the endpoint of a flow at its first packet. After that, the conntrack entry does. A UDP client that keeps its port never
+//! starts a new flow, so an entry for a deleted pod has to be deleted, too (spec section 8). The [`Reconciler`] runs after the rules are
+//! written, and stays pending until it succeeds. [`frontends`] is the desired state and [`stale`] compares a flow with it; both are pure.
+//! [`flows`] lists and deletes the kernel's entries.
 
 pub mod flows;
 pub mod frontends;
+#[cfg(any(test, feature = "test-kernel"))]
 pub mod record;
 pub mod stale;
 mod wire;
@@ -16,43 +17,43 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::Family;
 
-use flows::{End, FlowError, FlowTable};
-use frontends::{Changes, Frontends};
+use flows::{FlowError, FlowTable, ListEnd};
+use frontends::{FrontendChanges, Frontends};
 use stale::LocalAddresses;
 
-/// Stale flows that are held in memory at once, 9 MB of them.
+/// Stale flows in memory at once. They take 9 MB.
 const MOST_AT_ONCE: usize = 65_536;
 
-/// Listings in one round, at most; enough for four million stale flows. What is left is owed.
+/// Listings in one reconciliation, at most. They are enough for four million stale flows; the next reconciliation deletes the rest.
 const MOST_LISTINGS: usize = 64;
 
 /// Keeps one family's UDP flows in line with the cluster.
 #[derive(Debug)]
 pub struct Reconciler {
     family: Family,
-    /// What the rules say; nothing before the first [`Self::note`]. Shared with the listing under way.
+    /// The frontends that the rules have; `None` before the first [`Self::update`]. Shared with the running listing.
     frontends: Option<Arc<Frontends>>,
-    owed: bool,
+    pending: bool,
 }
 
-/// What a round did.
+/// The result of a reconciliation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cleaned {
-    /// UDP flows of the family that were looked at.
+pub struct FlowCleanup {
+    /// The number of UDP flows that were listed.
     pub listed: usize,
-    /// Stale flows that were deleted, or gone by themselves meanwhile.
+    /// The number of stale flows that were deleted or have expired.
     pub deleted: usize,
-    /// The table was read to its end undisturbed. If not, another round is owed.
-    pub whole: bool,
-    /// Time for all of it.
+    /// True if the table was listed completely. If not, the reconciler stays pending.
+    pub complete: bool,
+    /// The duration.
     pub took: Duration,
 }
 
 impl Reconciler {
-    /// A reconciler that knows nothing yet.
+    /// A reconciler without frontends.
     #[must_use]
     pub const fn new(family: Family) -> Self {
-        Self { family, frontends: None, owed: false }
+        Self { family, frontends: None, pending: false }
     }
 
     /// The family.
@@ -61,55 +62,55 @@ impl Reconciler {
         self.family
     }
 
-    /// Takes what changed about the frontends that the rules have, all of them the first time; says whether a round is owed.
+    /// Applies the changes of the frontends that the rules have; the first time, these are all frontends. Returns true if a reconciliation
+    /// is pending.
     ///
-    /// One is owed at the start, for whatever went stale while nobody looked; later whenever a frontend lost a backend, went away with
-    /// its backends, or has some for the first time; and as long as the last round has not come to a good end. A frontend that
-    /// went away is remembered until then.
-    pub fn note(&mut self, changes: Changes) -> bool {
+    /// One is pending after the start, because flows may have become stale while sepal was stopped. Later, one is pending when a frontend
+    /// loses an endpoint, is deleted, or gets its first endpoint, and until it succeeds. A deleted frontend is kept until then.
+    pub fn update(&mut self, changes: FrontendChanges) -> bool {
         let first = self.frontends.is_none();
-        // No listing is under way, so nothing is copied.
+        // No listing runs, so nothing is copied.
         let frontends = Arc::make_mut(self.frontends.get_or_insert_default());
-        let may_be_stale = frontends.take(changes);
-        self.owed |= if first { !frontends.is_empty() } else { may_be_stale };
-        if !self.owed {
-            frontends.forget_gone();
+        let may_be_stale = frontends.apply(changes);
+        self.pending |= if first { !frontends.is_empty() } else { may_be_stale };
+        if !self.pending {
+            frontends.forget_deleted();
         }
-        self.owed
+        self.pending
     }
 
-    /// Whether a round is owed.
+    /// True if a reconciliation is pending.
     #[must_use]
-    pub const fn owed(&self) -> bool {
-        self.owed
+    pub const fn pending(&self) -> bool {
+        self.pending
     }
 
-    /// Deletes all stale flows, if a round is owed; `None` if not. To be called once the rules have been written: a flow that starts
-    /// between the two would go by the old ones.
+    /// Deletes all stale flows; does nothing and returns `None` if no reconciliation is pending. Call it after the rules are written,
+    /// because flows that start before that use the old rules.
     ///
-    /// `local` are the addresses at which node ports answer.
+    /// `local` are the addresses of node ports.
     ///
     /// # Errors
-    /// Flows cannot be listed or deleted; the round stays owed.
-    pub async fn round(&mut self, table: &impl FlowTable, local: &Arc<LocalAddresses>) -> Result<Option<Cleaned>, FlowError> {
-        let Some(frontends) = self.frontends.as_mut().filter(|_| self.owed) else { return Ok(None) };
+    /// Flows cannot be listed or deleted. The reconciliation stays pending.
+    pub async fn reconcile(&mut self, table: &impl FlowTable, local: &Arc<LocalAddresses>) -> Result<Option<FlowCleanup>, FlowError> {
+        let Some(frontends) = self.frontends.as_mut().filter(|_| self.pending) else { return Ok(None) };
         let start = Instant::now();
-        let mut cleaned = Cleaned { listed: 0, deleted: 0, whole: false, took: Duration::ZERO };
+        let mut cleaned = FlowCleanup { listed: 0, deleted: 0, complete: false, took: Duration::ZERO };
         for _ in 0..MOST_LISTINGS {
-            let (judge, local) = (Arc::clone(frontends), Arc::clone(local));
-            let selection = table.select(self.family, MOST_AT_ONCE, move |flow| stale::stale(flow, &judge, &local)).await?;
+            let (desired, local) = (Arc::clone(frontends), Arc::clone(local));
+            let selection = table.select(self.family, MOST_AT_ONCE, move |flow| stale::is_stale(flow, &desired, &local)).await?;
             cleaned.listed += selection.listed;
             if !selection.flows.is_empty() {
                 cleaned.deleted += table.delete(selection.flows).await?;
             }
-            if selection.end != End::Full {
-                cleaned.whole = selection.end == End::Whole;
+            if selection.end != ListEnd::Full {
+                cleaned.complete = selection.end == ListEnd::Complete;
                 break;
             }
         }
-        if cleaned.whole {
-            Arc::make_mut(frontends).forget_gone();
-            self.owed = false;
+        if cleaned.complete {
+            Arc::make_mut(frontends).forget_deleted();
+            self.pending = false;
         }
         cleaned.took = start.elapsed();
         Ok(Some(cleaned))
@@ -118,7 +119,7 @@ impl Reconciler {
 
 #[cfg(test)]
 mod tests {
-    use super::frontends::Place;
+    use super::frontends::Frontend;
     use super::frontends::tests::change;
     use super::record::{FakeFlows, Fault};
     use super::stale::tests::{at, flow};
@@ -128,101 +129,101 @@ mod tests {
     const ONE: &str = "10.0.0.1:53";
     const TWO: &str = "10.0.0.2:53";
 
-    /// One Service with these backends.
-    fn with(backends: &[&str]) -> Changes {
+    /// One Service with these endpoints.
+    fn with(backends: &[&str]) -> FrontendChanges {
         let backends: Vec<_> = backends.iter().map(|backend| at(backend)).collect();
-        change("dns", &[(Place::Address(at(SERVICE)), &backends)])
+        change("dns", &[(Frontend::Address(at(SERVICE)), &backends)])
     }
 
-    /// It is gone, or was never there.
-    fn without() -> Changes {
+    /// The Service does not exist.
+    fn without() -> FrontendChanges {
         change("dns", &[])
     }
 
-    fn round(reconciler: &mut Reconciler, table: &FakeFlows) -> Result<Option<(usize, usize)>, FlowError> {
+    fn reconcile(reconciler: &mut Reconciler, table: &FakeFlows) -> Result<Option<(usize, usize)>, FlowError> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let cleaned = runtime.block_on(reconciler.round(table, &Arc::default()));
+        let cleaned = runtime.block_on(reconciler.reconcile(table, &Arc::default()));
         cleaned.map(|cleaned| cleaned.map(|cleaned| (cleaned.listed, cleaned.deleted)))
     }
 
-    /// A reconciler with nothing owed.
-    fn settled(changes: Changes) -> Reconciler {
+    /// A reconciler with nothing pending.
+    fn settled(changes: FrontendChanges) -> Reconciler {
         let mut reconciler = Reconciler::new(Family::V4);
-        assert!(reconciler.note(changes), "one round at the start");
-        round(&mut reconciler, &FakeFlows::default()).expect("no fault");
-        assert!(!reconciler.owed());
+        assert!(reconciler.update(changes), "pending at the start");
+        reconcile(&mut reconciler, &FakeFlows::default()).expect("no fault");
+        assert!(!reconciler.pending());
         reconciler
     }
 
     /// k/k#122740
     #[test]
-    fn a_restart_without_change_deletes_nothing_and_looks_once() {
+    fn a_restart_without_change_lists_once_and_deletes_nothing() {
         let table = FakeFlows::new([flow(SERVICE, ONE), flow(SERVICE, TWO), flow("192.0.2.1:443", "192.0.2.1:443")]);
         let mut reconciler = Reconciler::new(Family::V4);
-        assert!(reconciler.note(with(&[ONE, TWO])));
-        assert_eq!(round(&mut reconciler, &table).expect("no fault"), Some((3, 0)));
-        assert!(!reconciler.note(with(&[ONE, TWO])));
-        assert_eq!(round(&mut reconciler, &table).expect("no fault"), None);
+        assert!(reconciler.update(with(&[ONE, TWO])));
+        assert_eq!(reconcile(&mut reconciler, &table).expect("no fault"), Some((3, 0)));
+        assert!(!reconciler.update(with(&[ONE, TWO])));
+        assert_eq!(reconcile(&mut reconciler, &table).expect("no fault"), None);
         assert_eq!(table.listings.get(), 1);
     }
 
     #[test]
-    fn without_udp_services_nobody_looks() {
+    fn without_udp_services_nothing_is_listed() {
         let mut reconciler = Reconciler::new(Family::V4);
-        assert!(!reconciler.note(without()));
-        assert!(!reconciler.note(without()));
+        assert!(!reconciler.update(without()));
+        assert!(!reconciler.update(without()));
     }
 
     #[test]
-    fn new_backends_beside_the_old_need_no_round() {
+    fn an_additional_endpoint_needs_no_reconciliation() {
         let mut reconciler = settled(with(&[ONE]));
-        assert!(!reconciler.note(with(&[ONE, TWO])));
-        assert!(reconciler.note(with(&[TWO])));
+        assert!(!reconciler.update(with(&[ONE, TWO])));
+        assert!(reconciler.update(with(&[TWO])));
     }
 
-    /// k/k#141371: what went away is remembered until a round has succeeded, over any number of failures and changes.
+    /// k/k#141371: a deleted frontend is kept until a reconciliation succeeds, over any number of failures and changes.
     #[test]
-    fn a_failed_round_is_owed_until_one_succeeds() {
+    fn a_failed_reconciliation_stays_pending_until_one_succeeds() {
         for fault in [Fault::List, Fault::Delete, Fault::Interrupt] {
             let mut reconciler = settled(with(&[ONE]));
             let table = FakeFlows::new([flow("192.0.2.1:443", "192.0.2.1:443"), flow(SERVICE, ONE), flow(SERVICE, TWO)]);
-            assert!(reconciler.note(without()), "the Service is gone");
+            assert!(reconciler.update(without()), "the Service is deleted");
             table.fault.set(Some(fault));
-            assert_eq!(round(&mut reconciler, &table).is_err(), fault != Fault::Interrupt);
-            assert!(reconciler.owed(), "{fault:?}");
-            assert!(reconciler.note(without()), "still owed: {fault:?}");
+            assert_eq!(reconcile(&mut reconciler, &table).is_err(), fault != Fault::Interrupt);
+            assert!(reconciler.pending(), "{fault:?}");
+            assert!(reconciler.update(without()), "still pending: {fault:?}");
             table.fault.set(None);
             let left = table.flows.borrow().len() - 1;
-            assert_eq!(round(&mut reconciler, &table).expect("no fault"), Some((left + 1, left)), "{fault:?}");
+            assert_eq!(reconcile(&mut reconciler, &table).expect("no fault"), Some((left + 1, left)), "{fault:?}");
             assert_eq!(table.flows.borrow().len(), 1);
-            assert!(!reconciler.note(without()), "and then it is forgotten");
-            assert_eq!(round(&mut reconciler, &table).expect("no fault"), None);
+            assert!(!reconciler.update(without()), "the frontend is forgotten");
+            assert_eq!(reconcile(&mut reconciler, &table).expect("no fault"), None);
         }
     }
 
     #[test]
-    fn flows_of_the_other_family_are_another_reconcilers() {
+    fn flows_of_the_other_family_are_ignored() {
         let six = flow("[fd00::10]:53", "[fd01::1]:53");
         let source = at("[fd01::9]:40000");
         let six = stale::Flow { original: stale::Tuple { source, ..six.original }, ..six };
         let table = FakeFlows::new([six]);
         let mut reconciler = Reconciler::new(Family::V4);
-        reconciler.note(with(&[ONE]));
-        assert_eq!(round(&mut reconciler, &table).expect("no fault"), Some((0, 0)));
+        reconciler.update(with(&[ONE]));
+        assert_eq!(reconcile(&mut reconciler, &table).expect("no fault"), Some((0, 0)));
     }
 
     #[test]
-    fn more_than_fit_are_deleted_in_several_listings() {
+    fn more_flows_than_fit_are_deleted_in_several_listings() {
         let many = (0..=MOST_AT_ONCE).map(|n| stale::Flow { id: u32::try_from(n).ok(), ..flow(SERVICE, TWO) });
         let table = BigTable(std::cell::Cell::new(many.count()));
         let mut reconciler = Reconciler::new(Family::V4);
-        reconciler.note(with(&[ONE]));
+        reconciler.update(with(&[ONE]));
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let cleaned = runtime.block_on(reconciler.round(&table, &Arc::default())).expect("no fault").expect("one was owed");
-        assert_eq!((cleaned.deleted, cleaned.whole, table.0.get()), (MOST_AT_ONCE + 1, true, 0));
+        let cleaned = runtime.block_on(reconciler.reconcile(&table, &Arc::default())).expect("no fault").expect("it was pending");
+        assert_eq!((cleaned.deleted, cleaned.complete, table.0.get()), (MOST_AT_ONCE + 1, true, 0));
     }
 
-    /// A table of so many stale flows.
+    /// A table with this many stale flows.
     struct BigTable(std::cell::Cell<usize>);
 
     impl FlowTable for BigTable {
@@ -230,12 +231,12 @@ mod tests {
             &self,
             _family: Family,
             most: usize,
-            wanted: impl Fn(&stale::Flow) -> bool + Send + 'static,
+            is_selected: impl Fn(&stale::Flow) -> bool + Send + 'static,
         ) -> Result<flows::Selection, FlowError> {
             let flow = flow(SERVICE, TWO);
-            assert!(wanted(&flow));
+            assert!(is_selected(&flow));
             let found = self.0.get().min(most);
-            let end = if found < self.0.get() { End::Full } else { End::Whole };
+            let end = if found < self.0.get() { ListEnd::Full } else { ListEnd::Complete };
             Ok(flows::Selection { flows: vec![flow; found], listed: found, end })
         }
 

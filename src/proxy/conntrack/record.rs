@@ -1,32 +1,33 @@
-//! A conntrack table made of values, for tests.
+//! A fake conntrack table for tests.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+
+use nix::errno::Errno;
 
 use crate::cluster::Family;
 
-use super::flows::{End, FlowError, FlowTable, Selection};
+use super::flows::{FlowError, FlowTable, ListEnd, Selection};
 use super::stale::{Flow, UDP};
 
-/// A table with the flows it is given; fails when it is told to.
+/// A table in memory. It fails on demand.
 #[derive(Debug, Default)]
 pub struct FakeFlows {
-    /// Its flows, of any protocol and family.
+    /// The flows, of any protocol and family.
     pub flows: RefCell<Vec<Flow>>,
-    /// What goes wrong from now on.
+    /// The fault of all following calls.
     pub fault: Cell<Option<Fault>>,
-    /// How often it was listed.
+    /// The number of listings.
     pub listings: Cell<usize>,
 }
 
-/// What can go wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Listings are refused.
+    /// Listings fail.
     List,
-    /// Listings miss whatever comes after the first flow.
+    /// Listings are interrupted after the first flow.
     Interrupt,
-    /// Of the flows to delete, only the first is.
+    /// Only the first flow is deleted.
     Delete,
 }
 
@@ -38,18 +39,23 @@ impl FakeFlows {
 }
 
 impl FlowTable for FakeFlows {
-    async fn select(&self, family: Family, most: usize, wanted: impl Fn(&Flow) -> bool + Send + 'static) -> Result<Selection, FlowError> {
+    async fn select(
+        &self,
+        family: Family,
+        most: usize,
+        is_selected: impl Fn(&Flow) -> bool + Send + 'static,
+    ) -> Result<Selection, FlowError> {
         self.listings.set(self.listings.get() + 1);
         let (seen, whole) = match self.fault.get() {
             Some(Fault::List) => return Err(FlowError::Permission("list conntrack entries")),
-            Some(Fault::Interrupt) => (1, End::Interrupted),
-            Some(Fault::Delete) | None => (usize::MAX, End::Whole),
+            Some(Fault::Interrupt) => (1, ListEnd::Interrupted),
+            Some(Fault::Delete) | None => (usize::MAX, ListEnd::Complete),
         };
         let flows = self.flows.borrow();
         let listed: Vec<&Flow> =
             flows.iter().filter(|flow| flow.protocol == UDP && Family::of(flow.original.source.ip()) == family).take(seen).collect();
-        let mut found: Vec<Flow> = listed.iter().copied().filter(|flow| wanted(flow)).copied().collect();
-        let end = if found.len() > most { End::Full } else { whole };
+        let mut found: Vec<Flow> = listed.iter().copied().filter(|flow| is_selected(flow)).copied().collect();
+        let end = if found.len() > most { ListEnd::Full } else { whole };
         found.truncate(most);
         Ok(Selection { flows: found, listed: listed.len(), end })
     }
@@ -60,12 +66,9 @@ impl FlowTable for FakeFlows {
         self.flows.borrow_mut().retain(|flow| !done.contains(flow));
         match left.first() {
             None => Ok(done.len()),
-            Some(first) => Err(FlowError::Delete {
-                failed: left.len(),
-                deleted: done.len(),
-                first: Box::new(*first),
-                cause: io::Error::from(io::ErrorKind::ResourceBusy),
-            }),
+            Some(first) => {
+                Err(FlowError::Delete { failed: left.len(), deleted: done.len(), first: Box::new(*first), cause: Errno::EBUSY.into() })
+            }
         }
     }
 }

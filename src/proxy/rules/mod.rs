@@ -22,7 +22,7 @@ use inputs::Inputs;
 use nat::ServicePortInput;
 use view::View;
 
-pub use crate::cluster::Family;
+use crate::cluster::Family;
 
 /// Above this many endpoints of known service ports, per family, comments on endpoint rules are left out (spec section 6.7).
 const LARGE_CLUSTER_ENDPOINTS: usize = 1000;

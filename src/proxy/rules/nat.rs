@@ -2,10 +2,10 @@
 
 use crate::cluster::{Endpoint, Service, ServicePort, ServicePortName};
 
-use super::Family;
 use super::policy::Policy;
 use super::render::{Rule, probability};
 use super::view::{NodePorts, View};
+use crate::cluster::Family;
 use crate::table::chain_names::{self, ChainName, ServiceChains};
 use crate::table::rules::Chain;
 

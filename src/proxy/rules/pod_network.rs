@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::cluster::pod_rules::{PodRanges, PodRules};
 
-use super::Family;
+use crate::cluster::Family;
 use crate::table::chain_names::{FLANNEL_FORWARD, FLANNEL_POSTROUTING};
 use crate::table::jumps::Table;
 use crate::table::rules::{Chain, Fixed};

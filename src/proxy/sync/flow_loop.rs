@@ -11,7 +11,7 @@ use crate::cluster::{Family, ServiceKey};
 use crate::netlink::Host;
 use crate::proxy::conntrack::Reconciler;
 use crate::proxy::conntrack::flows::{FlowError, FlowTable};
-use crate::proxy::conntrack::frontends::{Changes, Reached};
+use crate::proxy::conntrack::frontends::{FrontendChanges, ServiceFrontends};
 use crate::proxy::conntrack::stale::LocalAddresses;
 use crate::proxy::rules::inputs::Inputs;
 
@@ -32,7 +32,7 @@ const LEAST_REST: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct News {
     /// Where UDP services are reached now, and their backends.
-    pub changes: Changes,
+    pub changes: FrontendChanges,
     /// This node's addresses.
     pub local: Arc<LocalAddresses>,
 }
@@ -93,12 +93,12 @@ impl Teller {
         let touched = std::mem::take(&mut self.services);
         let (snapshot, external_ips) = (&inputs.snapshot, inputs.settings.allow_external_ips);
         let changes = if std::mem::take(&mut self.everything) {
-            Changes::whole(snapshot, family, external_ips)
+            FrontendChanges::all(snapshot, family, external_ips)
         } else if touched.is_empty() {
             return;
         } else {
-            let reached = |key| Reached::of_service(snapshot, &key, family, external_ips);
-            Changes::of(touched.into_iter().map(|key| (key.clone(), reached(key))))
+            let reached = |key| ServiceFrontends::of_service(snapshot, &key, family, external_ips);
+            FrontendChanges::of(touched.into_iter().map(|key| (key.clone(), reached(key))))
         };
         let local = host.addresses().unwrap_or_else(|error| {
             tracing::warn!("cannot list this host's addresses, so stale flows to NodePorts stay: {error}");
@@ -128,16 +128,16 @@ pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc
                 Ok(()) => {
                     if let Some(news) = unheard.borrow_and_update().take() {
                         local = news.local;
-                        reconciler.note(news.changes);
+                        reconciler.update(news.changes);
                     }
                     continue;
                 }
                 Err(_) => return,
             },
-            () = sleep_until(not_before), if reconciler.owed() => {}
+            () = sleep_until(not_before), if reconciler.pending() => {}
         }
         let start = Instant::now();
-        let outcome = reconciler.round(&table, &local).await;
+        let outcome = reconciler.reconcile(&table, &local).await;
         let rest = LEAST_REST.max(start.elapsed() * REST);
         let pause = match outcome {
             Ok(cleaned) => {
@@ -155,7 +155,7 @@ pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc
                 }
                 retry = FIRST_RETRY;
                 // A table that is never at rest is not read to its end; it may be calmer later.
-                if reconciler.owed() { rest.max(retry) } else { rest }
+                if reconciler.pending() { rest.max(retry) } else { rest }
             }
             Err(error) => {
                 // The listing went well, and so did a part of the rest.
@@ -178,8 +178,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::proxy::conntrack::flows::{End, Selection};
-    use crate::proxy::conntrack::frontends::{Allowed, Place};
+    use crate::proxy::conntrack::flows::{ListEnd, Selection};
+    use crate::proxy::conntrack::frontends::{Frontend, ServingEndpoints};
     use crate::proxy::conntrack::stale::Flow;
 
     /// A table in which nothing is stale, and what a listing of it takes. Clones count together.
@@ -190,7 +190,7 @@ mod tests {
         async fn select(&self, _: Family, _: usize, _: impl Fn(&Flow) -> bool + Send + 'static) -> Result<Selection, FlowError> {
             self.0.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(self.1).await;
-            Ok(Selection { flows: Vec::new(), listed: 100_000, end: End::Whole })
+            Ok(Selection { flows: Vec::new(), listed: 100_000, end: ListEnd::Complete })
         }
 
         async fn delete(&self, flows: Vec<Flow>) -> Result<usize, FlowError> {
@@ -199,14 +199,14 @@ mod tests {
     }
 
     fn backend(last: u8) -> News {
-        let mut reached = Reached::default();
+        let mut reached = ServiceFrontends::default();
         let backend = SocketAddr::from(([10, 0, 0, last], 53));
-        reached.add(Place::NodePort(30053), &Allowed::new([backend]));
+        reached.add(Frontend::NodePort(30053), &ServingEndpoints::new([backend]));
         let key = ServiceKey { namespace: "ns".into(), name: "dns".into() };
-        News { changes: Changes::of([(key, reached)]), local: Arc::default() }
+        News { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() }
     }
 
-    /// Backends that change 50 times a second make no more rounds than rest allows, and the last change gets one.
+    /// Endpoints that change 50 times a second make no more rounds than rest allows, and the last change gets one.
     #[tokio::test(start_paused = true)]
     async fn rounds_take_a_fifth_of_the_time_at_most() {
         const SECONDS: usize = 50;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cluster::ServicePortName;
-use crate::table::desired::{Outline, Outlines};
+use crate::table::outline::{Outline, Outlines};
 
 /// Service ports refused for one cause are tried again this often.
 const PAUSE: Duration = Duration::from_secs(240);
