@@ -9,7 +9,7 @@ use std::time::Instant;
 use sepal::cluster::host_facts::HostFacts;
 use sepal::cluster::{Family, ServiceKey};
 use sepal::config::manifests::Manifests;
-use sepal::config::settings::Asked;
+use sepal::config::settings::RequestedSettings;
 use sepal::kubernetes::convert;
 use sepal::kubernetes::object::{Kind, ObjectId};
 use sepal::netlink::record::FakeHost;
@@ -44,7 +44,7 @@ impl Floor {
     pub(crate) fn fill(cluster: Cluster, variant: Variant) -> (Self, f64) {
         let mut manifests = Manifests::default();
         manifests.add("cluster", &cluster.manifest()).expect("the manifest is well formed");
-        let inputs = manifests.into_inputs(&Asked { host_name: "bench".into(), ..Asked::default() });
+        let inputs = manifests.into_inputs(&RequestedSettings { host_name: "bench".into(), ..RequestedSettings::default() });
         let facts = described_facts(&inputs, &FakeHost::default(), true).expect("the facts can be read");
         let groups = if variant == Variant::Nft { &GROUP_SIZES[..] } else { &[usize::MAX] };
         let filled = groups.iter().map(|&group| {

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::config::flags::{Face, RunFlags};
+use crate::config::flags::{RunAs, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
 
 use super::usage_error::{self, Called};
-use crate::config::typed_flags;
+use crate::config::flag_listing::flag_values;
 use crate::versions::KUBE_PROXY;
 
 /// Network proxy of a Kubernetes node, in iptables mode (this is sepal under the name of kube-proxy).
@@ -46,7 +46,7 @@ pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
 }
 
 /// Reads the command line of kube-proxy: flags to run with, or a text to print.
-pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
+pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, ExitText> {
     let parsed = with_any_values(KubeProxy::command())
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
@@ -54,25 +54,25 @@ pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
         Ok((KubeProxy { arguments, .. }, _)) if !arguments.is_empty() => {
             let quoted: Vec<String> = arguments.iter().map(|argument| format!("{argument:?}")).collect();
             let error = format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "));
-            Err(Ending { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
+            Err(ExitText { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
         }
         Ok((KubeProxy { proxy, .. }, matches)) => {
-            Ok(RunFlags { proxy, typed: typed_flags::values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
+            Ok(RunFlags { proxy, values: flag_values(&matches), run_as: RunAs::KubeProxy, ..RunFlags::default() })
         }
-        Err(error) => Err(Ending::of(&error, &KubeProxy::command(), arguments)),
+        Err(error) => Err(ExitText::of(&error, &KubeProxy::command(), arguments)),
     }
 }
 
 /// A text that is printed before the program ends.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct ExitText {
     /// The text.
     pub text: String,
     /// It goes to standard error, and the exit status is 1.
     pub failed: bool,
 }
 
-impl Ending {
+impl ExitText {
     /// The help that was asked for, or what is wrong with the arguments of a program.
     pub(super) fn of(error: &clap::Error, program: &clap::Command, arguments: &[OsString]) -> Self {
         if error.use_stderr() {
@@ -105,7 +105,7 @@ pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn parse(arguments: &str) -> Result<RunFlags, Ending> {
+    fn parse(arguments: &str) -> Result<RunFlags, ExitText> {
         kube_proxy(&normalized(std::iter::once("kube-proxy").chain(arguments.split_whitespace()).map(OsString::from)))
     }
 
@@ -123,7 +123,7 @@ mod tests {
         .proxy
         .configuration();
         assert_eq!((config.bind_address.as_str(), config.cluster_cidr.as_str()), ("10.0.0.1", "10.0.0.0/8,fd00::/64"));
-        assert_eq!((config.iptables.min_sync_period.0, config.paced, config.iptables.masquerade_all), (0, true, true));
+        assert_eq!((config.iptables.min_sync_period.0, config.min_sync_period_is_set, config.iptables.masquerade_all), (0, true, true));
         assert_eq!(config.iptables.localhost_node_ports, Some(false));
         assert_eq!(config.node_port_addresses.as_ref().map(Vec::len), Some(3));
         assert_eq!((config.oom_score_adj, config.healthz_bind_address.as_str()), (Some(-5), "10.0.0.2:10256"));

@@ -19,7 +19,7 @@ use super::cleanup_pod_network::PodNetworkFlags;
 #[derive(Args, Clone, Debug)]
 pub(super) struct CleanupFlags {
     /// iptables variant to clean up; `auto` chooses the one that this node's rules are in
-    #[arg(long, value_name = "VARIANT", default_value = "auto")]
+    #[arg(long, value_name = "VARIANT", value_enum, default_value_t)]
     iptables_variant: VariantFlag,
     /// Clean up only the variant that this node does not use: rules that stayed behind when the variant changed
     #[arg(long)]
@@ -73,7 +73,7 @@ pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
 }
 
 async fn clean_iptables(flags: &CleanupFlags, owner: Owner, complain: &mut impl FnMut(&dyn Display)) -> Result<(), IptablesError> {
-    let mut found = detect::find(flags.iptables_variant.wanted()).await?;
+    let mut found = detect::find(flags.iptables_variant.variant()).await?;
     if flags.other_variant {
         found = detect::find(Some(found.variant.other())).await?;
     }

@@ -16,9 +16,10 @@ use crate::kubernetes::client::ConnectionSettings;
 use crate::netlink::entry::LinkChange;
 use crate::netlink::link::LinkNames;
 use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
-use crate::pod_network::annotations::{DEFAULT_PREFIX, Prefix};
+use crate::pod_network::annotations::Prefix;
 use crate::pod_network::leftovers::{self, FormerNetwork};
 use crate::pod_network::net_conf::NetConf;
+use crate::pod_network::settings::defaults;
 use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseError, LeaseStore};
 use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
@@ -39,13 +40,13 @@ pub(super) struct PodNetworkFlags {
     #[arg(long)]
     pub(super) pod_network: bool,
     /// Path of subnet.env
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env", requires = "pod_network")]
+    #[arg(long, value_name = "FILE", default_value = defaults::SUBNET_FILE, requires = "pod_network")]
     subnet_file: PathBuf,
     /// Path of flannel's net-conf.json; it may be missing
-    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json", requires = "pod_network")]
+    #[arg(long, value_name = "FILE", default_value = defaults::NET_CONFIG_PATH, requires = "pod_network")]
     net_config_path: PathBuf,
     /// Prefix of the names of flannel's annotations on Nodes
-    #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX, requires = "pod_network")]
+    #[arg(long, value_name = "PREFIX", default_value = defaults::ANNOTATION_PREFIX, requires = "pod_network")]
     kube_annotation_prefix: String,
     /// Path of the kubeconfig for the API server
     #[arg(long, value_name = "FILE", requires = "pod_network")]

@@ -19,8 +19,10 @@ use crate::table::parse::Tables;
 use crate::table::plan::Variant;
 use crate::table::planner;
 
-use super::DIFFERENT;
 use crate::daemon::setup::Setup;
+
+/// Exit status for "the rules differ".
+const DIFFERENT: u8 = 2;
 
 /// Prints what iptables-restore would get, family by family.
 pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
@@ -49,7 +51,7 @@ pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exi
 pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<ExitCode> {
     let inputs = setup.read_inputs(flags).await?;
     warn_if_incomplete(&inputs);
-    let found = detect::find(flags.iptables_variant.wanted()).await?;
+    let found = detect::find(flags.iptables_variant.variant()).await?;
     tracing::info!("comparing with iptables {} ({}): {}", found.variant, found.version, found.reason);
     let host = described_facts(&inputs, &Kernel, found.random_fully())?;
     let since = match &flags.since {
@@ -108,7 +110,7 @@ async fn random_fully(inputs: &Inputs, variant: VariantFlag) -> bool {
     if written {
         return true;
     }
-    if let Some(version) = detect::version(variant.wanted()).await {
+    if let Some(version) = detect::version(variant.variant()).await {
         detect::random_fully(&version)
     } else {
         tracing::info!("there is no iptables here to ask for its version; taken to be 1.6.2 or later");

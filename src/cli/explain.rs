@@ -71,7 +71,7 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let packet = question::packet(pod.as_deref().unwrap_or(&flags.from), to, &inputs, &place).context("--from")?;
-    let found = if flags.live { Some(detect::find(flags.run.iptables_variant.wanted()).await?) } else { None };
+    let found = if flags.live { Some(detect::find(flags.run.iptables_variant.variant()).await?) } else { None };
     let random_fully = found.as_ref().is_none_or(detect::Found::random_fully);
     let host = described_facts(&inputs, &Kernel, random_fully)?;
     let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());

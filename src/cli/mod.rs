@@ -24,10 +24,10 @@ use crate::config::flags::RunFlags;
 use crate::config::settings::LogFormat;
 use crate::error_text::error_text;
 
-use crate::config::typed_flags;
+use crate::config::flag_listing::flag_values;
 use crate::daemon;
 use crate::daemon::setup::Setup;
-use arguments::Ending;
+use arguments::ExitText;
 
 /// Services, endpoints and leases: one daemon per Kubernetes node in place of kube-proxy (iptables mode).
 ///
@@ -62,9 +62,6 @@ enum Command {
 const EXPLAIN_STATUS: &str = "Exit status: 0 if the packet passes, 2 if every such packet is dropped or refused, 1 if there is an error.";
 const PREFLIGHT_STATUS: &str = "Exit status: 0 if nothing has failed, 1 if a check has failed or there is an error.";
 
-/// Exit status for "the rules differ".
-const DIFFERENT: u8 = 2;
-
 /// The name under which the program takes exactly kube-proxy's command line.
 const KUBE_PROXY: &str = "kube-proxy";
 
@@ -79,7 +76,7 @@ pub fn main() -> ExitCode {
     let command = if kube_proxy { arguments::kube_proxy(&arguments).map(|flags| Command::Run(Box::new(flags))) } else { sepal(&arguments) };
     let outcome = match command {
         Err(ending) => return end(&ending),
-        Ok(Command::Version) => return end(&Ending { text: arguments::own_version(), failed: false }),
+        Ok(Command::Version) => return end(&ExitText { text: arguments::own_version(), failed: false }),
         Ok(Command::Cleanup(flags)) => {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))
@@ -95,7 +92,7 @@ pub fn main() -> ExitCode {
         }
         Ok(Command::Run(flags)) => {
             if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
-                return end(&Ending { text, failed: false });
+                return end(&ExitText { text, failed: false });
             }
             set_up(*flags, &[])
         }
@@ -107,9 +104,9 @@ pub fn main() -> ExitCode {
 fn flanneld() -> ExitCode {
     match flanneld::run_flags() {
         Ok((flags, notes)) => ended(set_up(flags, &notes)),
-        Err(last) => {
-            let _ = anstream::stderr().write_all(last.text.as_bytes());
-            ExitCode::from(last.status)
+        Err(exit) => {
+            let _ = anstream::stderr().write_all(exit.text.as_bytes());
+            ExitCode::from(exit.status)
         }
     }
 }
@@ -140,7 +137,7 @@ fn name(arguments: &[OsString]) -> String {
     called.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
+fn sepal(arguments: &[OsString]) -> Result<Command, ExitText> {
     let parsed = arguments::with_any_values(Cli::command())
         .mut_subcommand("run", arguments::with_any_values)
         .mut_subcommand("preflight", arguments::with_any_values)
@@ -148,18 +145,18 @@ fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {
-        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { typed: typed_flags::values(&matches), ..run }))),
+        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { values: flag_values(&matches), ..run }))),
         Ok((Cli { command: Some(Command::Run(mut run)), .. }, matches)) => {
-            run.typed = matches.subcommand().map(|(_, matches)| typed_flags::values(matches)).unwrap_or_default();
+            run.values = matches.subcommand().map(|(_, matches)| flag_values(matches)).unwrap_or_default();
             Ok(Command::Run(run))
         }
         Ok((Cli { command: Some(command), .. }, _)) => Ok(command),
-        Err(error) => Err(Ending::of(&error, &Cli::command(), arguments)),
+        Err(error) => Err(ExitText::of(&error, &Cli::command(), arguments)),
     }
 }
 
 /// Prints a text and ends. A closed pipe is no failure.
-fn end(ending: &Ending) -> ExitCode {
+fn end(ending: &ExitText) -> ExitCode {
     let text = ending.text.as_bytes();
     if ending.failed {
         let _ = anstream::stderr().write_all(text);
@@ -175,7 +172,7 @@ fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
         tracing::warn!("{note}");
     }
     if setup.effective.daemon.verbosity > 0 {
-        flags.typed.iter().for_each(|(name, value)| tracing::info!("FLAG: --{name}={value:?}"));
+        flags.values.iter().for_each(|(name, value)| tracing::info!("FLAG: --{name}={value:?}"));
     }
     if !flags.proxy.write_config_to.is_empty() {
         setup.write_config(Path::new(&flags.proxy.write_config_to))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::config::effective::Effective;
+use crate::config::effective::EffectiveConfig;
 use crate::config::flags::RunFlags;
 use crate::config::kubeproxy::gates::enabled;
 use crate::observe::metrics::{Format, Metrics};
@@ -18,7 +18,7 @@ use crate::versions;
 
 /// The pages of a program that runs with this configuration and these flags.
 pub(crate) fn pages(
-    effective: &Effective,
+    effective: &EffectiveConfig,
     flags: &RunFlags,
     metrics: Arc<Metrics>,
     configz: watch::Receiver<serde_json::Value>,
@@ -39,7 +39,7 @@ pub(crate) fn pages(
             Exposition { content_type: content_type.to_owned(), text }
         }),
         configz,
-        flags: gate("ComponentFlagz").then(|| flags.typed.clone()),
+        flags: gate("ComponentFlagz").then(|| flags.values.clone()),
         build: gate("ComponentStatusz").then(|| BuildInfo {
             binary_version: format!("{}+sepal-{}", versions::KUBE_PROXY.trim_start_matches('v'), env!("CARGO_PKG_VERSION")),
             emulation_version: "1.36".into(),

@@ -29,17 +29,26 @@ pub struct ProxySettings {
     pub min_sync_period: Option<Duration>,
 }
 
+impl ProxySettings {
+    /// The default of `iptables.masqueradeBit`.
+    pub const MASQUERADE_BIT: u8 = 14;
+    /// The default of `iptables.localhostNodePorts`.
+    pub const LOCALHOST_NODE_PORTS: bool = true;
+    /// The default of `iptables.syncPeriod`.
+    pub const SYNC_PERIOD: Duration = Duration::from_secs(30);
+}
+
 impl Default for ProxySettings {
     fn default() -> Self {
         Self {
             detect_local: DetectLocal::default(),
             node_port_addresses: NodePortAddresses::default(),
             masquerade_all: false,
-            masquerade_bit: 14,
-            localhost_node_ports: true,
+            masquerade_bit: Self::MASQUERADE_BIT,
+            localhost_node_ports: Self::LOCALHOST_NODE_PORTS,
             allow_external_ips: true,
             bind_address: None,
-            sync_period: Duration::from_secs(30),
+            sync_period: Self::SYNC_PERIOD,
             min_sync_period: None,
         }
     }

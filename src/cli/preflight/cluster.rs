@@ -16,8 +16,8 @@ use crate::preflight::cluster::{self, Wanted};
 use crate::preflight::{Check, Part};
 use crate::proxy::settings::DetectLocal;
 
-use super::Asked;
-use crate::daemon::pod_network::PodNetwork;
+use super::run_setup::RunSetup;
+use crate::daemon::network_setup::NetworkSetup;
 
 const PART: Part = Part::Cluster;
 /// How long the server may take for an answer.
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the API server says.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct Answers {
     /// This node's Node.
     pub node: Option<Node>,
     /// What that, and the rest, means.
@@ -33,35 +33,35 @@ pub(super) struct Seen {
 }
 
 /// Asks the API server.
-pub(super) async fn read(asked: &Asked<'_>) -> Seen {
-    if asked.flags.manifests.is_some() {
-        return Seen { checks: vec![Check::not_checked(PART, "API server", "none is needed with --manifests")], node: None };
+pub(super) async fn read(run: &RunSetup<'_>) -> Answers {
+    if run.flags.manifests.is_some() {
+        return Answers { checks: vec![Check::not_checked(PART, "API server", "none is needed with --manifests")], node: None };
     }
-    let (client, version) = match connect(asked).await {
+    let (client, version) = match connect(run).await {
         Ok(connected) => connected,
         Err(error) => {
             let cure = "see whether the address is right (--kubeconfig, --master, KUBERNETES_SERVICE_HOST) and reachable from this node without \
                         any Service";
             let mut checks = vec![Check::failed(PART, "API server", error_text(error.as_ref()), cure)];
             checks.extend(["permissions", "Node"].map(|name| Check::not_checked(PART, name, "there is nobody to ask")));
-            return Seen { checks, node: None };
+            return Answers { checks, node: None };
         }
     };
-    let mut checks = vec![Check::ok(PART, "API server", version), permissions(&client, asked).await];
-    let name = match node_name(&client, asked).await {
+    let mut checks = vec![Check::ok(PART, "API server", version), permissions(&client, run).await];
+    let name = match node_name(&client, run).await {
         Ok(name) => name,
         Err(why) => {
             checks.push(Check::failed(PART, "Node", why, ""));
-            return Seen { checks, node: None };
+            return Answers { checks, node: None };
         }
     };
     let found = timeout(PATIENCE, api::node(&client, &name)).await;
     let node = match found.map_err(|_| silent()).flatten() {
         Ok(node) => {
             let wanted = Wanted {
-                by_pod_cidr: asked.flags.network.proxy && asked.setup.asked.settings.detect_local == DetectLocal::NodeCidr,
-                subnet: asked.network.is_some(),
-                leased: asked.network.as_ref().is_some_and(PodNetwork::assigns_subnets),
+                by_pod_cidr: run.flags.network.proxy && run.setup.requested.settings.detect_local == DetectLocal::NodeCidr,
+                subnet: run.network.is_some(),
+                leased: run.network.as_ref().is_some_and(NetworkSetup::assigns_subnets),
             };
             checks.extend(cluster::node(&name, node.as_ref(), wanted));
             node
@@ -72,7 +72,7 @@ pub(super) async fn read(asked: &Asked<'_>) -> Seen {
             None
         }
     };
-    Seen { node, checks }
+    Answers { node, checks }
 }
 
 fn silent() -> anyhow::Error {
@@ -80,8 +80,8 @@ fn silent() -> anyhow::Error {
 }
 
 /// A client, and what the server says of itself. The first request waits for a credential plugin, too, where the kubeconfig names one.
-async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
-    let connection = &asked.setup.connection;
+async fn connect(run: &RunSetup<'_>) -> anyhow::Result<(Client, String)> {
+    let connection = &run.setup.connection;
     let (url, client) = (connection.url()?, connection.client()?);
     let patience = connection.plugin_time_limit()?.map_or(PATIENCE, |limit| limit + PATIENCE);
     let version = timeout(patience, client.apiserver_version()).await.map_err(|_| silent());
@@ -92,9 +92,9 @@ async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
     }
 }
 
-async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {
-    let leases = asked.network.as_ref().is_some_and(PodNetwork::assigns_subnets);
-    let needed = needed(ApiUses { proxy: asked.flags.network.proxy, pod_network: asked.network.is_some(), leases });
+async fn permissions(client: &Client, run: &RunSetup<'_>) -> Check {
+    let leases = run.network.as_ref().is_some_and(NetworkSetup::assigns_subnets);
+    let needed = needed(ApiUses { proxy: run.flags.network.proxy, pod_network: run.network.is_some(), leases });
     let answers = timeout(PATIENCE, join_all(needed.iter().map(|needed| is_allowed(client, needed)))).await;
     let Ok(answers) = answers else { return Check::not_checked(PART, "permissions", silent().to_string()) };
     let mut missing: Vec<NeededPermission> = Vec::new();
@@ -109,15 +109,15 @@ async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {
 }
 
 /// The name of this node's Node, as the daemon would find it.
-async fn node_name(client: &Client, asked: &Asked<'_>) -> Result<String, String> {
-    if let Some(name) = &asked.setup.asked.node_name {
+async fn node_name(client: &Client, run: &RunSetup<'_>) -> Result<String, String> {
+    if let Some(name) = &run.setup.requested.node_name {
         return Ok(name.clone());
     }
-    let source = asked.network.as_ref().and_then(|_| NodeNameSource::from_environment(|name| std::env::var(name).ok()).ok());
+    let source = run.network.as_ref().and_then(|_| NodeNameSource::from_environment(|name| std::env::var(name).ok()).ok());
     match source {
         Some(source) => {
             timeout(PATIENCE, source.node_name(client)).await.map_err(|_| silent().to_string())?.map_err(|error| error.to_string())
         }
-        None => Ok(asked.setup.asked.host_name.clone()),
+        None => Ok(run.setup.requested.host_name.clone()),
     }
 }

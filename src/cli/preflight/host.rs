@@ -7,7 +7,7 @@ use std::path::Path;
 use socket2::{Domain, Socket, Type};
 
 use crate::cluster::{Family, Node};
-use crate::config::flags::Face;
+use crate::config::flags::RunAs;
 use crate::iptables::ipvs_nftables::NftTables;
 use crate::netlink::entry::LinkChange;
 use crate::netlink::kernel_settings::{CONNTRACK_MAX, ROUTE_LOCALNET, conntrack};
@@ -24,18 +24,19 @@ use crate::preflight::tunnel_port::tunnel_port;
 use crate::preflight::{Check, Part, kernel, network, node};
 use crate::proxy::rules::view::needs_route_localnet;
 
-use super::{Asked, processes};
-use crate::daemon::pod_network::PodNetwork;
+use super::processes;
+use super::run_setup::RunSetup;
+use crate::daemon::network_setup::NetworkSetup;
 
 /// Where container runtimes look for CNI configurations by default: as sepal's manifests mount the folder, and on the node itself.
 const CONF_DIRS: [&str; 2] = ["/host/etc/cni/net.d", "/etc/cni/net.d"];
 
 /// The kernel's settings.
-pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
+pub(super) fn kernel(run: &RunSetup<'_>, node: Option<&Node>) -> Vec<Check> {
     let mut checks = Vec::new();
-    if asked.flags.network.proxy {
-        let mut wanted = conntrack(&asked.setup.effective.daemon.conntrack, Kernel.cores());
-        if asked.setup.families.contains(&Family::V4) && needs_route_localnet(&asked.setup.asked.settings, node) {
+    if run.flags.network.proxy {
+        let mut wanted = conntrack(&run.setup.effective.daemon.conntrack, Kernel.cores());
+        if run.setup.families.contains(&Family::V4) && needs_route_localnet(&run.setup.requested.settings, node) {
             wanted.push(ROUTE_LOCALNET);
         }
         let read_only = Kernel.is_read_only_setting(CONNTRACK_MAX);
@@ -46,7 +47,7 @@ pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
         Some(node) if !node.addresses.is_empty() => node.ip(**family).is_some(),
         _ => **family == Family::V4 || Kernel.ipv6_enabled(),
     };
-    for family in asked.setup.families.iter().filter(has) {
+    for family in run.setup.families.iter().filter(has) {
         let [forwarding, bridge] = match family {
             Family::V4 => ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/bridge/bridge-nf-call-iptables"],
             Family::V6 => ["/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"],
@@ -58,21 +59,21 @@ pub(super) fn kernel(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
 }
 
 /// Who else is there.
-pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
-    let mut checks = vec![node::programs(&processes::others(), std::process::id(), asked.roles())];
+pub(super) fn node(run: &RunSetup<'_>) -> Vec<Check> {
+    let mut checks = vec![node::programs(&processes::others(), std::process::id(), run.roles())];
     checks.push(match Kernel.links() {
         Ok(links) => node::interfaces(links.iter().map(|link| link.name.as_str())),
         Err(error) => Check::not_checked(Part::Node, "interfaces of others", error.to_string()),
     });
-    let roles = asked.roles();
+    let roles = run.roles();
     let others = [
         ("kube-proxy's mode nftables", NftTables::KubeProxy, roles.proxy),
         ("flannel with EnableNFTables", NftTables::Flannel, roles.pod_network),
     ];
     let others: Vec<_> = others.into_iter().filter(|(.., ours)| *ours).map(|(whose, tables, _)| (whose, tables.names())).collect();
     checks.push(node::nftables(nft_tables::tables(), &others));
-    let daemon = &asked.setup.effective.daemon;
-    if let Face::Sepal | Face::KubeProxy = asked.flags.face {
+    let daemon = &run.setup.effective.daemon;
+    if let RunAs::Sepal | RunAs::KubeProxy = run.flags.run_as {
         let addresses = [("healthz", daemon.healthz), ("metrics", Some(daemon.metrics))];
         for (what, address) in addresses.into_iter().filter_map(|(what, address)| Some((what, address?))) {
             let tried = listen(address);
@@ -80,13 +81,13 @@ pub(super) fn node(asked: &Asked<'_>) -> Vec<Check> {
             checks.push(node::port(what, address, tried, holder, daemon.hard_fail));
         }
     }
-    checks.extend(asked.network.as_ref().and_then(|network| cni_config(&network.settings)));
+    checks.extend(run.network.as_ref().and_then(|network| cni_config(&network.settings)));
     checks
 }
 
 /// VXLAN and the interface below it.
-pub(super) fn pod_network(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> {
-    let Some(PodNetwork { conf, settings, .. }) = &asked.network else { return Vec::new() };
+pub(super) fn pod_network(run: &RunSetup<'_>, node: Option<&Node>) -> Vec<Check> {
+    let Some(NetworkSetup { conf, settings, .. }) = &run.network else { return Vec::new() };
     let live = match Kernel.dump() {
         Ok(live) => live,
         Err(error) => return vec![Check::not_checked(Part::PodNetwork, "external interface", error.to_string())],

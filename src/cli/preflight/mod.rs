@@ -5,6 +5,7 @@ mod cluster;
 mod host;
 mod processes;
 mod rules;
+mod run_setup;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -14,11 +15,12 @@ use clap::{Args, ValueEnum};
 
 use crate::config::flags::RunFlags;
 use crate::error_text::error_text;
-use crate::preflight::node::Roles;
 use crate::preflight::{Check, Part, passed, print};
 
-use crate::daemon::pod_network::PodNetwork;
+use crate::daemon::network_setup::NetworkSetup;
 use crate::daemon::setup::Setup;
+
+use run_setup::RunSetup;
 
 /// What `sepal preflight` takes: what is to be run, and how to say what was found.
 #[derive(Args, Clone, Debug)]
@@ -38,21 +40,6 @@ enum Output {
     Json,
 }
 
-/// What is to be run.
-struct Asked<'a> {
-    flags: &'a RunFlags,
-    setup: Setup,
-    network: Option<PodNetwork>,
-    /// Why net-conf.json cannot be used; the network is the one that flannel ships then.
-    no_conf: Option<anyhow::Error>,
-}
-
-impl Asked<'_> {
-    const fn roles(&self) -> Roles {
-        Roles { proxy: self.flags.network.proxy, pod_network: self.network.is_some() }
-    }
-}
-
 /// Checks everything. The exit status is 1 if something has failed.
 pub(super) async fn preflight(PreflightFlags { output, run: flags }: PreflightFlags) -> anyhow::Result<ExitCode> {
     let checks = checks(&flags).await;
@@ -70,41 +57,40 @@ async fn checks(flags: &RunFlags) -> Vec<Check> {
         Ok(setup) => setup,
         Err(error) => return wrong(error),
     };
-    let (network, no_conf) = match PodNetwork::asked_or_shipped(flags) {
+    let (network, conf_error) = match NetworkSetup::new_or_shipped(flags) {
         Ok(found) => found,
         Err(error) => return wrong(error),
     };
-    let asked = Asked { flags, setup, network, no_conf };
-    let mut checks = asked.configuration();
-    let node = cluster::read(&asked).await;
-    checks.extend(rules::checks(&asked).await);
-    checks.extend(host::kernel(&asked, node.node.as_ref()));
-    checks.extend(host::node(&asked));
-    checks.extend(node.checks);
-    checks.extend(host::pod_network(&asked, node.node.as_ref()));
+    let run = RunSetup { flags, setup, network, conf_error };
+    let mut checks = configuration(&run);
+    let answers = cluster::read(&run).await;
+    checks.extend(rules::checks(&run).await);
+    checks.extend(host::kernel(&run, answers.node.as_ref()));
+    checks.extend(host::node(&run));
+    checks.extend(answers.checks);
+    checks.extend(host::pod_network(&run, answers.node.as_ref()));
     checks
 }
 
-impl Asked<'_> {
-    fn configuration(&self) -> Vec<Check> {
-        let notes = self.setup.effective.notes.iter().map(|note| Check::warning(Part::Configuration, "read past", note, ""));
-        let what = match (self.flags.network.proxy, &self.network) {
-            (true, None) => "service proxy",
-            (true, Some(_)) => "service proxy and pod network",
-            (false, Some(_)) => "pod network",
-            (false, None) => {
-                let found = "--proxy=false without --pod-network leaves nothing to do";
-                return vec![Check::failed(Part::Configuration, "flags and files", found, "")];
-            }
-        };
-        let name = "flags and files";
-        let judged = match &self.no_conf {
-            None => Check::ok(Part::Configuration, name, format!("make sense, for: {what}")),
-            Some(error) => {
-                let others = "the other checks take flannel's default: IPv4, VXLAN with VNI 1 on UDP port 8472";
-                Check::failed(Part::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
-            }
-        };
-        std::iter::once(judged).chain(notes).collect()
-    }
+/// Checks the flags and files.
+fn configuration(run: &RunSetup<'_>) -> Vec<Check> {
+    let notes = run.setup.effective.notes.iter().map(|note| Check::warning(Part::Configuration, "read past", note, ""));
+    let what = match (run.flags.network.proxy, &run.network) {
+        (true, None) => "service proxy",
+        (true, Some(_)) => "service proxy and pod network",
+        (false, Some(_)) => "pod network",
+        (false, None) => {
+            let found = "--proxy=false without --pod-network leaves nothing to do";
+            return vec![Check::failed(Part::Configuration, "flags and files", found, "")];
+        }
+    };
+    let name = "flags and files";
+    let judged = match &run.conf_error {
+        None => Check::ok(Part::Configuration, name, format!("make sense, for: {what}")),
+        Some(error) => {
+            let others = "the other checks take flannel's default: IPv4, VXLAN with VNI 1 on UDP port 8472";
+            Check::failed(Part::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
+        }
+    };
+    std::iter::once(judged).chain(notes).collect()
 }

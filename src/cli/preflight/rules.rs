@@ -20,15 +20,15 @@ use crate::table::chain_names;
 use crate::table::cleanup::Owner;
 use crate::table::plan::Variant;
 
-use super::Asked;
+use super::run_setup::RunSetup;
 
 /// How often a lock that is held is looked at, before it counts as held for good: as long as iptables itself waits.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything about iptables.
-pub(super) async fn checks(asked: &Asked<'_>) -> Vec<Check> {
-    let found = match detect::find(asked.flags.iptables_variant.wanted()).await {
+pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
+    let found = match detect::find(run.flags.iptables_variant.variant()).await {
         Ok(found) => found,
         Err(error) => return vec![Check::failed(Part::Iptables, "version", error.to_string(), "")],
     };
@@ -43,13 +43,13 @@ pub(super) async fn checks(asked: &Asked<'_>) -> Vec<Check> {
     let usable = support.usable().unwrap_or_default().to_vec();
     checks.extend(iptables::families(&usable, support.unusable()));
     let owners =
-        [(Owner::Proxy, chain_names::SERVICES, true), (Owner::PodNetwork, chain_names::FLANNEL_POSTROUTING, asked.network.is_some())];
+        [(Owner::Proxy, chain_names::SERVICES, true), (Owner::PodNetwork, chain_names::FLANNEL_POSTROUTING, run.network.is_some())];
     for (owner, chain, _) in owners.into_iter().filter(|(_, _, ours)| *ours) {
         let InOther { families, unknown } = found.in_other(chain).await;
         checks.push(iptables::leftovers(found.variant.other(), owner, &families, unknown.as_deref()));
     }
     checks.extend(probes(&found, &usable).await);
-    let accepted_by = asked.network.as_ref().filter(|network| network.settings.forward_rules).map(|_| "the rules in FLANNEL-FWD");
+    let accepted_by = run.network.as_ref().filter(|network| network.settings.forward_rules).map(|_| "the rules in FLANNEL-FWD");
     for family in usable {
         let chain = found.exec.entrances(family, Table::Filter).await.unwrap_or_default();
         checks.push(iptables::forward_policy(family, &chain, accepted_by));
