@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::error_text::error_text;
 use crate::kubernetes::api::Watches;
-use crate::kubernetes::client::Connection;
+use crate::kubernetes::client::ConnectionSettings;
 use crate::netlink::entry::LinkChange;
 use crate::netlink::link::LinkNames;
 use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
@@ -101,7 +101,9 @@ impl PodNetworkFlags {
 
     async fn ask_api(&self, complain: &mut impl FnMut(&dyn Display)) -> anyhow::Result<()> {
         let prefix = Prefix::new(&self.kube_annotation_prefix).context("--kube-annotation-prefix")?;
-        let client = Connection { kubeconfig: self.kubeconfig.clone(), master: self.master.clone(), ..Connection::default() }.client()?;
+        let client =
+            ConnectionSettings { kubeconfig: self.kubeconfig.clone(), master: self.master.clone(), ..ConnectionSettings::default() }
+                .client()?;
         let node = match (&self.node_name, NodeNameSource::from_environment(|name| std::env::var(name).ok())) {
             (Some(name), _) => name.clone(),
             (None, Ok(source)) => source.node_name(&client).await?,

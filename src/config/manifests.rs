@@ -7,7 +7,7 @@ use super::network_facts::{self, NetworkFacts};
 use super::settings::Asked;
 use crate::bad_setting::BadSetting;
 use crate::cluster::host_facts::{self, HostFacts, HostFactsOverrides};
-use crate::kubernetes::Complaints;
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{Document, ManifestError, Objects, documents};
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::settings::ProxySettings;
@@ -67,8 +67,8 @@ impl Manifests {
     }
 
     /// Tells what could not be used, object by object, and what was not needed.
-    pub fn complain(&self, complaints: &mut Complaints) {
-        self.objects.complain(complaints);
+    pub fn complain(&self, complaints: &mut ProblemLog) {
+        self.objects.log_problems(complaints);
     }
 
     /// Adds what other manifests say; of two objects of one name theirs counts.

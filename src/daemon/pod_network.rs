@@ -40,7 +40,7 @@ use crate::pod_network::sync::subnets::SubnetProvider;
 use crate::pod_network::sync::{net_conf_watch, subnet_file};
 use crate::proxy::rules::inputs::Inputs;
 use crate::serve;
-use crate::serve::status::Board;
+use crate::serve::status::StatusSources;
 
 use super::setup::Setup;
 
@@ -169,7 +169,7 @@ pub(crate) struct NetworkPart {
     pub metrics: Arc<Metrics>,
     pub events: Events,
     pub readiness: Readiness,
-    pub board: Board,
+    pub board: StatusSources,
     /// Whoever owns the rules is told there.
     pub pod_rules: watch::Sender<Option<PodRules>>,
 }
@@ -196,7 +196,7 @@ impl NetworkPart {
         let publisher = Publisher::new(writes, lease_data, self.pod_rules.clone());
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
-        let network = network.with_connections(self.connections.clone()).with_desk(&self.board.peers, serve::status::peers::list);
+        let network = network.with_connections(self.connections.clone()).with_queries(&self.board.peers, serve::status::peers::list);
         let (sender, nodes) = mpsc::channel(WAITING_NODES);
         tasks.spawn("watch of Nodes", follow_nodes(nodes::watch_nodes(&self.watches, &settings.prefix), sender));
         tokio::select! {

@@ -38,7 +38,7 @@ use crate::proxy::sync::report::Report;
 use crate::proxy::sync::update::Update;
 use crate::proxy::traffic::{self, Harvest};
 use crate::serve;
-use crate::serve::status::Board;
+use crate::serve::status::StatusSources;
 
 /// Updates that may wait for the loop before their source has to wait, too.
 const WAITING_UPDATES: usize = 1024;
@@ -108,7 +108,7 @@ impl Source {
 /// Every object has been told. The channel is empty, so there is room.
 fn tell_complete(sender: &mpsc::Sender<Update>) {
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-        let _ = sender.try_send(Update::Cluster(kubernetes::Update::Complete(kind)));
+        let _ = sender.try_send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind)));
     }
 }
 
@@ -130,7 +130,7 @@ pub(crate) struct ProxyPart {
     pub health: SharedHealth,
     pub events: Events,
     pub readiness: Readiness,
-    pub board: Board,
+    pub board: StatusSources,
     /// New settings from the configuration file.
     pub settings: watch::Receiver<Option<ProxySettings>>,
     /// The input of the pod network's rules, once it is known.
@@ -154,7 +154,7 @@ impl ProxyPart {
         let report =
             Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
         let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
-        let mut proxy_loop = proxy_loop.with_desk(&self.board.rules, serve::status::answer);
+        let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
         for family in &self.families {
             let teller = with_proxy.then(|| {
                 let (teller, unheard) = flow_loop::channel();
@@ -194,7 +194,7 @@ impl ProxyPart {
 }
 
 /// Passes updates on for as long as somebody takes them.
-async fn pass_on(mut updates: BoxStream<'static, kubernetes::Update>, sender: mpsc::Sender<Update>) {
+async fn pass_on(mut updates: BoxStream<'static, kubernetes::ClusterUpdate>, sender: mpsc::Sender<Update>) {
     while let Some(update) = updates.next().await {
         if sender.send(update.into()).await.is_err() {
             return;

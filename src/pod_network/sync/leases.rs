@@ -28,8 +28,8 @@ use crate::error_text::error_text;
 use crate::kubernetes::api::{Watches, lease_resource};
 use crate::kubernetes::object::Subject;
 use crate::kubernetes::permission::{LEASE_NAMESPACE, Permission};
-use crate::kubernetes::raw::{Raw, Watched};
-use crate::kubernetes::watcher::Tracks;
+use crate::kubernetes::raw::{RawObject, WatchTarget};
+use crate::kubernetes::watcher::ObjectTracker;
 use crate::pod_network::allocation::{Claimant, LeaseTerms, SubnetLease, lease_name, parse_lease_name};
 use crate::pod_network::api_objects::{self, RESERVED_FOR};
 use crate::pod_network::claim::{LeaseObservation, LeaseRequest, WatchScope};
@@ -74,7 +74,7 @@ pub enum LeaseError {
 /// The Lease objects of one pod network.
 #[derive(Clone)]
 pub struct LeaseStore {
-    api: Api<Raw>,
+    api: Api<RawObject>,
     watches: Watches,
     network: String,
 }
@@ -135,7 +135,7 @@ impl LeaseStore {
                 let mut object = self.body(who, terms, &data, now);
                 merge(&mut object, json!({"spec": {"acquireTime": micro_time(now), "leaseTransitions": 0}}));
                 merge(&mut object, json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}));
-                let object = serde_json::from_value::<Raw>(object).map_err(|error| failed("create", &name, error.to_string()))?;
+                let object = serde_json::from_value::<RawObject>(object).map_err(|error| failed("create", &name, error.to_string()))?;
                 let created = self.api.create(&PostParams::default(), &object).await.map_err(|error| failure("create", &name, error))?;
                 read("create", &name, &created).map(Some)
             }
@@ -182,11 +182,11 @@ impl LeaseStore {
             WatchScope::One(subnet) => Some(format!("metadata.name={}", lease_name(subnet))),
             WatchScope::All => None,
         };
-        let watched = Watched {
+        let watched = WatchTarget {
             namespace: Some(LEASE_NAMESPACE.to_owned()),
             labels: Some(self.selector()),
             fields,
-            ..Watched::all(Subject::Leases, lease_resource())
+            ..WatchTarget::all(Subject::Leases, lease_resource())
         };
         self.watches.follow(watched, LeaseTracker::default()).boxed()
     }
@@ -238,7 +238,7 @@ fn merge(into: &mut Value, from: Value) {
 }
 
 /// Converts the object in an answer.
-fn read(verb: &'static str, name: &str, object: &Raw) -> Result<SubnetLease, LeaseError> {
+fn read(verb: &'static str, name: &str, object: &RawObject) -> Result<SubnetLease, LeaseError> {
     api_objects::subnet_lease(object.text.get()).map_err(|why| failed(verb, name, why))
 }
 
@@ -267,14 +267,14 @@ struct LeaseTracker {
     seen: HashSet<IpNetwork>,
 }
 
-impl Tracks for LeaseTracker {
-    type Told = LeaseObservation;
+impl ObjectTracker for LeaseTracker {
+    type Update = LeaseObservation;
 
     fn begin(&mut self) {
         self.seen.clear();
     }
 
-    fn listed(&mut self, object: &Raw) -> Vec<LeaseObservation> {
+    fn listed(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
         let told = self.applied(object);
         self.seen.extend(
             told.iter().filter_map(|observed| if let LeaseObservation::Changed(lease) = observed { Some(lease.subnet) } else { None }),
@@ -286,11 +286,11 @@ impl Tracks for LeaseTracker {
         vec![LeaseObservation::Listed(std::mem::take(&mut self.seen))]
     }
 
-    fn applied(&mut self, object: &Raw) -> Vec<LeaseObservation> {
+    fn applied(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
         api_objects::subnet_lease(object.text.get()).map(LeaseObservation::Changed).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &Raw) -> Vec<LeaseObservation> {
+    fn deleted(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
         let gone = object.metadata.name.as_deref().and_then(parse_lease_name);
         if let Some(subnet) = &gone {
             self.seen.remove(subnet);

@@ -6,11 +6,11 @@ use std::hash::RandomState;
 
 use futures::stream::BoxStream;
 
-use crate::kubernetes::Complaints;
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::api::{Watches, node_resource};
 use crate::kubernetes::object::{Kind, Subject};
-use crate::kubernetes::raw::{Raw, Watched};
-use crate::kubernetes::watcher::Tracks;
+use crate::kubernetes::raw::{RawObject, WatchTarget};
+use crate::kubernetes::watcher::ObjectTracker;
 use crate::pod_network::annotations::Prefix;
 use crate::pod_network::api_objects;
 use crate::pod_network::node::NetworkNode;
@@ -18,7 +18,7 @@ use crate::pod_network::node::NetworkNode;
 /// Watches all Nodes of the cluster. The stream does not end. `prefix` is that of flannel's annotations.
 #[must_use]
 pub fn watch_nodes(watches: &Watches, prefix: &Prefix) -> BoxStream<'static, NodeUpdate> {
-    watches.follow(Watched::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix))
+    watches.follow(WatchTarget::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix))
 }
 
 /// A change of Nodes.
@@ -45,16 +45,16 @@ pub(super) struct NodeTracker {
     hasher: RandomState,
     /// The Nodes in the list that is being read. `None` during the first list, which deletes no Node.
     listed: Option<HashSet<Box<str>>>,
-    complaints: Complaints,
+    complaints: ProblemLog,
 }
 
 impl NodeTracker {
     pub(super) fn new(prefix: &Prefix) -> Self {
-        Self { prefix: prefix.clone(), sent: HashMap::new(), hasher: RandomState::new(), listed: None, complaints: Complaints::default() }
+        Self { prefix: prefix.clone(), sent: HashMap::new(), hasher: RandomState::new(), listed: None, complaints: ProblemLog::default() }
     }
 
     /// The update for a created or changed Node, if a field that matters has changed.
-    fn read(&mut self, object: &Raw) -> Option<NodeUpdate> {
+    fn read(&mut self, object: &RawObject) -> Option<NodeUpdate> {
         let id = object.id(Kind::Node);
         let converted = api_objects::network_node(&id, object.text.get(), &self.prefix, &self.hasher);
         self.complaints.note(&id, converted.problem.as_ref());
@@ -72,14 +72,14 @@ impl NodeTracker {
     }
 }
 
-impl Tracks for NodeTracker {
-    type Told = NodeUpdate;
+impl ObjectTracker for NodeTracker {
+    type Update = NodeUpdate;
 
     fn begin(&mut self) {
         self.listed = (!self.sent.is_empty()).then(HashSet::new);
     }
 
-    fn listed(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+    fn listed(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         self.applied(object)
     }
 
@@ -91,11 +91,11 @@ impl Tracks for NodeTracker {
         listed.map(NodeUpdate::Listed).into_iter().chain([NodeUpdate::Complete]).collect()
     }
 
-    fn applied(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+    fn applied(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         self.read(object).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &Raw) -> Vec<NodeUpdate> {
+    fn deleted(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         let id = object.id(Kind::Node);
         self.complaints.note(&id, None);
         if let Some(listed) = &mut self.listed {
@@ -116,11 +116,11 @@ mod tests {
     use super::*;
     use crate::cluster::Family;
 
-    fn raw(value: &Value) -> Raw {
+    fn raw(value: &Value) -> RawObject {
         serde_json::from_str(&value.to_string()).expect("any object is taken")
     }
 
-    fn node(name: &str, mac: &str, heartbeat: &str) -> Raw {
+    fn node(name: &str, mac: &str, heartbeat: &str) -> RawObject {
         raw(&json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {

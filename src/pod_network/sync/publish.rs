@@ -10,7 +10,7 @@ use super::node_writes::{NodeCondition, WriteState};
 use super::publisher::GRACE;
 use crate::cluster::Family;
 use crate::netlink::NetworkKernel;
-use crate::observe::readiness::{Part, State, all_ready};
+use crate::observe::readiness::{Part, PartState, all_ready};
 use crate::pod_network::annotations::withdrawal_patch;
 use crate::pod_network::cni_config::choose;
 use crate::pod_network::masquerade::pod_rules;
@@ -100,8 +100,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     pub(super) fn publish_file(&mut self) {
         let path: PathBuf = self.inputs.settings.subnet_file.clone();
         let states = self.readiness.states();
-        let waits = |(part, state): (&Part, &State)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
-        let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(State::Starting(_)));
+        let waits = |(part, state): (&Part, &PartState)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
+        let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(PartState::Starting(_)));
         if is_first && self.publisher.file.is_some() {
             let missing: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
             if !missing.is_empty() {
@@ -120,7 +120,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         };
         match outcome {
             Ok(written) => {
-                let was_ready = states.get(&Part::SubnetFile) == Some(&State::Ready);
+                let was_ready = states.get(&Part::SubnetFile) == Some(&PartState::Ready);
                 if written == FileChange::Created && was_ready {
                     self.report.repaired(&[("subnet_file", 1)].into());
                 }
@@ -177,7 +177,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Checks the folder of CNI configurations after a change. This program's file is not written before subnet.env.
     pub(super) fn conf_dir_changed(&mut self) {
-        let is_written = self.readiness.states().get(&Part::SubnetFile).is_some_and(State::is_ready);
+        let is_written = self.readiness.states().get(&Part::SubnetFile).is_some_and(PartState::is_ready);
         if is_written && self.publisher.file.is_some() {
             self.publish_conflist();
         }
@@ -201,8 +201,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let is_up = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
         let broken = || {
             let degraded = states.iter().find_map(|(part, state)| match state {
-                State::Degraded(why) => Some(NodeCondition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
-                State::Starting(_) | State::Ready | State::Noted(_) => None,
+                PartState::Degraded(why) => Some(NodeCondition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
+                PartState::Starting(_) | PartState::Ready | PartState::Noted(_) => None,
             });
             self.publisher.trouble.clone().or(degraded)
         };

@@ -16,8 +16,8 @@ use crate::netlink::NetworkKernel;
 use crate::netlink::entry::{KERNEL_PROTOCOL, OUR_PROTOCOL};
 use crate::netlink::monitor::{Event, Monitor};
 use crate::observe::liveness::POD_NETWORK;
-use crate::observe::paging::Part;
-use crate::observe::readiness::{self, State};
+use crate::observe::paging::PageQuery;
+use crate::observe::readiness::{self, PartState};
 use crate::pod_network::bridge::BRIDGE;
 use crate::pod_network::peers::Peers;
 use crate::pod_network::vxlan::link_name;
@@ -70,7 +70,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                     self.set_registration(&state);
                 }
                 Ok(()) = states.changed() => {
-                    let is_starting = matches!(states.borrow_and_update().get(&readiness::Part::SubnetFile), Some(State::Starting(_)));
+                    let is_starting = matches!(states.borrow_and_update().get(&readiness::Part::SubnetFile), Some(PartState::Starting(_)));
                     if is_starting || self.publisher.is_withdrawn() {
                         self.publish_file();
                     }
@@ -83,7 +83,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Answers a query of the status page for the other nodes.
-    fn list_peers(&self, part: &Part) -> Value {
+    fn list_peers(&self, part: &PageQuery) -> Value {
         let failed = self.retries.iter().filter_map(|(node, retry)| Some((node.as_deref()?, retry.error.to_string()))).collect();
         match &self.acknowledged {
             Some(acknowledged) => {

@@ -20,8 +20,8 @@ use crate::kubernetes::client::Connections;
 use crate::netlink::entry::Route;
 use crate::netlink::link::LinkNames;
 use crate::netlink::{NetlinkError, NetworkKernel};
-use crate::observe::paging::Part;
-use crate::observe::query::{Asked as Question, Desk};
+use crate::observe::paging::PageQuery;
+use crate::observe::query::{PendingQuery, QueryChannel};
 use crate::observe::readiness::Readiness;
 use crate::pod_network::backoff::Backoff;
 use crate::pod_network::desired::{DesiredLink, Entry};
@@ -104,7 +104,7 @@ pub struct NetworkLoop<K> {
     /// Connections to the API server. They are closed when the node's address changes.
     pub(super) connections: Option<Connections>,
     /// Queries of the status page.
-    pub(super) questions: mpsc::Receiver<Question<Part>>,
+    pub(super) questions: mpsc::Receiver<PendingQuery<PageQuery>>,
     /// Renders the answers to them.
     pub(super) answer: PeersRenderer,
 }
@@ -141,14 +141,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             since: None,
             changed: BTreeSet::new(),
             connections: None,
-            questions: Desk::default().open(),
+            questions: QueryChannel::default().open(),
             answer: |_, _| Value::Null,
         }
     }
 
     /// Answers the queries of this desk.
     #[must_use]
-    pub fn with_desk(self, desk: &Desk<Part>, answer: PeersRenderer) -> Self {
+    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersRenderer) -> Self {
         Self { questions: desk.open(), answer, ..self }
     }
 

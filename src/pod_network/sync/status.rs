@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::observe::paging::Part;
+use crate::observe::paging::PageQuery;
 use crate::pod_network::peers::Peers;
 use crate::pod_network::refusal::PeerRefusal;
 
 /// Renders one page of the peers as JSON.
-pub type PeersRenderer = fn(&PeersView<'_>, &Part) -> Value;
+pub type PeersRenderer = fn(&PeersView<'_>, &PageQuery) -> Value;
 
 /// The other nodes of the pod network.
 #[derive(Clone, Copy, Debug)]
