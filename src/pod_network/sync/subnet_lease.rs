@@ -168,7 +168,7 @@ impl SubnetHolder {
                     self.metrics.lease_lost(Family::of_net(subnet));
                     let note = match loss.holder {
                         Some(holder) => format!(
-                            "the lease of subnet {subnet} is lost: {holder} holds it now; this node takes another subnet. Delete the pods with its addresses"
+                            "the lease of subnet {subnet} is lost: {holder} has it now; another subnet is being taken. Delete the pods with its addresses"
                         ),
                         None => format!(
                             "the lease of subnet {subnet} is lost: it was deleted; this node takes it again unless another node is faster"

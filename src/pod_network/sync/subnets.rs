@@ -168,7 +168,7 @@ fn leased(statuses: &[(Family, LeaseStatus)], in_use: &PerFamily<IpNetwork>) -> 
             let message = format!("{}; {}", losses.join("; "), NodeCondition::out_of_subnets(shortage).message);
             NodeCondition::down("SubnetLost", message)
         }
-        (false, None, _) => NodeCondition::down("SubnetLost", format!("{}; this node takes another subnet", losses.join("; "))),
+        (false, None, _) => NodeCondition::down("SubnetLost", format!("{}; another subnet is being taken", losses.join("; "))),
     };
     SubnetStatus::Lost(LostSubnets { left, of_others, condition })
 }
