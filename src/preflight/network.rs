@@ -116,17 +116,7 @@ mod tests {
             mtu: 1450,
             up: true,
             master: None,
-            kind: LinkKind::Vxlan(Vxlan {
-                vni,
-                port: 8472,
-                local: None,
-                underlay: None,
-                learning: true,
-                gbp: false,
-                external: false,
-                reports_misses: false,
-                checksum: true,
-            }),
+            kind: LinkKind::Vxlan(Vxlan { learning: true, ..Vxlan::new(vni, 8472) }),
             addresses: Vec::new(),
         };
         let vxlan = conf(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#);
