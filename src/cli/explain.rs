@@ -14,11 +14,12 @@ use serde_json::Value;
 use crate::cluster::Family;
 use crate::cluster::ip::parse_ip;
 use crate::config::flags::RunFlags;
+use crate::explain::ending::{Ending, Fate, Walk};
 use crate::explain::output;
-use crate::explain::packet::Place;
+use crate::explain::packet::LocalNode;
 use crate::explain::question;
 use crate::explain::ruleset::Ruleset;
-use crate::explain::walk::{Ending, Fate, Walk, walk};
+use crate::explain::walk::walk;
 use crate::iptables::detect;
 use crate::netlink::{Host, Kernel, NetworkKernel};
 use crate::proxy::rules::inputs::Inputs;
@@ -79,7 +80,7 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     let words = |ending: &Ending| {
         let ip = ending.to.ip();
         let way = if flags.live { way(ip).map(|way| format!(", by {way}")).unwrap_or_default() } else { String::new() };
-        question::whereabouts(ip, &inputs, &place) + &way
+        question::location(ip, &inputs, &place) + &way
     };
     let (counts, other) = match found {
         Some(found) => {
@@ -127,9 +128,9 @@ fn outcomes(walk: &Walk) -> Vec<(Fate, SocketAddr, bool, String)> {
 }
 
 /// What rules may ask about the node.
-fn place(inputs: &Inputs, live: bool) -> anyhow::Result<Place> {
+fn place(inputs: &Inputs, live: bool) -> anyhow::Result<LocalNode> {
     let host = if live { Kernel.addresses().context("cannot list this host's addresses")? } else { question::written_addresses(inputs) };
-    Ok(question::place(inputs, host))
+    Ok(question::local_node(inputs, host))
 }
 
 /// A pod's address, as the API server has it.
