@@ -250,7 +250,7 @@ fn the_generation_tells_of_changes() {
 
 /// The chains that lead to ours are read alone, as they are.
 #[test]
-fn entrances_are_read_alone() {
+fn built_in_chains_are_read_alone() {
     let lab = Lab::new();
     let manifests = testdata("traffic.yaml");
     for variant in [Variant::Nft, Variant::Legacy] {
@@ -261,11 +261,11 @@ fn entrances_are_read_alone() {
             lab.node.within(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 let of = |family, table| {
-                    let mut text = runtime.block_on(Exec::new(variant, false).entrances(family, table));
+                    let mut text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                     // Whoever else on this machine uses legacy iptables may hold its lock just now.
                     eventually("it can be read", || {
                         if text.is_err() {
-                            text = runtime.block_on(Exec::new(variant, false).entrances(family, table));
+                            text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                         }
                         text.is_ok()
                     });

@@ -10,7 +10,7 @@ use crate::cluster::{Protocol, ServiceKey, ServicePortName};
 use crate::parallel;
 use crate::table::rules::RuleSource;
 
-use super::rule_counts::Tally;
+use super::rule_counts::RuleTotals;
 
 /// The rules that a node should have in one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Desired {
     endpoints: BTreeMap<ServiceKey, usize>,
     total: usize,
     /// What the service ports come to; of nothing else.
-    counted: Tally,
+    counted: RuleTotals,
 }
 
 /// Services that one core outlines in one go, and how many such portions are in memory at once.
@@ -57,10 +57,10 @@ impl Desired {
 
     /// What all rules come to.
     #[must_use]
-    pub fn tally(&self) -> Tally {
-        let mut tally = Tally { endpoints: self.total, ..self.counted };
-        tally.add_fixed(&self.fixed);
-        tally
+    pub fn totals(&self) -> RuleTotals {
+        let mut totals = RuleTotals { endpoints: self.total, ..self.counted };
+        totals.add_fixed(&self.fixed);
+        totals
     }
 
     /// Counts the endpoints of what changed, before a renderer is made for it.

@@ -8,7 +8,7 @@ use super::chain_names::{self, ChainKind, ChainName};
 use super::Table;
 use super::acknowledged::Acknowledged;
 use super::live::SHARED;
-use super::plan::{Plan, Step, Transaction, Write};
+use super::plan::{Plan, PlanStep, Transaction, Write};
 use super::rule::{Digest, split_line};
 
 /// A transaction lists no more endpoints' chains than this. Legacy iptables looks through all chains for each: this many add a quarter to
@@ -17,25 +17,25 @@ const CHAINS: usize = 128;
 
 /// Whose counters somebody wants to know before they end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Lines of `KUBE-SERVICES` and `KUBE-NODEPORTS` in `nat`: the doors of Services.
-    pub doors: bool,
+pub struct CounterSelection {
+    /// Lines of `KUBE-SERVICES` and `KUBE-NODEPORTS` in `nat`: the shared_chains of Services.
+    pub addresses: bool,
     /// Rules that lead to endpoints.
     pub endpoints: bool,
 }
 
 /// Has each transaction list the rules whose counters it ends, as far as the kernel holds them; says whether there are any.
-pub fn list(plan: &mut Plan, held: &Acknowledged, counted: Counted) -> bool {
+pub fn list(plan: &mut Plan, held: &Acknowledged, counted: CounterSelection) -> bool {
     let mut any = false;
-    if counted == Counted::default() {
+    if counted == CounterSelection::default() {
         return any;
     }
     for transaction in plan.transactions.iter_mut().filter(|transaction| transaction.table == Table::Nat) {
-        let doors = doors(transaction).filter(|chain| counted.doors && held.fixed.contains_key(&(Table::Nat, *chain)));
-        let mut lists: Vec<Step> = doors.map(|chain| Step { write: Write::List(chain.to_owned()), owner: None }).collect();
+        let shared_chains = shared_chains(transaction).filter(|chain| counted.addresses && held.fixed.contains_key(&(Table::Nat, *chain)));
+        let mut lists: Vec<PlanStep> = shared_chains.map(|chain| PlanStep { write: Write::List(chain.to_owned()), owner: None }).collect();
         if counted.endpoints {
             let chains = endpoints(transaction, held).take(CHAINS);
-            lists.extend(chains.map(|chain| Step { write: Write::List(chain.as_str().to_owned()), owner: None }));
+            lists.extend(chains.map(|chain| PlanStep { write: Write::List(chain.as_str().to_owned()), owner: None }));
         }
         any |= !lists.is_empty();
         transaction.steps.splice(0..0, lists);
@@ -44,7 +44,7 @@ pub fn list(plan: &mut Plan, held: &Acknowledged, counted: Counted) -> bool {
 }
 
 /// The shared chains that lose lines in a transaction.
-fn doors(transaction: &Transaction) -> impl Iterator<Item = &'static str> {
+fn shared_chains(transaction: &Transaction) -> impl Iterator<Item = &'static str> {
     let shared = SHARED.iter().filter(|(table, _)| *table == Table::Nat).map(|(_, chain)| *chain);
     shared.filter(|chain| {
         transaction.steps.iter().any(|step| match &step.write {
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     fn plan(steps: Vec<Write>) -> Plan {
-        let steps = steps.into_iter().map(|write| Step { write, owner: None }).collect();
+        let steps = steps.into_iter().map(|write| PlanStep { write, owner: None }).collect();
         Plan { transactions: vec![Transaction { table: Table::Nat, steps }] }
     }
 
@@ -162,10 +162,10 @@ mod tests {
             assert_eq!(any, lists > 0);
             lists
         };
-        let all = Counted { doors: true, endpoints: true };
+        let all = CounterSelection { addresses: true, endpoints: true };
         assert_eq!(lists(&held, all), 0, "a chain that is not there");
         held.fixed.insert((Table::Nat, chain_names::SERVICES), Digest::default());
         assert_eq!(lists(&held, all), 1);
-        assert_eq!(lists(&held, Counted { doors: false, ..all }), 0, "nobody wants to know");
+        assert_eq!(lists(&held, CounterSelection { addresses: false, ..all }), 0, "nobody wants to know");
     }
 }

@@ -67,7 +67,7 @@ impl Jump {
 
     /// Whether it should be there, by the chains that should. The proxy's jumps come all or not at all.
     #[must_use]
-    pub fn is_wanted(&self, has: impl Fn(Table, &'static str) -> bool) -> bool {
+    pub fn is_desired(&self, has: impl Fn(Table, &'static str) -> bool) -> bool {
         has(self.table, if self.pod_network { self.to } else { chain_names::SERVICES })
     }
 

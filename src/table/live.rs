@@ -37,30 +37,30 @@ pub type FixedChain = (Table, &'static str);
 
 /// The live tables of one family, as far as they matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Live {
+pub struct LiveTables {
     /// Chains that belong, or belonged, to service ports.
     pub chains: HashMap<ChainName, Digest>,
     /// Fixed chains that are there, each with the digest of its fixed rules. A shared chain whose fixed rules are not at its end is
     /// left out: it has to be written anew.
     pub fixed: BTreeMap<FixedChain, Digest>,
     /// Desired lines, with where each was found.
-    pub lines: HashMap<(Table, Digest), Places>,
+    pub lines: HashMap<(Table, Digest), LinePlaces>,
     /// Lines in shared chains that are not desired: `-A` lines in their table.
-    pub strange_lines: Vec<(Table, String)>,
+    pub unknown_lines: Vec<(Table, String)>,
     /// How often each jump is there, in the order of [`JUMPS`].
     pub jumps: [usize; JUMPS.len()],
 }
 
 /// Where a desired line was found in a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Places {
+pub struct LinePlaces {
     /// How many times it is desired and not yet somebody's.
     wanted: u32,
     /// Where it was found, counted in lines, and not yet somebody's.
     at: Vec<u32>,
 }
 
-impl Live {
+impl LiveTables {
     /// Takes away the places of a desired line for one service port: one place if others want the same line, too, else all there are.
     /// Of a line that is there too often all places are its owner's: which of them is deleted matters for the order.
     pub fn take(&mut self, table: Table, line: Digest) -> Vec<u32> {
@@ -75,8 +75,8 @@ impl Live {
 
 /// Reads the output of iptables-save.
 #[derive(Debug)]
-pub struct Reader {
-    live: Live,
+pub struct LiveReader {
+    live: LiveTables,
     /// Lines read so far.
     read: u32,
     table: Option<Table>,
@@ -91,11 +91,11 @@ pub struct Reader {
     jumps: [Digest; JUMPS.len()],
 }
 
-impl Reader {
+impl LiveReader {
     /// A reader that knows what is desired.
     #[must_use]
     pub fn new(services: &Outlines, fixed: &Fixed) -> Self {
-        let mut live = Live::default();
+        let mut live = LiveTables::default();
         for outline in services.values() {
             for table in Table::ALL {
                 for line in outline.dispatch(table).lines() {
@@ -184,13 +184,13 @@ impl Reader {
         }
         match self.live.lines.get_mut(&(shared.0, digest)) {
             Some(places) => places.at.push(self.read),
-            None => self.live.strange_lines.push((shared.0, line.to_owned())),
+            None => self.live.unknown_lines.push((shared.0, line.to_owned())),
         }
     }
 
     /// What was read.
     #[must_use]
-    pub fn finish(mut self) -> Live {
+    pub fn finish(mut self) -> LiveTables {
         self.put_back();
         for shared in self.out_of_order {
             self.live.fixed.remove(&shared);

@@ -52,8 +52,8 @@ impl<'a> Tables<'a> {
         table: Table,
         has: impl Fn(Table, &'static str) -> bool + 'b,
     ) -> impl Iterator<Item = &'static Jump> + 'b {
-        let is_wanted = move |jump: &&Jump| jump.is_wanted(&has);
-        JUMPS.iter().filter(move |jump| jump.table == table).filter(is_wanted).filter(move |jump| {
+        let is_desired = move |jump: &&Jump| jump.is_desired(&has);
+        JUMPS.iter().filter(move |jump| jump.table == table).filter(is_desired).filter(move |jump| {
             let wanted = canonical(&jump.arguments());
             let rules = self.chains(table).get(jump.from).map(Vec::as_slice).unwrap_or_default();
             !rules.iter().any(|rule| rule.ends_with(jump.to) && canonical(rule) == wanted)

@@ -81,7 +81,7 @@ pub enum Write {
 
 /// A write, and the service port it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct PlanStep {
     /// What is written.
     pub write: Write,
     /// For whom; `None` for what all share.
@@ -94,7 +94,7 @@ pub struct Transaction {
     /// The table.
     pub table: Table,
     /// The writes: lists and declarations first.
-    pub steps: Vec<Step>,
+    pub steps: Vec<PlanStep>,
 }
 
 /// Transactions in the order they are to be made.
@@ -224,7 +224,7 @@ impl Plan {
     }
 }
 
-impl Step {
+impl PlanStep {
     fn text<'a>(&'a self, renderer: &dyn RuleSource) -> Cow<'a, str> {
         match &self.write {
             Write::List(chain) => format!("-v -S {chain}\n").into(),

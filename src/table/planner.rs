@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use super::chain_names::{self, ChainKind, ChainName};
 use super::jumps::JUMPS;
-use super::rules::{Chain, Fixed};
+use super::rules::{ChainRules, Fixed};
 use crate::cluster::ServicePortName;
 
 use super::Table;
 use super::acknowledged::{Acknowledged, fixed_digests};
 use super::live::{FixedChain, SHARED, jumps_of};
 use super::outline::{Outline, Outlines};
-use super::plan::{Plan, Step, Transaction, Variant, Write};
+use super::plan::{Plan, PlanStep, Transaction, Variant, Write};
 use super::rule::{Digest, split_line};
 
 /// On nft, a transaction is closed once it mentions this many service port chains. A COMMIT costs some 5-10 ms whatever it
@@ -27,7 +27,7 @@ const LINES_PER_EDIT: usize = 16;
 
 /// What should be: service ports and everything fixed.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct DesiredTables<'a> {
     /// Service ports.
     pub services: &'a Outlines,
     /// What does not belong to one.
@@ -39,7 +39,7 @@ pub struct Wanted<'a> {
 /// Plans the way from what the kernel holds to what is wanted, for the service ports that may differ; what is fixed and what is nobody's
 /// is always compared. On nft a transaction takes no more Services once it mentions so many chains: [`CHAINS_PER_TRANSACTION`].
 #[must_use]
-pub fn plan(wanted: &Wanted<'_>, held: &Acknowledged, touched: &BTreeSet<ServicePortName>, variant: Variant, limit: usize) -> Plan {
+pub fn plan(wanted: &DesiredTables<'_>, held: &Acknowledged, touched: &BTreeSet<ServicePortName>, variant: Variant, limit: usize) -> Plan {
     let planner = Planner::new(wanted, held, touched);
     let nat = match variant {
         Variant::Legacy => planner.nat_whole().into_iter().collect(),
@@ -66,7 +66,7 @@ struct Difference<'a> {
 }
 
 struct Planner<'a> {
-    wanted: &'a Wanted<'a>,
+    wanted: &'a DesiredTables<'a>,
     held: &'a Acknowledged,
     differences: Vec<Difference<'a>>,
     /// Fixed chains that are written anew.
@@ -74,7 +74,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(wanted: &'a Wanted<'a>, held: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
+    fn new(wanted: &'a DesiredTables<'a>, held: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
         let differences: Vec<Difference<'a>> = touched.iter().filter_map(|name| difference(name, wanted, held)).collect();
         let digests = fixed_digests(wanted.fixed);
         let mut rewritten: BTreeSet<FixedChain> =
@@ -83,7 +83,7 @@ impl<'a> Planner<'a> {
             let of_difference =
                 |d: &Difference<'_>| d.add.iter().chain(&d.moved).chain(&d.remove).filter(|line| in_chain(line, *shared)).count();
             differences.iter().map(of_difference).sum::<usize>()
-                + held.strange_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
+                + held.unknown_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
         };
         let many: Vec<FixedChain> = SHARED
             .into_iter()
@@ -96,12 +96,12 @@ impl<'a> Planner<'a> {
         Self { wanted, held, differences, rewritten }
     }
 
-    fn fixed(&self, table: Table) -> &'a [Chain<&'static str>] {
+    fn fixed(&self, table: Table) -> &'a [ChainRules] {
         self.wanted.fixed.chains(table)
     }
 
     /// Chains that are there and should do nothing: declaring them empties them.
-    fn emptied(&self, table: Table) -> impl Iterator<Item = Step> {
+    fn emptied(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let chains = self.wanted.fixed.unwanted.iter().filter(move |chain| chain.0 == table && self.held.has_rules(chain));
         chains.map(|(_, chain)| shared(Write::Declare(chain)))
     }
@@ -110,12 +110,12 @@ impl<'a> Planner<'a> {
         self.rewritten.iter().any(|rewritten| *rewritten == (table, chain))
     }
 
-    fn declarations(&self, table: Table, which: impl Fn(&Chain<&'static str>) -> bool) -> impl Iterator<Item = Step> {
+    fn declarations(&self, table: Table, which: impl Fn(&ChainRules) -> bool) -> impl Iterator<Item = PlanStep> {
         let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && which(chain));
         chains.map(|chain| shared(Write::Declare(chain.name)))
     }
 
-    fn fixed_rules(&self, table: Table) -> impl Iterator<Item = Step> {
+    fn fixed_rules(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && !chain.rules.is_empty());
         chains.map(|chain| shared(Write::Lines(chain.rules.clone())))
     }
@@ -123,7 +123,7 @@ impl<'a> Planner<'a> {
     /// Everything in `filter` but what is taken away.
     fn filter_before(&self) -> Option<Transaction> {
         let table = Table::Filter;
-        let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
+        let mut steps: Vec<PlanStep> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
         // Where we have no rule for it, KUBE-FIREWALL is only there to be jumped to; declaring it would empty it.
         let ours = self.wanted.fixed.has(table, chain_names::FIREWALL) || !self.wanted.fixed.has_proxy();
         if !ours && !self.held.fixed.contains_key(&(table, chain_names::FIREWALL)) {
@@ -140,7 +140,7 @@ impl<'a> Planner<'a> {
     fn filter_after(&self) -> Option<Transaction> {
         let table = Table::Filter;
         let removals = self.differences.iter().filter_map(|difference| self.removals(difference, table));
-        let steps: Vec<Step> = removals.chain(self.strange_lines(table)).collect();
+        let steps: Vec<PlanStep> = removals.chain(self.unknown_lines(table)).collect();
         (!steps.is_empty()).then_some(Transaction { table, steps })
     }
 
@@ -148,7 +148,7 @@ impl<'a> Planner<'a> {
     fn nat_whole(&self) -> Option<Transaction> {
         let table = Table::Nat;
         let deleted = self.deleted();
-        let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
+        let mut steps: Vec<PlanStep> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
         steps.extend(self.differences.iter().flat_map(declare_own));
         steps.extend(deleted.iter().map(declare_to_delete));
         steps.extend(self.fixed_rules(table));
@@ -170,7 +170,7 @@ impl<'a> Planner<'a> {
                 steps.extend(self.removals(difference, table));
                 steps.extend(own_rules(difference));
             }
-            steps.extend(self.strange_lines(table));
+            steps.extend(self.unknown_lines(table));
         }
         steps.extend(deleted.into_iter().map(delete));
         steps.extend(self.tail());
@@ -181,14 +181,14 @@ impl<'a> Planner<'a> {
     /// `nat` in transactions of bounded size.
     fn nat_nft(&self, limit: usize) -> Vec<Transaction> {
         let mentioned: usize = self.differences.iter().map(|difference| difference.write.len() + difference.delete.len()).sum();
-        if mentioned + self.held.strange_chains.len() <= limit {
+        if mentioned + self.held.unknown_chains.len() <= limit {
             return self.nat_whole().into_iter().collect();
         }
         let table = Table::Nat;
         let mut transactions = Vec::new();
         let mut later = Vec::new();
         // The chains that others jump to go first.
-        let (mut declarations, mut contents): (Vec<Step>, Vec<Step>) =
+        let (mut declarations, mut contents): (Vec<PlanStep>, Vec<PlanStep>) =
             (self.declarations(table, |chain| !chain.rules.is_empty()).collect(), self.fixed_rules(table).collect());
         let mut mentioned = 0;
         for (i, difference) in self.differences.iter().enumerate() {
@@ -215,7 +215,7 @@ impl<'a> Planner<'a> {
         declarations.append(&mut contents);
         transactions.push(Transaction { table, steps: declarations });
         transactions.push(Transaction { table, steps: self.nat_dispatch() });
-        later.extend(self.strange_chains());
+        later.extend(self.unknown_chains());
         later.sort_by_key(|(_, chain)| (chain.kind(), *chain));
         // All of them are emptied before any is deleted: within a group they may jump to each other, and to later groups only.
         transactions.extend(later.chunks(limit).map(|group| {
@@ -227,22 +227,22 @@ impl<'a> Planner<'a> {
     }
 
     /// The shared chains of `nat`.
-    fn nat_dispatch(&self) -> Vec<Step> {
+    fn nat_dispatch(&self) -> Vec<PlanStep> {
         let table = Table::Nat;
-        let mut steps: Vec<Step> = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table)).collect();
+        let mut steps: Vec<PlanStep> = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table)).collect();
         steps.extend(self.rewritten_lines(table));
         for difference in &self.differences {
             steps.extend(self.additions(difference, table));
             steps.extend(self.removals(difference, table));
         }
-        steps.extend(self.strange_lines(table));
+        steps.extend(self.unknown_lines(table));
         steps.extend(self.tail());
         steps.extend(self.jumps(table));
         steps
     }
 
     /// Every service port's lines in the shared chains that are written anew.
-    fn rewritten_lines(&self, table: Table) -> impl Iterator<Item = Step> {
+    fn rewritten_lines(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let shared = || SHARED.iter().filter(move |(t, _)| *t == table).map(|(_, chain)| *chain);
         let (any, all) = (shared().any(|chain| self.is_rewritten(table, chain)), shared().all(|chain| self.is_rewritten(table, chain)));
         let services = any.then_some(self.wanted.services).into_iter().flatten();
@@ -257,12 +257,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Lines to put at the top of shared chains that are not written anew: one above the other, so the last one first.
-    fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
+    fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.moved, table, "-D ") + &self.edits(difference.add.iter().rev(), table, "-I ");
         (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
     }
 
-    fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
+    fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.remove, table, "-D ");
         (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
     }
@@ -272,26 +272,26 @@ impl<'a> Planner<'a> {
         lines.filter_map(|(_, line)| edit(operation, line)).collect()
     }
 
-    fn strange_lines(&self, table: Table) -> Option<Step> {
-        let lines = self.held.strange_lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
+    fn unknown_lines(&self, table: Table) -> Option<PlanStep> {
+        let lines = self.held.unknown_lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
         let text: String = lines.filter_map(|(_, line)| edit("-D ", line)).collect();
         (!text.is_empty()).then(|| shared(Write::Lines(text)))
     }
 
-    fn tail(&self) -> Option<Step> {
+    fn tail(&self) -> Option<PlanStep> {
         let tail = &self.wanted.fixed.nat_tail;
         (self.is_rewritten(Table::Nat, chain_names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
     }
 
     /// Jumps that are missing go to the top, or the end, of their chains; of several alike one is kept. Where nothing is known of the
     /// live tables, jumps are none of the plan's business.
-    fn jumps(&self, table: Table) -> Option<Step> {
+    fn jumps(&self, table: Table) -> Option<PlanStep> {
         let mut text = String::new();
         for (i, jump) in jumps_of(table) {
             let fixed = self.wanted.fixed;
-            let wanted = usize::from(fixed.wants(jump));
+            let wanted = usize::from(fixed.has_jump(jump));
             // What is not there leads nowhere.
-            if wanted == 0 && !(fixed.drops(jump) && self.held.fixed.contains_key(&(table, jump.to))) {
+            if wanted == 0 && !(fixed.removes_jump(jump) && self.held.fixed.contains_key(&(table, jump.to))) {
                 continue;
             }
             let there = self.held.jumps[i];
@@ -309,21 +309,21 @@ impl<'a> Planner<'a> {
     /// Every chain to delete, those that jump before those they jump to.
     fn deleted(&self) -> Vec<(Option<&'a ServicePortName>, ChainName)> {
         let own = self.differences.iter().flat_map(|difference| difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
-        let mut all: Vec<_> = own.chain(self.strange_chains()).collect();
+        let mut all: Vec<_> = own.chain(self.unknown_chains()).collect();
         all.sort_by_key(|(_, chain)| (chain.kind(), *chain));
         all
     }
 
     /// Chains of nobody's that can be deleted: not those that a service port of this plan makes its own.
-    fn strange_chains(&self) -> impl Iterator<Item = (Option<&'a ServicePortName>, ChainName)> {
+    fn unknown_chains(&self) -> impl Iterator<Item = (Option<&'a ServicePortName>, ChainName)> {
         let taken: BTreeSet<ChainName> = self.differences.iter().flat_map(|difference| difference.write.iter().copied()).collect();
         let free =
-            self.held.strange_chains.iter().copied().filter(move |chain| !taken.contains(chain) && !self.wanted.spared.contains(chain));
+            self.held.unknown_chains.iter().copied().filter(move |chain| !taken.contains(chain) && !self.wanted.spared.contains(chain));
         free.map(|chain| (None, chain))
     }
 }
 
-fn difference<'a>(name: &'a ServicePortName, wanted: &'a Wanted<'a>, held: &'a Acknowledged) -> Option<Difference<'a>> {
+fn difference<'a>(name: &'a ServicePortName, wanted: &'a DesiredTables<'a>, held: &'a Acknowledged) -> Option<Difference<'a>> {
     let (new, old) = (wanted.services.get(name), held.services.get(name));
     if let (Some(new), Some(old)) = (new, old)
         && Rc::ptr_eq(new, old)
@@ -383,15 +383,15 @@ fn edit(operation: &str, line: &str) -> Option<String> {
     line.trim_end().strip_prefix("-A ").map(|rest| [operation, rest, "\n"].concat())
 }
 
-fn shared(write: Write) -> Step {
-    Step { write, owner: None }
+fn shared(write: Write) -> PlanStep {
+    PlanStep { write, owner: None }
 }
 
-fn owned(name: &ServicePortName, write: Write) -> Step {
-    Step { write, owner: Some(name.clone()) }
+fn owned(name: &ServicePortName, write: Write) -> PlanStep {
+    PlanStep { write, owner: Some(name.clone()) }
 }
 
-fn declare_own(difference: &Difference<'_>) -> Vec<Step> {
+fn declare_own(difference: &Difference<'_>) -> Vec<PlanStep> {
     match difference.wanted {
         Some(outline) if outline.chains.len() == difference.write.len() && !difference.write.is_empty() => {
             vec![owned(difference.name, Write::DeclareAll(Rc::clone(outline)))]
@@ -400,7 +400,7 @@ fn declare_own(difference: &Difference<'_>) -> Vec<Step> {
     }
 }
 
-fn own_rules(difference: &Difference<'_>) -> Option<Step> {
+fn own_rules(difference: &Difference<'_>) -> Option<PlanStep> {
     let outline = difference.wanted.filter(|_| !difference.write.is_empty())?;
     let write = if outline.chains.len() == difference.write.len() {
         Write::OwnAll(Rc::clone(outline))
@@ -410,17 +410,17 @@ fn own_rules(difference: &Difference<'_>) -> Option<Step> {
     Some(owned(difference.name, write))
 }
 
-fn declare_to_delete((name, chain): &(Option<&ServicePortName>, ChainName)) -> Step {
-    Step { write: Write::DeclareOwn(*chain), owner: name.cloned() }
+fn declare_to_delete((name, chain): &(Option<&ServicePortName>, ChainName)) -> PlanStep {
+    PlanStep { write: Write::DeclareOwn(*chain), owner: name.cloned() }
 }
 
-fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> Step {
-    Step { write: Write::Delete(chain), owner: name.cloned() }
+fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> PlanStep {
+    PlanStep { write: Write::Delete(chain), owner: name.cloned() }
 }
 
 /// Tables of which nothing is known but that jumps and kubelet's chain are somebody else's business: what a dry run writes into.
 #[must_use]
-pub fn unknown() -> Acknowledged {
+pub fn dry_run_tables() -> Acknowledged {
     let fixed = [((Table::Filter, chain_names::FIREWALL), Digest::default())].into();
     Acknowledged { fixed, jumps: [1; JUMPS.len()], ..Acknowledged::default() }
 }

@@ -48,7 +48,7 @@ impl AddAssign for RuleCounts {
 
 /// Service ports with endpoints, but none on this node where their policy is Local (spec section 6.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WithoutLocal {
+pub struct WithoutLocalCounts {
     /// By `internalTrafficPolicy`.
     pub internal: usize,
     /// By `externalTrafficPolicy`.
@@ -57,7 +57,7 @@ pub struct WithoutLocal {
 
 /// What the desired rules of a family come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct RuleTotals {
     /// Rules.
     pub rules: RuleCounts,
     /// Chains.
@@ -67,7 +67,7 @@ pub struct Tally {
     /// Endpoints of all service ports, in any state.
     pub endpoints: usize,
     /// Service ports that serve nobody here for want of an endpoint on this node.
-    pub without_local: WithoutLocal,
+    pub without_local: WithoutLocalCounts,
     /// Memory that outlines take, in bytes: from the lengths of what they hold, without what the allocator adds.
     pub bytes: usize,
 }
@@ -75,7 +75,7 @@ pub struct Tally {
 /// What one service port in outline takes besides its texts and chains: itself with its two counts, and its place in the map.
 const OUTLINE_BYTES: usize = size_of::<Outline>() + 3 * size_of::<usize>() + size_of::<ServicePortName>();
 
-impl Tally {
+impl RuleTotals {
     /// Counts a service port.
     pub(super) fn add(&mut self, outline: &Outline) {
         let of = Self::of(outline);
@@ -115,7 +115,7 @@ impl Tally {
             chains: outline.chains.len(),
             service_ports: 1,
             endpoints: 0,
-            without_local: WithoutLocal {
+            without_local: WithoutLocalCounts {
                 internal: outline.without_local.internal.into(),
                 external: outline.without_local.external.into(),
             },

@@ -6,9 +6,9 @@ use crate::cluster::{ServiceKey, ServicePortName};
 
 /// A chain and its rules, as lines of iptables-restore input.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chain<N> {
+pub struct ChainRules {
     /// Name of the chain.
-    pub name: N,
+    pub name: &'static str,
     /// Its rules in order, each an `-A` line with its newline.
     pub rules: String,
 }
@@ -69,9 +69,9 @@ impl ServicePortRules {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fixed {
     /// In `filter`.
-    pub filter: Vec<Chain<&'static str>>,
+    pub filter: Vec<ChainRules>,
     /// In `nat`; these rules come before any service port's.
-    pub nat: Vec<Chain<&'static str>>,
+    pub nat: Vec<ChainRules>,
     /// The end of KUBE-SERVICES in `nat`: on to the NodePorts. Has to stay last in its chain.
     pub nat_tail: String,
     /// Chains of ours that should do nothing: where they are, nothing leads to them and they are empty.
@@ -81,7 +81,7 @@ pub struct Fixed {
 impl Fixed {
     /// The chains of one table.
     #[must_use]
-    pub fn chains(&self, table: Table) -> &[Chain<&'static str>] {
+    pub fn chains(&self, table: Table) -> &[ChainRules] {
         match table {
             Table::Filter => &self.filter,
             Table::Nat => &self.nat,
@@ -102,13 +102,13 @@ impl Fixed {
 
     /// Whether a jump should be there.
     #[must_use]
-    pub fn wants(&self, jump: &Jump) -> bool {
-        jump.is_wanted(|table, chain| self.has(table, chain))
+    pub fn has_jump(&self, jump: &Jump) -> bool {
+        jump.is_desired(|table, chain| self.has(table, chain))
     }
 
     /// Whether a jump should not be there.
     #[must_use]
-    pub fn drops(&self, jump: &Jump) -> bool {
+    pub fn removes_jump(&self, jump: &Jump) -> bool {
         self.unwanted.contains(&(jump.table, jump.to))
     }
 }

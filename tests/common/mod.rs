@@ -17,9 +17,9 @@ use sepal::proxy::rules::{self, Renderer, RuleSet};
 use sepal::proxy::sync::facts::{described_facts, whole};
 use sepal::table::acknowledged::Acknowledged;
 use sepal::table::desired::{Desired, Refresh};
-use sepal::table::live::Reader;
+use sepal::table::live::LiveReader;
 use sepal::table::plan::Variant;
-use sepal::table::planner::{self, Wanted};
+use sepal::table::planner::{self, DesiredTables};
 
 /// The inputs a manifest text stands for.
 pub fn inputs(text: &str) -> Result<Inputs, String> {
@@ -40,7 +40,7 @@ pub fn rule_set(inputs: &Inputs, family: Family) -> RuleSet {
 
 /// The restore input of one family, in one transaction per table.
 pub fn rendered(inputs: &Inputs, family: Family) -> String {
-    let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::unknown());
+    let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::dry_run_tables());
     plan.text(&renderer)
 }
 
@@ -52,10 +52,10 @@ pub fn left_to_write(inputs: &Inputs, family: Family, saved: &str) -> String {
     desired.count(&counter, Refresh::All);
     let renderer = counter.for_size(desired.endpoints());
     let all = desired.refresh(&renderer, Refresh::All);
-    let mut reader = Reader::new(desired.services(), &desired.fixed);
+    let mut reader = LiveReader::new(desired.services(), &desired.fixed);
     saved.lines().for_each(|line| reader.line(line));
-    let held = Acknowledged::of_live(reader.finish(), desired.services());
-    let wanted = Wanted { services: desired.services(), fixed: &desired.fixed, spared: &[] };
+    let held = Acknowledged::from_live(reader.finish(), desired.services());
+    let wanted = DesiredTables { services: desired.services(), fixed: &desired.fixed, spared: &[] };
     planner::plan(&wanted, &held, &all, Variant::Nft, planner::CHAINS_PER_TRANSACTION).text(&renderer)
 }
 

@@ -16,7 +16,7 @@ use crate::cluster::Family;
 use crate::netlink::nfacct::PacketCounters;
 use crate::observe::sync_result::Attempt;
 use crate::table::Table;
-use crate::table::rule_counts::Tally;
+use crate::table::rule_counts::RuleTotals;
 
 use super::text::{Catalogue, one};
 use super::{Count, Durations, OfFamily, OfTable};
@@ -124,7 +124,7 @@ impl KubeProxy {
     }
 
     /// A sync ended, well or not.
-    pub(super) fn attempted(&self, family: Family, attempt: &Attempt, tally: &Tally, took: Duration) {
+    pub(super) fn attempted(&self, family: Family, attempt: &Attempt, totals: &RuleTotals, took: Duration) {
         let of = OfFamily::new(family);
         let of_kind = if attempt.full { &self.full_duration } else { &self.partial_duration };
         for durations in [&self.duration, of_kind] {
@@ -132,7 +132,7 @@ impl KubeProxy {
         }
         for table in Table::ALL {
             let of_table = OfTable::new(family, table);
-            self.iptables_total.get_or_create(&of_table).set(tally.rules.of(table) as u64);
+            self.iptables_total.get_or_create(&of_table).set(totals.rules.of(table) as u64);
             self.iptables_last.get_or_create(&of_table).set(attempt.written.of(table) as u64);
         }
         for (counter, count) in [(&self.restore_failures, attempt.failures), (&self.partial_restore_failures, attempt.partial_failures)] {
@@ -151,9 +151,9 @@ impl KubeProxy {
     }
 
     /// A sync ended well.
-    pub(super) fn synced(&self, family: Family, tally: &Tally) {
+    pub(super) fn synced(&self, family: Family, totals: &RuleTotals) {
         self.last_timestamp.get_or_create(&OfFamily::new(family)).set(now());
-        for (traffic_policy, count) in [("internal", tally.without_local.internal), ("external", tally.without_local.external)] {
+        for (traffic_policy, count) in [("internal", totals.without_local.internal), ("external", totals.without_local.external)] {
             let of = OfPolicy { ip_family: OfFamily::new(family).ip_family, traffic_policy };
             self.no_local_endpoints.get_or_create(&of).set(count as u64);
         }

@@ -23,11 +23,11 @@ use crate::cluster::{Family, Snapshot};
 use crate::iptables::detect::Found;
 use crate::netlink::nfacct::{PacketCounters, Packets};
 use crate::table::Table;
-use crate::table::rule_counts::Tally;
+use crate::table::rule_counts::RuleTotals;
 
 use crate::observe::latency::{Followed, Slowest};
 use crate::observe::readiness::Readiness;
-use crate::observe::service_traffic::Since;
+use crate::observe::service_traffic::TrafficDelta;
 use crate::observe::sync_result::{Attempt, Synced};
 use kubeproxy::{AtScrape, KubeProxy};
 use network::OnDemand;
@@ -36,7 +36,7 @@ use process::Process;
 use sepal::Own;
 use shared::Shared;
 use text::Catalogue;
-use traffic::Traffic;
+use traffic::TrafficMetrics;
 
 pub use network::NetworkMetrics;
 pub use text::Format;
@@ -86,7 +86,7 @@ pub struct Metrics {
     own: Own,
     network: OnDemand,
     parts: Parts,
-    traffic: Traffic,
+    traffic: TrafficMetrics,
     slowest: Slowest,
 }
 
@@ -102,7 +102,7 @@ impl Metrics {
     #[must_use]
     pub fn new(counters: impl PacketCounters) -> Self {
         let (kubeproxy, shared, own) = (KubeProxy::default(), Shared::default(), Own::default());
-        let traffic = Traffic::default();
+        let traffic = TrafficMetrics::default();
         let mut catalogue = Catalogue::default();
         traffic.register(&mut catalogue);
         kubeproxy.register(&mut catalogue);
@@ -125,15 +125,15 @@ impl Metrics {
     }
 
     /// A sync of a family ended, well or not, after so long.
-    pub fn attempted(&self, family: Family, attempt: &Attempt, tally: &Tally, took: Duration) {
-        self.kubeproxy.attempted(family, attempt, tally, took);
-        self.own.attempted(family, attempt, tally);
+    pub fn attempted(&self, family: Family, attempt: &Attempt, totals: &RuleTotals, took: Duration) {
+        self.kubeproxy.attempted(family, attempt, totals, took);
+        self.own.attempted(family, attempt, totals);
     }
 
     /// A sync wrote this; if nothing, nothing had to be written.
-    pub fn synced(&self, family: Family, synced: &Synced, tally: &Tally) {
-        self.kubeproxy.synced(family, tally);
-        self.own.synced(family, synced, tally);
+    pub fn synced(&self, family: Family, synced: &Synced, totals: &RuleTotals) {
+        self.kubeproxy.synced(family, totals);
+        self.own.synced(family, synced, totals);
     }
 
     /// A change of a Service is in force.
@@ -229,7 +229,7 @@ impl Metrics {
     }
 
     /// So much has come to Services since the last time, by doors and endpoints; others are shown for a while still.
-    pub fn service_traffic(&self, since: &Since) {
+    pub fn service_traffic(&self, since: &TrafficDelta) {
         self.traffic.add(since, Instant::now());
     }
 
@@ -269,12 +269,12 @@ mod tests {
     #[test]
     fn what_happens_is_counted() {
         let metrics = Metrics::default();
-        let tally = Tally { chains: 10, ..Tally::default() };
+        let totals = RuleTotals { chains: 10, ..RuleTotals::default() };
         let mut synced = Synced::default();
-        metrics.synced(Family::V4, &synced, &tally);
+        metrics.synced(Family::V4, &synced, &totals);
         synced.extent.chains = 3;
         synced.extent.transactions = 1;
-        metrics.synced(Family::V4, &synced, &tally);
+        metrics.synced(Family::V4, &synced, &totals);
         metrics.audited(Family::V6, "jump", 2);
         metrics.audited(Family::V6, "jump", 1);
         metrics.quarantined(Family::V4, 1);

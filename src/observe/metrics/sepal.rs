@@ -11,7 +11,7 @@ use crate::iptables::detect::Found;
 use crate::observe::latency::Followed;
 use crate::observe::sync_result::{Attempt, Synced};
 use crate::table::Table;
-use crate::table::rule_counts::Tally;
+use crate::table::rule_counts::RuleTotals;
 
 use super::kubeproxy::durations;
 use super::text::Catalogue;
@@ -146,24 +146,24 @@ impl Own {
     }
 
     /// A sync ended, well or not.
-    pub(super) fn attempted(&self, family: Family, attempt: &Attempt, tally: &Tally) {
+    pub(super) fn attempted(&self, family: Family, attempt: &Attempt, totals: &RuleTotals) {
         for table in Table::ALL {
             let (of, written) = (OfTable::new(family, table), attempt.written.of(table));
             self.rules_written.get_or_create(&of).inc_by(written as u64);
-            self.rules_skipped.get_or_create(&of).inc_by(tally.rules.of(table).saturating_sub(written) as u64);
+            self.rules_skipped.get_or_create(&of).inc_by(totals.rules.of(table).saturating_sub(written) as u64);
         }
         let of = OfFamily::new(family);
-        self.service_ports.get_or_create(&of).set(tally.service_ports as u64);
-        self.endpoints.get_or_create(&of).set(tally.endpoints as u64);
-        self.outline_bytes.get_or_create(&of).set(tally.bytes as u64);
+        self.service_ports.get_or_create(&of).set(totals.service_ports as u64);
+        self.endpoints.get_or_create(&of).set(totals.endpoints as u64);
+        self.outline_bytes.get_or_create(&of).set(totals.bytes as u64);
     }
 
     /// A sync ended well.
-    pub(super) fn synced(&self, family: Family, synced: &Synced, tally: &Tally) {
+    pub(super) fn synced(&self, family: Family, synced: &Synced, totals: &RuleTotals) {
         let of = OfFamily::new(family);
         self.chains_written.get_or_create(&of).inc_by(synced.extent.chains as u64);
         self.chains_deleted.get_or_create(&of).inc_by(synced.extent.deleted as u64);
-        self.chains_skipped.get_or_create(&of).inc_by(tally.chains.saturating_sub(synced.extent.chains) as u64);
+        self.chains_skipped.get_or_create(&of).inc_by(totals.chains.saturating_sub(synced.extent.chains) as u64);
         self.edits.get_or_create(&of).inc_by(synced.extent.edits as u64);
         self.planning.get_or_create(&of).observe(synced.spent.planning().as_secs_f64());
         self.applying.get_or_create(&of).observe(synced.spent.applying().as_secs_f64());

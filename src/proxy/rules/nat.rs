@@ -3,11 +3,11 @@
 use crate::cluster::{Endpoint, Service, ServicePort, ServicePortName};
 
 use super::policy::Policy;
-use super::render::{Rule, probability};
+use super::render::{RuleLine, probability};
 use super::view::{NodePorts, View};
 use crate::cluster::Family;
 use crate::table::chain_names::{self, ChainName, ServiceChains};
-use crate::table::rules::Chain;
+use crate::table::rules::ChainRules;
 
 /// One service port of one family, ready to be written.
 #[derive(Debug)]
@@ -27,22 +27,22 @@ pub struct ServicePortInput<'a> {
 }
 
 /// The fixed chains of `nat` and the rules in them that come before any service port's.
-pub(super) fn fixed_chains(view: &View<'_>) -> Vec<Chain<&'static str>> {
+pub(super) fn fixed_chains(view: &View<'_>) -> Vec<ChainRules> {
     let mark = &view.mark;
     let mut postrouting = String::new();
-    Rule::append(&mut postrouting, chain_names::POSTROUTING).arguments(&[&format!("-m mark ! --mark {mark}/{mark}")]).jump(&["RETURN"]);
+    RuleLine::append(&mut postrouting, chain_names::POSTROUTING).arguments(&[&format!("-m mark ! --mark {mark}/{mark}")]).jump(&["RETURN"]);
     // The mark is cleared, so that a packet that passes POSTROUTING again, encapsulated, is not masqueraded twice.
-    Rule::append(&mut postrouting, chain_names::POSTROUTING).jump(&[&format!("MARK --xor-mark {mark}")]);
-    Rule::append(&mut postrouting, chain_names::POSTROUTING)
+    RuleLine::append(&mut postrouting, chain_names::POSTROUTING).jump(&[&format!("MARK --xor-mark {mark}")]);
+    RuleLine::append(&mut postrouting, chain_names::POSTROUTING)
         .comment(&["kubernetes service traffic requiring SNAT"])
         .jump(&[if view.random_fully { "MASQUERADE --random-fully" } else { "MASQUERADE" }]);
     let mut mark_masq = String::new();
-    Rule::append(&mut mark_masq, chain_names::MARK_MASQ).jump(&[&format!("MARK --or-mark {mark}")]);
+    RuleLine::append(&mut mark_masq, chain_names::MARK_MASQ).jump(&[&format!("MARK --or-mark {mark}")]);
     vec![
-        Chain { name: chain_names::SERVICES, rules: String::new() },
-        Chain { name: chain_names::NODEPORTS, rules: String::new() },
-        Chain { name: chain_names::POSTROUTING, rules: postrouting },
-        Chain { name: chain_names::MARK_MASQ, rules: mark_masq },
+        ChainRules { name: chain_names::SERVICES, rules: String::new() },
+        ChainRules { name: chain_names::NODEPORTS, rules: String::new() },
+        ChainRules { name: chain_names::POSTROUTING, rules: postrouting },
+        ChainRules { name: chain_names::MARK_MASQ, rules: mark_masq },
     ]
 }
 
@@ -50,7 +50,7 @@ pub(super) fn fixed_chains(view: &View<'_>) -> Vec<Chain<&'static str>> {
 pub(super) fn tail(view: &View<'_>) -> String {
     let mut out = String::new();
     let mut rule = |arguments: &str| {
-        Rule::append(&mut out, chain_names::SERVICES)
+        RuleLine::append(&mut out, chain_names::SERVICES)
             .comment(&["kubernetes service nodeports; NOTE: this must be the last rule in this chain"])
             .arguments(&[arguments])
             .jump(&[chain_names::NODEPORTS]);
@@ -81,7 +81,7 @@ impl Writer<'_> {
         let Self { input, view, policy, names, .. } = self;
         let (spn, protocol, port) = (input.spn.as_str(), input.port.protocol, input.port.port);
         let mut service = |kind: &str, address: &str, target: &ChainName| {
-            Rule::append(out, chain_names::SERVICES).comment(&[spn, kind]).frontend(protocol, address, port).jump(&[target.as_str()]);
+            RuleLine::append(out, chain_names::SERVICES).comment(&[spn, kind]).frontend(protocol, address, port).jump(&[target.as_str()]);
         };
         if policy.serves_internal() {
             service(" cluster IP", &input.cluster_ip, self.internal_chain());
@@ -102,13 +102,13 @@ impl Writer<'_> {
             let node_port = input.port.node_port;
             let external = names.external.as_str();
             if view.localhost_node_ports && view.nfacct.localhost_node_ports {
-                Rule::append(out, chain_names::NODEPORTS)
+                RuleLine::append(out, chain_names::NODEPORTS)
                     .bare_comment(spn)
                     .frontend(protocol, "127.0.0.0/8", node_port)
                     .arguments(&["-m nfacct --nfacct-name localhost_nps_accepted_pkts"])
                     .jump(&[external]);
             }
-            Rule::append(out, chain_names::NODEPORTS).bare_comment(spn).protocol(protocol).port(node_port).jump(&[external]);
+            RuleLine::append(out, chain_names::NODEPORTS).bare_comment(spn).protocol(protocol).port(node_port).jump(&[external]);
         }
     }
 
@@ -157,23 +157,25 @@ impl Writer<'_> {
         let cluster = names.cluster.as_str();
         if policy.external_local {
             if let Some(local) = &view.local_traffic {
-                Rule::append(out, chain)
+                RuleLine::append(out, chain)
                     .comment(&["pod traffic for ", spn, " external destinations"])
                     .arguments(&[&local.if_local])
                     .jump(&[cluster]);
             }
             for (verb, target) in [("masquerade", chain_names::MARK_MASQ), ("route", cluster)] {
-                Rule::append(out, chain)
+                RuleLine::append(out, chain)
                     .comment(&[verb, " LOCAL traffic for ", spn, " external destinations"])
                     .arguments(&["-m addrtype --src-type LOCAL"])
                     .jump(&[target]);
             }
         } else {
-            Rule::append(out, chain).comment(&["masquerade traffic for ", spn, " external destinations"]).jump(&[chain_names::MARK_MASQ]);
+            RuleLine::append(out, chain)
+                .comment(&["masquerade traffic for ", spn, " external destinations"])
+                .jump(&[chain_names::MARK_MASQ]);
         }
         if policy.serves_external() {
             let target = if policy.external_local { &names.local } else { &names.cluster };
-            Rule::append(out, chain).jump(&[target.as_str()]);
+            RuleLine::append(out, chain).jump(&[target.as_str()]);
         }
     }
 
@@ -182,7 +184,7 @@ impl Writer<'_> {
         let spn = input.spn.as_str();
         let chain = names.firewall.as_str();
         let mut allow = |source: &str| {
-            Rule::append(out, chain).comment(&[spn, " loadbalancer IP"]).source(source).jump(&[names.external.as_str()]);
+            RuleLine::append(out, chain).comment(&[spn, " loadbalancer IP"]).source(source).jump(&[names.external.as_str()]);
         };
         let ranges = input.service.source_ranges(view.family);
         for range in &ranges {
@@ -194,7 +196,7 @@ impl Writer<'_> {
                 allow(&vip.to_string());
             }
         }
-        Rule::append(out, chain).comment(&["other traffic to ", spn, " will be dropped by KUBE-PROXY-FIREWALL"]).end();
+        RuleLine::append(out, chain).comment(&["other traffic to ", spn, " will be dropped by KUBE-PROXY-FIREWALL"]).end();
     }
 
     /// A KUBE-SVC- or KUBE-SVL- chain: masquerade mark where it belongs here, then affinity, then balancing.
@@ -234,7 +236,7 @@ impl Writer<'_> {
             Some(local) => Some(local.if_not_local.as_str()),
             None => return,
         };
-        let mut rule = Rule::append(out, chain.as_str()).comment(&[&input.spn, " cluster IP"]).frontend(
+        let mut rule = RuleLine::append(out, chain.as_str()).comment(&[&input.spn, " cluster IP"]).frontend(
             input.port.protocol,
             &input.cluster_ip,
             input.port.port,
@@ -246,8 +248,8 @@ impl Writer<'_> {
     }
 
     /// Starts a rule that leads to an endpoint; large clusters go without the comment.
-    fn toward<'r>(&self, out: &'r mut String, chain: &ChainName, endpoint: &Endpoint<'_>) -> Rule<'r> {
-        let rule = Rule::append(out, chain.as_str());
+    fn toward<'r>(&self, out: &'r mut String, chain: &ChainName, endpoint: &Endpoint<'_>) -> RuleLine<'r> {
+        let rule = RuleLine::append(out, chain.as_str());
         if self.large { rule } else { rule.comment(&[&self.input.spn, " -> ", &endpoint.id]) }
     }
 
@@ -263,8 +265,8 @@ impl Writer<'_> {
     }
 
     /// Starts a rule within an endpoint's chain; large clusters go without the comment.
-    fn within<'r>(&self, out: &'r mut String, chain: &str) -> Rule<'r> {
-        let rule = Rule::append(out, chain);
+    fn within<'r>(&self, out: &'r mut String, chain: &str) -> RuleLine<'r> {
+        let rule = RuleLine::append(out, chain);
         if self.large { rule } else { rule.bare_comment(&self.input.spn) }
     }
 }

@@ -8,7 +8,7 @@ use crate::cluster::pod_rules::{PodRanges, PodRules};
 use crate::cluster::Family;
 use crate::table::chain_names::{FLANNEL_FORWARD, FLANNEL_POSTROUTING};
 use crate::table::jumps::Table;
-use crate::table::rules::{Chain, Fixed};
+use crate::table::rules::{ChainRules, Fixed};
 
 /// Puts the pod network's chains into a family's; those that it should not have are noted as unwanted.
 pub(super) fn add(fixed: &mut Fixed, rules: &PodRules, mark: u32, random_fully: bool, family: Family) {
@@ -16,12 +16,12 @@ pub(super) fn add(fixed: &mut Fixed, rules: &PodRules, mark: u32, random_fully: 
     match ranges.filter(|_| rules.masquerade) {
         Some(ranges) => {
             let rules = postrouting(ranges, mark, rules.random_fully && random_fully, family);
-            fixed.nat.push(Chain { name: FLANNEL_POSTROUTING, rules });
+            fixed.nat.push(ChainRules { name: FLANNEL_POSTROUTING, rules });
         }
         None => fixed.unwanted.push((Table::Nat, FLANNEL_POSTROUTING)),
     }
     match ranges.filter(|_| rules.forward) {
-        Some(ranges) => fixed.filter.push(Chain { name: FLANNEL_FORWARD, rules: forward(ranges) }),
+        Some(ranges) => fixed.filter.push(ChainRules { name: FLANNEL_FORWARD, rules: forward(ranges) }),
         None => fixed.unwanted.push((Table::Filter, FLANNEL_FORWARD)),
     }
 }

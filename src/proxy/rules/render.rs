@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 
 use crate::cluster::Protocol;
 
-/// One `-A` line under construction; [`Rule::jump`] or [`Rule::end`] finishes it.
+/// One `-A` line under construction; [`RuleLine::jump`] or [`RuleLine::end`] finishes it.
 ///
 /// Nothing is escaped: whatever reaches a comment was checked when its object was read.
-pub struct Rule<'a>(&'a mut String);
+pub struct RuleLine<'a>(&'a mut String);
 
-impl<'a> Rule<'a> {
+impl<'a> RuleLine<'a> {
     /// Starts a rule at the end of `chain`.
     pub fn append(out: &'a mut String, chain: &str) -> Self {
         Self(out).words(&["-A ", chain])
@@ -134,12 +134,12 @@ mod tests {
     #[test]
     fn a_line_is_tokens_joined_by_single_spaces() {
         let mut out = String::new();
-        Rule::append(&mut out, "A")
+        RuleLine::append(&mut out, "A")
             .comment(&["x", " y"])
             .frontend(Protocol::Udp, "10.0.0.1", 53)
             .arguments(&["! -s 10.0.0.0/8"])
             .jump(&["B"]);
-        Rule::append(&mut out, "A").bare_comment("x/y").source("fd00::/64").end();
+        RuleLine::append(&mut out, "A").bare_comment("x/y").source("fd00::/64").end();
         assert_eq!(
             out,
             "-A A -m comment --comment \"x y\" -m udp -p udp -d 10.0.0.1 --dport 53 ! -s 10.0.0.0/8 -j B\n-A A -m comment --comment x/y -s fd00::/64\n"
