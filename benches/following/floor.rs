@@ -159,7 +159,7 @@ fn service_chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chai
 fn full_input(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
     let all = rules::compute(inputs, facts, Family::V4);
     let jumps = |table| -> String {
-        let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.wants(jump));
+        let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.has_jump(jump));
         of_table.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect()
     };
     let declared = |chains: &[ChainRules]| -> String {

@@ -343,8 +343,8 @@ COMMIT
         let portal = "-A PREROUTING -j KUBE-SERVICES";
         let saved = NAT_SAVED.replace("COMMIT", &format!("{foreign}\n{portal}\nCOMMIT"));
         let left = Leftovers::of("nat", &saved);
-        let foreign = |chain: &str, rule: &str| ForeignRule { chain: chain.into(), rule: rule.into() };
-        assert_eq!(left.foreign_rules(), [foreign("KUBE-MARK-MASQ", foreign), foreign("KUBE-SERVICES", portal)]);
+        let entry = |chain: &str, rule: &str| ForeignRule { chain: chain.into(), rule: rule.into() };
+        assert_eq!(left.foreign_rules(), [entry("KUBE-MARK-MASQ", foreign), entry("KUBE-SERVICES", portal)]);
         assert_eq!((left.jumps(), left.deleted().count()), (4, 8));
         let input = left.input(Variant::Legacy);
         for kept in ["KUBE-SERVICES", "KUBE-MARK-MASQ"] {

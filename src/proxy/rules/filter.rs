@@ -1,4 +1,4 @@
-//! The `filter` table: what is refused, what is accepted, what is dropped (spec sections 6.4-6.6).
+//! The rules of the `filter` table, which reject, accept or drop service traffic ([kube-proxy 6.4], [kube-proxy 6.5], [kube-proxy 6.6]).
 
 use super::nat::{ServicePortInput, uses_firewall};
 use super::policy::Policy;
@@ -8,7 +8,7 @@ use crate::cluster::Protocol;
 use crate::table::chain_names::{self, ServiceChains};
 use crate::table::rules::ChainRules;
 
-/// The fixed chains of `filter` and the rules in them that are not a service port's.
+/// Returns the fixed chains of `filter` and their rules that belong to no service port.
 pub(super) fn fixed_chains(view: &View<'_>) -> Vec<ChainRules> {
     let empty = |name| ChainRules { name, rules: String::new() };
     let mut chains = vec![
@@ -19,7 +19,7 @@ pub(super) fn fixed_chains(view: &View<'_>) -> Vec<ChainRules> {
         empty(chain_names::PROXY_FIREWALL),
     ];
     if view.localhost_node_ports {
-        // route_localnet opens 127.0.0.0/8 to the neighbourhood; this closes it again (kubernetes issue 90259).
+        // With route_localnet, other hosts of the network can reach 127.0.0.0/8. This rule stops them (kubernetes issue 90259).
         let mut rules = String::new();
         RuleLine::append(&mut rules, chain_names::FIREWALL)
             .comment(&["block incoming localnet connections"])
@@ -56,7 +56,8 @@ fn forward(view: &View<'_>) -> String {
 pub(super) fn dispatch(out: &mut String, input: &ServicePortInput<'_>, policy: &Policy<'_>, names: &ServiceChains, view: &View<'_>) {
     let ServicePortInput { spn, service, port, .. } = input;
     let protocol = port.protocol;
-    // No endpoint anywhere is refused; endpoints only elsewhere is dropped, so that a load balancer tries another node.
+    // Without any endpoint, traffic is rejected. If all endpoints are on other nodes, it is dropped, so that a load balancer tries another
+    // node.
     let (why, target) = if policy.has_endpoints { (" has no local endpoints", "DROP") } else { (" has no endpoints", "REJECT") };
     let mut refuse = |chain, address: &str| {
         RuleLine::append(out, chain).comment(&[spn, why]).frontend(protocol, address, port.port).jump(&[target]);

@@ -413,7 +413,7 @@ impl FamilyRules {
     fn claimed(&self) -> Cow<'_, Outlines> {
         let mut claimed = Cow::Borrowed(self.desired.services());
         for (name, former) in &self.former {
-            let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.with(former)));
+            let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.merge(former)));
             overlay(claimed.to_mut(), name, Some(&outline));
         }
         for (name, kept) in self.quarantine.kept() {
