@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Tests and the demo make network namespaces, which takes root; building does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
-.PHONY: all build demo demo-clean soak scale test lint bench golden fuzz tools
+.PHONY: all build demo demo-clean soak scale test test-pure lint bench golden fuzz tools
 all: build
 
 tools:
@@ -31,7 +31,12 @@ soak: tools build
 scale: tools build
 	$(AS_ROOT) $(or $(CARGO_TARGET_DIR),target)/release/sepal-lab scale --nodes $(or $(NODES),5000) --services $(or $(SERVICES),10000) --endpoints $(or $(ENDPOINTS),3)
 
-# The status page is looked at in a browser.
+# Tests that need neither root nor a network: under a minute.
+test-pure:
+	$(CARGO) test --locked --test pure
+
+# All tests. tests/pure and tests/api need no root; tests/kernel and tests/program make network namespaces. The status page is tested with a
+# browser.
 test:
 	@.ci/tools chromium
 	$(CARGO) test --workspace --locked --no-run
@@ -48,7 +53,7 @@ bench: tools
 
 # Rewrites golden/ from testdata/. Read the difference like code.
 golden:
-	UPDATE_GOLDEN=1 $(CARGO) test --locked --test golden
+	UPDATE_GOLDEN=1 $(CARGO) test --locked --test pure golden
 
 # Feeds arbitrary text to the manifest reader and to the CNI plugin's, a minute each; needs cargo-fuzz and a nightly toolchain.
 fuzz:

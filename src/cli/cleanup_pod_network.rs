@@ -12,16 +12,16 @@ use tokio::time::timeout;
 
 use crate::error_text::error_text;
 use crate::kubernetes::api::Watches;
-use crate::kubernetes::client::Connection;
+use crate::kubernetes::client::ConnectionSettings;
 use crate::netlink::entry::LinkChange;
 use crate::netlink::link::LinkNames;
 use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
 use crate::pod_network::annotations::{DEFAULT_PREFIX, Prefix};
-use crate::pod_network::leftovers::{self, Known};
+use crate::pod_network::leftovers::{self, FormerNetwork};
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseError, LeaseStore};
-use crate::pod_network::sync::node_name::{NameSource, NodeNameError};
+use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use crate::pod_network::sync::node_writes::remove_annotations;
 use crate::pod_network::sync::{net_conf_watch, subnet_file};
 
@@ -61,7 +61,7 @@ pub(super) struct PodNetworkFlags {
 impl PodNetworkFlags {
     /// Takes away links and routes, and subnet.env once those are gone: it says which network they belong to.
     pub(super) async fn clean_node(&self, complain: &mut impl FnMut(&dyn Display)) {
-        let known = Known { env: SubnetEnv::read(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
+        let known = FormerNetwork { env: SubnetEnv::parse_lenient(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
         let errors = match spawn_blocking(move || clean_kernel(&Kernel, &known)).await {
             Ok(errors) => errors,
             Err(error) => return complain(&error),
@@ -101,8 +101,10 @@ impl PodNetworkFlags {
 
     async fn ask_api(&self, complain: &mut impl FnMut(&dyn Display)) -> anyhow::Result<()> {
         let prefix = Prefix::new(&self.kube_annotation_prefix).context("--kube-annotation-prefix")?;
-        let client = Connection { kubeconfig: self.kubeconfig.clone(), master: self.master.clone(), ..Connection::default() }.client()?;
-        let node = match (&self.node_name, NameSource::from_environment(|name| std::env::var(name).ok())) {
+        let client =
+            ConnectionSettings { kubeconfig: self.kubeconfig.clone(), master: self.master.clone(), ..ConnectionSettings::default() }
+                .client()?;
+        let node = match (&self.node_name, NodeNameSource::from_environment(|name| std::env::var(name).ok())) {
             (Some(name), _) => name.clone(),
             (None, Ok(source)) => source.node_name(&client).await?,
             (None, Err(NodeNameError::Unset)) => host_name()?,
@@ -128,7 +130,7 @@ impl PodNetworkFlags {
 }
 
 /// Takes away links, and the routes that are left then. Gives what is still there.
-fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError> {
+fn clean_kernel(kernel: &impl NetworkKernel, known: &FormerNetwork) -> Vec<NetlinkError> {
     let live = match kernel.dump() {
         Ok(live) => live,
         Err(error) => return vec![error],
@@ -140,7 +142,7 @@ fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError>
             Err(error) => errors.push(error),
         }
     }
-    for link in leftovers::doubtful(&live, known) {
+    for link in leftovers::unattributed(&live, known) {
         let name = &link.name;
         tracing::warn!(
             "link {name} stays: it has no address in a network that subnet.env or net-conf.json names, and no route of sepal's. If it is \

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::manifests::Manifests;
 use crate::config::settings::Asked;
-use crate::kubernetes::Complaints;
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{self, ManifestError};
 use crate::proxy::rules::inputs::Inputs;
 
@@ -20,7 +20,7 @@ pub struct Files {
     path: PathBuf,
     asked: Asked,
     good: BTreeMap<PathBuf, Manifests>,
-    complaints: Complaints,
+    complaints: ProblemLog,
     /// Complaints about whole files, so that each is made once.
     broken: BTreeSet<String>,
     /// The KubeProxyConfiguration among the manifests, as it was at the start.
@@ -41,7 +41,7 @@ impl Files {
             path,
             asked,
             good: BTreeMap::new(),
-            complaints: Complaints::default(),
+            complaints: ProblemLog::default(),
             broken: BTreeSet::new(),
             configuration: None,
             pending: Vec::new(),

@@ -6,8 +6,8 @@ use super::kubeproxy;
 use super::network_facts::{self, NetworkFacts};
 use super::settings::Asked;
 use crate::bad_setting::BadSetting;
-use crate::cluster::host_facts::{self, HostFacts, WrittenFacts};
-use crate::kubernetes::Complaints;
+use crate::cluster::host_facts::{self, HostFacts, HostFactsOverrides};
+use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{Document, ManifestError, Objects, documents};
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::settings::ProxySettings;
@@ -17,7 +17,7 @@ use crate::proxy::settings::ProxySettings;
 pub struct Manifests {
     objects: Objects,
     config: Option<Config>,
-    host_facts: Option<WrittenFacts>,
+    host_facts: Option<HostFactsOverrides>,
     network_facts: Option<NetworkFacts>,
 }
 
@@ -52,7 +52,7 @@ impl Manifests {
                     return Err(setting(kubeproxy::KIND)(BadSetting { field: "apiVersion".into(), cause }));
                 }
                 (host_facts::API_VERSION, host_facts::KIND) => {
-                    let facts = WrittenFacts::from_value(&value).map_err(setting(host_facts::KIND))?;
+                    let facts = HostFactsOverrides::from_value(&value).map_err(setting(host_facts::KIND))?;
                     facts.over(HostFacts::default()).map_err(setting(host_facts::KIND))?;
                     self.host_facts = Some(facts);
                 }
@@ -67,8 +67,8 @@ impl Manifests {
     }
 
     /// Tells what could not be used, object by object, and what was not needed.
-    pub fn complain(&self, complaints: &mut Complaints) {
-        self.objects.complain(complaints);
+    pub fn complain(&self, complaints: &mut ProblemLog) {
+        self.objects.log_problems(complaints);
     }
 
     /// Adds what other manifests say; of two objects of one name theirs counts.

@@ -11,7 +11,7 @@ use super::flag_values::{duration, go_bool};
 use crate::bad_setting::BadSetting;
 use crate::cluster::families::PerFamily;
 use crate::error_text::error_text;
-use crate::pod_network::allocation::Terms;
+use crate::pod_network::allocation::LeaseTerms;
 use crate::pod_network::annotations::{DEFAULT_PREFIX, Prefix};
 use crate::pod_network::interface::InterfaceOptions;
 use crate::pod_network::settings::{NetworkSettings, SubnetSource};
@@ -110,7 +110,7 @@ impl Default for NetworkFlags {
             pod_network: false,
             proxy: true,
             subnet_source: SubnetSourceFlag::Node,
-            subnet_lease_duration: Terms::DURATION,
+            subnet_lease_duration: LeaseTerms::DURATION,
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: "/run/flannel/subnet.env".into(),
             cni_conf_dir: String::new(),
@@ -153,7 +153,7 @@ impl NetworkFlags {
                 SubnetSourceFlag::Node => SubnetSource::Node,
                 SubnetSourceFlag::Lease => SubnetSource::Lease,
             },
-            lease_terms: Terms::of(self.subnet_lease_duration),
+            lease_terms: LeaseTerms::of(self.subnet_lease_duration),
             net_config_path: self.net_config_path.clone().into(),
             subnet_file: self.subnet_file.clone().into(),
             cni_conf_dir: (!self.cni_conf_dir.is_empty()).then(|| self.cni_conf_dir.clone().into()),
@@ -225,7 +225,7 @@ mod tests {
         assert!(flags.pod_network && !flags.proxy);
         let want = NetworkSettings {
             subnet_source: SubnetSource::Lease,
-            lease_terms: Terms::of(Duration::from_secs(600)),
+            lease_terms: LeaseTerms::of(Duration::from_secs(600)),
             net_config_path: "/n".into(),
             subnet_file: "/s".into(),
             cni_conf_dir: Some("/c".into()),

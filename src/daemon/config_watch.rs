@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
 use crate::error_text::error_text;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::netlink::Kernel;
 use crate::netlink::sysctl::{set_conntrack, set_oom_score_adj};
 use crate::proxy::settings::ProxySettings;
@@ -29,7 +29,7 @@ pub(crate) struct Told {
 /// The file says something now that only a new start can apply.
 pub(crate) async fn follow(flags: &RunFlags, mut effective: Effective, told: Told) -> anyhow::Result<Infallible> {
     let Some(path) = flags.proxy.config_file() else { return std::future::pending().await };
-    let mut watch = match Watch::new(&path) {
+    let mut watch = match FileWatch::new(&path) {
         Ok(watch) => watch,
         Err(error) => {
             tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));

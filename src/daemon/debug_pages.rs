@@ -9,9 +9,9 @@ use crate::config::effective::Effective;
 use crate::config::flags::RunFlags;
 use crate::config::kubeproxy::gates::enabled;
 use crate::observe::metrics::{Format, Metrics};
-use crate::serve::metrics_server::{Exposition, Pages, SetVerbosity};
-use crate::serve::status::server::Site;
-use crate::serve::zpages::Build;
+use crate::serve::metrics_server::{Exposition, MetricsPages, SetVerbosity};
+use crate::serve::status::server::StatusPage;
+use crate::serve::zpages::BuildInfo;
 
 use super::logs;
 use crate::versions;
@@ -22,8 +22,8 @@ pub(crate) fn pages(
     flags: &RunFlags,
     metrics: Arc<Metrics>,
     configz: watch::Receiver<serde_json::Value>,
-    site: Site,
-) -> Pages {
+    site: StatusPage,
+) -> MetricsPages {
     let gate = |name| enabled(&effective.config.feature_gates, name);
     let set_verbosity: SetVerbosity = Box::new(|text: &str| {
         let verbosity = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
@@ -31,7 +31,7 @@ pub(crate) fn pages(
         Ok(())
     });
     let slowest = Arc::clone(&metrics);
-    Pages {
+    MetricsPages {
         site: Some(site),
         slowest: Box::new(move || slowest.slowest().text(Timestamp::now())),
         metrics: Box::new(move |accept| {
@@ -40,7 +40,7 @@ pub(crate) fn pages(
         }),
         configz,
         flags: gate("ComponentFlagz").then(|| flags.typed.clone()),
-        build: gate("ComponentStatusz").then(|| Build {
+        build: gate("ComponentStatusz").then(|| BuildInfo {
             binary_version: format!("{}+sepal-{}", versions::KUBE_PROXY.trim_start_matches('v'), env!("CARGO_PKG_VERSION")),
             emulation_version: "1.36".into(),
             started: Timestamp::now(),

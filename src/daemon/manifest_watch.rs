@@ -3,11 +3,11 @@
 use tokio::sync::mpsc;
 
 use crate::config::manifest_files::Files;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::proxy::sync::update::Update;
 
 /// Sends new inputs for as long as somebody takes them.
-pub async fn follow(mut files: Files, mut watch: Watch, updates: mpsc::Sender<Update>) {
+pub async fn follow(mut files: Files, mut watch: FileWatch, updates: mpsc::Sender<Update>) {
     loop {
         watch.changed().await;
         // Parsing a large cluster takes a while, and the loop must not wait for it.

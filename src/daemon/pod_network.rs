@@ -23,25 +23,24 @@ use crate::kubernetes::events::Events;
 use crate::netlink::Kernel;
 use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{Part, Readiness};
-use crate::pod_network::claim::Standing;
+use crate::pod_network::claim::LeaseStatus;
 use crate::pod_network::masquerade;
 use crate::pod_network::net_conf::NetConf;
-use crate::pod_network::own_lease::{OwnLease, within};
+use crate::pod_network::own_lease::{OwnLease, is_inside};
 use crate::pod_network::settings::{NetworkSettings, SubnetSource};
-use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseData, LeaseStore};
-use crate::pod_network::sync::node_name::{NameSource, NodeNameError};
+use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use crate::pod_network::sync::node_writes::NodeWrites;
 use crate::pod_network::sync::nodes::{self, NodeUpdate};
 use crate::pod_network::sync::publisher::Publisher;
 use crate::pod_network::sync::report::NetworkReport;
-use crate::pod_network::sync::state::{Asked, NetworkLoop};
+use crate::pod_network::sync::state::{NetworkInputs, NetworkLoop};
 use crate::pod_network::sync::subnet_lease::{SubnetHolder, show_subnets};
-use crate::pod_network::sync::subnets::Source as Subnets;
+use crate::pod_network::sync::subnets::SubnetProvider;
 use crate::pod_network::sync::{net_conf_watch, subnet_file};
 use crate::proxy::rules::inputs::Inputs;
 use crate::serve;
-use crate::serve::status::Board;
+use crate::serve::status::StatusSources;
 
 use super::setup::Setup;
 
@@ -121,7 +120,7 @@ impl PodNetwork {
         let Some(node) = inputs.snapshot.node() else { return };
         let inside = |(family, network): (Family, &IpNetwork)| {
             let subnet = node.pod_cidrs.iter().find(|cidr| Family::of_net(**cidr) == family)?;
-            within(*subnet, *network).then_some((family, *subnet))
+            is_inside(*subnet, *network).then_some((family, *subnet))
         };
         let own = OwnLease { subnets: self.conf.networks.iter().filter_map(inside).collect(), ..OwnLease::default() };
         inputs.pod_rules = Some(masquerade::pod_rules(&self.settings, &self.conf, &own));
@@ -143,7 +142,7 @@ impl PodNetwork {
         if let Some(name) = setup.asked.node_name.clone().filter(|_| !self.strict) {
             return Ok(name);
         }
-        match NameSource::from_environment(|name| std::env::var(name).ok()) {
+        match NodeNameSource::from_environment(|name| std::env::var(name).ok()) {
             Ok(source) => Ok(source.awaited_node_name(client).await),
             Err(NodeNameError::Unset) if !self.strict => Ok(setup.asked.host_name.clone()),
             Err(error) => Err(anyhow!("Failed to create SubnetManager: {error}")),
@@ -170,7 +169,7 @@ pub(crate) struct NetworkPart {
     pub metrics: Arc<Metrics>,
     pub events: Events,
     pub readiness: Readiness,
-    pub board: Board,
+    pub board: StatusSources,
     /// Whoever owns the rules is told there.
     pub pod_rules: watch::Sender<Option<PodRules>>,
 }
@@ -189,17 +188,17 @@ impl NetworkPart {
         let writes = Arc::new(writes);
         let lease_data = watch::Sender::new(LeaseData::new());
         let subnets = match settings.subnet_source {
-            SubnetSource::Node => Subnets::Node,
+            SubnetSource::Node => SubnetProvider::Node,
             SubnetSource::Lease => self.hold_subnets(&lease_data, &writes, &mut tasks)?,
         };
         let conf = watch::Sender::new(conf.clone());
-        let asked = Asked { node: self.node.as_str().into(), conf: conf.subscribe(), settings: settings.clone(), source: subnets };
+        let asked = NetworkInputs { node: self.node.as_str().into(), conf: conf.subscribe(), settings: settings.clone(), source: subnets };
         let publisher = Publisher::new(writes, lease_data, self.pod_rules.clone());
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
-        let network = network.with_connections(self.connections.clone()).with_desk(&self.board.peers, serve::status::peers::list);
+        let network = network.with_connections(self.connections.clone()).with_queries(&self.board.peers, serve::status::peers::list);
         let (sender, nodes) = mpsc::channel(WAITING_NODES);
-        tasks.spawn("watch of Nodes", follow_nodes(nodes::nodes(&self.watches, &settings.prefix), sender));
+        tasks.spawn("watch of Nodes", follow_nodes(nodes::watch_nodes(&self.watches, &settings.prefix), sender));
         tokio::select! {
             never = net_conf_watch::follow(&settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => bail!("the source of Nodes has ended"),
@@ -208,15 +207,15 @@ impl NetworkPart {
     }
 
     /// Holds a subnet of each family by a Lease.
-    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<Subnets> {
+    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<SubnetProvider> {
         let PodNetwork { settings, conf, .. } = &self.network;
         let node = watch::Sender::new(None);
-        let previous = SubnetEnv::read(&subnet_file::read(&settings.subnet_file)).subnets;
-        let mut standings = PerFamily::default();
+        let previous = subnet_file::subnets(&settings.subnet_file);
+        let mut statuses = PerFamily::default();
         for family in conf.networks.families() {
             let Some(space) = conf.subnet_space(family)? else { continue };
-            let standing = watch::Sender::new(Standing::default());
-            standings.set(family, Some(standing.subscribe()));
+            let status = watch::Sender::new(LeaseStatus::default());
+            statuses.set(family, Some(status.subscribe()));
             let holder = SubnetHolder {
                 store: LeaseStore::new(&self.client, &self.watches, NETWORK),
                 space,
@@ -225,15 +224,15 @@ impl NetworkPart {
                 subnet_file: settings.subnet_file.clone(),
                 node: node.subscribe(),
                 data: data.subscribe(),
-                standing,
+                status,
                 events: self.events.clone(),
                 metrics: self.metrics.network().clone(),
             };
             tasks.spawn("subnet lease", holder.run());
         }
-        let receivers = standings.iter().map(|(_, standing)| standing.clone()).collect();
+        let receivers = statuses.iter().map(|(_, status)| status.clone()).collect();
         tasks.spawn("podCIDRs of the Node", show_subnets(node.subscribe(), receivers, Arc::clone(writes), self.events.clone()));
-        Ok(Subnets::Leases { standings, node })
+        Ok(SubnetProvider::Leases { statuses, node })
     }
 }
 

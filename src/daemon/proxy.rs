@@ -19,7 +19,7 @@ use crate::cluster::pod_rules::PodRules;
 use crate::config::flags::TrafficFlag;
 use crate::config::manifest_files::Files;
 use crate::config::settings::Asked;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::iptables::exec::Exec;
 use crate::kubernetes::api::Watches;
 use crate::kubernetes::events::Events;
@@ -38,7 +38,7 @@ use crate::proxy::sync::report::Report;
 use crate::proxy::sync::update::Update;
 use crate::proxy::traffic::{self, FinalCounters};
 use crate::serve;
-use crate::serve::status::Board;
+use crate::serve::status::StatusSources;
 
 /// Updates that may wait for the loop before their source has to wait, too.
 const WAITING_UPDATES: usize = 1024;
@@ -91,7 +91,8 @@ impl Source {
         let (sender, updates) = mpsc::channel(WAITING_UPDATES);
         let mut tasks = Tasks::default();
         let standard_input = path == Path::new("-");
-        let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
+        let watch =
+            if standard_input { None } else { Some(FileWatch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
         let mut files = Files::new(path.to_owned(), asked.clone());
         let inputs = files.read()?;
         let configuration = files.configuration().cloned();
@@ -107,7 +108,7 @@ impl Source {
 /// Every object has been told. The channel is empty, so there is room.
 fn tell_complete(sender: &mpsc::Sender<Update>) {
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-        let _ = sender.try_send(Update::Cluster(kubernetes::Update::Complete(kind)));
+        let _ = sender.try_send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind)));
     }
 }
 
@@ -129,7 +130,7 @@ pub(crate) struct ProxyPart {
     pub health: SharedHealth,
     pub events: Events,
     pub readiness: Readiness,
-    pub board: Board,
+    pub board: StatusSources,
     /// New settings from the configuration file.
     pub settings: watch::Receiver<Option<ProxySettings>>,
     /// The input of the pod network's rules, once it is known.
@@ -153,7 +154,7 @@ impl ProxyPart {
         let report =
             Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
         let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
-        let mut proxy_loop = proxy_loop.with_desk(&self.board.rules, serve::status::answer);
+        let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
         for family in &self.families {
             let sender = with_proxy.then(|| {
                 let (sender, unheard) = flow_loop::channel();
@@ -193,7 +194,7 @@ impl ProxyPart {
 }
 
 /// Passes updates on for as long as somebody takes them.
-async fn pass_on(mut updates: BoxStream<'static, kubernetes::Update>, sender: mpsc::Sender<Update>) {
+async fn pass_on(mut updates: BoxStream<'static, kubernetes::ClusterUpdate>, sender: mpsc::Sender<Update>) {
     while let Some(update) = updates.next().await {
         if sender.send(update.into()).await.is_err() {
             return;

@@ -34,8 +34,8 @@ use crate::observe::metrics::Metrics;
 use crate::observe::readiness::{Part, Readiness};
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::rules::view::needs_route_localnet;
-use crate::serve::status::Board;
-use crate::serve::status::server::{About, Site};
+use crate::serve::status::StatusSources;
+use crate::serve::status::server::{NodeSummary, StatusPage};
 use crate::serve::{flanneld_health, healthz, metrics_server};
 
 use super::config_watch::{self, Told};
@@ -80,7 +80,7 @@ struct EventSender {
     client: Client,
     node: String,
     host: String,
-    told: events::Told,
+    told: events::EventQueue,
 }
 
 impl EventSender {
@@ -187,21 +187,21 @@ async fn keep_running(
     let proxy = flags.network.proxy;
     let (of_rules, of_network) = parts(proxy, &families, network.as_ref());
     readiness.begin(of_rules.iter().chain(&of_network).copied());
-    metrics.parts(&readiness);
+    metrics.show_parts(&readiness);
     if !proxy {
         // No load balancer sends traffic here because of sepal, so the Node's taints do not count.
         health.node_seen(true);
     }
     let Start { source, opened, inputs, cluster, events, sender } = start;
-    let board = Board::default();
-    let events = events.noted(board.happenings.clone());
-    let about = About {
+    let board = StatusSources::default();
+    let events = events.noted(board.recent.clone());
+    let about = NodeSummary {
         node: inputs.node_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         iptables: format!("{} {} ({})", found.variant, found.version, found.reason),
         families: families.iter().map(|family| family.as_str()).collect(),
     };
-    let site = Site::new(about, board.clone(), readiness.clone(), Arc::clone(&metrics));
+    let site = StatusPage::new(about, board.clone(), readiness.clone(), Arc::clone(&metrics));
     let (settings, pod_rules) = (watch::Sender::new(None), watch::Sender::new(None));
     let network_part = network.zip(cluster).map(|(network, Cluster { client, connections, watches })| {
         let (metrics, events, readiness, board) = (Arc::clone(&metrics), events.clone(), readiness.clone(), board.clone());
@@ -347,11 +347,11 @@ async fn serve_health(
         return ("FailedToStartHealthz", failed);
     }
     let answered = Arc::new(move |probe, status: hyper::StatusCode| match probe {
-        healthz::Probe::Healthz => metrics.healthz(status.as_u16()),
-        healthz::Probe::Livez => metrics.livez(status.as_u16()),
+        healthz::HealthPath::Healthz => metrics.healthz(status.as_u16()),
+        healthz::HealthPath::Livez => metrics.livez(status.as_u16()),
     });
     let Some(address) = daemon.healthz else { return std::future::pending().await };
-    let tables = healthz::Tables { health, readiness, readyz: flags.face == Face::Sepal };
+    let tables = healthz::HealthSources { health, readiness, readyz: flags.face == Face::Sepal };
     let Err(failed) = healthz::serve(address, daemon.hard_fail, tables, answered).await;
     ("FailedToStartProxierHealthcheck", failed)
 }
@@ -359,7 +359,7 @@ async fn serve_health(
 /// Runs the metrics server. Ends only with `bindAddressHardFail`, when it cannot listen.
 async fn serve_metrics(
     setup: &Setup,
-    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, Site),
+    (metrics, configz, site): (Arc<Metrics>, watch::Receiver<serde_json::Value>, StatusPage),
     flags: &RunFlags,
 ) -> (&'static str, StartError) {
     if matches!(flags.face, Face::Flanneld { .. }) {

@@ -11,7 +11,7 @@ use crate::config::flags::{Face, RunFlags};
 use crate::config::manifest_files::Files;
 use crate::config::settings::Asked;
 use crate::kubernetes::api;
-use crate::kubernetes::client::{Connection, ProgramName};
+use crate::kubernetes::client::{ConnectionSettings, ProgramName};
 use crate::proxy::rules::inputs::Inputs;
 
 use super::pod_network::PodNetwork;
@@ -26,7 +26,7 @@ pub(crate) struct Setup {
     /// The configuration without the one among the manifests.
     pub typed: Effective,
     /// How to reach the API server.
-    pub connection: Connection,
+    pub connection: ConnectionSettings,
     /// Families to write or print.
     pub families: Vec<Family>,
 }
@@ -46,7 +46,7 @@ impl Setup {
         Ok(Self {
             asked: Asked { settings: effective.proxy.clone(), node_name: effective.node_name.clone(), host_name },
             typed: effective.clone(),
-            connection: Connection {
+            connection: ConnectionSettings {
                 kubeconfig: some(&effective.config.client_connection.kubeconfig),
                 master: some(&flags.proxy.master),
                 name: program_name(&flags.face),

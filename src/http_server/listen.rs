@@ -1,4 +1,4 @@
-//! Sockets that wait for connections, opened as Go programs open them: what `tcp`, `tcp4` and `tcp6` mean is the same.
+//! Opens listening sockets as Go does: `tcp`, `tcp4` and `tcp6` have the same meaning.
 
 use std::fmt;
 use std::io;
@@ -8,33 +8,33 @@ use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-/// Connections that may wait to be taken; the kernel makes less of it where it is set up so (`net.core.somaxconn`).
+/// The most connections that wait to be accepted. The kernel may lower it (`net.core.somaxconn`).
 const BACKLOG: i32 = 1024;
 
-/// Which families a socket takes connections of.
+/// The families of connections that a socket accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network {
-    /// The address's own; both where the address is unspecified and the host has IPv6.
+pub(crate) enum Network {
+    /// The family of the address. Both families if the address is unspecified and the host has IPv6.
     Tcp,
-    /// IPv4 alone.
+    /// Only IPv4.
     Tcp4,
-    /// IPv6 alone.
+    /// Only IPv6.
     Tcp6,
 }
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct ListenAddress {
     /// Families.
     pub network: Network,
-    /// Address and port; port 0 takes any that is free.
+    /// Address and port. Port 0 means any free port.
     pub address: SocketAddr,
 }
 
-impl Place {
-    /// An address as flags and configuration files mean it.
+impl ListenAddress {
+    /// An address from a flag or a configuration file.
     #[must_use]
-    pub const fn tcp(address: SocketAddr) -> Self {
+    pub(crate) const fn tcp(address: SocketAddr) -> Self {
         Self { network: Network::Tcp, address }
     }
 
@@ -43,7 +43,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let network = match self.network {
             Network::Tcp => "tcp",
@@ -54,39 +54,39 @@ impl fmt::Display for Place {
     }
 }
 
-/// A place that cannot be listened at.
+/// Listening on an address failed.
 #[derive(Debug, thiserror::Error)]
-#[error("listen {place}: {call}: {cause}{}", self.cure())]
-pub struct ListenError {
-    /// Where.
-    pub place: Place,
+#[error("listen {address}: {call}: {cause}{}", self.cure())]
+pub(crate) struct ListenError {
+    /// The address.
+    pub address: ListenAddress,
     /// The system call that failed.
     pub call: &'static str,
-    /// Why.
+    /// The cause.
     pub cause: io::Error,
 }
 
 impl ListenError {
     fn cure(&self) -> String {
         match self.cause.kind() {
-            io::ErrorKind::AddrInUse => format!("; `ss -ltnp sport = :{}` shows who has it", self.place.address.port()),
+            io::ErrorKind::AddrInUse => format!("; `ss -ltnp sport = :{}` shows who has it", self.address.address.port()),
             io::ErrorKind::AddrNotAvailable => "; no interface of this host has that address".to_owned(),
             _ => String::new(),
         }
     }
 }
 
-/// Opens a listening socket. To be called within a runtime.
+/// Opens a listening socket. Must be called within a runtime.
 ///
 /// # Errors
-/// The place is taken, is not this host's, or the host lacks the family.
-pub fn listen(place: Place) -> Result<TcpListener, ListenError> {
-    if !place.both_families() {
-        return open(place, place.address, place.network == Network::Tcp6);
+/// The address is in use, does not belong to this host, or the host lacks the family.
+pub(crate) fn listen(at: ListenAddress) -> Result<TcpListener, ListenError> {
+    if !at.both_families() {
+        return open(at, at.address, at.network == Network::Tcp6);
     }
-    let both = open(place, SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), place.address.port()), false);
+    let both = open(at, SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), at.address.port()), false);
     match both {
-        Err(error) if place.address.is_ipv4() && lacks_ipv6(&error.cause) => open(place, place.address, false),
+        Err(error) if at.address.is_ipv4() && lacks_ipv6(&error.cause) => open(at, at.address, false),
         other => other,
     }
 }
@@ -95,13 +95,13 @@ fn lacks_ipv6(error: &io::Error) -> bool {
     [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL, Errno::EPROTONOSUPPORT].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
-fn open(place: Place, address: SocketAddr, only_v6: bool) -> Result<TcpListener, ListenError> {
-    let failed = |call| move |cause| ListenError { place, call, cause };
+fn open(at: ListenAddress, address: SocketAddr, only_v6: bool) -> Result<TcpListener, ListenError> {
+    let failed = |call| move |cause| ListenError { address: at, call, cause };
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(failed("socket"))?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6).map_err(failed("setsockopt"))?;
     }
-    // A port can be had again while connections of its last holder linger.
+    // A port can be reused while connections of the previous program are in TIME_WAIT.
     socket.set_reuse_address(true).map_err(failed("setsockopt"))?;
     socket.set_nonblocking(true).map_err(failed("fcntl"))?;
     socket.bind(&address.into()).map_err(failed("bind"))?;
@@ -117,7 +117,7 @@ pub(crate) mod tests {
     use super::*;
     use tokio::net::TcpStream;
 
-    /// Ports that nobody has on this address, below those that clients get.
+    /// Free ports on this address, below the ephemeral ports.
     pub(crate) fn free_ports<const N: usize>(ip: &str) -> [u16; N] {
         static TRIED: AtomicU16 = AtomicU16::new(0);
         let start = 20_000 + (std::process::id() % 10_000) as u16;
@@ -127,8 +127,8 @@ pub(crate) mod tests {
         })
     }
 
-    fn place(network: Network, address: &str) -> Place {
-        Place { network, address: address.parse().expect("an address") }
+    fn listen_address(network: Network, address: &str) -> ListenAddress {
+        ListenAddress { network, address: address.parse().expect("an address") }
     }
 
     async fn reaches(ip: &str, port: u16) -> bool {
@@ -138,18 +138,18 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn an_unspecified_address_takes_both_families() {
         for address in ["0.0.0.0:0", "[::]:0"] {
-            let listener = listen(place(Network::Tcp, address)).expect("a free port");
+            let listener = listen(listen_address(Network::Tcp, address)).expect("a free port");
             let port = listener.local_addr().expect("an address").port();
             assert!(reaches("127.0.0.1", port).await && reaches("::1", port).await, "{address}");
         }
     }
 
     #[tokio::test]
-    async fn each_family_can_be_had_alone_side_by_side() {
+    async fn one_port_can_serve_each_family_separately() {
         let [port] = free_ports("::");
-        let v6 = listen(place(Network::Tcp6, &format!("[::]:{port}"))).expect("IPv6 is free");
+        let v6 = listen(listen_address(Network::Tcp6, &format!("[::]:{port}"))).expect("IPv6 is free");
         assert!(reaches("::1", port).await && !reaches("127.0.0.1", port).await);
-        let v4 = listen(Place { network: Network::Tcp4, address: SocketAddr::from(([0, 0, 0, 0], port)) }).expect("IPv4 is free");
+        let v4 = listen(ListenAddress { network: Network::Tcp4, address: SocketAddr::from(([0, 0, 0, 0], port)) }).expect("IPv4 is free");
         assert!(reaches("127.0.0.1", port).await);
         drop(v6);
         assert!(!reaches("::1", port).await);
@@ -157,15 +157,15 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn errors_say_what_was_tried_and_why_it_failed() {
-        let first = listen(place(Network::Tcp, "127.0.0.1:0")).expect("a free port");
+    async fn errors_name_the_address_and_the_cause() {
+        let first = listen(listen_address(Network::Tcp, "127.0.0.1:0")).expect("a free port");
         let port = first.local_addr().expect("an address").port();
-        let error = listen(place(Network::Tcp, &format!("127.0.0.1:{port}"))).expect_err("the port is taken");
+        let error = listen(listen_address(Network::Tcp, &format!("127.0.0.1:{port}"))).expect_err("the port is taken");
         assert_eq!(
             error.to_string(),
             format!("listen tcp 127.0.0.1:{port}: bind: Address already in use (os error 98); `ss -ltnp sport = :{port}` shows who has it")
         );
-        let error = listen(place(Network::Tcp4, "192.0.2.1:0")).expect_err("not an address of this host");
+        let error = listen(listen_address(Network::Tcp4, "192.0.2.1:0")).expect_err("not an address of this host");
         assert!(error.to_string().starts_with("listen tcp4 192.0.2.1:0: bind: Cannot assign requested address"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
-//! The one small HTTP/1 server behind all of sepal's ports: answers are made at once from what is known, or by whoever knows, and nobody
-//! who is slow to ask or to listen holds anything for long.
+//! The HTTP/1 server of all of sepal's ports. A handler answers at once, or later after it has asked a loop. Time limits keep slow clients from
+//! blocking others.
 
-pub mod listen;
+pub(crate) mod listen;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,131 +27,131 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::error_text::{panic_text, task_failure};
-use listen::{ListenError, Place};
+use listen::{ListenAddress, ListenError};
 
-/// What cannot be listened at is tried again after this time (spec section 1.12).
+/// The wait before the server tries to listen again [kube-proxy 1.12].
 const RETRY: Duration = Duration::from_secs(5);
-/// Connections of one listener at a time. One more, and the oldest is closed: what is answered at once does not get old.
+/// The most connections of one listener. Another connection closes the oldest one: answers are quick, so an old connection is idle.
 const CONNECTIONS: usize = 128;
-/// The head of a request has to be there in this time; so an idle connection lasts as long.
+/// Time limit for the head of a request. It is also the longest time that a connection is idle.
 const HEAD_TIME: Duration = Duration::from_secs(60);
-/// A connection ends after the request it is at when it is as old as this.
+/// A connection of this age ends after its current request.
 const CONNECTION_AGE: Duration = Duration::from_secs(600);
-/// After that, the request may take this long.
+/// Time limit for that last request.
 const LAST_REQUEST_TIME: Duration = Duration::from_secs(10);
-/// The body of a request has to be there in this time.
+/// Time limit for the body of a request.
 const BODY_TIME: Duration = Duration::from_secs(5);
-/// Bytes of a request's body.
+/// The largest body of a request in bytes.
 const BODY_SIZE: usize = 4096;
-/// Bytes of a request's head.
+/// The largest head of a request in bytes.
 const HEAD_SIZE: usize = 64 * 1024;
-/// The pause after a connection that could not be taken: the host is short of something.
+/// The wait after a connection that could not be accepted because the host lacks resources.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
+pub(crate) struct HttpRequest {
     /// Method.
     pub method: Method,
     /// Path without the query.
     pub path: String,
-    /// What follows the question mark.
+    /// The query, without the question mark.
     pub query: Option<String>,
     /// Headers.
     pub headers: HeaderMap,
-    /// Body; only read where the method is PUT.
+    /// Body. It is only read for the method PUT.
     pub body: Bytes,
-    /// Who asks.
+    /// The client's address.
     pub peer: Option<IpAddr>,
 }
 
-impl Request {
-    /// Whether the query names this parameter, with or without a value.
+impl HttpRequest {
+    /// True if the query has this parameter, with or without a value.
     #[must_use]
-    pub fn asks_for(&self, parameter: &str) -> bool {
+    pub(crate) fn asks_for(&self, parameter: &str) -> bool {
         let query = self.query.as_deref().unwrap_or_default();
         query.split('&').any(|pair| pair.split_once('=').map_or(pair, |(name, _)| name) == parameter)
     }
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct HttpAnswer {
     /// Status.
     pub status: StatusCode,
-    /// Headers, besides those that every answer has.
+    /// Headers, without those that the server adds to all answers.
     pub headers: HeaderMap,
     /// Body.
     pub body: Bytes,
 }
 
-impl Answer {
-    /// An answer of some type.
+impl HttpAnswer {
+    /// An answer with a content type.
     #[must_use]
-    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
         Self { status, headers, body: body.into() }
     }
 
-    /// An answer for people to read.
+    /// A plain text answer.
     #[must_use]
-    pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
         Self::new(status, "text/plain; charset=utf-8", body).nosniff()
     }
 
-    /// There is nothing at that path. As Go puts it.
+    /// The answer for an unknown path, in Go's words.
     #[must_use]
-    pub fn not_found() -> Self {
+    pub(crate) fn not_found() -> Self {
         Self::text(StatusCode::NOT_FOUND, "404 page not found\n")
     }
 
-    /// Has browsers believe the content type.
+    /// Adds the header that forbids browsers to guess the content type.
     #[must_use]
-    pub fn nosniff(self) -> Self {
+    pub(crate) fn nosniff(self) -> Self {
         self.with(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
     }
 
-    /// With this header, in place of one of that name.
+    /// Sets a header. An earlier value of that name is replaced.
     #[must_use]
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
     }
 }
 
-/// What is answered by somebody else, or for as long as somebody listens.
-pub enum Reply {
-    /// All of it.
-    Whole(Answer),
-    /// An answer whose body is followed by more.
-    Stream(Answer, BoxStream<'static, Bytes>),
+/// An answer that a handler gives later.
+pub(crate) enum Reply {
+    /// A complete answer.
+    Whole(HttpAnswer),
+    /// An answer whose body is followed by a stream.
+    Stream(HttpAnswer, BoxStream<'static, Bytes>),
 }
 
 /// Answers requests.
-pub trait Handler: Send + Sync + 'static {
-    /// The answer to one request, at once.
-    fn answer(&self, request: &Request) -> Answer;
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// Answers a request at once.
+    fn answer(&self, request: &HttpRequest) -> HttpAnswer;
 
-    /// The answer to a request for which somebody else has to be asked, or that goes on; `None` for all that are answered at once.
-    fn later(&self, _request: &Request) -> Option<BoxFuture<'static, Reply>> {
+    /// Answers a request that needs a query to a loop, or gets a stream; `None` for requests that are answered at once.
+    fn later(&self, _request: &HttpRequest) -> Option<BoxFuture<'static, Reply>> {
         None
     }
 }
 
-impl<F: Fn(&Request) -> Answer + Send + Sync + 'static> Handler for F {
-    fn answer(&self, request: &Request) -> Answer {
+impl<F: Fn(&HttpRequest) -> HttpAnswer + Send + Sync + 'static> Handler for F {
+    fn answer(&self, request: &HttpRequest) -> HttpAnswer {
         self(request)
     }
 }
 
-/// A listener at work. Dropped, it and its connections are closed.
+/// A running server. Dropping it closes the listener and its connections.
 #[derive(Debug)]
-pub struct Serving(JoinHandle<Infallible>);
+pub(crate) struct HttpServer(JoinHandle<Infallible>);
 
-impl Serving {
-    /// Starts to answer who comes to a listener. To be called within a runtime.
+impl HttpServer {
+    /// Starts to serve a listener. Must be called within a runtime.
     #[must_use]
-    pub fn start(listener: TcpListener, handler: Arc<dyn Handler>) -> Self {
+    pub(crate) fn start(listener: TcpListener, handler: Arc<dyn Handler>) -> Self {
         Self(tokio::spawn(async move {
             loop {
                 let Err(panic) = AssertUnwindSafe(serve(&listener, Arc::clone(&handler))).catch_unwind().await;
@@ -161,41 +161,51 @@ impl Serving {
         }))
     }
 
-    /// Closes the listener and its connections; afterwards the port is free.
-    pub async fn close(mut self) {
+    /// Closes the listener and its connections. The port is free after that.
+    pub(crate) async fn close(mut self) {
         self.0.abort();
         let _ = (&mut self.0).await;
     }
 }
 
-impl Drop for Serving {
+impl Drop for HttpServer {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// A server that was to start or nothing, and did not.
+/// A server that had to listen and could not.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {cause}")]
-pub struct StartError {
-    /// What failed.
+pub(crate) struct StartError {
+    /// The action that failed.
     pub what: String,
-    /// Why.
+    /// The cause.
     pub cause: ListenError,
 }
 
-/// Listens and answers until it is dropped. A place that cannot be listened at is tried again every 5 s, unless that counts as
-/// failure (`bindAddressHardFail`). `what` says what fails then.
+/// Listens and serves until the future is dropped. If it cannot listen, it tries again every 5 s, or fails at once with `hard_fail`
+/// (`bindAddressHardFail`). `what` names the action in errors.
 ///
 /// # Errors
-/// The place cannot be listened at, and that counts as failure.
-pub async fn keep_serving(place: Place, hard_fail: bool, what: String, handler: Arc<dyn Handler>) -> Result<Infallible, StartError> {
-    keep_trying(place, (!hard_fail).then_some(RETRY), what, handler).await
+/// It cannot listen and `hard_fail` is set.
+pub(crate) async fn keep_serving(
+    address: ListenAddress,
+    hard_fail: bool,
+    what: String,
+    handler: Arc<dyn Handler>,
+) -> Result<Infallible, StartError> {
+    keep_trying(address, (!hard_fail).then_some(RETRY), what, handler).await
 }
 
-async fn keep_trying(place: Place, retry: Option<Duration>, what: String, handler: Arc<dyn Handler>) -> Result<Infallible, StartError> {
+async fn keep_trying(
+    address: ListenAddress,
+    retry: Option<Duration>,
+    what: String,
+    handler: Arc<dyn Handler>,
+) -> Result<Infallible, StartError> {
     loop {
-        match (listen::listen(place), retry) {
+        match (listen::listen(address), retry) {
             (Ok(listener), _) => return Ok(serve(&listener, handler).await),
             (Err(cause), None) => return Err(StartError { what, cause }),
             (Err(cause), Some(pause)) => {
@@ -242,12 +252,12 @@ impl Connections {
         {
             oldest.abort();
         }
-        self.order.push_back(self.tasks.spawn(converse(stream, handler)));
+        self.order.push_back(self.tasks.spawn(serve_connection(stream, handler)));
     }
 }
 
-/// Answers on one connection until it ends. What goes wrong there concerns nobody else.
-async fn converse(stream: TcpStream, handler: Arc<dyn Handler>) {
+/// Serves one connection until it ends. Its errors affect no other connection.
+async fn serve_connection(stream: TcpStream, handler: Arc<dyn Handler>) {
     let _ = stream.set_nodelay(true);
     let peer = stream.peer_addr().ok().map(|peer| peer.ip());
     let service = service_fn(|request| async { Ok::<_, Infallible>(respond(request, peer, &*handler).await) });
@@ -270,7 +280,7 @@ async fn respond(
     let reply = match body {
         Err(refusal) => Reply::Whole(refusal),
         Ok(body) => {
-            let request = Request {
+            let request = HttpRequest {
                 method: parts.method,
                 path: parts.uri.path().to_owned(),
                 query: parts.uri.query().map(str::to_owned),
@@ -284,11 +294,11 @@ async fn respond(
                     None => Reply::Whole(handler.answer(&request)),
                 }
             });
-            // A panic ends this answer, and nothing else.
+            // A panic only ends this answer.
             reply.catch_unwind().await.unwrap_or_else(|panic| {
                 let text = format!("the answer to {} {} failed: {}", request.method, request.path, panic_text(&*panic));
                 tracing::error!("{text}");
-                Reply::Whole(Answer::text(StatusCode::INTERNAL_SERVER_ERROR, text + "\n"))
+                Reply::Whole(HttpAnswer::text(StatusCode::INTERNAL_SERVER_ERROR, text + "\n"))
             })
         }
     };
@@ -309,14 +319,14 @@ async fn respond(
     response
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Answer> {
+async fn read(body: Incoming) -> Result<Bytes, HttpAnswer> {
     match timeout(BODY_TIME, Limited::new(body, BODY_SIZE).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Answer::text(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY_SIZE} bytes\n")))
+            Err(HttpAnswer::text(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY_SIZE} bytes\n")))
         }
-        Ok(Err(error)) => Err(Answer::text(StatusCode::BAD_REQUEST, format!("cannot read the body: {error}\n"))),
-        Err(_) => Err(Answer::text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n")),
+        Ok(Err(error)) => Err(HttpAnswer::text(StatusCode::BAD_REQUEST, format!("cannot read the body: {error}\n"))),
+        Err(_) => Err(HttpAnswer::text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n")),
     }
 }
 
@@ -328,7 +338,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Sends text and gives all that comes back until the other side closes; `None` if it cannot be reached.
+    /// Sends text and returns everything that the server sends until it closes; `None` if it cannot be reached.
     pub(crate) async fn say(address: SocketAddr, text: &str) -> Option<String> {
         let mut stream = TcpStream::connect(address).await.ok()?;
         stream.write_all(text.as_bytes()).await.ok()?;
@@ -337,21 +347,21 @@ pub(crate) mod tests {
         Some(answer)
     }
 
-    /// Asks for one path over a connection of its own; `None` if the address cannot be reached.
+    /// Requests a path over a new connection; `None` if the address cannot be reached.
     pub(crate) async fn get(address: SocketAddr, path: &str) -> Option<String> {
         say(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")).await
     }
 
     fn echo() -> Arc<dyn Handler> {
-        Arc::new(|request: &Request| {
-            Answer::text(StatusCode::OK, format!("{} {} {:?} {}", request.method, request.path, request.query, request.body.len()))
+        Arc::new(|request: &HttpRequest| {
+            HttpAnswer::text(StatusCode::OK, format!("{} {} {:?} {}", request.method, request.path, request.query, request.body.len()))
         })
     }
 
-    fn start() -> (Serving, SocketAddr) {
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+    fn start() -> (HttpServer, SocketAddr) {
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        (Serving::start(listener, echo()), address)
+        (HttpServer::start(listener, echo()), address)
     }
 
     #[tokio::test]
@@ -378,13 +388,13 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_one_answer() {
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let handler = |request: &Request| match request.path.as_str() {
-            "/a" => Answer::text(StatusCode::OK, "a"),
+        let handler = |request: &HttpRequest| match request.path.as_str() {
+            "/a" => HttpAnswer::text(StatusCode::OK, "a"),
             _ => panic!("index 7 of 3"),
         };
-        let _serving = Serving::start(listener, Arc::new(handler));
+        let _serving = HttpServer::start(listener, Arc::new(handler));
         let answer = get(address, "/b").await.expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("the answer to GET /b failed: index 7 of 3 ("), "{answer}");
         assert!(get(address, "/a").await.expect("an answer").starts_with("HTTP/1.1 200 "));
@@ -400,7 +410,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_keeps_nobody_out() {
+    async fn silent_clients_do_not_block_others() {
         let (_serving, address) = start();
         let mut silent = Vec::new();
         for _ in 0..CONNECTIONS + 10 {
@@ -409,7 +419,7 @@ pub(crate) mod tests {
             silent.push(stream);
         }
         assert!(get(address, "/a").await.expect("an answer").ends_with("GET /a None 0"));
-        // The oldest had to go for it.
+        // The oldest connection was closed.
         let mut rest = Vec::new();
         assert_eq!(silent[0].read_to_end(&mut rest).await.unwrap_or(0), 0);
     }
@@ -422,21 +432,22 @@ pub(crate) mod tests {
         let mut some = [0; 16];
         stream.read_exact(&mut some).await.expect("an answer");
         serving.close().await;
-        let again = listen::listen(Place::tcp(address)).expect("the port is free");
-        // It ends, with or without an error.
+        let again = listen::listen(ListenAddress::tcp(address)).expect("the port is free");
+        // The connection ends, with or without an error.
         let _ = stream.read_to_end(&mut Vec::new()).await;
         drop(again);
         assert_eq!(get(address, "/a").await, None);
     }
 
     #[tokio::test]
-    async fn a_taken_port_is_tried_until_it_is_free() {
+    async fn a_port_in_use_is_tried_until_it_is_free() {
         let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = taken.local_addr().expect("an address");
-        let error = keep_serving(Place::tcp(address), true, "failed to start".to_owned(), echo()).await.expect_err("the port is taken");
+        let error =
+            keep_serving(ListenAddress::tcp(address), true, "failed to start".to_owned(), echo()).await.expect_err("the port is taken");
         assert!(error.to_string().starts_with(&format!("failed to start: listen tcp {address}: bind: ")), "{error}");
 
-        let serving = tokio::spawn(keep_trying(Place::tcp(address), Some(Duration::from_millis(1)), "test".to_owned(), echo()));
+        let serving = tokio::spawn(keep_trying(ListenAddress::tcp(address), Some(Duration::from_millis(1)), "test".to_owned(), echo()));
         sleep(Duration::from_millis(20)).await;
         assert!(!serving.is_finished());
         drop(taken);
@@ -455,8 +466,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_query_names_parameters_with_and_without_values() {
-        let request = |query: &str| Request { query: Some(query.to_owned()), ..Request::default() };
+        let request = |query: &str| HttpRequest { query: Some(query.to_owned()), ..HttpRequest::default() };
         assert!(request("verbose").asks_for("verbose") && request("a=b&verbose=0").asks_for("verbose"));
-        assert!(!request("verbosely&a=verbose").asks_for("verbose") && !Request::default().asks_for("verbose"));
+        assert!(!request("verbosely&a=verbose").asks_for("verbose") && !HttpRequest::default().asks_for("verbose"));
     }
 }

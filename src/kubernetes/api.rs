@@ -1,4 +1,4 @@
-//! The cluster from an API server: lists once, or watches for good, with upstream's selectors (spec section 2).
+//! Reads the cluster from the API server, once or continuously, with kube-proxy's selectors [kube-proxy 2].
 
 use std::sync::Arc;
 
@@ -12,25 +12,26 @@ use kube::{Api, Client};
 
 use super::object::{Kind, Subject};
 use super::outage::Outages;
-use super::raw::{Raw, Watched};
+use super::raw::{RawObject, WatchTarget};
 use super::tracker::Tracker;
-use super::watcher::{Tracks, follow};
-use super::{Complaints, Update, convert};
+use super::watcher::{self, ObjectTracker};
+use super::{ClusterUpdate, ProblemLog, convert};
 use crate::cluster::{Change, Node, Snapshot};
 
-fn watched(kind: Kind, node_name: &str) -> Watched {
+/// What to list and watch of a kind.
+fn watch_target(kind: Kind, node_name: &str) -> WatchTarget {
     let subject = Subject::Proxy(kind);
     match kind {
-        Kind::Service => Watched {
+        Kind::Service => WatchTarget {
             labels: Some("!service.kubernetes.io/service-proxy-name".into()),
             fields: Some("spec.clusterIP!=None".into()),
-            ..Watched::all(subject, ApiResource::erase::<core::Service>(&()))
+            ..WatchTarget::all(subject, ApiResource::erase::<core::Service>(&()))
         },
-        Kind::EndpointSlice => Watched {
+        Kind::EndpointSlice => WatchTarget {
             labels: Some("!service.kubernetes.io/headless".into()),
-            ..Watched::all(subject, ApiResource::erase::<EndpointSlice>(&()))
+            ..WatchTarget::all(subject, ApiResource::erase::<EndpointSlice>(&()))
         },
-        Kind::Node => Watched { fields: Some(format!("metadata.name={node_name}")), ..Watched::all(subject, node_resource()) },
+        Kind::Node => WatchTarget { fields: Some(format!("metadata.name={node_name}")), ..WatchTarget::all(subject, node_resource()) },
     }
 }
 
@@ -42,35 +43,35 @@ pub(crate) fn node_resource() -> ApiResource {
     ApiResource::erase::<core::Node>(&())
 }
 
-/// The cluster as it is at this moment.
+/// Lists the cluster once.
 ///
 /// # Errors
-/// A list that the server does not give.
+/// A list fails.
 pub async fn snapshot(client: &Client, node_name: &str) -> anyhow::Result<Snapshot> {
     let mut snapshot = Snapshot::default();
-    let mut complaints = Complaints::default();
+    let mut problems = ProblemLog::default();
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-        let Watched { subject, resource, labels, fields, .. } = watched(kind, node_name);
-        let api: Api<Raw> = Api::all_with(client.clone(), &resource);
+        let WatchTarget { subject, resource, labels, fields, .. } = watch_target(kind, node_name);
+        let api: Api<RawObject> = Api::all_with(client.clone(), &resource);
         let parameters = ListParams { label_selector: labels, field_selector: fields, ..ListParams::default() };
         let listed = api.list(&parameters).await;
         let list = listed.map_err(|error| refused(&format!("cannot list {}", resource.plural), subject, error))?;
         for object in list {
             let id = object.id(kind);
             let converted = convert::text(&id, object.text.get());
-            complaints.note(&id, converted.problem.as_ref());
+            problems.note(&id, converted.problem.as_ref());
             snapshot.apply(converted.change);
         }
     }
     Ok(snapshot)
 }
 
-/// This node's Node as it is at this moment; `None` if there is none, or it cannot be used.
+/// Gets this node's Node; `None` if it does not exist or cannot be used.
 ///
 /// # Errors
-/// The server does not say.
+/// The request fails.
 pub async fn node(client: &Client, node_name: &str) -> anyhow::Result<Option<Node>> {
-    let api: Api<Raw> = Api::all_with(client.clone(), &node_resource());
+    let api: Api<RawObject> = Api::all_with(client.clone(), &node_resource());
     let found = api.get_opt(node_name).await;
     let found = found.map_err(|error| refused(&format!("cannot get Node {node_name}"), Subject::Proxy(Kind::Node), error))?;
     let converted = found.map(|object| convert::text(&object.id(Kind::Node), object.text.get()).change);
@@ -80,14 +81,14 @@ pub async fn node(client: &Client, node_name: &str) -> anyhow::Result<Option<Nod
     })
 }
 
-/// An error that says what could not be read, and which permission it needs if the server forbids it.
+/// An error that names the request, and the permission if the server forbids it.
 fn refused(what: &str, subject: Subject, error: kube::Error) -> anyhow::Error {
     let forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
     let hint = if forbidden { subject.permission_hint() } else { "" };
     anyhow::Error::new(error).context(format!("{what}{hint}"))
 }
 
-/// The watches of one process. They share what they know of the server: the first one to get through after an outage tells the others.
+/// The watches of one process. They share one backoff: after an outage, the first answer ends the wait of all.
 #[derive(Clone)]
 pub struct Watches {
     client: Client,
@@ -95,27 +96,29 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Watches by a client. One that tries refused requests again by itself delays them: see [`super::client::Connection::observed_client`].
+    /// Watches that use this client. It must not retry failed requests itself, which would delay them: see
+    /// [`super::client::ConnectionSettings::observed_client`].
     #[must_use]
     pub fn new(client: &Client) -> Self {
         Self { client: client.clone(), outages: Arc::default() }
     }
 
-    /// Everything that happens to what the proxy needs, from its present state on, for good. Interruptions are logged and mended.
+    /// All updates of the Services, EndpointSlices and this node's Node, starting with a full list. The stream never ends: after failures the
+    /// watches reconnect.
     #[must_use]
-    pub fn cluster(&self, node_name: &str) -> BoxStream<'static, Update> {
+    pub fn cluster(&self, node_name: &str) -> BoxStream<'static, ClusterUpdate> {
         let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node];
-        futures::stream::select_all(kinds.map(|kind| self.follow(watched(kind, node_name), Tracker::new(kind)))).boxed()
+        futures::stream::select_all(kinds.map(|kind| self.follow(watch_target(kind, node_name), Tracker::new(kind)))).boxed()
     }
 
-    /// All updates of the objects that match, for good.
-    pub(crate) fn follow<T: Tracks>(&self, watched: Watched, tracker: T) -> BoxStream<'static, T::Told> {
-        follow(&self.client, watched, tracker, Arc::clone(&self.outages))
+    /// All updates of the target's objects. The stream never ends.
+    pub(crate) fn follow<T: ObjectTracker>(&self, target: WatchTarget, tracker: T) -> BoxStream<'static, T::Update> {
+        watcher::updates(&self.client, target, tracker, Arc::clone(&self.outages))
     }
 }
 
-/// Everything that happens to the cluster, from its present state on, for good: [`Watches::cluster`] where there are no other watches.
+/// [`Watches::cluster`] without other watches.
 #[must_use]
-pub fn updates(client: &Client, node_name: &str) -> BoxStream<'static, Update> {
+pub fn updates(client: &Client, node_name: &str) -> BoxStream<'static, ClusterUpdate> {
     Watches::new(client).cluster(node_name)
 }

@@ -1,6 +1,6 @@
-//! API objects to cluster values. PURE, and the only place that knows what API objects look like ([`super::fields`]).
+//! Converts API objects ([`super::fields`]) to cluster values. PURE.
 //!
-//! An object that cannot be used costs only itself: what is wrong is told in a [`Problem`], and whatever of it can be used is.
+//! A broken object affects no other one. A [`Problem`] says what is wrong, and the usable parts of the object are used.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,37 +21,37 @@ use crate::cluster::{
     SliceKey, SlicePort,
 };
 
-/// The longest printed service port name that still fits a comment of iptables (255 bytes) together with the longest words
-/// kube-proxy puts around it: `other traffic to SPN will be dropped by KUBE-PROXY-FIREWALL`.
+/// The longest service port name that fits an iptables comment (255 bytes) together with kube-proxy's longest text around it:
+/// `other traffic to SPN will be dropped by KUBE-PROXY-FIREWALL`.
 const MAX_SPN: usize = 255 - "other traffic to  will be dropped by KUBE-PROXY-FIREWALL".len();
 
 const DEFAULT_AFFINITY_SECONDS: u32 = 10800;
 const MAX_AFFINITY_SECONDS: i32 = 86400;
 
-/// What an object means for the cluster, and what in it could not be used.
+/// A converted object.
 #[derive(Clone, Debug)]
-pub struct Converted {
-    /// The step it makes.
+pub struct ConvertedObject {
+    /// The change of the cluster.
     pub change: Change,
-    /// When what it tells of happened, where it says so (spec section 4).
+    /// When the change happened, if the object says so [kube-proxy 4].
     pub trigger: Option<Timestamp>,
-    /// What could not be used.
+    /// The parts that cannot be used.
     pub problem: Option<Problem>,
 }
 
-/// Converts an object as it is now. Objects that upstream's selectors leave out (spec section 2) come back as absent.
+/// Converts an object. Objects that kube-proxy's selectors exclude [kube-proxy 2] are converted to absent ones.
 #[must_use]
-pub fn object(id: &ObjectId, value: &Value) -> Converted {
+pub fn object(id: &ObjectId, value: &Value) -> ConvertedObject {
     converted(id, value)
 }
 
 /// Converts an object from its JSON text.
 #[must_use]
-pub fn text(id: &ObjectId, text: &str) -> Converted {
+pub fn text(id: &ObjectId, text: &str) -> ConvertedObject {
     converted(id, &mut serde_json::Deserializer::from_str(text))
 }
 
-fn converted<'de, D: Deserializer<'de>>(id: &ObjectId, from: D) -> Converted
+fn converted<'de, D: Deserializer<'de>>(id: &ObjectId, from: D) -> ConvertedObject
 where
     D::Error: fmt::Display,
 {
@@ -59,7 +59,7 @@ where
     let mut trigger = None;
     if id.name.is_empty() {
         let problem = Problem { object: id.clone(), what: "skipped: it has no name".into() };
-        return Converted { change: gone(id), trigger: None, problem: Some(problem) };
+        return ConvertedObject { change: gone(id), trigger: None, problem: Some(problem) };
     }
     let change = match id.kind {
         Kind::Service => {
@@ -74,10 +74,10 @@ where
         Kind::Node => Change::Node(typed(from, &mut problems).map(|object| node(&object, &mut problems))),
     };
     let problem = (!problems.is_empty()).then(|| Problem { object: id.clone(), what: problems.join("; ") });
-    Converted { change, trigger, problem }
+    ConvertedObject { change, trigger, problem }
 }
 
-/// The step that an object's end makes.
+/// The change when an object is deleted.
 #[must_use]
 pub fn gone(id: &ObjectId) -> Change {
     match id.kind {
@@ -89,13 +89,13 @@ pub fn gone(id: &ObjectId) -> Change {
 
 /// The key of a Service.
 #[must_use]
-pub fn service_key(id: &ObjectId) -> ServiceKey {
+pub(crate) fn service_key(id: &ObjectId) -> ServiceKey {
     ServiceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
 /// The key of an EndpointSlice.
 #[must_use]
-pub fn slice_key(id: &ObjectId) -> SliceKey {
+pub(crate) fn slice_key(id: &ObjectId) -> SliceKey {
     SliceKey { namespace: id.namespace.as_str().into(), name: id.name.as_str().into() }
 }
 
@@ -112,8 +112,8 @@ pub(crate) fn typed<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D, pro
 fn service(id: &ObjectId, object: &fields::Service, problems: &mut Vec<String>) -> Option<Service> {
     let spec = object.spec.as_ref()?;
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
-    let of_another = object.metadata.labels.as_ref().is_some_and(|labels| labels.proxy_name.is_some());
-    if of_another || matches!(cluster_ip, "" | "None") {
+    let has_other_proxy = object.metadata.labels.as_ref().is_some_and(|labels| labels.proxy_name.is_some());
+    if has_other_proxy || matches!(cluster_ip, "" | "None") {
         return None;
     }
     let kind = match spec.kind.as_deref() {
@@ -164,7 +164,7 @@ fn service(id: &ObjectId, object: &fields::Service, problems: &mut Vec<String>) 
     Some(service)
 }
 
-/// Names go unescaped into comments; what the API server allows in names is harmless there.
+/// Why a name cannot be used. Names go unescaped into comments, where the characters that the API server allows are harmless.
 fn unusable_name(name: &str) -> Option<String> {
     let fine = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     (!fine).then(|| format!("{name:?} is not a name the API server would accept"))
@@ -182,22 +182,22 @@ fn affinity(spec: &fields::ServiceSpec) -> Result<Option<u32>, String> {
     }
 }
 
-/// The cluster IP of a family (spec section 3.1).
+/// The cluster IP of a family [kube-proxy 3.1].
 fn family_cluster_ip(spec: &fields::ServiceSpec, family: Family, problems: &mut Vec<String>) -> Option<IpAddr> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
-    let wanted = match family {
+    let family_name = match family {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
     };
     let text = if families.is_empty() {
         spec.cluster_ip.as_deref()?
     } else {
-        let index = families.iter().position(|f| f == wanted)?;
+        let index = families.iter().position(|f| f == family_name)?;
         spec.cluster_ips.as_deref().unwrap_or_default().get(index)?
     };
     match parse_ip(text) {
         Some(ip) if Family::of(ip) == family => Some(ip),
-        // Without ipFamilies the one cluster IP decides the family; nonsense is told once, by the first family that tries.
+        // Without ipFamilies the cluster IP decides the family. An invalid one is reported once, for IPv4.
         found if families.is_empty() => {
             if found.is_none() && family == Family::V4 {
                 problems.push(format!("skipped: cluster IP {text:?} is not an IP address"));
@@ -205,14 +205,14 @@ fn family_cluster_ip(spec: &fields::ServiceSpec, family: Family, problems: &mut 
             None
         }
         _ => {
-            problems.push(format!("no {wanted} rules: cluster IP {text:?} is not an {wanted} address"));
+            problems.push(format!("no {family_name} rules: cluster IP {text:?} is not an {family_name} address"));
             None
         }
     }
 }
 
 fn service_ports(id: &ObjectId, spec: &fields::ServiceSpec, problems: &mut Vec<String>) -> Vec<ServicePort> {
-    // By name and protocol: of two alike the last counts, as in upstream's map.
+    // Keyed by name and protocol. The last of two equal keys wins, as in kube-proxy's map.
     let mut ports: BTreeMap<(Arc<str>, Protocol), ServicePort> = BTreeMap::new();
     for object in spec.ports.as_deref().unwrap_or_default() {
         match service_port(id, object) {
@@ -293,7 +293,7 @@ fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<S
     let family = match object.address_type.as_str() {
         "IPv4" => Family::V4,
         "IPv6" => Family::V6,
-        // Names are no business of iptables; nothing is wrong with the object.
+        // iptables needs addresses. The object itself is valid.
         "FQDN" => return None,
         other => {
             problems.push(format!("skipped: unknown addressType {other:?}"));
@@ -301,7 +301,7 @@ fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<S
         }
     };
     let (all_ports, all_endpoints) = (object.ports.as_deref().unwrap_or_default(), object.endpoints.as_deref().unwrap_or_default());
-    // Lists that grow by themselves take room for more than they hold, and there are thousands.
+    // Exact capacities save memory: a growing list over-allocates, and there are thousands of lists.
     let mut ports = Vec::with_capacity(all_ports.len());
     for object in all_ports {
         match slice_port(object) {
@@ -320,7 +320,7 @@ fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<S
     Some(Slice { service: service.as_str().into(), family, ports, endpoints })
 }
 
-/// A port without name or number matches no service port and is left out without a word, as upstream does (spec section 12.14).
+/// Converts a port. A port without name or number matches no service port and is ignored, as in kube-proxy [kube-proxy 12].
 fn slice_port(object: &fields::EndpointPort) -> Result<Option<SlicePort>, String> {
     let (Some(name), Some(number)) = (&object.name, object.port) else { return Ok(None) };
     if number == 0 {
@@ -351,7 +351,7 @@ fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
     }
 }
 
-/// The taint of a Node that the cluster autoscaler is about to delete (spec section 9.1).
+/// The taint of a Node that the cluster autoscaler is about to delete [kube-proxy 9.1].
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 fn node(object: &fields::Node, problems: &mut Vec<String>) -> Node {

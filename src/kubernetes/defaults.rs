@@ -1,18 +1,18 @@
-//! Fields that the API server fills in when an object is created, for objects that come from manifests. PURE.
+//! Sets the API server's defaults in objects from manifests. PURE.
 //!
-//! Only fields whose absence means something else are filled in here. The conversion ([`super::convert`]) takes every other absent field
-//! (type, protocol, session affinity and its timeout, traffic policies, conditions, ipMode) for the API server's default.
+//! Only fields that the conversion ([`super::convert`]) would misread when absent are set here. It already uses the API server's default for
+//! all other absent fields (type, protocol, session affinity and its timeout, traffic policies, conditions, ipMode).
 
 use serde_json::{Value, json};
 
 use super::object::Kind;
 
-/// Fills in the fields of an object of a manifest. Gives what only an API server can fill in, one sentence each.
+/// Sets the defaults of an object. Returns a sentence for each field that only an API server can choose.
 pub(super) fn fill(kind: Kind, object: &mut Value) -> Vec<String> {
     match kind {
         Kind::Service => service(object),
         Kind::EndpointSlice => {
-            // `SetDefaults_EndpointPort`; kube-proxy passes over a port whose name is null (spec section 3.4).
+            // `SetDefaults_EndpointPort`; kube-proxy ignores a port whose name is null [kube-proxy 4].
             for port in object.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
                 for (field, default) in [("name", ""), ("protocol", "TCP")] {
                     let value = port.entry(field).or_insert(Value::Null);
@@ -41,7 +41,7 @@ fn service(object: &mut Value) -> Vec<String> {
     if is_empty(spec.get("clusterIPs")) {
         spec.insert("clusterIPs".into(), json!([cluster_ip]));
     }
-    // Of one address the conversion sees the family.
+    // With one address, the conversion finds the family itself.
     if is_empty(spec.get("ipFamilies"))
         && let Some(ips) = spec.get("clusterIPs").and_then(Value::as_array).filter(|ips| ips.len() > 1)
     {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_services_follow_from_each_other() {
+    fn cluster_ips_and_families_are_completed() {
         let spec = |spec: Value| filled(Kind::Service, json!({"spec": spec}))["spec"].take();
         assert_eq!(
             spec(json!({"clusterIP": "10.0.0.1", "ipFamilies": ["IPv4"]})),
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_a_server_can_choose_is_named() {
+    fn fields_that_only_a_server_can_choose_are_named() {
         for (spec, want) in [
             (json!({}), "no rules: it has no clusterIP"),
             (json!({"clusterIP": "10.0.0.1", "type": "NodePort", "ports": [{"port": 80}]}), "no NodePort rules for port 80: "),

@@ -1,8 +1,7 @@
-//! Text into documents: multi-document YAML and JSON, parsed on all cores.
+//! Parses multi-document YAML and JSON on all cores.
 //!
-//! A cluster's manifest is tens of megabytes, most of it in one document where it comes from `kubectl get -o yaml`. Such a list is
-//! cut at its items, however far they are indented, so that the pieces parse side by side; if any piece fails, the document is parsed
-//! whole, and that decides.
+//! The manifest of a large cluster has tens of megabytes. From `kubectl get -o yaml`, most of it is one document: a list. Such a list is cut
+//! at its items, so that the pieces can be parsed in parallel. If a piece fails, the whole document is parsed, and that result counts.
 
 use std::ops::Range;
 
@@ -12,23 +11,22 @@ use super::plain_yaml;
 use crate::error_text::yaml_problem;
 use crate::parallel;
 
-/// Text is handed to the parsers in portions of about this many bytes.
+/// The size of the portions that are parsed in parallel, in bytes.
 const PORTION: usize = 64 * 1024;
 
-/// A document that could not be read.
+/// A document that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("document {document}, line {line}: {cause}")]
 pub struct BadDocument {
-    /// Which document of the text, counted from 1; empty ones don't count.
+    /// The number of the document in the text, from 1. Empty documents are not counted.
     pub document: usize,
-    /// Line of the text, counted from 1.
+    /// The line in the text, from 1.
     pub line: usize,
     /// What is wrong there.
     pub cause: String,
 }
 
-/// Parses every document of a text and makes something of each value, in the text's order. The items of a `kind: List` may come as
-/// values of their own.
+/// Parses all documents of a text and calls `make` with each value, in order. The items of a `kind: List` may be separate values.
 ///
 /// # Errors
 /// The first document that is neither YAML nor JSON.
@@ -54,23 +52,23 @@ pub fn parse<T: Send>(text: &str, make: impl Fn(Value) -> T + Sync) -> Result<Ve
 /// One document of a text.
 struct Document<'a> {
     number: usize,
-    /// Line of the text it starts at, counted from 1.
+    /// The line in the text at which it starts, from 1.
     line: usize,
     text: &'a str,
-    /// Where its items start, if it is a list in the form kubectl prints; the end comes last.
+    /// The portions of its items, with their lines, if it is a list as kubectl prints it.
     items: Vec<(usize, Range<usize>)>,
 }
 
-/// Text that can be parsed by itself.
+/// A text that can be parsed separately.
 struct Piece<'a> {
     document: usize,
     line: usize,
     text: &'a str,
-    /// A run of items of a list rather than a document.
+    /// True for items of a list, false for a document.
     items: bool,
 }
 
-/// Cuts a text at its `---` lines, and leaves out what holds no content.
+/// Splits a text at its `---` lines and drops empty documents.
 fn split(text: &str) -> Vec<Document<'_>> {
     let mut starts = vec![(1, 0, 0)];
     let mut offset = 0;
@@ -90,21 +88,21 @@ fn has_content(text: &str) -> bool {
     text.lines().map(str::trim).any(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with('%') && line != "...")
 }
 
-/// The items of a list in block style, in portions: line and range. `items:` stands at the left margin, and every item's dash as far to
-/// the right as the first one's.
+/// The items of a list in block style, in portions: line and range. `items:` must be at the left margin, and the dashes of all items at the
+/// same column.
 fn list_items(text: &str) -> Vec<(usize, Range<usize>)> {
     if text.len() < 2 * PORTION {
         return Vec::new();
     }
     let mut items: Vec<(usize, Range<usize>)> = Vec::new();
     let mut offset = 0;
-    let mut place = Place::Before;
+    let mut section = Section::Before;
     let mut list = false;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let end = offset + line.len();
         list |= line.trim_end() == "kind: List";
-        place = place.after(line);
-        if let Place::Within { dashes } = place {
+        section = section.next(line);
+        if let Section::Within { dashes } = section {
             let dash = line.as_bytes().get(dashes..dashes + 2) == Some(b"- ") && indentation(line) == dashes;
             match items.last_mut() {
                 Some((_, range)) if !dash || range.len() < PORTION => range.end = end,
@@ -117,27 +115,27 @@ fn list_items(text: &str) -> Vec<(usize, Range<usize>)> {
     if list { items } else { Vec::new() }
 }
 
-/// Where in a document a line is.
+/// The section of a document that a line belongs to.
 #[derive(Clone, Copy)]
-enum Place {
+enum Section {
     /// Before the items.
     Before,
-    /// After the line that says that items follow.
+    /// After the line `items:`.
     Announced,
-    /// Within the items, whose dashes stand at this column.
+    /// Within the items, whose dashes are at this column.
     Within { dashes: usize },
-    /// After them.
+    /// After the items.
     Behind,
 }
 
-impl Place {
-    /// Where the next line is, which is this one.
-    fn after(self, line: &str) -> Self {
+impl Section {
+    /// The section of the next line, which is this one.
+    fn next(self, line: &str) -> Self {
         let column = indentation(line);
         let content = line[column..].trim_end();
         match self {
             Self::Before if line.trim_end() == "items:" => Self::Announced,
-            // Blank lines and comments stand wherever they like.
+            // Blank lines and comments may have any indentation.
             Self::Announced | Self::Within { .. } if content.is_empty() || content.starts_with('#') => self,
             Self::Announced if content.starts_with("- ") => Self::Within { dashes: column },
             Self::Within { dashes } if column > dashes || (column == dashes && content.starts_with('-')) => self,
@@ -171,7 +169,7 @@ impl<'a> Document<'a> {
 impl Piece<'_> {
     fn parse<T>(&self, make: &impl Fn(Value) -> T) -> Result<Vec<T>, BadDocument> {
         let values = if self.text.trim_start().starts_with(['{', '[']) {
-            // YAML in flow style looks the same from here; but if it is neither, JSON's complaint is the clearer one.
+            // This may be YAML in flow style. If it is neither, JSON's error is the clearer one.
             self.json().or_else(|bad| self.yaml().map(|value| vec![value]).map_err(|_| bad))?
         } else {
             vec![self.yaml()?]
@@ -203,7 +201,7 @@ impl Piece<'_> {
         if let Some(value) = plain_yaml::value(self.text) {
             return Ok(value);
         }
-        // No budget: manifests are the operator's own, and a large cluster's are large.
+        // No size limits: the operator trusts the manifests, and those of a large cluster are large.
         let options = serde_saphyr::options! { budget: None };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
@@ -212,7 +210,7 @@ impl Piece<'_> {
     }
 }
 
-/// Groups pieces into runs of about [`PORTION`] bytes.
+/// Groups pieces into portions of about [`PORTION`] bytes.
 fn portions(pieces: &[Piece<'_>]) -> Vec<Range<usize>> {
     let mut portions: Vec<Range<usize>> = Vec::new();
     let mut size = PORTION;
@@ -237,7 +235,7 @@ mod tests {
         parse(text, |value| value["metadata"]["name"].as_str().unwrap_or_default().to_owned()).map_err(|bad| bad.to_string())
     }
 
-    /// A List as kubectl prints it, but with its items indented so far; large enough to be parsed in pieces.
+    /// A List as kubectl prints it, but with indented items, and large enough to be parsed in pieces.
     fn large_list(indentation: usize, tail: &str) -> String {
         let item = |i: usize| {
             format!(
@@ -251,14 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_cut_at_their_separators() {
+    fn documents_are_split_at_their_separators() {
         let text = "# only a comment\n---\nmetadata: {name: a}\n--- # next\nmetadata:\n  name: b\n...\n---\n---\n{\"metadata\": {\"name\": \"c\"}}{\"metadata\": {\"name\": \"d\"}}\n";
         assert_eq!(names(text), Ok(["a", "b", "c", "d"].map(String::from).to_vec()));
         assert_eq!(names(""), Ok(vec![]));
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_document_and_line() {
+    fn errors_name_document_and_line() {
         for (text, want) in [
             ("metadata: {name: a}\n---\n\nmetadata:\n  name: [\n", "document 2, line "),
             ("---\n---\na: 1\n---\nb: 'x\n", "document 2, line 5: unclosed quote"),
@@ -271,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_list_comes_as_its_items_in_order() {
+    fn a_large_list_is_parsed_in_order() {
         for indentation in [0, 1, 2, 4] {
             let text = large_list(indentation, "");
             assert!(split(&text)[0].pieces().count() > 4, "it is cut");
@@ -285,7 +283,7 @@ mod tests {
     fn a_large_list_with_an_error_names_its_line() {
         for indentation in [0, 2] {
             let text = large_list(indentation, "- kind: 'x\n");
-            let line = text.lines().position(|line| line.trim() == "- kind: 'x").expect("it is there") + 1;
+            let line = text.lines().position(|line| line.trim() == "- kind: 'x").expect("the text has it") + 1;
             let found = names(&text).expect_err("a broken item");
             let named = found.trim_start_matches("document 1, line ").split(':').next().and_then(|n| n.parse().ok());
             let named: usize = named.expect("a line");
@@ -293,7 +291,6 @@ mod tests {
         }
     }
 
-    /// Whatever stands between and after the items, cut or whole makes no difference.
     #[test]
     fn errors_name_the_line_once_and_no_function_of_the_parser() {
         for (text, want) in [
@@ -307,8 +304,9 @@ mod tests {
         }
     }
 
+    /// Comments and odd indentation between the items do not change the result.
     #[test]
-    fn a_list_that_is_no_longer_in_step_is_read_as_it_is() {
+    fn a_list_with_irregular_items_is_parsed_whole() {
         for (indentation, tail, more) in [
             (2, "# a comment\n\n- metadata: {name: last}\n", 1),
             (2, "- metadata:\n    name: last\n    annotations: {text: 'a\n\n      - b'}\n", 1),

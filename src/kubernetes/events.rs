@@ -1,5 +1,5 @@
-//! Events about this node and its Services (`events.k8s.io/v1`), so that `kubectl describe` tells what happened. Few of them: an
-//! event that is repeated says nothing new, and the API server has better things to do.
+//! Sends Events about this node and its Services (`events.k8s.io/v1`), for `kubectl describe`. Repeated Events are dropped, and their number
+//! is limited, to spare the API server.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use tokio::time::Instant;
 use crate::cluster::ServiceKey;
 use crate::error_text::error_text;
 
-use super::recent_events::Happenings;
+use super::recent_events::RecentEvents;
 
-/// The same reason about the same object is told once in this time.
+/// An Event with the same reason about the same object is sent once in this time.
 const REPEAT: Duration = Duration::from_secs(300);
-/// Events in a minute, at most.
+/// The most Events in a minute.
 const PER_MINUTE: usize = 20;
-/// Events that may wait to be sent; what comes on top is dropped.
-const WAITING: usize = 64;
-/// What the field `reportingController` says: whoever looks for the proxy's events finds these under its name.
+/// The most Events that wait to be sent. More are dropped.
+const QUEUE_LENGTH: usize = 64;
+/// The field `reportingController`, which users search for kube-proxy's Events.
 const CONTROLLER: &str = "kube-proxy";
 
-/// What an event is about.
+/// The object that an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Regarding {
     /// This node.
@@ -36,93 +36,93 @@ pub enum Regarding {
     Service(ServiceKey),
 }
 
-/// Something worth telling.
+/// An Event before it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What it is about.
+    /// The object that it is about.
     pub regarding: Regarding,
-    /// Why, in one word in camel case.
+    /// The reason, one word in camel case.
     pub reason: &'static str,
-    /// What was being done, in one word in camel case.
+    /// The action that was taken, one word in camel case.
     pub action: &'static str,
-    /// It is a warning, not just news.
+    /// True for a warning.
     pub warning: bool,
-    /// What happened; cut at 1024 bytes, as the API wants it.
+    /// What happened. The API's limit of 1024 bytes is applied when it is sent.
     pub note: String,
 }
 
 impl Event {
-    /// The program is up (spec section 1.11).
+    /// The program has started [kube-proxy 1.11].
     #[must_use]
     pub const fn starting() -> Self {
         Self { regarding: Regarding::Node, reason: "Starting", action: "StartKubeProxy", warning: false, note: String::new() }
     }
 
-    /// A server of the program cannot listen, and the program ends for it (spec section 1.11).
+    /// A server of the program cannot listen, so the program exits [kube-proxy 1.11].
     #[must_use]
-    pub const fn cannot_listen(reason: &'static str, note: String) -> Self {
+    pub(crate) const fn cannot_listen(reason: &'static str, note: String) -> Self {
         Self { regarding: Regarding::Node, reason, action: "StartKubeProxy", warning: true, note }
     }
 }
 
-/// Takes events, and drops what is too much.
+/// Queues Events for [`send`], and keeps the latest ones for the status page.
 #[derive(Clone, Debug)]
 pub struct Events {
     sender: Option<mpsc::Sender<Message>>,
-    happenings: Happenings,
+    recent: RecentEvents,
 }
 
-/// Where events come out, for [`send`]. Clones share one queue, so that a sender that failed can be started again.
+/// The queue from which [`send`] takes Events. Clones share it, so that a failed sender can be restarted.
 #[derive(Clone, Debug)]
-pub struct Told(Arc<Mutex<mpsc::Receiver<Message>>>);
+pub struct EventQueue(Arc<Mutex<mpsc::Receiver<Message>>>);
 
 #[derive(Debug)]
 enum Message {
     Event(Event),
-    /// Everything before this was sent.
+    /// Is answered when all earlier messages are handled.
     Sent(oneshot::Sender<()>),
 }
 
 impl Events {
-    /// Events that go nowhere: there is no API server.
+    /// Events that are not sent, because there is no API server.
     #[must_use]
     pub fn none() -> Self {
-        Self { sender: None, happenings: Happenings::default() }
+        Self { sender: None, recent: RecentEvents::default() }
     }
 
-    /// Events, and where they come out.
+    /// Events, and the queue that [`send`] reads.
     #[must_use]
-    pub fn channel() -> (Self, Told) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self { sender: Some(sender), happenings: Happenings::default() }, Told(Arc::new(Mutex::new(receiver))))
+    pub fn channel() -> (Self, EventQueue) {
+        let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
+        (Self { sender: Some(sender), recent: RecentEvents::default() }, EventQueue(Arc::new(Mutex::new(receiver))))
     }
 
-    /// What is told is noted there, too.
+    /// Stores the latest Events there, too.
     #[must_use]
-    pub fn noted(mut self, happenings: Happenings) -> Self {
-        self.happenings = happenings;
+    pub fn noted(mut self, recent: RecentEvents) -> Self {
+        self.recent = recent;
         self
     }
 
-    /// Something happened that is worth no event.
+    /// Stores an occurrence for the status page, without sending an Event.
     pub fn note(&self, what: &'static str, text: &str) {
-        self.happenings.note(what, false, text);
+        self.recent.note(what, false, text);
     }
 
-    /// Tells something. Never waits; nothing depends on an event being told.
+    /// Queues an Event. Never waits: if the queue is full, the Event is dropped.
     pub fn tell(&self, event: Event) {
         let regarding = match &event.regarding {
-            // What is said of another node names it.
+            // The note of another node's Event names that node.
             Regarding::Node | Regarding::OtherNode(_) => String::new(),
             Regarding::Service(key) => format!("{key}: "),
         };
-        self.happenings.note(event.reason, event.warning, &(regarding + &event.note));
+        self.recent.note(event.reason, event.warning, &(regarding + &event.note));
         if let Some(sender) = &self.sender {
             let _ = sender.try_send(Message::Event(event));
         }
     }
 
-    /// Waits until everything that was told so far has been sent, or has failed to be.
+    /// Waits until all queued Events are sent or have failed.
     pub async fn sent(&self) {
         let Some(sender) = &self.sender else { return };
         let (done, sent) = oneshot::channel();
@@ -132,41 +132,41 @@ impl Events {
     }
 }
 
-/// Decides which events are told.
+/// Decides which Events are sent.
 #[derive(Debug)]
-pub struct Limit {
-    told: HashMap<(Regarding, &'static str), Instant>,
+pub(crate) struct EventLimit {
+    sent: HashMap<(Regarding, &'static str), Instant>,
     minute: Instant,
     in_minute: usize,
 }
 
-impl Limit {
-    /// Nothing was told yet.
+impl EventLimit {
+    /// A limit before any Event.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self { told: HashMap::new(), minute: now, in_minute: 0 }
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { sent: HashMap::new(), minute: now, in_minute: 0 }
     }
 
-    /// Whether this event may be told now; takes note if so.
-    pub fn allows(&mut self, event: &Event, now: Instant) -> bool {
+    /// Decides whether this Event is sent now, and counts it if so.
+    pub(crate) fn allows(&mut self, event: &Event, now: Instant) -> bool {
         if now.duration_since(self.minute) >= Duration::from_secs(60) {
             (self.minute, self.in_minute) = (now, 0);
-            self.told.retain(|_, told| now.duration_since(*told) < REPEAT);
+            self.sent.retain(|_, sent| now.duration_since(*sent) < REPEAT);
         }
         let key = (event.regarding.clone(), event.reason);
-        if self.in_minute >= PER_MINUTE || self.told.get(&key).is_some_and(|told| now.duration_since(*told) < REPEAT) {
+        if self.in_minute >= PER_MINUTE || self.sent.get(&key).is_some_and(|sent| now.duration_since(*sent) < REPEAT) {
             return false;
         }
         self.in_minute += 1;
-        self.told.insert(key, now);
+        self.sent.insert(key, now);
         true
     }
 }
 
-/// Sends events to the API server, for as long as there are any to come.
-pub async fn send(client: Client, node_name: String, host_name: String, events: Told) {
+/// Sends the Events of the queue to the API server until all [`Events`] are dropped.
+pub async fn send(client: Client, node_name: String, host_name: String, events: EventQueue) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("events.k8s.io", "v1", "Event"));
-    let mut limit = Limit::new(Instant::now());
+    let mut limit = EventLimit::new(Instant::now());
     let mut counter = 0_u32;
     let mut events = events.0.lock().await;
     while let Some(message) = events.recv().await {
@@ -195,7 +195,7 @@ pub async fn send(client: Client, node_name: String, host_name: String, events: 
     }
 }
 
-/// The API object of an event, and its namespace.
+/// The namespace and the API object of an Event.
 fn object(event: &Event, node_name: &str, host_name: &str, counter: u32) -> (String, serde_json::Value) {
     let (namespace, regarding) = match &event.regarding {
         Regarding::Node => ("default".to_owned(), json!({"apiVersion": "v1", "kind": "Node", "name": node_name})),
@@ -226,9 +226,9 @@ mod tests {
     }
 
     #[test]
-    fn repetition_is_not_told_and_a_flood_is_cut() {
+    fn repeated_events_and_floods_are_dropped() {
         let start = Instant::now();
-        let mut limit = Limit::new(start);
+        let mut limit = EventLimit::new(start);
         assert!(limit.allows(&event("A"), start));
         assert!(!limit.allows(&event("A"), start + Duration::from_secs(299)));
         assert!(limit.allows(&event("B"), start + Duration::from_secs(299)));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_what_the_api_takes() {
+    fn an_event_becomes_an_api_object() {
         let (namespace, object) = object(&event("A"), "node", "host", 7);
         assert_eq!(namespace, "default");
         assert_eq!(object["note"].as_str().map(str::len), Some(1024));

@@ -1,15 +1,15 @@
-//! The fields of API objects that matter here. Whatever else an object holds is passed over while it is read: it costs no memory, and
-//! cannot be wrong.
+//! The fields of API objects that sepal reads. All other fields are skipped while parsing: they cost no memory, and a wrong value in them
+//! causes no error.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// Labels that matter, of any object.
+/// The labels that are read, of all kinds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Labels {
-    /// Another proxy looks after this Service.
+    /// Another proxy handles this Service.
     #[serde(rename = "service.kubernetes.io/service-proxy-name")]
     pub proxy_name: Option<String>,
     /// The slice belongs to a headless Service.
@@ -32,11 +32,11 @@ pub(crate) struct Metadata {
     pub deletion_timestamp: Option<String>,
 }
 
-/// Annotations that matter, of any object.
+/// The annotations that are read, of all kinds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Annotations {
-    /// When the change happened that this version of the slice tells of.
+    /// When the change happened that led to this version of the slice.
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub trigger_time: Option<String>,
 }
@@ -199,7 +199,7 @@ pub(crate) struct NodeAddress {
     pub address: String,
 }
 
-/// `v1` Node, as the pod network needs it.
+/// `v1` Node, with the fields that the pod network needs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NetworkNode {
@@ -208,7 +208,7 @@ pub(crate) struct NetworkNode {
     pub status: Option<NodeStatus>,
 }
 
-/// Metadata by which versions of objects are told apart, and all annotations.
+/// Metadata that identifies an object and its version, and all annotations.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct NamedMetadata {

@@ -1,4 +1,4 @@
-//! The cluster from manifest files: a file, a folder or standard input.
+//! Reads the cluster from manifests: a file, a folder or standard input.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -6,26 +6,26 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Complaints;
-use super::convert::{self, Converted};
+use super::ProblemLog;
+use super::convert::{self, ConvertedObject};
 use super::defaults;
 use super::documents::{self, BadDocument};
 use super::object::{Kind, ObjectId, Problem};
 use crate::bad_setting::BadSetting;
 use crate::cluster::Snapshot;
 
-/// Manifests that could not be read.
+/// Why manifests cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// The file system said no.
+    /// A file or folder cannot be read.
     #[error("cannot read manifests from {path}: {cause}")]
     Read {
         /// The file or folder.
         path: String,
-        /// Why.
+        /// The error of the system.
         cause: std::io::Error,
     },
-    /// A folder without a single manifest.
+    /// A folder without manifests.
     #[error("no manifests in {0}: looked for *.yaml, *.yml and *.json in it and below")]
     Empty(String),
     /// A document that is not YAML or JSON.
@@ -36,10 +36,10 @@ pub enum ManifestError {
         /// Which document, and what is wrong.
         bad: BadDocument,
     },
-    /// A file that seems to be in the middle of being written.
+    /// A file that is probably still being written.
     #[error("{0} does not end with a newline, so it counts as half-written")]
     Unfinished(String),
-    /// A configuration object that makes no sense.
+    /// A configuration object with an invalid field.
     #[error("{path}: {kind}: {bad}")]
     Setting {
         /// The file.
@@ -51,8 +51,8 @@ pub enum ManifestError {
     },
 }
 
-/// The manifest files at a path, sorted: the file itself, or every `*.yaml`, `*.yml`, `*.json` of a folder and below, except what
-/// starts with a dot (a mounted ConfigMap keeps its real files in such folders, and would show each twice).
+/// The manifest files at a path, sorted: the file itself, or every `*.yaml`, `*.yml` and `*.json` in a folder and below. Names that start
+/// with a dot are skipped: a mounted ConfigMap keeps its real files in such folders, and each would be found twice.
 ///
 /// # Errors
 /// A folder that cannot be read, or one without manifests.
@@ -77,7 +77,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), ManifestError>
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        // Links to folders are not followed: they may lead around in circles.
+        // Links to folders are not followed, because they may form circles.
         if entry.file_type().map_err(failed)?.is_dir() {
             collect(&path, found)?;
         } else if path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json") && path.is_file() {
@@ -105,9 +105,9 @@ pub fn read_text(path: &Path) -> Result<String, ManifestError> {
 /// One document of a manifest.
 #[derive(Debug)]
 pub enum Document {
-    /// An object of a kind that is read.
-    Object(ObjectId, Box<Converted>),
-    /// An object of a kind that is read, with an `apiVersion` that is not.
+    /// An object of a kind that sepal reads.
+    Object(ObjectId, Box<ConvertedObject>),
+    /// An object of such a kind with another `apiVersion`.
     OtherVersion(ObjectId, String),
     /// Any other kind.
     Other {
@@ -131,33 +131,33 @@ pub fn documents(text: &str) -> Result<Vec<Document>, BadDocument> {
 /// The objects of manifests.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
-    objects: BTreeMap<ObjectId, Converted>,
-    /// Objects of another `apiVersion` than the one that is read.
+    converted: BTreeMap<ObjectId, ConvertedObject>,
+    /// Objects with another `apiVersion` than the one that sepal reads.
     unread: BTreeMap<ObjectId, Problem>,
-    /// Documents of kinds that are not needed, counted by kind.
+    /// The number of documents of unneeded kinds, by kind.
     skipped: BTreeMap<String, usize>,
 }
 
 impl Objects {
     /// Adds an object. It replaces an earlier one of the same name.
-    pub fn insert(&mut self, id: ObjectId, converted: Converted) {
-        self.objects.insert(id, converted);
+    pub fn insert(&mut self, id: ObjectId, converted: ConvertedObject) {
+        self.converted.insert(id, converted);
     }
 
-    /// Adds an object whose `apiVersion` is not read.
-    pub fn insert_unread(&mut self, object: ObjectId, api_version: &str) {
+    /// Adds an object with another `apiVersion` than the one that sepal reads.
+    pub(crate) fn insert_unread(&mut self, object: ObjectId, api_version: &str) {
         let what = format!("skipped: its apiVersion is {api_version:?}, and only {} is read", object.kind.api_version());
         self.unread.insert(object.clone(), Problem { object, what });
     }
 
-    /// Counts a document of a kind that is not needed.
+    /// Counts a document of an unneeded kind.
     pub fn skip(&mut self, kind: String) {
         *self.skipped.entry(kind).or_default() += 1;
     }
 
     /// Adds the objects of other manifests. They replace objects of the same name.
-    pub fn absorb(&mut self, other: Self) {
-        self.objects.extend(other.objects);
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.converted.extend(other.converted);
         self.unread.extend(other.unread);
         for (kind, count) in other.skipped {
             *self.skipped.entry(kind).or_default() += count;
@@ -165,20 +165,20 @@ impl Objects {
     }
 
     /// Logs the problems of each object, and which kinds were skipped.
-    pub fn complain(&self, complaints: &mut Complaints) {
-        for (id, converted) in &self.objects {
-            complaints.note(id, converted.problem.as_ref());
+    pub(crate) fn log_problems(&self, log: &mut ProblemLog) {
+        for (id, converted) in &self.converted {
+            log.note(id, converted.problem.as_ref());
         }
-        for (id, problem) in self.unread.iter().filter(|(id, _)| !self.objects.contains_key(id)) {
-            complaints.note(id, Some(problem));
+        for (id, problem) in self.unread.iter().filter(|(id, _)| !self.converted.contains_key(id)) {
+            log.note(id, Some(problem));
         }
-        complaints.note_skipped(&self.skipped);
+        log.note_skipped(&self.skipped);
     }
 
     /// The name of the Node, if there is exactly one.
     #[must_use]
-    pub fn only_node(&self) -> Option<&str> {
-        let mut nodes = self.objects.keys().filter(|id| id.kind == Kind::Node);
+    pub(crate) fn only_node(&self) -> Option<&str> {
+        let mut nodes = self.converted.keys().filter(|id| id.kind == Kind::Node);
         match (nodes.next(), nodes.next()) {
             (Some(node), None) => Some(&node.name),
             _ => None,
@@ -187,9 +187,9 @@ impl Objects {
 
     /// The cluster as the node of this name sees it.
     #[must_use]
-    pub fn into_snapshot(self, node_name: &str) -> Snapshot {
+    pub(crate) fn into_snapshot(self, node_name: &str) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        for (id, converted) in self.objects {
+        for (id, converted) in self.converted {
             if id.kind != Kind::Node || id.name == node_name {
                 snapshot.apply(converted.change);
             }
@@ -198,7 +198,7 @@ impl Objects {
     }
 }
 
-/// What a document holds: one object, or the objects of a list.
+/// The objects of a document: one object, or the items of a list.
 fn items(mut value: Value) -> Vec<Document> {
     let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text(&value, "apiVersion"), text(&value, "kind"));
@@ -223,7 +223,7 @@ fn items(mut value: Value) -> Vec<Document> {
     }]
 }
 
-/// An item of a typed list (`ServiceList`) does not say its kind itself; the list does.
+/// Adds the kind to an item of a typed list (`ServiceList`), which does not have it itself.
 fn named(mut item: Value, api_version: &str, kind: &str) -> Value {
     if let Value::Object(fields) = &mut item
         && !kind.is_empty()

@@ -1,9 +1,9 @@
 //! The Kubernetes API and manifest files.
 //!
-//! - [`client`]: the connection. [`api`]: what is listed and watched. `watcher`: the list-and-watch loop. `outage`: failures and waits.
+//! - [`client`]: the connection. [`api`]: what is listed and watched. `watcher`: the list-and-watch loop. `outage`: failures and backoff.
 //! - [`convert`]: objects become cluster values. PURE. `fields`: the fields that are read.
 //! - [`manifests`], [`documents`]: objects from files.
-//! - [`events`]: Events that are sent. [`recent_events`]: the latest ones, for the status page. [`permission`]: permissions that requests need.
+//! - [`events`]: Events that are sent. [`recent_events`]: the latest ones, for the status page. [`permission`]: the permissions that requests need.
 
 pub mod api;
 pub mod client;
@@ -33,76 +33,76 @@ use crate::cluster::{Change, ServiceKey, SliceKey};
 
 pub use object::{Kind, ObjectId, Problem};
 
-/// What a source tells the loop.
+/// An update of the cluster, from the API server or manifests.
 #[derive(Debug)]
-pub enum Update {
+pub enum ClusterUpdate {
     /// One object changed.
-    Change(Change, Moment),
-    /// These are all there are; whatever else was told of before is gone.
-    Listed(Known),
-    /// Every object of a kind has been told.
+    Change(Change, ChangeTime),
+    /// A list is complete. Objects of earlier updates that are not in it are deleted.
+    Listed(ListedNames),
+    /// All objects of a kind have been sent.
     Complete(Kind),
-    /// No object of a kind is known yet, because the first list fails for this reason.
+    /// The first list of a kind fails for this reason, so none of its objects are known.
     Unknown(Kind, Box<str>),
 }
 
-/// When a change happened, and when it came.
+/// When a change happened, and when it arrived.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// When what it tells of happened, where the object says so.
+pub struct ChangeTime {
+    /// When the change happened, if the object says so.
     pub happened: Option<Timestamp>,
-    /// When it was read from its source.
+    /// When this process read it.
     pub received: Instant,
 }
 
-impl Moment {
-    /// It is read now.
+impl ChangeTime {
+    /// A change that is read now.
     #[must_use]
     pub fn now(happened: Option<Timestamp>) -> Self {
         Self { happened, received: Instant::now() }
     }
 
-    /// The time between both, if it is known. Clocks of two machines differ: nothing comes before it has happened.
+    /// The delay from the change to its arrival, if it is known. It is never negative, although clocks of two machines may differ.
     #[must_use]
-    pub fn on_its_way(&self) -> Option<Duration> {
+    pub(crate) fn watch_delay(&self) -> Option<Duration> {
         let age = Timestamp::now().duration_since(self.happened?);
         Some(Duration::try_from(age).unwrap_or_default().saturating_sub(self.received.elapsed()))
     }
 }
 
-/// All objects of a kind, by name.
+/// The names of all objects of a kind in a complete list.
 #[derive(Debug)]
-pub enum Known {
+pub enum ListedNames {
     /// Services.
     Services(HashSet<ServiceKey>),
     /// EndpointSlices.
     Slices(HashSet<SliceKey>),
 }
 
-/// Tells of problems with objects, each once for as long as it stays the same.
+/// Logs problems with objects, each once until it changes.
 #[derive(Debug, Default)]
-pub struct Complaints {
-    told: HashMap<ObjectId, String>,
+pub struct ProblemLog {
+    logged: HashMap<ObjectId, String>,
     skipped: BTreeMap<String, usize>,
 }
 
-impl Complaints {
-    /// An object was read; tells of its problem, if it has one and that is news.
+impl ProblemLog {
+    /// Logs the problem of an object that was read, if it has a new one.
     pub fn note(&mut self, id: &ObjectId, problem: Option<&Problem>) {
         match problem {
             None => {
-                self.told.remove(id);
+                self.logged.remove(id);
             }
-            Some(problem) if self.told.get(id) == Some(&problem.what) => {}
+            Some(problem) if self.logged.get(id) == Some(&problem.what) => {}
             Some(problem) => {
                 tracing::warn!("{problem}");
-                self.told.insert(id.clone(), problem.what.clone());
+                self.logged.insert(id.clone(), problem.what.clone());
             }
         }
     }
 
-    /// Documents of kinds that are not needed were passed over, this many of each; tells so if that is news.
-    pub fn note_skipped(&mut self, skipped: &BTreeMap<String, usize>) {
+    /// Logs how many documents of unneeded kinds were skipped, if the numbers changed.
+    pub(crate) fn note_skipped(&mut self, skipped: &BTreeMap<String, usize>) {
         if self.skipped != *skipped {
             let counts: Vec<String> = skipped.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             tracing::info!("documents of kinds that are not needed: {}", if counts.is_empty() { "none".into() } else { counts.join(", ") });

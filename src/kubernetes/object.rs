@@ -1,11 +1,11 @@
-//! An API object as it was read, before anything is made of it.
+//! Kinds and identities of API objects, and problems with them.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// Kinds of objects the proxy reads.
+/// The kinds of objects that the service proxy reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// `v1` Service.
@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind that goes by this API version and name.
+    /// The kind with this API version and name.
     #[must_use]
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
         match (api_version, kind) {
@@ -28,16 +28,16 @@ impl Kind {
         }
     }
 
-    /// The kind of this name, where the API version is of its group and is not the one that is read: `discovery.k8s.io/v1beta1`, or none.
+    /// The kind with this name, if the API version is another one of its group, such as `discovery.k8s.io/v1beta1`, or missing.
     #[must_use]
-    pub fn other_version(api_version: &str, kind: &str) -> Option<Self> {
+    pub(crate) fn other_version(api_version: &str, kind: &str) -> Option<Self> {
         let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
         let of_name = [Self::Service, Self::EndpointSlice, Self::Node].into_iter().find(|known| known.as_str() == kind)?;
         let same_group = api_version.is_empty() || group(api_version) == group(of_name.api_version());
         (same_group && api_version != of_name.api_version()).then_some(of_name)
     }
 
-    /// The API version in which the kind is read.
+    /// The API version in which sepal reads the kind.
     #[must_use]
     pub const fn api_version(self) -> &'static str {
         match self {
@@ -63,10 +63,10 @@ impl Kind {
     }
 }
 
-/// What a watch is about: the objects that it follows together.
+/// The objects that one watch covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
-    /// All Services and the like, or this node's Node.
+    /// All Services, all EndpointSlices, or this node's Node.
     Proxy(Kind),
     /// All Nodes.
     Nodes,
@@ -85,25 +85,25 @@ impl Subject {
         }
     }
 
-    /// How many of its objects are listed at a time.
-    pub(crate) const fn page(self) -> u32 {
+    /// The number of objects per page of a list.
+    pub(crate) const fn page_size(self) -> u32 {
         match self {
             Self::Proxy(_) | Self::Leases => 500,
-            // Ten kilobytes each, and an answer is in memory as a whole.
+            // A Node has about ten kilobytes, and a page is in memory as a whole.
             Self::Nodes => 100,
         }
     }
 
-    /// The longest wait between two tries to follow it.
+    /// The longest wait between two attempts to list or watch.
     pub(crate) const fn longest_wait(self) -> Duration {
         match self {
             Self::Proxy(_) => Duration::MAX,
-            // Pods on this node have no network until it may.
+            // Pods on this node have no network until the list succeeds.
             Self::Nodes | Self::Leases => Duration::from_secs(15),
         }
     }
 
-    /// What to do if it must not be read.
+    /// The permission that is missing if the server forbids the request.
     pub(crate) const fn permission_hint(self) -> &'static str {
         match self {
             Self::Proxy(Kind::Service | Kind::EndpointSlice) => {
@@ -116,7 +116,7 @@ impl Subject {
     }
 }
 
-/// What tells one object from all others. Prints as `Service ns/name`.
+/// The identity of an object. Prints as `Service ns/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
     /// Kind.
@@ -128,15 +128,15 @@ pub struct ObjectId {
 }
 
 impl ObjectId {
-    /// The identity of an object of a kind, from its metadata; what is missing there is empty. A namespaced object without a
-    /// namespace is in `default`, as kubectl has it.
+    /// The identity of an object, from its metadata. Missing fields are empty. A namespaced object without a namespace is in `default`, as for
+    /// kubectl.
     #[must_use]
     pub fn of(kind: Kind, object: &Value) -> Self {
         let field = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
         Self::new(kind, field("/metadata/namespace"), field("/metadata/name"))
     }
 
-    /// The identity of an object of a kind, from what its metadata says.
+    /// The identity of an object with this namespace and name in its metadata.
     #[must_use]
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         let namespace = match namespace {
@@ -152,7 +152,7 @@ impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.as_str())?;
         f.write_str(" ")?;
-        // Names that the API server never saw may hold anything; a log line stays one line.
+        // Names in manifests may hold any character. They must not break a log line.
         if !self.namespace.is_empty() {
             write!(f, "{}/", self.namespace.escape_debug())?;
         }
@@ -160,12 +160,12 @@ impl fmt::Display for ObjectId {
     }
 }
 
-/// Something about an object that cannot be used. The rest of the object, and every other object, goes on.
+/// A part of an object that cannot be used. The rest of the object, and all other objects, are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The object.
     pub object: ObjectId,
-    /// What is wrong with it and what follows.
+    /// What is wrong, and the consequence.
     pub what: String,
 }
 

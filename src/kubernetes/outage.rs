@@ -1,5 +1,5 @@
-//! Failures of list and watch: their kind, their log lines, and the wait after them. The watches of all kinds share this. They mostly
-//! fail together, and the first one that gets an answer ends the wait of the others.
+//! Failures of list and watch: their sort, their log lines, and the backoff after them. All watches share this: they mostly fail together,
+//! and the first one that gets an answer ends the wait of the others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,8 +20,8 @@ const LEAST_WAIT: Duration = Duration::from_millis(800);
 /// The longest wait while the server refuses the request or does not know it. A new permission is noticed within 15 s; client-go may
 /// take a minute.
 const LONGEST_WAIT: Duration = Duration::from_millis(7_500);
-/// The longest wait while there is no server or it has internal errors. That passes, and late rules cost more than a request. With
-/// jitter one of the three watches tries every two seconds or so, and ends the wait of the others.
+/// The longest wait while the server does not answer or has internal errors. Such failures pass without an operator, and late rules cost
+/// more than a request. With jitter one of the three watches tries about every two seconds, and ends the wait of the others.
 const LONGEST_OUTAGE_WAIT: Duration = Duration::from_secs(3);
 
 /// The same sort of failure is logged once in this time.
@@ -29,20 +29,20 @@ const REPEAT: Duration = Duration::from_secs(60);
 
 /// Why a list or watch failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct WatchFailure {
     /// The status of the answer; `None` if there was no answer, or no readable one.
     pub code: Option<u16>,
-    /// The same in words, with the cause.
+    /// The failure in words, with the cause.
     pub why: String,
     sort: Sort,
 }
 
-/// Sorts of failures, as far as the loop reacts differently.
+/// The sorts of failures to which the loop reacts differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sort {
     /// The connection was refused.
     Refused,
-    /// There was no answer.
+    /// No answer came.
     Unanswered,
     /// The answer cannot be read.
     Unreadable,
@@ -54,23 +54,23 @@ enum Sort {
     Status,
 }
 
-impl Failure {
-    /// There was no answer.
+impl WatchFailure {
+    /// A failure without an answer.
     pub(super) fn unanswered(why: impl Into<String>) -> Self {
         Self { code: None, why: why.into(), sort: Sort::Unanswered }
     }
 
-    /// The answer cannot be read.
+    /// An answer that cannot be read.
     pub(super) fn unreadable(why: impl Into<String>) -> Self {
         Self { code: None, why: why.into(), sort: Sort::Unreadable }
     }
 
-    /// The failure mostly passes by itself. After others the operator has to do something first.
-    const fn passes(&self) -> bool {
+    /// True if the failure mostly passes without an operator.
+    const fn is_transient(&self) -> bool {
         matches!(self.code, None | Some(401 | 410 | 429 | 500..))
     }
 
-    /// The server is there and busy.
+    /// The server is reachable but overloaded.
     pub(super) const fn is_busy(&self) -> bool {
         matches!(self.sort, Sort::Busy)
     }
@@ -85,18 +85,18 @@ impl Failure {
         !matches!(self.sort, Sort::Refused | Sort::Unanswered)
     }
 
-    /// After a streaming list that failed like this, an ordinary list may succeed.
+    /// True if an ordinary list may succeed after a streaming list failed like this.
     pub(super) const fn falls_back(&self) -> bool {
         !matches!(self.sort, Sort::Refused | Sort::Busy | Sort::Expired)
     }
 
-    /// The server may be replaced before it answers again.
+    /// True if another release, or another etcd, may answer next.
     pub(super) const fn is_outage(&self) -> bool {
         !self.is_answer() || !self.is_expired() && matches!(self.code, Some(500..))
     }
 }
 
-impl From<kube::Error> for Failure {
+impl From<kube::Error> for WatchFailure {
     fn from(error: kube::Error) -> Self {
         let sort = match &error {
             kube::Error::Api(_) => Sort::Status,
@@ -111,7 +111,7 @@ impl From<kube::Error> for Failure {
     }
 }
 
-/// Whether the connection was refused: nothing listens on the port.
+/// True if the connection was refused because no program listens on the port.
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -123,7 +123,7 @@ fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-impl From<Box<Status>> for Failure {
+impl From<Box<Status>> for WatchFailure {
     fn from(status: Box<Status>) -> Self {
         const TOO_LARGE: &str = "Too large resource version";
         let why = status_text(&status);
@@ -132,7 +132,7 @@ impl From<Box<Status>> for Failure {
         let too_large = causes.iter().any(|cause| cause.reason == "ResourceVersionTooLarge" || cause.message == TOO_LARGE)
             || (code == 504 || reason == "Timeout") && message.contains(TOO_LARGE);
         let sort = match (code, reason.as_str()) {
-            // kube turns an event that it cannot read into an empty status.
+            // kube returns an empty status for an event that it cannot parse.
             (0, "") => return Self::unreadable("a watch event that cannot be read"),
             (429, _) | (_, "TooManyRequests") => Sort::Busy,
             (410, _) | (_, "Expired" | "Gone") => Sort::Expired,
@@ -143,11 +143,11 @@ impl From<Box<Status>> for Failure {
     }
 }
 
-/// The waits of one watch: each failure doubles them.
+/// The backoff of one watch. Each failure doubles the wait.
 #[derive(Debug)]
-pub(super) struct Pace(Zip<ExponentialBackoff, ExponentialBackoff>);
+pub(super) struct Backoff(Zip<ExponentialBackoff, ExponentialBackoff>);
 
-impl Pace {
+impl Backoff {
     pub(super) fn new() -> Self {
         let growing = |longest| {
             let builder = ExponentialBuilder::new().with_min_delay(LEAST_WAIT).with_max_delay(longest).with_factor(2.0);
@@ -156,14 +156,14 @@ impl Pace {
         Self(growing(LONGEST_WAIT).zip(growing(LONGEST_OUTAGE_WAIT)))
     }
 
-    /// The next wait.
-    pub(super) fn after(&mut self, failure: &Failure) -> Duration {
+    /// The wait after this failure.
+    pub(super) fn after(&mut self, failure: &WatchFailure) -> Duration {
         let (wait, outage_wait) = self.0.next().unwrap_or((LONGEST_WAIT, LONGEST_OUTAGE_WAIT));
-        if failure.passes() { outage_wait } else { wait }
+        if failure.is_transient() { outage_wait } else { wait }
     }
 }
 
-/// What the watches of all kinds share.
+/// State that all watches share: answers of the server, and the failures so far.
 #[derive(Debug, Default)]
 pub(super) struct Outages {
     answers: watch::Sender<()>,
@@ -171,14 +171,14 @@ pub(super) struct Outages {
 }
 
 impl Outages {
-    /// The server answered a request: no watch has to wait longer.
+    /// The server answered a request. This ends the wait of all watches.
     pub(super) fn answered(&self) {
         self.answers.send_replace(());
     }
 
-    /// A list or watch of a kind failed; the next attempt comes after `wait`. `listed`: the kind was listed before.
-    pub(super) fn failed(&self, subject: Subject, failure: &Failure, wait: Duration, listed: bool) {
-        let failed = Failed { subject, failure, wait, listed };
+    /// Logs a failed list or watch. The next attempt comes after `wait`. `listed`: an earlier list was complete.
+    pub(super) fn failed(&self, subject: Subject, failure: &WatchFailure, wait: Duration, listed: bool) {
+        let failed = FailedAttempt { subject, failure, wait, listed };
         let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).failed(&failed, Instant::now());
         if let Some(line) = line {
             tracing::warn!("{line}");
@@ -187,51 +187,51 @@ impl Outages {
         }
     }
 
-    /// A kind was listed, and a watch is open.
-    pub(super) fn followed(&self, subject: Subject) {
-        let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).followed(subject, Instant::now());
+    /// Logs the end of an outage: a list is complete and a watch is open.
+    pub(super) fn recovered(&self, subject: Subject) {
+        let line = self.record.lock().unwrap_or_else(PoisonError::into_inner).recovered(subject, Instant::now());
         if let Some(line) = line {
             tracing::info!("{line}");
         }
     }
 
-    /// Waits for a time, or until another watch gets an answer; but at least for [`LEAST_WAIT`], or watches that come and go would wake
-    /// each other without end.
+    /// Waits for a time, or until another watch gets an answer. It waits at least [`LEAST_WAIT`], because watches that end at once would wake
+    /// each other forever.
     pub(super) async fn wait(&self, time: Duration) {
         let mut answers = self.answers.subscribe();
         sleep(time.min(LEAST_WAIT)).await;
         tokio::select! {
             () = sleep(time.saturating_sub(LEAST_WAIT)) => {}
-            // The sender lives as long as this does, so this is an answer.
+            // The sender lives as long as `self`, so this is never an error.
             _ = answers.changed() => {}
         }
     }
 }
 
-/// One failure.
-struct Failed<'a> {
+/// A failed attempt.
+struct FailedAttempt<'a> {
     subject: Subject,
-    failure: &'a Failure,
+    failure: &'a WatchFailure,
     wait: Duration,
     listed: bool,
 }
 
-/// What was logged, and what is still to be logged.
+/// Decides which failures are logged.
 #[derive(Debug, Default)]
 struct Record {
-    /// Kinds that fail, and whether they were listed before.
+    /// The failing watches, each with whether an earlier list was complete.
     failing: BTreeMap<Subject, bool>,
     /// The time of the first failure.
     since: Option<Instant>,
-    /// When each sort of failure was logged last: by status, and by whether the kind was listed before.
+    /// When a failure was last logged, by status and by whether an earlier list was complete.
     logged: BTreeMap<(Option<u16>, bool), Instant>,
-    /// A failure was logged, and its end was not.
+    /// A failure was logged, and the recovery is not logged yet.
     open: bool,
 }
 
 impl Record {
-    fn failed(&mut self, failed: &Failed<'_>, now: Instant) -> Option<String> {
-        let Failed { subject, failure, wait, listed } = *failed;
+    fn failed(&mut self, failed: &FailedAttempt<'_>, now: Instant) -> Option<String> {
+        let FailedAttempt { subject, failure, wait, listed } = *failed;
         self.failing.insert(subject, listed);
         let since = *self.since.get_or_insert(now);
         let key = (failure.code, listed);
@@ -242,7 +242,7 @@ impl Record {
         self.open = true;
         let hint = if failure.code == Some(403) { subject.permission_hint() } else { "" };
         let mut kinds: Vec<&str> = self.failing.iter().filter(|(_, other)| **other == listed).map(|(kind, _)| kind.as_str()).collect();
-        // The service proxy and the pod network may both watch Nodes.
+        // Both the service proxy and the pod network may watch Nodes.
         kinds.dedup();
         let kinds = kinds.join(", ");
         let why = &failure.why;
@@ -256,7 +256,7 @@ impl Record {
         })
     }
 
-    fn followed(&mut self, subject: Subject, now: Instant) -> Option<String> {
+    fn recovered(&mut self, subject: Subject, now: Instant) -> Option<String> {
         self.failing.remove(&subject);
         if !self.failing.is_empty() {
             return None;
@@ -274,15 +274,15 @@ mod tests {
     use super::*;
     use crate::kubernetes::Kind;
 
-    fn status(code: u16) -> Failure {
-        Failure { code: Some(code), why: "no".into(), sort: Sort::Status }
+    fn status(code: u16) -> WatchFailure {
+        WatchFailure { code: Some(code), why: "no".into(), sort: Sort::Status }
     }
 
     #[test]
-    fn waits_grow_and_end_sooner_where_a_server_is_awaited() {
-        let no_server = Failure::unanswered("refused");
+    fn waits_are_shorter_in_an_outage() {
+        let no_server = WatchFailure::unanswered("refused");
         for (failure, longest) in [(no_server, LONGEST_OUTAGE_WAIT), (status(401), LONGEST_OUTAGE_WAIT), (status(403), LONGEST_WAIT)] {
-            let mut pace = Pace::new();
+            let mut pace = Backoff::new();
             let first = pace.after(&failure);
             assert!((LEAST_WAIT..=LEAST_WAIT * 2).contains(&first), "{first:?}");
             let last = (0..10).map(|_| pace.after(&failure)).last().expect("ten");
@@ -290,8 +290,8 @@ mod tests {
         }
     }
 
-    fn failed(record: &mut Record, subject: Subject, failure: &Failure, listed: bool, now: Instant) -> Option<String> {
-        record.failed(&Failed { subject, failure, wait: Duration::from_millis(2_400), listed }, now)
+    fn failed(record: &mut Record, subject: Subject, failure: &WatchFailure, listed: bool, now: Instant) -> Option<String> {
+        record.failed(&FailedAttempt { subject, failure, wait: Duration::from_millis(2_400), listed }, now)
     }
 
     const KINDS: [Subject; 3] = [Subject::Proxy(Kind::Service), Subject::Proxy(Kind::EndpointSlice), Subject::Proxy(Kind::Node)];
@@ -303,12 +303,12 @@ mod tests {
         let mut lines = Vec::new();
         for second in 0..130 {
             for kind in KINDS {
-                let failure = Failure::unanswered("connection refused");
+                let failure = WatchFailure::unanswered("connection refused");
                 lines.extend(failed(&mut record, kind, &failure, true, start + Duration::from_secs(second)));
             }
         }
         let end = start + Duration::from_millis(130_500);
-        lines.extend(KINDS.into_iter().filter_map(|kind| record.followed(kind, end)));
+        lines.extend(KINDS.into_iter().filter_map(|kind| record.recovered(kind, end)));
         let rest = "connection refused, next attempt in 3 s; rules and routes stay as they are";
         assert_eq!(
             lines,
@@ -319,19 +319,19 @@ mod tests {
                 "list and watch work again, 130.5 s after the first failure".to_owned(),
             ]
         );
-        // The next one within the minute is not logged, and neither is its end.
-        assert_eq!(failed(&mut record, KINDS[2], &Failure::unanswered("again"), true, end), None);
-        assert_eq!(record.followed(KINDS[2], end), None);
-        // Another sort of failure is.
+        // A failure within the minute is not logged, and neither is its recovery.
+        assert_eq!(failed(&mut record, KINDS[2], &WatchFailure::unanswered("again"), true, end), None);
+        assert_eq!(record.recovered(KINDS[2], end), None);
+        // Another sort of failure is logged.
         let line = failed(&mut record, KINDS[2], &status(403), true, end).expect("news");
         assert!(line.starts_with("watch of Nodes interrupted (needs the verbs get, list and watch;"), "{line}");
     }
 
     #[test]
-    fn before_the_first_list_the_log_says_that_nothing_is_known() {
+    fn failures_before_the_first_list_say_what_is_unknown() {
         let mut record = Record::default();
         let now = Instant::now();
-        let refused = Failure::unanswered("connection refused");
+        let refused = WatchFailure::unanswered("connection refused");
         let lines: Vec<_> = (0..62)
             .flat_map(|second| KINDS.map(|kind| (kind, now + Duration::from_secs(second))))
             .filter_map(|(kind, now)| failed(&mut record, kind, &refused, false, now))
@@ -343,7 +343,7 @@ mod tests {
                 "no Services, EndpointSlices, Nodes are known yet: connection refused, next attempt in 3 s",
             ]
         );
-        // Of these, only Services come; the failure of their watch is another sort.
+        // Only Services are listed now. The failure of their watch is another sort.
         let line = failed(&mut record, KINDS[0], &refused, true, now).expect("news");
         assert_eq!(line, "watch of Services interrupted: connection refused, next attempt in 3 s; rules and routes stay as they are");
         let line = failed(&mut record, KINDS[1], &status(403), false, now).expect("news");
@@ -359,9 +359,9 @@ mod tests {
             (nested, false),
             (kube::Error::Service(io::Error::from(io::ErrorKind::ConnectionReset).into()), true),
         ] {
-            assert_eq!(Failure::from(error).falls_back(), falls_back);
+            assert_eq!(WatchFailure::from(error).falls_back(), falls_back);
         }
-        let read = |text: &str| Failure::from(Box::new(serde_json::from_str::<Status>(text).expect("a status")));
+        let read = |text: &str| WatchFailure::from(Box::new(serde_json::from_str::<Status>(text).expect("a status")));
         for text in [
             r#"{"code":410,"reason":"Expired"}"#,
             r#"{"code":410,"reason":"Gone"}"#,

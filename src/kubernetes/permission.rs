@@ -1,4 +1,4 @@
-//! Permissions that requests need, and how to give one that is missing.
+//! The permissions that sepal needs, and the RBAC rule that grants a missing one.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use kube::Client;
 use serde_json::{Value, json};
 
 /// The namespace of the Leases of subnets.
-pub const LEASE_NAMESPACE: &str = "kube-system";
+pub(crate) const LEASE_NAMESPACE: &str = "kube-system";
 
-/// What must be allowed to a process.
+/// One permission of the API server's RBAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
     /// The verb: `patch`.
@@ -30,35 +30,35 @@ impl fmt::Display for Permission {
     }
 }
 
-/// A permission, everywhere or in one namespace.
+/// A permission that sepal needs, in all namespaces or in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needed {
+pub struct NeededPermission {
     /// The permission.
     pub permission: Permission,
-    /// The namespace where it is enough to have it; `None` for all.
+    /// The namespace in which it is needed; `None` for all.
     pub namespace: Option<&'static str>,
 }
 
-/// What the program does with the API.
+/// The parts of sepal that use the API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Uses {
-    /// It is the service proxy.
+pub struct ApiUses {
+    /// The service proxy is on.
     pub proxy: bool,
-    /// It is the pod network.
+    /// The pod network is on.
     pub pod_network: bool,
-    /// It takes its subnet by a Lease.
+    /// The node's subnet comes from a Lease.
     pub leases: bool,
 }
 
-/// Everything that the program asks of the API server with such parts, and nothing else. `deploy/` grants exactly this.
+/// Exactly the permissions that these parts need. `deploy/` grants the same.
 #[must_use]
-pub fn needed(uses: Uses) -> Vec<Needed> {
+pub fn needed(uses: ApiUses) -> Vec<NeededPermission> {
     const LEASES: &str = "coordination.k8s.io";
     let mut needed = Vec::new();
     let mut add = |used: bool, group, resource, verbs: &[&'static str], namespace| {
         if used {
             let permissions = verbs.iter().map(|verb| Permission { verb, group, resource });
-            needed.extend(permissions.map(|permission| Needed { permission, namespace }));
+            needed.extend(permissions.map(|permission| NeededPermission { permission, namespace }));
         }
     };
     add(uses.proxy, "", "services", &["list", "watch"], None);
@@ -72,11 +72,11 @@ pub fn needed(uses: Uses) -> Vec<Needed> {
     needed
 }
 
-/// Asks the API server whether this process may do something (`SelfSubjectAccessReview`, which every account may ask).
+/// Asks the API server whether this process has a permission (`SelfSubjectAccessReview`, which every account may create).
 ///
 /// # Errors
-/// It does not answer, or with something else.
-pub async fn is_allowed(client: &Client, needed: &Needed) -> Result<bool, kube::Error> {
+/// The server does not answer, or its answer cannot be read.
+pub(crate) async fn is_allowed(client: &Client, needed: &NeededPermission) -> Result<bool, kube::Error> {
     let Permission { verb, group, resource } = needed.permission;
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let attributes = json!({
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_missing_rule_can_be_pasted() {
+    fn a_missing_permission_prints_its_rule() {
         let permission = Permission { verb: "patch", group: "", resource: "nodes/status" };
         let rule = "{apiGroups: [\"\"], resources: [\"nodes/status\"], verbs: [\"patch\"]}";
         assert_eq!(permission.to_string(), format!("the verb patch on nodes/status is missing: add to the rules of its role {rule}"));

@@ -1,4 +1,4 @@
-//! API objects as the server sends them, and which of them are read.
+//! API objects as JSON text, and the selection of objects that a watch covers.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,21 +11,21 @@ use serde_json::value::RawValue;
 
 use super::object::{Kind, ObjectId, Subject};
 
-/// An object as the server sends it: its text, and the little that a watch has to know. Nothing in it can make a whole list fail: it is
-/// only looked at when it is converted.
+/// An object as JSON text, with the metadata that a watch needs. The text is parsed later, object by object, so that one broken object does
+/// not fail a whole list.
 #[derive(Clone, Debug)]
-pub(crate) struct Raw {
+pub(crate) struct RawObject {
     pub metadata: ObjectMeta,
     pub text: Box<RawValue>,
 }
 
-impl Raw {
+impl RawObject {
     pub(crate) fn id(&self, kind: Kind) -> ObjectId {
         ObjectId::new(kind, self.metadata.namespace.as_deref().unwrap_or_default(), self.metadata.name.as_deref().unwrap_or_default())
     }
 }
 
-impl<'de> Deserialize<'de> for Raw {
+impl<'de> Deserialize<'de> for RawObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         let Identity { name, namespace, resource_version, annotations } =
@@ -34,13 +34,13 @@ impl<'de> Deserialize<'de> for Raw {
     }
 }
 
-impl Serialize for Raw {
+impl Serialize for RawObject {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.text.serialize(serializer)
     }
 }
 
-impl Resource for Raw {
+impl Resource for RawObject {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;
 
@@ -69,14 +69,14 @@ impl Resource for Raw {
     }
 }
 
-/// What is needed of an object's metadata to watch it.
+/// The metadata that a watch needs.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Identity {
     name: Option<String>,
     namespace: Option<String>,
     resource_version: Option<String>,
-    /// Of a bookmark: that it ends the initial events.
+    /// A bookmark may have the annotation that ends the initial events.
     annotations: Option<BTreeMap<String, String>>,
 }
 
@@ -86,17 +86,17 @@ struct Identified {
     metadata: Identity,
 }
 
-/// What is read of one kind.
-pub(crate) struct Watched {
+/// The objects of one kind that a watch covers.
+pub(crate) struct WatchTarget {
     pub subject: Subject,
     pub resource: ApiResource,
-    /// All namespaces, or only this one.
+    /// One namespace; `None` for all.
     pub namespace: Option<String>,
     pub labels: Option<String>,
     pub fields: Option<String>,
 }
 
-impl Watched {
+impl WatchTarget {
     pub(crate) const fn all(subject: Subject, resource: ApiResource) -> Self {
         Self { subject, resource, namespace: None, labels: None, fields: None }
     }

@@ -1,4 +1,4 @@
-//! What has happened lately, for people to read: the last few dozen things, and a number that moves with each.
+//! The latest Events and rule changes, for the status page.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,64 +7,65 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
-/// So many are kept.
-const KEPT: usize = 100;
-/// Bytes of a text.
-const LENGTH: usize = 400;
+/// The number of Events that are kept.
+const CAPACITY: usize = 100;
+/// The longest text in bytes.
+const MAX_TEXT: usize = 400;
 
-/// Something that happened.
+/// One Event, or one change of the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Happening {
-    /// When.
+pub struct RecentEvent {
+    /// The time.
     pub at: Timestamp,
-    /// What, in one word in camel case: the reason of the Event that tells of it, or `RulesWritten`.
+    /// The reason of the Event, or `RulesWritten`.
     pub what: &'static str,
-    /// Something is wrong.
+    /// True for a warning.
     pub warning: bool,
-    /// In words.
+    /// What happened.
     pub text: String,
 }
 
-/// All that happened lately; shared.
+/// The latest Events. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Happenings {
-    kept: Arc<Mutex<VecDeque<Happening>>>,
-    moved: Arc<watch::Sender<u64>>,
+pub struct RecentEvents {
+    events: Arc<Mutex<VecDeque<RecentEvent>>>,
+    /// Counts the Events, so that subscribers see each one.
+    count: Arc<watch::Sender<u64>>,
 }
 
-impl Default for Happenings {
+impl Default for RecentEvents {
     fn default() -> Self {
-        Self { kept: Arc::default(), moved: Arc::new(watch::Sender::new(0)) }
+        Self { events: Arc::default(), count: Arc::new(watch::Sender::new(0)) }
     }
 }
 
-impl Happenings {
-    /// Something happened now.
+impl RecentEvents {
+    /// Stores an Event that happens now. A long text is cut.
     pub fn note(&self, what: &'static str, warning: bool, text: &str) {
-        let mut end = LENGTH.min(text.len());
+        let mut end = MAX_TEXT.min(text.len());
         while !text.is_char_boundary(end) {
             end -= 1;
         }
-        let happening = Happening { at: Timestamp::now(), what, warning, text: text[..end].to_owned() };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT {
-            kept.pop_back();
+        let event = RecentEvent { at: Timestamp::now(), what, warning, text: text[..end].to_owned() };
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() == CAPACITY {
+            events.pop_back();
         }
-        kept.push_front(happening);
-        drop(kept);
-        self.moved.send_modify(|moved| *moved = moved.wrapping_add(1));
+        events.push_front(event);
+        drop(events);
+        self.count.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// The latest first.
+    /// All stored Events, the latest first.
     #[must_use]
-    pub fn list(&self) -> Vec<Happening> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    pub fn list(&self) -> Vec<RecentEvent> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Tells when there is something new.
+    /// Signals each new Event.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.moved.subscribe()
+        self.count.subscribe()
     }
 }
 
@@ -74,16 +75,16 @@ mod tests {
 
     #[test]
     fn the_latest_are_kept_and_long_texts_are_cut() {
-        let happenings = Happenings::default();
-        let mut moved = happenings.subscribe();
-        for number in 0..KEPT + 5 {
-            happenings.note("RulesWritten", false, &number.to_string());
+        let recent = RecentEvents::default();
+        let mut count = recent.subscribe();
+        for number in 0..CAPACITY + 5 {
+            recent.note("RulesWritten", false, &number.to_string());
         }
-        happenings.note("PartFailed", true, &"\u{e9}".repeat(LENGTH));
-        assert!(moved.has_changed().expect("it is there"));
-        assert_eq!(*moved.borrow_and_update(), 106);
-        let list = happenings.list();
-        assert_eq!((list.len(), list[0].what, list[0].text.len()), (KEPT, "PartFailed", LENGTH));
-        assert_eq!((list[1].text.as_str(), list[KEPT - 1].text.as_str()), ("104", "6"));
+        recent.note("PartFailed", true, &"\u{e9}".repeat(MAX_TEXT));
+        assert!(count.has_changed().expect("the sender lives"));
+        assert_eq!(*count.borrow_and_update(), 106);
+        let list = recent.list();
+        assert_eq!((list.len(), list[0].what, list[0].text.len()), (CAPACITY, "PartFailed", MAX_TEXT));
+        assert_eq!((list[1].text.as_str(), list[CAPACITY - 1].text.as_str()), ("104", "6"));
     }
 }

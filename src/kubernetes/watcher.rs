@@ -1,7 +1,7 @@
-//! The list-and-watch loop for one resource kind. It runs for good and reconnects after errors.
+//! The list-and-watch loop for one resource kind. It runs until it is dropped and reconnects after errors.
 //!
-//! kube's own watcher hides what this loop decides by: how a watch ended, the resourceVersion of a list or bookmark, and when a request
-//! succeeded. So the requests are kube's, and the state machine is here. The states have the names of kube's watcher.
+//! kube's own watcher hides what this loop needs: how a watch ended, the resourceVersion of a list or bookmark, and when a request
+//! succeeded. So the requests are kube's, and the state machine is here. Its states have the names of kube's watcher.
 //!
 //! - A full state comes as a streaming list (a watch with `sendInitialEvents`) where the server has it. If that fails, the loop lists in
 //!   pages and then watches, at once, as client-go's reflector does. Exceptions: after a refused connection and after 429 it waits and
@@ -21,81 +21,86 @@ use kube::{Api, Client};
 use tokio::time::{Instant, timeout};
 
 use super::object::Subject;
-use super::outage::{Failure, Outages, Pace};
-use super::raw::{Raw, Watched};
+use super::outage::{Backoff, Outages, WatchFailure};
+use super::raw::{RawObject, WatchTarget};
 
 #[cfg(test)]
 mod tests;
 
-/// Limit for the start of an answer. The server itself gives up after 60 s.
-const ANSWER: Duration = Duration::from_secs(70);
-/// Limit for the start of a streaming list, and between its events. After this time client-go warns; this loop lists instead.
+/// Time limit for the start of an answer. The server itself gives up after 60 s.
+const ANSWER_TIME: Duration = Duration::from_secs(70);
+/// Time limit for the start of a streaming list, and between its events. Then this loop lists in pages; client-go only warns.
 const INITIAL_SILENCE: Duration = Duration::from_secs(10);
-/// Limit between two events of a watch, while nothing is known of the server's bookmarks. The server ends a watch after 290 s, which is
+/// Time limit between two events of a watch, before two bookmarks have shown their interval. The server ends a watch after 290 s, which is
 /// kube's default.
 const SILENCE: Duration = Duration::from_secs(295);
-/// The shortest limit between two events that follows from bookmarks. Kubernetes sends one a minute on each watch.
+/// The shortest time limit between two events that bookmarks can set. Kubernetes sends one bookmark a minute on each watch.
 const LEAST_SILENCE: Duration = Duration::from_secs(60);
-/// A watch that ran for this time was good: the backoff starts again from its first wait.
+/// A watch that ran for this time resets the backoff.
 const STEADY: Duration = Duration::from_secs(60);
 /// Two watches in a row that end within this time count as a failure.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// All updates of one resource kind, for good.
-pub(super) fn follow<T: Tracks>(client: &Client, watched: Watched, tracker: T, outages: Arc<Outages>) -> BoxStream<'static, T::Told> {
-    let following = Following::new(client, watched, tracker, outages);
-    futures::stream::unfold(following, |mut following| async move {
-        let updates = following.next().await;
-        Some((futures::stream::iter(updates), following))
+/// A stream of all updates of one resource kind. It never ends.
+pub(super) fn updates<T: ObjectTracker>(
+    client: &Client,
+    target: WatchTarget,
+    tracker: T,
+    outages: Arc<Outages>,
+) -> BoxStream<'static, T::Update> {
+    let watcher = Watcher::new(client, target, tracker, outages);
+    futures::stream::unfold(watcher, |mut watcher| async move {
+        let updates = watcher.next().await;
+        Some((futures::stream::iter(updates), watcher))
     })
     .flatten()
     .boxed()
 }
 
 /// Turns the objects of one kind into updates.
-pub(crate) trait Tracks: Send + 'static {
-    /// The updates.
-    type Told: Send + 'static;
-    /// A list begins. One that was not complete is dropped.
+pub(crate) trait ObjectTracker: Send + 'static {
+    /// The type of updates.
+    type Update: Send + 'static;
+    /// A list begins. An earlier list that did not complete is dropped.
     fn begin(&mut self);
-    /// An object of the list.
-    fn listed(&mut self, object: &Raw) -> Vec<Self::Told>;
+    /// The list contains this object.
+    fn listed(&mut self, object: &RawObject) -> Vec<Self::Update>;
     /// The list is complete.
-    fn complete(&mut self) -> Vec<Self::Told>;
+    fn complete(&mut self) -> Vec<Self::Update>;
     /// An object is new or changed.
-    fn applied(&mut self, object: &Raw) -> Vec<Self::Told>;
+    fn applied(&mut self, object: &RawObject) -> Vec<Self::Update>;
     /// An object was deleted.
-    fn deleted(&mut self, object: &Raw) -> Vec<Self::Told>;
-    /// No list was ever complete, and the last attempt failed for this reason.
-    fn unknown(&mut self, _why: &str) -> Vec<Self::Told> {
+    fn deleted(&mut self, object: &RawObject) -> Vec<Self::Update>;
+    /// No list has been complete yet, and the last attempt failed for this reason.
+    fn unknown(&mut self, _why: &str) -> Vec<Self::Update> {
         Vec::new()
     }
 }
 
-type Events = BoxStream<'static, kube::Result<WatchEvent<Raw>>>;
+type WatchEvents = BoxStream<'static, kube::Result<WatchEvent<RawObject>>>;
 
-/// The requests for one kind.
+/// Sends the requests for one kind.
 struct Requests {
     client: Client,
-    api: Api<Raw>,
+    api: Api<RawObject>,
     labels: Option<String>,
     fields: Option<String>,
 }
 
 impl Requests {
-    /// Whether the server's version has streaming lists; `None` if it does not say its version. Servers before 1.27 ignore
-    /// `sendInitialEvents` and would let the loop wait; later ones support it or answer with an error.
-    async fn streams_lists(&self) -> Result<Option<bool>, Failure> {
+    /// True if the server's version has streaming lists; `None` if the server does not give its version. Servers before 1.27 ignore
+    /// `sendInitialEvents` and would keep the loop waiting. Later ones support it or answer with an error.
+    async fn streams_lists(&self) -> Result<Option<bool>, WatchFailure> {
         let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or(0);
-        match answer(ANSWER, self.client.apiserver_version()).await {
+        match answer(ANSWER_TIME, self.client.apiserver_version()).await {
             Ok(version) => Ok(Some((number(&version.major), number(&version.minor)) >= (1, 27))),
             Err(failure) if failure.is_answer() => Ok(None),
             Err(failure) => Err(failure),
         }
     }
 
-    /// One page of a list: the first, or the page after a continue token.
-    async fn list(&self, limit: u32, after: Option<String>) -> Result<ObjectList<Raw>, Failure> {
+    /// Gets the first page of a list, or the page after a continue token.
+    async fn list(&self, limit: u32, after: Option<String>) -> Result<ObjectList<RawObject>, WatchFailure> {
         let parameters = ListParams {
             label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),
@@ -103,62 +108,62 @@ impl Requests {
             continue_token: after,
             ..ListParams::default()
         };
-        answer(ANSWER, self.api.list(&parameters)).await
+        answer(ANSWER_TIME, self.api.list(&parameters)).await
     }
 
-    /// A watch from a resourceVersion, or a streaming list if there is none.
-    async fn watch(&self, version: Option<&str>) -> Result<Events, Failure> {
+    /// Opens a watch from a resourceVersion, or a streaming list without one.
+    async fn watch(&self, version: Option<&str>) -> Result<WatchEvents, WatchFailure> {
         let parameters = WatchParams {
             label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),
             send_initial_events: version.is_none(),
             ..WatchParams::default()
         };
-        let limit = if version.is_none() { INITIAL_SILENCE } else { ANSWER };
+        let limit = if version.is_none() { INITIAL_SILENCE } else { ANSWER_TIME };
         Ok(answer(limit, self.api.watch(&parameters, version.unwrap_or("0"))).await?.boxed())
     }
 }
 
-/// An answer, if it begins in time.
-async fn answer<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+/// Waits for an answer to begin. Fails after the limit.
+async fn answer<T>(limit: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, WatchFailure> {
     let answered = timeout(limit, request).await;
-    Ok(answered.map_err(|_| Failure::unanswered(format!("no answer within {} s", limit.as_secs())))??)
+    Ok(answered.map_err(|_| WatchFailure::unanswered(format!("no answer within {} s", limit.as_secs())))??)
 }
 
-/// The state of the loop.
+/// The state of the watcher.
 enum State {
-    /// Nothing is known, or what is known has to be read again.
+    /// No objects are known, or all have to be listed again.
     Empty,
-    /// In a list in pages. The next page comes after this continue token.
+    /// Within a list in pages. This is the continue token of the next page.
     ListPage(Option<String>),
-    /// In a streaming list.
-    InitialWatch(Events),
-    /// Known up to this resourceVersion. No watch is open.
+    /// Within a streaming list.
+    InitialWatch(WatchEvents),
+    /// The objects are known up to this resourceVersion. No watch is open.
     Listed(String),
-    /// As `Listed`, but the server may have another history. A list of one object shows its resourceVersion.
+    /// As `Listed`, but the server's history may have changed. A list of one object shows its current resourceVersion.
     Suspect(String),
-    /// Known up to a resourceVersion, and a watch is open.
+    /// A watch is open.
     Watching(Watch),
 }
 
 /// An open watch.
 struct Watch {
-    events: Events,
+    events: WatchEvents,
     /// The resourceVersion that it has reached.
     version: String,
     began: Instant,
-    /// It has sent nothing yet, not even a bookmark.
+    /// No event has come yet, not even a bookmark.
     silent: bool,
     /// When its last bookmark came.
     bookmark: Option<Instant>,
 }
 
 impl Watch {
-    fn new(events: Events, version: String) -> Self {
+    fn new(events: WatchEvents, version: String) -> Self {
         Self { events, version, began: Instant::now(), silent: true, bookmark: None }
     }
 
-    /// Notes the resourceVersion of an event. A broken object may have none; then the version stays.
+    /// Stores the resourceVersion of an event. A broken object may have none; then the version stays.
     fn reached(&mut self, version: Option<&str>) {
         if let Some(version) = version.filter(|version| !version.is_empty()) {
             version.clone_into(&mut self.version);
@@ -166,31 +171,31 @@ impl Watch {
     }
 }
 
-/// The loop for one kind.
-struct Following<T> {
+/// Lists and watches one kind.
+struct Watcher<T> {
     requests: Requests,
     subject: Subject,
     tracker: T,
     state: State,
-    /// Whether to ask for streaming lists; `None` if that is open, as at the start and after a lost connection or an outage.
+    /// Whether the server has streaming lists; `None` if that is unknown: at the start, and after a lost connection or an outage.
     streaming: Option<bool>,
-    /// The longest time between two bookmarks of a watch, so far; `None` before the second bookmark.
+    /// The longest time between two bookmarks so far; `None` before the second bookmark.
     between_bookmarks: Option<Duration>,
-    /// A list was complete at least once.
+    /// At least one list was complete.
     listed: bool,
-    /// The watch before ended within [`SHORT`].
+    /// The previous watch ended within [`SHORT`].
     was_short: bool,
-    /// The last failure was an expired resourceVersion, after which the loop started from scratch without a wait.
+    /// The last failure was an expired resourceVersion, and the watcher started from scratch without a wait.
     restarted: bool,
-    pace: Pace,
+    backoff: Backoff,
     /// The wait before the next request.
     wait: Option<Duration>,
     outages: Arc<Outages>,
 }
 
-impl<T: Tracks> Following<T> {
-    fn new(client: &Client, watched: Watched, tracker: T, outages: Arc<Outages>) -> Self {
-        let Watched { subject, resource, namespace, labels, fields } = watched;
+impl<T: ObjectTracker> Watcher<T> {
+    fn new(client: &Client, target: WatchTarget, tracker: T, outages: Arc<Outages>) -> Self {
+        let WatchTarget { subject, resource, namespace, labels, fields } = target;
         let api = match namespace {
             Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
             None => Api::all_with(client.clone(), &resource),
@@ -205,14 +210,14 @@ impl<T: Tracks> Following<T> {
             listed: false,
             was_short: false,
             restarted: false,
-            pace: Pace::new(),
+            backoff: Backoff::new(),
             wait: None,
             outages,
         }
     }
 
-    /// Waits if the last attempt failed, then gives the updates of the next answer or event.
-    async fn next(&mut self) -> Vec<T::Told> {
+    /// Waits if the last attempt failed. Returns the updates of the next answer or event.
+    async fn next(&mut self) -> Vec<T::Update> {
         if let Some(wait) = self.wait.take() {
             self.outages.wait(wait).await;
         }
@@ -222,26 +227,26 @@ impl<T: Tracks> Following<T> {
             Err(failure) => failure,
         };
         if began.is_some_and(|began| began.elapsed() >= STEADY) {
-            self.steady();
+            self.reset_backoff();
         }
         if !(failure.is_busy() && matches!(self.state, State::Listed(_))) {
             self.state = State::Empty;
         }
         if failure.is_outage() {
-            // The server may come back as another release, or with another etcd.
+            // After the outage the server may have another release or another etcd.
             self.streaming = None;
         }
         if failure.is_expired() && !std::mem::replace(&mut self.restarted, true) {
-            tracing::debug!("{} are listed again: {}", self.subject.as_str(), failure.why);
+            tracing::debug!("listing {} again: {}", self.subject.as_str(), failure.why);
             return Vec::new();
         }
-        let wait = self.pace.after(&failure).min(self.subject.longest_wait());
+        let wait = self.backoff.after(&failure).min(self.subject.longest_wait());
         self.wait = Some(wait);
         self.outages.failed(self.subject, &failure, wait, self.listed);
         if self.listed { Vec::new() } else { self.tracker.unknown(&failure.why) }
     }
 
-    async fn step(&mut self) -> Result<Vec<T::Told>, Failure> {
+    async fn step(&mut self) -> Result<Vec<T::Update>, WatchFailure> {
         match &mut self.state {
             State::Empty => self.begin().await,
             State::ListPage(after) => {
@@ -251,14 +256,14 @@ impl<T: Tracks> Following<T> {
             State::InitialWatch(events) => match timeout(INITIAL_SILENCE, events.next()).await {
                 Ok(Some(Ok(event))) => self.initial_event(event),
                 Ok(Some(Err(error))) => self.no_streaming_list(error.into()),
-                Ok(None) => self.no_streaming_list(Failure::unreadable("the stream ended before its bookmark initial-events-end")),
-                Err(_) => self.no_streaming_list(Failure::unanswered(format!("no event within {} s", INITIAL_SILENCE.as_secs()))),
+                Ok(None) => self.no_streaming_list(WatchFailure::unreadable("the stream ended before its bookmark initial-events-end")),
+                Err(_) => self.no_streaming_list(WatchFailure::unanswered(format!("no event within {} s", INITIAL_SILENCE.as_secs()))),
             },
             State::Listed(version) => {
                 let events = self.requests.watch(Some(version)).await?;
                 self.state = State::Watching(Watch::new(events, std::mem::take(version)));
                 self.outages.answered();
-                self.outages.followed(self.subject);
+                self.outages.recovered(self.subject);
                 Ok(Vec::new())
             }
             State::Suspect(version) => {
@@ -271,7 +276,7 @@ impl<T: Tracks> Following<T> {
                 Ok(Some(Ok(event))) => self.event(event),
                 Ok(None) => self.ended(),
                 Err(_) => {
-                    tracing::info!("the watch of {} was silent for too long, another one is opened", self.subject.as_str());
+                    tracing::info!("the watch of {} was silent for too long, opening another one", self.subject.as_str());
                     self.between_bookmarks = None;
                     self.streaming = None;
                     self.ended()
@@ -285,8 +290,8 @@ impl<T: Tracks> Following<T> {
         }
     }
 
-    /// Asks for all objects.
-    async fn begin(&mut self) -> Result<Vec<T::Told>, Failure> {
+    /// Starts a list of all objects.
+    async fn begin(&mut self) -> Result<Vec<T::Update>, WatchFailure> {
         if self.streaming.is_none() {
             self.streaming = self.requests.streams_lists().await?;
         }
@@ -309,8 +314,8 @@ impl<T: Tracks> Following<T> {
         self.tracker.begin();
     }
 
-    /// The streaming list failed. Unless the reason speaks against it, the loop lists in pages, without a wait.
-    fn no_streaming_list(&mut self, failure: Failure) -> Result<Vec<T::Told>, Failure> {
+    /// Handles a failed streaming list. Unless the failure forbids it, the watcher lists in pages at once.
+    fn no_streaming_list(&mut self, failure: WatchFailure) -> Result<Vec<T::Update>, WatchFailure> {
         if !failure.falls_back() {
             return Err(failure);
         }
@@ -320,27 +325,27 @@ impl<T: Tracks> Following<T> {
         Ok(Vec::new())
     }
 
-    async fn list(&mut self, after: Option<String>) -> Result<Vec<T::Told>, Failure> {
-        let list = self.requests.list(self.subject.page(), after).await?;
+    async fn list(&mut self, after: Option<String>) -> Result<Vec<T::Update>, WatchFailure> {
+        let list = self.requests.list(self.subject.page_size(), after).await?;
         self.outages.answered();
-        let mut updates: Vec<T::Told> = list.items.into_iter().flat_map(|object| self.tracker.listed(&object)).collect();
+        let mut updates: Vec<T::Update> = list.items.into_iter().flat_map(|object| self.tracker.listed(&object)).collect();
         if let Some(after) = list.metadata.continue_.filter(|after| !after.is_empty()) {
             self.state = State::ListPage(Some(after));
             return Ok(updates);
         }
         let version = list.metadata.resource_version.filter(|version| !version.is_empty());
-        self.state = State::Listed(version.ok_or_else(|| Failure::unreadable("a list without resourceVersion"))?);
+        self.state = State::Listed(version.ok_or_else(|| WatchFailure::unreadable("a list without resourceVersion"))?);
         updates.extend(self.complete());
         Ok(updates)
     }
 
-    fn complete(&mut self) -> Vec<T::Told> {
+    fn complete(&mut self) -> Vec<T::Update> {
         self.listed = true;
         self.tracker.complete()
     }
 
-    /// An event of a streaming list. Changes that happen before its last bookmark come as events, too.
-    fn initial_event(&mut self, event: WatchEvent<Raw>) -> Result<Vec<T::Told>, Failure> {
+    /// Handles an event of a streaming list. Changes before its final bookmark come as events, too.
+    fn initial_event(&mut self, event: WatchEvent<RawObject>) -> Result<Vec<T::Update>, WatchFailure> {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => Ok(self.tracker.listed(&object)),
             WatchEvent::Deleted(object) => Ok(self.tracker.deleted(&object)),
@@ -348,7 +353,7 @@ impl<T: Tracks> Following<T> {
                 if let State::InitialWatch(events) = std::mem::replace(&mut self.state, State::Empty) {
                     self.state = State::Watching(Watch::new(events, bookmark.metadata.resource_version));
                 }
-                self.outages.followed(self.subject);
+                self.outages.recovered(self.subject);
                 Ok(self.complete())
             }
             WatchEvent::Bookmark(_) => Ok(Vec::new()),
@@ -356,8 +361,8 @@ impl<T: Tracks> Following<T> {
         }
     }
 
-    /// An event of a watch.
-    fn event(&mut self, event: WatchEvent<Raw>) -> Result<Vec<T::Told>, Failure> {
+    /// Handles an event of a watch.
+    fn event(&mut self, event: WatchEvent<RawObject>) -> Result<Vec<T::Update>, WatchFailure> {
         let State::Watching(watch) = &mut self.state else { return Ok(Vec::new()) };
         watch.silent = false;
         match event {
@@ -384,40 +389,40 @@ impl<T: Tracks> Following<T> {
         }
     }
 
-    /// A watch ended without an error. The next one continues at its resourceVersion.
-    fn ended(&mut self) -> Result<Vec<T::Told>, Failure> {
+    /// Handles the end of a watch without an error. The next watch continues at its resourceVersion.
+    fn ended(&mut self) -> Result<Vec<T::Update>, WatchFailure> {
         let State::Watching(watch) = &mut self.state else { return Ok(Vec::new()) };
         let lived = watch.began.elapsed();
-        // A server whose history is behind this resourceVersion sends nothing until it gets there, not even bookmarks.
+        // A server whose history is behind this resourceVersion sends no events until it reaches it, not even bookmarks.
         let suspect = watch.silent && lived >= STEADY;
         let version = std::mem::take(&mut watch.version);
         tracing::debug!("watch of {} ended after {lived:?}, at resourceVersion {version}", self.subject.as_str());
         self.state = if suspect { State::Suspect(version) } else { State::Listed(version) };
         if lived >= STEADY {
-            self.steady();
+            self.reset_backoff();
         }
         let twice_short = self.was_short && lived < SHORT;
         self.was_short = lived < SHORT;
-        if twice_short { Err(Failure::unanswered("watches end as soon as they begin")) } else { Ok(Vec::new()) }
+        if twice_short { Err(WatchFailure::unanswered("watches end as soon as they begin")) } else { Ok(Vec::new()) }
     }
 
-    /// A watch ran for [`STEADY`]: failures count from the start again.
-    fn steady(&mut self) {
-        self.pace = Pace::new();
+    /// Resets the backoff after a watch that ran for [`STEADY`].
+    fn reset_backoff(&mut self) {
+        self.backoff = Backoff::new();
         self.restarted = false;
     }
 }
 
-/// Limit between two events of a watch. A server that sends bookmarks sends one in time; where a connection is lost without an error, and no
-/// HTTP/2 ping notices it, their absence does.
+/// Time limit between two events of a watch. Missing bookmarks show that a connection was lost without an error, where no HTTP/2 ping shows
+/// it.
 fn silence(between_bookmarks: Option<Duration>) -> Duration {
     between_bookmarks.map_or(SILENCE, |between| (between * 2).clamp(LEAST_SILENCE, SILENCE))
 }
 
-/// Checks that resourceVersions grow. Fails if the server's is lower than ours: then it has another history.
-fn same_history(ours: &str, servers: &str) -> Result<(), Failure> {
+/// Fails if the server's resourceVersion is lower than ours: then the server has another history.
+fn same_history(ours: &str, servers: &str) -> Result<(), WatchFailure> {
     match (ours.parse::<u64>(), servers.parse::<u64>()) {
-        (Ok(mine), Ok(now)) if now < mine => Err(Failure::unanswered(format!(
+        (Ok(mine), Ok(now)) if now < mine => Err(WatchFailure::unanswered(format!(
             "the API server has another history than before, it is at resourceVersion {servers} after {ours}"
         ))),
         _ => Ok(()),

@@ -1,4 +1,4 @@
-//! Whether rules keep up with the cluster, and whether this node wants traffic (spec section 9.1).
+//! kube-proxy's health: whether the rules keep up with the cluster, and whether this node is eligible for traffic [kube-proxy 9.1].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,80 +8,80 @@ use tokio::time::Instant;
 
 use crate::cluster::Family;
 
-/// One moment, by two clocks: one that only ever goes on, and one to show.
+/// One moment on two clocks: a monotonic one to measure, and the time of day to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    /// Time since some fixed moment.
+pub(crate) struct ClockReading {
+    /// Time since a fixed moment, on the monotonic clock.
     pub elapsed: Duration,
     /// The time of day.
     pub time: Timestamp,
 }
 
-/// What health follows from. Has no clock of its own.
+/// The state that health is computed from. Callers pass the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
-    v4: OfFamily,
-    v6: OfFamily,
+pub(crate) struct HealthState {
+    v4: FamilyState,
+    v6: FamilyState,
     node_eligible: bool,
     timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct OfFamily {
-    /// When its rules were last known to be right; `None` before its loop has started.
+struct FamilyState {
+    /// When its rules were last confirmed; `None` before its loop has started.
     updated: Option<Timestamp>,
     /// A sync succeeded since the program started.
     programmed: bool,
-    /// Since when a sync is due that has not succeeded.
+    /// Since when a sync is due without a successful one.
     pending: Option<Duration>,
 }
 
-impl State {
-    /// Nothing has started, and no Node was seen. A sync may be due for `timeout`.
+impl HealthState {
+    /// The state before any loop has started and before the Node was seen. A sync may be due for `timeout`.
     #[must_use]
-    pub fn new(timeout: Duration) -> Self {
-        Self { v4: OfFamily::default(), v6: OfFamily::default(), node_eligible: false, timeout }
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { v4: FamilyState::default(), v6: FamilyState::default(), node_eligible: false, timeout }
     }
 
-    /// A sync may be due for so long from now on, what is due already included.
-    pub const fn set_timeout(&mut self, timeout: Duration) {
+    /// Sets how long a sync may be due. This also applies to a sync that is due now.
+    pub(crate) const fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
 
-    fn of(&mut self, family: Family) -> &mut OfFamily {
+    fn of(&mut self, family: Family) -> &mut FamilyState {
         match family {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         }
     }
 
-    /// A sync is due. If one was already, that one counts.
-    pub fn queued(&mut self, family: Family, now: Moment) {
+    /// A sync is due. If one was due before, its time stays.
+    pub(crate) fn queued(&mut self, family: Family, now: ClockReading) {
         self.of(family).pending.get_or_insert(now.elapsed);
     }
 
-    /// A family's loop has started, or its rules were looked at and are right.
-    pub fn updated(&mut self, family: Family, now: Moment) {
+    /// A family's loop has started, or its live rules were read and need no change.
+    pub(crate) fn updated(&mut self, family: Family, now: ClockReading) {
         let of_family = self.of(family);
         (of_family.updated, of_family.pending) = (Some(now.time), None);
     }
 
     /// A sync of a family has succeeded.
-    pub fn synced(&mut self, family: Family, now: Moment) {
+    pub(crate) fn synced(&mut self, family: Family, now: ClockReading) {
         self.updated(family, now);
         self.of(family).programmed = true;
     }
 
-    /// The Node as it is now wants traffic or not. A Node that goes away is not seen: the last one counts.
-    pub const fn node_seen(&mut self, eligible: bool) {
+    /// Sets whether the Node is eligible for traffic. A deleted Node keeps its last value.
+    pub(crate) const fn node_seen(&mut self, eligible: bool) {
         self.node_eligible = eligible;
     }
 
-    /// How things are at this moment.
+    /// The health at a moment.
     #[must_use]
-    pub fn at(&self, now: Moment) -> Health {
-        let healthy = |family: &OfFamily| family.pending.is_none_or(|since| now.elapsed.saturating_sub(since) < self.timeout);
-        let status = |family: &OfFamily| {
+    pub(crate) fn at(&self, now: ClockReading) -> Health {
+        let healthy = |family: &FamilyState| family.pending.is_none_or(|since| now.elapsed.saturating_sub(since) < self.timeout);
+        let status = |family: &FamilyState| {
             let health = |last_updated| FamilyHealth { last_updated, healthy: healthy(family), programmed: family.programmed };
             family.updated.map(health)
         };
@@ -89,12 +89,12 @@ impl State {
     }
 }
 
-/// How things are at one moment.
+/// The health at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// The moment.
+    /// The time of day.
     pub time: Timestamp,
-    /// The Node was seen and wants traffic.
+    /// The Node was seen and is eligible for traffic.
     pub node_eligible: bool,
     /// IPv4, if its loop has started.
     pub v4: Option<FamilyHealth>,
@@ -102,10 +102,10 @@ pub struct Health {
     pub v6: Option<FamilyHealth>,
 }
 
-/// How one family does.
+/// The health of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FamilyHealth {
-    /// When its rules were last known to be right.
+    /// When its rules were last confirmed.
     pub last_updated: Timestamp,
     /// No sync is overdue.
     pub healthy: bool,
@@ -120,15 +120,15 @@ impl Health {
         self.families().all(|family| family.healthy)
     }
 
-    /// Every family has been synced since the program started. Not so before any loop has started.
+    /// True if every family has been synced since the program started. False before any loop has started.
     #[must_use]
     pub fn programmed(&self) -> bool {
         self.families().next().is_some() && self.families().all(|family| family.programmed)
     }
 
-    /// When the rules of the family that did best were last known to be right.
+    /// The latest confirmation of any family's rules.
     #[must_use]
-    pub fn last_updated(&self) -> Option<Timestamp> {
+    pub(crate) fn last_updated(&self) -> Option<Timestamp> {
         self.families().map(|family| family.last_updated).max()
     }
 
@@ -137,61 +137,61 @@ impl Health {
     }
 }
 
-/// The state as loops and servers share it, with the clock.
+/// The state with a clock. Loops and servers share it.
 #[derive(Clone, Debug)]
 pub struct SharedHealth {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<HealthState>>,
     start: Instant,
 }
 
 impl SharedHealth {
-    /// For this sync period (spec section 9.1: a sync may be due for twice that).
+    /// The state for a sync period. A sync may be due for twice that time [kube-proxy 9.1].
     #[must_use]
     pub fn new(sync_period: Duration) -> Self {
-        Self { state: Arc::new(Mutex::new(State::new(sync_period * 2))), start: Instant::now() }
+        Self { state: Arc::new(Mutex::new(HealthState::new(sync_period * 2))), start: Instant::now() }
     }
 
-    /// From now on this is the sync period.
-    pub fn set_sync_period(&self, sync_period: Duration) {
+    /// Sets the sync period.
+    pub(crate) fn set_sync_period(&self, sync_period: Duration) {
         self.state().set_timeout(sync_period * 2);
     }
 
-    /// See [`State::queued`].
+    /// See [`HealthState::queued`].
     pub fn queued(&self, family: Family) {
-        let now = self.moment();
+        let now = self.read_clock();
         self.state().queued(family, now);
     }
 
-    /// See [`State::updated`].
+    /// See [`HealthState::updated`].
     pub fn updated(&self, family: Family) {
-        let now = self.moment();
+        let now = self.read_clock();
         self.state().updated(family, now);
     }
 
-    /// See [`State::synced`].
+    /// See [`HealthState::synced`].
     pub fn synced(&self, family: Family) {
-        let now = self.moment();
+        let now = self.read_clock();
         self.state().synced(family, now);
     }
 
-    /// See [`State::node_seen`].
-    pub fn node_seen(&self, eligible: bool) {
+    /// See [`HealthState::node_seen`].
+    pub(crate) fn node_seen(&self, eligible: bool) {
         self.state().node_seen(eligible);
     }
 
-    /// How things are now.
+    /// The health now.
     #[must_use]
     pub fn now(&self) -> Health {
-        let now = self.moment();
+        let now = self.read_clock();
         self.state().at(now)
     }
 
-    fn moment(&self) -> Moment {
-        Moment { elapsed: self.start.elapsed(), time: Timestamp::now() }
+    fn read_clock(&self) -> ClockReading {
+        ClockReading { elapsed: self.start.elapsed(), time: Timestamp::now() }
     }
 
-    /// What somebody who panicked left behind is as good as any: every change is one assignment.
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// A panic cannot leave the state half changed, because every change is one assignment.
+    fn state(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -202,13 +202,13 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    fn at(seconds: u64) -> Moment {
+    fn at(seconds: u64) -> ClockReading {
         let time = Timestamp::from_second(1_000_000 + i64::try_from(seconds).expect("few")).expect("a time");
-        Moment { elapsed: Duration::from_secs(seconds), time }
+        ClockReading { elapsed: Duration::from_secs(seconds), time }
     }
 
-    fn started() -> State {
-        let mut state = State::new(TIMEOUT);
+    fn started() -> HealthState {
+        let mut state = HealthState::new(TIMEOUT);
         for family in Family::ALL {
             state.updated(family, at(0));
         }
@@ -216,31 +216,31 @@ mod tests {
     }
 
     #[test]
-    fn before_any_loop_starts_all_is_well_but_the_node() {
-        let health = State::new(TIMEOUT).at(at(1000));
+    fn before_any_loop_starts_only_the_node_is_missing() {
+        let health = HealthState::new(TIMEOUT).at(at(1000));
         assert!(health.healthy() && !health.node_eligible);
         assert_eq!((health.v4, health.v6, health.last_updated()), (None, None, None));
-        let mut queued = State::new(TIMEOUT);
+        let mut queued = HealthState::new(TIMEOUT);
         queued.queued(Family::V4, at(0));
         assert!(queued.at(at(1000)).healthy(), "its loop has not started");
     }
 
     #[test]
     fn rules_are_programmed_once_every_family_has_synced() {
-        assert!(!State::new(TIMEOUT).at(at(0)).programmed());
+        assert!(!HealthState::new(TIMEOUT).at(at(0)).programmed());
         let mut state = started();
         assert!(!state.at(at(0)).programmed(), "loops that have started have programmed nothing yet");
         state.synced(Family::V4, at(1));
         assert!(!state.at(at(1)).programmed());
         state.synced(Family::V6, at(1));
         assert!(state.at(at(1)).programmed());
-        // The rules of a loop that failed stay in the kernel.
+        // The rules of a failed loop stay in the kernel.
         state.updated(Family::V4, at(2));
         assert!(state.at(at(2)).programmed());
     }
 
     #[test]
-    fn idling_is_healthy_for_ever() {
+    fn an_idle_proxy_stays_healthy() {
         assert!(started().at(at(1_000_000)).healthy());
     }
 
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn every_late_family_has_to_recover() {
+    fn every_late_family_must_recover() {
         let mut state = started();
         for family in Family::ALL {
             state.queued(family, at(0));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_about_to_go_wants_no_traffic() {
+    fn eligibility_of_the_node_does_not_change_health() {
         let mut state = started();
         for eligible in [true, false, true] {
             state.node_seen(eligible);

@@ -1,4 +1,4 @@
-//! Where the time goes between a change in the cluster and the rules that follow it: what each change of a Service had to wait for.
+//! Measures what each change of a Service waits for until its rules are in force.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -9,37 +9,37 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::cluster::{Family, ServiceKey, ServicePortName};
-use crate::kubernetes::Moment;
+use crate::kubernetes::ChangeTime;
 
-/// So many of the slowest changes are kept.
-const KEPT: usize = 20;
+/// The number of slowest changes that are kept.
+const CAPACITY: usize = 20;
 
-/// Changes are recent for so long.
+/// Only changes of this last time are kept.
 const RECENT: Duration = Duration::from_secs(3600);
 
-/// What a change waits for, in this order.
+/// What a change waits for, in order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The API server and the way from there, since what happened by the object's own words; unknown where it says nothing of that.
+pub enum WaitCause {
+    /// The API server and the network, from the time of the change in the object. Unknown if the object has no such time.
     Watch,
-    /// Other changes that are being written, pauses between syncs, and syncs that fail.
+    /// Earlier syncs, pauses between syncs, and failed syncs.
     Coalesce,
     /// Computing rules.
     Render,
-    /// Reading the live tables, where what they hold is not known.
+    /// Reading the live tables, if their content is not known.
     Read,
-    /// Finding what to write.
+    /// Computing what to write.
     Plan,
-    /// Other programs that hold the xtables lock.
+    /// Waiting for other programs that hold the xtables lock.
     Lock,
-    /// iptables-restore, and the kernel; and spelling out rules for it on the way.
+    /// Rendering the input of iptables-restore, iptables-restore itself, and the kernel.
     Restore,
 }
 
-impl Cause {
+impl WaitCause {
     /// Its name in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Watch => "watch",
             Self::Coalesce => "coalesce",
@@ -52,139 +52,145 @@ impl Cause {
     }
 }
 
-/// What a sync spends its time with.
+/// The time that each phase of a sync takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
+pub struct SyncPhases {
     /// Computing rules.
     pub render: Duration,
     /// Reading the live tables.
     pub read: Duration,
-    /// Finding what to write.
+    /// Computing what to write.
     pub plan: Duration,
     /// Waiting for the xtables lock.
     pub lock: Duration,
-    /// Writing, without that.
+    /// Writing, without the wait for the lock.
     pub restore: Duration,
 }
 
-impl Spent {
-    /// Time for computing.
+impl SyncPhases {
+    /// Time to compute rules and what to write.
     #[must_use]
     pub fn planning(&self) -> Duration {
         self.render + self.plan
     }
 
-    /// Time for reading and writing tables.
+    /// Time to read and write tables.
     #[must_use]
-    pub fn applying(&self) -> Duration {
+    pub(crate) fn applying(&self) -> Duration {
         self.read + self.lock + self.restore
     }
 }
 
-/// A change of a Service or its endpoints that is in force.
+/// A change of a Service or its endpoints whose rules are in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Followed {
+pub struct AppliedChange {
     /// The Service.
     pub service: ServiceKey,
-    /// Whose rules.
+    /// The family of the rules.
     pub family: Family,
-    /// When they were in force.
+    /// When the rules were in force.
     pub at: Timestamp,
-    /// The time between what happened and its coming to this node, where that is known.
+    /// The time from the change to its arrival at this node, if it is known.
     pub watch: Option<Duration>,
-    /// The time until the sync that wrote it began.
+    /// The time from the arrival to the start of the sync that wrote the rules.
     pub coalesce: Duration,
-    /// What that sync spent its time with.
-    pub spent: Spent,
+    /// The phases of that sync.
+    pub spent: SyncPhases,
 }
 
-impl Followed {
-    /// What it waited for, each so long.
-    pub fn waits(&self) -> impl Iterator<Item = (Cause, Duration)> {
-        let Spent { render, read, plan, lock, restore } = self.spent;
-        let known = [
-            (Cause::Coalesce, self.coalesce),
-            (Cause::Render, render),
-            (Cause::Read, read),
-            (Cause::Plan, plan),
-            (Cause::Lock, lock),
-            (Cause::Restore, restore),
+impl AppliedChange {
+    /// The causes of the wait, each with its time.
+    pub fn waits(&self) -> impl Iterator<Item = (WaitCause, Duration)> {
+        let SyncPhases { render, read, plan, lock, restore } = self.spent;
+        let causes = [
+            (WaitCause::Coalesce, self.coalesce),
+            (WaitCause::Render, render),
+            (WaitCause::Read, read),
+            (WaitCause::Plan, plan),
+            (WaitCause::Lock, lock),
+            (WaitCause::Restore, restore),
         ];
-        self.watch.map(|watch| (Cause::Watch, watch)).into_iter().chain(known)
+        self.watch.map(|watch| (WaitCause::Watch, watch)).into_iter().chain(causes)
     }
 
-    /// All of it.
+    /// The time of all causes together.
     #[must_use]
     pub fn total(&self) -> Duration {
         self.waits().map(|(_, wait)| wait).sum()
     }
 }
 
-/// A change that is not in force yet.
+/// A change whose rules are not in force yet.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     received: Instant,
     watch: Option<Duration>,
 }
 
-/// Changes of one family that are not in force yet, by Service: of several the first.
+/// Changes of one family whose rules are not in force yet. For each Service the first change is kept.
 #[derive(Debug, Default)]
-pub(crate) struct Pending {
-    /// Before the first sync is over, everything is new and nothing a change.
-    begun: bool,
+pub(crate) struct WaitingChanges {
+    /// The first sync is complete. Before that, objects are not changes.
+    first_sync_done: bool,
     waiting: HashMap<ServiceKey, Waiting>,
 }
 
-impl Pending {
-    /// These Services changed.
-    pub(crate) fn note(&mut self, services: &[ServiceKey], moment: Moment) {
-        if !self.begun {
+impl WaitingChanges {
+    /// Adds changes of these Services.
+    pub(crate) fn note(&mut self, services: &[ServiceKey], time: ChangeTime) {
+        if !self.first_sync_done {
             return;
         }
         for service in services {
-            self.waiting.entry(service.clone()).or_insert_with(|| Waiting { received: moment.received, watch: moment.on_its_way() });
+            self.waiting.entry(service.clone()).or_insert_with(|| Waiting { received: time.received, watch: time.watch_delay() });
         }
     }
 
-    /// A sync that began then wrote the rules of these service ports, and everything else needs no writing. Gives the changes that are in
-    /// force by that.
-    pub(crate) fn written(&mut self, family: Family, start: Instant, spent: Spent, names: &BTreeSet<ServicePortName>) -> Vec<Followed> {
-        self.begun = true;
+    /// Returns the changes that a sync applied. The sync began at `start` and wrote the rules of these service ports; all other changes needed
+    /// no new rules.
+    pub(crate) fn written(
+        &mut self,
+        family: Family,
+        start: Instant,
+        spent: SyncPhases,
+        names: &BTreeSet<ServicePortName>,
+    ) -> Vec<AppliedChange> {
+        self.first_sync_done = true;
         let (at, mut waiting) = (Timestamp::now(), std::mem::take(&mut self.waiting));
-        let mut followed = Vec::new();
+        let mut applied = Vec::new();
         for name in names {
-            // A Service with several ports is there once.
+            // A Service with several ports counts once.
             let Some((service, Waiting { received, watch })) = waiting.remove_entry(&name.service) else { continue };
-            followed.push(Followed { service, family, at, watch, coalesce: start.saturating_duration_since(received), spent });
+            applied.push(AppliedChange { service, family, at, watch, coalesce: start.saturating_duration_since(received), spent });
         }
-        followed
+        applied
     }
 }
 
 /// The slowest recent changes.
 #[derive(Debug, Default)]
-pub struct Slowest(Mutex<Vec<Followed>>);
+pub struct SlowestChanges(Mutex<Vec<AppliedChange>>);
 
-impl Slowest {
-    /// Takes note of a change, if it is among the slowest ones.
-    pub fn note(&self, change: &Followed) {
+impl SlowestChanges {
+    /// Keeps a change if it is among the slowest ones.
+    pub fn note(&self, change: &AppliedChange) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|kept| is_recent(kept, change.at));
         let place = kept.partition_point(|kept| kept.total() >= change.total());
-        if place < KEPT {
+        if place < CAPACITY {
             kept.insert(place, change.clone());
-            kept.truncate(KEPT);
+            kept.truncate(CAPACITY);
         }
     }
 
-    /// Those that are recent now, the slowest first.
+    /// The slowest recent changes, slowest first.
     #[must_use]
-    pub fn list(&self, now: Timestamp) -> Vec<Followed> {
+    pub fn list(&self, now: Timestamp) -> Vec<AppliedChange> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.iter().filter(|kept| is_recent(kept, now)).cloned().collect()
     }
 
-    /// The same for people, a line each, times in milliseconds.
+    /// The slowest recent changes as text, one line each, with times in milliseconds.
     #[must_use]
     pub fn text(&self, now: Timestamp) -> String {
         let mut text = String::from("The slowest changes of Services in the last hour, and what they waited for, in ms\n");
@@ -201,7 +207,7 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.1}", time.as_secs_f64() * 1000.0)
 }
 
-fn is_recent(change: &Followed, now: Timestamp) -> bool {
+fn is_recent(change: &AppliedChange, now: Timestamp) -> bool {
     Duration::try_from(now.duration_since(change.at)).is_ok_and(|age| age < RECENT) || now < change.at
 }
 
@@ -220,22 +226,22 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn followed(name: &str, at: Timestamp, coalesce: Duration) -> Followed {
-        Followed { service: key(name), family: Family::V4, at, watch: None, coalesce, spent: Spent::default() }
+    fn applied_change(name: &str, at: Timestamp, coalesce: Duration) -> AppliedChange {
+        AppliedChange { service: key(name), family: Family::V4, at, watch: None, coalesce, spent: SyncPhases::default() }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_waits_from_when_it_came_until_its_sync_begins() {
-        let mut pending = Pending::default();
-        let spent = Spent { render: MS, lock: 7 * MS, restore: 2 * MS, ..Spent::default() };
-        // What is there at the start is no change.
-        pending.note(&[key("a")], Moment::now(None));
+    async fn a_change_waits_from_its_arrival_until_its_sync_begins() {
+        let mut pending = WaitingChanges::default();
+        let spent = SyncPhases { render: MS, lock: 7 * MS, restore: 2 * MS, ..SyncPhases::default() };
+        // Objects of the first sync are not changes.
+        pending.note(&[key("a")], ChangeTime::now(None));
         assert_eq!(pending.written(Family::V4, Instant::now(), spent, &ports(&[("a", "")])), []);
 
-        pending.note(&[key("a"), key("b")], Moment::now(Some(Timestamp::now() - Duration::from_secs(3))));
+        pending.note(&[key("a"), key("b")], ChangeTime::now(Some(Timestamp::now() - Duration::from_secs(3))));
         tokio::time::advance(30 * MS).await;
-        // Of several changes, the first one counts.
-        pending.note(&[key("a")], Moment::now(None));
+        // The first of several changes counts.
+        pending.note(&[key("a")], ChangeTime::now(None));
         tokio::time::advance(20 * MS).await;
         let written = pending.written(Family::V4, Instant::now(), spent, &ports(&[("a", "http"), ("a", "https"), ("c", "")]));
         let [change] = written.as_slice() else { panic!("{written:?}") };
@@ -247,23 +253,23 @@ mod tests {
         let [render, lock, restore] = [("render", MS), ("lock", 7 * MS), ("restore", 2 * MS)];
         assert_eq!(waits, [("coalesce", 50 * MS), render, ("read", Duration::ZERO), ("plan", Duration::ZERO), lock, restore]);
 
-        // What made no difference to this family's rules waits no longer.
+        // A change that needed no new rules of this family no longer waits.
         assert_eq!(pending.written(Family::V4, Instant::now(), spent, &ports(&[("b", "")])), []);
     }
 
     #[tokio::test]
-    async fn what_happens_in_the_future_has_come_at_once() {
-        let moment = Moment::now(Some(Timestamp::now() + Duration::from_secs(3600)));
-        assert_eq!(moment.on_its_way(), Some(Duration::ZERO));
-        assert_eq!(Moment::now(None).on_its_way(), None);
+    async fn a_change_time_in_the_future_gives_no_delay() {
+        let moment = ChangeTime::now(Some(Timestamp::now() + Duration::from_secs(3600)));
+        assert_eq!(moment.watch_delay(), Some(Duration::ZERO));
+        assert_eq!(ChangeTime::now(None).watch_delay(), None);
     }
 
     #[test]
-    fn the_slowest_are_kept_for_a_while() {
-        let slowest = Slowest::default();
+    fn the_slowest_changes_are_kept_for_an_hour() {
+        let slowest = SlowestChanges::default();
         let start = Timestamp::now();
         for number in 0..50 {
-            slowest.note(&followed(&number.to_string(), start, MS * ((number * 7) % 50)));
+            slowest.note(&applied_change(&number.to_string(), start, MS * ((number * 7) % 50)));
         }
         let list = slowest.list(start);
         let times: Vec<u128> = list.iter().map(|change| change.total().as_millis()).collect();
@@ -271,7 +277,7 @@ mod tests {
 
         let later = start + RECENT;
         assert_eq!(slowest.list(later), []);
-        let late = followed("late", later, MS);
+        let late = applied_change("late", later, MS);
         slowest.note(&late);
         assert_eq!(slowest.list(later), [late]);
         let text = slowest.text(later);

@@ -1,4 +1,4 @@
-//! Which parts of the daemon run. `/livez` shows those that do not, so that the kubelet starts the container again.
+//! Detects parts of the daemon that do not run. `/livez` reports them, so that the kubelet restarts the container.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,66 +7,66 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The part that writes the rules.
-pub const SERVICE_PROXY: &str = "service proxy";
+pub(crate) const SERVICE_PROXY: &str = "service proxy";
 /// The part that makes links, routes and leases.
-pub const POD_NETWORK: &str = "pod network";
+pub(crate) const POD_NETWORK: &str = "pod network";
 
-/// One step of a loop may take this long. A sync has time limits of its own, which are shorter.
+/// The longest time for one step of a loop. The time limits of a sync are shorter.
 const STEP: Duration = Duration::from_secs(600);
 
-/// The parts, as they and the health server share them.
+/// The state of the parts. The parts and the health server share it.
 #[derive(Clone, Debug, Default)]
-pub struct Liveness(Arc<Mutex<BTreeMap<&'static str, Life>>>);
+pub(crate) struct Liveness(Arc<Mutex<BTreeMap<&'static str, PartLife>>>);
 
 #[derive(Debug, Default)]
-struct Life {
-    /// It failed for this reason, and does not work again yet.
+struct PartLife {
+    /// Why it failed; `None` once it works again.
     failed: Option<Arc<str>>,
-    /// The start of the step that is under way.
+    /// The start of the current step.
     busy_since: Option<Instant>,
 }
 
 impl Liveness {
-    /// A part failed.
-    pub fn failed(&self, name: &'static str, why: &str) {
+    /// Marks a part as failed.
+    pub(crate) fn failed(&self, name: &'static str, why: &str) {
         let mut parts = self.parts();
         let life = parts.entry(name).or_default();
         life.failed = Some(why.into());
     }
 
-    /// A part works, or works again.
-    pub fn works(&self, name: &'static str) {
+    /// Marks a part as working.
+    pub(crate) fn works(&self, name: &'static str) {
         if let Some(life) = self.parts().get_mut(name) {
             life.failed = None;
         }
     }
 
-    /// A part begins a step, which lasts until this is dropped.
+    /// Marks the start of a step, which ends when the result is dropped.
     #[must_use]
-    pub fn busy(&self, name: &'static str) -> Busy {
+    pub(crate) fn busy(&self, name: &'static str) -> RunningStep {
         self.parts().entry(name).or_default().busy_since = Some(Instant::now());
-        Busy { liveness: self.clone(), name }
+        RunningStep { liveness: self.clone(), name }
     }
 
-    /// What is wrong with a part; `None` if it runs.
+    /// The problem of a part; `None` if it runs.
     #[must_use]
-    pub fn problem(&self, name: &str) -> Option<String> {
+    pub(crate) fn problem(&self, name: &str) -> Option<String> {
         self.parts().get(name).and_then(|life| life.problem(name))
     }
 
-    /// What is wrong with all parts that do not run.
+    /// The problems of all parts that do not run.
     #[must_use]
-    pub fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self) -> Vec<String> {
         self.parts().iter().filter_map(|(name, life)| life.problem(name)).collect()
     }
 
-    /// A panic leaves nothing half done here: every change is one assignment.
-    fn parts(&self) -> MutexGuard<'_, BTreeMap<&'static str, Life>> {
+    /// A panic cannot leave the state half changed, because every change is one assignment.
+    fn parts(&self) -> MutexGuard<'_, BTreeMap<&'static str, PartLife>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Life {
+impl PartLife {
     fn problem(&self, name: &str) -> Option<String> {
         let busy = self.busy_since.map(|since| since.elapsed()).filter(|busy| *busy >= STEP);
         match (&self.failed, busy) {
@@ -77,14 +77,14 @@ impl Life {
     }
 }
 
-/// A step of a part.
+/// A step of a part. Dropping it ends the step.
 #[derive(Debug)]
-pub struct Busy {
+pub struct RunningStep {
     liveness: Liveness,
     name: &'static str,
 }
 
-impl Drop for Busy {
+impl Drop for RunningStep {
     fn drop(&mut self) {
         if let Some(life) = self.liveness.parts().get_mut(self.name) {
             life.busy_since = None;

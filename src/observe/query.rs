@@ -1,4 +1,4 @@
-//! Where one loop answers what others ask of the things that it owns.
+//! Sends queries to a loop, which answers them from the state that it owns.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,98 +7,98 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::paging::Part;
+use super::paging::PageQuery;
 use crate::cluster::ServiceKey;
 
-/// Questions that may wait; one more is refused.
-const WAITING: usize = 16;
+/// The most queries that wait. More are refused.
+const QUEUE_LENGTH: usize = 16;
 
-/// An answer is waited for this long: the loop may be in the middle of a long sync.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a query waits for its answer. The loop may be in a long sync.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// A question, and where its answer goes.
+/// A query that waits for its answer.
 #[derive(Debug)]
-pub struct Asked<Q> {
-    /// The question.
-    pub question: Q,
+pub(crate) struct PendingQuery<Q> {
+    /// The query.
+    pub query: Q,
     reply: oneshot::Sender<Value>,
 }
 
-impl<Q> Asked<Q> {
-    /// Answers it. That nobody waits any more is no trouble.
-    pub fn answer(self, with: impl FnOnce(Q) -> Value) {
+impl<Q> PendingQuery<Q> {
+    /// Answers the query, if the sender still waits.
+    pub(crate) fn answer(self, with: impl FnOnce(Q) -> Value) {
         if !self.reply.is_closed() {
-            let _ = self.reply.send(with(self.question));
+            let _ = self.reply.send(with(self.query));
         }
     }
 }
 
-/// Why there is no answer.
+/// Why a query has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unanswered {
-    /// Nobody is there.
-    #[error("this part of the program is not at work: it is switched off, or about to be started again")]
-    Nobody,
-    /// Too many ask.
-    #[error("too many ask at once; try again")]
+pub(crate) enum QueryError {
+    /// The loop does not run.
+    #[error("this part of sepal does not run: it is switched off, or it restarts")]
+    NotRunning,
+    /// Too many queries wait.
+    #[error("too many requests at once; try again")]
     Busy,
-    /// It takes too long.
-    #[error("no answer for {} s: rules are being written; try again", PATIENCE.as_secs())]
+    /// The answer takes too long.
+    #[error("no answer for {} s: rules are being written; try again", ANSWER_TIME.as_secs())]
     Late,
 }
 
-/// The place itself, as both sides share it. A loop that is started again opens it anew.
+/// The channel of queries. Both sides share it. A restarted loop opens it again.
 #[derive(Debug)]
-pub struct Desk<Q>(Arc<Mutex<Option<mpsc::Sender<Asked<Q>>>>>);
+pub struct QueryChannel<Q>(Arc<Mutex<Option<mpsc::Sender<PendingQuery<Q>>>>>);
 
-impl<Q> Clone for Desk<Q> {
+impl<Q> Clone for QueryChannel<Q> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<Q> Default for Desk<Q> {
+impl<Q> Default for QueryChannel<Q> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<Q> Desk<Q> {
-    /// Questions come out here from now on.
+impl<Q> QueryChannel<Q> {
+    /// Receives the queries from now on. An earlier receiver gets no more.
     #[must_use]
-    pub fn open(&self) -> mpsc::Receiver<Asked<Q>> {
-        let (sender, receiver) = mpsc::channel(WAITING);
+    pub(crate) fn open(&self) -> mpsc::Receiver<PendingQuery<Q>> {
+        let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         receiver
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a query and waits for the answer.
     ///
     /// # Errors
-    /// Nobody answers in time.
-    pub async fn ask(&self, question: Q) -> Result<Value, Unanswered> {
-        let desk = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(Unanswered::Nobody)?;
+    /// The loop does not run or does not answer in time.
+    pub(crate) async fn ask(&self, query: Q) -> Result<Value, QueryError> {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(QueryError::NotRunning)?;
         let (reply, answer) = oneshot::channel();
-        desk.try_send(Asked { question, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Unanswered::Busy,
-            mpsc::error::TrySendError::Closed(_) => Unanswered::Nobody,
+        sender.try_send(PendingQuery { query, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => QueryError::Busy,
+            mpsc::error::TrySendError::Closed(_) => QueryError::NotRunning,
         })?;
-        match timeout(PATIENCE, answer).await {
+        match timeout(ANSWER_TIME, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Unanswered::Nobody),
-            Err(_) => Err(Unanswered::Late),
+            Ok(Err(_)) => Err(QueryError::NotRunning),
+            Err(_) => Err(QueryError::Late),
         }
     }
 }
 
-/// A question to the service proxy.
+/// A query to the service proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
-    /// A page of the Services.
-    Services(Part),
+pub enum ProxyQuery {
+    /// A page of the list of Services.
+    Services(PageQuery),
     /// One Service.
     Service(ServiceKey),
-    /// The path of a packet.
+    /// The path of a packet through the rules.
     Explain {
         /// The sender.
         from: String,
@@ -112,21 +112,21 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn questions_are_answered_by_whoever_sits_there() {
-        let desk = Desk::default();
-        assert_eq!(desk.ask(1).await, Err(Unanswered::Nobody));
-        let mut first = desk.open();
-        drop(desk.open());
-        assert!(first.recv().await.is_none(), "another sits there");
-        assert_eq!(desk.ask(1).await, Err(Unanswered::Nobody), "and has left");
+    async fn the_last_receiver_answers_queries() {
+        let channel = QueryChannel::default();
+        assert_eq!(channel.ask(1).await, Err(QueryError::NotRunning));
+        let mut first = channel.open();
+        drop(channel.open());
+        assert!(first.recv().await.is_none(), "another receiver is open");
+        assert_eq!(channel.ask(1).await, Err(QueryError::NotRunning), "and is dropped");
 
-        let mut questions = desk.open();
-        let answering = async { questions.recv().await.expect("a question").answer(|question: u32| (question + 1).into()) };
-        assert_eq!(tokio::join!(desk.ask(1), answering).0, Ok(2.into()));
-        assert_eq!(desk.ask(1).await, Err(Unanswered::Late));
-        // Nobody waits for that one any more; it is still in the way.
-        let many = (0..WAITING).map(|question| desk.ask(question.try_into().expect("small")));
+        let mut queries = channel.open();
+        let answering = async { queries.recv().await.expect("a query").answer(|query: u32| (query + 1).into()) };
+        assert_eq!(tokio::join!(channel.ask(1), answering).0, Ok(2.into()));
+        assert_eq!(channel.ask(1).await, Err(QueryError::Late));
+        // The late query still takes a place in the queue.
+        let many = (0..QUEUE_LENGTH).map(|query| channel.ask(query.try_into().expect("small")));
         let answers = futures::future::join_all(many).await;
-        assert_eq!(answers.iter().filter(|answer| **answer == Err(Unanswered::Busy)).count(), 1);
+        assert_eq!(answers.iter().filter(|answer| **answer == Err(QueryError::Busy)).count(), 1);
     }
 }

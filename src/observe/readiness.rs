@@ -1,4 +1,4 @@
-//! Which parts of the daemon do their work, and what the others wait for. One table for `/readyz`, the metrics and the Node's condition.
+//! The readiness of each part of the daemon, for `/readyz`, the metrics and the Node's condition.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,33 +10,33 @@ use crate::cluster::Family;
 
 use super::liveness::Liveness;
 
-/// A part of the daemon that can be ready or not. In the order in which they start.
+/// A part of the daemon that can be ready or not, in the order of start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
-    /// The parts below are started. Only in the table until then.
+    /// The start of the parts below. It is only in the table until they have started.
     Start,
     /// This node's subnets are known.
     Subnet,
     /// The interface to other nodes is found.
     Interface,
-    /// Our links are up and have their addresses.
+    /// The links of the pod network are up and have their addresses.
     Links,
-    /// The peers that were known at the start have their entries.
+    /// All peers that were known at the start have their entries.
     Peers,
-    /// Other nodes are told how to reach this one.
+    /// The Node's annotations, with which other nodes reach this one, are written.
     Registration,
     /// The service proxy's rules are in force.
     Proxy(Family),
     /// The pod network's rules are in force.
     PodRules(Family),
-    /// The CNI plugin is told of the subnets.
+    /// subnet.env is written for the CNI plugin.
     SubnetFile,
     /// Container runtimes use a CNI configuration that leads to this node's network.
     CniConfig,
 }
 
 impl Part {
-    /// Its name, as `/readyz` and metrics have it.
+    /// Its name in `/readyz` and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -56,33 +56,33 @@ impl Part {
     }
 }
 
-/// How a part stands.
+/// The readiness of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It has not done its work yet; what it waits for.
+pub enum PartState {
+    /// The part has not been ready yet. The text says what it waits for.
     Starting(Arc<str>),
-    /// It does its work.
+    /// The part is ready.
     Ready,
-    /// It does its work, and the operator should know this.
+    /// The part is ready, and the text is a hint for the operator.
     Noted(Arc<str>),
-    /// It did its work before, and does not now; why.
+    /// The part was ready before and is not now. The text says why.
     Degraded(Arc<str>),
 }
 
-impl State {
-    /// It waits for this.
+impl PartState {
+    /// The part waits for this.
     #[must_use]
     pub fn starting(what: impl AsRef<str>) -> Self {
         Self::Starting(what.as_ref().into())
     }
 
-    /// Whether it does its work.
+    /// True if the part is ready.
     #[must_use]
-    pub const fn is_ready(&self) -> bool {
+    pub(crate) const fn is_ready(&self) -> bool {
         matches!(self, Self::Ready | Self::Noted(_))
     }
 
-    /// Its name, as metrics have it.
+    /// Its name in metrics.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -93,105 +93,105 @@ impl State {
     }
 }
 
-/// How all parts stand.
-pub type States = BTreeMap<Part, State>;
+/// The readiness of all parts.
+pub(crate) type PartStates = BTreeMap<Part, PartState>;
 
-/// The table, as loops and servers share it.
+/// The readiness of all parts. Loops and servers share it.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    states: Arc<watch::Sender<States>>,
+    states: Arc<watch::Sender<PartStates>>,
     liveness: Liveness,
 }
 
 impl Readiness {
-    /// These parts there are, and none has done its work yet.
+    /// A table of these parts, none of which is ready yet.
     #[must_use]
     pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
-        Self { states: Arc::new(watch::Sender::new(unbegun(parts))), liveness: Liveness::default() }
+        Self { states: Arc::new(watch::Sender::new(not_started(parts))), liveness: Liveness::default() }
     }
 
-    /// From now on there are these parts, and none has done its work yet.
+    /// Replaces the table by these parts, none of which is ready yet.
     pub fn begin(&self, parts: impl IntoIterator<Item = Part>) {
-        self.states.send_replace(unbegun(parts));
+        self.states.send_replace(not_started(parts));
     }
 
-    /// Which parts run at all.
+    /// The parts that do not run.
     #[must_use]
-    pub const fn liveness(&self) -> &Liveness {
+    pub(crate) const fn liveness(&self) -> &Liveness {
         &self.liveness
     }
 
-    /// A part does its work.
+    /// Marks a part as ready.
     pub fn ready(&self, part: Part) {
-        self.set(part, |_| State::Ready);
+        self.set(part, |_| PartState::Ready);
     }
 
-    /// A part does its work, and the operator should know this.
+    /// Marks a part as ready, with a hint for the operator.
     pub fn noted(&self, part: Part, what: impl AsRef<str>) {
-        self.set(part, |_| State::Noted(what.as_ref().into()));
+        self.set(part, |_| PartState::Noted(what.as_ref().into()));
     }
 
-    /// A part does not do its work, or not yet. One that is not in the table is passed over, here as everywhere.
-    pub fn not_ready(&self, part: Part, why: impl AsRef<str>) {
+    /// Marks a part as not ready. Parts that are not in the table are ignored by all methods.
+    pub(crate) fn not_ready(&self, part: Part, why: impl AsRef<str>) {
         self.set(part, |before| match before {
-            State::Starting(_) => State::Starting(why.as_ref().into()),
-            State::Ready | State::Noted(_) | State::Degraded(_) => State::Degraded(why.as_ref().into()),
+            PartState::Starting(_) => PartState::Starting(why.as_ref().into()),
+            PartState::Ready | PartState::Noted(_) | PartState::Degraded(_) => PartState::Degraded(why.as_ref().into()),
         });
     }
 
-    fn set(&self, part: Part, next: impl FnOnce(&State) -> State) {
+    fn set(&self, part: Part, next: impl FnOnce(&PartState) -> PartState) {
         self.states.send_if_modified(|states| {
             let Some(state) = states.get_mut(&part) else { return false };
             let next = next(state);
-            let news = *state != next;
+            let changed = *state != next;
             *state = next;
-            news
+            changed
         });
     }
 
-    /// How all parts stand now.
+    /// The readiness of all parts now.
     #[must_use]
-    pub fn states(&self) -> States {
+    pub fn states(&self) -> PartStates {
         self.states.borrow().clone()
     }
 
-    /// Tells when that changes.
+    /// Signals each change of readiness.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<States> {
+    pub fn subscribe(&self) -> watch::Receiver<PartStates> {
         self.states.subscribe()
     }
 }
 
-/// These parts, before they begin.
-fn unbegun(parts: impl IntoIterator<Item = Part>) -> States {
-    parts.into_iter().map(|part| (part, State::starting("it has not begun"))).collect()
+/// These parts before they start.
+fn not_started(parts: impl IntoIterator<Item = Part>) -> PartStates {
+    parts.into_iter().map(|part| (part, PartState::starting("it has not begun"))).collect()
 }
 
-/// Whether all parts do their work.
+/// True if all parts are ready.
 #[must_use]
-pub fn all_ready(states: &States) -> bool {
-    states.values().all(State::is_ready)
+pub fn all_ready(states: &PartStates) -> bool {
+    states.values().all(PartState::is_ready)
 }
 
-/// Whether this program does all of its own work. Which CNI configuration the runtime uses is not its work: a service manager that waits
-/// for it must not stop the program because of it.
+/// True if all parts but the CNI configuration are ready. The container runtime, not sepal, chooses its CNI configuration, so a service
+/// manager must not stop sepal because of it.
 #[must_use]
-pub fn started(states: &States) -> bool {
+pub fn started(states: &PartStates) -> bool {
     states.iter().all(|(part, state)| *part == Part::CniConfig || state.is_ready())
 }
 
-/// One line for each part, as `/readyz?verbose` of Kubernetes' own components looks.
+/// One line for each part, in the format of `/readyz?verbose` of Kubernetes' components.
 #[must_use]
-pub fn show(states: &States) -> String {
+pub fn show(states: &PartStates) -> String {
     let mut text = String::new();
     for (part, state) in states {
         let name = part.as_str();
-        // Writing to a text cannot fail.
+        // Writing to a String does not fail.
         let _ = match state {
-            State::Ready => writeln!(text, "[+]{name} ok"),
-            State::Noted(what) => writeln!(text, "[+]{name} ok: {what}"),
-            State::Starting(why) => writeln!(text, "[-]{name} not yet: {why}"),
-            State::Degraded(why) => writeln!(text, "[-]{name} failed: {why}"),
+            PartState::Ready => writeln!(text, "[+]{name} ok"),
+            PartState::Noted(what) => writeln!(text, "[+]{name} ok: {what}"),
+            PartState::Starting(why) => writeln!(text, "[-]{name} not yet: {why}"),
+            PartState::Degraded(why) => writeln!(text, "[-]{name} failed: {why}"),
         };
     }
     text
@@ -202,17 +202,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_start_do_their_work_and_fail() {
+    fn parts_become_ready_and_degraded() {
         let readiness = Readiness::new([Part::SubnetFile, Part::Subnet]);
-        let mut told = readiness.subscribe();
-        told.mark_unchanged();
+        let mut changes = readiness.subscribe();
+        changes.mark_unchanged();
         readiness.not_ready(Part::Subnet, "no pod CIDR");
         assert_eq!(show(&readiness.states()), "[-]subnet not yet: no pod CIDR\n[-]subnet-file not yet: it has not begun\n");
-        assert!(told.has_changed().is_ok_and(|changed| changed));
-        told.mark_unchanged();
+        assert!(changes.has_changed().is_ok_and(|changed| changed));
+        changes.mark_unchanged();
         readiness.not_ready(Part::Subnet, "no pod CIDR");
         readiness.ready(Part::Links);
-        assert!(told.has_changed().is_ok_and(|changed| !changed), "neither is news");
+        assert!(changes.has_changed().is_ok_and(|changed| !changed), "neither is a change");
         readiness.ready(Part::Subnet);
         assert!(!all_ready(&readiness.states()));
         readiness.ready(Part::SubnetFile);
@@ -228,6 +228,6 @@ mod tests {
         with_config.not_ready(Part::CniConfig, "another one");
         assert!(started(&with_config.states()) && !all_ready(&with_config.states()));
         readiness.not_ready(Part::Subnet, "lost");
-        assert_eq!(readiness.states().get(&Part::Subnet), Some(&State::Degraded("lost".into())));
+        assert_eq!(readiness.states().get(&Part::Subnet), Some(&PartState::Degraded("lost".into())));
     }
 }

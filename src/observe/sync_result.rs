@@ -1,53 +1,55 @@
-//! What one sync of the rules did.
+//! The result of one sync of the rules.
 
-use super::latency::Spent;
+use std::collections::BTreeSet;
+
+use super::latency::SyncPhases;
 use crate::cluster::ServicePortName;
 use crate::table::plan::Extent;
 use crate::table::rule_counts::RuleCounts;
-use std::collections::BTreeSet;
-/// What a sync did.
+
+/// The result of a successful sync.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Synced {
-    /// What was written, if anything had to be.
+pub struct SyncResult {
+    /// How much was written.
     pub extent: Extent,
-    /// Service ports there are.
+    /// The number of service ports.
     pub service_ports: usize,
-    /// The live tables were read first.
+    /// The sync read the live tables first.
     pub read: bool,
-    /// Service ports that iptables refused in the course of this.
-    pub refused: Vec<Refusal>,
-    /// The pod network's rules were among those that are in force now.
+    /// Service ports whose rules iptables refused during the sync.
+    pub refused: Vec<RefusedPort>,
+    /// The pod network's rules are in force.
     pub pod_rules: bool,
-    /// Service ports that are still to be written: there were so many refusals that this is done in several syncs.
+    /// The number of service ports that later syncs have to write, because iptables refused many.
     pub unfinished: usize,
     /// Service ports whose rules were written.
     pub written: BTreeSet<ServicePortName>,
-    /// What it spent its time with.
-    pub spent: Spent,
+    /// The time of each phase.
+    pub spent: SyncPhases,
 }
 
-/// What every sync comes to, also one that fails.
+/// The counts of every sync, also of a failed one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attempt {
-    /// Everything was computed anew, or the live tables were read: what kube-proxy calls a full sync.
+pub struct SyncAttempt {
+    /// All rules were computed again, or the live tables were read. kube-proxy calls this a full sync.
     pub full: bool,
-    /// Rules that iptables-restore took.
+    /// Rules that iptables-restore accepted.
     pub written: RuleCounts,
     /// How often iptables-restore failed.
     pub failures: usize,
-    /// How often it failed before the sync became a full one.
+    /// How often iptables-restore failed before the sync became a full one.
     pub partial_failures: usize,
-    /// Transactions that it was given, taken or not.
+    /// Transactions that iptables-restore got, accepted or not.
     pub transactions: usize,
-    /// It failed while it was to list rules whose counters end.
+    /// iptables-restore failed in a transaction that had to list the final counters of deleted rules.
     pub unlisted: bool,
 }
 
 /// A service port whose rules iptables refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Whose rules.
+pub struct RefusedPort {
+    /// The service port.
     pub name: ServicePortName,
-    /// What iptables said.
+    /// The error of iptables.
     pub cause: String,
 }

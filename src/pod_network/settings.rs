@@ -1,42 +1,41 @@
-//! What the operator asked for about the pod network, resolved: plain data, no parsing left to do. What is in net-conf.json is in
-//! [`super::net_conf`].
+//! The settings of the pod network, parsed and complete. The keys of net-conf.json are in [`super::net_conf`]. PURE.
 
 use std::path::PathBuf;
 
-use super::allocation::Terms;
+use super::allocation::LeaseTerms;
 use super::annotations::{DEFAULT_PREFIX, Prefix};
 use super::interface::InterfaceOptions;
 
-/// Everything about the pod network that is not in net-conf.json.
+/// All settings of the pod network that are not in net-conf.json.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// Where this node's subnets come from.
     pub subnet_source: SubnetSource,
-    /// How long leases of subnets last, where this node takes one.
-    pub lease_terms: Terms,
-    /// net-conf.json.
+    /// How long leases of subnets last, with [`SubnetSource::Lease`].
+    pub lease_terms: LeaseTerms,
+    /// Path of net-conf.json.
     pub net_config_path: PathBuf,
-    /// subnet.env.
+    /// Path of subnet.env.
     pub subnet_file: PathBuf,
-    /// Where the CNI configuration is written once pods can have a network; `None` for nowhere.
+    /// Folder in which the CNI configuration is written when the network is ready; `None` writes none.
     pub cni_conf_dir: Option<PathBuf>,
-    /// What is asked for about the external interface.
+    /// The options that select the external interface.
     pub interface: InterfaceOptions,
-    /// What leaves the network has this node's address.
+    /// Packets that leave the network get this node's address.
     pub masquerade: bool,
-    /// It has a random source port, where iptables can do that.
+    /// Masquerading chooses a random source port, if iptables supports that.
     pub random_fully: bool,
-    /// What is forwarded from or to pods is accepted.
+    /// Forwarded packets from and to pods are accepted.
     pub forward_rules: bool,
-    /// What no pod of this node has is swallowed.
+    /// Packets to addresses of this node's subnet that no pod has are dropped by a blackhole route.
     pub blackhole_route: bool,
-    /// What names of annotations start with, as typed.
+    /// The prefix of annotation names, as the operator typed it.
     pub annotation_prefix: String,
-    /// The same, completed.
+    /// The same prefix, completed.
     pub prefix: Prefix,
-    /// The Node's condition NetworkUnavailable says whether the network works.
+    /// The daemon writes the Node's condition `NetworkUnavailable`.
     pub set_network_unavailable: bool,
-    /// Transmit checksum offload of VXLAN links, if it is not to be left as it is.
+    /// Transmit checksum offload of VXLAN links; `None` leaves it unchanged.
     pub checksum_offload: Option<bool>,
 }
 
@@ -44,7 +43,7 @@ impl Default for NetworkSettings {
     fn default() -> Self {
         Self {
             subnet_source: SubnetSource::Node,
-            lease_terms: Terms::of(Terms::DURATION),
+            lease_terms: LeaseTerms::of(LeaseTerms::DURATION),
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: "/run/flannel/subnet.env".into(),
             cni_conf_dir: None,
@@ -61,12 +60,12 @@ impl Default for NetworkSettings {
     }
 }
 
-/// Where a node's subnets come from.
+/// The source of a node's subnets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SubnetSource {
-    /// `spec.podCIDRs` of its Node, which the cluster assigns.
+    /// `spec.podCIDRs` of its Node, assigned by the cluster.
     #[default]
     Node,
-    /// A Lease of its own, which it takes.
+    /// A Lease that the node takes itself.
     Lease,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::cluster::Node;
-use crate::kubernetes::permission::{Needed, Permission};
+use crate::kubernetes::permission::{NeededPermission, Permission};
 
 use super::{Check, Part};
 
@@ -12,19 +12,19 @@ const PART: Part = Part::Cluster;
 
 /// What is asked of the API server, and what it does not allow.
 #[must_use]
-pub fn permissions(needed: &[Needed], missing: &[Needed]) -> Check {
+pub fn permissions(needed: &[NeededPermission], missing: &[NeededPermission]) -> Check {
     let name = "permissions";
     if missing.is_empty() {
         return Check::ok(PART, name, format!("all {} that are needed", needed.len()));
     }
     let listed: Vec<String> =
-        missing.iter().map(|Needed { permission, .. }| format!("{} {}", permission.verb, permission.resource)).collect();
+        missing.iter().map(|NeededPermission { permission, .. }| format!("{} {}", permission.verb, permission.resource)).collect();
     Check::failed(PART, name, format!("not allowed: {}", listed.join(", ")), rules(missing))
 }
 
 /// The rules that are missing, as they stand in roles. What is needed in one namespace belongs in a Role there.
 #[must_use]
-pub fn rules(missing: &[Needed]) -> String {
+pub fn rules(missing: &[NeededPermission]) -> String {
     let mut text = String::new();
     let namespaces: BTreeSet<Option<&str>> = missing.iter().map(|needed| needed.namespace).collect();
     for namespace in namespaces {
@@ -33,7 +33,8 @@ pub fn rules(missing: &[Needed]) -> String {
             Some(namespace) => writeln!(text, "# add to its Role in namespace {namespace}\nrules:"),
         };
         let mut rules: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
-        for Needed { permission: Permission { verb, group, resource }, .. } in missing.iter().filter(|needed| needed.namespace == namespace)
+        for NeededPermission { permission: Permission { verb, group, resource }, .. } in
+            missing.iter().filter(|needed| needed.namespace == namespace)
         {
             rules.entry((group, resource)).or_default().push(verb);
         }
@@ -93,8 +94,8 @@ mod tests {
     use super::super::Outcome;
     use super::*;
 
-    fn needed(verb: &'static str, group: &'static str, resource: &'static str, namespace: Option<&'static str>) -> Needed {
-        Needed { permission: Permission { verb, group, resource }, namespace }
+    fn needed(verb: &'static str, group: &'static str, resource: &'static str, namespace: Option<&'static str>) -> NeededPermission {
+        NeededPermission { permission: Permission { verb, group, resource }, namespace }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! flanneld's health server (`--healthz-ip`, `--healthz-port`; network spec section 9): `/healthz` and `/readyz`. flanneld ends with a
-//! panic of any of its parts; here `/healthz` answers 503 until the part works again, so that the kubelet does the same.
+//! flanneld's health server (`--healthz-ip`, `--healthz-port`) [flannel 9]: `/healthz` and `/readyz`. flanneld exits when one of its parts
+//! panics. Here `/healthz` answers 503 until the part works again, so that the kubelet restarts the container.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,21 +12,19 @@ use tokio::net::lookup_host;
 use tokio::time::sleep;
 
 use crate::config::flags::HostPort;
-
-use crate::http_server::listen::Place;
-use crate::http_server::{self, Answer, Handler, Request, StartError};
+use crate::http_server::listen::ListenAddress;
+use crate::http_server::{self, Handler, HttpAnswer, HttpRequest, StartError};
 use crate::observe::readiness::{Readiness, all_ready};
 
-/// Pause before a name is looked up again.
+/// The wait before a host name is resolved again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Answers requests until the future is dropped. As in Go, an empty host means every address, and of a name's addresses the first IPv4
-/// address counts. A name that cannot be looked up, and an address that another program has, are tried again every 5 s; the pod network
-/// runs meanwhile.
+/// Serves until the future is dropped. As in Go, an empty host means all addresses, and the first IPv4 address of a name is used. If a name
+/// cannot be resolved, or another program uses the address, the server tries again every 5 s. The pod network runs meanwhile.
 ///
 /// # Errors
-/// Never; as [`http_server::keep_serving`].
-pub async fn serve(place: &HostPort, readiness: Readiness) -> Result<Infallible, StartError> {
+/// None; the type is that of [`http_server::keep_serving`].
+pub(crate) async fn serve(place: &HostPort, readiness: Readiness) -> Result<Infallible, StartError> {
     let address = loop {
         match resolve(place).await {
             Ok(address) => break address,
@@ -40,13 +38,18 @@ pub async fn serve(place: &HostPort, readiness: Readiness) -> Result<Infallible,
             }
         }
     };
-    http_server::keep_serving(Place::tcp(address), false, format!("failed to start flanneld's healthz on {address}"), handler(readiness))
-        .await
+    http_server::keep_serving(
+        ListenAddress::tcp(address),
+        false,
+        format!("failed to start flanneld's healthz on {address}"),
+        handler(readiness),
+    )
+    .await
 }
 
 async fn resolve(HostPort { host, port }: &HostPort) -> io::Result<SocketAddr> {
     if host.is_empty() {
-        // Both families, as every unspecified address.
+        // An unspecified address listens on both families.
         return Ok((Ipv4Addr::UNSPECIFIED, *port).into());
     }
     let found: Vec<SocketAddr> = lookup_host((host.as_str(), *port)).await?.collect();
@@ -55,26 +58,26 @@ async fn resolve(HostPort { host, port }: &HostPort) -> io::Result<SocketAddr> {
 }
 
 fn handler(readiness: Readiness) -> Arc<dyn Handler> {
-    Arc::new(move |request: &Request| {
+    Arc::new(move |request: &HttpRequest| {
         let problems = readiness.liveness().problems();
         let (status, body) = match request.path.as_str() {
             "/healthz" if !problems.is_empty() => {
                 let body = format!("flanneld is not running: {}", problems.join("; "));
-                return Answer::new(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", body);
+                return HttpAnswer::new(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", body);
             }
             "/healthz" => (StatusCode::OK, "flanneld is running"),
             "/readyz" if all_ready(&readiness.states()) => (StatusCode::OK, "flanneld is ready"),
             "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
-            _ => return Answer::not_found(),
+            _ => return HttpAnswer::not_found(),
         };
-        Answer::new(status, "text/plain; charset=utf-8", body)
+        HttpAnswer::new(status, "text/plain; charset=utf-8", body)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http_server::Serving;
+    use crate::http_server::HttpServer;
     use crate::http_server::listen;
     use crate::http_server::tests::get;
     use crate::observe::liveness::POD_NETWORK;
@@ -83,9 +86,9 @@ mod tests {
     #[tokio::test]
     async fn it_answers_as_flanneld_does() {
         let readiness = Readiness::new([Part::Subnet, Part::SubnetFile]);
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let _serving = Serving::start(listener, handler(readiness.clone()));
+        let _serving = HttpServer::start(listener, handler(readiness.clone()));
         let answers = async |path: &str, status: &str, body: &str| {
             let answer = get(address, path).await.expect("an answer");
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");

@@ -1,8 +1,8 @@
-//! The health server (`healthzBindAddress`, spec section 9.1): `/healthz` for load balancers, `/livez` for the kubelet, which restarts
-//! the container, and `/readyz`, which kube-proxy does not have.
+//! The health server (`healthzBindAddress`) [kube-proxy 9.1]: `/healthz` for load balancers, `/livez` for the kubelet, which restarts the
+//! container, and `/readyz`, which kube-proxy does not have.
 //!
-//! kube-proxy's `/healthz` answers 200 before its first sync. Ours answers 503 until every family has synced once: a load balancer must
-//! not choose a node without rules. `/livez` does not wait for that: no restart helps while the API server is down.
+//! kube-proxy's `/healthz` answers 200 before its first sync. sepal's answers 503 until every family has synced once, because a load balancer
+//! must not choose a node without rules. `/livez` does not wait for that: a restart does not help while the API server is down.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use jiff::tz::{Offset, TimeZone};
 use serde::Serialize;
 
-use crate::http_server::listen::Place;
-use crate::http_server::{self, Answer, Handler, Request, StartError};
+use crate::http_server::listen::ListenAddress;
+use crate::http_server::{self, Handler, HttpAnswer, HttpRequest, StartError};
 use crate::observe::health::{FamilyHealth, Health, SharedHealth};
 use crate::observe::liveness::{Liveness, SERVICE_PROXY};
 use crate::observe::readiness::{self, Readiness};
@@ -22,47 +22,52 @@ use crate::observe::readiness::{self, Readiness};
 /// What Go prints for a time that was never set.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// The server's paths.
+/// The paths whose answers are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// `/healthz`: rules are programmed and keep up, and the node wants traffic.
+pub(crate) enum HealthPath {
+    /// `/healthz`: rules are programmed and keep up, and the node is eligible for traffic.
     Healthz,
     /// `/livez`: rules keep up, and all parts of the daemon run.
     Livez,
 }
 
 /// Called with every answer, to count it (`proxy_healthz_total` and `proxy_livez_total`).
-pub type Answered = Arc<dyn Fn(Probe, StatusCode) + Send + Sync>;
+pub(crate) type OnAnswer = Arc<dyn Fn(HealthPath, StatusCode) + Send + Sync>;
 
-/// The tables that answers are made from.
+/// The sources of the answers.
 #[derive(Clone, Debug)]
-pub struct Tables {
-    /// How well rules keep up.
+pub(crate) struct HealthSources {
+    /// Whether rules keep up.
     pub health: SharedHealth,
-    /// What is ready, and which parts run.
+    /// Which parts are ready and which run.
     pub readiness: Readiness,
-    /// There is `/readyz`.
+    /// Whether `/readyz` is served.
     pub readyz: bool,
 }
 
-/// Answers for as long as it is kept. `hard_fail` is `bindAddressHardFail`.
+/// Serves until the future is dropped. `hard_fail` is `bindAddressHardFail`.
 ///
 /// # Errors
-/// The address is not free, and that counts as failure. Reads `failed to start proxy healthz on ADDR: ERR`.
-pub async fn serve(address: SocketAddr, hard_fail: bool, tables: Tables, answered: Answered) -> Result<Infallible, StartError> {
+/// The server cannot listen on the address and `hard_fail` is set. Reads `failed to start proxy healthz on ADDR: ERR`.
+pub(crate) async fn serve(
+    address: SocketAddr,
+    hard_fail: bool,
+    tables: HealthSources,
+    answered: OnAnswer,
+) -> Result<Infallible, StartError> {
     let what = format!("failed to start proxy healthz on {address}");
-    http_server::keep_serving(Place::tcp(address), hard_fail, what, handler(tables, answered)).await
+    http_server::keep_serving(ListenAddress::tcp(address), hard_fail, what, handler(tables, answered)).await
 }
 
-fn handler(tables: Tables, answered: Answered) -> Arc<dyn Handler> {
+fn handler(tables: HealthSources, answered: OnAnswer) -> Arc<dyn Handler> {
     let zone = TimeZone::system();
-    let Tables { health, readiness, readyz: has_readyz } = tables;
-    Arc::new(move |request: &Request| {
+    let HealthSources { health, readiness, readyz: has_readyz } = tables;
+    Arc::new(move |request: &HttpRequest| {
         let probe = match request.path.as_str() {
-            "/healthz" => Probe::Healthz,
-            "/livez" => Probe::Livez,
+            "/healthz" => HealthPath::Healthz,
+            "/livez" => HealthPath::Livez,
             "/readyz" if has_readyz => return readyz(&readiness, request.asks_for("verbose")),
-            _ => return Answer::not_found(),
+            _ => return HttpAnswer::not_found(),
         };
         let answer = answer(&health.now(), failures(readiness.liveness(), probe), probe, &zone);
         answered(probe, answer.status);
@@ -70,20 +75,20 @@ fn handler(tables: Tables, answered: Answered) -> Arc<dyn Handler> {
     })
 }
 
-/// The parts whose failure a probe shows: load balancers only care about the service proxy.
-fn failures(liveness: &Liveness, probe: Probe) -> Vec<String> {
+/// The failed parts that a path reports. Load balancers only depend on the service proxy.
+fn failures(liveness: &Liveness, probe: HealthPath) -> Vec<String> {
     match probe {
-        Probe::Healthz => liveness.problem(SERVICE_PROXY).into_iter().collect(),
-        Probe::Livez => liveness.problems(),
+        HealthPath::Healthz => liveness.problem(SERVICE_PROXY).into_iter().collect(),
+        HealthPath::Livez => liveness.problems(),
     }
 }
 
-/// The answer to one probe; times are shown in this zone.
-fn answer(health: &Health, failed: Vec<String>, probe: Probe, zone: &TimeZone) -> Answer {
-    let programmed = |programmed: bool| probe == Probe::Livez || programmed;
+/// The answer for one path. Times are shown in this time zone.
+fn answer(health: &Health, failed: Vec<String>, probe: HealthPath, zone: &TimeZone) -> HttpAnswer {
+    let programmed = |programmed: bool| probe == HealthPath::Livez || programmed;
     let healthy = health.healthy() && programmed(health.programmed()) && failed.is_empty();
-    let good = healthy && (probe == Probe::Livez || health.node_eligible);
-    // A client that looks at lastUpdated alone sees an old time exactly when the answer is 503.
+    let good = healthy && (probe == HealthPath::Livez || health.node_eligible);
+    // For clients that only read lastUpdated: the time is old exactly when the answer is 503.
     let last_updated = if good { Some(health.time) } else { health.last_updated() };
     let family = |family: FamilyHealth| FamilyBody {
         last_updated: show(family.last_updated, zone),
@@ -92,33 +97,33 @@ fn answer(health: &Health, failed: Vec<String>, probe: Probe, zone: &TimeZone) -
     let body = Body {
         last_updated: last_updated.map_or_else(|| NEVER.to_owned(), |time| show(time, zone)),
         current_time: show(health.time, zone),
-        node_eligible: (probe == Probe::Healthz).then_some(health.node_eligible),
+        node_eligible: (probe == HealthPath::Healthz).then_some(health.node_eligible),
         healthy,
         status: (health.v4.is_some() || health.v6.is_some()).then(|| Status { v4: health.v4.map(family), v6: health.v6.map(family) }),
         failed,
     };
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // Text and booleans always become JSON.
-    Answer::new(status, "application/json", serde_json::to_vec(&body).unwrap_or_default()).nosniff()
+    HttpAnswer::new(status, "application/json", serde_json::to_vec(&body).unwrap_or_default()).nosniff()
 }
 
-/// Whether all parts do their work, in the format of Kubernetes' own components: a line for each part if some do not, or if asked for.
-fn readyz(readiness: &Readiness, verbose: bool) -> Answer {
+/// The answer of `/readyz` in the format of Kubernetes' components: a line for each part if one is not ready, or if the request is verbose.
+fn readyz(readiness: &Readiness, verbose: bool) -> HttpAnswer {
     let states = readiness.states();
     let problems = readiness.liveness().problems();
     let ready = readiness::all_ready(&states) && problems.is_empty();
     if ready && !verbose {
-        return Answer::text(StatusCode::OK, "ok");
+        return HttpAnswer::text(StatusCode::OK, "ok");
     }
     let (code, outcome) = if ready { (StatusCode::OK, "passed") } else { (StatusCode::SERVICE_UNAVAILABLE, "failed") };
     let mut text = readiness::show(&states);
     for problem in problems {
-        // A part that stands in the table has it there already.
+        // The lines of the parts may already have the problem.
         if !text.contains(&problem) {
             text = format!("{text}[-]daemon failed: {problem}\n");
         }
     }
-    Answer::text(code, format!("{text}readyz check {outcome}\n"))
+    HttpAnswer::text(code, format!("{text}readyz check {outcome}\n"))
 }
 
 #[derive(Serialize)]
@@ -131,7 +136,7 @@ struct Body {
     healthy: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status>,
-    /// Parts of sepal that do not run; kube-proxy does not have this field.
+    /// The problems of parts that do not run. kube-proxy does not have this field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<String>,
 }
@@ -151,7 +156,7 @@ struct FamilyBody {
     healthy: bool,
 }
 
-/// RFC 3339 with as many digits after the second as there are, as Go writes times into JSON.
+/// Formats a time as RFC 3339 without trailing zeros, as Go does in JSON.
 fn show(time: Timestamp, zone: &TimeZone) -> String {
     let offset = zone.to_offset(time);
     if offset == Offset::UTC { time.to_string() } else { time.display_with_offset(offset).to_string() }
@@ -169,34 +174,34 @@ mod tests {
     use super::*;
     use crate::cluster::Family;
     use crate::daemon::supervise::{Supervised, supervise};
-    use crate::http_server::Serving;
+    use crate::http_server::HttpServer;
     use crate::http_server::listen;
     use crate::http_server::tests::get;
     use crate::kubernetes::events::Events;
-    use crate::observe::health::{Moment, State};
+    use crate::observe::health::{ClockReading, HealthState};
     use crate::observe::readiness::Part;
 
-    fn at(elapsed: u64, time: &str) -> Moment {
-        Moment { elapsed: Duration::from_secs(elapsed), time: time.parse().expect("a time") }
+    fn at(elapsed: u64, time: &str) -> ClockReading {
+        ClockReading { elapsed: Duration::from_secs(elapsed), time: time.parse().expect("a time") }
     }
 
-    fn answered(state: &State, now: Moment, probe: Probe) -> (u16, String) {
+    fn answered(state: &HealthState, now: ClockReading, probe: HealthPath) -> (u16, String) {
         let answer = answer(&state.at(now), Vec::new(), probe, &TimeZone::UTC);
         assert_eq!(answer.headers.get("content-type").map(HeaderValue::as_bytes), Some(b"application/json".as_slice()));
         assert_eq!(answer.headers.get("x-content-type-options").map(HeaderValue::as_bytes), Some(b"nosniff".as_slice()));
         (answer.status.as_u16(), String::from_utf8(answer.body.to_vec()).expect("text"))
     }
 
-    fn tables(health: &SharedHealth, readiness: &Readiness, readyz: bool) -> Tables {
-        Tables { health: health.clone(), readiness: readiness.clone(), readyz }
+    fn tables(health: &SharedHealth, readiness: &Readiness, readyz: bool) -> HealthSources {
+        HealthSources { health: health.clone(), readiness: readiness.clone(), readyz }
     }
 
     #[test]
-    fn before_the_first_sync_only_livez_is_green() {
-        let mut state = State::new(Duration::from_secs(10));
+    fn before_the_first_sync_only_livez_answers_200() {
+        let mut state = HealthState::new(Duration::from_secs(10));
         let now = at(1, "2026-03-01T10:00:00.5Z");
         assert_eq!(
-            answered(&state, now, Probe::Healthz),
+            answered(&state, now, HealthPath::Healthz),
             (
                 503,
                 concat!(
@@ -207,33 +212,33 @@ mod tests {
             )
         );
         assert_eq!(
-            answered(&state, now, Probe::Livez),
+            answered(&state, now, HealthPath::Livez),
             (200, r#"{"lastUpdated":"2026-03-01T10:00:00.5Z","currentTime":"2026-03-01T10:00:00.5Z","healthy":true}"#.to_owned())
         );
         state.node_seen(true);
-        assert_eq!(answered(&state, now, Probe::Healthz).0, 503);
-        // Loops that wait for their first lists have programmed nothing either, however long that takes.
+        assert_eq!(answered(&state, now, HealthPath::Healthz).0, 503);
+        // A loop that waits for its first lists has not programmed rules, however long it waits.
         state.updated(Family::V4, now);
         let later = at(100_000, "2026-03-02T10:00:00Z");
-        let (code, body) = answered(&state, later, Probe::Healthz);
+        let (code, body) = answered(&state, later, HealthPath::Healthz);
         assert_eq!(code, 503);
         let waits = r#""healthy":false,"status":{"IPv4":{"lastUpdated":"2026-03-01T10:00:00.5Z","healthy":false}}}"#;
         assert!(body.ends_with(waits), "{body}");
-        let (code, body) = answered(&state, later, Probe::Livez);
+        let (code, body) = answered(&state, later, HealthPath::Livez);
         assert_eq!(code, 200);
         assert!(body.contains(r#""healthy":true,"status""#), "{body}");
         state.synced(Family::V4, later);
-        assert_eq!(answered(&state, later, Probe::Healthz).0, 200);
+        assert_eq!(answered(&state, later, HealthPath::Healthz).0, 200);
     }
 
     #[test]
-    fn the_body_is_kube_proxys_to_the_byte() {
-        let mut state = State::new(Duration::from_secs(10));
+    fn the_body_equals_kube_proxys() {
+        let mut state = HealthState::new(Duration::from_secs(10));
         state.node_seen(true);
         state.synced(Family::V4, at(0, "2026-03-01T09:00:00Z"));
         state.synced(Family::V6, at(1, "2026-03-01T09:00:01.000000012Z"));
         assert_eq!(
-            answered(&state, at(2, "2026-03-01T10:00:00.120Z"), Probe::Healthz),
+            answered(&state, at(2, "2026-03-01T10:00:00.120Z"), HealthPath::Healthz),
             (200, concat!(
                 r#"{"lastUpdated":"2026-03-01T10:00:00.12Z","currentTime":"2026-03-01T10:00:00.12Z","nodeEligible":true,"healthy":true,"#,
                 r#""status":{"IPv4":{"lastUpdated":"2026-03-01T09:00:00Z","healthy":true},"#,
@@ -247,15 +252,15 @@ mod tests {
         );
         let times = r#"{"lastUpdated":"2026-03-01T09:00:01.000000012Z","currentTime":"2026-03-01T10:00:01Z","#;
         let now = at(15, "2026-03-01T10:00:01Z");
-        assert_eq!(answered(&state, now, Probe::Healthz), (503, format!(r#"{times}"nodeEligible":true,{late}"#)));
-        assert_eq!(answered(&state, now, Probe::Livez), (503, format!("{times}{late}")));
+        assert_eq!(answered(&state, now, HealthPath::Healthz), (503, format!(r#"{times}"nodeEligible":true,{late}"#)));
+        assert_eq!(answered(&state, now, HealthPath::Livez), (503, format!("{times}{late}")));
     }
 
     #[test]
-    fn a_family_alone_is_alone_in_the_body() {
-        let mut state = State::new(Duration::from_secs(10));
+    fn a_single_family_is_alone_in_the_body() {
+        let mut state = HealthState::new(Duration::from_secs(10));
         state.synced(Family::V6, at(0, "2026-03-01T09:00:00Z"));
-        let (code, body) = answered(&state, at(1, "2026-03-01T10:00:00Z"), Probe::Healthz);
+        let (code, body) = answered(&state, at(1, "2026-03-01T10:00:00Z"), HealthPath::Healthz);
         assert_eq!(code, 503);
         assert!(body.starts_with(r#"{"lastUpdated":"2026-03-01T09:00:00Z","currentTime":"2026-03-01T10:00:00Z","nodeEligible":false"#));
         assert!(body.ends_with(r#""healthy":true,"status":{"IPv6":{"lastUpdated":"2026-03-01T09:00:00Z","healthy":true}}}"#), "{body}");
@@ -270,14 +275,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn over_the_wire_answers_are_counted_and_other_paths_are_not_there() {
+    async fn answers_are_counted_and_other_paths_are_404() {
         let health = SharedHealth::new(Duration::from_secs(30));
         let counted = Arc::new(Mutex::new(Vec::new()));
         let count = Arc::clone(&counted);
-        let answered: Answered = Arc::new(move |probe, status| count.lock().expect("one thread").push((probe, status.as_u16())));
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let answered: OnAnswer = Arc::new(move |probe, status| count.lock().expect("one thread").push((probe, status.as_u16())));
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let _serving = Serving::start(listener, handler(tables(&health, &Readiness::new([]), false), answered));
+        let _serving = HttpServer::start(listener, handler(tables(&health, &Readiness::new([]), false), answered));
 
         assert!(get(address, "/healthz").await.expect("an answer").starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
         health.node_seen(true);
@@ -290,20 +295,26 @@ mod tests {
         }
         let posted =
             http_server::tests::say(address, "POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
-        assert!(posted.expect("an answer").starts_with("HTTP/1.1 200 OK\r\n"), "any method will do");
-        let expected = [(Probe::Healthz, 503), (Probe::Healthz, 200), (Probe::Healthz, 200), (Probe::Livez, 200), (Probe::Livez, 200)];
+        assert!(posted.expect("an answer").starts_with("HTTP/1.1 200 OK\r\n"), "any method is accepted");
+        let expected = [
+            (HealthPath::Healthz, 503),
+            (HealthPath::Healthz, 200),
+            (HealthPath::Healthz, 200),
+            (HealthPath::Livez, 200),
+            (HealthPath::Livez, 200),
+        ];
         assert_eq!(*counted.lock().expect("one thread"), expected);
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_panic_shows_until_the_part_works_again() {
+    async fn a_panic_is_reported_until_the_part_works_again() {
         let (health, readiness) = (SharedHealth::new(Duration::from_secs(30)), Readiness::new([Part::Links]));
         health.node_seen(true);
         health.synced(Family::V4);
         readiness.ready(Part::Links);
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let _serving = Serving::start(listener, handler(tables(&health, &readiness, true), Arc::new(|_, _| {})));
+        let _serving = HttpServer::start(listener, handler(tables(&health, &readiness, true), Arc::new(|_, _| {})));
         let code = async |path: &str| get(address, path).await.expect("an answer")[9..12].to_owned();
         let supervised = |name| Supervised { name, parts: Vec::new(), readiness: readiness.clone(), events: Events::none() };
         let healthy = async || [code("/livez").await, code("/readyz").await, code("/healthz").await];
@@ -335,12 +346,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readyz_says_what_is_missing() {
+    async fn readyz_lists_the_parts() {
         let readiness = Readiness::new([Part::Peers, Part::Proxy(Family::V4)]);
-        let answered: Answered = Arc::new(|probe, _| panic!("{probe:?} was not asked for"));
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+        let answered: OnAnswer = Arc::new(|probe, _| panic!("{probe:?} was not asked for"));
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let _serving = Serving::start(listener, handler(tables(&SharedHealth::new(Duration::from_secs(30)), &readiness, true), answered));
+        let _serving =
+            HttpServer::start(listener, handler(tables(&SharedHealth::new(Duration::from_secs(30)), &readiness, true), answered));
         let answers = async |path: &str, status: &str, body: &str| {
             let answer = get(address, path).await.expect("an answer");
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
@@ -361,11 +373,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_cannot_be_had_is_named() {
+    async fn an_address_in_use_is_named() {
         let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = taken.local_addr().expect("an address");
         let tables = tables(&SharedHealth::new(Duration::from_secs(30)), &Readiness::new([]), false);
-        let error = serve(address, true, tables, Arc::new(|_, _| {})).await.expect_err("it is taken");
+        let error = serve(address, true, tables, Arc::new(|_, _| {})).await.expect_err("the address is in use");
         let expected = format!("failed to start proxy healthz on {address}: listen tcp {address}: bind: Address already in use");
         assert!(error.to_string().starts_with(&expected), "{error}");
     }

@@ -1,5 +1,5 @@
-//! The metrics server (`metricsBindAddress`, spec section 9.3). For people and scrapers on this node: nothing here says whether rules are
-//! as they should be, not even `/healthz`.
+//! The metrics server (`metricsBindAddress`) [kube-proxy 9.3], for people and scrapers. Its `/healthz` only says that the server runs, not that
+//! rules are in force.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,76 +15,81 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::status::server::Site;
-use super::zpages::{self, Build};
-use crate::http_server::listen::Place;
-use crate::http_server::{self, Answer, Handler, Reply, Request, StartError};
+use super::status::server::StatusPage;
+use super::zpages::{self, BuildInfo};
+use crate::http_server::listen::ListenAddress;
+use crate::http_server::{self, Handler, HttpAnswer, HttpRequest, Reply, StartError};
 
 /// The text format of Prometheus.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// The key that kube-proxy's configuration has at `/configz`.
+/// The key of kube-proxy's configuration at `/configz`.
 const CONFIG: &str = "kubeproxy.config.k8s.io";
-/// What `/statusz` names besides, where profiling is on.
+/// The path that sets the log verbosity, if profiling is on.
 const VERBOSITY: &str = "/debug/flags/v";
-const NO_PROFILES: &str = "sepal is no Go program and has no Go profiles. Its metrics named sepal_* say how long syncs take and what they write; \
+const NO_PROFILES: &str = "sepal is not a Go program and has no Go profiles. Its metrics named sepal_* say how long syncs take and what they write; \
 `perf record -g -p PID` says where time goes.\n";
 
 /// Metrics as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exposition {
-    /// Content type of the text's format.
+pub(crate) struct Exposition {
+    /// The content type.
     pub content_type: String,
     /// The text.
     pub text: String,
 }
 
-/// Gives the metrics, in the format that suits an Accept header best.
-pub type Expose = Box<dyn Fn(Option<&str>) -> Exposition + Send + Sync>;
+/// Renders the metrics in the format that an Accept header prefers.
+pub(crate) type RenderMetrics = Box<dyn Fn(Option<&str>) -> Exposition + Send + Sync>;
 
-/// Sets the verbosity of the log to a number given as text; says what is wrong with it otherwise.
-pub type SetVerbosity = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+/// Sets the log verbosity to a number given as text. Fails if the text is not valid.
+pub(crate) type SetVerbosity = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
-/// What the pages show.
-pub struct Pages {
-    /// Gives the metrics.
-    pub metrics: Expose,
-    /// The status page; `None` where there is none.
-    pub site: Option<Site>,
-    /// Gives the slowest changes, for people.
+/// The sources of the pages.
+pub(crate) struct MetricsPages {
+    /// Renders the metrics.
+    pub metrics: RenderMetrics,
+    /// The status page, if there is one.
+    pub site: Option<StatusPage>,
+    /// Renders the slowest changes as text.
     pub slowest: Box<dyn Fn() -> String + Send + Sync>,
-    /// The configuration in its v1alpha1 form, with kind and apiVersion, as it is at any time.
+    /// The current configuration in its v1alpha1 form, with kind and apiVersion.
     pub configz: watch::Receiver<Value>,
-    /// Flags and their values; `None` where the feature gate `ComponentFlagz` is off.
+    /// Flags and their values; `None` if the feature gate `ComponentFlagz` is off.
     pub flags: Option<BTreeMap<String, String>>,
-    /// What `/statusz` tells; `None` where the feature gate `ComponentStatusz` is off.
-    pub build: Option<Build>,
-    /// `None` where `enableProfiling` is off.
+    /// The content of `/statusz`; `None` if the feature gate `ComponentStatusz` is off.
+    pub build: Option<BuildInfo>,
+    /// Sets the log verbosity; `None` if `enableProfiling` is off.
     pub set_verbosity: Option<SetVerbosity>,
 }
 
-/// Answers for as long as it is kept. `hard_fail` is `bindAddressHardFail`.
+/// Serves until the future is dropped. `hard_fail` is `bindAddressHardFail`.
 ///
 /// # Errors
-/// The address cannot be had, and that counts as failure. Reads `starting metrics server failed: ERR`.
-pub async fn serve(address: SocketAddr, hard_fail: bool, pages: Pages) -> Result<Infallible, StartError> {
-    http_server::keep_serving(Place::tcp(address), hard_fail, "starting metrics server failed".to_owned(), Arc::new(Server::new(pages)))
-        .await
+/// The server cannot listen on the address and `hard_fail` is set. Reads `starting metrics server failed: ERR`.
+pub(crate) async fn serve(address: SocketAddr, hard_fail: bool, pages: MetricsPages) -> Result<Infallible, StartError> {
+    http_server::keep_serving(
+        ListenAddress::tcp(address),
+        hard_fail,
+        "starting metrics server failed".to_owned(),
+        Arc::new(Server::new(pages)),
+    )
+    .await
 }
 
 struct Server {
-    pages: Pages,
-    /// How often `/healthz` was answered since the start or the last DELETE.
+    pages: MetricsPages,
+    /// The number of requests for `/healthz` since the start or the last DELETE.
     checks: AtomicU64,
     started: Instant,
     zone: TimeZone,
 }
 
 impl Server {
-    fn new(pages: Pages) -> Self {
+    fn new(pages: MetricsPages) -> Self {
         Self { pages, checks: AtomicU64::new(0), started: Instant::now(), zone: TimeZone::system() }
     }
 
-    /// The paths that are there, sorted.
+    /// The served paths, sorted.
     fn paths(&self) -> Vec<&'static str> {
         let mut paths = vec!["/configz", "/healthz", "/healthz/ping", "/metrics", "/metrics/slis", "/proxyMode", "/statusz"];
         paths.extend(self.pages.flags.is_some().then_some("/flagz"));
@@ -93,20 +98,20 @@ impl Server {
         paths
     }
 
-    fn metrics(&self, request: &Request) -> Answer {
+    fn metrics(&self, request: &HttpRequest) -> HttpAnswer {
         let accept = request.headers.get(ACCEPT).and_then(|value| value.to_str().ok());
         let exposition = (self.pages.metrics)(accept);
-        let answer = Answer::new(StatusCode::OK, PROMETHEUS, exposition.text);
+        let answer = HttpAnswer::new(StatusCode::OK, PROMETHEUS, exposition.text);
         match HeaderValue::try_from(exposition.content_type) {
             Ok(content_type) => answer.with(CONTENT_TYPE, content_type),
             Err(_) => answer,
         }
     }
 
-    fn slis(&self, request: &Request) -> Answer {
+    fn slis(&self, request: &HttpRequest) -> HttpAnswer {
         if request.method == Method::DELETE {
             self.checks.store(0, Ordering::Relaxed);
-            return Answer::text(StatusCode::OK, "metrics reset\n");
+            return HttpAnswer::text(StatusCode::OK, "metrics reset\n");
         }
         let text = match self.checks.load(Ordering::Relaxed) {
             0 => String::new(),
@@ -119,42 +124,44 @@ impl Server {
                  kubernetes_healthchecks_total{{name=\"ping\",status=\"success\",type=\"healthz\"}} {checks}\n"
             ),
         };
-        Answer::new(StatusCode::OK, PROMETHEUS, text)
+        HttpAnswer::new(StatusCode::OK, PROMETHEUS, text)
     }
 
-    fn flagz(&self, request: &Request) -> Answer {
-        self.pages.flags.as_ref().map_or_else(Answer::not_found, |flags| zpages::flagz(&request.headers, flags))
+    fn flagz(&self, request: &HttpRequest) -> HttpAnswer {
+        self.pages.flags.as_ref().map_or_else(HttpAnswer::not_found, |flags| zpages::flagz(&request.headers, flags))
     }
 
-    fn statusz(&self, request: &Request) -> Answer {
-        let Some(build) = &self.pages.build else { return Answer::not_found() };
+    fn statusz(&self, request: &HttpRequest) -> HttpAnswer {
+        let Some(build) = &self.pages.build else { return HttpAnswer::not_found() };
         zpages::statusz(&request.headers, build, self.started.elapsed(), &self.zone, &self.paths())
     }
 
-    fn verbosity(&self, request: &Request) -> Answer {
-        let Some(set) = &self.pages.set_verbosity else { return Answer::not_found() };
+    fn verbosity(&self, request: &HttpRequest) -> HttpAnswer {
+        let Some(set) = &self.pages.set_verbosity else { return HttpAnswer::not_found() };
         if request.method != Method::PUT {
-            return Answer::text(StatusCode::NOT_ACCEPTABLE, "unsupported http method\n");
+            return HttpAnswer::text(StatusCode::NOT_ACCEPTABLE, "unsupported http method\n");
         }
         let text = String::from_utf8_lossy(&request.body);
         match set(text.trim()) {
-            Ok(()) => Answer::text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {}", text.trim())),
-            Err(error) => Answer::text(StatusCode::BAD_REQUEST, format!("failed set klog.logging.verbosity {}: {error}\n", text.trim())),
+            Ok(()) => HttpAnswer::text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {}", text.trim())),
+            Err(error) => {
+                HttpAnswer::text(StatusCode::BAD_REQUEST, format!("failed set klog.logging.verbosity {}: {error}\n", text.trim()))
+            }
         }
     }
 }
 
 impl Handler for Server {
-    fn later(&self, request: &Request) -> Option<BoxFuture<'static, Reply>> {
+    fn later(&self, request: &HttpRequest) -> Option<BoxFuture<'static, Reply>> {
         self.pages.site.as_ref()?.reply(request)
     }
 
-    fn answer(&self, request: &Request) -> Answer {
+    fn answer(&self, request: &HttpRequest) -> HttpAnswer {
         match request.path.as_str() {
             "/metrics" => self.metrics(request),
             "/metrics/slis" => self.slis(request),
-            "/slowest" => Answer::text(StatusCode::OK, (self.pages.slowest)()),
-            "/proxyMode" => Answer::text(StatusCode::OK, "iptables"),
+            "/slowest" => HttpAnswer::text(StatusCode::OK, (self.pages.slowest)()),
+            "/proxyMode" => HttpAnswer::text(StatusCode::OK, "iptables"),
             "/healthz" => {
                 self.checks.fetch_add(1, Ordering::Relaxed);
                 ping(request)
@@ -162,20 +169,20 @@ impl Handler for Server {
             "/healthz/ping" => ping(request),
             "/configz" => {
                 let config = json!({ CONFIG: &*self.pages.configz.borrow() });
-                Answer::new(StatusCode::OK, "application/json", config.to_string()).nosniff()
+                HttpAnswer::new(StatusCode::OK, "application/json", config.to_string()).nosniff()
             }
             "/flagz" => self.flagz(request),
             "/statusz" => self.statusz(request),
             VERBOSITY => self.verbosity(request),
-            path if path == "/debug/pprof" || path.starts_with("/debug/pprof/") => Answer::text(StatusCode::NOT_FOUND, NO_PROFILES),
-            _ => Answer::not_found(),
+            path if path == "/debug/pprof" || path.starts_with("/debug/pprof/") => HttpAnswer::text(StatusCode::NOT_FOUND, NO_PROFILES),
+            _ => HttpAnswer::not_found(),
         }
     }
 }
 
-/// This much is well: there is somebody to answer.
-fn ping(request: &Request) -> Answer {
-    Answer::text(StatusCode::OK, if request.asks_for("verbose") { "[+]ping ok\nhealthz check passed\n" } else { "ok" })
+/// The answer of `/healthz`: the server runs.
+fn ping(request: &HttpRequest) -> HttpAnswer {
+    HttpAnswer::text(StatusCode::OK, if request.asks_for("verbose") { "[+]ping ok\nhealthz check passed\n" } else { "ok" })
 }
 
 #[cfg(test)]
@@ -183,16 +190,16 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::http_server::Serving;
+    use crate::http_server::HttpServer;
     use crate::http_server::listen;
     use crate::http_server::tests::get;
 
-    fn pages(configz: watch::Receiver<Value>) -> Pages {
+    fn pages(configz: watch::Receiver<Value>) -> MetricsPages {
         let metrics = |accept: Option<&str>| Exposition {
             content_type: accept.unwrap_or(PROMETHEUS).to_owned(),
             text: "# TYPE sepal_syncs counter\nsepal_syncs_total 1\n".to_owned(),
         };
-        Pages {
+        MetricsPages {
             metrics: Box::new(metrics),
             site: None,
             slowest: Box::new(|| "ns/a\n".to_owned()),
@@ -203,10 +210,10 @@ mod tests {
         }
     }
 
-    fn everything(configz: watch::Receiver<Value>) -> Pages {
-        Pages {
+    fn everything(configz: watch::Receiver<Value>) -> MetricsPages {
+        MetricsPages {
             flags: Some(BTreeMap::from([("v".to_owned(), "2".to_owned())])),
-            build: Some(Build {
+            build: Some(BuildInfo {
                 binary_version: "1.36.2".to_owned(),
                 emulation_version: "1.36".to_owned(),
                 started: "2026-10-06T21:03:43Z".parse().expect("a time"),
@@ -216,9 +223,9 @@ mod tests {
         }
     }
 
-    fn request(method: Method, path: &str) -> Request {
+    fn request(method: Method, path: &str) -> HttpRequest {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query.to_owned())));
-        Request { method, path: path.to_owned(), query, ..Request::default() }
+        HttpRequest { method, path: path.to_owned(), query, ..HttpRequest::default() }
     }
 
     fn got(server: &Server, path: &str) -> (u16, String) {
@@ -226,7 +233,7 @@ mod tests {
         (answer.status.as_u16(), String::from_utf8(answer.body.to_vec()).expect("text"))
     }
 
-    fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    fn header<'a>(answer: &'a HttpAnswer, name: &str) -> Option<&'a str> {
         answer.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
@@ -235,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn short_answers_are_kube_proxys() {
+    async fn short_answers_equal_kube_proxys() {
         let server = Server::new(pages(watch::channel(Value::Null).1));
         let mode = server.answer(&request(Method::GET, "/proxyMode"));
         assert_eq!((&*mode.body, header(&mode, "content-type")), (b"iptables".as_slice(), Some("text/plain; charset=utf-8")));
@@ -250,12 +257,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slow_changes_are_told() {
+    async fn slow_changes_are_served() {
         assert_eq!(got(&Server::new(pages(watch::channel(Value::Null).1)), "/slowest"), ok("ns/a\n"));
     }
 
     #[tokio::test]
-    async fn there_are_no_go_profiles_and_the_answer_says_what_there_is() {
+    async fn requests_for_go_profiles_name_the_alternatives() {
         let configz = watch::channel(Value::Null).1;
         for server in [Server::new(pages(configz.clone())), Server::new(everything(configz))] {
             for path in ["/debug/pprof", "/debug/pprof/", "/debug/pprof/profile?seconds=1", "/debug/pprof/symbol", "/debug/pprof/trace"] {
@@ -267,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_come_in_the_format_that_is_asked_for() {
+    async fn the_accept_header_chooses_the_metrics_format() {
         let server = Server::new(pages(watch::channel(Value::Null).1));
         let mut asked = request(Method::GET, "/metrics");
         let plain = server.answer(&asked);
@@ -298,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_configuration_is_shown_as_it_is_now() {
+    async fn configz_shows_the_current_configuration() {
         let (now, configz) = watch::channel(json!({"mode": "iptables"}));
         let server = Server::new(pages(configz));
         let shown = server.answer(&request(Method::GET, "/configz"));
@@ -309,19 +316,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn verbosity_is_put() {
+    async fn put_sets_the_verbosity() {
         let put = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&put);
+        let stored = Arc::clone(&put);
         let set: SetVerbosity = Box::new(move |text| {
             let level: u8 = text.parse().map_err(|error| format!("{error}"))?;
-            told.lock().map_err(|error| error.to_string())?.push(level);
+            stored.lock().map_err(|error| error.to_string())?.push(level);
             Ok(())
         });
-        let server = Server::new(Pages { set_verbosity: Some(set), ..pages(watch::channel(Value::Null).1) });
+        let server = Server::new(MetricsPages { set_verbosity: Some(set), ..pages(watch::channel(Value::Null).1) });
         for method in [Method::GET, Method::POST, Method::DELETE] {
             assert_eq!(server.answer(&request(method, VERBOSITY)).status.as_u16(), 406);
         }
-        let with = |body: &'static str| Request { body: body.into(), ..request(Method::PUT, VERBOSITY) };
+        let with = |body: &'static str| HttpRequest { body: body.into(), ..request(Method::PUT, VERBOSITY) };
         let answer = server.answer(&with("4\n"));
         assert_eq!((answer.status.as_u16(), &*answer.body), (200, b"successfully set klog.logging.verbosity to 4".as_slice()));
         let answer = server.answer(&with("loud"));
@@ -331,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn statusz_names_the_paths_that_are_there() {
+    async fn statusz_names_the_served_paths() {
         let server = Server::new(everything(watch::channel(Value::Null).1));
         let (status, text) = got(&server, "/statusz");
         assert_eq!(status, 200);
@@ -345,10 +352,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn over_the_wire_it_is_plain_http() {
-        let listener = listen::listen(Place::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
+    async fn it_serves_plain_http() {
+        let listener = listen::listen(ListenAddress::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let _serving = Serving::start(listener, Arc::new(Server::new(pages(watch::channel(Value::Null).1))));
+        let _serving = HttpServer::start(listener, Arc::new(Server::new(pages(watch::channel(Value::Null).1))));
         let answer = get(address, "/metrics").await.expect("an answer");
         assert!(
             answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n# TYPE sepal_syncs counter\nsepal_syncs_total 1\n"),
@@ -358,10 +365,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_cannot_be_had_is_named() {
+    async fn an_address_in_use_is_named() {
         let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = taken.local_addr().expect("an address");
-        let error = serve(address, true, pages(watch::channel(Value::Null).1)).await.expect_err("it is taken");
+        let error = serve(address, true, pages(watch::channel(Value::Null).1)).await.expect_err("the address is in use");
         assert!(error.to_string().starts_with(&format!("starting metrics server failed: listen tcp {address}: bind: ")), "{error}");
     }
 }

@@ -1,5 +1,5 @@
-//! `/flagz` and `/statusz`: text for people, and the structured forms of `config.k8s.io` for who asks for them
-//! (spec section 9.3; <https://kubernetes.io/docs/reference/instrumentation/zpages/>).
+//! `/flagz` and `/statusz` [kube-proxy 9.3]: text for people, and the structured forms of `config.k8s.io` for programs
+//! (<https://kubernetes.io/docs/reference/instrumentation/zpages/>).
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,31 +11,31 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::http_server::Answer;
+use crate::http_server::HttpAnswer;
 
 const COMPONENT: &str = "kube-proxy";
 const GROUP: &str = "config.k8s.io";
 const NOT_FOR_PARSING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is for debugging purposes only.";
-/// Says of bytes that they are CBOR (RFC 8949 section 3.4.6); Kubernetes starts every object with it.
+/// The CBOR self-description tag (RFC 8949 section 3.4.6), with which Kubernetes starts every object.
 const SELF_DESCRIBED_CBOR: [u8; 3] = [0xd9, 0xd9, 0xf7];
 
-/// What `/statusz` tells of the program.
+/// The program's versions and start time, for `/statusz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Build {
-    /// The version that `--version` says, without its `v`.
+pub(crate) struct BuildInfo {
+    /// The version in `--version`, without the `v`.
     pub binary_version: String,
-    /// The Kubernetes version whose behaviour this is, as `1.36`.
+    /// The Kubernetes version whose behaviour sepal has, such as `1.36`.
     pub emulation_version: String,
     /// When the process started.
     pub started: Timestamp,
 }
 
-/// Stands where a Go program says `go1.26.0`.
+/// The value of the Go version, where a Go program has `go1.26.0`.
 const COMPILER: &str = concat!("none (", env!("SEPAL_RUSTC"), ")");
 
-/// The answer of `/flagz`: flags by name, their values as typed or by default.
+/// The answer of `/flagz`: all flags with their values.
 #[must_use]
-pub fn flagz(headers: &HeaderMap, flags: &BTreeMap<String, String>) -> Answer {
+pub(crate) fn flagz(headers: &HeaderMap, flags: &BTreeMap<String, String>) -> HttpAnswer {
     let page = Page { kind: "Flagz", headers };
     page.answer(
         || {
@@ -50,9 +50,9 @@ pub fn flagz(headers: &HeaderMap, flags: &BTreeMap<String, String>) -> Answer {
     )
 }
 
-/// The answer of `/statusz` when the process is `up` for so long; times are shown in this zone.
+/// The answer of `/statusz` of a process that has been `up` for this time. Times are shown in this time zone.
 #[must_use]
-pub fn statusz(headers: &HeaderMap, build: &Build, up: Duration, zone: &TimeZone, paths: &[&str]) -> Answer {
+pub(crate) fn statusz(headers: &HeaderMap, build: &BuildInfo, up: Duration, zone: &TimeZone, paths: &[&str]) -> HttpAnswer {
     let page = Page { kind: "Statusz", headers };
     page.answer(
         || {
@@ -109,13 +109,13 @@ struct Statusz<'a> {
     paths: &'a [&'a str],
 }
 
-/// One page for one request.
+/// A page that answers one request.
 struct Page<'a> {
     kind: &'static str,
     headers: &'a HeaderMap,
 }
 
-/// A form that a page can be had in.
+/// A form of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Text,
@@ -145,18 +145,18 @@ impl Version {
 }
 
 impl Page<'_> {
-    fn answer<T: Serialize>(&self, text: impl FnOnce() -> String, content: impl FnOnce() -> T) -> Answer {
+    fn answer<T: Serialize>(&self, text: impl FnOnce() -> String, content: impl FnOnce() -> T) -> HttpAnswer {
         let kind = self.kind;
         let accepted: Vec<&str> = self.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
         match negotiate(&accepted.join(","), kind) {
-            Some(Form::Text) => Answer::text(StatusCode::OK, text()),
+            Some(Form::Text) => HttpAnswer::text(StatusCode::OK, text()),
             Some(Form::Structured(encoding, version)) => {
                 let api_version = format!("{GROUP}/{}", version.as_str());
                 let object = Object { kind, api_version, metadata: Metadata { name: COMPONENT }, content: content() };
                 let answer = encode(encoding, &object);
                 if version == Version::V1Beta1 { answer } else { answer.with(WARNING, outdated(kind)) }
             }
-            None => Answer::text(
+            None => HttpAnswer::text(
                 StatusCode::NOT_ACCEPTABLE,
                 format!(
                     "only the following media types are accepted: text/plain, and application/json, application/yaml or application/cbor \
@@ -167,13 +167,13 @@ impl Page<'_> {
     }
 }
 
-/// As the API server warns of API versions that are on their way out.
+/// The warning of the API server about deprecated API versions.
 fn outdated(kind: &str) -> HeaderValue {
     let text = format!("299 - \"{GROUP}/v1alpha1 {kind} is deprecated in v1.36+; use {GROUP}/v1beta1 {kind}\"");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("299 - \"deprecated\""))
 }
 
-fn encode<T: Serialize>(encoding: Encoding, object: &Object<T>) -> Answer {
+fn encode<T: Serialize>(encoding: Encoding, object: &Object<T>) -> HttpAnswer {
     let (content_type, encoded) = match encoding {
         Encoding::Json => {
             let json = serde_json::to_vec(object).map(|mut json| {
@@ -189,12 +189,12 @@ fn encode<T: Serialize>(encoding: Encoding, object: &Object<T>) -> Answer {
         }
     };
     match encoded {
-        Ok(body) => Answer::new(StatusCode::OK, content_type, body).nosniff(),
-        Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write {}: {error}\n", object.kind)),
+        Ok(body) => HttpAnswer::new(StatusCode::OK, content_type, body).nosniff(),
+        Err(error) => HttpAnswer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write {}: {error}\n", object.kind)),
     }
 }
 
-/// The form that a client likes best of those it can have; `None` if it can have none of those it names. Who names none gets text.
+/// The form that an Accept header prefers; `None` if none of its media types is available. An empty header gets text.
 fn negotiate(accept: &str, kind: &str) -> Option<Form> {
     let mut best: Option<(f32, Form)> = None;
     let mut named = false;
@@ -210,7 +210,7 @@ fn negotiate(accept: &str, kind: &str) -> Option<Form> {
     if named { best.map(|(_, form)| form) } else { Some(Form::Text) }
 }
 
-/// What one part of an Accept header asks for, and how much it wants it.
+/// The quality and the form of one clause of an Accept header.
 fn clause_form(clause: &str, kind: &str) -> (f32, Option<Form>) {
     let mut parts = clause.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
@@ -246,28 +246,28 @@ mod tests {
         HeaderMap::from_iter([(ACCEPT, HeaderValue::from_str(accept).expect("a header"))])
     }
 
-    fn build() -> Build {
-        Build {
+    fn build() -> BuildInfo {
+        BuildInfo {
             binary_version: "1.36.2".to_owned(),
             emulation_version: "1.36".to_owned(),
             started: "2026-10-06T21:03:43.7Z".parse().expect("a time"),
         }
     }
 
-    fn statusz_for(headers: &HeaderMap) -> Answer {
+    fn statusz_for(headers: &HeaderMap) -> HttpAnswer {
         statusz(headers, &build(), Duration::from_millis(3_723_999), &TimeZone::UTC, &["/healthz", "/metrics"])
     }
 
-    fn text(answer: &Answer) -> &str {
+    fn text(answer: &HttpAnswer) -> &str {
         std::str::from_utf8(&answer.body).expect("text")
     }
 
-    fn content_type(answer: &Answer) -> &str {
+    fn content_type(answer: &HttpAnswer) -> &str {
         answer.headers.get("content-type").and_then(|value| value.to_str().ok()).expect("a content type")
     }
 
     #[test]
-    fn people_get_text() {
+    fn the_default_form_is_text() {
         let compiler = env!("SEPAL_RUSTC");
         assert!(compiler.starts_with("rustc 1."), "{compiler}");
         let expected = format!(
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_get_objects() {
+    fn structured_forms_are_objects() {
         let compiler = env!("SEPAL_RUSTC");
         let answer = statusz_for(&accepting(&format!("application/json{BETA}")));
         assert_eq!((answer.status.as_u16(), content_type(&answer)), (200, "application/json"));
@@ -313,12 +313,12 @@ mod tests {
 
         let answer = statusz_for(&accepting(&format!("application/cbor{BETA}")));
         assert_eq!(content_type(&answer), "application/cbor");
-        let cbor = answer.body.strip_prefix(&SELF_DESCRIBED_CBOR[..]).expect("its mark");
+        let cbor = answer.body.strip_prefix(&SELF_DESCRIBED_CBOR[..]).expect("the tag");
         assert_eq!(ciborium::from_reader::<serde_json::Value, _>(cbor).expect("CBOR"), object);
     }
 
     #[test]
-    fn flags_are_an_object_too() {
+    fn flagz_has_structured_forms() {
         let flags = BTreeMap::from([("v".to_owned(), "2".to_owned())]);
         let answer = flagz(&accepting("application/json;v=v1beta1;g=config.k8s.io;as=Flagz"), &flags);
         assert_eq!(
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_not_acceptable() {
+    fn unavailable_forms_are_not_acceptable() {
         for accept in [
             "application/json",
             "application/json;v=v1;g=config.k8s.io;as=Statusz",
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_wanted_form_is_chosen() {
+    fn the_preferred_form_is_chosen() {
         let json = Some(Form::Structured(Encoding::Json, Version::V1Beta1));
         assert_eq!(negotiate(&format!("application/json{BETA}, text/plain"), "Statusz"), json);
         assert_eq!(negotiate(&format!("text/plain;q=0.5,Application/JSON{BETA};q=0.9"), "Statusz"), json);

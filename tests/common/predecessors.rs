@@ -1,4 +1,4 @@
-//! Rules as kube-proxy and flannel leave them on a node, written as they write them.
+//! Writes rules on a node as kube-proxy and flannel write them.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -12,8 +12,8 @@ fn iptables(family: Family, variant: &str) -> String {
     format!("{}-{variant}", if family == Family::V4 { "iptables" } else { "ip6tables" })
 }
 
-/// Writes rules as a full sync of kube-proxy does: its chains, with service ports in another order, its canary, and its jumps where they
-/// are missing, one by one. `rules` are what sepal prints, which is what kube-proxy writes.
+/// Writes rules as a full sync of kube-proxy does: its chains, with service ports in another order, its canary, and each missing jump.
+/// `rules` is the output of sepal's dry run, which equals kube-proxy's input.
 pub(crate) fn kube_proxy(node: &Netns, variant: &str, family: Family, rules: &str) {
     let iptables = iptables(family, variant);
     let (declared, rules): (Vec<&str>, Vec<&str>) =
@@ -24,7 +24,7 @@ pub(crate) fn kube_proxy(node: &Netns, variant: &str, family: Family, rules: &st
     let mut of_nat = rules[end + 1..last].to_vec();
     of_nat.sort_by_key(|line| line.split(' ').nth(1).map(str::to_owned));
     let text = [&declared[..nat], &rules[..=end], &declared[nat..], &of_nat, &rules[last..]].concat().join("\n") + "\n";
-    // It makes the counters that its rules name.
+    // kube-proxy creates the nfacct counters that its rules name.
     node.within(|| Kernel.counters(true));
     let mut restore = node.command(&format!("{iptables}-restore"));
     let mut child = restore.args(["-w", "5", "--noflush", "--counters"]).stdin(Stdio::piped()).spawn().expect("it starts");
@@ -42,7 +42,7 @@ pub(crate) fn kube_proxy(node: &Netns, variant: &str, family: Family, rules: &st
     }
 }
 
-/// flanneld's own rules, by table: those of its chain, and the jump there.
+/// flanneld's rules of the table filter: those of its chain, and the jump to it.
 const FORWARD: [&str; 3] = [
     r#"FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT"#,
     r#"FLANNEL-FWD -d {network} -m comment --comment "flanneld forward" -j ACCEPT"#,
@@ -58,8 +58,8 @@ const MASQUERADE: [&str; 7] = [
     r#"POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG"#,
 ];
 
-/// Writes flannel's rules for a network, this node's subnet in it, and the multicast range of the family, as each of its starts does: chains
-/// are made, or emptied, and filled by a second command that puts the jumps at the end.
+/// Writes flannel's rules for a network, this node's subnet and the family's multicast range, as each start of flanneld does: a first command
+/// creates or flushes the chains, and a second one fills them and appends the jumps.
 pub(crate) fn flannels_rules(node: &Netns, variant: &str, family: Family, [network, subnet, multicast]: [&str; 3]) {
     let iptables = iptables(family, variant);
     for (table, chain, rules) in [("nat", "FLANNEL-POSTRTG", &MASQUERADE[..]), ("filter", "FLANNEL-FWD", &FORWARD[..])] {

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use crate::cluster::Node;
 use crate::error_text::error_text;
 use crate::kubernetes::api;
-use crate::kubernetes::permission::{Needed, Uses, is_allowed, needed};
-use crate::pod_network::sync::node_name::NameSource;
+use crate::kubernetes::permission::{ApiUses, NeededPermission, is_allowed, needed};
+use crate::pod_network::sync::node_name::NodeNameSource;
 use crate::preflight::cluster::{self, Wanted};
 use crate::preflight::{Check, Part};
 use crate::proxy::settings::DetectLocal;
@@ -94,10 +94,10 @@ async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
 
 async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {
     let leases = asked.network.as_ref().is_some_and(PodNetwork::assigns_subnets);
-    let needed = needed(Uses { proxy: asked.flags.network.proxy, pod_network: asked.network.is_some(), leases });
+    let needed = needed(ApiUses { proxy: asked.flags.network.proxy, pod_network: asked.network.is_some(), leases });
     let answers = timeout(PATIENCE, join_all(needed.iter().map(|needed| is_allowed(client, needed)))).await;
     let Ok(answers) = answers else { return Check::not_checked(PART, "permissions", silent().to_string()) };
-    let mut missing: Vec<Needed> = Vec::new();
+    let mut missing: Vec<NeededPermission> = Vec::new();
     for (needed, answer) in needed.iter().zip(answers) {
         match answer {
             Ok(true) => {}
@@ -113,7 +113,7 @@ async fn node_name(client: &Client, asked: &Asked<'_>) -> Result<String, String>
     if let Some(name) = &asked.setup.asked.node_name {
         return Ok(name.clone());
     }
-    let source = asked.network.as_ref().and_then(|_| NameSource::from_environment(|name| std::env::var(name).ok()).ok());
+    let source = asked.network.as_ref().and_then(|_| NodeNameSource::from_environment(|name| std::env::var(name).ok()).ok());
     match source {
         Some(source) => {
             timeout(PATIENCE, source.node_name(client)).await.map_err(|_| silent().to_string())?.map_err(|error| error.to_string())

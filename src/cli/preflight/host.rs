@@ -115,17 +115,7 @@ pub(super) fn pod_network(asked: &Asked<'_>, node: Option<&Node>) -> Vec<Check> 
 
 /// A link like the one that would be made.
 fn tunnel(vni: u32, port: u16) -> LinkChange {
-    let vxlan = Vxlan {
-        vni,
-        port,
-        local: None,
-        underlay: None,
-        learning: false,
-        gbp: false,
-        external: false,
-        reports_misses: false,
-        checksum: true,
-    };
+    let vxlan = Vxlan::new(vni, port);
     LinkChange::CreateVxlan { name: "preflight".into(), vxlan, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1450 }
 }
 

@@ -1,7 +1,8 @@
-//! When connections to the API server are of no use any more, and what happens then to requests that use them.
+//! Ends requests and watches whose connection can no longer be used.
 //!
-//! When an address of this node is removed, connections from it stay. What is sent on them is lost without an error: a request would have
-//! no answer, and a watch no events, for minutes. When credentials change, watches go on with the old ones for as long as they are open.
+//! When an address of this node is removed, connections from it stay open, but packets on them are lost without an error. A request would get
+//! no answer, and a watch no events, for minutes. So requests and watches are ended when the address changes. When credentials change, open
+//! watches would keep using the old ones, so they are ended, too.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 use tokio::sync::watch;
 use tower::BoxError;
 
-/// All connections of a client. A clone stands for the same ones.
+/// Closes the connections of a client. Clones act on the same connections.
 #[derive(Clone, Debug, Default)]
 pub struct Connections(Arc<Signals>);
 
@@ -24,7 +25,7 @@ struct Signals {
     credentials: watch::Sender<()>,
 }
 
-/// Why a request or a watch was ended by the client itself.
+/// Why the client itself ended a request or a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Closed {
     #[error("the connection was closed, because this node has another address now")]
@@ -37,37 +38,37 @@ pub(super) enum Closed {
     Large(usize),
 }
 
-/// How large an answer may be: the server's memory does not end ours.
+/// Which part of an answer has a limited size. The limit keeps a large answer from exhausting this node's memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Size {
-    /// As a whole.
+    /// The whole answer.
     Whole,
-    /// Each of its lines: those of a watch.
+    /// Each line, for a watch.
     Line,
 }
 
-/// The largest answer. A list comes in pages of at most 500 objects, and an object has at most 1.5 MB.
+/// The largest answer in bytes. A list has pages of at most 500 objects, and an object has at most 1.5 MB.
 const LARGEST: usize = 256_000_000;
-/// The largest line, as for client-go.
+/// The longest line in bytes, as in client-go.
 const LARGEST_LINE: usize = 16_000_000;
 
 impl Connections {
-    /// Closes them: requests and watches that are open fail, and the next ones connect again.
-    pub fn renew(&self) {
+    /// Ends all open requests and watches. The next ones open new connections.
+    pub(crate) fn renew(&self) {
         self.0.addresses.send_replace(());
     }
 
-    /// Ends watches. Other requests may still finish.
+    /// Ends all open watches. Other requests may still finish.
     pub(super) fn end_watches(&self) {
         self.0.credentials.send_replace(());
     }
 
-    /// Tells when [`Self::renew`] is called.
+    /// Signals each call of [`Self::renew`].
     pub(super) fn renewals(&self) -> watch::Receiver<()> {
         self.0.addresses.subscribe()
     }
 
-    /// Ends when a watch that begins now has to end.
+    /// Resolves when a watch that begins now has to end.
     pub(super) fn until_watch_ends(&self) -> BoxFuture<'static, Closed> {
         let (addresses, credentials) = (self.0.addresses.subscribe(), self.0.credentials.subscribe());
         async move {
@@ -79,7 +80,7 @@ impl Connections {
         .boxed()
     }
 
-    /// Ends when a request that begins now has to end.
+    /// Resolves when a request that begins now has to end.
     pub(super) fn until_request_ends(&self, limit: Duration) -> BoxFuture<'static, Closed> {
         let addresses = self.0.addresses.subscribe();
         async move {
@@ -92,20 +93,20 @@ impl Connections {
     }
 }
 
-/// Ends at the next signal; never, if none can come any more.
+/// Resolves at the next signal; never, if the sender is gone.
 async fn changed(mut signal: watch::Receiver<()>) {
     if signal.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// A body that ends with an error when its connection is closed.
+/// A body that fails when its request has to end or the answer is too large.
 pub(super) struct ClosedBody<B> {
     body: B,
     /// `None` once it has ended.
     closed: Option<BoxFuture<'static, Closed>>,
     size: Size,
-    /// Bytes of the answer, or of its last line, so far.
+    /// Bytes so far of the answer, or of its current line.
     bytes: usize,
 }
 
@@ -114,7 +115,7 @@ impl<B> ClosedBody<B> {
         Self { body, closed: Some(closed), size, bytes: 0 }
     }
 
-    /// Counts what was read. Fails if it is too much.
+    /// Counts bytes that were read. Fails above the limit.
     fn count(&mut self, data: &[u8]) -> Result<(), Closed> {
         let (since, largest) = match self.size {
             Size::Whole => (None, LARGEST),
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bodies_end_with_what_makes_them_useless() {
+    async fn bodies_fail_with_the_reason_for_their_end() {
         let connections = Connections::default();
         let mut watch = ClosedBody::new(Silent, Size::Whole, connections.until_watch_ends());
         let mut list = ClosedBody::new(Silent, Size::Whole, connections.until_request_ends(Duration::from_secs(5_000)));
@@ -188,12 +189,12 @@ mod tests {
         assert_eq!((end(&mut watch).await.as_deref(), end(&mut list).await), (Some("end"), None));
         connections.renew();
         assert_eq!(end(&mut list).await.as_deref(), Some("the connection was closed, because this node has another address now"));
-        // What begins later is not ended by what was before; and an answer does not take for ever.
+        // Earlier signals do not end later requests; a request has a time limit.
         let mut late = ClosedBody::new(Silent, Size::Whole, connections.until_request_ends(Duration::from_secs(300)));
         assert_eq!(end(&mut late).await.as_deref(), Some("the answer was not complete after 300 s"));
     }
     #[tokio::test]
-    async fn bodies_that_are_too_large_end() {
+    async fn bodies_that_are_too_large_fail() {
         let never = || std::future::pending().boxed();
         let part = Bytes::from(vec![b'x'; 8_000_000]);
         let line = Bytes::from([&part[1..], b"\n"].concat());

@@ -1,4 +1,4 @@
-//! Opens connections to the API server: TCP, perhaps a proxy, and TLS.
+//! Opens connections to the API server: TCP, a proxy if one is configured, and TLS.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,20 +24,20 @@ use super::error::{RequestError, plain};
 use super::server_url::{Url, host_of};
 use crate::error_text::error_text;
 
-/// How long all addresses of a name together may take to answer.
+/// Time limit for the TCP connection, for all addresses of a name together.
 const TCP: Duration = Duration::from_secs(15);
-/// How long a connection may take until requests can be sent.
+/// Time limit from the start of a connection until requests can be sent.
 const ALL: Duration = Duration::from_secs(30);
-/// A connection on which nothing is heard for this long is asked whether the other side is there (TCP keepalive, RFC 9293 section 3.8.4) ...
+/// A connection without a received packet for this long gets TCP keepalive probes (RFC 9293 section 3.8.4) ...
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// ... in this interval ...
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// ... and is closed after so many questions without an answer: 45 s after the last packet.
+/// ... and is closed after this many probes without an answer: 45 s after the last packet.
 const KEEPALIVE_PROBES: u32 = 3;
-/// Bytes that are not acknowledged for this long close a connection (`TCP_USER_TIMEOUT`, RFC 5482).
+/// A connection is closed when sent bytes are not acknowledged for this long (`TCP_USER_TIMEOUT`, RFC 5482).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(40);
 
-/// How to open connections to one server.
+/// Opens connections to one server.
 #[derive(Clone)]
 pub(super) struct Connector {
     tcp: HttpConnector,
@@ -46,12 +46,12 @@ pub(super) struct Connector {
     tls: Option<Arc<ClientConfig>>,
     /// For a proxy whose URL begins with `https`.
     proxy_tls: Option<Arc<ClientConfig>>,
-    /// The name that the server's certificate has to hold, where it is not the one in its URL.
+    /// The name that the server's certificate must hold, if it is not the URL's host.
     server_name: Option<String>,
     open: Arc<OpenConnections>,
 }
 
-/// What is known of a client's connections.
+/// Counts the open connections of a client.
 #[derive(Debug, Default)]
 pub(super) struct OpenConnections {
     /// Open connections that carry any number of requests (HTTP/2).
@@ -62,8 +62,8 @@ pub(super) struct OpenConnections {
 }
 
 impl OpenConnections {
-    /// True if another request need not wait for one that opens a connection.
-    pub(super) fn need_no_turn(&self) -> bool {
+    /// True if a connection is open, so that a request need not wait until another one has opened it.
+    pub(super) fn any(&self) -> bool {
         self.shared.load(Ordering::Relaxed) + self.single.load(Ordering::Relaxed) > 0
     }
 
@@ -78,7 +78,7 @@ impl OpenConnections {
 }
 
 impl Connector {
-    /// Go uses the settings of the server's TLS for a proxy's, too; `proxy_tls` says where they come from for a server without TLS.
+    /// A connector. As in Go, the TLS settings of the server are also used for an https proxy; `proxy_tls` has those for a server without TLS.
     pub(super) fn new(tls: Option<ClientConfig>, proxy_tls: Option<ClientConfig>, server_name: Option<String>, proxy: Option<Url>) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -99,7 +99,7 @@ impl Connector {
         Arc::clone(&self.open)
     }
 
-    /// The value of `Proxy-Authorization` for requests that go to a proxy themselves: those without TLS.
+    /// The value of `Proxy-Authorization` for requests that are sent to the proxy itself: those without TLS.
     pub(super) fn proxy_authorization(&self) -> Option<HeaderValue> {
         if self.tls.is_some() { None } else { self.proxy.as_ref().and_then(proxy_authorization) }
     }
@@ -120,7 +120,7 @@ impl Connector {
         Ok(Io::new(stream, is_shared, false, self.open))
     }
 
-    /// A connection on which TLS, or the first request, can begin; and whether a proxy reads that request.
+    /// Opens a connection on which TLS, or the first request, can begin. True if a proxy reads that request.
     async fn transport(&self, server: &Uri, address: &str) -> Result<(Stream, bool), RequestError> {
         let mut tcp = self.tcp.clone();
         let Some(proxy) = &self.proxy else {
@@ -157,7 +157,7 @@ impl Connector {
     }
 }
 
-/// A connector that gives this stream, once.
+/// A connector that returns this stream once.
 fn connected(stream: Stream) -> impl Service<Uri, Response = Stream, Error = std::io::Error, Future: Send + 'static> {
     let mut stream = Some(stream);
     service_fn(move |_| std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("the connection is in use"))))
@@ -177,14 +177,14 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// Bytes both ways.
+/// A stream of bytes in both directions.
 trait Bytes: Read + Write + Unpin + Send {}
 
 impl<T: Read + Write + Unpin + Send> Bytes for T {}
 
 type Stream = Box<dyn Bytes>;
 
-/// TLS on a stream; and whether HTTP/2 was agreed on.
+/// Starts TLS on a stream. True if HTTP/2 was negotiated.
 async fn encrypt(tls: Arc<ClientConfig>, name: &str, stream: Stream) -> Result<(Stream, bool), String> {
     let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is not a name that a certificate can hold"))?;
     let stream = TlsConnector::from(tls).connect(name, TokioIo::new(stream)).await.map_err(|error| tls_problem(&error))?;
@@ -192,7 +192,7 @@ async fn encrypt(tls: Arc<ClientConfig>, name: &str, stream: Stream) -> Result<(
     Ok((Box::new(TokioIo::new(stream)), is_h2))
 }
 
-/// Why a handshake failed, with the cure where the certificate is at fault.
+/// Why a handshake failed. Adds the cure if the certificate is the cause.
 fn tls_problem(error: &std::io::Error) -> String {
     use rustls::CertificateError as Bad;
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -238,9 +238,9 @@ fn with_port(uri: &Uri, port: u16) -> Uri {
 /// An open connection.
 pub(super) struct Io {
     stream: Stream,
-    /// HTTP/2 was agreed on.
+    /// HTTP/2 was negotiated.
     is_shared: bool,
-    /// A proxy reads the requests, and needs whole URLs.
+    /// A proxy reads the requests and needs absolute URLs.
     forwards: bool,
     open: Arc<OpenConnections>,
 }

@@ -1,4 +1,4 @@
-//! What the client shows of itself to the API server, and how it judges the server: where these come from, and what they are now.
+//! Credentials of the client and trust in the server: their sources, and their current values.
 //!
 //! Files are read again while the client lives: kubelet replaces client certificates, service account tokens and the authority bundle.
 
@@ -16,7 +16,7 @@ pub enum BadCredentials {
     /// A file that cannot be read.
     #[error("cannot read {what} {path}: {cause}")]
     Read {
-        /// What should be in it.
+        /// The expected content.
         what: &'static str,
         /// Its path.
         path: String,
@@ -29,12 +29,12 @@ pub enum BadCredentials {
     /// A token file without a token.
     #[error("the token file {0} is empty")]
     EmptyToken(String),
-    /// A token that no header can carry.
+    /// A token that does not fit into an HTTP header.
     #[error("{0} holds a line break or another character that no HTTP header can carry; write the token on one line")]
     Token(String),
 }
 
-/// Bytes that are given, or that stand in a file.
+/// Bytes that the kubeconfig holds, or a file that holds them.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Material {
     Given(Vec<u8>),
@@ -42,7 +42,7 @@ pub(super) enum Material {
 }
 
 impl Material {
-    /// `None` if neither is set.
+    /// The source of a field and its `*-data` variant; `None` if neither is set.
     fn of(field: &str, data: &str, file: &str) -> Result<Option<Self>, BadCredentials> {
         if !data.is_empty() {
             return kubeconfig::decode(field, data).map(Self::Given).map(Some).map_err(BadCredentials::Data);
@@ -58,7 +58,7 @@ impl Material {
     }
 }
 
-/// Reads a regular file. Others, such as a FIFO, may not end.
+/// Reads a regular file. Reading a FIFO might never end.
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BadCredentials> {
     let regular = std::fs::metadata(path).and_then(|found| {
         if found.is_file() { Ok(()) } else { Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file")) }
@@ -67,7 +67,7 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, BadCredentials> {
     bytes.map_err(|cause| BadCredentials::Read { what, path: path.display().to_string(), cause })
 }
 
-/// How a server's certificate is judged.
+/// How the server's certificate is verified.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum TrustSource {
     Anything,
@@ -75,12 +75,12 @@ pub(super) enum TrustSource {
     System,
 }
 
-/// What goes into the `Authorization` header, beside what an exec plugin gives.
+/// The source of the `Authorization` header, unless an exec plugin gives it.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum TokenSource {
     Nothing,
     Token(String),
-    /// The file counts; `before` is used while the file cannot be read.
+    /// The token in the file; `before` is used while the file cannot be read.
     File {
         path: PathBuf,
         before: Option<String>,
@@ -88,7 +88,7 @@ pub(super) enum TokenSource {
     Password(UserInfo),
 }
 
-/// Where everything comes from.
+/// The sources of all credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Sources {
     pub trust: TrustSource,
@@ -97,7 +97,7 @@ pub(super) struct Sources {
     pub token: TokenSource,
 }
 
-/// What was read. Two that are equal need no new connection.
+/// The current credentials. A new connection is needed only when they change.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Loaded {
     pub trust: Trust,
@@ -106,12 +106,12 @@ pub(super) struct Loaded {
 }
 
 impl Sources {
-    /// Nothing: for a server without TLS, which gets no credentials.
+    /// No credentials, for a server without TLS.
     pub(super) const fn none() -> Self {
         Self { trust: TrustSource::System, identity: None, token: TokenSource::Nothing }
     }
 
-    /// What a kubeconfig says. The token file goes before the token, and both before a password.
+    /// The sources in a kubeconfig. The token file overrides the token, and both override a password.
     ///
     /// # Errors
     /// A field that is not base64.
@@ -137,7 +137,7 @@ impl Sources {
         Ok(Self { trust, identity: certificate.zip(key), token })
     }
 
-    /// What a pod has in its folder of the service account. Without an authority there the system's count, as for client-go.
+    /// The sources in a pod's service account folder. Without a CA file there, the system's CAs are used, as in client-go.
     pub(super) fn in_cluster(folder: &Path) -> Self {
         let authority = folder.join("ca.crt");
         let trust = match std::fs::read(&authority) {
@@ -150,7 +150,7 @@ impl Sources {
         Self { trust, identity: None, token: TokenSource::File { path: folder.join("token"), before: None } }
     }
 
-    /// The file that is at fault where certificates or keys cannot be used.
+    /// The file that caused a problem with certificates or keys.
     pub(super) fn file_of(&self, problem: &BadTls) -> Option<&Path> {
         let material = match (problem, &self.trust, &self.identity) {
             (BadTls::NoAuthority, TrustSource::Authorities(material), _) => material,
@@ -164,7 +164,7 @@ impl Sources {
         }
     }
 
-    /// Reads everything.
+    /// Reads all sources.
     ///
     /// # Errors
     /// A file that cannot be read, or a token that cannot be sent.
@@ -197,7 +197,7 @@ impl TokenSource {
     }
 }
 
-/// The token of a file, without blanks and line breaks around it.
+/// Reads the token of a file, without surrounding whitespace.
 fn read_token(path: &Path) -> Result<String, BadCredentials> {
     let text = String::from_utf8_lossy(&read("token file", path)?).trim().to_owned();
     if text.is_empty() { Err(BadCredentials::EmptyToken(path.display().to_string())) } else { Ok(text) }
@@ -254,13 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_the_last_choice() {
+    fn a_password_is_used_without_a_token() {
         let named = User { username: "u".into(), password: "p".into(), ..User::default() };
         assert_eq!(authorization(&named), Ok(Some("Basic dTpw".into())));
     }
 
     #[test]
-    fn a_pod_has_its_token_and_its_authority() {
+    fn a_pod_uses_its_service_account() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("token"), "abc\n").expect("writable");
         let without = Sources::in_cluster(folder.path()).load().unwrap_or_else(|error| panic!("{error}"));

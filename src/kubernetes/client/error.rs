@@ -1,14 +1,60 @@
-//! Why a request has no answer.
+//! Errors of the client: why it cannot be built, and why a request has no answer.
 
 use std::error::Error;
 use std::io;
 
-/// A request without an answer: where it went, and why nothing came back, in one sentence.
+use super::credentials::BadCredentials;
+use super::kubeconfig::KubeconfigError;
+use super::server_url::BadUrl;
+use super::tls::BadTls;
+
+/// Why no client for the API server can be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// A kubeconfig that cannot be used.
+    #[error(transparent)]
+    Kubeconfig(#[from] KubeconfigError),
+    /// An address of the server or of a proxy that is not valid.
+    #[error("{what}: {cause}")]
+    Url {
+        /// The setting that holds it.
+        what: String,
+        /// What is wrong.
+        cause: BadUrl,
+    },
+    /// Credentials that cannot be read or sent.
+    #[error("{origin}: {cause}")]
+    Credentials {
+        /// Where they come from.
+        origin: String,
+        /// What is wrong.
+        cause: BadCredentials,
+    },
+    /// Certificates or keys that cannot be used.
+    #[error("{origin}: {cause}")]
+    Tls {
+        /// Where they come from.
+        origin: String,
+        /// What is wrong.
+        cause: BadTls,
+    },
+    /// A kubeconfig without a server.
+    #[error("{0} names no server: set clusters[].cluster.server and current-context, or give --master")]
+    NoServer(String),
+    /// An impersonated user, uid or group that no HTTP header can carry.
+    #[error("{0}: the user, uid or group to act as holds a character that no HTTP header can carry")]
+    Impersonation(String),
+    /// No flag, file or variable says where the API server is.
+    #[error("no API server to talk to: give --kubeconfig, or --manifests to do without one")]
+    Nothing,
+}
+
+/// A request without an answer. One sentence says where it went and why it failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct RequestError {
     text: String,
-    /// What the system said, where it said something; it stands in the sentence, too.
+    /// The error of the system, if there was one. The sentence has it, too.
     #[source]
     cause: Option<io::Error>,
 }
@@ -18,19 +64,19 @@ impl RequestError {
         Self { text, cause: None }
     }
 
-    /// A sentence that ends with the innermost cause of an error. Outer errors of connectors only say that connecting failed.
+    /// An error whose sentence ends with the innermost cause. The outer errors of connectors only say that connecting failed.
     pub(super) fn caused(before: &str, error: &(dyn Error + 'static)) -> Self {
         let cause = innermost(error);
         Self { text: format!("{before}: {}", plain(&cause.to_string())), cause: system_error(cause) }
     }
 
-    /// The same error once more, for another owner.
+    /// A copy of the error.
     pub(super) fn copy(&self) -> Self {
         Self { text: self.text.clone(), cause: self.cause.as_ref().and_then(|cause| system_error(cause)) }
     }
 }
 
-/// What texts of libraries mean here. Others stay as they are.
+/// A library's error text in plain words. Unknown texts stay as they are.
 pub(super) fn plain(text: &str) -> &str {
     const MEANINGS: [(&str, &str); 9] = [
         ("deadline has elapsed", "no answer in time"),

@@ -1,4 +1,4 @@
-//! Credentials from a program that the kubeconfig names (`users[].user.exec`, client.authentication.k8s.io).
+//! Gets credentials from a plugin that the kubeconfig names (`users[].user.exec`, client.authentication.k8s.io).
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -20,16 +20,16 @@ use super::credentials::bearer;
 use super::kubeconfig::{Cluster, Exec};
 use super::tls::Identity;
 
-/// How long the program may take. Some ask servers elsewhere.
+/// How long the plugin may run. Some plugins ask remote servers.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
-/// How many bytes the program may print.
-const MOST_OUTPUT: u64 = 1 << 20;
-/// How long its output is read after its end.
-const AFTER_THE_END: Duration = Duration::from_secs(1);
-/// How much of what the program says of a failure is repeated.
-const MOST_WORDS: usize = 300;
+/// How many bytes the plugin may print.
+const MAX_OUTPUT: u64 = 1 << 20;
+/// How long its output is read after it exits.
+const READ_AFTER_EXIT: Duration = Duration::from_secs(1);
+/// How many characters of the plugin's error output the error repeats.
+const MAX_ERROR_OUTPUT: usize = 300;
 
-/// Why there are no credentials.
+/// Why the plugin gave no credentials.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PluginError {
     /// The program cannot be started.
@@ -42,7 +42,7 @@ pub(super) enum PluginError {
         /// The kubeconfig's hint for installing it.
         hint: String,
     },
-    /// The program did not end in time, and was ended.
+    /// The program did not exit in time and was killed.
     #[error("the credential plugin {command} did not end within {} s and was killed", TIME_LIMIT.as_secs())]
     Hangs {
         /// The program.
@@ -61,7 +61,7 @@ pub(super) enum PluginError {
     },
 }
 
-/// What the program gave.
+/// The credentials that the plugin gave.
 #[derive(Clone, Default)]
 pub(super) struct PluginCredentials {
     pub authorization: Option<HeaderValue>,
@@ -69,19 +69,19 @@ pub(super) struct PluginCredentials {
     expires: Option<Timestamp>,
 }
 
-/// A program that gives credentials, and what it gave last.
+/// A plugin, and the result of its last run.
 pub(super) struct ExecPlugin {
     exec: Exec,
     /// Value of `KUBERNETES_EXEC_INFO`.
     info: String,
-    given: Mutex<Given>,
+    last_run: Mutex<LastRun>,
 }
 
-/// The end of the last run.
+/// The result of the last run.
 #[derive(Default)]
-struct Given {
+struct LastRun {
     credentials: Option<PluginCredentials>,
-    /// When it failed, and why.
+    /// When and why it failed.
     failure: Option<(Instant, String)>,
 }
 
@@ -103,40 +103,40 @@ struct Status {
 }
 
 impl ExecPlugin {
-    /// A program of a user; `authorities` is the bundle of the cluster, for programs that want to know of it.
+    /// The plugin of a user. `authorities` is the cluster's CA bundle, which some plugins ask for.
     pub(super) fn new(exec: Exec, cluster: &Cluster, authorities: Option<&[u8]>) -> Self {
         let mut spec = json!({"interactive": false});
         if exec.provide_cluster_info {
             spec["cluster"] = cluster_info(cluster, authorities);
         }
         let info = json!({"kind": "ExecCredential", "apiVersion": exec.api_version, "spec": spec}).to_string();
-        Self { exec, info, given: Mutex::default() }
+        Self { exec, info, last_run: Mutex::default() }
     }
 
-    /// Credentials that hold now. Runs the program if it was not run yet, or what it gave has expired.
+    /// Valid credentials. Runs the plugin if it has not run yet or its credentials have expired.
     ///
     /// # Errors
-    /// The program gives none.
+    /// The plugin gives none.
     pub(super) async fn credentials(&self) -> Result<PluginCredentials, PluginError> {
         let asked = Instant::now();
-        let mut given = self.given.lock().await;
+        let mut last_run = self.last_run.lock().await;
         let valid = |given: &&PluginCredentials| given.expires.is_none_or(|expires| Timestamp::now() < expires);
-        if let Some(credentials) = given.credentials.as_ref().filter(valid) {
+        if let Some(credentials) = last_run.credentials.as_ref().filter(valid) {
             return Ok(credentials.clone());
         }
-        // Requests that waited for the same run share its failure.
-        if let Some((_, why)) = given.failure.as_ref().filter(|(failed, _)| *failed >= asked) {
+        // Requests that waited for the same run get its failure.
+        if let Some((_, why)) = last_run.failure.as_ref().filter(|(failed, _)| *failed >= asked) {
             return Err(PluginError::Shared(why.clone()));
         }
         let ended = self.run().await;
-        given.failure = ended.as_ref().err().map(|error| (Instant::now(), error.to_string()));
-        given.credentials = ended.as_ref().ok().cloned();
+        last_run.failure = ended.as_ref().err().map(|error| (Instant::now(), error.to_string()));
+        last_run.credentials = ended.as_ref().ok().cloned();
         ended
     }
 
-    /// The server refused what the program gave: it is run again for the next request.
+    /// Forgets the credentials because the server refused them. The next request runs the plugin again.
     pub(super) async fn forget(&self) {
-        *self.given.lock().await = Given::default();
+        *self.last_run.lock().await = LastRun::default();
     }
 
     async fn run(&self) -> Result<PluginCredentials, PluginError> {
@@ -151,11 +151,11 @@ impl ExecPlugin {
         let group = Group(child.id());
         let ended = timeout(TIME_LIMIT, output(&mut child)).await.map_err(|_| PluginError::Hangs { command: command.clone() })?;
         let output = ended.map_err(|error| failed(error.to_string()))?;
-        if output.stdout.len() as u64 >= MOST_OUTPUT {
-            return Err(failed(format!("it printed more than {MOST_OUTPUT} bytes")));
+        if output.stdout.len() as u64 >= MAX_OUTPUT {
+            return Err(failed(format!("it printed more than {MAX_OUTPUT} bytes")));
         }
         if !output.status.success() {
-            let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MOST_WORDS).collect();
+            let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MAX_ERROR_OUTPUT).collect();
             return Err(failed(if said.is_empty() {
                 output.status.to_string()
             } else {
@@ -175,7 +175,7 @@ impl ExecPlugin {
         command
     }
 
-    /// Reads what the program printed.
+    /// Parses the plugin's output.
     fn read(&self, printed: &[u8]) -> Result<PluginCredentials, String> {
         let printed: Printed = serde_json::from_slice(printed).map_err(|_| "it printed no ExecCredential".to_owned())?;
         if printed.kind != "ExecCredential" || printed.api_version != self.exec.api_version {
@@ -199,11 +199,11 @@ impl ExecPlugin {
     }
 }
 
-/// The processes of a program that has not succeeded: they are killed with it, or they would stay.
+/// The process group of a plugin. It is killed on drop, because child processes of a failed plugin would stay.
 struct Group(Option<u32>);
 
 impl Group {
-    /// The program succeeded. What it leaves running is its own affair.
+    /// Leaves the group running, because the plugin succeeded.
     fn leave(mut self) {
         self.0 = None;
     }
@@ -218,7 +218,7 @@ impl Drop for Group {
     }
 }
 
-/// Waits for the end of a program, and reads what it prints, up to a limit. Processes that it leaves behind may hold its output open.
+/// Waits until the plugin exits and reads its output, up to a limit. Child processes may keep the output open after that.
 async fn output(child: &mut Child) -> std::io::Result<Output> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut printed = (Vec::new(), Vec::new());
@@ -228,7 +228,7 @@ async fn output(child: &mut Child) -> std::io::Result<Output> {
         let status = tokio::select! {
             _ = &mut reading => child.wait().await,
             status = child.wait() => {
-                let _ = timeout(AFTER_THE_END, &mut reading).await;
+                let _ = timeout(READ_AFTER_EXIT, &mut reading).await;
                 status
             }
         };
@@ -239,8 +239,8 @@ async fn output(child: &mut Child) -> std::io::Result<Output> {
 
 async fn read_to(stream: Option<impl AsyncRead + Unpin>, printed: &mut Vec<u8>) {
     if let Some(stream) = stream {
-        // What could be read before an error counts.
-        let _ = stream.take(MOST_OUTPUT).read_to_end(printed).await;
+        // The bytes before an error are used.
+        let _ = stream.take(MAX_OUTPUT).read_to_end(printed).await;
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_run_once_and_again_when_refused_or_expired() {
+    async fn the_plugin_runs_again_only_after_refusal_or_expiry() {
         let folder = tempfile::tempdir().expect("a folder");
         let runs = folder.path().join("runs");
         let count = || std::fs::read_to_string(&runs).map_or(0, |text| text.lines().count());
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_learns_of_the_cluster() {
+    async fn the_plugin_gets_the_cluster_info() {
         let script = format!("test -n \"$KUBERNETES_EXEC_INFO\" && echo \"$KUBERNETES_EXEC_INFO\" >&2; exit 3; {}", prints("{}"));
         let said = error(&script).await;
         assert!(said.contains("exit status: 3"), "{said}");
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failures_name_the_program_and_the_cause() {
+    async fn failures_name_the_plugin_and_the_cause() {
         for (script, why) in [
             ("echo no", "it printed no ExecCredential"),
             (prints("{}").as_str(), "it gave neither a token nor a certificate"),
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_leaves_running_does_not_hold_it_up() {
+    async fn child_processes_do_not_delay_the_result() {
         let left = plugin(&format!("sleep 30 & {}", prints(r#"{"token":"TOKEN"}"#)));
         let given = timeout(TIME_LIMIT / 2, left.credentials()).await.expect("in time").unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(given.authorization.expect("a token"), "Bearer abc");
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_wait_share_a_failure_and_nothing_stays() {
+    async fn waiting_requests_share_a_failure_and_no_process_stays() {
         let folder = tempfile::tempdir().expect("a folder");
         let runs = folder.path().join("runs");
         let failing = plugin(&format!("sleep 600 & echo $! >> {}; sleep 0.2; exit 3", runs.display()));
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_hangs_is_killed() {
+    async fn a_plugin_that_hangs_is_killed() {
         let folder = tempfile::tempdir().expect("a folder");
         let pid = folder.path().join("pid");
         let said = error(&format!("echo $$ > {}; exec sleep 1000", pid.display())).await;

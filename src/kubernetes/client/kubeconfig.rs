@@ -30,7 +30,7 @@ pub enum KubeconfigError {
         /// The place, and what is wrong there.
         cause: String,
     },
-    /// The file is a kubeconfig that says nothing that can be used.
+    /// The kubeconfig has contradicting or missing fields.
     #[error("kubeconfig {path}: {problem}")]
     Unusable {
         /// Path of the file, or of all files that were merged.
@@ -40,12 +40,12 @@ pub enum KubeconfigError {
     },
 }
 
-/// A value that may be written as `null`.
+/// Reads a value. `null` means the default.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A file as it is written. Unknown fields mean nothing, as for client-go.
+/// A kubeconfig file. Unknown fields are ignored, as in client-go.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 struct File {
@@ -130,7 +130,7 @@ pub(super) struct Extension {
 }
 
 impl Cluster {
-    /// What the cluster's part of the file holds for credential plugins (`client.authentication.k8s.io/exec`).
+    /// The cluster's extension for credential plugins (`client.authentication.k8s.io/exec`).
     pub(super) fn exec_extension(&self) -> Option<&Value> {
         self.extensions.iter().find(|extension| extension.name == "client.authentication.k8s.io/exec").map(|found| &found.extension)
     }
@@ -168,7 +168,7 @@ pub(super) struct User {
     pub exec: Option<Exec>,
 }
 
-/// A program that gives credentials.
+/// A credential plugin.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct Exec {
@@ -188,7 +188,7 @@ pub(super) struct Exec {
     pub provide_cluster_info: bool,
 }
 
-/// An environment variable of such a program.
+/// An environment variable of a credential plugin.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(super) struct Variable {
@@ -201,7 +201,7 @@ pub(super) struct Variable {
 /// The cluster and the user of the current context.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selected {
-    /// Where they come from, for messages.
+    /// Path of the file or files, for messages.
     pub path: String,
     pub cluster: Cluster,
     pub user: User,
@@ -213,8 +213,8 @@ pub(super) fn read(path: &Path) -> Result<Selected, KubeconfigError> {
     select(file, &path.display().to_string())
 }
 
-/// Reads the files of `$KUBECONFIG`. Files that do not exist are passed over; `None` if none exists. Of a name that two files hold, the
-/// first file's counts.
+/// Reads and merges the files of `$KUBECONFIG`. Files that do not exist are skipped; `None` if no file exists. If two files define the same
+/// name, the first file wins.
 pub(super) fn read_all(paths: &[PathBuf]) -> Result<Option<Selected>, KubeconfigError> {
     let mut merged = File::default();
     let mut read = Vec::new();
@@ -268,7 +268,7 @@ fn make_absolute(path: &mut String, folder: &Path) {
     }
 }
 
-/// The first document of the text; of a key that comes twice, the last one counts.
+/// Parses the first document of the text. If a key is repeated, the last one wins.
 fn parse(text: &[u8]) -> Result<File, String> {
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
     let mut reader = text;
@@ -283,7 +283,7 @@ fn parse(text: &[u8]) -> Result<File, String> {
     }
 }
 
-/// What serde says of a wrong type, without the value: it may be a secret.
+/// serde's message about a wrong type, without the value: that may be a secret.
 fn type_problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match (text.split_once(", expected "), text.split_once("invalid type: ")) {
@@ -318,11 +318,11 @@ fn select(file: File, path: &str) -> Result<Selected, KubeconfigError> {
     }
 }
 
-/// The versions in which a credential plugin and its caller talk to each other.
-const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+/// The known API versions of credential plugins.
+const PLUGIN_VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 
-/// What client-go refuses in a cluster and a user (`validateClusterInfo`, `validateAuthInfo`). A missing server is not among it: the
-/// command line may name one.
+/// What client-go refuses in a cluster and a user (`validateClusterInfo`, `validateAuthInfo`). A missing server is allowed: `--master`
+/// may name one.
 fn problems(context: &Context, Selected { cluster, user, .. }: &Selected) -> Vec<String> {
     let (of_cluster, of_user) = (format!("cluster {:?}", context.cluster), format!("user {:?}", context.user));
     let mut problems = Vec::new();
@@ -360,8 +360,8 @@ fn problems(context: &Context, Selected { cluster, user, .. }: &Selected) -> Vec
     if let Some(exec) = &user.exec {
         unless(!exec.command.is_empty(), format!("the exec plugin of {of_user} has no command"));
         unless(
-            VERSIONS.contains(&exec.api_version.as_str()),
-            format!("the exec plugin of {of_user} has the apiVersion {:?}; {} are known", exec.api_version, VERSIONS.join(" and ")),
+            PLUGIN_VERSIONS.contains(&exec.api_version.as_str()),
+            format!("the exec plugin of {of_user} has the apiVersion {:?}; {} are known", exec.api_version, PLUGIN_VERSIONS.join(" and ")),
         );
         unless(
             matches!(exec.interactive_mode.as_str(), "" | "Never" | "IfAvailable"),
@@ -375,7 +375,7 @@ fn problems(context: &Context, Selected { cluster, user, .. }: &Selected) -> Vec
     problems
 }
 
-/// Decodes a `*-data` field. Go's decoder passes over line breaks; spaces around the text are passed over, too.
+/// Decodes a `*-data` field. Line breaks are ignored, as in Go, and so is surrounding whitespace.
 pub(super) fn decode(field: &str, text: &str) -> Result<Vec<u8>, String> {
     let text: String = text.trim().chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
     BASE64_STANDARD.decode(text).map_err(|error| format!("{field} is not base64: {error}"))
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_document_counts_and_the_last_of_two_keys() {
+    fn the_first_document_and_the_last_repeated_key_win() {
         let text = "current-context: c\ncurrent-context: d\ncontexts: [{name: d, context: {cluster: k}}]\nclusters: [{name: k, cluster: {server: s}}]\n\
                     ---\n{broken";
         assert_eq!(selected(text).expect("the first").cluster.server, "s");

@@ -1,7 +1,7 @@
 //! The client for the API server. It behaves as client-go does.
 //!
 //! [`kubeconfig`] and [`resolve`] find the server and the credentials, [`proxy`] and [`connector`] open connections, [`tls`] and [`verifier`]
-//! check the server's certificate, and [`transport`] sends requests and opens new connections when the old ones are of no use.
+//! check the server's certificate, and [`transport`] sends requests and replaces connections that can no longer be used.
 
 mod connections;
 mod connector;
@@ -11,6 +11,7 @@ mod exec_plugin;
 mod kubeconfig;
 mod proxy;
 mod resolve;
+mod server;
 mod server_url;
 mod tls;
 mod transport;
@@ -18,6 +19,7 @@ mod user_agent;
 mod verifier;
 
 pub use connections::Connections;
-pub use resolve::{Connection, ConnectionError};
-pub use server_url::without_password;
+pub use error::ConnectionError;
+pub use resolve::ConnectionSettings;
+pub(crate) use server_url::without_password;
 pub use user_agent::ProgramName;

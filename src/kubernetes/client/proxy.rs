@@ -1,4 +1,4 @@
-//! Which proxy leads to the API server: `proxy-url` of the kubeconfig, else `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, as Go reads them
+//! Chooses the proxy for the API server: `proxy-url` of the kubeconfig, else `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, as Go does
 //! (`golang.org/x/net/http/httpproxy`).
 
 use std::net::IpAddr;
@@ -20,16 +20,16 @@ pub(super) struct ProxyEnvironment {
 }
 
 impl ProxyEnvironment {
-    /// Reads the variables by a lookup. The names in capitals go before the others.
+    /// Reads the variables with a lookup function. Upper-case names override lower-case ones.
     pub(super) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let any = |names: [&str; 2]| names.iter().find_map(|name| lookup(name).filter(|value| !value.is_empty())).unwrap_or_default();
         Self { https: any(["HTTPS_PROXY", "https_proxy"]), http: any(["HTTP_PROXY", "http_proxy"]), none: any(["NO_PROXY", "no_proxy"]) }
     }
 
-    /// The proxy for a server; `None` if it is reached directly.
+    /// The proxy for a server; `None` if the connection is direct.
     ///
     /// # Errors
-    /// The variable that counts for this server holds no URL.
+    /// The variable for this server's scheme holds no URL.
     pub(super) fn proxy_for(&self, server: &Uri) -> Result<Option<Url>, BadUrl> {
         let tls = server.scheme_str() == Some("https");
         let proxy = if tls { &self.https } else { &self.http };
@@ -41,21 +41,21 @@ impl ProxyEnvironment {
     }
 }
 
-/// Reads the URL of a proxy; one without a scheme is an HTTP proxy.
+/// Parses the URL of a proxy. Without a scheme it is an HTTP proxy.
 ///
 /// # Errors
-/// The text is no URL, or has a scheme that is not a proxy's.
+/// The text is not a URL, or its scheme is not one of a proxy.
 pub(super) fn parse(text: &str) -> Result<Url, BadUrl> {
     Url::parse(text, "http", KNOWN)
 }
 
-/// This machine itself is never reached by a proxy of the environment.
+/// True for this machine itself, which is never reached through a proxy of the environment.
 fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// True if `NO_PROXY` excludes a server: by `*`, an address, a CIDR, a name or the end of a name, each of them but a CIDR with or without a
-/// port. Ports are compared as text.
+/// True if `NO_PROXY` excludes a server: by `*`, an address, a CIDR, a name or the end of a name. All but a CIDR may have a port. Ports are
+/// compared as text.
 fn excludes(no_proxy: &str, host: &str, port: u16) -> bool {
     let (host, port) = (host.to_ascii_lowercase(), port.to_string());
     let ip = host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
@@ -79,7 +79,7 @@ fn excludes(no_proxy: &str, host: &str, port: u16) -> bool {
         let name = name.strip_prefix('*').filter(|below| below.starts_with('.')).unwrap_or(name);
         match name {
             "" => false,
-            // `.example.com` means the names below it, `example.com` means itself and these.
+            // `.example.com` matches the names below it, `example.com` also itself.
             below if below.starts_with('.') => host.ends_with(below),
             name => host == name || host.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')),
         }
@@ -108,11 +108,11 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_of_the_servers_scheme_counts() {
+    fn the_servers_scheme_chooses_the_variable() {
         let both = [("HTTPS_PROXY", "http://secure:3128"), ("http_proxy", "plain:3128")];
         assert_eq!(through(&both, "https://10.0.0.1:6443").as_deref(), Some("http://secure:3128"));
         assert_eq!(through(&both, "http://10.0.0.1:8080").as_deref(), Some("http://plain:3128"));
-        // Capitals go first, and an empty variable is not set.
+        // Upper case comes first. An empty variable counts as not set.
         let cases = [("HTTPS_PROXY", ""), ("https_proxy", "socks5://b:1080")];
         assert_eq!(through(&cases, "https://10.0.0.1").as_deref(), Some("socks5://b:1080"));
         assert_eq!(through(&[("HTTPS_PROXY", "a:1"), ("https_proxy", "b:2")], "https://10.0.0.1").as_deref(), Some("http://a:1"));

@@ -1,4 +1,4 @@
-//! From what the operator named to a client: kubeconfig, `--master`, or the environment of a pod.
+//! Builds a client from a kubeconfig, `--master`, or the environment of a pod.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,95 +11,38 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tower::layer::layer_fn;
 
 use super::connections::Connections;
-use super::credentials::{BadCredentials, Material, Sources, TokenSource, TrustSource};
+use super::credentials::{Material, Sources, TokenSource, TrustSource};
+use super::error::ConnectionError;
 use super::exec_plugin::{self, ExecPlugin};
 use super::kubeconfig::{self, KubeconfigError, Selected, User};
 use super::proxy::{self, ProxyEnvironment};
-use super::server_url::{BadUrl, Url};
-use super::tls::BadTls;
+use super::server::Server;
+use super::server_url::Url;
 use super::transport::Transport;
 use super::user_agent::ProgramName;
-use crate::kubernetes::requests::{Observed, Observer};
+use crate::kubernetes::requests::{ObservedService, RequestObserver};
 
-/// Where a pod has the credentials of its service account.
+/// The folder of a pod's service account credentials.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Why there is no client for the API server.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    /// A kubeconfig that cannot be used.
-    #[error(transparent)]
-    Kubeconfig(#[from] KubeconfigError),
-    /// An address that is not one.
-    #[error("{what}: {cause}")]
-    Url {
-        /// The setting that holds it.
-        what: String,
-        /// What is wrong.
-        cause: BadUrl,
-    },
-    /// Credentials that cannot be read or sent.
-    #[error("{origin}: {cause}")]
-    Credentials {
-        /// Where they come from.
-        origin: String,
-        /// What is wrong.
-        cause: BadCredentials,
-    },
-    /// Certificates or keys that cannot be used.
-    #[error("{origin}: {cause}")]
-    Tls {
-        /// Where they come from.
-        origin: String,
-        /// What is wrong.
-        cause: BadTls,
-    },
-    /// A kubeconfig without a server.
-    #[error("{0} names no server: set clusters[].cluster.server and current-context, or give --master")]
-    NoServer(String),
-    /// A user to act as whose name no header can carry.
-    #[error("{0}: the user, uid or group to act as holds a character that no HTTP header can carry")]
-    Impersonation(String),
-    /// Nothing says where the API server is.
-    #[error("no API server to talk to: give --kubeconfig, or --manifests to do without one")]
-    Nothing,
-}
-
-/// How to reach the API server.
+/// The settings with which a client reaches the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Connection {
-    /// Path of a kubeconfig; without one it is found as kubectl finds it, or in-cluster.
+pub struct ConnectionSettings {
+    /// Path of a kubeconfig. Without it, kubectl's default files are tried, then the pod's service account.
     pub kubeconfig: Option<String>,
-    /// Address of the server, overrides the kubeconfig's.
+    /// Address of the server. It overrides the kubeconfig's.
     pub master: Option<String>,
-    /// The name under which requests are sent.
+    /// The program's name in `User-Agent`.
     pub name: ProgramName,
 }
 
-/// A server, and everything that is needed to talk to it.
-pub(super) struct Server {
-    pub url: Url,
-    /// Where the settings come from, for messages.
-    pub origin: String,
-    /// The name that the server's certificate has to hold, where it is not the URL's.
-    pub tls_name: Option<String>,
-    pub proxy: Option<Url>,
-    pub sources: Sources,
-    pub plugin: Option<ExecPlugin>,
-    /// `Impersonate-*` headers.
-    pub impersonation: Vec<(HeaderName, HeaderValue)>,
-    /// Answers may be compressed.
-    pub compress: bool,
-    pub name: ProgramName,
-}
-
-/// The parts of the environment that count.
+/// The parts of the environment that are read.
 struct Environment<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
     service_account: &'a Path,
 }
 
-impl Connection {
+impl ConnectionSettings {
     /// A client for that server.
     ///
     /// # Errors
@@ -109,7 +52,7 @@ impl Connection {
         Ok(ClientBuilder::new(transport, "default").build())
     }
 
-    /// The server's address; a password in it is left out.
+    /// The server's address without a password.
     ///
     /// # Errors
     /// As for [`Self::client`].
@@ -117,26 +60,26 @@ impl Connection {
         Ok(self.resolve()?.url.to_string())
     }
 
-    /// How long the credential plugin may take; `None` where the kubeconfig names none.
+    /// The time limit of the credential plugin; `None` if the kubeconfig names no plugin.
     ///
     /// # Errors
     /// As for [`Self::client`].
-    pub fn plugin_time_limit(&self) -> Result<Option<Duration>, ConnectionError> {
+    pub(crate) fn plugin_time_limit(&self) -> Result<Option<Duration>, ConnectionError> {
         Ok(self.resolve()?.plugin.map(|_| exec_plugin::TIME_LIMIT))
     }
 
-    /// A client for that server, whose every request is reported to an observer, and whose connections can be closed.
+    /// A client for that server that reports each request to an observer. Its connections can be closed.
     ///
     /// # Errors
     /// As for [`Self::client`].
-    pub fn observed_client(&self, observer: Arc<dyn Observer>, connections: &Connections) -> Result<Client, ConnectionError> {
+    pub fn observed_client(&self, observer: Arc<dyn RequestObserver>, connections: &Connections) -> Result<Client, ConnectionError> {
         let server = self.resolve()?;
         tracing::info!("API server: {} ({})", server.url, server.origin);
         if let Some(proxy) = &server.proxy {
             tracing::info!("the API server is reached through the proxy {proxy}");
         }
         let host: Arc<str> = server.url.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default().into();
-        let layer = layer_fn(move |inner| Observed::new(inner, Arc::clone(&host), Arc::clone(&observer)));
+        let layer = layer_fn(move |inner| ObservedService::new(inner, Arc::clone(&host), Arc::clone(&observer)));
         Ok(ClientBuilder::new(Transport::new(server, connections)?, "default").with_layer(&layer).build())
     }
 
@@ -149,7 +92,7 @@ impl Connection {
         let selected = match &self.kubeconfig {
             Some(path) => Some(kubeconfig::read(Path::new(path))?),
             None if self.master.is_some() => Some(Selected { path: "--master".into(), ..Selected::default() }),
-            None => found(environment)?,
+            None => default_kubeconfig(environment)?,
         };
         let mut server = match selected {
             Some(selected) => self.of_kubeconfig(selected)?,
@@ -190,7 +133,7 @@ impl Connection {
             name: self.name,
             origin: path.clone(),
         };
-        // Credentials are sent encrypted or not at all, and without TLS there is no certificate to judge.
+        // Credentials are only sent over TLS, and without TLS there is no certificate to verify.
         if !server.url.is_tls() {
             return Ok(server);
         }
@@ -214,9 +157,9 @@ impl Connection {
     }
 }
 
-/// The kubeconfig that kubectl would use: the files of `$KUBECONFIG`, or the one in the home folder. `None` if there is none, or none that
-/// names a server.
-fn found(environment: &Environment<'_>) -> Result<Option<Selected>, KubeconfigError> {
+/// The kubeconfig that kubectl would use: the files of `$KUBECONFIG`, or the one in the home folder. `None` if no file exists or names a
+/// server.
+fn default_kubeconfig(environment: &Environment<'_>) -> Result<Option<Selected>, KubeconfigError> {
     let variable = |name: &str| (environment.variable)(name).filter(|text| !text.is_empty());
     let paths: Vec<PathBuf> = match (variable("KUBECONFIG"), variable("HOME")) {
         (Some(list), _) => list.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
@@ -226,7 +169,7 @@ fn found(environment: &Environment<'_>) -> Result<Option<Selected>, KubeconfigEr
     Ok(kubeconfig::read_all(&paths)?.filter(|selected| !selected.cluster.server.is_empty()))
 }
 
-/// The server as a pod finds it; `None` outside of one.
+/// The server that a pod's environment names; `None` outside of a pod.
 fn in_cluster(environment: &Environment<'_>) -> Result<Option<Server>, ConnectionError> {
     let variable = |name: &str| (environment.variable)(name).filter(|text| !text.is_empty());
     let (Some(host), Some(port)) = (variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT")) else { return Ok(None) };
@@ -246,9 +189,9 @@ fn in_cluster(environment: &Environment<'_>) -> Result<Option<Server>, Connectio
     }))
 }
 
-/// The headers that ask for another user's rights (`as` and `as-*` of a kubeconfig); `None` if no header can carry one.
+/// The headers of impersonation (`as` and `as-*` of a kubeconfig); `None` if a value does not fit into a header.
 fn impersonation(user: &User) -> Option<Vec<(HeaderName, HeaderValue)>> {
-    /// What a header's name cannot hold (RFC 9110 section 5.6.2), and the sign of escapes.
+    /// Characters that a header's name cannot hold (RFC 9110 section 5.6.2), and the percent sign.
     const ESCAPED: &AsciiSet = &CONTROLS
         .add(b' ')
         .add(b'"')
@@ -302,15 +245,15 @@ mod tests {
             path.display().to_string()
         }
 
-        fn kubeconfig(&self, cluster: &str, user: &str) -> Connection {
+        fn kubeconfig(&self, cluster: &str, user: &str) -> ConnectionSettings {
             let text = format!(
                 "clusters: [{{name: k, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n\
                  contexts: [{{name: c, context: {{cluster: k, user: u}}}}]\ncurrent-context: c\n"
             );
-            Connection { kubeconfig: Some(self.write("kubeconfig", &text)), ..Connection::default() }
+            ConnectionSettings { kubeconfig: Some(self.write("kubeconfig", &text)), ..ConnectionSettings::default() }
         }
 
-        fn resolve(&self, connection: &Connection, variables: &[(&str, &str)]) -> Result<Server, String> {
+        fn resolve(&self, connection: &ConnectionSettings, variables: &[(&str, &str)]) -> Result<Server, String> {
             let variable = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
             let environment = Environment { variable: &variable, service_account: self.0.path() };
             connection.resolve_in(&environment).map_err(|error| error.to_string())
@@ -318,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tls_nothing_secret_is_sent() {
+    fn without_tls_no_credentials_are_sent() {
         let files = Files::new();
         let ca = files.write("ca.crt", "no PEM at all");
         let user = "token: abc, exec: {apiVersion: client.authentication.k8s.io/v1, command: x}";
@@ -331,46 +274,46 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_names_the_server_first() {
+    fn master_overrides_the_kubeconfig() {
         let files = Files::new();
         let mut connection = files.kubeconfig("server: \"https://a:1\"", "token: abc");
         connection.master = Some("https://b:2".into());
         let server = files.resolve(&connection, &[]).expect("usable");
         assert_eq!(server.url.to_string(), "https://b:2");
         assert!(server.sources.token == TokenSource::Token("abc".into()));
-        let alone = Connection { master: Some("b:2".into()), ..Connection::default() };
+        let alone = ConnectionSettings { master: Some("b:2".into()), ..ConnectionSettings::default() };
         assert_eq!(files.resolve(&alone, &[]).expect("usable").url.to_string(), "http://b:2");
-        let error = files.resolve(&Connection { master: Some("ftp://b".into()), ..Connection::default() }, &[]).map(drop);
+        let error = files.resolve(&ConnectionSettings { master: Some("ftp://b".into()), ..ConnectionSettings::default() }, &[]).map(drop);
         assert_eq!(error, Err("--master: \"ftp://b\" has the scheme \"ftp\"; http, https are known".into()));
         let error = files.resolve(&files.kubeconfig("server: \"\"", ""), &[]).map(drop).expect_err("no server");
         assert!(error.contains("names no server"), "{error}");
     }
 
     #[test]
-    fn a_pod_finds_its_server() {
+    fn a_pod_uses_its_environment() {
         let files = Files::new();
         files.write("token", "abc");
         let variables = [("KUBERNETES_SERVICE_HOST", "fd00::1"), ("KUBERNETES_SERVICE_PORT", "443"), ("HOME", "/nowhere")];
-        let server = files.resolve(&Connection::default(), &variables).expect("in a pod");
+        let server = files.resolve(&ConnectionSettings::default(), &variables).expect("in a pod");
         assert_eq!(
             (server.url.to_string().as_str(), crate::kubernetes::client::server_url::host_of(&server.url.uri), server.proxy.is_none()),
             ("https://[fd00::1]:443", "fd00::1", true)
         );
         let proxied = [&variables[..], &[("HTTPS_PROXY", "http://p:3128")]].concat();
-        let server = files.resolve(&Connection::default(), &proxied).expect("in a pod");
+        let server = files.resolve(&ConnectionSettings::default(), &proxied).expect("in a pod");
         assert_eq!(server.proxy.expect("a proxy").to_string(), "http://p:3128");
-        assert!(matches!(files.resolve(&Connection::default(), &[]), Err(error) if error.starts_with("no API server to talk to")));
-        // A kubeconfig that the environment names goes first; one without a server does not count.
+        assert!(matches!(files.resolve(&ConnectionSettings::default(), &[]), Err(error) if error.starts_with("no API server to talk to")));
+        // $KUBECONFIG overrides the pod's environment, unless that file names no server.
         let connection = files.kubeconfig("server: \"https://a:1\"", "");
         let path = connection.kubeconfig.expect("a path");
         let named = [&variables[..], &[("KUBECONFIG", path.as_str())]].concat();
-        assert_eq!(files.resolve(&Connection::default(), &named).expect("named").url.to_string(), "https://a:1");
+        assert_eq!(files.resolve(&ConnectionSettings::default(), &named).expect("named").url.to_string(), "https://a:1");
         files.write("kubeconfig", "");
-        assert_eq!(files.resolve(&Connection::default(), &named).expect("in a pod").url.to_string(), "https://[fd00::1]:443");
+        assert_eq!(files.resolve(&ConnectionSettings::default(), &named).expect("in a pod").url.to_string(), "https://[fd00::1]:443");
     }
 
     #[test]
-    fn proxy_url_goes_before_the_environment() {
+    fn proxy_url_overrides_the_environment() {
         let files = Files::new();
         let variables = [("HTTPS_PROXY", "http://env:1"), ("NO_PROXY", "*")];
         let connection = files.kubeconfig("server: \"https://a:1\", proxy-url: \"socks5://me:pw@p:1080\"", "");
@@ -382,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_to_act_as_becomes_headers() {
+    fn impersonation_becomes_headers() {
         let files = Files::new();
         let user = "as: admin, as-uid: \"7\", as-groups: [a, b], as-user-extra: {example.com/scope: [x]}";
         let server = files.resolve(&files.kubeconfig("server: \"https://a\"", user), &[]).expect("usable");

@@ -1,4 +1,4 @@
-//! The API server's address as kubeconfigs and flags write it, read as client-go reads it (`rest.DefaultServerURL`).
+//! Parses the API server's address in kubeconfigs and flags as client-go does (`rest.DefaultServerURL`).
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use base64::prelude::BASE64_STANDARD;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use percent_encoding::percent_decode_str;
 
-/// An address that is not one.
+/// An address that is not valid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadUrl {
     /// The text cannot be read as a URL or as `host:port`.
     #[error("{0:?} is neither a URL like https://10.0.0.1:6443 nor host:port")]
     Unreadable(String),
-    /// The scheme is not one that the reader of the URL knows.
+    /// The scheme is not allowed for this URL.
     #[error("{url:?} has the scheme {scheme:?}; {known} are known")]
     Scheme {
         /// The URL, without a password.
         url: String,
         /// Its scheme.
         scheme: String,
-        /// The schemes that are known.
+        /// The allowed schemes.
         known: &'static str,
     },
 }
 
-/// A user name and a password of a URL, decoded.
+/// The user name and the password of a URL, decoded.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct UserInfo {
     /// The name.
@@ -48,7 +48,7 @@ impl fmt::Debug for UserInfo {
     }
 }
 
-/// A URL without what is secret in it, and the secret beside it.
+/// A URL without user and password, and the user beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Url {
     /// Scheme, host, port and path; never a user or password.
@@ -79,7 +79,7 @@ impl Url {
             Some((user, host)) => (Some(user_info(user)), host),
             None => (None, authority),
         };
-        // Queries and fragments of a server's URL mean nothing.
+        // Queries and fragments of a server's URL are ignored.
         let path = path.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
         let authority: Authority = host.parse().map_err(|_| hidden())?;
         let port = &authority.as_str()[authority.host().len()..];
@@ -94,7 +94,7 @@ impl Url {
         Ok(Self { uri: Uri::from_parts(parts).map_err(|_| hidden())?, user })
     }
 
-    /// True if everything that is sent is encrypted.
+    /// True if the connection uses TLS.
     #[must_use]
     pub(super) fn is_tls(&self) -> bool {
         self.uri.scheme_str() == Some("https")
@@ -103,7 +103,7 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The path of a URL without one is no part of an address.
+        // `Uri` prints `/` for an empty path.
         f.write_str(self.uri.to_string().trim_end_matches('/'))
     }
 }
@@ -123,7 +123,7 @@ fn user_info(text: &str) -> UserInfo {
 
 /// The text of a URL with `***` in place of its password.
 #[must_use]
-pub fn without_password(text: &str) -> String {
+pub(crate) fn without_password(text: &str) -> String {
     let (before, rest) = match text.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), text),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_refused() {
         for bad in ["", "https://", "https://host:99999", "https://host:", "http://[::1", "https:///path", "::1", "a b"] {
             assert!(matches!(parse(bad), Err(BadUrl::Unreadable(_))), "{bad}: {:?}", parse(bad));
         }

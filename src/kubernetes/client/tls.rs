@@ -1,4 +1,4 @@
-//! TLS to the API server: rustls with the keys and signatures of AWS-LC, and certificates judged as Go judges them ([`super::verifier`]).
+//! TLS to the API server: rustls with the cryptography of AWS-LC. [`super::verifier`] verifies certificates as Go does.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::verifier::{AcceptAny, Roots, Verifier};
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadTls {
     /// A bundle of certificate authorities without a usable certificate.
-    #[error("no certificate of an authority is in it")]
+    #[error("it holds no certificate of an authority")]
     NoAuthority,
     /// A client certificate without a usable certificate.
     #[error("no certificate is in the client certificate")]
@@ -25,7 +25,7 @@ pub enum BadTls {
     /// A client key without a usable private key.
     #[error("no usable private key is in the client key (RSA of 2048 bits and more, P-256, P-384, P-521 and Ed25519 are known)")]
     NoKey,
-    /// Certificate and key were made apart.
+    /// Certificate and key do not belong together.
     #[error("the client key is not the key of the client certificate")]
     OtherKey,
     /// The system has no authorities, and the configuration names none.
@@ -40,18 +40,18 @@ pub(super) struct Identity {
     pub key: Vec<u8>,
 }
 
-/// How a server's certificate is judged.
+/// How the server's certificate is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// It is not: `insecure-skip-tls-verify`.
+    /// Every certificate is accepted: `insecure-skip-tls-verify`.
     Anything,
-    /// It has to come from an authority in this PEM bundle.
+    /// An authority in this PEM bundle must have signed it.
     Bundle(Vec<u8>),
-    /// It has to come from an authority that the system knows.
+    /// An authority that the system trusts must have signed it.
     System,
 }
 
-/// Settings for connections: protocols in order of preference are HTTP/2 and HTTP/1.1.
+/// TLS settings for connections. HTTP/2 is preferred to HTTP/1.1.
 ///
 /// # Errors
 /// A bundle, certificate or key that cannot be used.
@@ -59,7 +59,7 @@ pub(super) fn client_config(trust: &Trust, identity: Option<&Identity>) -> Resul
     let provider = Arc::new(aws_lc_rs::default_provider());
     let schemes = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    // The provider has suites of all versions that are asked for.
+    // The provider has cipher suites for both TLS versions.
     let builder = builder.map_err(|_| BadTls::NoAuthority)?.dangerous();
     let builder = match trust {
         Trust::Anything => builder.with_custom_certificate_verifier(Arc::new(AcceptAny::new(schemes))),
@@ -74,7 +74,7 @@ pub(super) fn client_config(trust: &Trust, identity: Option<&Identity>) -> Resul
     Ok(config)
 }
 
-/// The authorities of a PEM bundle. Blocks that are no certificate are passed over, as Go does it.
+/// The authorities of a PEM bundle. Other blocks are ignored, as in Go.
 fn bundle(pem: &[u8]) -> Result<Roots, BadTls> {
     let roots = Roots::new(certificates(pem));
     if roots.is_empty() { Err(BadTls::NoAuthority) } else { Ok(roots) }
@@ -94,12 +94,12 @@ fn system() -> Result<Roots, BadTls> {
     Ok(roots)
 }
 
-/// The certificates of a PEM text, in its order.
+/// The certificates of a PEM text, in order.
 fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
     sections(pem).filter(|(kind, _)| *kind == SectionKind::Certificate).map(|(_, der)| CertificateDer::from(der)).collect()
 }
 
-/// The sections of a PEM text that can be read. One that is broken hides no other: it is passed over with its first line.
+/// The readable sections of a PEM text. A broken section is skipped and does not affect the others.
 fn sections(pem: &[u8]) -> impl Iterator<Item = (SectionKind, Vec<u8>)> {
     const BEGIN: &[u8] = b"-----BEGIN ";
     let starts: Vec<usize> = pem.windows(BEGIN.len()).enumerate().filter(|(_, window)| *window == BEGIN).map(|(at, _)| at).collect();
@@ -108,12 +108,12 @@ fn sections(pem: &[u8]) -> impl Iterator<Item = (SectionKind, Vec<u8>)> {
     blocks.into_iter().filter_map(|block| <(SectionKind, Vec<u8>)>::from_pem_slice(&block).ok())
 }
 
-/// The certificate and the key, if they belong together.
+/// Checks that the certificate and the key belong together.
 fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<CertifiedKey, BadTls> {
     let chain = certificates(&identity.certificate);
     let leaf = chain.first().ok_or(BadTls::NoCertificate)?;
     let key = signing_key(&identity.key, provider).ok_or(BadTls::NoKey)?;
-    // rustls reads certificates of version 3 only; the key of an older one stands at the same place.
+    // rustls only reads certificates of version 3. In older ones the key has the same place.
     let (_, certificate) = parse_x509_certificate(leaf).map_err(|_| BadTls::NoCertificate)?;
     match key.public_key() {
         Some(public) if public.as_ref() != certificate.public_key().raw => Err(BadTls::OtherKey),
@@ -121,7 +121,7 @@ fn certified_key(identity: &Identity, provider: &CryptoProvider) -> Result<Certi
     }
 }
 
-/// The first private key of a PEM text. As in Go, its label does not matter: what can be read as PKCS #8, PKCS #1 or SEC 1 is.
+/// The first private key of a PEM text. As in Go, its label does not matter: PKCS #8, PKCS #1 and SEC 1 are tried in turn.
 fn signing_key(pem: &[u8], provider: &CryptoProvider) -> Option<Arc<dyn SigningKey>> {
     const KEYS: [SectionKind; 3] = [SectionKind::PrivateKey, SectionKind::RsaPrivateKey, SectionKind::EcPrivateKey];
     let (_, der) = sections(pem).find(|(kind, _)| KEYS.contains(kind))?;
@@ -130,7 +130,7 @@ fn signing_key(pem: &[u8], provider: &CryptoProvider) -> Option<Arc<dyn SigningK
     forms.into_iter().find_map(|form| provider.key_provider.load_private_key(form).ok())
 }
 
-/// Shows the certificate to every server that asks for one, whatever authorities the server names: as client-go does.
+/// Sends the client certificate to every server that asks for one, whatever authorities the server names. client-go does the same.
 #[derive(Debug)]
 struct Always(Arc<CertifiedKey>);
 

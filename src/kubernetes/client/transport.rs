@@ -1,5 +1,5 @@
-//! Sends requests to one API server. All requests share one connection where the server has HTTP/2. Each request has the current
-//! credentials. New connections are opened when credentials or this node's addresses change.
+//! Sends requests to one API server, each with the current credentials. With HTTP/2 all requests share one connection. When credentials or
+//! this node's addresses change, new connections are opened.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,18 +26,18 @@ use crate::error_text::error_text;
 use super::connections::{Closed, ClosedBody, Connections, Size};
 use super::connector::{Connector, OpenConnections};
 use super::credentials::Loaded;
-use super::error::RequestError;
+use super::error::{ConnectionError, RequestError};
 use super::exec_plugin::PluginCredentials;
-use super::resolve::{ConnectionError, Server};
+use super::server::Server;
 use super::server_url::Url;
 use super::tls::{self, Identity};
 use super::user_agent::user_agent;
 
-/// How often files with credentials are looked at, where something is sent or watched.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often the files with credentials are read again while requests are sent or watches are open.
+const REREAD: Duration = Duration::from_secs(10);
 /// How long reading them may take.
-const READ: Duration = Duration::from_secs(5);
-/// How long an answer may take to begin; the API server itself gives up after 60 s.
+const READ_TIME: Duration = Duration::from_secs(5);
+/// How long an answer may take to begin. The API server itself gives up after 60 s.
 const ANSWER: Duration = Duration::from_secs(70);
 /// How long an answer may take to be complete, if it is not a watch.
 const COMPLETE: Duration = Duration::from_secs(300);
@@ -47,13 +47,13 @@ const PING: Duration = Duration::from_secs(30);
 const PING_ANSWER: Duration = Duration::from_secs(15);
 /// A connection without a request is closed after this time.
 const IDLE: Duration = Duration::from_secs(90);
-/// How long after it is open a connection can be found by the next request, at most.
-const KNOWN_AFTER: Duration = Duration::from_millis(50);
+/// The longest time from the opening of a connection until the HTTP client offers it to the next request.
+const POOLED_AFTER: Duration = Duration::from_millis(50);
 
 type Http = HttpClient<Connector, Body>;
 type AnswerBody = ClosedBody<DecompressionBody<Incoming>>;
 
-/// Requests to one server.
+/// Sends requests to one server. Clones share connections and credentials.
 #[derive(Clone)]
 pub(super) struct Transport(Arc<Shared>);
 
@@ -61,29 +61,29 @@ struct Shared {
     server: Server,
     connections: Connections,
     state: Mutex<State>,
-    /// Held by a request that opens the first connection; others wait, and then use it, too.
+    /// Held by the request that opens the first connection. Others wait and then use that connection.
     turn: AsyncMutex<()>,
-    /// Files are being read.
+    /// A thread reads the files with credentials.
     is_reading: Arc<AtomicBool>,
 }
 
-/// What may change.
+/// The parts that change while the client lives.
 struct State {
-    /// What the files said last.
+    /// The credentials as last read from files.
     loaded: Loaded,
-    /// What the plugin gave last.
+    /// The client certificate that the plugin gave last.
     plugin_identity: Option<Identity>,
     http: Http,
     open: Arc<OpenConnections>,
     proxy_authorization: Option<HeaderValue>,
     renewals: watch::Receiver<()>,
     looked: Instant,
-    /// The last problem with a file, so that it is logged once.
+    /// The last problem with a file. It is logged once.
     problem: Option<String>,
 }
 
 impl Transport {
-    /// Reads the credentials, and opens no connection yet.
+    /// Reads the credentials. The first request opens a connection.
     ///
     /// # Errors
     /// Credentials that cannot be read or used.
@@ -131,7 +131,7 @@ impl Service<Request<Body>> for Transport {
 impl Shared {
     async fn send(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<AnswerBody>, BoxError> {
         let watches = request.uri().query().is_some_and(|query| query.split('&').any(|part| matches!(part, "watch=true" | "watch=1")));
-        self.look().await;
+        self.reread_credentials().await;
         let given = match &self.server.plugin {
             Some(plugin) => plugin.credentials().await?,
             None => PluginCredentials::default(),
@@ -154,7 +154,7 @@ impl Shared {
         Ok(answer.map(|body| ClosedBody::new(body, size, ends)))
     }
 
-    /// Adds the server's address, the user agent and the credentials to a request. Gives the HTTP client that sends it.
+    /// Adds the server's address, the user agent and the credentials to a request. Returns the HTTP client that sends it.
     fn prepare(&self, request: &mut Request<Body>, given: Option<HeaderValue>) -> Result<(Http, Arc<OpenConnections>), BoxError> {
         *request.uri_mut() = below(&self.server.url.uri, request.uri())?;
         let mut state = self.state();
@@ -176,15 +176,15 @@ impl Shared {
         Ok((state.http.clone(), Arc::clone(&state.open)))
     }
 
-    /// Sends a request. While no connection is open, one request opens it and the others wait: with HTTP/2 they all need only that one.
+    /// Sends a request. While no connection is open, one request opens it and the others wait: with HTTP/2 one connection is enough for all.
     async fn in_turn<T>(&self, open: &OpenConnections, request: impl Future<Output = T>) -> T {
         tokio::pin!(request);
-        if !open.need_no_turn() {
+        if !open.any() {
             let turn = self.turn.lock().await;
-            if !open.need_no_turn() {
+            if !open.any() {
                 let opened = async {
                     open.opened().await;
-                    sleep(KNOWN_AFTER).await;
+                    sleep(POOLED_AFTER).await;
                 };
                 tokio::select! {
                     biased;
@@ -197,26 +197,26 @@ impl Shared {
         request.await
     }
 
-    /// Ends when a watch has to end. Looks at the files meanwhile: nothing else may be sent for hours.
+    /// Ends when a watch has to end. Reads the files meanwhile, because no other request may be sent for hours.
     fn until_watch_ends(self: Arc<Self>) -> BoxFuture<'static, Closed> {
         let mut ends = self.connections.until_watch_ends();
         async move {
             loop {
                 tokio::select! {
                     closed = &mut ends => return closed,
-                    () = sleep(LOOK) => self.look().await,
+                    () = sleep(REREAD) => self.reread_credentials().await,
                 }
             }
         }
         .boxed()
     }
 
-    /// Reads files again, if that was not done for a while. What cannot be read or used changes nothing, and is logged once. A file system
-    /// that does not answer holds up the first request for a moment, and one thread.
-    async fn look(&self) {
+    /// Reads the files with credentials again if the last time was [`REREAD`] ago. A file that cannot be read or used changes nothing, and is
+    /// logged once. A file system that hangs delays one request by [`READ_TIME`] and blocks one thread.
+    async fn reread_credentials(&self) {
         {
             let mut state = self.state();
-            if state.looked.elapsed() < LOOK || self.is_reading.swap(true, Ordering::Relaxed) {
+            if state.looked.elapsed() < REREAD || self.is_reading.swap(true, Ordering::Relaxed) {
                 return;
             }
             state.looked = Instant::now();
@@ -227,16 +227,16 @@ impl Shared {
             is_reading.store(false, Ordering::Relaxed);
             loaded
         });
-        let loaded = match timeout(READ, reading).await {
+        let loaded = match timeout(READ_TIME, reading).await {
             Ok(Ok(loaded)) => loaded.map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error_text(&error)),
-            Err(_) => Err(format!("the files with credentials cannot be read within {} s", READ.as_secs())),
+            Err(_) => Err(format!("the files with credentials cannot be read within {} s", READ_TIME.as_secs())),
         };
-        self.take(loaded);
+        self.use_loaded(loaded);
     }
 
-    /// Uses what was read, if it is not in use.
-    fn take(&self, loaded: Result<Loaded, String>) {
+    /// Uses the credentials that were read, if they differ from those in use.
+    fn use_loaded(&self, loaded: Result<Loaded, String>) {
         let mut state = self.state();
         let loaded = loaded.and_then(|loaded| {
             let connector = connector(&self.server, &loaded, state.plugin_identity.as_ref()).map_err(|error| error.to_string())?;
@@ -260,7 +260,7 @@ impl Shared {
         }
     }
 
-    /// Uses the client certificate that the plugin gave, if it is not in use.
+    /// Uses the client certificate that the plugin gave, if it differs from the one in use.
     fn use_identity(&self, given: Option<&Identity>) {
         let mut state = self.state();
         if given.is_some() && state.plugin_identity.as_ref() != given {
@@ -269,7 +269,7 @@ impl Shared {
         }
     }
 
-    /// New connections from now on.
+    /// Replaces the HTTP client: the next requests open new connections.
     fn replace(&self, state: &mut State) {
         match connector(&self.server, &state.loaded, state.plugin_identity.as_ref()) {
             Ok(connector) => self.install(state, connector),
@@ -289,7 +289,7 @@ impl Shared {
     }
 }
 
-/// What opens connections with such credentials.
+/// The connector for these credentials.
 fn connector(server: &Server, loaded: &Loaded, given: Option<&Identity>) -> Result<Connector, tls::BadTls> {
     let is_tls = server.url.is_tls();
     let tls = is_tls.then(|| tls::client_config(&loaded.trust, loaded.identity.as_ref().or(given))).transpose()?;
@@ -309,7 +309,7 @@ fn http(connector: Connector) -> Http {
         .build(connector)
 }
 
-/// What is different in newly read credentials, for the log.
+/// Names what differs in newly read credentials, for the log.
 fn difference(before: &Loaded, now: &Loaded) -> Option<&'static str> {
     if before.trust != now.trust {
         Some("the certificate authority")
@@ -322,7 +322,7 @@ fn difference(before: &Loaded, now: &Loaded) -> Option<&'static str> {
     }
 }
 
-/// The URI of a request below the server's URL, whose path may be that of a gateway.
+/// Puts a request's path behind the server's URL. That URL has a path if the server is behind a gateway.
 fn below(server: &Uri, request: &Uri) -> Result<Uri, http::Error> {
     let path = request.path_and_query().map_or("/", PathAndQuery::as_str);
     let mut parts = server.clone().into_parts();
@@ -330,7 +330,7 @@ fn below(server: &Uri, request: &Uri) -> Result<Uri, http::Error> {
     Ok(Uri::from_parts(parts)?)
 }
 
-/// An error of the HTTP library as one sentence.
+/// An error of the HTTP library in one sentence.
 fn plain(error: &HttpError) -> RequestError {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = next {

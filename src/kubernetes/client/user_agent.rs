@@ -1,4 +1,4 @@
-//! How the client names itself to the API server: audit logs, and API priority and fairness, tell clients apart by it.
+//! The `User-Agent` of requests. Audit logs and API priority and fairness tell clients apart by it.
 
 use crate::versions;
 
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_told_with_its_version() {
+    fn every_name_has_its_version() {
         let version = env!("CARGO_PKG_VERSION");
         assert!(user_agent(ProgramName::KubeProxy).starts_with("kube-proxy/v1.36.2 (linux/"), "{}", user_agent(ProgramName::KubeProxy));
         assert!(user_agent(ProgramName::Flanneld).starts_with("flanneld/v0.28.9 (linux/"), "{}", user_agent(ProgramName::Flanneld));

@@ -1,8 +1,8 @@
-//! Judges the certificate of a server as Go does (`crypto/x509`).
+//! Verifies the certificate of a server as Go does (`crypto/x509`).
 //!
-//! webpki judges first. It refuses some certificates that Go accepts and that clusters have: one that is itself among the authorities, and
-//! one that is marked as an authority. For these the checks of RFC 5280 section 6 are made here. They are stricter than they would have to
-//! be where the difference cannot be seen: a chain with name constraints, or with an extension that must be understood and is not, fails.
+//! webpki verifies first. It refuses two sorts of certificates that Go accepts and that clusters use: a server certificate that is itself one
+//! of the trusted certificates, and one that is marked as an authority. For these, this file does the checks of RFC 5280 section 6. It is
+//! stricter than Go in rare cases: a chain with name constraints, or with an unknown critical extension, fails.
 
 use std::sync::Arc;
 
@@ -20,22 +20,22 @@ use x509_parser::oid_registry::Oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::AlgorithmIdentifier;
 
-/// How many signatures are checked for one server certificate, at most. Go has the same limit.
-const MOST_SIGNATURES: usize = 100;
-/// How many authorities may stand between a server certificate and a root.
+/// The most signatures that are checked for one server certificate. Go has the same limit.
+const MAX_SIGNATURES: usize = 100;
+/// The most intermediate authorities between a server certificate and a root.
 const LONGEST_CHAIN: usize = 8;
 
-/// Authorities that are trusted.
+/// The trusted certificate authorities.
 #[derive(Clone, Debug)]
 pub(super) struct Roots {
-    /// Those that webpki can use.
+    /// The authorities that webpki can use.
     store: RootCertStore,
-    /// All that can be read.
+    /// All authorities.
     all: Vec<CertificateDer<'static>>,
 }
 
 impl Roots {
-    /// Certificates that cannot be read are passed over.
+    /// Takes the certificates that can be parsed and ignores the others.
     pub(super) fn new(certificates: Vec<CertificateDer<'static>>) -> Self {
         let all: Vec<_> = certificates.into_iter().filter(|der| X509Certificate::from_der(der).is_ok()).collect();
         let mut store = RootCertStore::empty();
@@ -48,10 +48,10 @@ impl Roots {
     }
 }
 
-/// Accepts a server certificate that comes from one of the roots and is for the server's name.
+/// Accepts a server certificate that a root signed, directly or through intermediates, for the server's name.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// `None` where webpki can use none of the roots.
+    /// `None` if webpki can use none of the roots.
     webpki: Option<Arc<WebPkiServerVerifier>>,
     roots: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -63,10 +63,10 @@ impl Verifier {
         Self { webpki, roots: roots.all, algorithms: provider.signature_verification_algorithms }
     }
 
-    /// What webpki does not do. `None` if the certificate is good.
-    fn judge(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Option<CertificateError> {
+    /// Verifies a certificate that webpki refused. Returns the problem; `None` if the certificate is good.
+    fn problem(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], now: UnixTime) -> Option<CertificateError> {
         let Some(certificate) = parsed(leaf) else { return Some(CertificateError::BadEncoding) };
-        if let Some(error) = unfit(&certificate, now) {
+        if let Some(error) = unusable(&certificate, now) {
             return Some(error);
         }
         if self.roots.iter().any(|root| root == leaf) {
@@ -78,7 +78,7 @@ impl Verifier {
             algorithms: self.algorithms,
             now,
         };
-        let mut left = MOST_SIGNATURES;
+        let mut left = MAX_SIGNATURES;
         if search.reaches_root(&certificate, 0, &mut left) { None } else { Some(CertificateError::UnknownIssuer) }
     }
 }
@@ -99,7 +99,7 @@ impl ServerCertVerifier for Verifier {
             },
             None => Error::InvalidCertificate(CertificateError::UnknownIssuer),
         };
-        if self.judge(leaf, intermediates, now).is_some() {
+        if self.problem(leaf, intermediates, now).is_some() {
             return Err(refused);
         }
         rustls::client::verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
@@ -142,13 +142,13 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// True if a root, or an intermediate that reaches one, has signed the certificate. `between` counts the authorities below it, `left` the signatures
-    /// that may still be checked.
+    /// True if a root has signed the certificate, or an intermediate that reaches a root. `between` counts the authorities below, `left` the
+    /// signatures that may still be checked.
     fn reaches_root(&self, certificate: &X509Certificate<'_>, between: usize, left: &mut usize) -> bool {
         let mut signs = |authority: &X509Certificate<'_>, is_root: bool| {
             authority.subject().as_raw() == certificate.issuer().as_raw()
                 && may_sign(authority, is_root, between)
-                && unfit(authority, self.now).is_none()
+                && unusable(authority, self.now).is_none()
                 && *left > 0
                 && {
                     *left -= 1;
@@ -181,7 +181,7 @@ impl Search<'_> {
 /// The content of an `AlgorithmIdentifier` (RFC 5280 section 4.1.1.2) as DER: its object identifier and its parameters.
 fn identifier(algorithm: &AlgorithmIdentifier<'_>) -> Vec<u8> {
     let oid = algorithm.algorithm.as_bytes();
-    // No identifier of an algorithm is longer than 127 bytes.
+    // Every algorithm's identifier is shorter than 128 bytes.
     let mut der = vec![0x06, u8::try_from(oid.len()).unwrap_or(u8::MAX)];
     der.extend_from_slice(oid);
     if let Some(parameters) = &algorithm.parameters {
@@ -195,8 +195,8 @@ fn identifier(algorithm: &AlgorithmIdentifier<'_>) -> Vec<u8> {
     der
 }
 
-/// Why a certificate counts for nothing here: its time, its use, or something in it that must be understood and is not.
-fn unfit(certificate: &X509Certificate<'_>, now: UnixTime) -> Option<CertificateError> {
+/// Why a certificate cannot be used: its validity period, its usage, or an unknown critical extension.
+fn unusable(certificate: &X509Certificate<'_>, now: UnixTime) -> Option<CertificateError> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if now < certificate.validity().not_before.timestamp() {
         return Some(CertificateError::NotValidYet);
@@ -222,7 +222,7 @@ fn unfit(certificate: &X509Certificate<'_>, now: UnixTime) -> Option<Certificate
     oids.windows(2).any(|pair| pair[0] == pair[1]).then_some(CertificateError::BadEncoding)
 }
 
-/// True if a certificate may sign others, with so many authorities below it. An old root has no word of this in it.
+/// True if a certificate may sign others, with this many authorities below it. A root of version 1 has no extension that says so.
 fn may_sign(authority: &X509Certificate<'_>, is_root: bool, below: usize) -> bool {
     let constraints = authority.basic_constraints().ok().flatten().map(|found| found.value);
     let is_authority = match constraints {
@@ -233,7 +233,7 @@ fn may_sign(authority: &X509Certificate<'_>, is_root: bool, below: usize) -> boo
     is_authority && usage.is_none_or(|usage| usage.value.key_cert_sign())
 }
 
-/// Accepts every certificate: for `insecure-skip-tls-verify`. The server still has to hold the certificate's key.
+/// Accepts every certificate, for `insecure-skip-tls-verify`. The server must still own the certificate's key.
 #[derive(Debug)]
 pub(super) struct AcceptAny {
     algorithms: WebPkiSupportedAlgorithms,
@@ -275,7 +275,7 @@ impl ServerCertVerifier for AcceptAny {
         let Err(error) = verify_tls13_signature(message, certificate, signed, &self.algorithms) else {
             return Ok(HandshakeSignatureValid::assertion());
         };
-        // webpki reads no certificate of version 1; its key stands at the same place.
+        // webpki does not read certificates of version 1. In these the key has the same place.
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| error)?;
         let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
         verify_tls13_signature_with_raw_key(message, &key, signed, &self.algorithms)

@@ -1,4 +1,4 @@
-//! The loop against a scripted server, which answers the expected requests in their order, and no others.
+//! The watcher against a scripted server, which answers the expected requests in order and accepts no others.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -17,23 +17,23 @@ use super::*;
 use crate::cluster::Change;
 use crate::kubernetes::object::Kind;
 use crate::kubernetes::tracker::Tracker;
-use crate::kubernetes::{Known, Update};
+use crate::kubernetes::{ClusterUpdate, ListedNames};
 
-/// What a server does with a request.
+/// How the server answers a request.
 enum Answer {
     /// The connection is refused.
     Refused,
     /// The connection is lost before an answer.
     Lost,
-    /// Nothing comes, for good.
+    /// No answer ever comes.
     Silence,
     Status(u16),
     Json(serde_json::Value),
-    /// A status with this body.
+    /// An error with this status and body.
     Refusal(u16, serde_json::Value),
-    /// Lines after a time each, and then the end.
+    /// Lines, each after a time, and then the end.
     Lines(Vec<(u64, String)>),
-    /// The same, and then silence.
+    /// Lines, each after a time, and then silence.
     Open(Vec<(u64, String)>),
 }
 
@@ -50,7 +50,7 @@ fn body(mut lines: Vec<(u64, String)>, open: bool) -> Body {
     BoxBody::new(StreamBody::new(Box::pin(frames) as std::pin::Pin<Box<dyn futures::Stream<Item = _> + Send + Sync>>))
 }
 
-/// A request in short: `version`, `all` for a streaming list, `watch 7`, `list 500`.
+/// A request in short form: `version`, `all` for a streaming list, `watch 7`, `list 500`.
 fn short(request: &Request<kube::client::Body>) -> String {
     let query: std::collections::HashMap<&str, &str> =
         request.uri().query().unwrap_or_default().split('&').filter_map(|part| part.split_once('=')).collect();
@@ -62,8 +62,8 @@ fn short(request: &Request<kube::client::Body>) -> String {
     }
 }
 
-/// Follows Services of a server that answers these requests in this order, and no others; gives all updates, and the time it took.
-async fn script(steps: Vec<(&'static str, Answer)>) -> (Vec<Update>, Duration) {
+/// Watches Services of a server that answers these requests in this order. Returns all updates and the time it took.
+async fn script(steps: Vec<(&'static str, Answer)>) -> (Vec<ClusterUpdate>, Duration) {
     let steps = Arc::new(Mutex::new(VecDeque::from(steps)));
     let left = Arc::clone(&steps);
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
@@ -87,11 +87,11 @@ async fn script(steps: Vec<(&'static str, Answer)>) -> (Vec<Update>, Duration) {
         }
     });
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Service"));
-    let watched = Watched::all(Subject::Proxy(Kind::Service), resource);
-    let mut following = Following::new(&Client::new(service, "default"), watched, Tracker::new(Kind::Service), Arc::default());
+    let target = WatchTarget::all(Subject::Proxy(Kind::Service), resource);
+    let mut watcher = Watcher::new(&Client::new(service, "default"), target, Tracker::new(Kind::Service), Arc::default());
     let (start, mut updates) = (Instant::now(), Vec::new());
     while !left.lock().expect("no other holder panics").is_empty() {
-        updates.extend(following.next().await);
+        updates.extend(watcher.next().await);
     }
     (updates, start.elapsed())
 }
@@ -107,7 +107,7 @@ fn version() -> (&'static str, Answer) {
 fn line(kind: &str, name: &str, version: u64, end: bool) -> String {
     let annotations = if end { json!({"k8s.io/initial-events-end": "true"}) } else { json!({}) };
     let metadata = json!({"name": name, "namespace": "ns", "resourceVersion": version.to_string(), "annotations": annotations});
-    // With the type in front, as servers write it.
+    // The type comes first, as servers write it.
     format!("{{\"type\":\"{kind}\",\"object\":{}}}\n", json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {}}))
 }
 
@@ -115,10 +115,10 @@ fn bookmark(version: u64) -> String {
     line("BOOKMARK", "", version, false)
 }
 
-/// Everything there is, complete at a version, and what comes after that.
+/// A complete streaming list at a version, and the lines after it.
 fn all(version: u64, after: Vec<(u64, String)>) -> (&'static str, Answer) {
-    let told = vec![(0, line("ADDED", "a", 3, false)), (0, line("BOOKMARK", "", version, true))];
-    ("all", Answer::Lines(told.into_iter().chain(after).collect()))
+    let lines = vec![(0, line("ADDED", "a", 3, false)), (0, line("BOOKMARK", "", version, true))];
+    ("all", Answer::Lines(lines.into_iter().chain(after).collect()))
 }
 
 fn last() -> (&'static str, Answer) {
@@ -135,7 +135,12 @@ async fn a_watch_that_ends_continues_at_its_version() {
         ("watch 13", Answer::Lines(Vec::new())),
     ])
     .await;
-    let [Update::Change(..), Update::Complete(_), Update::Change(..), Update::Change(Change::Service(key, None), _)] = updates.as_slice()
+    let [
+        ClusterUpdate::Change(..),
+        ClusterUpdate::Complete(_),
+        ClusterUpdate::Change(..),
+        ClusterUpdate::Change(Change::Service(key, None), _),
+    ] = updates.as_slice()
     else {
         panic!("{updates:?}")
     };
@@ -169,7 +174,7 @@ async fn a_busy_server_is_not_asked_for_lists() {
 #[tokio::test(start_paused = true)]
 async fn a_lower_version_is_another_history() {
     script(vec![version(), all(7, vec![(30, bookmark(6))]), version(), last()]).await;
-    // A server that has yet to reach our version is silent.
+    // A server that has not reached our version yet is silent.
     let list = |version: &str| ("list 1", Answer::Json(json!({"metadata": {"resourceVersion": version}, "items": []})));
     let silent = || Answer::Lines(vec![(290, "\n".into())]);
     script(vec![
@@ -206,7 +211,10 @@ async fn a_server_without_streaming_lists_is_listed_in_pages() {
         ("watch 7", Answer::Lines(Vec::new())),
     ])
     .await;
-    assert!(matches!(updates.as_slice(), [Update::Change(..), Update::Change(..), Update::Complete(_)]), "{updates:?}");
+    assert!(
+        matches!(updates.as_slice(), [ClusterUpdate::Change(..), ClusterUpdate::Change(..), ClusterUpdate::Complete(_)]),
+        "{updates:?}"
+    );
 }
 
 /// A page of a list: one Service, and the token of the next page.
@@ -221,7 +229,7 @@ fn error_event(code: u16, reason: &str, message: &str) -> String {
     format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n")
 }
 
-/// Each way in which a streaming list can fail, and the longest time until then.
+/// All failures of a streaming list, each with the longest time until it is noticed.
 fn failed_streams() -> Vec<(&'static str, Answer, Duration)> {
     let added = || (0, line("ADDED", "old", 3, false));
     let (at_once, silence) = (Duration::ZERO, INITIAL_SILENCE);
@@ -259,17 +267,17 @@ async fn every_failure_of_a_streaming_list_falls_back_to_pages_at_once() {
         ])
         .await;
         assert!(time <= limit, "{what}: {time:?}");
-        // Whatever the stream delivered first: the list is what counts.
+        // The list counts, whatever the stream delivered before it failed.
         let mut names: Vec<String> = Vec::new();
         let mut complete = 0;
         for update in &updates {
             match update {
-                Update::Change(Change::Service(key, _), _) => {
+                ClusterUpdate::Change(Change::Service(key, _), _) => {
                     names.retain(|name| **name != *key.name);
                     names.push(key.name.to_string());
                 }
-                Update::Listed(Known::Services(known)) => names.retain(|name| known.iter().any(|key| *key.name == **name)),
-                Update::Complete(_) => complete += 1,
+                ClusterUpdate::Listed(ListedNames::Services(known)) => names.retain(|name| known.iter().any(|key| *key.name == **name)),
+                ClusterUpdate::Complete(_) => complete += 1,
                 _ => panic!("{what}: {update:?}"),
             }
         }
@@ -281,9 +289,11 @@ async fn every_failure_of_a_streaming_list_falls_back_to_pages_at_once() {
 async fn a_refused_connection_and_a_busy_server_are_waited_for() {
     let (updates, time) = script(vec![version(), ("all", Answer::Refused), version(), all(7, Vec::new()), ("watch 7", Answer::Lost)]).await;
     assert!((800..=1_600).contains(&time.as_millis()), "{time:?}");
-    let [Update::Unknown(Kind::Service, why), Update::Change(..), Update::Complete(_)] = updates.as_slice() else { panic!("{updates:?}") };
+    let [ClusterUpdate::Unknown(Kind::Service, why), ClusterUpdate::Change(..), ClusterUpdate::Complete(_)] = updates.as_slice() else {
+        panic!("{updates:?}")
+    };
     assert!(why.contains("connection refused"), "{why}");
-    // 429 is no reason to ask whether the server can stream.
+    // After 429 the version is not requested again.
     for busy in [Answer::Status(429), Answer::Lines(vec![(0, error_event(429, "TooManyRequests", "no"))])] {
         let (_, time) = script(vec![version(), ("all", busy), ("all", Answer::Status(429)), all(7, Vec::new())]).await;
         assert!((2_400..=4_800).contains(&time.as_millis()), "{time:?}");
@@ -304,13 +314,13 @@ async fn an_expired_version_starts_from_scratch() {
         let (_, time) = script(vec![version(), ("all", answer), all(7, Vec::new())]).await;
         assert_eq!(time, Duration::ZERO);
     }
-    // Again and again is no reason to list in pages, but to wait.
+    // Repeated expiry leads to a wait, not to a list in pages.
     let (_, time) = script(vec![version(), ("all", expired()), ("all", too_large()), ("all", expired()), all(7, Vec::new())]).await;
     assert!((2_400..=4_800).contains(&time.as_millis()), "{time:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn whether_the_server_streams_is_asked_again_after_a_lost_connection_only() {
+async fn the_version_is_requested_again_only_after_a_lost_connection() {
     let (list, watch) = (|| ("list 500", page("", "a", "7")), |lines| ("watch 7", Answer::Lines(lines)));
     let refuses = || ("all", Answer::Status(500));
     let expired = || vec![(70, error_event(410, "Expired", "too old"))];
@@ -318,11 +328,11 @@ async fn whether_the_server_streams_is_asked_again_after_a_lost_connection_only(
         version(),
         refuses(),
         list(),
-        // A watch that ends, and a version that has expired: no reason to ask.
+        // A watch that ends and an expired version do not change the server.
         watch(vec![(290, bookmark(7))]),
         watch(expired()),
         list(),
-        // An outage: there is.
+        // An outage may.
         ("watch 7", Answer::Refused),
         version(),
         refuses(),
@@ -339,19 +349,19 @@ async fn a_server_that_does_not_say_its_version_is_listed_in_pages() {
     for answer in [Answer::Status(403), Answer::Status(500), Answer::Lines(vec![(0, "<html>".into())])] {
         let (updates, time) =
             script(vec![("version", answer), ("list 500", page("", "a", "7")), ("watch 7", Answer::Lines(Vec::new()))]).await;
-        assert!(matches!(updates.as_slice(), [Update::Change(..), Update::Complete(_)]), "{updates:?}");
+        assert!(matches!(updates.as_slice(), [ClusterUpdate::Change(..), ClusterUpdate::Complete(_)]), "{updates:?}");
         assert_eq!(time, Duration::ZERO);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_deleted_during_a_streaming_list_is_gone() {
+async fn an_object_deleted_during_a_streaming_list_is_deleted() {
     let stream = [("ADDED", "a", false), ("ADDED", "b", false), ("DELETED", "a", false), ("BOOKMARK", "", true)];
     let lines = stream.map(|(kind, name, end)| (0, line(kind, name, 9, end))).into();
     let (updates, _) = script(vec![version(), ("all", Answer::Lines(lines)), ("watch 9", Answer::Lines(Vec::new()))]).await;
     assert!(
-        matches!(&updates[2], Update::Change(Change::Service(key, None), _) if &*key.name == "a")
-            && matches!(updates[3], Update::Complete(_)),
+        matches!(&updates[2], ClusterUpdate::Change(Change::Service(key, None), _) if &*key.name == "a")
+            && matches!(updates[3], ClusterUpdate::Complete(_)),
         "{updates:?}"
     );
 }
@@ -360,15 +370,17 @@ async fn what_is_deleted_during_a_streaming_list_is_gone() {
 async fn a_failure_before_the_first_list_is_an_update() {
     let (updates, _) =
         script(vec![version(), ("all", Answer::Status(500)), ("list 500", Answer::Status(403)), ("list 500", page("", "a", "7"))]).await;
-    let [Update::Unknown(Kind::Service, why), Update::Change(..), Update::Complete(_)] = updates.as_slice() else { panic!("{updates:?}") };
+    let [ClusterUpdate::Unknown(Kind::Service, why), ClusterUpdate::Change(..), ClusterUpdate::Complete(_)] = updates.as_slice() else {
+        panic!("{updates:?}")
+    };
     assert_eq!(&**why, "no (403 No)");
-    // Later ones are not: what is known stays.
+    // Later failures are not: the known objects stay.
     let (updates, _) = script(vec![version(), all(7, Vec::new()), ("watch 7", Answer::Status(500)), version(), last()]).await;
-    assert!(!updates.iter().any(|update| matches!(update, Update::Unknown(..))), "{updates:?}");
+    assert!(!updates.iter().any(|update| matches!(update, ClusterUpdate::Unknown(..))), "{updates:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_without_the_bookmarks_that_are_due_is_replaced() {
+async fn a_watch_without_due_bookmarks_is_replaced() {
     let open = |after: &[(u64, String)]| {
         let listed = [(0, line("ADDED", "a", 3, false)), (0, line("BOOKMARK", "", 7, true))];
         ("all", Answer::Open([&listed[..], after].concat()))
@@ -379,7 +391,7 @@ async fn a_watch_without_the_bookmarks_that_are_due_is_replaced() {
     let next = ("watch 9", Answer::Lines(Vec::new()));
     let (_, took) = script(vec![version(), open(&[(1, bookmark(8)), (1, bookmark(9))]), next]).await;
     assert_eq!(took, LEAST_SILENCE + Duration::from_secs(2));
-    // A server that sends none may be silent for as long as a watch lasts.
+    // A server without bookmarks may be silent for the whole watch.
     let list = Answer::Json(json!({"metadata": {"resourceVersion": "7"}, "items": []}));
     let (_, took) = script(vec![version(), open(&[]), ("list 1", list)]).await;
     assert_eq!(took, SILENCE);

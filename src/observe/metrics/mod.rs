@@ -1,264 +1,237 @@
-//! What is counted: kube-proxy's own metrics under their names, what all programs of Kubernetes show, and sepal's own.
+//! All metrics: kube-proxy's own under their names, those of every Kubernetes component, and sepal's.
+//!
+//! A metric is declared in one entry of the macro `metrics!` (`declare`), in the file of its group, and recorded by a method of [`Metrics`].
 
+mod component;
+mod declare;
 mod kubeproxy;
+mod labels;
 mod network;
 mod parts;
 mod process;
 mod sepal;
-mod shared;
 mod text;
 mod traffic;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::family::Family as Labelled;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::cluster::{Family, Snapshot};
 use crate::iptables::detect::Found;
+use crate::kubernetes::requests::{AnsweredRequest, RequestObserver};
 use crate::netlink::nfacct::{PacketCounters, Packets};
-use crate::table::Table;
-use crate::table::rule_counts::RuleTotals;
-
-use crate::observe::latency::{Followed, Slowest};
+use crate::observe::latency::{AppliedChange, SlowestChanges};
 use crate::observe::readiness::Readiness;
 use crate::observe::service_traffic::TrafficDelta;
-use crate::observe::sync_result::{Attempt, Synced};
-use kubeproxy::{AtScrape, KubeProxy};
-use network::OnDemand;
-use parts::Parts;
-use process::Process;
-use sepal::Own;
-use shared::Shared;
+use crate::observe::sync_result::{SyncAttempt, SyncResult};
+use crate::table::rule_counts::RuleTotals;
+
+use component::ComponentMetrics;
+use kubeproxy::{KubeProxyMetrics, PacketCounterCollector};
+use network::NetworkCollector;
+use parts::PartsCollector;
+use process::ProcessCollector;
+use sepal::SepalMetrics;
 use text::Catalogue;
 use traffic::TrafficMetrics;
 
 pub use network::NetworkMetrics;
 pub use text::Format;
 
-/// Labels of what is counted per IP family.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfFamily {
-    ip_family: &'static str,
-}
-
-impl OfFamily {
-    const fn new(family: Family) -> Self {
-        Self {
-            ip_family: match family {
-                Family::V4 => "IPv4",
-                Family::V6 => "IPv6",
-            },
-        }
-    }
-}
-
-/// Labels of what is counted per table of an IP family.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfTable {
-    ip_family: &'static str,
-    table: &'static str,
-}
-
-impl OfTable {
-    const fn new(family: Family, table: Table) -> Self {
-        Self { ip_family: OfFamily::new(family).ip_family, table: table.as_str() }
-    }
-}
-
-/// A gauge of how many there are.
-type Count = Gauge<u64, AtomicU64>;
-
-/// Histograms by label.
-type Durations<L = OfFamily> = Labelled<L, Histogram, fn() -> Histogram>;
-
-/// All metrics but those of health checks, which have a page of their own.
+/// Records and exports all metrics.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    kubeproxy: KubeProxy,
-    shared: Shared,
-    own: Own,
-    network: OnDemand,
-    parts: Parts,
+    kubeproxy: KubeProxyMetrics,
+    component: ComponentMetrics,
+    sepal: SepalMetrics,
+    network: NetworkCollector,
+    parts: PartsCollector,
     traffic: TrafficMetrics,
-    slowest: Slowest,
+    slowest: SlowestChanges,
 }
 
 impl Default for Metrics {
-    /// Without packet counters.
+    /// Metrics without packet counters.
     fn default() -> Self {
         Self::new(Packets::default())
     }
 }
 
 impl Metrics {
-    /// Nothing has been counted yet. The packet counters are read whenever [`Self::text`] is asked for.
+    /// Metrics with their first values. The packet counters are read at each scrape.
     #[must_use]
     pub fn new(counters: impl PacketCounters) -> Self {
-        let (kubeproxy, shared, own) = (KubeProxy::default(), Shared::default(), Own::default());
-        let traffic = TrafficMetrics::default();
+        let (kubeproxy, component, sepal) = (KubeProxyMetrics::default(), ComponentMetrics::default(), SepalMetrics::default());
+        let (network, parts, traffic) = (NetworkCollector::default(), PartsCollector::default(), TrafficMetrics::default());
         let mut catalogue = Catalogue::default();
         traffic.register(&mut catalogue);
         kubeproxy.register(&mut catalogue);
-        shared.register(&mut catalogue);
-        own.register(&mut catalogue);
-        let (network, parts) = (OnDemand::default(), Parts::default());
+        component.register(&mut catalogue);
+        sepal.register(&mut catalogue);
         let mut registry = Registry::default();
         registry.register_collector(Box::new(catalogue));
         registry.register_collector(Box::new(network.clone()));
         registry.register_collector(Box::new(parts.clone()));
-        registry.register_collector(Box::new(AtScrape(counters)));
-        registry.register_collector(Box::new(Process));
-        Self { registry, kubeproxy, shared, own, network, parts, traffic, slowest: Slowest::default() }
+        registry.register_collector(Box::new(PacketCounterCollector(counters)));
+        registry.register_collector(Box::new(ProcessCollector));
+        Self { registry, kubeproxy, component, sepal, network, parts, traffic, slowest: SlowestChanges::default() }
     }
 
-    /// The text, and what the header `Content-Type` says of it.
+    /// The value of the header `Content-Type`, and all metrics as text.
     #[must_use]
     pub fn text(&self, format: Format) -> (&'static str, String) {
         (format.content_type(), format.write(&self.registry))
     }
 
-    /// A sync of a family ended, well or not, after so long.
-    pub fn attempted(&self, family: Family, attempt: &Attempt, totals: &RuleTotals, took: Duration) {
+    /// A sync of a family succeeded or failed after this time.
+    pub fn attempted(&self, family: Family, attempt: &SyncAttempt, totals: &RuleTotals, took: Duration) {
         self.kubeproxy.attempted(family, attempt, totals, took);
-        self.own.attempted(family, attempt, totals);
+        self.sepal.attempted(family, attempt, totals);
     }
 
-    /// A sync wrote this; if nothing, nothing had to be written.
-    pub fn synced(&self, family: Family, synced: &Synced, totals: &RuleTotals) {
+    /// A sync of a family succeeded. It may have had nothing to write.
+    pub fn synced(&self, family: Family, synced: &SyncResult, totals: &RuleTotals) {
         self.kubeproxy.synced(family, totals);
-        self.own.synced(family, synced, totals);
+        self.sepal.synced(family, synced, totals);
     }
 
-    /// A change of a Service is in force.
-    pub fn followed(&self, change: &Followed) {
-        self.own.followed(change);
+    /// The rules of a changed Service are in force.
+    pub(crate) fn change_applied(&self, change: &AppliedChange) {
+        self.sepal.change_applied(change);
         self.slowest.note(change);
     }
 
-    /// The changes that took longest to get into force.
+    /// The recent changes that took longest until their rules were in force.
     #[must_use]
-    pub const fn slowest(&self) -> &Slowest {
+    pub const fn slowest(&self) -> &SlowestChanges {
         &self.slowest
     }
 
-    /// A sync failed.
+    /// A sync of a family failed.
     pub fn failed(&self, family: Family) {
-        self.own.outcome(family, "failed");
+        self.sepal.outcome(family, "failed");
     }
 
-    /// A sync of a family was asked for.
+    /// A sync of a family was requested.
     pub fn queued(&self, family: Family) {
         self.kubeproxy.queued(family);
     }
 
-    /// A family's rules were looked at and are as they should be.
-    pub fn confirmed(&self, family: Family) {
+    /// The live rules of a family were read and need no change.
+    pub(crate) fn confirmed(&self, family: Family) {
         self.kubeproxy.confirmed(family);
     }
 
-    /// Rules follow what happened in the cluster so many seconds ago.
+    /// The rules of a family follow a change that happened in the cluster this many seconds ago.
     pub fn programmed(&self, family: Family, seconds: f64) {
         self.kubeproxy.programmed(family, seconds);
     }
 
-    /// So many times a family was told of a Service, and so many Services wait for the next sync.
-    pub fn service_events(&self, events: usize, pending: usize) {
-        self.kubeproxy.service_events(events, pending);
+    /// Service events arrived, counted per family; `pending` Services wait for the next sync.
+    pub(crate) fn service_events(&self, events: usize, pending: usize) {
+        self.kubeproxy.service_changes.inc_by(events as u64);
+        self.kubeproxy.service_changes_pending.set(pending as u64);
     }
 
-    /// So many times a family was told of an `EndpointSlice`, and so many of them brought something new.
-    pub fn slice_events(&self, events: usize, accepted: usize) {
-        self.kubeproxy.slice_events(events, accepted);
+    /// EndpointSlice events arrived, counted per family; `accepted` of them changed something.
+    pub(crate) fn slice_events(&self, events: usize, accepted: usize) {
+        self.kubeproxy.endpoint_changes.inc_by(events as u64);
+        self.kubeproxy.endpoint_changes_pending.inc_by(accepted as u64);
     }
 
-    /// A sync has begun, so no change waits for it any more.
-    pub fn checked_out(&self) {
-        self.kubeproxy.checked_out();
+    /// A sync began and took all pending changes.
+    pub(crate) fn sync_began(&self) {
+        self.kubeproxy.service_changes_pending.set(0);
+        self.kubeproxy.endpoint_changes_pending.set(0);
     }
 
-    /// `/healthz` of the health server was answered with this HTTP status.
+    /// The health server answered `/healthz` with this HTTP status.
     pub fn healthz(&self, code: u16) {
         self.kubeproxy.healthz(code);
     }
 
-    /// `/livez` of the health server was answered with this HTTP status.
+    /// The health server answered `/livez` with this HTTP status.
     pub fn livez(&self, code: u16) {
         self.kubeproxy.livez(code);
     }
 
-    /// A look through conntrack took so long, and so many flows were deleted.
-    pub fn flows_cleaned(&self, family: Family, took: Duration, deleted: usize) {
+    /// The conntrack table of a family was searched, and stale flows were deleted.
+    pub(crate) fn flows_cleaned(&self, family: Family, took: Duration, deleted: usize) {
         self.kubeproxy.flows_cleaned(family, took, deleted);
     }
 
-    /// A feature gate is on or off; its stage is `ALPHA`, `BETA`, `DEPRECATED`, or nothing for one that is generally available.
+    /// A feature gate is on or off. Its stage is `ALPHA`, `BETA`, `DEPRECATED`, or empty if it is generally available.
     pub fn feature(&self, name: &str, stage: &str, enabled: bool) {
-        self.shared.feature(name, stage, enabled);
+        self.component.feature(name, stage, enabled);
     }
 
-    /// Another program held the xtables lock for all the seconds that were waited for it.
-    pub fn locked_out(&self, family: Family, seconds: u64) {
-        self.own.locked_out(family, seconds);
+    /// A sync waited this many seconds for the xtables lock and did not get it.
+    pub(crate) fn lock_timed_out(&self, family: Family, seconds: u64) {
+        self.sepal.lock_timed_out(family, seconds);
     }
 
-    /// A look at the live tables found so many things of a kind changed by somebody else; they are about to be put right.
-    pub fn audited(&self, family: Family, kind: &'static str, count: usize) {
-        self.own.audited(family, kind, count);
+    /// An audit of the live tables found this many changes of one kind by another program. The next sync repairs them.
+    pub(crate) fn audited(&self, family: Family, kind: &'static str, count: usize) {
+        self.sepal.audited(family, kind, count);
     }
 
-    /// So many service ports are in quarantine.
+    /// This many service ports are in quarantine.
     pub fn quarantined(&self, family: Family, count: usize) {
-        self.own.quarantined(family, count);
+        self.sepal.quarantined(family, count);
     }
 
-    /// So many updates wait to be taken.
-    pub fn waiting(&self, updates: usize) {
-        self.own.waiting(updates);
+    /// This many updates wait for the loop.
+    pub(crate) fn updates_waiting(&self, updates: usize) {
+        self.sepal.waiting.set(updates as u64);
     }
 
-    /// This is known of the cluster.
-    pub fn knows(&self, snapshot: &Snapshot) {
-        self.own.knows(snapshot);
+    /// The snapshot of the cluster has changed.
+    pub(crate) fn snapshot_changed(&self, snapshot: &Snapshot) {
+        self.sepal.services.set(snapshot.service_count() as u64);
+        self.sepal.slices.set(snapshot.slice_count() as u64);
+        self.sepal.snapshot_bytes.set(snapshot.bytes() as u64);
     }
 
-    /// So much has come to Services since the last time, by doors and endpoints; others are shown for a while still.
-    pub fn service_traffic(&self, since: &TrafficDelta) {
+    /// Adds the traffic of Services since the last reading. Addresses and endpoints that are gone stay exported for a while.
+    pub(crate) fn service_traffic(&self, since: &TrafficDelta) {
         self.traffic.add(since, Instant::now());
     }
 
-    /// Packets with which connections to Services began, by namespace and name, where that is counted.
+    /// The number of connections per Service, by namespace and name, where they are counted.
     #[must_use]
     pub fn connections(&self) -> HashMap<(String, String), u64> {
         self.traffic.connections()
     }
 
-    /// The same of one Service, by the endpoint they went to.
+    /// The number of connections to one Service, per endpoint.
     #[must_use]
-    pub fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
+    pub(crate) fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
         self.traffic.connections_of(namespace, service)
     }
 
-    /// The pod network's metrics, which are shown from now on.
+    /// The pod network's metrics. The first call starts their export.
     #[must_use]
     pub fn network(&self) -> &NetworkMetrics {
         self.network.get()
     }
 
-    /// Shows from now on which of these parts do their work.
-    pub fn parts(&self, readiness: &Readiness) {
+    /// Exports the readiness of these parts from now on.
+    pub fn show_parts(&self, readiness: &Readiness) {
         self.parts.show(readiness);
     }
 
-    /// This iptables is used.
+    /// This iptables is in use.
     pub fn iptables(&self, found: &Found) {
-        self.own.iptables(found);
+        self.sepal.iptables_in_use(found);
+    }
+}
+
+impl RequestObserver for Metrics {
+    fn answered(&self, request: &AnsweredRequest<'_>) {
+        self.component.answered(request);
     }
 }
 
@@ -267,10 +240,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_is_counted() {
+    fn syncs_audits_and_lock_timeouts_are_counted() {
         let metrics = Metrics::default();
         let totals = RuleTotals { chains: 10, ..RuleTotals::default() };
-        let mut synced = Synced::default();
+        let mut synced = SyncResult::default();
         metrics.synced(Family::V4, &synced, &totals);
         synced.extent.chains = 3;
         synced.extent.transactions = 1;
@@ -278,8 +251,8 @@ mod tests {
         metrics.audited(Family::V6, "jump", 2);
         metrics.audited(Family::V6, "jump", 1);
         metrics.quarantined(Family::V4, 1);
-        metrics.locked_out(Family::V4, 5);
-        metrics.waiting(4);
+        metrics.lock_timed_out(Family::V4, 5);
+        metrics.updates_waiting(4);
         let text = metrics.text(Format::Classic).1;
         for line in [
             "sepal_chains_written_total{ip_family=\"IPv4\"} 3",

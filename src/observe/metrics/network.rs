@@ -1,8 +1,7 @@
-//! What the pod network counts of its own doings, under `sepal_network_*`. Nothing of it is shown where the pod network is off.
+//! The pod network's metrics, under `sepal_network_*`. They are exported only where the pod network is on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -10,188 +9,173 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::time::Instant;
 
 use crate::cluster::Family;
 
+use super::declare::metrics;
+use super::labels::{Count, FamilyLabel, Seconds};
 use super::text::Catalogue;
-use super::{Count, OfFamily};
 
-/// Labels of peers.
+/// The label of the number of peers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfState {
+pub(super) struct StateLabel {
     /// `desired` or `programmed`.
     state: &'static str,
 }
 
-/// Labels of nodes that are not programmed.
+/// The label of refused nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfReason {
+pub(super) struct ReasonLabel {
     reason: &'static str,
 }
 
-/// Labels of repairs.
+/// The label of repairs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfKind {
+pub(super) struct KindLabel {
     kind: &'static str,
 }
 
-/// Labels of what the kernel did not do.
+/// The label of failed netlink calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfCall {
+pub(super) struct CallLabel {
     call: &'static str,
 }
 
-/// Labels of links.
+/// The label of links.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfLink {
+pub(super) struct LinkLabel {
     link: String,
 }
 
-/// The pod network's metrics. A clone counts for the same ones.
-#[derive(Clone, Debug)]
-pub struct NetworkMetrics {
-    peers: Labelled<OfState, Count>,
-    refused: Labelled<OfReason, Count>,
-    repairs: Labelled<OfKind, Counter>,
-    errors: Labelled<OfCall, Counter>,
-    mtu: Labelled<OfLink, Count>,
-    programming: Histogram,
-    renewals: Labelled<OfFamily, Counter>,
-    lease_age: Labelled<OfFamily, Gauge<f64, AtomicU64>>,
-    /// Reasons that there have been.
-    reasons: Arc<Mutex<BTreeSet<&'static str>>>,
-    /// When the leases that are held were last taken or renewed.
-    granted: Arc<Mutex<BTreeMap<Family, Instant>>>,
+metrics! {
+    /// The exported metrics of the pod network.
+    NetworkSeries {
+        peers: Labelled<StateLabel, Count>,
+            "sepal_network_peers", "Other nodes of the pod network: those that should have entries in the kernel, and those that have them";
+        refused: Labelled<ReasonLabel, Count>,
+            "sepal_network_peers_refused", "Nodes, or single families of nodes, that are not programmed, by reason";
+        repairs: Labelled<KindLabel, Counter>,
+            "sepal_network_repairs", "Links, addresses, entries and files that another program changed and sepal repaired, by kind";
+        errors: Labelled<CallLabel, Counter>,
+            "sepal_network_netlink_errors", "Netlink requests that the kernel refused, by call";
+        mtu: Labelled<LinkLabel, Count>,
+            "sepal_network_mtu_bytes", "MTU of a link of the pod network";
+        programming: Histogram = Histogram::new(PROGRAMMING),
+            "sepal_network_peer_programming_duration_seconds", "Time from the arrival of a Node's change to the kernel's acknowledgement of its entries";
+        renewals: Labelled<FamilyLabel, Counter>,
+            "sepal_network_lease_renewals", "Renewals of this node's leases";
+        lease_age: Labelled<FamilyLabel, Seconds>,
+            "sepal_network_lease_age_seconds", "Time since this node's lease was taken or last renewed";
+    }
 }
 
 /// In seconds: 1 ms to 10 s, in three steps for each power of ten.
 const PROGRAMMING: [f64; 13] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
-impl Default for NetworkMetrics {
-    /// Nothing has been counted yet.
-    fn default() -> Self {
-        Self {
-            peers: Labelled::default(),
-            refused: Labelled::default(),
-            repairs: Labelled::default(),
-            errors: Labelled::default(),
-            mtu: Labelled::default(),
-            programming: Histogram::new(PROGRAMMING),
-            renewals: Labelled::default(),
-            lease_age: Labelled::default(),
-            reasons: Arc::default(),
-            granted: Arc::default(),
-        }
-    }
+/// Records the pod network's metrics. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkMetrics {
+    series: NetworkSeries,
+    /// All reasons for which nodes were refused so far. Those without a node now are exported as 0.
+    reasons: Arc<Mutex<BTreeSet<&'static str>>>,
+    /// When this node's leases were last acquired or renewed.
+    granted: Arc<Mutex<BTreeMap<Family, Instant>>>,
 }
 
 impl NetworkMetrics {
-    #[rustfmt::skip]
-    fn register(&self, catalogue: &mut Catalogue) {
-        catalogue.add("sepal_network_peers", "Other nodes of the pod network: those that should have entries in the kernel, and those that have them", self.peers.clone());
-        catalogue.add("sepal_network_peers_refused", "Nodes, or families of nodes, that are not programmed, by reason", self.refused.clone());
-        catalogue.add("sepal_network_repairs", "Links, addresses, entries and files that somebody else had changed, by what they are", self.repairs.clone());
-        catalogue.add("sepal_network_netlink_errors", "Requests that the kernel did not fulfil, by what was asked for", self.errors.clone());
-        catalogue.add("sepal_network_mtu_bytes", "Largest packet that a link of the pod network takes", self.mtu.clone());
-        catalogue.add("sepal_network_peer_programming_duration_seconds", "Time from the arrival of a change of a Node to the kernel's acknowledgement of its entries", self.programming.clone());
-        catalogue.add("sepal_network_lease_renewals", "Renewals of this node's leases", self.renewals.clone());
-        catalogue.add("sepal_network_lease_age_seconds", "Time since this node's lease was taken or last renewed", self.lease_age.clone());
-    }
-
-    /// So many peers should have entries in the kernel, and so many have them.
+    /// Sets the number of peers that should have entries in the kernel, and of those that have them.
     pub fn peers(&self, desired: usize, programmed: usize) {
         for (state, count) in [("desired", desired), ("programmed", programmed)] {
-            self.peers.get_or_create(&OfState { state }).set(count as u64);
+            self.series.peers.get_or_create(&StateLabel { state }).set(count as u64);
         }
     }
 
-    /// So many nodes are refused for these reasons, and none for others ([`crate::pod_network::refusal::Reason::as_str`]).
+    /// Sets the number of refused nodes per reason ([`crate::pod_network::refusal::RefusalReason::as_str`]). Other reasons get 0.
     pub fn refused(&self, counts: &BTreeMap<&'static str, usize>) {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         reasons.extend(counts.keys());
         for reason in reasons.iter() {
-            self.refused.get_or_create(&OfReason { reason }).set(counts.get(reason).map_or(0, |count| *count as u64));
+            self.series.refused.get_or_create(&ReasonLabel { reason }).set(counts.get(reason).map_or(0, |count| *count as u64));
         }
     }
 
-    /// So many things of a kind were put right that somebody else had changed: `link`, `address`, `mtu`, `route` and so on.
+    /// Counts repairs of what another program changed: `link`, `address`, `mtu`, `route` and so on.
     pub fn repaired(&self, kind: &'static str, count: usize) {
-        self.repairs.get_or_create(&OfKind { kind }).inc_by(count as u64);
+        self.series.repairs.get_or_create(&KindLabel { kind }).inc_by(count as u64);
     }
 
-    /// The kernel did not do what it was asked for ([`crate::netlink::error::NetlinkError::call`]).
+    /// Counts a netlink call that failed ([`crate::netlink::error::NetlinkError::call`]).
     pub fn failed(&self, call: &'static str) {
-        self.errors.get_or_create(&OfCall { call }).inc();
+        self.series.errors.get_or_create(&CallLabel { call }).inc();
     }
 
-    /// A link takes packets of so many bytes.
+    /// Sets the MTU of a link.
     pub fn mtu(&self, link: &str, bytes: u32) {
-        self.mtu.get_or_create(&OfLink { link: link.to_owned() }).set(bytes.into());
+        self.series.mtu.get_or_create(&LinkLabel { link: link.to_owned() }).set(bytes.into());
     }
 
-    /// A link is not ours any more.
-    pub fn no_link(&self, link: &str) {
-        self.mtu.remove(&OfLink { link: link.to_owned() });
+    /// Drops the MTU of a link that sepal no longer owns.
+    pub(crate) fn no_link(&self, link: &str) {
+        self.series.mtu.remove(&LinkLabel { link: link.to_owned() });
     }
 
-    /// The kernel has acknowledged a peer's entries so long after the API's event came.
-    pub fn programmed_after(&self, took: Duration) {
-        self.programming.observe(took.as_secs_f64());
+    /// Records the time from the API's event to the kernel's acknowledgement of a peer's entries.
+    pub(crate) fn programmed_after(&self, took: Duration) {
+        self.series.programming.observe(took.as_secs_f64());
     }
 
-    /// A subnet of a family was leased to this node.
+    /// This node acquired the lease of a subnet.
     pub fn leased(&self, family: Family) {
         self.granted().insert(family, Instant::now());
-        drop(self.renewals.get_or_create(&OfFamily::new(family)));
+        drop(self.series.renewals.get_or_create(&FamilyLabel::new(family)));
     }
 
-    /// The lease of a family was renewed.
+    /// This node renewed the lease of a family.
     pub fn renewed(&self, family: Family) {
         self.leased(family);
-        self.renewals.get_or_create(&OfFamily::new(family)).inc();
+        self.series.renewals.get_or_create(&FamilyLabel::new(family)).inc();
     }
 
-    /// This node has no lease of a family any more.
-    pub fn lease_lost(&self, family: Family) {
+    /// This node lost the lease of a family.
+    pub(crate) fn lease_lost(&self, family: Family) {
         self.granted().remove(&family);
-        self.lease_age.remove(&OfFamily::new(family));
+        self.series.lease_age.remove(&FamilyLabel::new(family));
     }
 
     fn granted(&self) -> impl std::ops::DerefMut<Target = BTreeMap<Family, Instant>> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets what depends on the time of day.
-    fn tell_ages(&self) {
+    /// Sets the ages of leases to now.
+    fn set_lease_ages(&self) {
         for (family, granted) in self.granted().iter() {
-            self.lease_age.get_or_create(&OfFamily::new(*family)).set(granted.elapsed().as_secs_f64());
+            self.series.lease_age.get_or_create(&FamilyLabel::new(*family)).set(granted.elapsed().as_secs_f64());
         }
     }
 }
 
-/// The metrics from the moment that somebody counts for them.
+/// Exports the metrics once the pod network has asked for them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct OnDemand(Arc<OnceLock<(NetworkMetrics, Catalogue)>>);
+pub(super) struct NetworkCollector(Arc<OnceLock<(NetworkMetrics, Catalogue)>>);
 
-impl OnDemand {
-    /// The metrics; from now on they are shown.
+impl NetworkCollector {
+    /// The metrics. The first call starts their export.
     pub(super) fn get(&self) -> &NetworkMetrics {
         let (metrics, _) = self.0.get_or_init(|| {
             let (metrics, mut catalogue) = (NetworkMetrics::default(), Catalogue::default());
-            metrics.register(&mut catalogue);
+            metrics.series.register(&mut catalogue);
             (metrics, catalogue)
         });
         metrics
     }
 }
 
-impl Collector for OnDemand {
+impl Collector for NetworkCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some((metrics, catalogue)) = self.0.get() else { return Ok(()) };
-        metrics.tell_ages();
+        metrics.set_lease_ages();
         catalogue.encode(encoder)
     }
 }
@@ -201,14 +185,14 @@ mod tests {
     use super::*;
     use crate::observe::metrics::{Format, Metrics};
 
-    /// What is shown of the pod network.
+    /// The exported lines of the pod network.
     fn shown(metrics: &Metrics) -> String {
         let text = metrics.text(Format::Classic).1;
         text.lines().filter(|line| line.contains("sepal_network_")).map(|line| format!("{line}\n")).collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_happens_is_counted_once_the_pod_network_is_on() {
+    async fn metrics_are_exported_once_the_pod_network_is_on() {
         let metrics = Metrics::default();
         assert_eq!(shown(&metrics), "");
         let network = metrics.network().clone();
@@ -230,7 +214,7 @@ mod tests {
         network.renewed(Family::V6);
         tokio::time::advance(Duration::from_millis(1500)).await;
         let text = shown(&metrics);
-        // Of one metric with several labels the library's order is by chance.
+        // The library exports the series of one metric in random order.
         let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         lines.sort_unstable();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Which parts of the daemon do their work, read whenever somebody asks for the metrics. The same that `/readyz` says.
+//! The readiness of each part of the daemon, read at each scrape. `/readyz` shows the same.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -9,37 +9,37 @@ use prometheus_client::metrics::family::Family as Labelled;
 
 use crate::observe::readiness::Readiness;
 
-use super::Count;
-use super::text::one;
+use super::labels::Count;
+use super::text::encode_one;
 
-/// Labels of a part.
+/// The label of a part.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfPart {
+struct PartLabel {
     part: &'static str,
 }
 
-/// The table of parts, once there is one.
+/// Exports the readiness of each part, once the parts are known.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Parts(Arc<OnceLock<Readiness>>);
+pub(super) struct PartsCollector(Arc<OnceLock<Readiness>>);
 
-impl Parts {
-    /// Shows this table from now on. The first one stays.
+impl PartsCollector {
+    /// Exports these parts from now on. Later calls change nothing.
     pub(super) fn show(&self, readiness: &Readiness) {
         let _ = self.0.set(readiness.clone());
     }
 }
 
-impl Collector for Parts {
+impl Collector for PartsCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let states = self.0.get().map(Readiness::states).unwrap_or_default();
         if states.is_empty() {
             return Ok(());
         }
-        let ready = Labelled::<OfPart, Count>::default();
+        let ready = Labelled::<PartLabel, Count>::default();
         for (part, state) in &states {
-            ready.get_or_create(&OfPart { part: part.as_str() }).set(state.is_ready().into());
+            ready.get_or_create(&PartLabel { part: part.as_str() }).set(state.is_ready().into());
         }
-        one(&mut encoder, "sepal_part_ready", "Whether a part of the daemon does its work, 1 or 0", &ready)
+        encode_one(&mut encoder, "sepal_part_ready", "1 if a part of the daemon is ready, else 0", &ready)
     }
 }
 
@@ -49,7 +49,7 @@ mod tests {
     use crate::observe::metrics::{Format, Metrics};
     use crate::observe::readiness::{Part, Readiness};
 
-    /// What is shown of parts, without regard to their order.
+    /// The exported lines of parts, sorted.
     fn shown(metrics: &Metrics) -> Vec<String> {
         let text = metrics.text(Format::Classic).1;
         let mut lines: Vec<String> = text.lines().filter(|line| line.contains("sepal_part_ready")).map(str::to_owned).collect();
@@ -58,13 +58,13 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_shown_as_they_stand() {
+    fn parts_are_exported_with_their_readiness() {
         let metrics = Metrics::default();
         assert!(shown(&metrics).is_empty());
         let readiness = Readiness::new([Part::Peers, Part::Proxy(Family::V4)]);
-        metrics.parts(&readiness);
+        metrics.show_parts(&readiness);
         readiness.ready(Part::Proxy(Family::V4));
-        let head = ["# HELP sepal_part_ready Whether a part of the daemon does its work, 1 or 0", "# TYPE sepal_part_ready gauge"];
+        let head = ["# HELP sepal_part_ready 1 if a part of the daemon is ready, else 0", "# TYPE sepal_part_ready gauge"];
         assert_eq!(shown(&metrics), [head[0], head[1], "sepal_part_ready{part=\"peers\"} 0", "sepal_part_ready{part=\"proxy-ipv4\"} 1"]);
         readiness.not_ready(Part::Proxy(Family::V4), "no iptables");
         readiness.ready(Part::Peers);

@@ -1,4 +1,4 @@
-//! What every Go program says of its process under `process_*`, read from `/proc` whenever somebody asks for the metrics.
+//! The `process_*` metrics that Go programs export, read from `/proc` at each scrape.
 
 use std::fmt;
 
@@ -7,72 +7,72 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::text::one;
+use super::text::encode_one;
 
-/// Ticks of the kernel's clock in a second, as user space sees them (`USER_HZ`); the same on every machine that Kubernetes runs on.
+/// Clock ticks per second in `/proc` (`USER_HZ`). It is 100 on every architecture that Kubernetes supports.
 const TICKS: f64 = 100.0;
 
-/// This process.
+/// Exports the metrics of this process.
 #[derive(Debug)]
-pub(super) struct Process;
+pub(super) struct ProcessCollector;
 
-impl Collector for Process {
+impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let stat = Stat::of(&read("/proc/self/stat"));
         let status = read("/proc/self/status");
         if let Some(stat) = &stat {
             let cpu = ConstCounter::new(stat.cpu_seconds);
-            one(&mut encoder, "process_cpu_seconds", "Total user and system CPU time spent in seconds.", &cpu)?;
+            encode_one(&mut encoder, "process_cpu_seconds", "Total user and system CPU time spent in seconds.", &cpu)?;
         }
         let started = stat.zip(boot_time(&read("/proc/stat"))).map(|(stat, boot)| boot + stat.start_seconds);
-        // The folder is open while it is read.
+        // Reading the folder opens one more descriptor.
         let open = std::fs::read_dir("/proc/self/fd").map(|files| files.count().saturating_sub(1) as f64).ok();
         for (name, help, value) in [
-            ("process_max_fds", "Maximum number of open file descriptors.", most_files(&read("/proc/self/limits"))),
+            ("process_max_fds", "Maximum number of open file descriptors.", open_file_limit(&read("/proc/self/limits"))),
             ("process_open_fds", "Number of open file descriptors.", open),
             ("process_resident_memory_bytes", "Resident memory size in bytes.", bytes(&status, "VmRSS:")),
             ("process_start_time_seconds", "Start time of the process since unix epoch in seconds.", started),
             ("process_virtual_memory_bytes", "Virtual memory size in bytes.", bytes(&status, "VmSize:")),
         ] {
             if let Some(value) = value {
-                one(&mut encoder, name, help, &ConstGauge::new(value))?;
+                encode_one(&mut encoder, name, help, &ConstGauge::new(value))?;
             }
         }
         Ok(())
     }
 }
 
-/// What matters of `/proc/self/stat` (proc(5)).
+/// The fields of `/proc/self/stat` that are exported (proc(5)).
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Stat {
     cpu_seconds: f64,
-    /// When it started, counted from the machine's start.
+    /// When the process started, counted from the boot of the machine.
     start_seconds: f64,
 }
 
 impl Stat {
     fn of(text: &str) -> Option<Self> {
-        // The program's name may hold anything, brackets and spaces included; what follows it are numbers from the third field on.
+        // The program's name is in brackets and may hold brackets and spaces. The third field and all later ones follow it.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
         Some(Self { cpu_seconds: (ticks(14)? + ticks(15)?) / TICKS, start_seconds: ticks(22)? / TICKS })
     }
 }
 
-/// The value of a line of `/proc/self/status`, which is in kB.
+/// The value of a line of `/proc/self/status` in bytes. The file has it in kB.
 fn bytes(status: &str, name: &str) -> Option<f64> {
     let value = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(value.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
 }
 
-/// The limit that holds now, of the two in `/proc/self/limits`.
-fn most_files(limits: &str) -> Option<f64> {
+/// The soft limit of open files in `/proc/self/limits`.
+fn open_file_limit(limits: &str) -> Option<f64> {
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?;
     if limit == "unlimited" { Some(u64::MAX as f64) } else { limit.parse().ok() }
 }
 
-/// When the machine started, in seconds since 1970, as `/proc/stat` has it.
+/// When the machine booted, in seconds since 1970, from `/proc/stat`.
 fn boot_time(stat: &str) -> Option<f64> {
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
@@ -85,22 +85,22 @@ mod tests {
     use crate::observe::metrics::Format;
 
     #[test]
-    fn proc_is_read_as_the_kernel_writes_it() {
+    fn files_of_proc_are_parsed() {
         let stat = "713 (a ) b) S 1 713 713 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 3 0 12345 226000000 1500 18446744073709551615";
         assert_eq!(Stat::of(stat), Some(Stat { cpu_seconds: 2.0, start_seconds: 123.45 }));
         assert_eq!(Stat::of("713 (x) S 1"), None);
         assert_eq!(bytes("VmSize:\t  2048 kB\nVmRSS:\t    12 kB\n", "VmRSS:"), Some(12288.0));
         assert_eq!(bytes("", "VmRSS:"), None);
         let limits = "Limit                     Soft Limit           Hard Limit           Units\nMax open files            1024                 1048576              files\n";
-        assert_eq!(most_files(limits), Some(1024.0));
-        assert_eq!(most_files("Max open files  unlimited unlimited files"), Some(18_446_744_073_709_551_615.0));
+        assert_eq!(open_file_limit(limits), Some(1024.0));
+        assert_eq!(open_file_limit("Max open files  unlimited unlimited files"), Some(18_446_744_073_709_551_615.0));
         assert_eq!(boot_time("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000.0));
     }
 
     #[test]
-    fn everything_is_there_for_this_process() {
+    fn every_metric_is_exported_for_this_process() {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Process));
+        registry.register_collector(Box::new(ProcessCollector));
         let text = Format::Classic.write(&registry);
         for (name, kind) in [
             ("process_cpu_seconds_total", "counter"),

@@ -1,7 +1,7 @@
-//! Metrics as text: in the classic format of Prometheus, which kube-proxy serves, or as `OpenMetrics` for who asks for it.
+//! Writes metrics as text: in Prometheus' classic format, as kube-proxy does, or as `OpenMetrics` if the client asks for it.
 //!
-//! Both come from the library; but its registry puts a full stop behind every help text, which kube-proxy's have not. So metrics are
-//! kept in a catalogue of our own, and the registry only takes them from there.
+//! The library writes both. But its registry adds a full stop to every help text, and kube-proxy's help texts have none. So [`Catalogue`]
+//! keeps the metrics with their help texts, and the registry collects them from there.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, prometheus_text, text};
 use prometheus_client::registry::{Metric, Registry};
 
-/// How metrics are written.
+/// The text format of metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// Prometheus' text format 0.0.4.
@@ -20,7 +20,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that a request's `Accept` header prefers; the classic one where it names neither.
+    /// The format that an `Accept` header prefers, or the classic one if the header names neither.
     ///
     /// ```
     /// use sepal::observe::metrics::Format;
@@ -54,7 +54,7 @@ impl Format {
         best.1
     }
 
-    /// What the header `Content-Type` says of it.
+    /// The value of the header `Content-Type`.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Format {
         }
     }
 
-    /// Everything in a registry, in this format.
+    /// Writes all metrics of a registry in this format.
     pub(super) fn write(self, registry: &Registry) -> String {
         let mut out = String::new();
         // Writing to a String does not fail.
@@ -75,7 +75,7 @@ impl Format {
     }
 }
 
-/// Metrics with their names and help texts, which are written as they are here. A counter's name is without its `_total`.
+/// Metrics with their names and help texts. A counter's name is without `_total`: the text formats add it.
 #[derive(Debug, Default)]
 pub(super) struct Catalogue(Vec<(&'static str, &'static str, Box<dyn Metric>)>);
 
@@ -87,16 +87,21 @@ impl Catalogue {
 
 impl Collector for Catalogue {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // Of a metric with labels nothing is shown before it is used for the first time.
+        // A metric with labels is exported from its first use on.
         self.0
             .iter()
             .filter(|(_, _, metric)| !metric.is_empty())
-            .try_for_each(|(name, help, metric)| one(&mut encoder, name, help, &**metric))
+            .try_for_each(|(name, help, metric)| encode_one(&mut encoder, name, help, &**metric))
     }
 }
 
 /// Writes one metric.
-pub(super) fn one(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, metric: &(impl EncodeMetric + ?Sized)) -> fmt::Result {
+pub(super) fn encode_one(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &(impl EncodeMetric + ?Sized),
+) -> fmt::Result {
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
 
@@ -134,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classic_format_is_what_kube_proxy_serves() {
+    fn the_classic_format_equals_kube_proxys() {
         let text = "# HELP a_counter_total [ALPHA] Counts\n# TYPE a_counter_total counter\na_counter_total 1\n\
              # HELP a_gauge_total [ALPHA] Number of things\n# TYPE a_gauge_total gauge\na_gauge_total 7\n\
              # HELP a_histogram A \\\\ in a help text\n# TYPE a_histogram histogram\na_histogram_bucket{le=\"0.5\"} 0\n\
@@ -145,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_names_counters_without_their_suffix_and_ends() {
+    fn open_metrics_drops_the_counter_suffix_and_ends_with_eof() {
         let text = Format::OpenMetrics.write(&registry());
         assert!(text.starts_with("# HELP a_counter [ALPHA] Counts\n# TYPE a_counter counter\na_counter_total 1\n"), "{text}");
         assert!(text.contains("# TYPE a_gauge_total gauge\na_gauge_total 7\n"), "{text}");
@@ -153,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_the_one_preferred() {
+    fn the_accept_header_chooses_the_format() {
         for (accept, format) in [
             ("", Format::Classic),
             ("*/*", Format::Classic),

@@ -1,7 +1,7 @@
 //! The inputs of a node's rules, except the facts that are read from the host.
 
 use crate::cluster::Snapshot;
-use crate::cluster::host_facts::WrittenFacts;
+use crate::cluster::host_facts::HostFactsOverrides;
 use crate::cluster::pod_rules::PodRules;
 use crate::proxy::settings::{DetectLocal, NodePortAddresses, ProxySettings};
 
@@ -15,7 +15,7 @@ pub struct Inputs {
     /// The settings.
     pub settings: ProxySettings,
     /// Facts of the host that a file states. They override the facts that are read from the host.
-    pub written_facts: Option<WrittenFacts>,
+    pub written_facts: Option<HostFactsOverrides>,
     /// The inputs of the pod network's rules. `None` if they are not known yet, or if another program runs the pod network.
     pub pod_rules: Option<PodRules>,
     /// Another program is the service proxy. sepal only writes the pod network's rules.

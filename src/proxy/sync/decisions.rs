@@ -7,7 +7,7 @@ use tracing::Level;
 
 use super::update::Update;
 use crate::cluster::{Change, Family};
-use crate::kubernetes::{self, Known};
+use crate::kubernetes::{self, ListedNames};
 use crate::table::plan::Plan;
 
 use super::sync_log::V2;
@@ -42,22 +42,26 @@ pub(super) fn planned(family: Family, reason: &str, plan: &Plan) {
 pub(super) fn received(update: &Update) {
     let what = |is_there: bool| if is_there { "is new or has changed" } else { "is gone" };
     match update {
-        Update::Cluster(kubernetes::Update::Change(Change::Service(key, now), _)) => {
-            tracing::debug!("Service {key} {}", what(now.is_some()))
+        Update::Cluster(kubernetes::ClusterUpdate::Change(Change::Service(key, now), _)) => {
+            tracing::debug!("Service {key} {}", what(now.is_some()));
         }
-        Update::Cluster(kubernetes::Update::Change(Change::Slice(key, now), _)) => {
-            tracing::debug!("EndpointSlice {key} {}", what(now.is_some()))
+        Update::Cluster(kubernetes::ClusterUpdate::Change(Change::Slice(key, now), _)) => {
+            tracing::debug!("EndpointSlice {key} {}", what(now.is_some()));
         }
-        Update::Cluster(kubernetes::Update::Change(Change::Node(now), _)) => tracing::debug!("this node's Node {}", what(now.is_some())),
+        Update::Cluster(kubernetes::ClusterUpdate::Change(Change::Node(now), _)) => {
+            tracing::debug!("this node's Node {}", what(now.is_some()));
+        }
         Update::Inputs(_) => tracing::debug!("the manifests were read"),
         Update::Settings(_) => tracing::debug!("the settings were read"),
         Update::PodRules(_) => tracing::debug!("the pod network gives its rules"),
-        Update::Cluster(kubernetes::Update::Listed(Known::Services(known))) => tracing::debug!("all {} Services are listed", known.len()),
-        Update::Cluster(kubernetes::Update::Listed(Known::Slices(known))) => {
-            tracing::debug!("all {} EndpointSlices are listed", known.len())
+        Update::Cluster(kubernetes::ClusterUpdate::Listed(ListedNames::Services(known))) => {
+            tracing::debug!("all {} Services are listed", known.len());
         }
-        Update::Cluster(kubernetes::Update::Unknown(kind, why)) => tracing::debug!("no {} is known yet: {why}", kind.as_str()),
-        Update::Cluster(kubernetes::Update::Complete(kind)) => tracing::debug!("all {}s are known", kind.as_str()),
+        Update::Cluster(kubernetes::ClusterUpdate::Listed(ListedNames::Slices(known))) => {
+            tracing::debug!("all {} EndpointSlices are listed", known.len());
+        }
+        Update::Cluster(kubernetes::ClusterUpdate::Unknown(kind, why)) => tracing::debug!("no {} is known yet: {why}", kind.as_str()),
+        Update::Cluster(kubernetes::ClusterUpdate::Complete(kind)) => tracing::debug!("all {}s are known", kind.as_str()),
     }
 }
 

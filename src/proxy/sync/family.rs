@@ -1,8 +1,8 @@
 //! One family's rules: from what the cluster wants to what the kernel has acknowledged. Nothing is taken as done before the kernel said
 //! so: what is desired is computed from the inputs, and whatever differs from what was acknowledged is written.
 
-use crate::observe::sync_result::Attempt;
-use crate::observe::sync_result::Synced;
+use crate::observe::sync_result::SyncAttempt;
+use crate::observe::sync_result::SyncResult;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -28,8 +28,8 @@ use crate::table::rules::RuleSource;
 
 use super::decisions;
 use super::quarantine::Quarantine;
-use crate::observe::latency::Spent;
-use crate::observe::sync_result::Refusal;
+use crate::observe::latency::SyncPhases;
+use crate::observe::sync_result::RefusedPort;
 
 /// After so many refusals a sync ends and leaves the rest to the next one: other changes do not wait for it longer.
 const MOST_REFUSALS: usize = 16;
@@ -53,7 +53,7 @@ pub struct SyncError {
     /// Why.
     pub error: IptablesError,
     /// Service ports that iptables refused before that.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<RefusedPort>,
 }
 
 /// The rules of one family.
@@ -86,7 +86,7 @@ pub struct FamilyRules {
     /// Chains that iptables refused to delete: something foreign jumps to them.
     spared: Vec<ChainName>,
     /// What the last sync came to.
-    attempt: Attempt,
+    attempt: SyncAttempt,
     /// Whose counters somebody wants to know before they end.
     counted: CounterSelection,
     /// Rules that ended since that was asked, each as `iptables-save -c` would print it.
@@ -113,7 +113,7 @@ impl FamilyRules {
             in_a_row: 0,
             limit: CHAINS_PER_TRANSACTION,
             spared: Vec::new(),
-            attempt: Attempt::default(),
+            attempt: SyncAttempt::default(),
             counted: CounterSelection::default(),
             ended: Vec::new(),
         }
@@ -185,7 +185,7 @@ impl FamilyRules {
 
     /// What the last sync came to, well or not.
     #[must_use]
-    pub const fn attempt(&self) -> &Attempt {
+    pub const fn attempt(&self) -> &SyncAttempt {
         &self.attempt
     }
 
@@ -206,9 +206,9 @@ impl FamilyRules {
     /// # Errors
     /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
     /// next call tries everything that is not acknowledged. Service ports that were refused before that are told of with the error.
-    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<Synced, SyncError> {
-        let mut synced = Synced { pod_rules: inputs.pod_rules.is_some(), ..Synced::default() };
-        self.attempt = Attempt::default();
+    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<SyncResult, SyncError> {
+        let mut synced = SyncResult { pod_rules: inputs.pod_rules.is_some(), ..SyncResult::default() };
+        self.attempt = SyncAttempt::default();
         match self.try_sync(runner, inputs, host, &mut synced).await {
             Ok(()) => {
                 synced.service_ports = self.desired.services().len();
@@ -223,7 +223,7 @@ impl FamilyRules {
         runner: &impl Runner,
         inputs: &Inputs,
         host: &HostFacts,
-        synced: &mut Synced,
+        synced: &mut SyncResult,
     ) -> Result<(), IptablesError> {
         let start = Instant::now();
         let reason = decisions::enabled().then(|| self.reason());
@@ -312,7 +312,7 @@ impl FamilyRules {
         runner: &impl Runner,
         plan: &Plan,
         renderer: &dyn RuleSource,
-        spent: &mut Spent,
+        spent: &mut SyncPhases,
     ) -> Result<(), IptablesError> {
         let start = Instant::now();
         self.attempt.transactions += plan.transactions.len();
@@ -474,7 +474,7 @@ impl FamilyRules {
         error: IptablesError,
         plan: &Plan,
         now: &BTreeSet<ServicePortName>,
-        refused: &mut Vec<Refusal>,
+        refused: &mut Vec<RefusedPort>,
     ) -> Result<(), IptablesError> {
         // One transaction takes effect as a whole or not at all; of several, nobody knows how far they got.
         let atomic = plan.transactions.len() == 1 && matches!(error, IptablesError::Refused { .. } | IptablesError::Locked { .. });
@@ -513,7 +513,7 @@ impl FamilyRules {
         self.suspect(now, if self.in_a_row < IN_A_ROW { self.at_once } else { now.len() / 2 });
         self.suspects.remove(&culprit);
         self.quarantine.put(&culprit, had.get(&culprit).cloned(), output, Instant::now());
-        refused.push(Refusal { name: culprit, cause: error.to_string() });
+        refused.push(RefusedPort { name: culprit, cause: error.to_string() });
         Ok(())
     }
 

@@ -19,8 +19,8 @@ use super::family::{FamilyRules, SyncError};
 use super::flow_loop::FlowSender;
 use super::report::Report;
 use super::service_health::ServiceHealth;
-use crate::observe::latency::Pending;
-use crate::observe::sync_result::Synced;
+use crate::observe::latency::WaitingChanges;
+use crate::observe::sync_result::SyncResult;
 use crate::proxy::traffic::FinalCounters;
 
 /// The first wait after a failed sync; it doubles from there up to the sync period.
@@ -42,7 +42,7 @@ pub(super) struct FamilyLoop {
     /// When what is not written yet happened, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
     /// The same for what changes wait for.
-    pub(super) pending: Pending,
+    pub(super) pending: WaitingChanges,
     /// Tells whoever looks after UDP flows.
     pub(super) flows: Option<FlowSender>,
     /// When rules followed a change of a Service last; of those that there are.
@@ -64,7 +64,7 @@ impl FamilyLoop {
             retry: FIRST_RETRY,
             audits: AuditSchedule::new(sync_period),
             triggers: HashMap::new(),
-            pending: Pending::default(),
+            pending: WaitingChanges::default(),
             followed: HashMap::new(),
             flows,
             checks: None,
@@ -162,7 +162,7 @@ impl FamilyLoop {
     }
 
     /// Writes what differs, and leaves what the counters said that this ends to who counts.
-    async fn write(&mut self, runner: &impl Runner, inputs: &Inputs, facts: &HostFacts) -> Result<Synced, SyncError> {
+    async fn write(&mut self, runner: &impl Runner, inputs: &Inputs, facts: &HostFacts) -> Result<SyncResult, SyncError> {
         let Some(final_counters) = &self.final_counters else { return self.rules.sync(runner, inputs, facts).await };
         let mut pending = final_counters.hold().await;
         self.rules.count(pending.wanted());

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::cluster::host_facts::HostFacts;
 use crate::cluster::{Change, Family, Protocol, ServiceKey, Touched};
 use crate::iptables::Runner;
-use crate::kubernetes::{self, Kind, Known, Moment};
+use crate::kubernetes::{self, ChangeTime, Kind, ListedNames};
 use crate::netlink::Host;
 use crate::netlink::sysctl::{RouteLocalnetError, allow_route_localnet};
 use crate::proxy::rules::inputs::Inputs;
@@ -28,8 +28,8 @@ use super::report::Report;
 use super::service_health::ServiceHealth;
 use super::status::{StatusAnswer, StatusView};
 use super::update::Update;
-use crate::observe::query::Question;
-use crate::observe::query::{Asked, Desk};
+use crate::observe::query::ProxyQuery;
+use crate::observe::query::{PendingQuery, QueryChannel};
 use crate::proxy::traffic::FinalCounters;
 
 /// How long rules that depend on the node's IPs wait for the Node to have one (spec section 1.5).
@@ -62,7 +62,7 @@ pub struct ProxyLoop<R, H> {
     /// What the last complaint about missing input was, so that it is made once.
     complaint: Option<String>,
     /// Questions of the status page, and the function that answers them.
-    questions: Receiver<Asked<Question>>,
+    questions: Receiver<PendingQuery<ProxyQuery>>,
     answer: StatusAnswer,
 }
 
@@ -94,14 +94,14 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             awaited,
             begun: false,
             complaint: None,
-            questions: Desk::default().open(),
+            questions: QueryChannel::default().open(),
             answer: |_, _| Value::Null,
         }
     }
 
     /// Answers the questions of the status page with this function.
     #[must_use]
-    pub fn with_desk(mut self, desk: &Desk<Question>, answer: StatusAnswer) -> Self {
+    pub fn with_queries(mut self, desk: &QueryChannel<ProxyQuery>, answer: StatusAnswer) -> Self {
         (self.questions, self.answer) = (desk.open(), answer);
         self
     }
@@ -171,7 +171,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     }
 
     /// What the status page asks for.
-    fn tell(&self, question: Question) -> Value {
+    fn tell(&self, question: ProxyQuery) -> Value {
         let refused: BTreeSet<_> = self.families.iter().flat_map(|family_loop| family_loop.rules.quarantined()).collect();
         let families: Vec<_> =
             self.families.iter().map(|family_loop| (family_loop.rules.family(), family_loop.rules.totals().endpoints)).collect();
@@ -236,10 +236,10 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         }
     }
 
-    fn take_from_cluster(&mut self, update: kubernetes::Update) {
-        use kubernetes::Update;
+    fn take_from_cluster(&mut self, update: kubernetes::ClusterUpdate) {
+        use kubernetes::ClusterUpdate;
         match update {
-            Update::Change(change, moment) => {
+            ClusterUpdate::Change(change, moment) => {
                 let before = match &change {
                     Change::Service(key, _) => self.serves_udp(key),
                     _ => false,
@@ -264,7 +264,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 }
                 self.touch(&touched, before, family);
                 // What happened before the start does not count.
-                let moment = Moment { happened: moment.happened.filter(|happened| *happened > self.started), ..moment };
+                let moment = ChangeTime { happened: moment.happened.filter(|happened| *happened > self.started), ..moment };
                 for family_loop in
                     self.families.iter_mut().filter(|family_loop| family.is_none_or(|family| family == family_loop.rules.family()))
                 {
@@ -272,14 +272,14 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                     family_loop.pending.note(&touched.services, moment);
                 }
             }
-            Update::Listed(known) => {
+            ClusterUpdate::Listed(known) => {
                 let touched = match known {
-                    Known::Services(known) => {
+                    ListedNames::Services(known) => {
                         let touched = self.inputs.snapshot.retain_services(&known);
                         self.note_services(touched.services.len(), &touched);
                         touched
                     }
-                    Known::Slices(known) => {
+                    ListedNames::Slices(known) => {
                         let touched = self.inputs.snapshot.retain_slices(&known);
                         self.report.metrics.slice_events(touched.services.len(), touched.services.len());
                         touched
@@ -288,11 +288,11 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 // What is gone may have been UDP.
                 self.touch(&touched, true, None);
             }
-            Update::Unknown(kind, why) if self.awaited.contains(&kind) => {
+            ClusterUpdate::Unknown(kind, why) if self.awaited.contains(&kind) => {
                 self.wait_for(&format!("no {}s are known yet: {why}", kind.as_str()));
             }
-            Update::Unknown(..) => {}
-            Update::Complete(kind) => self.listed(kind),
+            ClusterUpdate::Unknown(..) => {}
+            ClusterUpdate::Complete(kind) => self.listed(kind),
         }
     }
 
@@ -410,9 +410,9 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 family_loop.audits.look_after(&mut family_loop.rules, &self.runner, period, !self.inputs.without_proxy, &self.report).await;
             if family_loop.rules.is_due() && family_loop.not_before <= Instant::now() {
                 self.changed = HashSet::new();
-                self.report.metrics.checked_out();
-                self.report.metrics.waiting(std::mem::take(&mut self.waiting));
-                self.report.metrics.knows(&self.inputs.snapshot);
+                self.report.metrics.sync_began();
+                self.report.metrics.updates_waiting(std::mem::take(&mut self.waiting));
+                self.report.metrics.snapshot_changed(&self.inputs.snapshot);
                 failed |= !family_loop.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
                 own += family_loop.rules.attempt().transactions;
             } else if family_loop.checks_again.is_some_and(|again| again <= Instant::now()) {

@@ -12,12 +12,12 @@ use super::family::{FamilyRules, SyncError};
 use super::sync_log::{SyncLog, written};
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::observe::health::SharedHealth;
-use crate::observe::latency::Followed;
-use crate::observe::liveness::{Busy, SERVICE_PROXY};
+use crate::observe::latency::AppliedChange;
+use crate::observe::liveness::{RunningStep, SERVICE_PROXY};
 use crate::observe::metrics::Metrics;
-use crate::observe::readiness::{Part, Readiness, State};
-use crate::observe::sync_result::Refusal;
-use crate::observe::sync_result::Synced;
+use crate::observe::readiness::{Part, PartState, Readiness};
+use crate::observe::sync_result::RefusedPort;
+use crate::observe::sync_result::SyncResult;
 
 /// Names of single things in one log line or Event; the rest is counted.
 const NAMED: usize = 5;
@@ -57,14 +57,14 @@ impl Report {
     /// A family's first sync waits for something.
     pub fn waits(&self, family: Family, why: &str) {
         let states = self.readiness.states();
-        for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(State::Starting(_)))) {
+        for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(PartState::Starting(_)))) {
             self.readiness.not_ready(part, why);
         }
     }
 
     /// The loop begins a step, which lasts until the result is dropped.
     #[must_use]
-    pub fn busy(&self) -> Busy {
+    pub fn busy(&self) -> RunningStep {
         self.readiness.liveness().busy(SERVICE_PROXY)
     }
 
@@ -102,7 +102,7 @@ impl Report {
     }
 
     /// A sync succeeded.
-    pub fn synced(&self, rules: &FamilyRules, synced: &Synced) {
+    pub fn synced(&self, rules: &FamilyRules, synced: &SyncResult) {
         let family = rules.family();
         self.health.synced(family);
         self.metrics.synced(family, synced, &rules.totals());
@@ -122,12 +122,12 @@ impl Report {
     }
 
     /// A change of a Service is in force.
-    pub fn followed(&self, change: &Followed) {
-        self.metrics.followed(change);
+    pub fn followed(&self, change: &AppliedChange) {
+        self.metrics.change_applied(change);
     }
 
-    fn refused(&self, family: Family, refused: &[Refusal]) {
-        for Refusal { name, cause } in refused {
+    fn refused(&self, family: Family, refused: &[RefusedPort]) {
+        for RefusedPort { name, cause } in refused {
             tracing::error!(
                 "{family}: iptables refuses the rules of service port {name}, its old rules stay; next attempt in a few minutes or when it changes: {cause}"
             );
@@ -142,7 +142,7 @@ impl Report {
     }
 
     /// A sync ended before everything was written, because iptables refused many service ports. The next one continues.
-    pub fn unfinished(&self, family: Family, synced: &Synced, seconds: f32) {
+    pub fn unfinished(&self, family: Family, synced: &SyncResult, seconds: f32) {
         self.refused(family, &synced.refused);
         tracing::warn!(
             "{family}: iptables refuses the rules of many service ports; {} are still to be written, next attempt in {seconds} s",
@@ -156,7 +156,7 @@ impl Report {
         self.refused(family, refused);
         self.metrics.failed(family);
         if let IptablesError::Locked { seconds, .. } = error {
-            self.metrics.locked_out(family, *seconds);
+            self.metrics.lock_timed_out(family, *seconds);
         }
         for part in parts(family) {
             self.readiness.not_ready(part, error.to_string());

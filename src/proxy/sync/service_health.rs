@@ -12,8 +12,8 @@ use crate::cluster::health_checks::HealthCheck;
 use crate::cluster::{Family, ServiceKey};
 use crate::proxy::rules::view::NodePorts;
 
-use crate::http_server::listen::{self, ListenError, Network, Place};
-use crate::http_server::{Answer, Handler, Request, Serving};
+use crate::http_server::listen::{self, ListenAddress, ListenError, Network};
+use crate::http_server::{Handler, HttpAnswer, HttpRequest, HttpServer};
 use crate::kubernetes::events::{Event, Regarding};
 use crate::observe::health::SharedHealth;
 
@@ -38,7 +38,7 @@ struct Open {
     port: u16,
     local_endpoints: Arc<AtomicUsize>,
     /// One per address; none where no address matches, which counts as open nevertheless.
-    listeners: Vec<Serving>,
+    listeners: Vec<HttpServer>,
 }
 
 /// A port that could not be opened.
@@ -145,11 +145,11 @@ impl ServiceHealth {
             Family::V4 => Network::Tcp4,
             Family::V6 => Network::Tcp6,
         };
-        let listen = |ip: &IpAddr| listen::listen(Place { network, address: SocketAddr::new(*ip, port) });
+        let listen = |ip: &IpAddr| listen::listen(ListenAddress { network, address: SocketAddr::new(*ip, port) });
         let listeners = self.addresses.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
         let local_endpoints = Arc::new(AtomicUsize::new(0));
         let handler = handler(service.clone(), Arc::clone(&local_endpoints), self.health.clone());
-        let listeners = listeners.into_iter().map(|listener| Serving::start(listener, Arc::clone(&handler))).collect();
+        let listeners = listeners.into_iter().map(|listener| HttpServer::start(listener, Arc::clone(&handler))).collect();
         Ok(Open { port, local_endpoints, listeners })
     }
 }
@@ -164,21 +164,21 @@ fn places(addresses: NodePorts, family: Family) -> Vec<IpAddr> {
 }
 
 fn handler(service: ServiceKey, local_endpoints: Arc<AtomicUsize>, health: Option<SharedHealth>) -> Arc<dyn Handler> {
-    Arc::new(move |_: &Request| {
+    Arc::new(move |_: &HttpRequest| {
         let healthy = health.as_ref().is_none_or(|health| health.now().healthy());
         answer(&service, local_endpoints.load(Ordering::Relaxed), healthy)
     })
 }
 
 /// What a load balancer is told.
-fn answer(service: &ServiceKey, local_endpoints: usize, healthy: bool) -> Answer {
+fn answer(service: &ServiceKey, local_endpoints: usize, healthy: bool) -> HttpAnswer {
     let status = if local_endpoints > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // Names of Services hold nothing that JSON would want escaped.
     let ServiceKey { namespace, name } = service;
     let body = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n\t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
     );
-    Answer::new(status, "application/json", body).nosniff().with(WEIGHT, HeaderValue::from(local_endpoints))
+    HttpAnswer::new(status, "application/json", body).nosniff().with(WEIGHT, HeaderValue::from(local_endpoints))
 }
 
 #[cfg(test)]

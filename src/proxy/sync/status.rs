@@ -8,11 +8,11 @@ use serde_json::Value;
 use crate::cluster::{Family, ServiceKey, ServicePortName};
 use crate::netlink::Host;
 use crate::observe::metrics::Metrics;
-use crate::observe::query::Question;
+use crate::observe::query::ProxyQuery;
 use crate::proxy::rules::inputs::Inputs;
 
 /// Answers a question about the service proxy, as JSON.
-pub type StatusAnswer = fn(&StatusView<'_>, Question) -> Value;
+pub type StatusAnswer = fn(&StatusView<'_>, ProxyQuery) -> Value;
 
 /// The state of the service proxy.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Family;
 
-use crate::observe::sync_result::Synced;
+use crate::observe::sync_result::SyncResult;
 
 /// The target of log lines that klog would show from `-v=2` on. Their level is `debug`.
 pub const V2: &str = "sepal::v2";
@@ -43,7 +43,7 @@ struct Count {
 
 impl SyncLog {
     /// Logs a sync that succeeded: always if it was a full one or slow, else with `-v=2`.
-    pub(super) fn synced(&self, family: Family, synced: &Synced, full: bool) {
+    pub(super) fn synced(&self, family: Family, synced: &SyncResult, full: bool) {
         let took = synced.spent.planning() + synced.spent.applying();
         let always = full || synced.read || took >= SLOW;
         if synced.extent.transactions > 0 {
@@ -57,7 +57,7 @@ impl SyncLog {
         }
     }
 
-    fn count(&self, family: Family, synced: &Synced, took: Duration, logged: bool) {
+    fn count(&self, family: Family, synced: &SyncResult, took: Duration, logged: bool) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.since.get_or_insert_with(Instant::now);
         let count = if family == Family::V4 { &mut counts.v4 } else { &mut counts.v6 };
@@ -89,7 +89,7 @@ impl SyncLog {
 }
 
 /// The line about a sync; `None` if there is nothing to say.
-fn line(family: Family, synced: &Synced, full: bool, took: Duration) -> Option<String> {
+fn line(family: Family, synced: &SyncResult, full: bool, took: Duration) -> Option<String> {
     let (extent, milliseconds, ports) = (synced.extent, took.as_millis(), synced.service_ports);
     Some(if extent.transactions > 0 {
         let after = if synced.read { ", after reading the live tables" } else { "" };
@@ -104,7 +104,7 @@ fn line(family: Family, synced: &Synced, full: bool, took: Duration) -> Option<S
 }
 
 /// What a sync wrote, in short.
-pub(super) fn written(family: Family, synced: &Synced) -> String {
+pub(super) fn written(family: Family, synced: &SyncResult) -> String {
     let (extent, milliseconds) = (synced.extent, (synced.spent.planning() + synced.spent.applying()).as_millis());
     format!(
         "{family}: {} chains written, {} deleted, {} lines edited in {} transactions, {milliseconds} ms",
@@ -121,7 +121,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
-    use crate::observe::latency::Spent;
+    use crate::observe::latency::SyncPhases;
     use crate::table::plan::Extent;
 
     #[derive(Clone, Default)]
@@ -145,10 +145,10 @@ mod tests {
         }
     }
 
-    fn synced(chains: usize, milliseconds: u64) -> Synced {
+    fn synced(chains: usize, milliseconds: u64) -> SyncResult {
         let extent = Extent { chains, transactions: chains.min(1), ..Extent::default() };
-        let spent = Spent { restore: Duration::from_millis(milliseconds), ..Spent::default() };
-        Synced { extent, spent, service_ports: 7, ..Synced::default() }
+        let spent = SyncPhases { restore: Duration::from_millis(milliseconds), ..SyncPhases::default() };
+        SyncResult { extent, spent, service_ports: 7, ..SyncResult::default() }
     }
 
     #[tokio::test(start_paused = true)]
@@ -181,7 +181,7 @@ mod tests {
         advance(SUMMARY).await;
         log.summarize();
         assert_eq!(written.take(), Vec::<String>::new(), "nothing was written since");
-        log.synced(Family::V6, &Synced { read: true, ..synced(0, 9) }, true);
+        log.synced(Family::V6, &SyncResult { read: true, ..synced(0, 9) }, true);
         assert_eq!(written.take(), ["INFO ipv6: the live tables are as they should be, 9 ms; 7 service ports"]);
     }
 }

@@ -9,7 +9,7 @@ use crate::proxy::settings::ProxySettings;
 #[derive(Debug)]
 pub enum Update {
     /// The cluster changed.
-    Cluster(kubernetes::Update),
+    Cluster(kubernetes::ClusterUpdate),
     /// All inputs, from manifests.
     Inputs(Box<Inputs>),
     /// New settings.
@@ -18,8 +18,8 @@ pub enum Update {
     PodRules(Box<PodRules>),
 }
 
-impl From<kubernetes::Update> for Update {
-    fn from(update: kubernetes::Update) -> Self {
+impl From<kubernetes::ClusterUpdate> for Update {
+    fn from(update: kubernetes::ClusterUpdate) -> Self {
         Self::Cluster(update)
     }
 }

@@ -1,4 +1,4 @@
-//! The page's form for `sepal explain`: which way a packet goes by the rules that should be there.
+//! `sepal explain` on the status page: the path of a packet through the desired rules.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::sync::facts::{described_facts, whole};
 use crate::table::planner;
 
-/// Bytes of a question; nobody's is as long.
+/// The longest sender or destination in bytes.
 const LENGTH: usize = 300;
 
 #[derive(Debug, thiserror::Error)]
-enum NoWay {
-    #[error("that is longer than any address or name")]
+enum ExplainError {
+    #[error("an address or name is too long")]
     TooLong,
-    #[error("give the pod's IP: only `sepal explain` asks the API server for it")]
+    #[error("give the pod's IP: only the command `sepal explain` gets it from the API server")]
     Pod,
     #[error("{0}")]
     Unclear(#[from] Unclear),
@@ -31,20 +31,20 @@ enum NoWay {
     Setting(#[from] BadSetting),
 }
 
-/// The way as text (`text`) and as an object (`way`), as `sepal explain` prints them; or what is wrong with the question (`error`).
-pub fn explain(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Value {
-    match told(from.trim(), to.trim(), inputs, host, random_fully) {
-        Ok(told) => told,
+/// The path as text (`text`) and as an object (`way`), as `sepal explain` prints them, or the error in the query (`error`).
+pub(crate) fn explain(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Value {
+    match path(from.trim(), to.trim(), inputs, host, random_fully) {
+        Ok(path) => path,
         Err(error) => json!({"error": error.to_string()}),
     }
 }
 
-fn told(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<Value, NoWay> {
+fn path(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<Value, ExplainError> {
     if from.len() > LENGTH || to.len() > LENGTH {
-        return Err(NoWay::TooLong);
+        return Err(ExplainError::TooLong);
     }
     if from.starts_with("pod/") {
-        return Err(NoWay::Pod);
+        return Err(ExplainError::Pod);
     }
     let to = question::destination(to, inputs)?;
     let place = question::place(inputs, host.addresses().unwrap_or_default());
@@ -57,7 +57,7 @@ fn told(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bo
     Ok(json!({"text": output::text(&packet, &walk, &words), "way": output::json(&packet, &walk, &words)}))
 }
 
-/// The same with those Services alone whose rules ask for this address or this node port: no other one's meet such a packet.
+/// The inputs with only the Services whose rules match this address or node port. Other Services' rules do not affect such a packet.
 fn concerned(inputs: &Inputs, to: SocketAddr) -> Inputs {
     let mut snapshot = Snapshot::default();
     snapshot.apply(Change::Node(inputs.snapshot.node().cloned()));
@@ -94,7 +94,7 @@ mod tests {
     use crate::serve::status::tests::{SHOP, inputs};
 
     #[test]
-    fn the_way_is_that_of_all_rules_though_few_are_computed() {
+    fn a_path_through_few_rules_equals_that_through_all() {
         let inputs = inputs(SHOP);
         let ask = |from: &str, to: &str| explain(from, to, &inputs, &FakeHost::default(), true);
         let way = ask("10.244.0.7", " svc/shop/web ");
@@ -116,8 +116,8 @@ mod tests {
                 output::json(&packet, &walk(&all, packet, &place), &|ending| question::whereabouts(ending.to.ip(), &inputs, &place));
             assert_eq!(ask(from, to)["way"], wanted, "{from} to {to}");
         }
-        assert_eq!(ask("nobody", "10.0.0.1:1")["error"], "\"nobody\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");
+        assert_eq!(ask("elsewhere", "10.0.0.1:1")["error"], "\"elsewhere\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");
         assert!(ask("pod/shop/web-1", "10.0.0.1:1")["error"].as_str().is_some_and(|error| error.contains("the pod's IP")));
-        assert!(ask("node", &"x".repeat(1000))["error"].as_str().is_some_and(|error| error.contains("longer")));
+        assert!(ask("node", &"x".repeat(1000))["error"].as_str().is_some_and(|error| error.contains("too long")));
     }
 }

@@ -1,44 +1,44 @@
-//! The status page on the metrics port: this node's rules, Services, peers and latest events.
+//! The status page on the metrics port: this node's rules, Services, peers and latest Events.
 //!
-//! - [`server`]: the page and its requests. The loops answer them ([`crate::observe::query`]); nothing is copied for the page.
+//! - [`server`]: the page and its requests. The loops answer them from their own state ([`crate::observe::query`]).
 //! - [`services`], [`explain`], [`peers`]: the answers.
 
-pub mod explain;
-pub mod peers;
-pub mod server;
-pub mod services;
+pub(crate) mod explain;
+pub(crate) mod peers;
+pub(crate) mod server;
+pub(crate) mod services;
 
 use serde_json::{Value, json};
 
-use crate::kubernetes::recent_events::Happenings;
-use crate::observe::paging::Part;
-use crate::observe::query::{Desk, Question};
+use crate::kubernetes::recent_events::RecentEvents;
+use crate::observe::paging::PageQuery;
+use crate::observe::query::{ProxyQuery, QueryChannel};
 use crate::proxy::sync::facts::described_facts;
 use crate::proxy::sync::status::StatusView;
 use services::ShownServices;
 
-/// What loops and the page have in common; shared.
+/// The sources of the status page. The loops share them.
 #[derive(Clone, Debug, Default)]
-pub struct Board {
-    /// What has happened.
-    pub happenings: Happenings,
-    /// Where the keeper of the rules is asked.
-    pub rules: Desk<Question>,
-    /// Where the pod network is asked for a page of its peers.
-    pub peers: Desk<Part>,
+pub(crate) struct StatusSources {
+    /// The latest Events.
+    pub recent: RecentEvents,
+    /// Queries to the service proxy.
+    pub proxy: QueryChannel<ProxyQuery>,
+    /// Queries to the pod network for a page of its peers.
+    pub peers: QueryChannel<PageQuery>,
 }
 
-/// Answers a question about the service proxy.
+/// Answers a query to the service proxy.
 #[must_use]
-pub fn answer(view: &StatusView<'_>, question: Question) -> Value {
+pub(crate) fn answer(view: &StatusView<'_>, query: ProxyQuery) -> Value {
     let services = ShownServices(*view);
-    match question {
-        Question::Services(part) => services.list(&part),
-        Question::Service(key) => match described_facts(view.inputs, view.host, view.random_fully) {
+    match query {
+        ProxyQuery::Services(part) => services.list(&part),
+        ProxyQuery::Service(key) => match described_facts(view.inputs, view.host, view.random_fully) {
             Ok(facts) => services.one(&key, &facts),
             Err(error) => json!({"error": error.to_string()}),
         },
-        Question::Explain { from, to } => explain::explain(&from, &to, view.inputs, view.host, view.random_fully),
+        ProxyQuery::Explain { from, to } => explain::explain(&from, &to, view.inputs, view.host, view.random_fully),
     }
 }
 

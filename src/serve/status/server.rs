@@ -1,5 +1,5 @@
-//! The page at `/` and what it asks for under `/status/`. Read-only, for browsers on this node, or that come through
-//! `kubectl port-forward`; nobody else is answered.
+//! Serves the page at `/` and its data under `/status/`. Read-only. Only browsers on this node, or behind `kubectl port-forward`, get an
+//! answer.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,123 +22,122 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::ServiceKey;
-use crate::http_server::{Answer, Reply, Request};
-use crate::observe::latency::Followed;
+use crate::http_server::{HttpAnswer, HttpRequest, Reply};
+use crate::observe::latency::AppliedChange;
 use crate::observe::metrics::Metrics;
-use crate::observe::readiness::{Readiness, State, States};
+use crate::observe::paging::PageQuery;
+use crate::observe::query::{ProxyQuery, QueryError};
+use crate::observe::readiness::{PartState, PartStates, Readiness};
 
-use super::Board;
-use crate::observe::paging::Part;
-use crate::observe::query::Question;
-use crate::observe::query::Unanswered;
+use super::StatusSources;
 
-/// The page, with all that it needs.
+/// The page with its style and script.
 const PAGE: &str = include_str!("page.html");
-/// Only what the page brings along counts, and it may only ask here.
+/// The page may only use its own style and script, and may only send requests to this server.
 const POLICY: &str = "default-src 'none'; style-src 'sha256-STYLE'; script-src 'sha256-SCRIPT'; connect-src 'self'; base-uri 'none'; \
 form-action 'none'; frame-ancestors 'none'";
-/// Browsers that are told of news at a time.
+/// The most browsers that get change notices at the same time.
 const LISTENERS: usize = 16;
-/// They are told no more often than this.
-const PACE: Duration = Duration::from_secs(1);
-/// And at least this often, so that counts move and a connection that is gone is noticed.
-const BEAT: Duration = Duration::from_secs(10);
+/// The shortest time between two notices.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time between two notices, so that counts are refreshed and closed connections are detected.
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What does not change while the program runs.
+/// Facts of the node that do not change while sepal runs.
 #[derive(Clone, Debug, Default)]
-pub struct About {
+pub(crate) struct NodeSummary {
     /// This node's name.
     pub node: String,
     /// sepal's version.
     pub version: &'static str,
-    /// iptables: variant, version, and why that one.
+    /// The iptables variant, its version, and the reason for the choice.
     pub iptables: String,
-    /// Families that have rules.
+    /// The families that have rules.
     pub families: Vec<&'static str>,
 }
 
-/// The site and what it knows.
-pub struct Site {
-    about: About,
-    board: Board,
+/// Serves the status page.
+pub(crate) struct StatusPage {
+    node: NodeSummary,
+    sources: StatusSources,
     readiness: Readiness,
     metrics: Arc<Metrics>,
     policy: HeaderValue,
     listeners: Arc<AtomicUsize>,
 }
 
-impl Site {
-    /// A site that shows this.
+impl StatusPage {
+    /// A status page with this content.
     #[must_use]
-    pub fn new(about: About, board: Board, readiness: Readiness, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(node: NodeSummary, sources: StatusSources, readiness: Readiness, metrics: Arc<Metrics>) -> Self {
         let policy = HeaderValue::try_from(POLICY.replace("STYLE", &digest("style")).replace("SCRIPT", &digest("script")))
             .unwrap_or(HeaderValue::from_static("default-src 'none'"));
-        Self { about, board, readiness, metrics, policy, listeners: Arc::default() }
+        Self { node, sources, readiness, metrics, policy, listeners: Arc::default() }
     }
 
-    /// The answer to a request for one of the site's paths; `None` for all others.
+    /// The answer to a request; `None` for paths of other pages.
     #[must_use]
-    pub fn reply(&self, request: &Request) -> Option<BoxFuture<'static, Reply>> {
+    pub(crate) fn reply(&self, request: &HttpRequest) -> Option<BoxFuture<'static, Reply>> {
         let path = match request.path.as_str() {
             "/" => "",
             path => path.strip_prefix("/status/")?,
         };
-        let now = |answer: Answer| Some(std::future::ready(Reply::Whole(guarded(answer))).boxed());
+        let now = |answer: HttpAnswer| Some(std::future::ready(Reply::Whole(guarded(answer))).boxed());
         if let Some(refusal) = refusal(request) {
             return now(refusal);
         }
         let query = query(request);
         let text = |name: &str| query.get(name).cloned().unwrap_or_default();
-        let part = || Part { search: text("search").to_lowercase(), page: text("page").parse().unwrap_or_default() };
+        let part = || PageQuery { search: text("search").to_lowercase(), page: text("page").parse().unwrap_or_default() };
         match path {
-            "" => now(Answer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE).with(CONTENT_SECURITY_POLICY, self.policy.clone())),
+            "" => now(HttpAnswer::new(StatusCode::OK, "text/html; charset=utf-8", PAGE).with(CONTENT_SECURITY_POLICY, self.policy.clone())),
             "overview.json" => now(json(StatusCode::OK, &self.overview())),
             "events" => Some(self.listen()),
             "peers.json" => {
-                let (desk, part) = (self.board.peers.clone(), part());
-                Some(async move { answered(desk.ask(part).await) }.boxed())
+                let (queries, part) = (self.sources.peers.clone(), part());
+                Some(async move { answered(queries.ask(part).await) }.boxed())
             }
-            "services.json" => Some(self.ask(Question::Services(part()))),
+            "services.json" => Some(self.ask(ProxyQuery::Services(part()))),
             "service.json" => {
                 let (namespace, name) = (text("namespace").into(), text("name").into());
-                Some(self.ask(Question::Service(ServiceKey { namespace, name })))
+                Some(self.ask(ProxyQuery::Service(ServiceKey { namespace, name })))
             }
-            "explain.json" => Some(self.ask(Question::Explain { from: text("from"), to: text("to") })),
+            "explain.json" => Some(self.ask(ProxyQuery::Explain { from: text("from"), to: text("to") })),
             _ => None,
         }
     }
 
-    fn ask(&self, question: Question) -> BoxFuture<'static, Reply> {
-        let desk = self.board.rules.clone();
-        async move { answered(desk.ask(question).await) }.boxed()
+    fn ask(&self, query: ProxyQuery) -> BoxFuture<'static, Reply> {
+        let queries = self.sources.proxy.clone();
+        async move { answered(queries.ask(query).await) }.boxed()
     }
 
     fn overview(&self) -> Value {
-        let About { node, version, iptables, families } = &self.about;
+        let NodeSummary { node, version, iptables, families } = &self.node;
         let now = Timestamp::now();
         let slowest: Vec<Value> = self.metrics.slowest().list(now).iter().map(slow).collect();
         json!({
             "node": node, "version": version, "iptables": iptables, "families": families, "now": now,
-            "parts": parts(&self.readiness.states()), "happenings": self.board.happenings.list(), "slowest": slowest,
+            "parts": parts(&self.readiness.states()), "happenings": self.sources.recent.list(), "slowest": slowest,
         })
     }
 
-    /// A line whenever there is news.
+    /// The stream of change notices.
     fn listen(&self) -> BoxFuture<'static, Reply> {
         let listener = Listener::new(&self.listeners);
-        let (news, states) = (self.board.happenings.subscribe(), self.readiness.subscribe());
+        let (news, states) = (self.sources.recent.subscribe(), self.readiness.subscribe());
         let reply = match listener {
             Some(listener) => {
-                let start = Answer::new(StatusCode::OK, "text/event-stream", "retry: 3000\ndata: news\n\n");
-                Reply::Stream(guarded(start), told(listener, news, states))
+                let start = HttpAnswer::new(StatusCode::OK, "text/event-stream", "retry: 3000\ndata: news\n\n");
+                Reply::Stream(guarded(start), change_notices(listener, news, states))
             }
-            None => Reply::Whole(guarded(Answer::text(StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n"))),
+            None => Reply::Whole(guarded(HttpAnswer::text(StatusCode::SERVICE_UNAVAILABLE, "too many browsers are connected\n"))),
         };
         std::future::ready(reply).boxed()
     }
 }
 
-/// Somebody who is told of news; counted while it is there.
+/// A browser that gets change notices. Counts as one of [`LISTENERS`] until it is dropped.
 struct Listener(Arc<AtomicUsize>);
 
 impl Listener {
@@ -154,16 +153,17 @@ impl Drop for Listener {
     }
 }
 
-fn told(listener: Listener, news: watch::Receiver<u64>, states: watch::Receiver<States>) -> BoxStream<'static, Bytes> {
-    let next = |(listener, mut news, mut states): (Listener, watch::Receiver<u64>, watch::Receiver<States>)| async move {
-        sleep(PACE).await;
+/// Sends a notice after each change, within the limits of the intervals.
+fn change_notices(listener: Listener, news: watch::Receiver<u64>, states: watch::Receiver<PartStates>) -> BoxStream<'static, Bytes> {
+    let next = |(listener, mut news, mut states): (Listener, watch::Receiver<u64>, watch::Receiver<PartStates>)| async move {
+        sleep(MIN_INTERVAL).await;
         let changed = async {
             tokio::select! {
                 changed = news.changed() => changed,
                 changed = states.changed() => changed,
             }
         };
-        match timeout(BEAT, changed).await {
+        match timeout(MAX_INTERVAL, changed).await {
             Ok(Err(_)) => None,
             Ok(Ok(())) | Err(_) => Some((Bytes::from_static(b"data: news\n\n"), (listener, news, states))),
         }
@@ -171,24 +171,30 @@ fn told(listener: Listener, news: watch::Receiver<u64>, states: watch::Receiver<
     stream::unfold((listener, news, states), next).boxed()
 }
 
-/// Whom nothing is told: other hosts; pages of other sites, which a browser on this node may have been led to ask here (by a name of
-/// theirs that leads to loopback); whoever wants to change something.
-fn refusal(request: &Request) -> Option<Answer> {
-    let refuse = |status, why: &'static str| Some(Answer::text(status, why));
+/// Refuses requests of other hosts, requests that are not read-only, and requests of other sites' pages: their host names may resolve to
+/// loopback (DNS rebinding), so that a browser on this node sends requests here.
+fn refusal(request: &HttpRequest) -> Option<HttpAnswer> {
+    let refuse = |status, why: &'static str| Some(HttpAnswer::text(status, why));
     if !request.peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
-        return refuse(StatusCode::FORBIDDEN, "the status page is for this node alone; from elsewhere: kubectl port-forward, or ssh -L\n");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "the status page only answers this node; from another host, use kubectl port-forward or ssh -L\n",
+        );
     }
     if request.method != Method::GET && request.method != Method::HEAD {
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "there is only something to read here\n");
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "this page is read-only\n");
     }
     let host = request.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {
-        return refuse(StatusCode::FORBIDDEN, "ask by address, or as localhost: names can be made to lead here by others\n");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "use an IP address or localhost: other host names are refused, because another site could point them here\n",
+        );
     }
     None
 }
 
-/// Whether a `Host` header has an IP or `localhost`, with or without a port.
+/// True if a `Host` header is an IP or `localhost`, with or without a port.
 fn is_address(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -197,35 +203,35 @@ fn is_address(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
-fn query(request: &Request) -> HashMap<String, String> {
+fn query(request: &HttpRequest) -> HashMap<String, String> {
     form_urlencoded::parse(request.query.as_deref().unwrap_or_default().as_bytes()).into_owned().collect()
 }
 
-fn json(status: StatusCode, value: &Value) -> Answer {
-    Answer::new(status, "application/json", value.to_string())
+fn json(status: StatusCode, value: &Value) -> HttpAnswer {
+    HttpAnswer::new(status, "application/json", value.to_string())
 }
 
-fn answered(answer: Result<Value, Unanswered>) -> Reply {
+fn answered(answer: Result<Value, QueryError>) -> Reply {
     Reply::Whole(guarded(match answer {
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(error) => json(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": error.to_string()})),
     }))
 }
 
-fn guarded(answer: Answer) -> Answer {
+fn guarded(answer: HttpAnswer) -> HttpAnswer {
     let answer = answer.nosniff().with(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer.with(REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
 }
 
-fn parts(states: &States) -> Vec<Value> {
-    let why = |state: &State| match state {
-        State::Ready => String::new(),
-        State::Noted(why) | State::Starting(why) | State::Degraded(why) => why.to_string(),
+fn parts(states: &PartStates) -> Vec<Value> {
+    let why = |state: &PartState| match state {
+        PartState::Ready => String::new(),
+        PartState::Noted(why) | PartState::Starting(why) | PartState::Degraded(why) => why.to_string(),
     };
     states.iter().map(|(part, state)| json!({"name": part.as_str(), "state": state.as_str(), "why": why(state)})).collect()
 }
 
-fn slow(change: &Followed) -> Value {
+fn slow(change: &AppliedChange) -> Value {
     let milliseconds = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
     let waits: serde_json::Map<String, Value> =
         change.waits().map(|(cause, wait)| (cause.as_str().to_owned(), milliseconds(wait).into())).collect();
@@ -236,7 +242,7 @@ fn slow(change: &Followed) -> Value {
     })
 }
 
-/// SHA-256 in base64 of what is in an element of the page.
+/// SHA-256 in base64 of the content of an element of the page.
 fn digest(element: &str) -> String {
     let (start, end) = (format!("<{element}>"), format!("</{element}>"));
     let content = PAGE.split_once(&start).and_then(|(_, rest)| rest.split_once(&end)).map_or("", |(content, _)| content);
@@ -247,36 +253,36 @@ fn digest(element: &str) -> String {
 mod tests {
     use super::*;
     use crate::cluster::Family;
-    use crate::observe::readiness::Part as OfProgram;
+    use crate::observe::readiness::Part;
 
-    fn site(board: &Board) -> Site {
-        let readiness = Readiness::new([OfProgram::Proxy(Family::V4)]);
-        Site::new(About { node: "n".to_owned(), ..About::default() }, board.clone(), readiness, Arc::default())
+    fn page(sources: &StatusSources) -> StatusPage {
+        let readiness = Readiness::new([Part::Proxy(Family::V4)]);
+        StatusPage::new(NodeSummary { node: "n".to_owned(), ..NodeSummary::default() }, sources.clone(), readiness, Arc::default())
     }
 
-    fn request(path: &str) -> Request {
+    fn request(path: &str) -> HttpRequest {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query.to_owned())));
         let headers = [(HOST, HeaderValue::from_static("127.0.0.1:10249"))].into_iter().collect();
-        Request { path: path.to_owned(), query, headers, peer: Some([127, 0, 0, 1].into()), ..Request::default() }
+        HttpRequest { path: path.to_owned(), query, headers, peer: Some([127, 0, 0, 1].into()), ..HttpRequest::default() }
     }
 
-    async fn answer(site: &Site, request: &Request) -> Answer {
-        match site.reply(request).expect("one of its paths").await {
+    async fn answer(page: &StatusPage, request: &HttpRequest) -> HttpAnswer {
+        match page.reply(request).expect("one of its paths").await {
             Reply::Whole(answer) | Reply::Stream(answer, _) => answer,
         }
     }
 
     #[tokio::test]
-    async fn the_page_runs_nothing_but_its_own() {
-        let site = site(&Board::default());
-        let page = answer(&site, &request("/")).await;
-        let header = |name: &str| page.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    async fn the_page_only_runs_its_own_script() {
+        let site = page(&StatusSources::default());
+        let html = answer(&site, &request("/")).await;
+        let header = |name: &str| html.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         assert_eq!(
-            (page.status, header("cache-control").as_str(), header("x-content-type-options").as_str()),
+            (html.status, header("cache-control").as_str(), header("x-content-type-options").as_str()),
             (StatusCode::OK, "no-store", "nosniff")
         );
-        assert!(header("content-security-policy").starts_with("default-src 'none'; style-src 'sha256-"), "{:?}", page.headers);
-        // One script, one style, no way to set markup, nothing from elsewhere.
+        assert!(header("content-security-policy").starts_with("default-src 'none'; style-src 'sha256-"), "{:?}", html.headers);
+        // One script, one style, no code that sets markup, nothing from other servers.
         assert_eq!((PAGE.matches("<script").count(), PAGE.matches("<style").count()), (1, 1));
         for banned in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", "src=", "href=", "onclick=\""]
         {
@@ -285,10 +291,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn strangers_are_told_nothing() {
-        let site = site(&Board::default());
+    async fn other_hosts_and_sites_are_refused() {
+        let site = page(&StatusSources::default());
         for path in ["/", "/status/overview.json", "/status/services.json", "/status/events"] {
-            let asked = |change: &dyn Fn(&mut Request)| {
+            let asked = |change: &dyn Fn(&mut HttpRequest)| {
                 let mut request = request(path);
                 change(&mut request);
                 request
@@ -316,50 +322,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn questions_reach_whoever_knows() {
-        let board = Board::default();
-        let site = site(&board);
-        let nobody = answer(&site, &request("/status/services.json")).await;
-        assert_eq!(nobody.status, StatusCode::SERVICE_UNAVAILABLE);
-        let mut questions = board.rules.open();
+    async fn queries_reach_the_loop_and_its_answer_returns() {
+        let sources = StatusSources::default();
+        let site = page(&sources);
+        let unanswered = answer(&site, &request("/status/services.json")).await;
+        assert_eq!(unanswered.status, StatusCode::SERVICE_UNAVAILABLE);
+        let mut queries = sources.proxy.open();
         for (path, wanted) in [
-            ("services.json?search=A%2Fb&page=2", Question::Services(Part { search: "a/b".to_owned(), page: 2 })),
-            ("services.json?page=x", Question::Services(Part::default())),
-            ("service.json?namespace=a&name=b", Question::Service(ServiceKey { namespace: "a".into(), name: "b".into() })),
-            ("explain.json?from=node&to=svc/a/b", Question::Explain { from: "node".to_owned(), to: "svc/a/b".to_owned() }),
+            ("services.json?search=A%2Fb&page=2", ProxyQuery::Services(PageQuery { search: "a/b".to_owned(), page: 2 })),
+            ("services.json?page=x", ProxyQuery::Services(PageQuery::default())),
+            ("service.json?namespace=a&name=b", ProxyQuery::Service(ServiceKey { namespace: "a".into(), name: "b".into() })),
+            ("explain.json?from=node&to=svc/a/b", ProxyQuery::Explain { from: "node".to_owned(), to: "svc/a/b".to_owned() }),
         ] {
             let asking = async { answer(&site, &request(&format!("/status/{path}"))).await };
             let answering = async {
-                questions.recv().await.expect("a question").answer(|question| {
-                    assert_eq!(question, wanted, "{path}");
+                queries.recv().await.expect("a query").answer(|query| {
+                    assert_eq!(query, wanted, "{path}");
                     json!("<b>")
                 });
             };
-            let (told, ()) = tokio::join!(asking, answering);
-            assert_eq!((told.status, &*told.body), (StatusCode::OK, br#""<b>""#.as_slice()), "{path}");
+            let (reply, ()) = tokio::join!(asking, answering);
+            assert_eq!((reply.status, &*reply.body), (StatusCode::OK, br#""<b>""#.as_slice()), "{path}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn news_are_told_to_a_few_as_they_come() {
-        let board = Board::default();
-        let site = site(&board);
+    async fn change_notices_go_to_a_limited_number_of_browsers() {
+        let sources = StatusSources::default();
+        let site = page(&sources);
         let mut streams = Vec::new();
         for _ in 0..LISTENERS {
-            let Reply::Stream(_, stream) = site.reply(&request("/status/events")).expect("a path").await else { panic!("it goes on") };
+            let Reply::Stream(_, stream) = site.reply(&request("/status/events")).expect("a path").await else { panic!("a stream") };
             streams.push(stream);
         }
         assert_eq!(answer(&site, &request("/status/events")).await.status, StatusCode::SERVICE_UNAVAILABLE);
         let mut stream = streams.pop().expect("there are some");
-        board.happenings.note("RulesWritten", false, "a");
-        board.happenings.note("RulesWritten", false, "b");
+        sources.recent.note("RulesWritten", false, "a");
+        sources.recent.note("RulesWritten", false, "b");
         let start = tokio::time::Instant::now();
         assert_eq!(stream.next().await.as_deref(), Some(b"data: news\n\n".as_slice()));
-        assert_eq!(start.elapsed(), PACE);
+        assert_eq!(start.elapsed(), MIN_INTERVAL);
         assert!(stream.next().await.is_some());
-        assert_eq!(start.elapsed(), 2 * PACE + BEAT, "nothing happened meanwhile");
+        assert_eq!(start.elapsed(), 2 * MIN_INTERVAL + MAX_INTERVAL, "no change meanwhile");
         drop(stream);
-        assert_eq!(answer(&site, &request("/status/events")).await.status, StatusCode::OK, "one has gone");
+        assert_eq!(answer(&site, &request("/status/events")).await.status, StatusCode::OK, "one browser has gone");
         let overview: Value = serde_json::from_slice(&answer(&site, &request("/status/overview.json")).await.body).expect("JSON");
         assert_eq!((&overview["node"], &overview["happenings"][0]["text"]), (&json!("n"), &json!("b")));
         assert_eq!(overview["parts"][0], json!({"name": "proxy-ipv4", "state": "starting", "why": "it has not begun"}));

@@ -1,4 +1,4 @@
-//! Services as the status page shows them: a page of their list, and one with its chains, from the rules that should be there.
+//! Services on the status page: a page of the list, and one Service with its chains. The chains come from the desired rules.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,30 +11,32 @@ use crate::proxy::rules::Renderer;
 use crate::proxy::sync::status::StatusView;
 use crate::table::rules::{RuleSource, ServicePortRules};
 
-use crate::observe::paging::Part;
+use crate::observe::paging::PageQuery;
 
-/// Steps of one port that are shown; the rest is counted.
+/// The most steps of one port that are shown. The rest is counted.
 const EDGES: usize = 150;
-/// Rules of one port that are shown as text.
+/// The most rules of one port that are shown as text.
 const LINES: usize = 300;
 
-/// Services as the page shows them.
-pub struct ShownServices<'a>(pub StatusView<'a>);
+/// The Services of the status page.
+pub(crate) struct ShownServices<'a>(pub StatusView<'a>);
 
 impl ShownServices<'_> {
-    /// A page of the Services that there are rules for.
+    /// A page of the Services that have rules.
     #[must_use]
-    pub fn list(&self, part: &Part) -> Value {
+    pub(crate) fn list(&self, page: &PageQuery) -> Value {
         let all = self.0.inputs.snapshot.services().filter(|_| !self.0.inputs.without_proxy);
         let traffic = self.0.metrics.connections();
-        part.of(all.map(|(key, service)| (&*key.namespace, &*key.name, (key, service))), |(key, service)| self.row(key, service, &traffic))
+        page.select(all.map(|(key, service)| (&*key.namespace, &*key.name, (key, service))), |(key, service)| {
+            self.row(key, service, &traffic)
+        })
     }
 
     fn row(&self, key: &ServiceKey, service: &Service, traffic: &HashMap<(String, String), u64>) -> Value {
         let mut endpoints = Map::new();
         for (family, _) in self.0.families.iter().filter(|(family, _)| service.cluster_ip(*family).is_some()) {
             let slices = self.0.inputs.snapshot.slices(key).filter(|slice| slice.family == *family);
-            // One that several slices name is one.
+            // An endpoint in several slices counts once.
             let mut by_ip: BTreeMap<_, bool> = BTreeMap::new();
             for endpoint in slices.flat_map(|slice| &slice.endpoints) {
                 *by_ip.entry(endpoint.ip).or_default() |= endpoint.conditions.ready;
@@ -50,10 +52,10 @@ impl ShownServices<'_> {
         })
     }
 
-    /// One Service: what is known of it, for each of its ports in each family the steps that packets take (`edges`) and the `rules`, and
-    /// where it is counted what went to each endpoint. `null` if there is none.
+    /// One Service: its row in the list, for each port and family the steps that packets take (`edges`) and the `rules`, and the number of
+    /// connections per endpoint where they are counted. `null` if the Service does not exist.
     #[must_use]
-    pub fn one(&self, key: &ServiceKey, facts: &HostFacts) -> Value {
+    pub(crate) fn one(&self, key: &ServiceKey, facts: &HostFacts) -> Value {
         let Some(service) = self.0.inputs.snapshot.service(key).filter(|_| !self.0.inputs.without_proxy) else { return Value::Null };
         let mut whole = self.row(key, service, &self.0.metrics.connections());
         let mut chains = Vec::new();
@@ -90,8 +92,8 @@ fn of_port(rules: &ServicePortRules, family: Family, refused: bool) -> Value {
     })
 }
 
-/// The steps that packets take: `from` a chain `to` a chain or an endpoint, with the `share` of those that get there where chance decides,
-/// and `words` for what decides else.
+/// The steps that packets take, `from` a chain `to` a chain or an endpoint. `share` is the probability where chance decides, `words` says what
+/// else decides.
 fn edges(rules: &ServicePortRules) -> Vec<Value> {
     let mut edges = Vec::new();
     let service = rules.name.to_string();
@@ -122,10 +124,10 @@ fn edges(rules: &ServicePortRules) -> Vec<Value> {
     edges
 }
 
-/// Where what is masqueraded is marked: a step aside, from where packets come back.
+/// The chain that marks packets for masquerading. Packets return from it, so it is not shown as a step.
 const MARK: &str = "KUBE-MARK-MASQ";
 
-/// Chain and rule of an `-A` line.
+/// The chain and the rule of an `-A` line.
 fn read(line: &str) -> Option<(&str, Rule)> {
     let (chain, arguments) = line.strip_prefix("-A ")?.split_once(' ')?;
     Some((chain, Rule::read(arguments)))
@@ -154,7 +156,7 @@ mod tests {
     use crate::serve::status::tests::{SHOP, inputs};
     use jiff::Timestamp;
 
-    fn known<'a>(
+    fn shown<'a>(
         inputs: &'a Inputs,
         changed: &'a dyn Fn(&ServiceKey) -> Option<Timestamp>,
         metrics: &'a Metrics,
@@ -165,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn services_are_listed_with_what_they_have() {
+    fn services_are_listed_with_ports_and_endpoints() {
         let inputs = inputs(SHOP);
         let key = ServiceKey { namespace: "shop".into(), name: "web".into() };
         let name = ServicePortName { service: key.clone(), port: "http".into(), protocol: crate::cluster::Protocol::Tcp };
         let (metrics, refused) = (Metrics::default(), BTreeSet::from([&name]));
         let changed = |of: &ServiceKey| (*of == key).then_some(Timestamp::UNIX_EPOCH);
-        let known = known(&inputs, &changed, &metrics, &refused);
-        let list = known.list(&Part { search: "web".to_owned(), page: 0 });
+        let shown = shown(&inputs, &changed, &metrics, &refused);
+        let list = shown.list(&PageQuery { search: "web".to_owned(), page: 0 });
         let wanted = json!({
             "namespace": "shop", "name": "web", "type": "NodePort", "addresses": ["10.96.0.10"], "ports": ["http 80/tcp (node port 30080)"],
             "endpoints": {"ipv4": {"ready": 2, "all": 3}}, "refused": true, "changed": "1970-01-01T00:00:00Z", "connections": null,
@@ -181,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_told_by_its_steps_with_their_shares() {
+    fn a_service_has_steps_with_probabilities() {
         let inputs = inputs(SHOP);
         let (metrics, refused) = (Metrics::default(), BTreeSet::new());
-        let known = known(&inputs, &|_| None, &metrics, &refused);
-        let one = |name: &str| known.one(&ServiceKey { namespace: "shop".into(), name: name.into() }, &HostFacts::default());
+        let shown = shown(&inputs, &|_| None, &metrics, &refused);
+        let one = |name: &str| shown.one(&ServiceKey { namespace: "shop".into(), name: name.into() }, &HostFacts::default());
         let web = one("web");
         let edges = web["chains"][0]["edges"].as_array().expect("steps");
         let words = |edge: &Value| {
