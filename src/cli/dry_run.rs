@@ -33,7 +33,7 @@ pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exi
     for &family in &setup.families {
         let printed = match runner.note(&format!("# {family}\n")) {
             Ok(()) => {
-                let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+                let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
                 runner.restore(family, &plan, &renderer).await
             }
             Err(error) => Err(error),
@@ -66,7 +66,7 @@ pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exit
         for table in Table::ALL {
             saved += &found.exec.save_table(family, table.as_str()).await?;
         }
-        let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+        let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
         let wanted = plan.text(&renderer);
         let (mut live, mut desired) = (Tables::default(), Tables::default());
         live.read(&saved);

@@ -75,7 +75,7 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     let found = if flags.live { Some(detect::find(flags.run.iptables_variant.variant()).await?) } else { None };
     let random_fully = found.as_ref().is_none_or(detect::Found::random_fully);
     let host = described_facts(&inputs, &Kernel, random_fully)?;
-    let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+    let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
     let desired = walk(&Ruleset::desired(&plan.text(&renderer)), packet, &place);
     let words = |ending: &Ending| {
         let ip = ending.to.ip();

@@ -52,7 +52,7 @@ fn path(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bo
     let packet = question::packet(from, to, inputs, &place)?;
     let concerned = concerned(inputs, to.0);
     let facts = described_facts(&concerned, host, random_fully)?;
-    let (plan, renderer) = whole(&concerned, &facts, Family::of(to.0.ip()), &planner::unknown());
+    let (plan, renderer) = whole(&concerned, &facts, Family::of(to.0.ip()), &planner::dry_run_tables());
     let walk = walk(&Ruleset::desired(&plan.text(&renderer)), packet, &place);
     let words = |ending: &Ending| question::location(ending.to.ip(), inputs, &place);
     Ok(json!({"text": output::text(&packet, &walk, &words), "way": output::json(&packet, &walk, &words)}))
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(concerned(&inputs, ([10, 96, 0, 10], 80).into()).snapshot.service_count(), 1);
 
         let facts = described_facts(&inputs, &FakeHost::default(), true).expect("plain settings");
-        let (plan, renderer) = whole(&inputs, &facts, Family::V4, &planner::unknown());
+        let (plan, renderer) = whole(&inputs, &facts, Family::V4, &planner::dry_run_tables());
         let all = Ruleset::desired(&plan.text(&renderer));
         for (from, to) in
             [("node", "10.96.0.10:80"), ("external", "192.168.1.1:30080"), ("10.244.0.7", "10.96.0.11:80"), ("external", "10.96.0.10:81")]

@@ -150,9 +150,9 @@ mod tests {
     use crate::cluster::ServicePortName;
     use crate::netlink::Kernel;
     use crate::observe::metrics::Metrics;
-    use crate::observe::service_traffic::Since;
+    use crate::observe::service_traffic::TrafficDelta;
     use crate::proxy::rules::inputs::Inputs;
-    use crate::proxy::traffic::counts::Traffic;
+    use crate::proxy::traffic::counts::CounterReading;
     use crate::serve::status::tests::{SHOP, inputs};
     use jiff::Timestamp;
 
@@ -212,17 +212,17 @@ mod tests {
                 .is_some_and(|rules| rules.iter().any(|rule| rule.as_str().is_some_and(|rule| rule.contains("-j DNAT"))))
         );
         assert_eq!((&web["connectionsTo"], one("nothing")), (&json!({}), Value::Null));
-        let mut since = Since::new(9);
+        let mut since = TrafficDelta::new(9);
         let rule = "[7:420] -A KUBE-SEP-A -p tcp -m comment --comment \"shop/web:http\" -m tcp -j DNAT --to-destination 10.244.1.5:8080";
         let other = "[9:540] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/other\" -m tcp -j DNAT --to-destination 10.244.1.6:8080";
-        let read = |traffic: &Traffic, since: &mut Since, lines: &[&str]| {
-            let mut now = Traffic::reading();
+        let read = |traffic: &CounterReading, since: &mut TrafficDelta, lines: &[&str]| {
+            let mut now = CounterReading::reading();
             for line in lines {
                 traffic.line(line, &mut now, since);
             }
             now
         };
-        let before = read(&Traffic::default(), &mut since, &[]);
+        let before = read(&CounterReading::default(), &mut since, &[]);
         read(&before, &mut since, &[rule, other]);
         metrics.service_traffic(&since);
         assert_eq!(one("web")["connectionsTo"], json!({"10.244.1.5:8080": 7}));
