@@ -1,14 +1,14 @@
-//! Files that others read at any time: whoever opens one sees what it said before or what it says now, and nothing in between.
+//! Replaces files atomically: a reader sees the old content or the new content, never a part of it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Puts a file in the place of another: written beside it, on disk before it has its name.
+/// Replaces a file. The new content is written to a temporary file in the same folder and synced to disk; then the file is renamed.
 pub(crate) fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_string_lossy();
-    // Runtimes do not look at names that start with a dot, nor at ones without their ending.
+    // Container runtimes ignore names that start with a dot and names with an unknown extension.
     let temporary = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
     let write = || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;

@@ -1,11 +1,11 @@
-//! The error for a setting that cannot be used.
+//! The error for an invalid setting.
 
-/// A setting that cannot be used.
+/// An invalid setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {cause}")]
 pub struct BadSetting {
-    /// The field, as the configuration spells it.
+    /// The field, as it is written in the configuration.
     pub field: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and which values are valid.
     pub cause: String,
 }

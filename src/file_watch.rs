@@ -11,33 +11,33 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error_text::error_text;
 
-/// Watches files for changes.
+/// A watch on a file or a folder.
 #[derive(Debug)]
-pub struct Watch {
-    /// Holds the kernel's watches; they end with it. `None` if the kernel does not allow them.
+pub struct FileWatch {
+    /// Keeps the kernel's watches open.
     _watcher: Option<RecommendedWatcher>,
     events: mpsc::UnboundedReceiver<notify::Result<Event>>,
-    /// The one file that is watched, if it is not a folder; what is written to its neighbours does not matter.
+    /// The watched file; `None` if a folder is watched. Writes to other files in its folder are ignored.
     file: Option<PathBuf>,
-    /// Files written to since they were last closed.
+    /// Files that another program is writing: they were written and not closed yet.
     writing: HashSet<PathBuf>,
-    /// The last event of a change that was not told yet.
+    /// Time of the last event of a change that was not reported yet.
     last: Option<Instant>,
 }
 
-impl Watch {
-    /// Starts to watch the manifests at a path. Set it up before the first read, so that nothing falls in between.
+impl FileWatch {
+    /// Starts to watch a file or a folder. Call it before the first read, so that no change is missed.
     ///
     /// # Errors
-    /// The kernel does not let it.
+    /// The kernel refuses the watch.
     pub fn new(path: &Path) -> notify::Result<Self> {
         let (sender, events) = mpsc::unbounded_channel();
-        // The receiver only ever goes away together with this watcher.
+        // Sending fails only while this value is dropped.
         let mut watcher = notify::recommended_watcher(move |event| drop(sender.send(event)))?;
         if path.is_dir() {
             watcher.watch(path, RecursiveMode::Recursive)?;
         } else {
-            // The folder, not the file: editors and ConfigMaps put a new file in place of the old one.
+            // Watch the folder, not the file: editors and ConfigMaps replace the old file by a new one.
             let mut folders: HashSet<PathBuf> = HashSet::from([folder_of(path)]);
             folders.extend(path.canonicalize().ok().map(|real| folder_of(&real)));
             for folder in folders {
@@ -58,18 +58,19 @@ impl Watch {
         })
     }
 
-    /// Waits for the next change to come to rest. Whoever stops waiting misses nothing: the next call tells of it.
+    /// Waits until a change is complete: no event came for a while and no file is open for writing. Cancelling loses nothing: the next call
+    /// reports the change.
     pub async fn changed(&mut self) {
         loop {
-            let at_rest = self.last.filter(|_| self.writing.is_empty()).map(|last| last + SETTLED);
+            let complete_at = self.last.filter(|_| self.writing.is_empty()).map(|last| last + QUIET);
             tokio::select! {
                 event = self.events.recv() => match event {
-                    // Whoever only reads the files puts nothing off.
-                    Some(event) => if self.take(event) { self.last = Some(Instant::now()) },
-                    // The watcher lives as long as this does, so its channel does not close.
+                    // Events of programs that only read the files do not delay the report.
+                    Some(event) => if self.record(event) { self.last = Some(Instant::now()) },
+                    // The channel stays open as long as the watcher lives, which is as long as `self`.
                     None => std::future::pending().await,
                 },
-                () = sleep_until(at_rest.unwrap_or_else(Instant::now)), if at_rest.is_some() => {
+                () = sleep_until(complete_at.unwrap_or_else(Instant::now)), if complete_at.is_some() => {
                     self.last = None;
                     return;
                 }
@@ -77,12 +78,12 @@ impl Watch {
         }
     }
 
-    /// Takes note of an event; says whether something may be different now.
-    fn take(&mut self, event: notify::Result<Event>) -> bool {
+    /// Records an event. Returns true if a file may have changed.
+    fn record(&mut self, event: notify::Result<Event>) -> bool {
         let event = match event {
             Ok(event) if !event.need_rescan() => event,
             Ok(_) => {
-                // Events were lost: nobody knows what is being written.
+                // Events were lost, so the set of files being written is unknown.
                 self.writing.clear();
                 return true;
             }
@@ -104,7 +105,7 @@ impl Watch {
         true
     }
 
-    /// Whether data written to these files can be what is watched: by its name, or that of what links lead to.
+    /// Returns true if one of these files has the name of the watched file or of the file that its links lead to.
     fn concerns(&self, paths: &[PathBuf]) -> bool {
         let Some(file) = &self.file else { return true };
         let real = file.canonicalize().ok();
@@ -120,8 +121,8 @@ fn folder_of(path: &Path) -> PathBuf {
     }
 }
 
-/// Files count as at rest after this long without an event.
-const SETTLED: Duration = Duration::from_millis(250);
+/// A change is complete after this long without an event.
+const QUIET: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
@@ -130,13 +131,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_change_outlasts_whoever_stops_waiting_for_it() {
+    async fn a_change_is_reported_after_a_cancelled_wait() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
-        let mut watch = Watch::new(&file).expect("it can be watched");
+        let mut watch = FileWatch::new(&file).expect("it can be watched");
         std::fs::write(&file, "1").expect("writable");
-        timeout(SETTLED / 2, watch.changed()).await.expect_err("it has not come to rest");
-        timeout(Duration::from_secs(10), watch.changed()).await.expect("it is told of");
-        timeout(SETTLED * 2, watch.changed()).await.expect_err("once");
+        timeout(QUIET / 2, watch.changed()).await.expect_err("the change is not complete yet");
+        timeout(Duration::from_secs(10), watch.changed()).await.expect("it is reported");
+        timeout(QUIET * 2, watch.changed()).await.expect_err("once");
     }
 }

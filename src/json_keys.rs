@@ -36,7 +36,7 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
     serde_json::from_slice::<Json>(text)?.decode()
 }
 
-/// Decodes a value that was read before.
+/// Decodes a value that is already parsed.
 ///
 /// # Errors
 /// A value has another type than its field.
@@ -44,7 +44,7 @@ pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
     Json::from(value).decode()
 }
 
-/// Says whether a key of a document means a field. Like Go, this uses Unicode's simple case folding: `ſ` is an s and the Kelvin sign a k.
+/// Returns true if a key of a document names a field. Like Go, it uses Unicode's simple case folding: `ſ` is an s and the Kelvin sign a k.
 #[must_use]
 pub fn matches(key: &str, field: &str) -> bool {
     key == field || key.chars().map(fold).eq(field.chars().map(fold))
@@ -70,7 +70,7 @@ impl Json {
     /// A decoder for the value, for callers that decode with a wrapper such as `serde_path_to_error`.
     #[must_use]
     pub fn decoder(&self) -> impl Deserializer<'static, Error = Error> {
-        Given(vec![self])
+        FieldValues(vec![self])
     }
 
     const fn is_null(&self) -> bool {
@@ -174,9 +174,9 @@ impl<'de> Deserialize<'de> for Json {
 }
 
 /// All values that a document gives to one field, in their order. There is at least one.
-struct Given<'a>(Vec<&'a Json>);
+struct FieldValues<'a>(Vec<&'a Json>);
 
-impl<'a> Given<'a> {
+impl<'a> FieldValues<'a> {
     /// The values since the last `null`, for types that `null` empties.
     fn since_null(&self) -> &[&'a Json] {
         let start = self.0.iter().rposition(|value| value.is_null()).map_or(0, |at| at + 1);
@@ -196,8 +196,8 @@ impl<'a> Given<'a> {
         Ok(merged)
     }
 
-    /// Decodes the last value that is not `null`; `fits` says whether a value has the type of the field. Without such a value, the field is
-    /// empty.
+    /// Decodes the last value that is not `null`; `fits` returns true if a value has the type of the field. Without such a
+    /// value, the field is empty.
     fn scalar<'de, V: Visitor<'de>>(self, visitor: V, empty: Value, fits: impl Fn(&Value) -> bool) -> Result<V::Value, Error> {
         let unfit = |value: &&&Json| !value.is_null() && !matches!(value, Json::Scalar(scalar) if fits(scalar));
         let value = self.0.iter().find(unfit).or_else(|| self.0.iter().rfind(|value| !value.is_null()));
@@ -213,7 +213,7 @@ macro_rules! scalars {
     )*};
 }
 
-impl<'de> Deserializer<'de> for Given<'_> {
+impl<'de> Deserializer<'de> for FieldValues<'_> {
     type Error = Error;
 
     scalars!(Value::from(""), Value::is_string => deserialize_str deserialize_string deserialize_char deserialize_identifier);
@@ -228,7 +228,7 @@ impl<'de> Deserializer<'de> for Given<'_> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let values = self.since_null();
-        if values.is_empty() { visitor.visit_none() } else { visitor.visit_some(Given(values.to_vec())) }
+        if values.is_empty() { visitor.visit_none() } else { visitor.visit_some(FieldValues(values.to_vec())) }
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -256,7 +256,7 @@ impl<'de> Deserializer<'de> for Given<'_> {
     fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         let entries = match Self::merged(self.0.into_iter().filter(|value| !value.is_null())) {
             Ok(entries) => entries,
-            // A derived struct would take a list, field by field.
+            // A derived struct would accept a list, field by field.
             Err(Value::Array(_)) => return Err(Error::invalid_type(Unexpected::Seq, &visitor)),
             Err(other) => return other.deserialize_any(visitor),
         };
@@ -292,7 +292,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         }
         let values = self.lists.iter().filter_map(|list| list.get(self.at)).collect();
         self.at += 1;
-        seed.deserialize(Given(values)).map(Some)
+        seed.deserialize(FieldValues(values)).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -317,7 +317,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
         let values = std::mem::take(&mut self.values);
-        if values.is_empty() { Err(Error::custom("a value without a key")) } else { seed.deserialize(Given(values)) }
+        if values.is_empty() { Err(Error::custom("a value without a key")) } else { seed.deserialize(FieldValues(values)) }
     }
 }
 
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn null_leaves_or_empties_a_field() {
+    fn null_keeps_or_empties_a_field() {
         let nulls = r#"{"hostPort":null,"isGateway":null,"bridge":null,"mask":null,"ipam":null,"other":null,"list":null,"names":null,"delegate":null,"any":null}"#;
         assert_eq!(read(nulls), Outer::default());
         let kept = read(
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_stay_as_they_are_written() {
+    fn documents_keep_order_and_duplicate_keys() {
         let text = r#"{"b":1,"B":[1.5,null,{"z":true,"a":"x"}],"a":-2,"b":{}}"#;
         let json: Json = serde_json::from_str(text).expect("JSON");
         assert_eq!(serde_json::to_string(&json).expect("JSON"), text);

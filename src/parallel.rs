@@ -1,9 +1,9 @@
-//! Work that splits well, on all cores. PURE: values in, values out.
+//! Maps a list on all cores. PURE: values in, values out.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Maps jobs to results on all cores, in order.
+/// Runs all jobs on all cores and gives the results in the order of the jobs.
 #[must_use]
 pub fn map<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());

@@ -19,12 +19,12 @@ use crate::netlink::entry::LinkChange;
 use crate::netlink::link::LinkNames;
 use crate::netlink::{Kernel, NetlinkError, NetworkKernel};
 use crate::pod_network::annotations::Prefix;
-use crate::pod_network::leftovers::{self, Known};
+use crate::pod_network::leftovers::{self, FormerNetwork};
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::settings::defaults;
 use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseError, LeaseStore};
-use crate::pod_network::sync::node_name::{NameSource, NodeNameError};
+use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use crate::pod_network::sync::node_writes::remove_annotations;
 use crate::pod_network::sync::{net_conf_watch, subnet_file};
 
@@ -61,7 +61,7 @@ pub(super) struct PodNetworkFlags {
 impl PodNetworkFlags {
     /// Deletes links and routes. Deletes subnet.env only after that, because it says which network they belong to.
     pub(super) async fn clean_node(&self, report: &mut impl FnMut(&dyn Display)) {
-        let known = Known { env: SubnetEnv::read(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
+        let known = FormerNetwork { env: SubnetEnv::parse_lenient(&subnet_file::read(&self.subnet_file)), conf: self.net_conf() };
         let errors = match spawn_blocking(move || clean_kernel(&Kernel, &known)).await {
             Ok(errors) => errors,
             Err(error) => return report(&error),
@@ -104,7 +104,7 @@ impl PodNetworkFlags {
         let client =
             ConnectionSettings { kubeconfig: self.kubeconfig.clone(), master: self.master.clone(), ..ConnectionSettings::default() }
                 .client()?;
-        let node = match (&self.node_name, NameSource::from_environment(|name| std::env::var(name).ok())) {
+        let node = match (&self.node_name, NodeNameSource::from_environment(|name| std::env::var(name).ok())) {
             (Some(name), _) => name.clone(),
             (None, Ok(source)) => source.node_name(&client).await?,
             (None, Err(NodeNameError::Unset)) => host_name()?,
@@ -130,7 +130,7 @@ impl PodNetworkFlags {
 }
 
 /// Deletes links, and then the routes that are left. Returns the errors.
-fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError> {
+fn clean_kernel(kernel: &impl NetworkKernel, known: &FormerNetwork) -> Vec<NetlinkError> {
     let live = match kernel.dump() {
         Ok(live) => live,
         Err(error) => return vec![error],
@@ -142,7 +142,7 @@ fn clean_kernel(kernel: &impl NetworkKernel, known: &Known) -> Vec<NetlinkError>
             Err(error) => errors.push(error),
         }
     }
-    for link in leftovers::doubtful(&live, known) {
+    for link in leftovers::unattributed(&live, known) {
         let name = &link.name;
         tracing::warn!(
             "link {name} stays: it has no address in a network that subnet.env or net-conf.json names, and no route of sepal's. If it is \

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use crate::pod_network::sync::cni_install::{CONFLIST, CONFLIST_NAME, Names, install, write_conflist};
+use crate::pod_network::sync::cni_install::{CONFLIST, CONFLIST_NAME, PluginNames, install, write_conflist};
 
 #[derive(Debug, Args)]
 pub(super) struct CniFlags {
@@ -35,7 +35,7 @@ enum CniCommand {
 pub(super) fn run(flags: CniFlags) -> anyhow::Result<ExitCode> {
     let CniCommand::Install { bin_dir, conf_dir, names } = flags.command;
     let program = std::env::current_exe().context("cannot find the path of this program")?;
-    let mut written = install(&program, &bin_dir, &names.map_or(Names::Missing, Names::These))?;
+    let mut written = install(&program, &bin_dir, &names.map_or(PluginNames::Missing, PluginNames::These))?;
     // The plugin is written first: the runtime may use it as soon as its configuration is there.
     if let Some(folder) = conf_dir
         && write_conflist(&folder, CONFLIST_NAME, CONFLIST)?

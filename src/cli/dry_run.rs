@@ -34,7 +34,7 @@ pub(super) async fn print(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exi
     for &family in &setup.families {
         let printed = match runner.note(&format!("# {family}\n")) {
             Ok(()) => {
-                let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+                let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
                 runner.restore(family, &plan, &renderer).await
             }
             Err(error) => Err(error),
@@ -65,7 +65,7 @@ pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exit
     let mut services = ByService::default();
     for &family in &setup.families {
         let saved = saved_tables(&found.exec, family).await?;
-        let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+        let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
         let rendered = plan.text(&renderer);
         let (mut live, mut desired) = (Tables::default(), Tables::default());
         live.read(&saved);

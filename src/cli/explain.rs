@@ -14,11 +14,12 @@ use crate::cluster::Family;
 use crate::cluster::ip::parse_ip;
 use crate::config::flags::RunFlags;
 use crate::daemon::setup::Setup;
+use crate::explain::ending::{Ending, Fate, Walk};
 use crate::explain::output;
-use crate::explain::packet::Place;
+use crate::explain::packet::LocalNode;
 use crate::explain::question;
 use crate::explain::ruleset::Ruleset;
-use crate::explain::walk::{Ending, Fate, Walk, walk};
+use crate::explain::walk::walk;
 use crate::iptables::detect::{self, Found};
 use crate::netlink::{Host, Kernel, NetworkKernel};
 use crate::proxy::rules::inputs::Inputs;
@@ -66,12 +67,12 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
     let found = if flags.live { Some(detect::find(flags.run.iptables_variant.variant()).await?) } else { None };
     let random_fully = found.as_ref().is_none_or(Found::random_fully);
     let host = described_facts(&inputs, &Kernel, random_fully)?;
-    let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+    let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
     let desired = walk(&Ruleset::desired(&plan.text(&renderer)), packet, &place);
     let describe = |ending: &Ending| {
         let ip = ending.to.ip();
         let route = if flags.live { route(ip).map(|route| format!(", by {route}")).unwrap_or_default() } else { String::new() };
-        question::whereabouts(ip, &inputs, &place) + &route
+        question::location(ip, &inputs, &place) + &route
     };
     // With --live, the desired path is only shown if it differs.
     let (shown, other) = match found {
@@ -113,9 +114,9 @@ fn outcomes(walk: &Walk) -> Vec<(Fate, SocketAddr, bool, String)> {
 }
 
 /// Facts about the node that rules may test.
-fn place(inputs: &Inputs, live: bool) -> anyhow::Result<Place> {
+fn place(inputs: &Inputs, live: bool) -> anyhow::Result<LocalNode> {
     let host = if live { Kernel.addresses().context("cannot list this host's addresses")? } else { question::written_addresses(inputs) };
-    Ok(question::place(inputs, host))
+    Ok(question::local_node(inputs, host))
 }
 
 /// Gets a pod's address from the API server.

@@ -1,4 +1,4 @@
-//! EndpointSlices and the endpoints of a service port that they add up to (spec section 4).
+//! EndpointSlices, and the endpoints of a service port that follow from them [kube-proxy 4].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ impl fmt::Display for SliceKey {
     }
 }
 
-/// One EndpointSlice. Each port is served by each endpoint.
+/// One EndpointSlice. Every endpoint serves every port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     /// Name of the Service (label `kubernetes.io/service-name`), in the slice's namespace.
@@ -36,7 +36,7 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// What it takes in memory, in bytes, from the lengths of what it holds.
+    /// Memory in bytes, estimated from the lengths of the fields.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let ports = self.ports.iter().map(|port| size_of::<SlicePort>() + port.name.len()).sum::<usize>();
@@ -47,7 +47,7 @@ impl Slice {
 /// One port of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// Port name, matched with the service port's; empty for an unnamed port.
+    /// Port name; equal to the name of the service port. Empty for an unnamed port.
     pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
@@ -55,7 +55,7 @@ pub struct SlicePort {
     pub port: u16,
 }
 
-/// What an endpoint says about its state, with the API's defaults resolved.
+/// The conditions of an endpoint, with the API's defaults filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditions {
     /// `ready`: absent means true.
@@ -67,7 +67,7 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// Not ready, but still able to serve while it shuts down: used where nothing is ready.
+    /// Returns true if the endpoint terminates but still serves. Such endpoints are used when no endpoint is ready.
     #[must_use]
     pub const fn draining(self) -> bool {
         self.serving && self.terminating
@@ -77,17 +77,17 @@ impl Conditions {
 /// One endpoint of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// The first of the object's addresses; only that one counts.
+    /// The first of the object's addresses. The others are ignored.
     pub ip: IpAddr,
-    /// State.
+    /// Conditions.
     pub conditions: Conditions,
-    /// The node it runs on; empty if not given.
+    /// The node that it runs on; empty if not given.
     pub node: Box<str>,
-    /// Whom it is meant for, where it says so. Most endpoints don't.
+    /// Topology hints. Most endpoints have none.
     pub hints: Option<Box<Hints>>,
 }
 
-/// Whom an endpoint is meant for.
+/// The zones and nodes whose traffic an endpoint should receive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
     /// Zones.
@@ -115,20 +115,20 @@ impl SliceEndpoint {
 /// One endpoint of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint<'a> {
-    /// `ip:port`, or `[ip]:port` for IPv6: its identity, its place in the order, and the DNAT destination.
+    /// `ip:port`, or `[ip]:port` for IPv6. It identifies the endpoint, defines the order, and is the DNAT destination.
     pub id: String,
-    /// State.
+    /// Conditions.
     pub conditions: Conditions,
-    /// It runs on this node.
+    /// The endpoint runs on this node.
     pub local: bool,
-    /// Zones this endpoint is meant for.
+    /// Zones whose traffic this endpoint should receive.
     pub zone_hints: &'a [String],
-    /// Nodes this endpoint is meant for.
+    /// Nodes whose traffic this endpoint should receive.
     pub node_hints: &'a [String],
 }
 
 impl Endpoint<'_> {
-    /// The address without the port, printed canonically.
+    /// The address without the port, in canonical form.
     #[must_use]
     pub fn ip(&self) -> &str {
         let host = self.id.rsplit_once(':').map_or(self.id.as_str(), |(host, _)| host);
@@ -136,8 +136,8 @@ impl Endpoint<'_> {
     }
 }
 
-/// The endpoints of one service port in one family: all slices of its Service together (sorted by name), without duplicates, sorted by
-/// id as bytes. A duplicate that is not terminating replaces what was there (spec section 4).
+/// The endpoints of one service port in one family, from all slices of its Service (sorted by name). The result is sorted by id as bytes and
+/// has no duplicates: a later duplicate that does not terminate replaces the earlier one [kube-proxy 4].
 #[must_use]
 pub fn of_service_port<'a>(
     slices: impl Iterator<Item = &'a Slice>,
@@ -158,7 +158,7 @@ pub fn of_service_port<'a>(
             }));
         }
     }
-    // Stable, so that duplicates stay in slice order for the choice below.
+    // A stable sort keeps duplicates in slice order for the choice below.
     found.sort_by(|a, b| a.id.cmp(&b.id));
     found.dedup_by(|next, kept| {
         if next.id != kept.id {
@@ -172,7 +172,7 @@ pub fn of_service_port<'a>(
     found
 }
 
-/// How many endpoints [`of_service_port`] would give.
+/// Number of endpoints that [`of_service_port`] gives.
 #[must_use]
 pub fn count<'a>(slices: impl Iterator<Item = &'a Slice>, family: Family, port: &str, protocol: Protocol) -> usize {
     let of_slice = |slice: &'a Slice| {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn order_is_bytewise_and_duplicates_prefer_the_living() {
+    fn order_is_bytewise_and_a_duplicate_that_does_not_terminate_wins() {
         let slices = [
             slice(80, &[("10.0.0.2", false), ("10.0.0.10", true), ("10.0.0.10", false)]),
             slice(80, &[("10.0.0.2", true)]),

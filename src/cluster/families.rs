@@ -1,8 +1,8 @@
-//! What each IP family has one of, or none.
+//! One optional value for each IP family.
 
 use crate::cluster::Family;
 
-/// Something for each IP family that has it.
+/// One optional value for each IP family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PerFamily<T> {
     /// For IPv4.
@@ -18,7 +18,7 @@ impl<T> Default for PerFamily<T> {
 }
 
 impl<T> PerFamily<T> {
-    /// What a family has.
+    /// The value of a family.
     #[must_use]
     pub const fn get(&self, family: Family) -> Option<&T> {
         match family {
@@ -27,7 +27,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// Gives a family something, or nothing.
+    /// Sets or removes the value of a family.
     pub fn set(&mut self, family: Family, value: Option<T>) {
         match family {
             Family::V4 => self.v4 = value,
@@ -35,17 +35,17 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// What there is, IPv4 first.
+    /// The values with their families, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         Family::ALL.into_iter().filter_map(|family| Some((family, self.get(family)?)))
     }
 
-    /// The families that have something, IPv4 first.
+    /// The families that have a value, IPv4 first.
     pub fn families(&self) -> impl Iterator<Item = Family> {
         self.iter().map(|(family, _)| family)
     }
 
-    /// Whether neither family has anything.
+    /// Returns true if no family has a value.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()

@@ -1,4 +1,4 @@
-//! The health checks of `Local` load balancers that this node answers (spec sections 4 and 9.2).
+//! Computes the answers to the health checks of `Local` load balancers on this node [kube-proxy 9.2].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,16 +7,16 @@ use super::ip::Family;
 use super::service::{Service, ServiceKey};
 use super::snapshot::Snapshot;
 
-/// What a load balancer wants to know of one Service.
+/// The answer to the health check of one Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     /// `spec.healthCheckNodePort`, 1-65535.
     pub port: u16,
-    /// On how many addresses of the family this node has ready endpoints of the Service.
+    /// Number of addresses in the family that belong to ready endpoints of the Service on this node.
     pub local_endpoints: usize,
 }
 
-/// The health checks of one family, by Service. A Service without cluster IP in the family, or without ports, has none in it.
+/// The health checks of one family, by Service. Services without a cluster IP in the family or without ports have none.
 #[must_use]
 pub fn of_family(snapshot: &Snapshot, family: Family, node_name: &str) -> BTreeMap<ServiceKey, HealthCheck> {
     let checked = |service: &Service| service.cluster_ip(family).is_some() && !service.ports.is_empty();
@@ -28,8 +28,8 @@ pub fn of_family(snapshot: &Snapshot, family: Family, node_name: &str) -> BTreeM
     services.map(check).collect()
 }
 
-/// The addresses of a Service's ready endpoints on this node, over all ports that its slices name. What is terminating but still
-/// serving does not count: a load balancer should stop sending there.
+/// The addresses of a Service's ready endpoints on this node, over all ports of its slices. An endpoint that terminates but still serves
+/// does not count: a load balancer should stop sending there.
 fn local_ready(snapshot: &Snapshot, service: &ServiceKey, family: Family, node_name: &str) -> BTreeSet<String> {
     let of_family = || snapshot.slices(service).filter(move |slice| slice.family == family);
     let ports: BTreeSet<_> = of_family().flat_map(|slice| slice.ports.iter().map(|port| (&*port.name, port.protocol))).collect();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn of_duplicates_the_one_that_rules_follow_counts() {
+    fn a_duplicate_endpoint_counts_as_it_does_in_the_rules() {
         let first = slice(Family::V4, &["http"], &[("10.0.0.1", "here", READY)]);
         let second = slice(Family::V4, &["http"], &[("10.0.0.1", "here", DRAINING)]);
         assert_eq!(counted(service(), vec![first.clone(), second], Family::V4), Some(1));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn families_count_for_themselves() {
+    fn each_family_is_counted_alone() {
         let both = Service { cluster_ip_v6: Some(Family::V6.loopback()), ..service() };
         let slices = vec![
             slice(Family::V4, &["http"], &[("10.0.0.1", "here", READY), ("10.0.0.2", "here", READY)]),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_the_port_is_not_checked() {
+    fn a_service_without_health_check_port_has_no_check() {
         assert_eq!(counted(Service { health_check_node_port: 0, ..service() }, vec![], Family::V4), None);
         assert_eq!(counted(Service { ports: vec![], ..service() }, vec![], Family::V4), None);
     }

@@ -1,4 +1,5 @@
-//! `HostFacts` (`sepal/v1alpha1`): what a node knows and objects can't tell, written down, so that rules can be rendered anywhere.
+//! Facts about the host that rules depend on and that no API object contains. The object `HostFacts` (`sepal/v1alpha1`) states them in a
+//! file, so that rules can be rendered on any machine.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,13 +14,13 @@ pub const API_VERSION: &str = "sepal/v1alpha1";
 /// `kind` of the object.
 pub const KIND: &str = "HostFacts";
 
-/// The facts as written; what is absent is the host's own.
+/// The facts that a `HostFacts` object states. A field that is absent keeps the value read from the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct WrittenFacts {
-    /// Every local address, in CIDR notation or bare.
+pub struct HostFactsOverrides {
+    /// Every local address, with or without a prefix length.
     pub addresses: Option<Vec<String>>,
-    /// conntrack lets out-of-window TCP packets pass.
+    /// conntrack accepts TCP packets outside the window.
     pub tcp_be_liberal: Option<bool>,
     /// Both nfacct counters are usable.
     pub nfacct: Option<bool>,
@@ -27,11 +28,11 @@ pub struct WrittenFacts {
     pub no_random_fully: Option<bool>,
 }
 
-impl WrittenFacts {
+impl HostFactsOverrides {
     /// Reads the object.
     ///
     /// # Errors
-    /// A field of the wrong type, by its path.
+    /// A field has the wrong type. The error names its path.
     pub fn from_value(value: &Value) -> Result<Self, BadSetting> {
         let host = value.get("host").unwrap_or(&Value::Null);
         let read: Result<Option<Self>, _> = serde_path_to_error::deserialize(host);
@@ -39,16 +40,16 @@ impl WrittenFacts {
             .map_err(|error| BadSetting { field: format!("host.{}", error.path()), cause: error.inner().to_string() })
     }
 
-    /// Whether nothing is left for the host to say.
+    /// Returns true if every fact is stated, so that the host need not be read.
     #[must_use]
     pub const fn complete(&self) -> bool {
         self.addresses.is_some() && self.tcp_be_liberal.is_some() && self.nfacct.is_some() && self.no_random_fully.is_some()
     }
 
-    /// Puts what is written over what the host says.
+    /// Replaces facts of the host by the stated ones.
     ///
     /// # Errors
-    /// An address that is none.
+    /// A text in `addresses` is not an address.
     pub fn over(&self, mut host: HostFacts) -> Result<HostFacts, BadSetting> {
         if let Some(texts) = &self.addresses {
             let address = |text: &String| {
@@ -70,16 +71,16 @@ impl WrittenFacts {
     }
 }
 
-/// What a node knows and objects can't tell.
+/// Facts about the host that no API object contains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     /// Every address of every local interface.
     pub addresses: Vec<IpAddr>,
-    /// `net.netfilter.nf_conntrack_tcp_be_liberal` is on: out-of-window packets are not to be dropped.
+    /// `net.netfilter.nf_conntrack_tcp_be_liberal` is on: packets outside the window are not dropped.
     pub tcp_be_liberal: bool,
-    /// Which of kube-proxy's two nfacct counters exist (spec section 6.8).
+    /// Which of kube-proxy's two nfacct counters exist [kube-proxy 6.8].
     pub nfacct: NfacctCounters,
-    /// MASQUERADE understands `--random-fully` (iptables 1.6.2 and later).
+    /// MASQUERADE supports `--random-fully` (iptables 1.6.2 and later).
     pub random_fully: bool,
 }
 

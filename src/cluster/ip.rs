@@ -1,8 +1,8 @@
-//! Addresses and CIDRs, read the way Kubernetes components always read them and printed canonically.
+//! Parses addresses and CIDRs as Kubernetes components do, and prints them in canonical form.
 //!
-//! kube-proxy parses "sloppily" everywhere (spec sections 1.4, 12.55): leading zeros in IPv4 octets, IPv6 groups and prefix
-//! lengths are read as plain numbers, and an IPv4-mapped IPv6 address *is* the IPv4 address. The standard library rejects the
-//! former and keeps the latter apart, hence this parser.
+//! kube-proxy parses "sloppily" everywhere [kube-proxy 1.4] [kube-proxy 12.55]. Leading zeros in IPv4 octets, IPv6 groups and prefix
+//! lengths are allowed. An IPv4-mapped IPv6 address is the IPv4 address. The standard library rejects leading zeros and does not map
+//! addresses, hence this parser.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,7 +22,7 @@ impl Family {
     /// Both families, IPv4 first.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family that this one is not.
+    /// The other family.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -49,7 +49,7 @@ impl Family {
         }
     }
 
-    /// The loopback address of the family, kube-proxy's stand-in for an unknown node IP (spec section 1.5).
+    /// The loopback address of the family, which kube-proxy uses while the node IP is unknown [kube-proxy 1.5].
     #[must_use]
     pub const fn loopback(self) -> IpAddr {
         match self {
@@ -58,12 +58,30 @@ impl Family {
         }
     }
 
-    /// `ipv4` or `ipv6`, as the command line spells it.
+    /// `ipv4` or `ipv6`, as on the command line and in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::V4 => "ipv4",
             Self::V6 => "ipv6",
+        }
+    }
+
+    /// `IPv4` or `IPv6`, as Kubernetes writes it.
+    #[must_use]
+    pub const fn proper_name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// Number of bits in an address.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
         }
     }
 }
@@ -74,7 +92,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// Reads an address sloppily; an IPv4-mapped IPv6 address comes back as IPv4. `None` if it is no address (zones included).
+/// Parses an address sloppily. An IPv4-mapped IPv6 address becomes IPv4. Returns `None` if the text is not an address or has a zone.
 #[must_use]
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     let bytes = text.as_bytes();
@@ -84,7 +102,7 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Reads a CIDR sloppily and masks its host bits. A mapped IPv6 range of /96 or longer is the IPv4 range.
+/// Parses a CIDR sloppily and clears its host bits. An IPv4-mapped range of /96 or longer becomes the IPv4 range.
 #[must_use]
 pub fn parse_cidr(text: &str) -> Option<IpNetwork> {
     let (address, length) = text.split_once('/')?;
@@ -103,18 +121,35 @@ pub fn parse_cidr(text: &str) -> Option<IpNetwork> {
     }
 }
 
-/// The CIDR that holds exactly one address.
+/// The CIDR that contains exactly one address.
 #[must_use]
 pub fn host_net(ip: IpAddr) -> IpNetwork {
     IpNetwork::from(ip)
 }
 
-fn network(ip: IpAddr, prefix: u8) -> Option<IpNetwork> {
+/// The network of an address and a prefix length, without host bits.
+#[must_use]
+pub fn network(ip: IpAddr, prefix: u8) -> Option<IpNetwork> {
     let net = IpNetwork::new(ip, prefix).ok()?;
     IpNetwork::new(net.network(), prefix).ok()
 }
 
-/// The number at the start of `bytes` in `radix` and how many bytes it takes; `None` if there is none or it is absurdly large.
+/// Returns true if two networks have an address in common.
+#[must_use]
+pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+/// The first host address of a subnet: the one after the network's own address.
+#[must_use]
+pub fn first_host(subnet: IpNetwork) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip).wrapping_add(1)).into()),
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip).wrapping_add(1)).into()),
+    }
+}
+
+/// Parses the number at the start of `bytes`, and gives it with its length in bytes. Returns `None` if there is none or it is too large.
 fn leading_number(bytes: &[u8], radix: u32) -> Option<(u32, usize)> {
     const TOO_BIG: u32 = 0x00FF_FFFF;
     let mut value = 0;
@@ -222,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn texts_that_are_not_addresses_are_refused() {
         for text in [
             "",
             "1",

@@ -1,7 +1,7 @@
 //! The cluster as this node needs it. PURE: plain values, no Kubernetes types, no clock, no files.
 //!
-//! [`Snapshot`] holds Services, EndpointSlices and this Node in a compact form; [`Change`] is how it moves.
-//! Per IP family, [`service`] and [`endpoints`] answer what kube-proxy's per-family trackers would.
+//! [`Snapshot`] holds Services, EndpointSlices and this node's Node in a compact form. A [`Change`] updates it.
+//! [`service`] and [`endpoints`] compute per IP family what kube-proxy keeps in its per-family trackers.
 
 pub mod endpoints;
 pub mod families;

@@ -1,4 +1,4 @@
-//! This node, as its Node object describes it (spec section 1.5).
+//! This node, as its Node object describes it [kube-proxy 1.5].
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use super::ip::Family;
 
-/// The parts of a Node object that rules and health answers depend on.
+/// The fields of a Node object that rules and health checks depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Label `topology.kubernetes.io/zone`; empty if absent.
@@ -15,20 +15,21 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// It is being deleted, or the cluster autoscaler is about to: load balancers should send nothing new here. No rule depends on it.
+    /// The Node is being deleted, or the cluster autoscaler is about to delete it: load balancers should send no new connections here. No
+    /// rule depends on this.
     pub leaving: bool,
 }
 
 impl Node {
-    /// Whether rules are the same with another version of this Node.
+    /// Returns true if another version of this Node leads to the same rules.
     #[must_use]
     pub fn same_rules(&self, other: &Self) -> bool {
         let Self { zone, addresses, pod_cidrs, leaving: _ } = self;
         (zone, addresses, pod_cidrs) == (&other.zone, &other.addresses, &other.pod_cidrs)
     }
 
-    /// The node's IP of one family: the first address of that family. kube-proxy takes the first address and the first of the
-    /// other family, which is the same thing.
+    /// The node's IP in one family: the first address of that family. kube-proxy takes the first address and the first one of the other
+    /// family, with the same result.
     #[must_use]
     pub fn ip(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|ip| Family::of(*ip) == family)

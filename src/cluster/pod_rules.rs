@@ -1,26 +1,26 @@
-//! The input of the pod network's rules. PURE.
+//! The input of the pod network's masquerade and forward rules. PURE.
 
 use ipnetwork::IpNetwork;
 
 use super::families::PerFamily;
 
-/// What the rules of the pod network are made from.
+/// The settings and ranges that the rules of the pod network are rendered from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodRules {
-    /// By family: what packets are told by.
+    /// The ranges of each family.
     pub ranges: PerFamily<PodRanges>,
-    /// `--ip-masq`: what leaves the network has this node's address.
+    /// `--ip-masq`: packets that leave the network get this node's address.
     pub masquerade: bool,
-    /// Not `--ip-masq-fully-random-disable`: source ports are chosen at random, where iptables can.
+    /// Masquerading chooses source ports at random if iptables supports it. `--ip-masq-fully-random-disable` turns this off.
     pub random_fully: bool,
-    /// `--iptables-forward-rules`: what is forwarded from or to pods is accepted.
+    /// `--iptables-forward-rules`: forwarded packets from and to pods are accepted.
     pub forward: bool,
 }
 
-/// What packets of one family are told by.
+/// The ranges of one family that the rules match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodRanges {
-    /// The network.
+    /// The pod network.
     pub network: IpNetwork,
     /// This node's subnet.
     pub subnet: IpNetwork,

@@ -1,4 +1,4 @@
-//! Services and their ports (spec section 3).
+//! Services and their ports [kube-proxy 3].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ impl Protocol {
         }
     }
 
-    /// The protocol of an API object's field; absent or empty means TCP.
+    /// Parses the field of an API object. Absent or empty means TCP.
     #[must_use]
     pub fn from_api(text: Option<&str>) -> Option<Self> {
         match text {
@@ -42,7 +42,7 @@ impl Protocol {
     }
 }
 
-/// Namespace and name of a Service. Shared text: many things refer to one Service.
+/// Namespace and name of a Service. The texts are shared, because many values refer to one Service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Namespace of the Service.
@@ -57,7 +57,7 @@ impl fmt::Display for ServiceKey {
     }
 }
 
-/// What identifies a service port: Service, port name and protocol (spec section 3.3). Prints as kube-proxy's SPN,
+/// What identifies a service port: Service, port name and protocol [kube-proxy 3.3]. Prints as kube-proxy's SPN,
 /// `namespace/name:port`, or `namespace/name` for an unnamed port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePortName {
@@ -76,7 +76,7 @@ impl fmt::Display for ServicePortName {
     }
 }
 
-/// `spec.type` of a Service, as far as rules depend on it.
+/// `spec.type` of a Service. Other types have no rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServiceType {
     /// `ClusterIP`, the default.
@@ -113,12 +113,12 @@ pub struct ServicePort {
     pub node_port: u16,
 }
 
-/// One Service with everything its rules depend on, both families. Lists keep the object's order and duplicates.
+/// One Service with everything that its rules depend on, in both families. Lists keep the object's order and duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// `spec.type`.
     pub kind: ServiceType,
-    /// Cluster IP per family; a family without one has no rules for this Service (spec section 3.1).
+    /// Cluster IP per family; a family without one has no rules for this Service [kube-proxy 3.1].
     pub cluster_ip_v4: Option<IpAddr>,
     /// See [`Self::cluster_ip_v4`].
     pub cluster_ip_v6: Option<IpAddr>,
@@ -126,15 +126,15 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `spec.externalIPs` that parse.
     pub external_ips: Vec<IpAddr>,
-    /// Load-balancer ingress IPs that this node answers for (`ipMode` absent or `VIP`).
+    /// Ingress IPs of the load balancer that this node handles itself (`ipMode` absent or `VIP`).
     pub load_balancer_vips: Vec<IpAddr>,
     /// `spec.loadBalancerSourceRanges` that parse.
     pub source_ranges: Vec<IpNetwork>,
     /// ClientIP session affinity and its timeout in seconds.
     pub affinity_seconds: Option<u32>,
-    /// Traffic from outside goes to endpoints on this node only (spec section 3.2, `externalPolicyLocal`).
+    /// External traffic goes only to endpoints on this node (`externalPolicyLocal`, [kube-proxy 3.2]).
     pub external_local: bool,
-    /// Traffic to the cluster IP goes to endpoints on this node only.
+    /// Traffic to the cluster IP goes only to endpoints on this node.
     pub internal_local: bool,
     /// Node port of the health check of a `Local` load balancer; 0 for none.
     pub health_check_node_port: u16,
@@ -161,14 +161,14 @@ impl Service {
     }
 
     /// Source ranges that restrict load-balancer traffic of one family. A /0 among them, or none of the family, means no
-    /// restriction and gives an empty list (spec section 3.2).
+    /// restriction and gives an empty list [kube-proxy 3.2].
     #[must_use]
     pub fn source_ranges(&self, family: Family) -> Vec<IpNetwork> {
         let ranges: Vec<_> = self.source_ranges.iter().copied().filter(|net| Family::of_net(*net) == family).collect();
         if ranges.iter().any(|net| net.prefix() == 0) { Vec::new() } else { ranges }
     }
 
-    /// What it takes in memory, in bytes, from the lengths of what it holds.
+    /// Memory in bytes, estimated from the lengths of the fields.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let addresses = self.external_ips.len() + self.load_balancer_vips.len();
@@ -176,7 +176,7 @@ impl Service {
         size_of::<Self>() + ports + addresses * size_of::<IpAddr>() + self.source_ranges.len() * size_of::<IpNetwork>()
     }
 
-    /// Whether a port can be reached from outside the cluster in this family (spec section 3.2, `ExternallyAccessible`).
+    /// Returns true if a port can be reached from outside the cluster in this family (`ExternallyAccessible`, [kube-proxy 3.2]).
     #[must_use]
     pub fn externally_accessible(&self, port: &ServicePort, family: Family) -> bool {
         port.node_port != 0 || self.load_balancer_vips(family).next().is_some() || self.external_ips(family).next().is_some()

@@ -1,4 +1,4 @@
-//! Everything known about the cluster at one moment, and the changes that move it on.
+//! The state of the cluster at one moment, and the changes that update it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -7,44 +7,44 @@ use super::endpoints::{Slice, SliceKey};
 use super::node::Node;
 use super::service::{Service, ServiceKey};
 
-/// The cluster as this node sees it. What is absent here does not exist.
+/// The cluster as this node sees it. An object that is absent here does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Boxed, because a tree's nodes are half empty.
+    /// Boxed, because nodes of a B-tree are half empty.
     services: BTreeMap<ServiceKey, Box<Service>>,
-    /// By Service, then sorted by the slices' names. Most Services have one slice.
+    /// The slices of each Service, sorted by slice name. Most Services have one.
     slices: BTreeMap<ServiceKey, Vec<(Arc<str>, Slice)>>,
-    /// Under which Service each slice is filed, so that a slice that moves to another Service leaves the first one.
-    filed: HashMap<SliceKey, ServiceKey>,
-    /// Services with a health check node port: few, but looked at with every change.
+    /// The Service of each slice. When a slice moves to another Service, it is removed from the first one.
+    owners: HashMap<SliceKey, ServiceKey>,
+    /// Services with a health check node port. They are few, but needed with every change.
     checked: BTreeSet<ServiceKey>,
     node: Option<Node>,
-    /// What Services and slices take in memory.
+    /// Memory of all Services and slices.
     bytes: usize,
 }
 
-/// One step of the cluster.
+/// One change of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A Service as it is now; `None` if it is gone or no longer ours to proxy.
+    /// A Service as it is now; `None` if it was deleted or this proxy does not handle it.
     Service(ServiceKey, Option<Service>),
-    /// An EndpointSlice as it is now; `None` if it is gone or useless.
+    /// An EndpointSlice as it is now; `None` if it was deleted or cannot be used.
     Slice(SliceKey, Option<Slice>),
-    /// This node's Node object; `None` if it is gone.
+    /// This node's Node object; `None` if it was deleted.
     Node(Option<Node>),
 }
 
-/// What a step was about, as far as rules may be different after it.
+/// The objects whose rules may differ after a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// These Services.
+    /// Services whose rules may differ.
     pub services: Vec<ServiceKey>,
-    /// The Node: every Service may be.
+    /// The Node has changed, so the rules of every Service may differ.
     pub node: bool,
 }
 
 impl Touched {
-    /// Whether rules are as before.
+    /// Returns true if no rule changes.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         self.services.is_empty() && !self.node
@@ -52,7 +52,7 @@ impl Touched {
 }
 
 impl Snapshot {
-    /// Takes one step; says what is different now.
+    /// Applies one change and gives the objects whose rules may differ.
     pub fn apply(&mut self, change: Change) -> Touched {
         let mut touched = Touched::default();
         match change {
@@ -71,7 +71,7 @@ impl Snapshot {
                 }
             }
             Change::Slice(key, slice) => self.apply_slice(key, slice, &mut touched),
-            // A deleted Node keeps its last address and zone: the node itself is evidently still here (spec section 2).
+            // After its Node is deleted, this node keeps its last address and zone [kube-proxy 2].
             Change::Node(None) => {}
             Change::Node(Some(node)) => {
                 touched.node = !self.node.as_ref().is_some_and(|known| known.same_rules(&node));
@@ -81,7 +81,7 @@ impl Snapshot {
         touched
     }
 
-    /// The same key, of texts that are in memory already where possible.
+    /// The same key, made of texts that are already in memory if possible.
     fn shared(&self, key: ServiceKey) -> ServiceKey {
         let known = self.services.get_key_value(&key).map(|(known, _)| known);
         let Some(known) = known.or_else(|| self.slices.get_key_value(&key).map(|(known, _)| known)) else {
@@ -99,8 +99,8 @@ impl Snapshot {
             key.namespace = service.namespace.clone();
             service
         });
-        if let Some(old) = self.filed.get(&key).filter(|old| Some(*old) != service.as_ref()).cloned() {
-            self.filed.remove(&key);
+        if let Some(old) = self.owners.get(&key).filter(|old| Some(*old) != service.as_ref()).cloned() {
+            self.owners.remove(&key);
             if let Some(of_service) = self.slices.get_mut(&old) {
                 if let Ok(at) = of_service.binary_search_by(|(name, _)| name.cmp(&key.name)) {
                     self.bytes -= of_service.remove(at).1.bytes();
@@ -121,16 +121,16 @@ impl Snapshot {
             }
             Err(at) => {
                 self.bytes += slice.bytes();
-                // One, for there will hardly be more.
+                // Reserve one: most Services have one slice.
                 of_service.reserve_exact(1);
                 of_service.insert(at, (key.name.clone(), slice));
             }
         }
-        self.filed.insert(key, service.clone());
+        self.owners.insert(key, service.clone());
         touched.services.push(service);
     }
 
-    /// Takes away every Service that is not among these; says which went.
+    /// Removes every Service that is not in the set, and gives the removed ones.
     pub fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> Touched {
         let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
         for key in &gone {
@@ -140,9 +140,9 @@ impl Snapshot {
         Touched { services: gone, node: false }
     }
 
-    /// Takes away every slice that is not among these; says whose they were.
+    /// Removes every slice that is not in the set, and gives the Services of the removed ones.
     pub fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> Touched {
-        let gone: Vec<SliceKey> = self.filed.keys().filter(|key| !known.contains(key)).cloned().collect();
+        let gone: Vec<SliceKey> = self.owners.keys().filter(|key| !known.contains(key)).cloned().collect();
         let mut touched = Touched::default();
         for key in gone {
             self.apply_slice(key, None, &mut touched);
@@ -174,30 +174,30 @@ impl Snapshot {
     /// One EndpointSlice.
     #[must_use]
     pub fn slice(&self, key: &SliceKey) -> Option<&Slice> {
-        let of_service = self.slices.get(self.filed.get(key)?)?;
+        let of_service = self.slices.get(self.owners.get(key)?)?;
         of_service.binary_search_by(|(name, _)| name.cmp(&key.name)).ok().map(|at| &of_service[at].1)
     }
 
-    /// What all Services and slices take in memory, in bytes: from the lengths of what they hold, without their names and what maps and
-    /// the allocator add.
+    /// Memory of all Services and slices in bytes, estimated from the lengths of their fields. Names, maps and the allocator's overhead are
+    /// not included.
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How many EndpointSlices are known.
+    /// Number of EndpointSlices.
     #[must_use]
     pub fn slice_count(&self) -> usize {
-        self.filed.len()
+        self.owners.len()
     }
 
-    /// How many Services are known.
+    /// Number of Services.
     #[must_use]
     pub fn service_count(&self) -> usize {
         self.services.len()
     }
 
-    /// This node, if its Node object has been seen.
+    /// This node's Node; `None` until the API server has sent it.
     #[must_use]
     pub const fn node(&self) -> Option<&Node> {
         self.node.as_ref()
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn only_real_changes_count() {
+    fn an_equal_object_changes_no_rules() {
         let mut snapshot = Snapshot::default();
         assert_eq!(snapshot.apply(Change::Service(key("a"), Some(Service::default()))), of(&["a"]));
         assert!(snapshot.apply(Change::Service(key("a"), Some(Service::default()))).is_nothing());
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_that_changes_its_service_leaves_the_first() {
+    fn a_slice_that_moves_to_another_service_leaves_the_first() {
         let mut snapshot = Snapshot::default();
         let slice_key = SliceKey { namespace: "ns".into(), name: "s".into() };
         assert_eq!(snapshot.apply(Change::Slice(slice_key.clone(), Some(slice("a")))), of(&["a"]));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_in_memory_once() {
+    fn equal_names_share_memory() {
         let mut snapshot = Snapshot::default();
         let apply = |snapshot: &mut Snapshot, name: &str| {
             snapshot.apply(Change::Service(key(name), Some(Service::default())));
@@ -290,9 +290,9 @@ mod tests {
         };
         apply(&mut snapshot, "a");
         apply(&mut snapshot, "b");
-        let keys: Vec<&ServiceKey> = snapshot.services.keys().chain(snapshot.slices.keys()).chain(snapshot.filed.values()).collect();
+        let keys: Vec<&ServiceKey> = snapshot.services.keys().chain(snapshot.slices.keys()).chain(snapshot.owners.values()).collect();
         assert!(keys.iter().all(|key| Arc::ptr_eq(&key.namespace, &keys[0].namespace)));
-        assert!(snapshot.filed.keys().all(|slice| Arc::ptr_eq(&slice.namespace, &keys[0].namespace)));
+        assert!(snapshot.owners.keys().all(|slice| Arc::ptr_eq(&slice.namespace, &keys[0].namespace)));
         for name in ["a", "b"] {
             let of_name: Vec<_> = keys.iter().filter(|key| &*key.name == name).collect();
             assert_eq!(of_name.len(), 3);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_list_leaves_out_goes() {
+    fn objects_that_a_full_list_lacks_are_removed() {
         let mut snapshot = Snapshot::default();
         let empty = snapshot.bytes();
         for name in ["a", "b"] {

@@ -1,21 +1,21 @@
-//! Topology hints: whether a service port's traffic stays on this node or in this zone (spec section 5, step A1).
+//! Topology hints: decides if traffic of a service port stays on this node or in this zone [kube-proxy 5].
 
 use super::endpoints::Endpoint;
 
-/// Which endpoints the hints leave for cluster traffic.
+/// The endpoints that may receive cluster traffic, by their hints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology<'a> {
-    /// No usable hints: every endpoint.
+    /// Every endpoint, because the hints cannot be used.
     Everywhere,
-    /// Only endpoints meant for this zone.
+    /// Only endpoints with a hint for this zone.
     SameZone(&'a str),
-    /// Only endpoints meant for this node.
+    /// Only endpoints with a hint for this node.
     SameNode(&'a str),
 }
 
 impl<'a> Topology<'a> {
-    /// What the hints of the *ready* endpoints add up to. Hints of a kind count only if every ready endpoint has them and at least
-    /// one names this node or zone; node hints go before zone hints.
+    /// Decides by the hints of the ready endpoints. Hints of one kind are used only if every ready endpoint has them and at least one names
+    /// this node or zone. Node hints are tried before zone hints.
     #[must_use]
     pub fn of(endpoints: &[Endpoint<'_>], node: &'a str, zone: &'a str) -> Self {
         let ready = || endpoints.iter().filter(|e| e.conditions.ready);
@@ -28,7 +28,7 @@ impl<'a> Topology<'a> {
         }
     }
 
-    /// Whether traffic may go to this endpoint.
+    /// Returns true if traffic may go to this endpoint.
     #[must_use]
     pub fn allows(self, endpoint: &Endpoint<'_>) -> bool {
         match self {
@@ -39,13 +39,14 @@ impl<'a> Topology<'a> {
     }
 }
 
-fn usable<'h>(hints: impl Iterator<Item = &'h [String]>, wanted: &str) -> bool {
+/// Returns true if every endpoint has hints and at least one hint is this name.
+fn usable<'h>(hints: impl Iterator<Item = &'h [String]>, name: &str) -> bool {
     let mut named = false;
     for of_endpoint in hints {
         if of_endpoint.is_empty() {
             return false;
         }
-        named |= of_endpoint.iter().any(|hint| hint == wanted);
+        named |= of_endpoint.iter().any(|hint| hint == name);
     }
     named
 }

@@ -1,6 +1,6 @@
 //! What the plugin `flannel` has another one do: the configuration that it makes of its own and of subnet.env (spec section 10.2). PURE.
 
-use crate::pod_network::subnet_env::SUBNET_FILE;
+use crate::pod_network::subnet_env::{SUBNET_FILE, SubnetEnv};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,6 @@ use crate::json_keys::{self, matches};
 use super::config::Config;
 use super::failure::{Code, Failure};
 use super::result::Route;
-use super::subnet_env::SubnetEnv;
 
 /// Where the configurations of other plugins are kept, one for each container.
 const DATA: &str = "/var/lib/cni/flannel";
@@ -136,7 +135,7 @@ mod tests {
 
     fn env() -> SubnetEnv {
         let text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-        SubnetEnv::read("f", text).expect("good")
+        SubnetEnv::parse("f", text).expect("good")
     }
 
     /// Spec section 10.2, rendered.

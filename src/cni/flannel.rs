@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::json_keys::Json;
+use crate::pod_network::subnet_env::SubnetEnv;
 
 use super::bridge::{self, Made};
 use super::config::Config;
@@ -17,7 +18,6 @@ use super::failure::{Code, Failure, Failures};
 use super::ipam::HOST_LOCAL;
 use super::protocol::{Call, Verb, is_identifier};
 use super::result::Outcome;
-use super::subnet_env::SubnetEnv;
 use super::{exec, ipam};
 
 /// Carries out a verb.
@@ -51,7 +51,7 @@ fn subnet_env(flannel: &FlannelConfig) -> Result<SubnetEnv, Failure> {
             )));
         }
     };
-    SubnetEnv::read(path, &text)
+    SubnetEnv::parse(path, &text)
         .map_err(|why| Failure::other(format!("failed to load flannel 'subnet.env' file: {why}. Check the flannel pod log for this node.")))
 }
 

@@ -5,7 +5,7 @@
 //! State on disk and objects in the kernel are the real plugins', so that either can take over from the other while pods run.
 //!
 //! - [`protocol`], [`version`], [`config`], [`result`], [`failure`]: what is said on either side. Pure.
-//! - [`flannel`] with [`delegate`] and [`subnet_env`]; [`combined`], which is the plugin `sepal`.
+//! - [`flannel`] with [`delegate`]; [`combined`], which is the plugin `sepal`.
 //! - [`bridge`], [`ipam`], [`portmap`], [`loopback`]: the plugins that do the work.
 //! - [`netns`], [`in_use`], [`iptables`], [`exec`]: what they share. [`install`]: putting it in place.
 //!
@@ -27,7 +27,6 @@ pub mod netns;
 pub mod portmap;
 pub mod protocol;
 pub mod result;
-pub mod subnet_env;
 pub mod version;
 
 use std::env;

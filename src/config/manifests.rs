@@ -6,7 +6,7 @@ use super::kubeproxy;
 use super::network_facts::{self, NetworkFacts};
 use super::settings::RequestedSettings;
 use crate::bad_setting::BadSetting;
-use crate::cluster::host_facts::{self, HostFacts, WrittenFacts};
+use crate::cluster::host_facts::{self, HostFacts, HostFactsOverrides};
 use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{Document, ManifestError, Objects, documents};
 use crate::proxy::rules::inputs::Inputs;
@@ -17,7 +17,7 @@ use crate::proxy::settings::ProxySettings;
 pub struct Manifests {
     objects: Objects,
     config: Option<ManifestConfig>,
-    host_facts: Option<WrittenFacts>,
+    host_facts: Option<HostFactsOverrides>,
     network_facts: Option<NetworkFacts>,
 }
 
@@ -52,7 +52,7 @@ impl Manifests {
                     return Err(setting(kubeproxy::KIND)(BadSetting { field: "apiVersion".into(), cause }));
                 }
                 (host_facts::API_VERSION, host_facts::KIND) => {
-                    let facts = WrittenFacts::from_value(&value).map_err(setting(host_facts::KIND))?;
+                    let facts = HostFactsOverrides::from_value(&value).map_err(setting(host_facts::KIND))?;
                     facts.over(HostFacts::default()).map_err(setting(host_facts::KIND))?;
                     self.host_facts = Some(facts);
                 }

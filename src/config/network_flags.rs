@@ -13,7 +13,7 @@ use super::flag_blocks::flags;
 use super::flag_values::{duration, go_bool};
 use crate::bad_setting::BadSetting;
 use crate::error_text::error_text;
-use crate::pod_network::allocation::Terms;
+use crate::pod_network::allocation::LeaseTerms;
 use crate::pod_network::annotations::Prefix;
 use crate::pod_network::settings::{NetworkSettings, SubnetSource, defaults};
 
@@ -42,8 +42,8 @@ flags! {
 
     /// With --subnet-source=lease: how long a node that is down keeps its subnet
     #[arg(value_name = "DURATION", value_parser = lease_duration)]
-    subnet_lease_duration: GoDuration = GoDuration::of(Terms::DURATION);
-    |flags, settings| settings.lease_terms = Terms::of(flags.subnet_lease_duration.positive().unwrap_or(Terms::DURATION));
+    subnet_lease_duration: GoDuration = GoDuration::of(LeaseTerms::DURATION);
+    |flags, settings| settings.lease_terms = LeaseTerms::of(flags.subnet_lease_duration.positive().unwrap_or(LeaseTerms::DURATION));
     example "--subnet-lease-duration=10m" => |settings| settings.lease_terms.duration == Duration::from_secs(600);
 
     /// Path of flannel's net-conf.json
@@ -251,7 +251,7 @@ mod tests {
         assert!(flags.pod_network && !flags.proxy);
         let want = NetworkSettings {
             subnet_source: SubnetSource::Lease,
-            lease_terms: Terms::of(Duration::from_secs(600)),
+            lease_terms: LeaseTerms::of(Duration::from_secs(600)),
             net_config_path: "/n".into(),
             subnet_file: "/s".into(),
             cni_conf_dir: Some("/c".into()),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::config::effective::EffectiveConfig;
 use crate::config::flags::RunFlags;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::netlink::Kernel;
 use crate::netlink::sysctl::{set_conntrack, set_oom_score_adj};
 use crate::proxy::settings::ProxySettings;
@@ -28,7 +28,7 @@ pub(crate) struct ConfigSenders {
 /// A field has changed that only a restart can apply.
 pub(crate) async fn follow(flags: &RunFlags, mut effective: EffectiveConfig, senders: ConfigSenders) -> anyhow::Result<Infallible> {
     let Some(path) = flags.proxy.config_file() else { return std::future::pending().await };
-    let mut watch = Watch::new_or_warn(&path);
+    let mut watch = FileWatch::new_or_warn(&path);
     loop {
         watch.changed().await;
         let new = match EffectiveConfig::new(flags) {

@@ -3,11 +3,11 @@
 use tokio::sync::mpsc;
 
 use crate::config::manifest_files::ManifestFiles;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::proxy::sync::update::Update;
 
 /// Sends new inputs after each change, until the channel closes.
-pub async fn follow(mut files: ManifestFiles, mut watch: Watch, updates: mpsc::Sender<Update>) {
+pub async fn follow(mut files: ManifestFiles, mut watch: FileWatch, updates: mpsc::Sender<Update>) {
     loop {
         watch.changed().await;
         // Parsing a large cluster takes a while. It runs on another thread, so that the loop can go on.

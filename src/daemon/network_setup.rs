@@ -10,10 +10,10 @@ use crate::config::settings::RequestedSettings;
 use crate::observe::readiness::Part;
 use crate::pod_network::masquerade;
 use crate::pod_network::net_conf::NetConf;
-use crate::pod_network::own_lease::{OwnLease, within};
+use crate::pod_network::own_lease::{OwnLease, is_inside};
 use crate::pod_network::settings::{NetworkSettings, SubnetSource};
 use crate::pod_network::sync::net_conf_watch;
-use crate::pod_network::sync::node_name::{NameSource, NodeNameError};
+use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use crate::proxy::rules::inputs::Inputs;
 
 /// The setup of a pod network that is switched on.
@@ -89,7 +89,7 @@ impl NetworkSetup {
         let Some(node) = inputs.snapshot.node() else { return };
         let inside = |(family, network): (Family, &IpNetwork)| {
             let subnet = node.pod_cidrs.iter().find(|cidr| Family::of_net(**cidr) == family)?;
-            within(*subnet, *network).then_some((family, *subnet))
+            is_inside(*subnet, *network).then_some((family, *subnet))
         };
         let own = OwnLease { subnets: self.conf.networks.iter().filter_map(inside).collect(), ..OwnLease::default() };
         inputs.pod_rules = Some(masquerade::pod_rules(&self.settings, &self.conf, &own));
@@ -111,7 +111,7 @@ impl NetworkSetup {
         if let Some(name) = requested.node_name.clone().filter(|_| !self.name_from_environment) {
             return Ok(name);
         }
-        match NameSource::from_environment(|name| std::env::var(name).ok()) {
+        match NodeNameSource::from_environment(|name| std::env::var(name).ok()) {
             Ok(source) => Ok(source.awaited_node_name(client).await),
             Err(NodeNameError::Unset) if !self.name_from_environment => Ok(requested.host_name.clone()),
             Err(error) => Err(anyhow!("Failed to create SubnetManager: {error}")),

@@ -22,17 +22,16 @@ use crate::kubernetes::events::Events;
 use crate::netlink::Kernel;
 use crate::observe::metrics::Metrics;
 use crate::observe::readiness::Readiness;
-use crate::pod_network::claim::Standing;
+use crate::pod_network::claim::LeaseStatus;
 use crate::pod_network::settings::SubnetSource;
-use crate::pod_network::subnet_env::SubnetEnv;
 use crate::pod_network::sync::leases::{LeaseData, LeaseStore};
 use crate::pod_network::sync::node_writes::NodeWrites;
 use crate::pod_network::sync::nodes::{self, NodeUpdate};
 use crate::pod_network::sync::publisher::Publisher;
 use crate::pod_network::sync::report::NetworkReport;
-use crate::pod_network::sync::state::{Asked, NetworkLoop};
+use crate::pod_network::sync::state::{NetworkInputs, NetworkLoop};
 use crate::pod_network::sync::subnet_lease::{SubnetHolder, show_subnets};
-use crate::pod_network::sync::subnets::Source as Subnets;
+use crate::pod_network::sync::subnets::SubnetProvider;
 use crate::pod_network::sync::{net_conf_watch, subnet_file};
 use crate::serve;
 use crate::serve::status::StatusSources;
@@ -73,17 +72,17 @@ impl NetworkPart {
         let writes = Arc::new(writes);
         let lease_data = watch::Sender::new(LeaseData::new());
         let subnets = match settings.subnet_source {
-            SubnetSource::Node => Subnets::Node,
+            SubnetSource::Node => SubnetProvider::Node,
             SubnetSource::Lease => self.hold_subnets(&lease_data, &writes, &mut tasks)?,
         };
         let conf = watch::Sender::new(conf.clone());
-        let asked = Asked { node: self.node.as_str().into(), conf: conf.subscribe(), settings: settings.clone(), source: subnets };
+        let asked = NetworkInputs { node: self.node.as_str().into(), conf: conf.subscribe(), settings: settings.clone(), source: subnets };
         let publisher = Publisher::new(writes, lease_data, self.pod_rules.clone());
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
         let network = network.with_connections(self.connections.clone()).with_queries(&self.board.peers, serve::status::peers::list);
         let (sender, nodes) = mpsc::channel(NODE_UPDATES);
-        tasks.spawn("watch of Nodes", forward_nodes(nodes::nodes(&self.watches, &settings.prefix), sender));
+        tasks.spawn("watch of Nodes", forward_nodes(nodes::watch_nodes(&self.watches, &settings.prefix), sender));
         tokio::select! {
             never = net_conf_watch::follow(&settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => bail!("the source of Nodes has ended"),
@@ -92,15 +91,15 @@ impl NetworkPart {
     }
 
     /// Starts a task per family that takes a Lease of a subnet and renews it.
-    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<Subnets> {
+    fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<SubnetProvider> {
         let NetworkSetup { settings, conf, .. } = &self.setup;
         let node = watch::Sender::new(None);
-        let previous = SubnetEnv::read(&subnet_file::read(&settings.subnet_file)).subnets;
-        let mut standings = PerFamily::default();
+        let previous = subnet_file::subnets(&settings.subnet_file);
+        let mut statuses = PerFamily::default();
         for family in conf.networks.families() {
             let Some(space) = conf.subnet_space(family)? else { continue };
-            let standing = watch::Sender::new(Standing::default());
-            standings.set(family, Some(standing.subscribe()));
+            let status = watch::Sender::new(LeaseStatus::default());
+            statuses.set(family, Some(status.subscribe()));
             let holder = SubnetHolder {
                 store: LeaseStore::new(&self.client, &self.watches, NETWORK),
                 space,
@@ -109,15 +108,15 @@ impl NetworkPart {
                 subnet_file: settings.subnet_file.clone(),
                 node: node.subscribe(),
                 data: data.subscribe(),
-                standing,
+                status,
                 events: self.events.clone(),
                 metrics: self.metrics.network().clone(),
             };
             tasks.spawn("subnet lease", holder.run());
         }
-        let receivers = standings.iter().map(|(_, standing)| standing.clone()).collect();
+        let receivers = statuses.iter().map(|(_, status)| status.clone()).collect();
         tasks.spawn("podCIDRs of the Node", show_subnets(node.subscribe(), receivers, Arc::clone(writes), self.events.clone()));
-        Ok(Subnets::Leases { standings, node })
+        Ok(SubnetProvider::Leases { statuses, node })
     }
 }
 

@@ -109,7 +109,7 @@ pub(super) async fn prepare(
 pub(super) async fn find_iptables(flags: &RunFlags, proxy: bool, network: bool) -> anyhow::Result<Found> {
     let mut found = detect::find(flags.iptables_variant.variant()).await?;
     tracing::info!("iptables {} ({}): {}", found.variant, found.version, found.reason);
-    for family in found.find_doubles().await {
+    for family in found.find_other_variant().await {
         tracing::warn!(
             "{family}: iptables-{other} holds KUBE-* rules, too, and packets go through both: services may answer that are gone. Remove those \
              rules with: sepal cleanup --iptables-variant {other}",

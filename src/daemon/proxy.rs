@@ -19,7 +19,7 @@ use crate::cluster::pod_rules::PodRules;
 use crate::config::flags::TrafficFlag;
 use crate::config::manifest_files::ManifestFiles;
 use crate::config::settings::RequestedSettings;
-use crate::file_watch::Watch;
+use crate::file_watch::FileWatch;
 use crate::iptables::exec::Exec;
 use crate::kubernetes::api::Watches;
 use crate::kubernetes::events::Events;
@@ -36,7 +36,7 @@ use crate::proxy::sync::flow_loop;
 use crate::proxy::sync::proxy_loop::ProxyLoop;
 use crate::proxy::sync::report::Report;
 use crate::proxy::sync::update::Update;
-use crate::proxy::traffic::{self, Harvest};
+use crate::proxy::traffic::{self, FinalCounters};
 use crate::serve;
 use crate::serve::status::StatusSources;
 
@@ -91,7 +91,8 @@ impl ObjectSource {
         let (sender, updates) = mpsc::channel(UPDATES);
         let mut tasks = Tasks::default();
         let standard_input = path == Path::new("-");
-        let watch = if standard_input { None } else { Some(Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
+        let watch =
+            if standard_input { None } else { Some(FileWatch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
         let mut files = ManifestFiles::new(path.to_owned(), requested.clone());
         let inputs = files.read()?;
         let configuration = files.configuration().cloned();
@@ -164,19 +165,19 @@ impl ProxyPart {
         let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
         let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
         for family in &self.families {
-            let teller = with_proxy.then(|| {
-                let (teller, unheard) = flow_loop::channel();
+            let sender = with_proxy.then(|| {
+                let (sender, unheard) = flow_loop::channel();
                 let cleanup = flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard);
                 tasks.spawn("conntrack cleanup", cleanup);
-                teller
+                sender
             });
-            proxy_loop = proxy_loop.with_family(*family, teller);
+            proxy_loop = proxy_loop.with_family(*family, sender);
         }
         if with_proxy && self.traffic != TrafficFlag::Off {
-            let (harvest, any_size) = (Harvest::default(), self.traffic == TrafficFlag::On);
-            proxy_loop = proxy_loop.with_harvest(&harvest);
+            let (final_counters, any_size) = (FinalCounters::default(), self.traffic == TrafficFlag::On);
+            proxy_loop = proxy_loop.with_final_counters(&final_counters);
             let (exec, families, metrics) = (self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics));
-            tasks.spawn_local("traffic counters", traffic::run(exec, families, harvest, metrics, any_size));
+            tasks.spawn_local("traffic counters", traffic::run(exec, families, final_counters, metrics, any_size));
         }
         if with_proxy {
             proxy_loop = proxy_loop.with_health_checks(self.health_server);

@@ -68,17 +68,7 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
 }
 
 fn vxlan(data: &[u8]) -> Vxlan {
-    let mut vxlan = Vxlan {
-        vni: 0,
-        port: 0,
-        local: None,
-        underlay: None,
-        learning: false,
-        gbp: false,
-        external: false,
-        reports_misses: false,
-        checksum: false,
-    };
+    let mut vxlan = Vxlan { checksum: false, ..Vxlan::new(0, 0) };
     for attribute in NlasIterator::new(data).flatten().filter_map(|attribute| InfoVxlan::parse(&attribute).ok()) {
         match attribute {
             InfoVxlan::Id(vni) => vxlan.vni = vni,
@@ -245,17 +235,7 @@ mod tests {
     use nix::libc::NUD_NOARP;
     use proptest::prelude::*;
 
-    const VXLAN: Vxlan = Vxlan {
-        vni: 4096,
-        port: 8472,
-        local: None,
-        underlay: Some(2),
-        learning: true,
-        gbp: true,
-        external: false,
-        reports_misses: false,
-        checksum: false,
-    };
+    const VXLAN: Vxlan = Vxlan { underlay: Some(2), learning: true, gbp: true, checksum: false, ..Vxlan::new(4096, 8472) };
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
     fn routes() -> Vec<Route> {

@@ -129,17 +129,7 @@ mod tests {
 
     #[test]
     fn errors_name_call_object_cause_and_cure() {
-        let vxlan = Vxlan {
-            vni: 1,
-            port: 8472,
-            local: None,
-            underlay: None,
-            learning: false,
-            gbp: false,
-            external: false,
-            reports_misses: false,
-            checksum: true,
-        };
+        let vxlan = Vxlan::new(1, 8472);
         let create = LinkChange::CreateVxlan { name: "flannel.1".to_owned(), vxlan, mac: Mac::default(), mtu: 1450 };
         let missing = NetlinkError::link(&create, said(Errno::EOPNOTSUPP, "Unknown device type"));
         assert_eq!(

@@ -304,17 +304,7 @@ mod tests {
     use super::*;
     use crate::netlink::link::LinkId;
 
-    const VXLAN: Vxlan = Vxlan {
-        vni: 1,
-        port: 0,
-        local: None,
-        underlay: Some(2),
-        learning: false,
-        gbp: false,
-        external: false,
-        reports_misses: false,
-        checksum: true,
-    };
+    const VXLAN: Vxlan = Vxlan { underlay: Some(2), ..Vxlan::new(1, 0) };
 
     fn node() -> FakeNetwork {
         let eth0 = Link {

@@ -134,3 +134,11 @@ pub struct Vxlan {
     /// Outer UDP packets over IPv4 have a checksum.
     pub checksum: bool,
 }
+
+impl Vxlan {
+    /// A tunnel end point with this VNI and port. Outer packets have checksums; every other attribute is off or unset.
+    #[must_use]
+    pub const fn new(vni: u32, port: u16) -> Self {
+        Self { vni, port, local: None, underlay: None, learning: false, gbp: false, external: false, reports_misses: false, checksum: true }
+    }
+}

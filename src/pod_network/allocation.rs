@@ -1,12 +1,13 @@
-//! Which subnet a node takes: a decision over the leases there are (spec section 4). PURE: the clock and chance are passed in.
+//! Decides which subnet a node takes, from the leases that exist [flannel 4]. PURE: clock and random numbers are passed in.
 //!
-//! Each subnet of each family has one Lease object, named after the subnet, so the API server itself lets nobody create it twice. One
-//! object for a pair of subnets would not do: the pairs (A, X) and (A, Y) have different names, and share A.
+//! Each subnet of each family has one Lease object, named after the subnet, so the API server refuses to create it twice. One object for
+//! a pair of subnets would not prevent that: the pairs (A, X) and (A, Y) have different names but share A.
 //!
-//! A Lease without a duration is a reservation: its `holderIdentity` is the name of a Node or one of its addresses, and nobody else
-//! takes that subnet. Once taken it is renewed like any other, and remembers in an annotation whom it is reserved for.
+//! A Lease without a duration is a reservation. Its `holderIdentity` is the name of a Node or one of its addresses, and only that node
+//! takes the subnet. A reservation that was taken is renewed like any other lease. An annotation keeps the name or address it is reserved
+//! for.
 //!
-//! Expired leases of others are taken only where no subnet is free, so nearly never, and in doubt late.
+//! Expired leases of other nodes are taken only if no subnet is free. When clocks disagree, a lease expires late rather than early.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,16 +18,16 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::cluster::ip::{Family, parse_ip};
+use crate::cluster::ip::{Family, overlap, parse_ip};
 
-/// Free subnets to choose from; more are not looked for (spec section 4).
-const CHOICE: usize = 100;
-/// What names of leases begin with.
+/// The search stops after this many free subnets; one of them is chosen [flannel 4].
+const MAX_CANDIDATES: usize = 100;
+/// Prefix of the names of Lease objects.
 const NAME_PREFIX: &str = "sepal-";
 
-/// The subnets of one family that nodes may get: those of one length, from the first to the last.
+/// The subnets of one family that nodes can lease: all subnets of one length from the first to the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
+pub struct SubnetSpace {
     /// The pod network.
     pub network: IpNetwork,
     /// Prefix length of each subnet.
@@ -37,14 +38,14 @@ pub struct Space {
     pub max: IpNetwork,
 }
 
-impl Space {
-    /// The family of its subnets.
+impl SubnetSpace {
+    /// The family of the subnets.
     #[must_use]
     pub const fn family(&self) -> Family {
         Family::of_net(self.network)
     }
 
-    /// Whether a subnet is one of these.
+    /// Returns true if a subnet belongs to this space.
     #[must_use]
     pub fn contains(&self, subnet: IpNetwork) -> bool {
         let base = first(subnet);
@@ -54,19 +55,19 @@ impl Space {
             && (first(self.min)..=first(self.max)).contains(&base)
     }
 
-    /// How many subnets there are.
+    /// Number of subnets.
     #[must_use]
     pub fn subnets(&self) -> u128 {
         let span = first(self.max).saturating_sub(first(self.min));
         self.size().map_or(0, |size| span / size).saturating_add(1)
     }
 
-    /// Addresses in one subnet; `None` if all of IPv6 is one.
+    /// Number of addresses in one subnet; `None` if the subnet is all of IPv6.
     fn size(&self) -> Option<u128> {
-        let bits: u8 = if self.family() == Family::V4 { 32 } else { 128 };
-        1_u128.checked_shl(u32::from(bits.saturating_sub(self.subnet_len)))
+        1_u128.checked_shl(u32::from(self.family().bits().saturating_sub(self.subnet_len)))
     }
 
+    /// The subnet that starts at this address.
     fn subnet_at(&self, base: u128) -> Option<IpNetwork> {
         let ip = match self.family() {
             Family::V4 => IpAddr::V4(Ipv4Addr::from(u32::try_from(base).ok()?)),
@@ -75,7 +76,7 @@ impl Space {
         IpNetwork::new(ip, self.subnet_len).ok()
     }
 
-    /// The first subnets that touch none of these.
+    /// The first subnets that overlap no taken range, at most `limit`.
     fn free(&self, mut taken: Vec<(u128, u128)>, limit: usize) -> Vec<IpNetwork> {
         taken.sort_unstable();
         let mut taken = taken.into_iter().peekable();
@@ -87,7 +88,7 @@ impl Space {
             let last = size.map_or(u128::MAX, |size| at.saturating_add(size - 1));
             while taken.next_if(|(_, taken_last)| *taken_last < at).is_some() {}
             let after = match taken.peek() {
-                // The next boundary behind what is taken.
+                // Go on at the first subnet boundary after the taken range.
                 Some((taken_first, taken_last)) if *taken_first <= last => {
                     size.and_then(|size| start.checked_add(((taken_last - start) / size).checked_add(1)?.checked_mul(size)?))
                 }
@@ -102,17 +103,18 @@ impl Space {
     }
 }
 
-impl fmt::Display for Space {
+impl fmt::Display for SubnetSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the {} /{} subnets from {} to {}", self.subnets(), self.subnet_len, self.min.network(), self.max.network())
     }
 }
 
+/// The first address as a number.
 fn first(net: IpNetwork) -> u128 {
     range(net).0
 }
 
-/// The first and the last address, as numbers.
+/// The first and the last address as numbers.
 fn range(net: IpNetwork) -> (u128, u128) {
     let (first, bits) = match net {
         IpNetwork::V4(net) => (u128::from(u32::from(net.network())), 32_u8),
@@ -122,14 +124,7 @@ fn range(net: IpNetwork) -> (u128, u128) {
     (first, first | u128::MAX.checked_shr(128 - host_bits).unwrap_or(0))
 }
 
-/// Whether two subnets have an address in common.
-#[must_use]
-pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    let ((first, last), (other_first, other_last)) = (range(one), range(other));
-    Family::of_net(one) == Family::of_net(other) && first <= other_last && other_first <= last
-}
-
-/// The name of a subnet's Lease: `sepal-10-244-3-0-24`, `sepal-fc00-0-0-1-0-0-0-0-64`.
+/// The name of the Lease object of a subnet: `sepal-10-244-3-0-24`, `sepal-fc00-0-0-1-0-0-0-0-64`.
 #[must_use]
 pub fn lease_name(subnet: IpNetwork) -> String {
     let parts: Vec<String> = match subnet.network() {
@@ -139,91 +134,91 @@ pub fn lease_name(subnet: IpNetwork) -> String {
     format!("{NAME_PREFIX}{}-{}", parts.join("-"), subnet.prefix())
 }
 
-/// The subnet of the Lease of this name; `None` if no subnet's is called so.
+/// The subnet that a Lease object is named after; `None` if the name is not of this form.
 #[must_use]
-pub fn subnet_of(name: &str) -> Option<IpNetwork> {
+pub fn parse_lease_name(name: &str) -> Option<IpNetwork> {
     let (address, prefix) = name.strip_prefix(NAME_PREFIX)?.rsplit_once('-')?;
     let separator = if address.matches('-').count() == 3 { "." } else { ":" };
     let subnet = IpNetwork::new(address.replace('-', separator).parse().ok()?, prefix.parse().ok()?).ok()?;
-    // There is one way only to write it.
+    // Accept only the form that `lease_name` writes.
     (lease_name(subnet) == name).then_some(subnet)
 }
 
-/// A Lease on a subnet, as it was read.
+/// The Lease object of a subnet, as it was read from the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetLease {
-    /// The subnet, by the object's name.
+    /// The subnet that the object is named after.
     pub subnet: IpNetwork,
     /// `metadata.uid`.
     pub uid: Box<str>,
-    /// `metadata.resourceVersion`; only ever compared for equality.
+    /// `metadata.resourceVersion`. It is only compared for equality.
     pub version: Box<str>,
-    /// `spec.holderIdentity`; empty if nobody is named.
+    /// `spec.holderIdentity`; empty if absent.
     pub holder: Box<str>,
-    /// `spec.leaseDurationSeconds`. Without one it is a reservation that is not taken.
+    /// `spec.leaseDurationSeconds`. Without it, the object is a reservation that is not taken.
     pub duration: Option<Duration>,
-    /// `spec.renewTime`, by the holder's clock.
+    /// `spec.renewTime`, read from the holder's clock.
     pub renewed: Option<Timestamp>,
     /// `spec.leaseTransitions`.
     pub transitions: i32,
-    /// Whom the subnet is reserved for: the name of a Node, or one of its addresses.
+    /// The node that the subnet is reserved for: the name of its Node, or one of its addresses.
     pub reserved_for: Option<Box<str>>,
 }
 
-/// A node that wants a subnet.
+/// A node that needs a subnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimant {
     /// The Node's name.
     pub node: Arc<str>,
     /// The Node's UID.
     pub uid: Arc<str>,
-    /// Its addresses, by which subnets may be reserved for it.
+    /// Its addresses. A reservation may name one of them.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Claimant {
-    /// What stands in `holderIdentity`: `name_uid`. Names of Nodes have no underscore.
+    /// The value of `holderIdentity`: `name_uid`. Names of Nodes contain no underscore.
     #[must_use]
     pub fn identity(&self) -> String {
         format!("{}_{}", self.node, self.uid)
     }
 
-    /// Whether it holds a lease, be it from before its Node was registered anew.
+    /// Returns true if this node holds a lease. A lease that it took before its Node was registered anew counts, too.
     #[must_use]
     pub fn holds(&self, lease: &SubnetLease) -> bool {
         lease.duration.is_some() && lease.holder.rsplit_once('_').is_some_and(|(node, _)| node == &*self.node)
     }
 
-    /// Whether a subnet is reserved for it.
-    fn is_meant(&self, reserved_for: &str) -> bool {
+    /// Returns true if a reservation names this node.
+    fn is_named_by(&self, reserved_for: &str) -> bool {
         let address = || parse_ip(reserved_for).is_some_and(|ip| self.addresses.contains(&ip));
         reserved_for == &*self.node || reserved_for == self.identity() || address()
     }
 
-    /// Whether a lease is one that it may have as soon as nobody holds it.
+    /// Returns true if this node may take a lease once it has no holder: it is not reserved for another node.
     #[must_use]
-    pub fn may_have(&self, lease: &SubnetLease) -> bool {
-        lease.reserved_for.as_deref().is_none_or(|reserved_for| self.is_meant(reserved_for))
+    pub fn may_take(&self, lease: &SubnetLease) -> bool {
+        lease.reserved_for.as_deref().is_none_or(|reserved_for| self.is_named_by(reserved_for))
     }
 }
 
-/// How long leases last.
+/// How long leases last, and how long another node waits before it takes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// The duration of a lease since it was renewed.
+pub struct LeaseTerms {
+    /// A lease is valid for this long after it was renewed.
     pub duration: Duration,
-    /// How much longer an observer waits, who has watched the lease unchanged by its own clock.
+    /// An observer that has seen the lease unchanged on its own clock waits this much longer.
     pub grace: Duration,
-    /// How much longer one waits who has to trust the holder's clock and its own.
+    /// An observer that compares `renewTime` with its own time of day waits this much longer.
     pub skew: Duration,
 }
 
-impl Terms {
-    /// etcd's time to live under flannel, and so the default.
+impl LeaseTerms {
+    /// The default duration: the time to live that flannel uses in etcd.
     pub const DURATION: Duration = Duration::from_secs(24 * 60 * 60);
-    /// No grace is longer.
+    /// The grace is at most this long.
     const LONGEST_GRACE: Duration = Duration::from_secs(60 * 60);
-    /// A clock set to local time instead of UTC is off by so much at most.
+    /// The skew is at least this long: the largest error of a clock that shows local time instead of UTC.
     const LEAST_SKEW: Duration = Duration::from_secs(14 * 60 * 60);
 
     /// The terms for a duration.
@@ -233,92 +228,92 @@ impl Terms {
     }
 }
 
-/// The present, by a node's own clocks.
+/// The current time on a node's own clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Time since a moment of its own, by a clock that does not jump.
+    /// Monotonic time since the node's own start.
     pub elapsed: Duration,
-    /// The time of day, which may be wrong.
+    /// The time of day. It may be wrong.
     pub wall: Timestamp,
 }
 
-/// A lease, and since when the observer has seen it as it is.
+/// A lease, and when its current version was first seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ObservedLease {
     /// The lease.
     pub lease: SubnetLease,
-    /// When this version of it was seen first, as [`Now::elapsed`].
+    /// When this version was first seen, as [`Now::elapsed`].
     pub since: Duration,
 }
 
-impl Seen {
-    /// When it will count as expired unless it changes, as [`Now::elapsed`]; `None` if never.
+impl ObservedLease {
+    /// When the lease expires if it does not change, as [`Now::elapsed`]; `None` if it never expires.
     ///
-    /// An observer goes by its own clock, as leader election does: the holder renewed the lease before it was seen. The time of day
-    /// decides sooner only if it leaves room for every clock that is off.
+    /// The observer measures with its own monotonic clock, as leader election does: the holder renewed the lease before the observer saw
+    /// it. `renewTime` gives an earlier expiry only if it is older than duration and skew together.
     #[must_use]
-    pub fn expiry(&self, terms: &Terms, now: Now) -> Option<Duration> {
+    pub fn expiry(&self, terms: &LeaseTerms, now: Now) -> Option<Duration> {
         let duration = self.lease.duration?;
-        let watched = self.since.saturating_add(duration).saturating_add(terms.grace);
-        let told = self.lease.renewed.map(|renewed| {
+        let by_observation = self.since.saturating_add(duration).saturating_add(terms.grace);
+        let by_renew_time = self.lease.renewed.map(|renewed| {
             let age = now.wall.duration_since(renewed);
             let left = SignedDuration::try_from(duration.saturating_add(terms.skew)).unwrap_or(SignedDuration::MAX).saturating_sub(age);
             now.elapsed.saturating_add(Duration::try_from(left).unwrap_or_default())
         });
-        Some(told.map_or(watched, |told| told.min(watched)))
+        Some(by_renew_time.map_or(by_observation, |expiry| expiry.min(by_observation)))
     }
 
-    fn is_expired(&self, terms: &Terms, now: Now) -> bool {
+    fn is_expired(&self, terms: &LeaseTerms, now: Now) -> bool {
         self.expiry(terms, now).is_some_and(|expiry| expiry <= now.elapsed)
     }
 }
 
-/// Everything a decision depends on.
+/// Everything that a decision depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    /// The subnets there are.
-    pub space: &'a Space,
-    /// Who wants one.
+pub struct AllocationInputs<'a> {
+    /// The subnets that nodes can lease.
+    pub space: &'a SubnetSpace,
+    /// The node that needs a subnet.
     pub who: &'a Claimant,
-    /// Subnets it had before, the most recent first: what its Node was assigned, and what subnet.env says.
+    /// Subnets that the node had before, the most recent first: the podCIDRs of its Node, and the subnets in subnet.env.
     pub previous: &'a [IpNetwork],
-    /// The leases there are, of this family.
-    pub leases: &'a BTreeMap<IpNetwork, Seen>,
-    /// Subnets that turned out to be taken, whatever the leases say.
+    /// The existing leases of this family.
+    pub leases: &'a BTreeMap<IpNetwork, ObservedLease>,
+    /// Subnets that could not be created although no lease is listed, with the end of the block.
     pub blocked: &'a BTreeMap<IpNetwork, Duration>,
     /// How long leases last.
-    pub terms: &'a Terms,
-    /// The present.
+    pub terms: &'a LeaseTerms,
+    /// The current time.
     pub now: Now,
 }
 
-/// What to do for a subnet.
+/// What the node does to get a subnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It has a lease: renew that.
+    /// Renew the lease that the node holds.
     Renew(SubnetLease),
-    /// Take over a lease that has expired, or is reserved for it.
+    /// Take over a lease that has expired or is reserved for the node.
     Take(SubnetLease),
-    /// Take a free subnet.
+    /// Create the lease of a free subnet.
     Create(IpNetwork),
-    /// First give up a lease: its own, which does not fit; or one that has expired and is in the way.
+    /// Release a lease first: the node's own one, which is outside the space, or an expired one that overlaps subnets of the space.
     Release(SubnetLease),
-    /// There is none to be had.
+    /// No subnet is available.
     OutOfSubnets(Shortage),
 }
 
-/// Why there is no subnet to be had.
+/// Why no subnet is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage {
-    /// The subnets there are.
-    pub space: Space,
-    /// Leases on them.
+    /// The subnets that nodes can lease.
+    pub space: SubnetSpace,
+    /// Number of leases that have a holder.
     pub held: usize,
-    /// Reservations of them for others that are not taken.
+    /// Number of reservations for other nodes that are not taken.
     pub reserved: usize,
-    /// Subnets whose Lease exists, but without the labels to find it by.
+    /// Number of subnets whose Lease object exists but lacks the labels of this network.
     pub unlisted: usize,
-    /// When the next lease expires unless it is renewed, as [`Now::elapsed`].
+    /// When the next lease expires if it is not renewed, as [`Now::elapsed`].
     pub next_expiry: Option<Duration>,
 }
 
@@ -333,14 +328,14 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// A number below the one given, at random.
+/// Gives a random number below its argument.
 pub type Random<'a> = dyn FnMut(usize) -> usize + 'a;
 
-/// Decides which subnet to take (spec section 4): one's own first, then a reserved one, the previous one, a random one of those that are
-/// free, and last one whose lease has expired.
+/// Decides which subnet a node takes [flannel 4]. The order is: the subnet of its own lease, a reserved one, its previous one, a random free
+/// one, one whose lease has expired.
 #[must_use]
-pub fn decide(view: &View<'_>, random: &mut Random<'_>) -> Decision {
-    let View { space, who, previous, leases, blocked, .. } = *view;
+pub fn decide(view: &AllocationInputs<'_>, random: &mut Random<'_>) -> Decision {
+    let AllocationInputs { space, who, previous, leases, blocked, .. } = *view;
     let rank = |lease: &&SubnetLease| previous.iter().position(|subnet| *subnet == lease.subnet).unwrap_or(previous.len());
     let own = || leases.values().map(|seen| &seen.lease).filter(|lease| who.holds(lease));
     if let Some(lease) = own().filter(|lease| space.contains(lease.subnet)).min_by_key(rank) {
@@ -349,12 +344,12 @@ pub fn decide(view: &View<'_>, random: &mut Random<'_>) -> Decision {
     if let Some(lease) = own().next() {
         return Decision::Release(lease.clone());
     }
-    // Leases of subnets of another length may reach into one.
+    // Leases of another length may overlap a subnet.
     let clear = |lease: &&SubnetLease| {
         let alone = |subnet: IpNetwork| !leases.keys().any(|other| *other != subnet && overlap(*other, subnet));
         space.contains(lease.subnet) && alone(lease.subnet)
     };
-    let reserved = |lease: &&SubnetLease| lease.duration.is_none() && who.may_have(lease) && clear(lease);
+    let reserved = |lease: &&SubnetLease| lease.duration.is_none() && who.may_take(lease) && clear(lease);
     if let Some(lease) = leases.values().map(|seen| &seen.lease).find(reserved) {
         return Decision::Take(lease.clone());
     }
@@ -363,11 +358,11 @@ pub fn decide(view: &View<'_>, random: &mut Random<'_>) -> Decision {
     if let Some(subnet) = previous.iter().find(free) {
         return Decision::Create(*subnet);
     }
-    let free = space.free(taken().map(|subnet| range(*subnet)).collect(), CHOICE);
+    let free = space.free(taken().map(|subnet| range(*subnet)).collect(), MAX_CANDIDATES);
     if let Some(subnet) = pick(&free, random) {
         return Decision::Create(*subnet);
     }
-    let (usable, in_the_way): (Vec<_>, Vec<_>) = view.expired().take(CHOICE).partition(clear);
+    let (usable, in_the_way): (Vec<_>, Vec<_>) = view.expired().take(MAX_CANDIDATES).partition(clear);
     if let Some(lease) = pick(&usable, random) {
         return Decision::Take((*lease).clone());
     }
@@ -377,33 +372,35 @@ pub fn decide(view: &View<'_>, random: &mut Random<'_>) -> Decision {
     }
 }
 
+/// Chooses one item at random.
 fn pick<'a, T>(choice: &'a [T], random: &mut Random<'_>) -> Option<&'a T> {
     if choice.is_empty() { None } else { choice.get(random(choice.len()) % choice.len()) }
 }
 
-impl<'a> View<'a> {
-    /// The leases of others that reach into the space, and that it may have once they are expired.
-    fn awaited(&self) -> impl Iterator<Item = &'a Seen> {
+impl<'a> AllocationInputs<'a> {
+    /// The leases that overlap the space and that the node may take once they have expired.
+    fn takeable(&self) -> impl Iterator<Item = &'a ObservedLease> {
         let Self { space, who, leases, .. } = *self;
         let (start, end) = (first(space.min), range(space.max).1);
         let within = move |subnet: IpNetwork| range(subnet).0 <= end && range(subnet).1 >= start;
-        leases.values().filter(move |seen| within(seen.lease.subnet) && who.may_have(&seen.lease))
+        leases.values().filter(move |seen| within(seen.lease.subnet) && who.may_take(&seen.lease))
     }
 
+    /// The leases that the node may take now.
     fn expired(&self) -> impl Iterator<Item = &'a SubnetLease> {
         let Self { terms, now, .. } = *self;
-        self.awaited().filter(move |seen| seen.is_expired(terms, now)).map(|seen| &seen.lease)
+        self.takeable().filter(move |seen| seen.is_expired(terms, now)).map(|seen| &seen.lease)
     }
 
     fn shortage(&self) -> Shortage {
         let Self { space, who, leases, blocked, terms, now, .. } = *self;
-        let taken = leases.values().filter(|seen| seen.lease.duration.is_some()).count();
+        let held = leases.values().filter(|seen| seen.lease.duration.is_some()).count();
         Shortage {
             space: *space,
-            held: taken,
-            reserved: leases.values().filter(|seen| seen.lease.duration.is_none() && !who.may_have(&seen.lease)).count(),
+            held,
+            reserved: leases.values().filter(|seen| seen.lease.duration.is_none() && !who.may_take(&seen.lease)).count(),
             unlisted: blocked.keys().filter(|subnet| !leases.contains_key(subnet)).count(),
-            next_expiry: self.awaited().filter_map(|seen| seen.expiry(terms, now)).filter(|expiry| *expiry > now.elapsed).min(),
+            next_expiry: self.takeable().filter_map(|seen| seen.expiry(terms, now)).filter(|expiry| *expiry > now.elapsed).min(),
         }
     }
 }
@@ -416,8 +413,8 @@ mod tests {
         text.parse().expect("a CIDR")
     }
 
-    fn space(network: &str, subnet_len: u8, min: &str, max: &str) -> Space {
-        Space { network: net(network), subnet_len, min: net(min), max: net(max) }
+    fn space(network: &str, subnet_len: u8, min: &str, max: &str) -> SubnetSpace {
+        SubnetSpace { network: net(network), subnet_len, min: net(min), max: net(max) }
     }
 
     fn lease(subnet: &str, holder: &str) -> SubnetLease {
@@ -437,36 +434,37 @@ mod tests {
         SubnetLease { duration: None, renewed: None, reserved_for: Some(holder.into()), ..lease(subnet, holder) }
     }
 
-    const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(1000) };
+    const TERMS: LeaseTerms =
+        LeaseTerms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(1000) };
 
-    /// Decides for the node `me` at a number of seconds, where leases were seen first at zero.
-    fn decided(space: &Space, previous: &[&str], leases: &[SubnetLease], seconds: u64) -> Decision {
+    /// Decides for the node `me` at this second. All leases were first seen at second 0.
+    fn decided(space: &SubnetSpace, previous: &[&str], leases: &[SubnetLease], seconds: u64) -> Decision {
         let who = Claimant { node: "me".into(), uid: "2".into(), addresses: vec!["192.0.2.1".parse().expect("an address")] };
         let previous: Vec<IpNetwork> = previous.iter().map(|subnet| net(subnet)).collect();
-        let leases = leases.iter().map(|lease| (lease.subnet, Seen { lease: lease.clone(), since: Duration::ZERO })).collect();
+        let leases = leases.iter().map(|lease| (lease.subnet, ObservedLease { lease: lease.clone(), since: Duration::ZERO })).collect();
         let wall = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(i64::try_from(seconds).expect("small"));
         let now = Now { elapsed: Duration::from_secs(seconds), wall };
         let blocked = BTreeMap::new();
-        let view = View { space, who: &who, previous: &previous, leases: &leases, blocked: &blocked, terms: &TERMS, now };
+        let view = AllocationInputs { space, who: &who, previous: &previous, leases: &leases, blocked: &blocked, terms: &TERMS, now };
         decide(&view, &mut |_| 0)
     }
 
-    fn small() -> Space {
+    fn small() -> SubnetSpace {
         space("10.0.0.0/22", 24, "10.0.1.0/24", "10.0.3.0/24")
     }
 
     #[test]
-    fn names_are_one_to_one() {
+    fn lease_names_and_subnets_correspond() {
         for (subnet, name) in [
             ("10.244.3.0/24", "sepal-10-244-3-0-24"),
             ("fc00:0:0:1::/64", "sepal-fc00-0-0-1-0-0-0-0-64"),
             ("::/0", "sepal-0-0-0-0-0-0-0-0-0"),
         ] {
-            assert_eq!((lease_name(net(subnet)).as_str(), subnet_of(name)), (name, Some(net(subnet))));
+            assert_eq!((lease_name(net(subnet)).as_str(), parse_lease_name(name)), (name, Some(net(subnet))));
         }
         for name in ["sepal-10-244-3-1-24", "sepal-10-244-03-0-24", "sepal-10-244-3-0-33", "sepal-10-244-3-24", "x-10-244-3-0-24", "sepal-"]
         {
-            assert_eq!(subnet_of(name), None, "{name}");
+            assert_eq!(parse_lease_name(name), None, "{name}");
         }
     }
 
@@ -479,7 +477,7 @@ mod tests {
         assert_eq!(decided(&space, &["10.0.1.0/24"], std::slice::from_ref(&reserved), 0), Decision::Take(reserved));
         assert_eq!(decided(&space, &["10.0.2.0/24"], &[], 0), Decision::Create(net("10.0.2.0/24")));
         assert_eq!(decided(&space, &["10.0.2.0/24"], &[lease("10.0.2.0/24", "it_1")], 0), Decision::Create(net("10.0.1.0/24")));
-        // What does not fit is no candidate.
+        // Subnets outside the space are not candidates.
         assert_eq!(decided(&space, &["10.0.0.0/24", "10.0.2.0/25", "10.1.2.0/24"], &[], 0), Decision::Create(net("10.0.1.0/24")));
     }
 
@@ -495,24 +493,24 @@ mod tests {
             let Decision::OutOfSubnets(shortage) = refused else { panic!("{holder}: {refused:?}") };
             assert_eq!((shortage.held, shortage.reserved, shortage.next_expiry), (0, 1, None), "{holder}");
         }
-        // Taken by one it is meant for, and expired: still nobody else's.
+        // A reservation that its node took and let expire stays reserved for that node.
         let taken = SubnetLease { reserved_for: Some("it".into()), ..lease("10.0.1.0/24", "it_1") };
         assert!(matches!(decided(&space, &[], &[taken], 1_000_000), Decision::OutOfSubnets(_)));
     }
 
     #[test]
-    fn a_lease_expires_by_the_observers_clock_or_long_after_by_its_holders() {
+    fn a_lease_expires_on_the_observers_clock_or_long_after_its_renew_time() {
         let space = space("10.0.0.0/23", 24, "10.0.1.0/24", "10.0.1.0/24");
         let held = lease("10.0.1.0/24", "it_1");
         let Decision::OutOfSubnets(shortage) = decided(&space, &[], std::slice::from_ref(&held), 109) else { panic!("it is held") };
         assert_eq!((shortage.held, shortage.next_expiry), (1, Some(Duration::from_secs(110))));
         assert!(shortage.to_string().starts_with("out of subnets: of the 1 /24 subnets from 10.0.1.0 to 10.0.1.0 1 are leased"));
         assert_eq!(decided(&space, &[], std::slice::from_ref(&held), 110), Decision::Take(held.clone()));
-        // Seen just now, but renewed long ago.
+        // The lease was first seen now but renewed long ago.
         let now = Now { elapsed: Duration::from_secs(5), wall: Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1099) };
-        let seen = Seen { lease: held, since: Duration::from_secs(5) };
+        let seen = ObservedLease { lease: held, since: Duration::from_secs(5) };
         assert_eq!(seen.expiry(&TERMS, now), Some(Duration::from_secs(6)));
-        // A renewal in the observer's future says nothing.
+        // A renewal in the observer's future is ignored.
         let now = Now { wall: Timestamp::UNIX_EPOCH - SignedDuration::from_secs(10_000), ..now };
         assert_eq!(seen.expiry(&TERMS, now), Some(Duration::from_secs(115)));
     }
@@ -524,10 +522,10 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_goes_first() {
+    fn leases_outside_the_space_are_released_first() {
         let own = lease("10.0.1.0/25", "me_2");
         assert_eq!(decided(&small(), &[], std::slice::from_ref(&own), 0), Decision::Release(own));
-        // Another length: the whole of what it touches is taken.
+        // A lease of another length takes every subnet that it overlaps.
         let wide = lease("10.0.0.0/23", "it_1");
         assert_eq!(decided(&small(), &["10.0.1.0/24"], std::slice::from_ref(&wide), 0), Decision::Create(net("10.0.2.0/24")));
         let all = lease("10.0.0.0/22", "it_1");
@@ -540,12 +538,12 @@ mod tests {
         let huge = space("fc00::/16", 64, "fc00:0:0:1::/64", "fc00:ffff:ffff:ffff::/64");
         let mut taken: Vec<(u128, u128)> = (1..=5000).map(|i| range(net(&format!("fc00:0:0:{i:x}::/64")))).collect();
         taken.push(range(net("fc00:0:0:1388::/62")));
-        let free = huge.free(taken, CHOICE);
-        assert_eq!((free.len(), free[0]), (CHOICE, net("fc00:0:0:138c::/64")));
+        let free = huge.free(taken, MAX_CANDIDATES);
+        assert_eq!((free.len(), free[0]), (MAX_CANDIDATES, net("fc00:0:0:138c::/64")));
         let end = space("255.255.255.0/24", 26, "255.255.255.64/26", "255.255.255.192/26");
-        assert_eq!((end.free(Vec::new(), CHOICE).len(), end.subnets()), (3, 3));
+        assert_eq!((end.free(Vec::new(), MAX_CANDIDATES).len(), end.subnets()), (3, 3));
         let everything = space("::/0", 0, "::/0", "::/0");
-        assert_eq!((everything.free(Vec::new(), CHOICE), everything.subnets()), (vec![net("::/0")], 1));
-        assert!(everything.free(vec![range(net("fc00::/64"))], CHOICE).is_empty());
+        assert_eq!((everything.free(Vec::new(), MAX_CANDIDATES), everything.subnets()), (vec![net("::/0")], 1));
+        assert!(everything.free(vec![range(net("fc00::/64"))], MAX_CANDIDATES).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What nodes tell each other in annotations of their Nodes (spec section 3): flannel's names, flannel's bytes.
+//! The annotations with which nodes publish their part of the pod network, in flannel's names and format [flannel 3].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +13,7 @@ use crate::json_keys;
 use crate::cluster::families::PerFamily;
 use crate::netlink::mac::Mac;
 
-/// The usual prefix.
+/// flannel's default prefix.
 pub const DEFAULT_PREFIX: &str = "flannel.alpha.coreos.com";
 
 const MANAGED: &str = "kube-subnet-manager";
@@ -23,17 +23,17 @@ const PUBLIC_IP: [(Family, &str); 2] = [(Family::V4, "public-ip"), (Family::V6, 
 const NODE_PUBLIC_IP: [(Family, &str); 2] = [(Family::V4, "node-public-ip"), (Family::V6, "node-public-ipv6")];
 const OVERWRITE: [(Family, &str); 2] = [(Family::V4, "public-ip-overwrite"), (Family::V6, "public-ipv6-overwrite")];
 
-/// What all names of annotations start with.
+/// The prefix of all annotation names. It ends with `/` or `-`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(String);
 
-/// A prefix that makes no names of annotations.
+/// An invalid prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPrefix {
     /// More than one slash.
     #[error("subnet/kube: prefix can contain at most single slash")]
     Slashes,
-    /// Not of the right form.
+    /// The form is wrong.
     #[error("subnet/kube: prefix must be in a format: fqdn/[0-9a-z-_]*")]
     Format,
 }
@@ -45,10 +45,10 @@ impl Default for Prefix {
 }
 
 impl Prefix {
-    /// Completes a prefix: with a slash if it has none, then with a hyphen if it ends with neither.
+    /// Completes a prefix. A slash is appended if there is none. Then a hyphen is appended unless the prefix ends with `/` or `-`.
     ///
     /// # Errors
-    /// It is not a domain name with at least one dot, and what may follow a slash.
+    /// The part before the slash is not a domain name with a dot, or the part after it has other characters than `0-9a-z-_`.
     pub fn new(text: &str) -> Result<Self, BadPrefix> {
         let mut text = text.to_owned();
         match text.matches('/').count() {
@@ -72,7 +72,7 @@ impl Prefix {
         [&self.0, suffix].concat()
     }
 
-    /// The names that this and nobody else writes; what a clean-up removes.
+    /// The names of the annotations that the daemon writes. A cleanup removes them.
     #[must_use]
     pub fn written(&self) -> Vec<String> {
         let of_families = BACKEND_DATA.into_iter().chain(PUBLIC_IP).map(|(_, suffix)| suffix);
@@ -80,10 +80,10 @@ impl Prefix {
     }
 }
 
-/// The annotations of a Node that matter, as they are written there.
+/// The annotations of a Node that the pod network reads, as texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeAnnotations {
-    /// `kube-subnet-manager` is `true`: the node takes part.
+    /// `kube-subnet-manager` is `true`: the node is part of the pod network.
     pub managed: bool,
     /// `backend-type`.
     pub backend_type: Option<Box<str>>,
@@ -91,28 +91,28 @@ pub struct NodeAnnotations {
     pub data: PerFamily<Box<str>>,
     /// `public-ip`, `public-ipv6`.
     pub public_ips: PerFamily<Box<str>>,
-    /// `node-public-ip`, `node-public-ipv6`: the user's, instead of `--public-ip`.
+    /// `node-public-ip`, `node-public-ipv6`: the operator sets them instead of `--public-ip`.
     pub node_public_ips: PerFamily<Box<str>>,
-    /// `public-ip-overwrite`, `public-ipv6-overwrite`: the user's, published instead of the real address.
+    /// `public-ip-overwrite`, `public-ipv6-overwrite`: the operator sets them. They are published instead of the real address.
     pub overwrites: PerFamily<Box<str>>,
 }
 
-/// An annotation that says nothing that makes sense.
+/// An annotation with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("annotation {name} is {value:?}, which is not {wanted}")]
+#[error("annotation {name} is {value:?}, which is not {expected}")]
 pub struct BadAnnotation {
     /// The annotation, without the prefix.
     pub name: &'static str,
-    /// What it says.
+    /// Its value.
     pub value: String,
-    /// What it should be.
-    pub wanted: &'static str,
+    /// A description of valid values.
+    pub expected: &'static str,
 }
 
-/// What a node says of its VXLAN link: `{"VNI":1,"VtepMAC":"26:22:24:fa:1a:29"}`.
+/// The VXLAN link of a node, as it is published: `{"VNI":1,"VtepMAC":"26:22:24:fa:1a:29"}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VxlanData {
-    /// The network's identifier; old flannels did not tell.
+    /// The VNI. Old versions of flannel do not publish it.
     #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
     /// The link's hardware address.
@@ -121,7 +121,7 @@ pub struct VxlanData {
 }
 
 impl NodeAnnotations {
-    /// Picks what matters from all annotations of a Node.
+    /// Reads the annotations that matter from all annotations of a Node.
     pub fn read<'a>(prefix: &Prefix, all: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut found = Self::default();
         for (name, value) in all {
@@ -147,7 +147,7 @@ impl NodeAnnotations {
         found
     }
 
-    /// Those that nodes write of themselves, as annotations with their whole names.
+    /// The annotations that the node's own daemon writes, by full name.
     #[must_use]
     pub fn written(&self, prefix: &Prefix) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
@@ -162,42 +162,42 @@ impl NodeAnnotations {
         all
     }
 
-    /// The address that the node publishes in a family, if it does.
+    /// The address that the node publishes in a family, if any.
     ///
     /// # Errors
-    /// It is none.
+    /// The text is not an address.
     pub fn public_ip(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
         address(PUBLIC_IP, &self.public_ips, family)
     }
 
-    /// What takes the place of `--public-ip` or `--public-ipv6`, if something does.
+    /// The address that replaces `--public-ip` or `--public-ipv6`, if any.
     ///
     /// # Errors
-    /// It is no address.
+    /// The text is not an address.
     pub fn node_public_ip(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
         address(NODE_PUBLIC_IP, &self.node_public_ips, family)
     }
 
-    /// What is to be published instead of the real address, if something is. It need not be an address of this host.
+    /// The address that is published instead of the real one, if any. It need not be an address of this host.
     ///
     /// # Errors
-    /// It is no address.
+    /// The text is not an address.
     pub fn overwrite(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
         address(OVERWRITE, &self.overwrites, family)
     }
 
-    /// What the node says of its VXLAN link in a family, if it does.
+    /// The VXLAN link that the node publishes in a family, if any.
     ///
     /// # Errors
-    /// It is not what such a link says, or no station can have the hardware address.
+    /// The text is not JSON of this form, or the hardware address is not a unicast address.
     pub fn vxlan(&self, family: Family) -> Result<Option<VxlanData>, BadAnnotation> {
         let Some(text) = self.data.get(family) else { return Ok(None) };
         let bad = || BadAnnotation {
             name: suffix(BACKEND_DATA, family),
             value: (**text).to_owned(),
-            wanted: "{\"VNI\":...,\"VtepMAC\":\"...\"}",
+            expected: "{\"VNI\":...,\"VtepMAC\":\"...\"}",
         };
-        // flannel writes this where a link's family is off.
+        // flannel writes `null` when there is no link of the family.
         if &**text == "null" {
             return Ok(None);
         }
@@ -206,32 +206,34 @@ impl NodeAnnotations {
     }
 }
 
+/// The name of a family's annotation, without the prefix.
 fn suffix(names: [(Family, &'static str); 2], family: Family) -> &'static str {
     let [(_, v4), (_, v6)] = names;
     if family == Family::V4 { v4 } else { v6 }
 }
 
+/// Parses the address in an annotation.
 fn address(names: [(Family, &'static str); 2], texts: &PerFamily<Box<str>>, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
     let Some(text) = texts.get(family).filter(|text| !text.is_empty()) else { return Ok(None) };
-    let (parsed, wanted) = match family {
+    let (parsed, expected) = match family {
         Family::V4 => (text.parse::<Ipv4Addr>().ok().map(IpAddr::V4), "an IPv4 address"),
         Family::V6 => (text.parse::<Ipv6Addr>().ok().map(IpAddr::V6), "an IPv6 address"),
     };
-    parsed.map(Some).ok_or_else(|| BadAnnotation { name: suffix(names, family), value: (**text).to_owned(), wanted })
+    parsed.map(Some).ok_or_else(|| BadAnnotation { name: suffix(names, family), value: (**text).to_owned(), expected })
 }
 
-/// What a node tells of itself in one family.
+/// The address and the VXLAN link that a node publishes in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublishedEnd {
-    /// Where others reach it.
+pub struct PublishedAddress {
+    /// The address that other nodes send packets to.
     pub public_ip: IpAddr,
-    /// Its VXLAN link, if that is the backend.
+    /// Its VXLAN link; `None` for other backends.
     pub vxlan: Option<VxlanData>,
 }
 
-/// What a node tells of itself, as annotations with their whole names.
+/// The annotations that a node publishes, by full name.
 #[must_use]
-pub fn published(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedEnd>) -> BTreeMap<String, String> {
+pub fn published_annotations(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedAddress>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> =
         [(prefix.name(MANAGED), "true".to_owned()), (prefix.name(BACKEND_TYPE), backend.as_str().to_owned())].into();
     for (family, end) in ends.iter() {
@@ -242,20 +244,20 @@ pub fn published(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedE
     all
 }
 
-/// The strategic merge patch of a Node (for `nodes/status`, where flannel sends it) that makes its annotations say this; only what it
-/// changes. `None` if they do already.
+/// The strategic merge patch that sets these annotations of a Node; `None` if the Node has them already. It contains only the annotations
+/// that change. flannel sends such a patch to `nodes/status`.
 #[must_use]
-pub fn patch<'a>(wanted: &BTreeMap<String, String>, found: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Value> {
+pub fn annotation_patch<'a>(desired: &BTreeMap<String, String>, found: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Value> {
     let found: BTreeMap<&str, &str> = found.into_iter().collect();
     let changed: BTreeMap<&String, &String> =
-        wanted.iter().filter(|(name, value)| found.get(name.as_str()) != Some(&value.as_str())).collect();
+        desired.iter().filter(|(name, value)| found.get(name.as_str()) != Some(&value.as_str())).collect();
     (!changed.is_empty()).then(|| json!({"metadata": {"annotations": changed}}))
 }
 
-/// The merge patch of a Node with which it takes no part any more in these families, or in none that is left; `None` if it takes no part
-/// already. Other nodes go by its podCIDRs, which cannot be changed, and would send packets to it otherwise.
+/// The merge patch with which a node leaves the pod network: in all families, or in the lost ones. `None` if it has left already. Other
+/// nodes read its podCIDRs, which cannot be changed, so without the patch they would still send packets to it.
 #[must_use]
-pub fn withdrawal(prefix: &Prefix, lost: &[Family], is_all: bool, found: &NodeAnnotations) -> Option<Value> {
+pub fn withdrawal_patch(prefix: &Prefix, lost: &[Family], is_all: bool, found: &NodeAnnotations) -> Option<Value> {
     let names: Vec<&str> = if is_all {
         found.managed.then_some(MANAGED).into_iter().collect()
     } else {
@@ -294,44 +296,44 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_a_subnet_withdraws() {
+    fn a_node_without_a_subnet_leaves_the_network() {
         let prefix = Prefix::default();
         let found = [("kube-subnet-manager", "true"), ("public-ip", "192.0.2.1"), ("public-ipv6", "fd00::1"), ("backend-data", "null")]
             .map(|(suffix, value)| (prefix.name(suffix), value));
         let found = NodeAnnotations::read(&prefix, found.iter().map(|(name, value)| (name.as_str(), *value)));
         let patch =
-            |lost: &[Family], is_all| withdrawal(&prefix, lost, is_all, &found).map(|patch| patch["metadata"]["annotations"].clone());
+            |lost: &[Family], is_all| withdrawal_patch(&prefix, lost, is_all, &found).map(|patch| patch["metadata"]["annotations"].clone());
         assert_eq!(patch(&[Family::V4], true), Some(json!({"flannel.alpha.coreos.com/kube-subnet-manager": null})));
         assert_eq!(patch(&[Family::V6], false), Some(json!({"flannel.alpha.coreos.com/public-ipv6": null})));
-        assert_eq!(withdrawal(&prefix, &[Family::V4], true, &NodeAnnotations::default()), None);
+        assert_eq!(withdrawal_patch(&prefix, &[Family::V4], true, &NodeAnnotations::default()), None);
     }
 
     #[test]
-    fn what_is_written_is_flannels_to_the_byte() {
+    fn published_annotations_are_flannels_to_the_byte() {
         let vxlan = Some(VxlanData { vni: Some(1), mac: mac("26:22:24:FA:1a:29") });
-        let ends: PerFamily<PublishedEnd> =
-            [(Family::V4, PublishedEnd { public_ip: [192, 168, 77, 1].into(), vxlan })].into_iter().collect();
-        let wanted = published(&Prefix::default(), &Backend::Vxlan(VxlanConf::default()), &ends);
+        let ends: PerFamily<PublishedAddress> =
+            [(Family::V4, PublishedAddress { public_ip: [192, 168, 77, 1].into(), vxlan })].into_iter().collect();
+        let desired = published_annotations(&Prefix::default(), &Backend::Vxlan(VxlanConf::default()), &ends);
         assert_eq!(
-            patch(&wanted, []).map(|patch| patch.to_string()).as_deref(),
+            annotation_patch(&desired, []).map(|patch| patch.to_string()).as_deref(),
             Some(
                 r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/backend-data":"{\"VNI\":1,\"VtepMAC\":\"26:22:24:fa:1a:29\"}","flannel.alpha.coreos.com/backend-type":"vxlan","flannel.alpha.coreos.com/kube-subnet-manager":"true","flannel.alpha.coreos.com/public-ip":"192.168.77.1"}}}"#
             )
         );
-        // Only what differs; nothing if nothing does.
+        // The patch contains only what differs. There is none if nothing differs.
         let mut found: Vec<(&str, &str)> =
-            wanted.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain([("other", "x")]).collect();
-        assert_eq!(patch(&wanted, found.iter().copied()), None);
+            desired.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain([("other", "x")]).collect();
+        assert_eq!(annotation_patch(&desired, found.iter().copied()), None);
         found[3].1 = "192.168.77.2";
-        let text = patch(&wanted, found).map(|patch| patch.to_string());
+        let text = annotation_patch(&desired, found).map(|patch| patch.to_string());
         assert_eq!(text.as_deref(), Some(r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/public-ip":"192.168.77.1"}}}"#));
 
         let ends = [
-            (Family::V4, PublishedEnd { public_ip: [10, 0, 0, 1].into(), vxlan: None }),
-            (Family::V6, PublishedEnd { public_ip: "fd00::1".parse().expect("an address"), vxlan: None }),
+            (Family::V4, PublishedAddress { public_ip: [10, 0, 0, 1].into(), vxlan: None }),
+            (Family::V6, PublishedAddress { public_ip: "fd00::1".parse().expect("an address"), vxlan: None }),
         ];
-        let wanted = published(&Prefix::new("a.b/c").expect("good"), &Backend::HostGw, &ends.into_iter().collect());
-        let lines: Vec<String> = wanted.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let desired = published_annotations(&Prefix::new("a.b/c").expect("good"), &Backend::HostGw, &ends.into_iter().collect());
+        let lines: Vec<String> = desired.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(
             lines,
             [
@@ -343,11 +345,11 @@ mod tests {
                 "a.b/c-public-ipv6=fd00::1"
             ]
         );
-        assert!(wanted.keys().all(|name| Prefix::new("a.b/c").expect("good").written().contains(name)));
+        assert!(desired.keys().all(|name| Prefix::new("a.b/c").expect("good").written().contains(name)));
     }
 
     #[test]
-    fn what_nodes_say_is_read_and_not_believed_blindly() {
+    fn annotations_of_nodes_are_validated() {
         let read = |pairs: &[(&str, &str)]| {
             let all: Vec<(String, &str)> = pairs.iter().map(|(name, value)| (format!("{DEFAULT_PREFIX}/{name}"), *value)).collect();
             NodeAnnotations::read(

@@ -1,27 +1,27 @@
-//! Converts Nodes and Leases of the API to values of the pod network. PURE.
+//! Converts Nodes and Leases from the API to values of the pod network. PURE.
 
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-use super::allocation::{SubnetLease, subnet_of};
+use super::allocation::{SubnetLease, parse_lease_name};
 use super::annotations::Prefix;
 use super::node::{NetworkNode, NodeText};
 use crate::kubernetes::convert::{addresses_of, typed};
 use crate::kubernetes::fields;
 use crate::kubernetes::object::{ObjectId, Problem};
 
-/// A Node as the pod network needs it.
+/// A Node that was converted for the pod network.
 #[derive(Debug)]
 pub(crate) struct ConvertedNode {
     /// The Node; `None` if it cannot be used.
     pub node: Option<NetworkNode>,
-    /// The same of every version of the Node in which nothing has changed that matters.
+    /// A hash of the fields that matter. It is equal for two versions of the Node in which these fields are equal.
     pub fingerprint: u64,
-    /// What could not be used.
+    /// Fields that could not be read.
     pub problem: Option<Problem>,
 }
 
-/// Converts a Node, with the annotations whose names begin with a prefix.
+/// Converts a Node with its annotations that have this prefix.
 pub(crate) fn network_node(id: &ObjectId, text: &str, prefix: &Prefix, hasher: &impl BuildHasher) -> ConvertedNode {
     let mut problems = Vec::new();
     let object: Option<fields::NetworkNode> = typed(&mut serde_json::Deserializer::from_str(text), &mut problems);
@@ -49,21 +49,22 @@ pub(crate) fn network_node(id: &ObjectId, text: &str, prefix: &Prefix, hasher: &
     ConvertedNode { node, fingerprint, problem }
 }
 
-/// The annotation of a Lease that says whom its subnet is reserved for, once it is taken.
+/// The annotation of a Lease that keeps the node its subnet is reserved for, after the reservation was taken.
 pub(crate) const RESERVED_FOR: &str = "sepal.dev/reserved-for";
 
-/// Converts a Lease of a subnet; says why it is none.
+/// Converts the Lease object of a subnet. The error says why it is not one.
 pub(crate) fn subnet_lease(text: &str) -> Result<SubnetLease, String> {
     let mut problems = Vec::new();
     let object: Option<fields::Lease> = typed(&mut serde_json::Deserializer::from_str(text), &mut problems);
     let fields::Lease { metadata, spec } = object.ok_or_else(|| problems.join("; "))?;
     let name = metadata.name.unwrap_or_default();
-    let subnet = subnet_of(&name).ok_or_else(|| format!("Lease {name:?} is not named after a subnet like sepal-10-244-3-0-24, ignored"))?;
+    let subnet =
+        parse_lease_name(&name).ok_or_else(|| format!("Lease {name:?} is not named after a subnet like sepal-10-244-3-0-24, ignored"))?;
     let spec = spec.unwrap_or_default();
     let holder = spec.holder_identity.unwrap_or_default();
     let duration = spec.lease_duration_seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
-    let mark = metadata.annotations.and_then(|mut annotations| annotations.remove(RESERVED_FOR));
-    let reserved_for = mark.or_else(|| duration.is_none().then(|| holder.clone())).map(String::into_boxed_str);
+    let annotated = metadata.annotations.and_then(|mut annotations| annotations.remove(RESERVED_FOR));
+    let reserved_for = annotated.or_else(|| duration.is_none().then(|| holder.clone())).map(String::into_boxed_str);
     Ok(SubnetLease {
         subnet,
         uid: metadata.uid.unwrap_or_default().into(),

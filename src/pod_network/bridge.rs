@@ -1,4 +1,5 @@
-//! The bridge that this node's pods hang on. The CNI plugin makes it; its MTU has to follow the network's (spec section 12.9).
+//! The bridge that connects this node's pods. The CNI plugin creates it. The daemon keeps its MTU equal to the pod network's, and deletes
+//! addresses of former subnets [flannel 12].
 
 use ipnetwork::IpNetwork;
 
@@ -9,11 +10,11 @@ use crate::cluster::families::PerFamily;
 use crate::netlink::entry::LinkChange;
 use crate::netlink::link::{Link, LinkKind};
 
-/// Its name, where the CNI configuration says no other.
+/// The default name of the bridge in the CNI configuration.
 pub const BRIDGE: &str = "cni0";
 
-/// The step that gives the bridge the MTU of the pods' interfaces, if it has another one. A bridge without an address of this node's
-/// subnets is somebody else's.
+/// The change that sets the bridge's MTU to that of the pods' interfaces, if it differs. A bridge without an address in this node's subnets
+/// belongs to another program and is not changed.
 #[must_use]
 pub fn mtu_change(links: &[Link], own: &OwnLease, mtu: u32) -> Option<LinkChange> {
     let is_ours = |link: &&Link| {
@@ -24,7 +25,7 @@ pub fn mtu_change(links: &[Link], own: &OwnLease, mtu: u32) -> Option<LinkChange
     (bridge.mtu != mtu).then_some(LinkChange::Mtu(bridge.id(), mtu))
 }
 
-/// The subnets whose addresses the bridge has although this node has another subnet, or none, in their family.
+/// Subnets of the pod network in which the bridge has an address, but which are not this node's subnets.
 #[must_use]
 pub fn former_subnets(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNetwork>) -> Vec<IpNetwork> {
     let Some(bridge) = links.iter().find(|link| link.name == BRIDGE && link.kind == LinkKind::Bridge) else { return Vec::new() };
@@ -37,16 +38,17 @@ pub fn former_subnets(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNet
     nets.filter_map(|net| IpNetwork::new(net.network(), net.prefix()).ok()).collect()
 }
 
-/// The steps that delete the bridge's addresses of subnets that are not this node's any more. With such an address the bridge takes packets
-/// for pods of another node, and the CNI plugin `bridge` refuses to give it one of the new subnet. While this node has no subnet in a
-/// family, only addresses in subnets of other nodes are deleted: the pods that run keep their gateway otherwise.
+/// The changes that delete the bridge's addresses in former subnets. With such an address the bridge would receive packets for pods of
+/// another node, and the CNI plugin `bridge` would refuse to add an address of the new subnet. While this node has no subnet in a family,
+/// only addresses in subnets of other nodes are deleted, so that running pods keep their gateway.
 #[must_use]
 pub fn stale_addresses(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNetwork>, of_others: &[IpNetwork]) -> Vec<LinkChange> {
     let former = former_subnets(links, own, networks);
-    let goes = |net: &IpNetwork| own.subnets.get(Family::of_net(*net)).is_some() || of_others.iter().any(|other| other.contains(net.ip()));
+    let is_deleted =
+        |net: &IpNetwork| own.subnets.get(Family::of_net(*net)).is_some() || of_others.iter().any(|other| other.contains(net.ip()));
     let of_bridge = links.iter().filter(|link| link.name == BRIDGE && link.kind == LinkKind::Bridge);
     let nets = of_bridge.flat_map(|bridge| bridge.addresses.iter().map(move |address| (bridge, address.net)));
-    let stale = nets.filter(|(_, net)| former.iter().any(|former| former.contains(net.ip())) && goes(net));
+    let stale = nets.filter(|(_, net)| former.iter().any(|former| former.contains(net.ip())) && is_deleted(net));
     stale.map(|(bridge, net)| LinkChange::DeleteAddress(bridge.id(), net)).collect()
 }
 
@@ -80,7 +82,7 @@ mod tests {
             ("cni0", address, own("10.244.7.0/24"), vec![], true),
             ("br0", address, own("10.244.7.0/24"), vec![], false),
             ("cni0", "10.88.0.1/16", own("10.244.7.0/24"), vec![net("10.88.0.0/16")], false),
-            // Without a subnet: only what another node has.
+            // This node has no subnet: only addresses in subnets of other nodes are deleted.
             ("cni0", address, own(""), vec![net("10.244.2.0/24")], false),
             ("cni0", address, own(""), vec![net("10.244.1.0/25")], true),
             ("cni0", "fd10:244:1::1/64", own("10.244.1.0/24"), vec![net("fd10:244:1::/64")], true),
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_bridge_follows() {
+    fn only_our_bridge_gets_the_mtu() {
         let own = OwnLease { subnets: PerFamily { v4: "10.244.1.0/24".parse().ok(), v6: None }, ..OwnLease::default() };
         for (link, want) in [
             (bridge("cni0", "10.244.1.1/24", 1500), Some(LinkChange::Mtu(LinkId { index: 4, name: "cni0".into() }, 1450))),

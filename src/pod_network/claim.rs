@@ -1,202 +1,200 @@
-//! One node's claim on a subnet, from the first look at the leases to each renewal and beyond. PURE: it says which request to send next
-//! and is told the answer; clocks and chance are passed in.
+//! One node's claim on a subnet: it takes a lease, renews it, and takes another one if it is lost. PURE: this state machine gives the next
+//! request and receives the answer; clocks and random numbers are passed in.
 //!
-//! What keeps two nodes off one subnet:
+//! Three rules prevent two nodes from using one subnet:
 //!
-//! - A subnet's Lease is created under the subnet's name, and changed or deleted only as the version that was read. Whoever loses a race
-//!   is told so.
-//! - A subnet counts as held from the beginning of the request that took or renewed its lease, for no longer than the lease's duration;
-//!   others wait for longer, from a moment that lies behind it ([`Seen::expiry`]).
-//! - Subnets of different length overlap under different names. So whoever has taken one lists the leases once more, and gives it up if
-//!   another reaches into it. Of two at once, at least the later one sees the other.
+//! - A Lease object is named after its subnet. It is changed or deleted only in the version that was read. A node that loses a race gets a
+//!   conflict from the API server.
+//! - A node uses a subnet from the start of the request that took or renewed the lease, for the duration of the lease at most. Other nodes
+//!   wait longer, and they start to count later ([`ObservedLease::expiry`]).
+//! - Subnets of different length can overlap under different names. So a node lists the leases again after it took one, and releases it if
+//!   another lease overlaps. If two nodes do this at once, at least the later one sees the other's lease.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::allocation::{Claimant, Decision, Now, Random, Seen, Shortage, Space, SubnetLease, Terms, View, decide, overlap};
+use super::allocation::{
+    AllocationInputs, Claimant, Decision, LeaseTerms, Now, ObservedLease, Random, Shortage, SubnetLease, SubnetSpace, decide,
+};
+use super::backoff::{Backoff, doubling};
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 
-/// How long a subnet is not tried again after its name turned out to be taken.
+/// After a conflict, the same subnet is not created again for this long.
 const BLOCKED: Duration = Duration::from_secs(60);
-/// How often a node without a subnet looks for one even if nothing seems to have changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// The first pause after a request that failed; each one after that is twice as long.
+/// A node without a subnet tries again at least this often.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// The pause after the first failed request. It doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// The longest.
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// What to do next.
+/// The next step of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// List the leases, as they are and not from a cache, and tell what came.
+pub enum ClaimStep {
+    /// List the leases from the API server, not from a cache, and pass the answer to [`Claim::answer`].
     List,
-    /// Send this request and tell what came.
-    Send(Request),
-    /// Nothing until this moment (as [`Now::elapsed`]), unless something is observed.
-    Rest(Duration),
+    /// Send this request and pass the answer to [`Claim::answer`].
+    Send(LeaseRequest),
+    /// Wait until this time (as [`Now::elapsed`]) or until a watch reports a change.
+    Wait(Duration),
 }
 
-/// A request to the API server. All but the first hold only for the version of the lease that they carry.
+/// A request to the API server. All but `Create` apply only to the version of the lease that they carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum LeaseRequest {
     /// Create the Lease of a subnet.
     Create(IpNetwork),
-    /// Take over a lease that was another's or nobody's.
+    /// Take over a lease that has expired or is reserved for this node.
     Take(SubnetLease),
-    /// Renew a lease of its own.
+    /// Renew a lease that this node holds.
     Renew(SubnetLease),
-    /// Delete a lease; one that is reserved for somebody becomes a mere reservation again.
+    /// Delete a lease. A lease on a reserved subnet becomes a reservation again.
     Release(SubnetLease),
 }
 
-/// What came of a step.
+/// The answer to a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The leases there are.
+pub enum LeaseAnswer {
+    /// The existing leases.
     Listed(Vec<SubnetLease>),
     /// The lease as it was written.
     Written(SubnetLease),
-    /// The lease is given up.
+    /// The lease was released.
     Released,
-    /// There is one already, or it has another version by now.
+    /// The object exists already, or its version has changed.
     Conflict,
-    /// There is no such lease.
+    /// The object does not exist.
     Missing,
-    /// It is not known what came of it.
+    /// The request failed, and it is unknown if the server carried it out.
     Failed,
 }
 
-/// Something seen by a watch.
+/// An event of the watch on leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Observed {
-    /// A lease is like this.
+pub enum LeaseObservation {
+    /// A lease was created or changed.
     Changed(SubnetLease),
     /// The lease of this subnet was deleted.
-    Gone(IpNetwork),
-    /// These are all there are.
+    Deleted(IpNetwork),
+    /// A list is complete: leases exist on these subnets only.
     Listed(HashSet<IpNetwork>),
 }
 
-/// Something to tell.
+/// An event to log, count and report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum ClaimEvent {
     /// A subnet was leased.
     Leased(IpNetwork),
     /// A lease was renewed.
     Renewed(IpNetwork),
-    /// A lease that was held is another's, or nobody's.
-    Lost(Loss),
-    /// A subnet was given up at once, as another lease reaches into it.
+    /// A lease that this node held was taken or deleted.
+    Lost(LostLease),
+    /// The first subnet was released at once, because the lease of the second overlaps it.
     Overlapped(IpNetwork, IpNetwork),
-    /// No subnet is to be had; said at every try.
+    /// No subnet is available. Reported at every attempt.
     OutOfSubnets(Shortage),
 }
 
-/// A lease that was held and is not.
+/// A lease that this node has lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct LostLease {
     /// Its subnet.
     pub subnet: IpNetwork,
-    /// The `holderIdentity` of whoever has it; `None` if the lease is gone.
+    /// The `holderIdentity` of the new holder; `None` if the lease was deleted.
     pub holder: Option<Box<str>>,
 }
 
-/// How things stand.
+/// The state of the claim, as other parts see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// A subnet is looked for.
+pub enum LeaseStatus {
+    /// This node holds no subnet and tries to take one.
     Seeking {
-        /// The one that was held before. As long as nobody else has it (no holder), the same one is likely to come back at once, and what
-        /// the kernel has can stay until then; otherwise it is another's.
-        loss: Option<Loss>,
-        /// There was none to be had at the last try.
+        /// The lease that was held before. While it has no new holder, this node will probably take the same subnet again, and the links
+        /// and routes in the kernel can stay. With a new holder, the subnet belongs to another node.
+        loss: Option<LostLease>,
+        /// Why the last attempt found no subnet.
         shortage: Option<Shortage>,
     },
-    /// This subnet is held.
+    /// This node holds the subnet.
     Held(IpNetwork),
-    /// This one was held, and could not be renewed for the whole of its duration: the API server was out of reach. Others may take it
-    /// once they reach the server; it is not known that anybody did.
+    /// The lease of this subnet could not be renewed during its whole duration, because the API server was unreachable. Another node may
+    /// take it, but none is known to have done so.
     Lapsed(IpNetwork),
 }
 
-impl Default for Standing {
+impl Default for LeaseStatus {
     fn default() -> Self {
         Self::Seeking { loss: None, shortage: None }
     }
 }
 
-/// Which leases are worth watching.
+/// The leases to watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The one of this subnet.
+pub enum WatchScope {
+    /// The lease of this subnet.
     One(IpNetwork),
-    /// All: one may come free.
+    /// All leases, because any of them may be released.
     All,
 }
 
+/// A lease that this node holds.
 #[derive(Clone, Debug)]
 struct Held {
     lease: SubnetLease,
-    /// The beginning of the last request that was granted.
+    /// When the last successful request was sent.
     granted: Duration,
     /// When to renew.
     due: Duration,
-    /// Something says that it is lost.
-    doubted: bool,
+    /// A conflict or the watch suggests that the lease is lost.
+    is_suspect: bool,
 }
 
 #[derive(Clone, Debug)]
-enum State {
-    /// The leases are to be listed.
-    Blind,
-    /// They are listed, and one is to be chosen.
+enum ClaimState {
+    /// The leases have to be listed.
+    Unlisted,
+    /// The leases are listed. A subnet has to be chosen.
     Choosing,
-    /// A request is under way. If a lease is held meanwhile, this one.
-    Sent {
-        request: Request,
-        at: Duration,
-        held: Option<Held>,
-    },
-    /// A lease was granted, and it is to be seen whether others reach into it.
-    Confirming {
-        lease: SubnetLease,
-        granted: Duration,
-    },
+    /// A request was sent. `held` is the lease that the node holds meanwhile.
+    Sent { request: LeaseRequest, at: Duration, held: Option<Held> },
+    /// A lease was taken. A list has to show if other leases overlap it.
+    Confirming { lease: SubnetLease, granted: Duration },
+    /// The node holds a lease.
     Held(Held),
-    /// There is none to be had.
-    Waiting {
-        until: Duration,
-    },
+    /// No subnet is available.
+    Waiting { until: Duration },
 }
 
 /// A node's claim on a subnet of one family.
 #[derive(Debug)]
 pub struct Claim {
-    space: Space,
+    space: SubnetSpace,
     who: Claimant,
-    terms: Terms,
+    terms: LeaseTerms,
     previous: Vec<IpNetwork>,
-    /// The subnet that this node uses although no lease of it was seen yet.
+    /// The subnet that this node uses, while no lease of it was seen yet.
     in_use: Option<IpNetwork>,
-    leases: BTreeMap<IpNetwork, Seen>,
+    leases: BTreeMap<IpNetwork, ObservedLease>,
     blocked: BTreeMap<IpNetwork, Duration>,
-    /// Leases of its own that it does not want.
+    /// Further leases of this node, which it releases.
     surplus: Vec<SubnetLease>,
-    state: State,
-    loss: Option<Loss>,
+    state: ClaimState,
+    loss: Option<LostLease>,
     shortage: Option<Shortage>,
-    /// Nothing is sent before.
+    /// Nothing is sent before this time.
     pause: Duration,
-    failures: u32,
-    news: Vec<News>,
+    /// Pauses after failures in a row.
+    pauses: Backoff,
+    events: Vec<ClaimEvent>,
 }
 
 impl Claim {
-    /// A claim of a node, that knows nothing yet but the subnets it had before, the most recent first.
+    /// A new claim. `previous` are the subnets that the node had before, the most recent first.
     #[must_use]
-    pub const fn new(space: Space, who: Claimant, terms: Terms, previous: Vec<IpNetwork>) -> Self {
+    pub fn new(space: SubnetSpace, who: Claimant, terms: LeaseTerms, previous: Vec<IpNetwork>) -> Self {
         Self {
             space,
             who,
@@ -206,103 +204,104 @@ impl Claim {
             leases: BTreeMap::new(),
             blocked: BTreeMap::new(),
             surplus: Vec::new(),
-            state: State::Blind,
+            state: ClaimState::Unlisted,
             loss: None,
             shortage: None,
             pause: Duration::ZERO,
-            failures: 0,
-            news: Vec::new(),
+            pauses: doubling(FIRST_PAUSE, LONGEST_PAUSE),
+            events: Vec::new(),
         }
     }
 
-    /// The same claim of a node that uses this subnet already: subnet.env names it. If another node has a lease of it, it is lost.
+    /// States that the node uses this subnet already, because subnet.env names it. If another node has a lease of it, the subnet is lost.
     #[must_use]
     pub const fn using(mut self, subnet: Option<IpNetwork>) -> Self {
         self.in_use = subnet;
         self
     }
 
-    /// Who claims.
+    /// The node that claims a subnet.
     #[must_use]
     pub const fn who(&self) -> &Claimant {
         &self.who
     }
 
-    /// The Node was registered anew, or has other addresses. A lease is renewed in its new name at once.
+    /// Updates the node after its Node was registered anew or got other addresses. If the identity changed, the lease is renewed at once.
     pub fn set_who(&mut self, who: Claimant) {
-        let renamed = who.identity() != self.who.identity();
+        let is_renamed = who.identity() != self.who.identity();
         self.who = who;
-        if renamed {
+        if is_renamed {
             self.renew_now();
         }
     }
 
-    /// Renews the lease now and not when it is due: what stands beside it has changed.
+    /// Makes the renewal due now, because data that is stored in the Lease has changed.
     pub fn renew_now(&mut self) {
-        if let State::Held(held) = &mut self.state {
+        if let ClaimState::Held(held) = &mut self.state {
             held.due = Duration::ZERO;
         }
     }
 
-    /// What there is to tell since the last time.
-    pub fn take_news(&mut self) -> Vec<News> {
-        std::mem::take(&mut self.news)
+    /// Takes the events since the last call.
+    pub fn take_events(&mut self) -> Vec<ClaimEvent> {
+        std::mem::take(&mut self.events)
     }
 
-    /// How things stand.
+    /// The state of the claim.
     #[must_use]
-    pub fn standing(&self, now: Now) -> Standing {
+    pub fn status(&self, now: Now) -> LeaseStatus {
         match &self.state {
-            State::Held(held) | State::Sent { held: Some(held), .. } => {
+            ClaimState::Held(held) | ClaimState::Sent { held: Some(held), .. } => {
                 let subnet = held.lease.subnet;
-                let lapsed = now.elapsed >= held.granted.saturating_add(self.terms.duration);
-                if lapsed { Standing::Lapsed(subnet) } else { Standing::Held(subnet) }
+                let is_lapsed = now.elapsed >= held.granted.saturating_add(self.terms.duration);
+                if is_lapsed { LeaseStatus::Lapsed(subnet) } else { LeaseStatus::Held(subnet) }
             }
             _ => {
-                let loss = self.loss.clone().map(|loss| Loss { holder: self.taken_by(loss.subnet).or(loss.holder), ..loss });
-                Standing::Seeking { loss, shortage: self.shortage }
+                let loss = self.loss.clone().map(|loss| LostLease { holder: self.other_holder(loss.subnet).or(loss.holder), ..loss });
+                LeaseStatus::Seeking { loss, shortage: self.shortage }
             }
         }
     }
 
-    /// Which leases are worth watching now; `None` if it does not matter.
+    /// The leases to watch now; `None` keeps the current watch.
     #[must_use]
-    pub const fn scope(&self) -> Option<Scope> {
+    pub const fn watch_scope(&self) -> Option<WatchScope> {
         match &self.state {
-            State::Held(held) => Some(Scope::One(held.lease.subnet)),
-            State::Waiting { .. } => Some(Scope::All),
+            ClaimState::Held(held) => Some(WatchScope::One(held.lease.subnet)),
+            ClaimState::Waiting { .. } => Some(WatchScope::All),
             _ => None,
         }
     }
 
-    /// The next step. After [`Step::List`] and [`Step::Send`] it wants an answer before it is asked again.
-    pub fn step(&mut self, now: Now, random: &mut Random<'_>) -> Step {
+    /// Gives the next step. After [`ClaimStep::List`] and [`ClaimStep::Send`], [`Claim::answer`] must be called first.
+    pub fn step(&mut self, now: Now, random: &mut Random<'_>) -> ClaimStep {
         if now.elapsed < self.pause {
-            return Step::Rest(self.pause);
+            return ClaimStep::Wait(self.pause);
         }
         match &self.state {
-            State::Blind | State::Confirming { .. } => Step::List,
-            State::Held(held) if held.doubted => Step::List,
-            State::Sent { request, .. } => Step::Send(request.clone()),
-            State::Waiting { until } if now.elapsed < *until => Step::Rest(*until),
-            State::Waiting { .. } | State::Choosing => match self.surplus.pop() {
-                Some(lease) => self.send(Request::Release(lease), now),
+            ClaimState::Unlisted | ClaimState::Confirming { .. } => ClaimStep::List,
+            ClaimState::Held(held) if held.is_suspect => ClaimStep::List,
+            ClaimState::Sent { request, .. } => ClaimStep::Send(request.clone()),
+            ClaimState::Waiting { until } if now.elapsed < *until => ClaimStep::Wait(*until),
+            ClaimState::Waiting { .. } | ClaimState::Choosing => match self.surplus.pop() {
+                Some(lease) => self.send(LeaseRequest::Release(lease), now),
                 None => self.choose(now, random),
             },
-            State::Held(held) => {
+            ClaimState::Held(held) => {
                 let (due, lease) = (held.due, held.lease.clone());
                 match self.surplus.pop() {
-                    Some(surplus) => self.send(Request::Release(surplus), now),
-                    None if now.elapsed < due => Step::Rest(due),
-                    None => self.send(Request::Renew(lease), now),
+                    Some(surplus) => self.send(LeaseRequest::Release(surplus), now),
+                    None if now.elapsed < due => ClaimStep::Wait(due),
+                    None => self.send(LeaseRequest::Renew(lease), now),
                 }
             }
         }
     }
 
-    fn choose(&mut self, now: Now, random: &mut Random<'_>) -> Step {
+    /// Decides which lease to take, and sends the request.
+    fn choose(&mut self, now: Now, random: &mut Random<'_>) -> ClaimStep {
         self.blocked.retain(|_, until| *until > now.elapsed);
-        let view = View {
+        let view = AllocationInputs {
             space: &self.space,
             who: &self.who,
             previous: &self.previous,
@@ -312,51 +311,51 @@ impl Claim {
             now,
         };
         let request = match decide(&view, random) {
-            Decision::Renew(lease) => Request::Renew(lease),
-            Decision::Take(lease) => Request::Take(lease),
-            Decision::Create(subnet) => Request::Create(subnet),
-            Decision::Release(lease) => Request::Release(lease),
+            Decision::Renew(lease) => LeaseRequest::Renew(lease),
+            Decision::Take(lease) => LeaseRequest::Take(lease),
+            Decision::Create(subnet) => LeaseRequest::Create(subnet),
+            Decision::Release(lease) => LeaseRequest::Release(lease),
             Decision::OutOfSubnets(shortage) => {
-                let latest = now.elapsed.saturating_add(LOOK_AGAIN);
+                let latest = now.elapsed.saturating_add(RETRY_INTERVAL);
                 let until = shortage.next_expiry.map_or(latest, |expiry| expiry.min(latest));
-                self.news.push(News::OutOfSubnets(shortage));
+                self.events.push(ClaimEvent::OutOfSubnets(shortage));
                 self.shortage = Some(shortage);
-                self.state = State::Waiting { until };
-                return Step::Rest(until);
+                self.state = ClaimState::Waiting { until };
+                return ClaimStep::Wait(until);
             }
         };
         self.send(request, now)
     }
 
-    fn send(&mut self, request: Request, now: Now) -> Step {
-        let held = match std::mem::replace(&mut self.state, State::Blind) {
-            State::Held(held) => Some(held),
+    /// Enters the state in which a request is under way.
+    fn send(&mut self, request: LeaseRequest, now: Now) -> ClaimStep {
+        let held = match std::mem::replace(&mut self.state, ClaimState::Unlisted) {
+            ClaimState::Held(held) => Some(held),
             _ => None,
         };
-        self.state = State::Sent { request: request.clone(), at: now.elapsed, held };
-        Step::Send(request)
+        self.state = ClaimState::Sent { request: request.clone(), at: now.elapsed, held };
+        ClaimStep::Send(request)
     }
 
-    /// Takes the answer to the last step.
-    pub fn answer(&mut self, answer: Answer, now: Now, random: &mut Random<'_>) {
-        if answer == Answer::Failed {
-            let longest = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
-            self.failures = self.failures.saturating_add(1);
+    /// Processes the answer to the last step.
+    pub fn answer(&mut self, answer: LeaseAnswer, now: Now, random: &mut Random<'_>) {
+        if answer == LeaseAnswer::Failed {
+            let longest = self.pauses.next().unwrap_or(LONGEST_PAUSE);
             self.pause_for(longest, now, random);
         } else {
-            self.failures = 0;
+            self.pauses = doubling(FIRST_PAUSE, LONGEST_PAUSE);
         }
-        let state = std::mem::replace(&mut self.state, State::Blind);
+        let state = std::mem::replace(&mut self.state, ClaimState::Unlisted);
         self.state = match (state, answer) {
-            (State::Sent { request, at, held }, answer) => self.answered(request, at, held, answer, now, random),
-            (state, Answer::Listed(leases)) => {
-                self.absorb(leases, now);
+            (ClaimState::Sent { request, at, held }, answer) => self.answered(request, at, held, answer, now, random),
+            (state, LeaseAnswer::Listed(leases)) => {
+                self.replace_leases(leases, now);
                 match state {
-                    State::Confirming { lease, granted } => self.confirm(&lease, granted, now, random),
-                    State::Held(held) => self.confirm_held(&held),
+                    ClaimState::Confirming { lease, granted } => self.confirm(&lease, granted, now, random),
+                    ClaimState::Held(held) => self.confirm_held(&held),
                     _ => {
                         self.check_in_use();
-                        State::Choosing
+                        ClaimState::Choosing
                     }
                 }
             }
@@ -364,138 +363,151 @@ impl Claim {
         };
     }
 
-    fn answered(&mut self, request: Request, at: Duration, held: Option<Held>, answer: Answer, now: Now, random: &mut Random<'_>) -> State {
+    /// The state after the answer to a request.
+    fn answered(
+        &mut self,
+        request: LeaseRequest,
+        at: Duration,
+        held: Option<Held>,
+        answer: LeaseAnswer,
+        now: Now,
+        random: &mut Random<'_>,
+    ) -> ClaimState {
         match (request, held, answer) {
-            (Request::Renew(_), Some(_), Answer::Written(lease)) => {
-                self.news.push(News::Renewed(lease.subnet));
-                State::Held(self.granted(lease, at, random))
+            (LeaseRequest::Renew(_), Some(_), LeaseAnswer::Written(lease)) => {
+                self.events.push(ClaimEvent::Renewed(lease.subnet));
+                ClaimState::Held(self.granted(lease, at, random))
             }
-            (Request::Renew(_), Some(held), Answer::Conflict | Answer::Missing) => State::Held(Held { doubted: true, ..held }),
-            // What became of a lease that is not wanted, shows in the next list; if it is still there, it expires.
-            (_, Some(held), _) => State::Held(held),
-            (Request::Create(_) | Request::Take(_) | Request::Renew(_), None, Answer::Written(lease)) => {
-                State::Confirming { lease, granted: at }
+            (LeaseRequest::Renew(_), Some(held), LeaseAnswer::Conflict | LeaseAnswer::Missing) => {
+                ClaimState::Held(Held { is_suspect: true, ..held })
             }
-            (Request::Release(lease), None, Answer::Released | Answer::Missing) => {
+            // The answer to the release of a surplus lease is ignored: if the lease still exists, it expires.
+            (_, Some(held), _) => ClaimState::Held(held),
+            (LeaseRequest::Create(_) | LeaseRequest::Take(_) | LeaseRequest::Renew(_), None, LeaseAnswer::Written(lease)) => {
+                ClaimState::Confirming { lease, granted: at }
+            }
+            (LeaseRequest::Release(lease), None, LeaseAnswer::Released | LeaseAnswer::Missing) => {
                 self.leases.remove(&lease.subnet);
-                State::Choosing
+                ClaimState::Choosing
             }
-            (Request::Create(subnet), None, Answer::Conflict) => {
+            (LeaseRequest::Create(subnet), None, LeaseAnswer::Conflict) => {
                 self.blocked.insert(subnet, now.elapsed.saturating_add(BLOCKED));
                 self.pause_for(FIRST_PAUSE, now, random);
-                State::Blind
+                ClaimState::Unlisted
             }
-            _ => State::Blind,
+            _ => ClaimState::Unlisted,
         }
     }
 
-    /// A lease that was granted at this moment. Renewal is due after a third of its duration, but not for all nodes at once.
+    /// A lease that was granted by a request sent at this time. Its renewal is due after about a third of the duration. The due time is random,
+    /// so that not all nodes renew at once.
     fn granted(&self, lease: SubnetLease, at: Duration, random: &mut Random<'_>) -> Held {
         let third = self.terms.duration / 3;
         let percent = u32::try_from(90 + random(21)).unwrap_or(100);
-        Held { lease, granted: at, due: at.saturating_add(third * percent / 100), doubted: false }
+        Held { lease, granted: at, due: at.saturating_add(third * percent / 100), is_suspect: false }
     }
 
-    /// Pauses for a random part of this time.
+    /// Sends nothing for 50 to 100 percent of this time.
     fn pause_for(&mut self, longest: Duration, now: Now, random: &mut Random<'_>) {
         let percent = u32::try_from(50 + random(51)).unwrap_or(100);
         self.pause = now.elapsed.saturating_add(longest * percent / 100);
     }
 
-    /// Takes the leases there are. What has not changed since it was last seen, was seen then.
-    fn absorb(&mut self, leases: Vec<SubnetLease>, now: Now) {
+    /// Replaces the leases by a list. A lease whose version has not changed keeps the time when it was first seen.
+    fn replace_leases(&mut self, leases: Vec<SubnetLease>, now: Now) {
         let before = std::mem::take(&mut self.leases);
         let ours = leases.into_iter().filter(|lease| Family::of_net(lease.subnet) == self.space.family());
-        self.leases = ours.map(|lease| (lease.subnet, seen(before.get(&lease.subnet), lease, now))).collect();
+        self.leases = ours.map(|lease| (lease.subnet, observe_lease(before.get(&lease.subnet), lease, now))).collect();
     }
 
-    /// Whether a lease that was granted is really held, now that the leases were listed after it.
-    fn confirm(&mut self, granted: &SubnetLease, at: Duration, now: Now, random: &mut Random<'_>) -> State {
-        let Some(lease) = self.own(granted.subnet) else { return State::Choosing };
+    /// The state after the list that follows the grant of a lease: the lease is held unless another lease overlaps it.
+    fn confirm(&mut self, granted: &SubnetLease, at: Duration, now: Now, random: &mut Random<'_>) -> ClaimState {
+        let Some(lease) = self.own(granted.subnet) else { return ClaimState::Choosing };
         let rival = self
             .leases
             .values()
             .map(|seen| &seen.lease)
             .find(|other| other.subnet != lease.subnet && overlap(other.subnet, lease.subnet) && !self.who.holds(other));
         if let Some(rival) = rival {
-            self.news.push(News::Overlapped(lease.subnet, rival.subnet));
+            self.events.push(ClaimEvent::Overlapped(lease.subnet, rival.subnet));
             self.surplus.push(lease);
             self.pause_for(FIRST_PAUSE, now, random);
-            return State::Choosing;
+            return ClaimState::Choosing;
         }
         let others = self.leases.values().map(|seen| &seen.lease);
         self.surplus = others.filter(|other| other.subnet != lease.subnet && self.who.holds(other)).cloned().collect();
         self.leases.clear();
         (self.loss, self.shortage, self.in_use) = (None, None, None);
-        self.news.push(News::Leased(lease.subnet));
-        State::Held(self.granted(lease, at, random))
+        self.events.push(ClaimEvent::Leased(lease.subnet));
+        ClaimState::Held(self.granted(lease, at, random))
     }
 
-    /// Whether a lease that was held still is, now that the leases were listed.
-    fn confirm_held(&mut self, held: &Held) -> State {
+    /// The state after the list that follows a suspicion: the lease is held or lost.
+    fn confirm_held(&mut self, held: &Held) -> ClaimState {
         let subnet = held.lease.subnet;
         if let Some(lease) = self.own(subnet) {
             self.leases.clear();
-            return State::Held(Held { lease, doubted: false, granted: held.granted, due: held.due });
+            return ClaimState::Held(Held { lease, is_suspect: false, granted: held.granted, due: held.due });
         }
-        let loss = Loss { subnet, holder: self.taken_by(subnet) };
-        self.news.push(News::Lost(loss.clone()));
+        let loss = LostLease { subnet, holder: self.other_holder(subnet) };
+        self.events.push(ClaimEvent::Lost(loss.clone()));
         self.loss = Some(loss);
         self.previous.retain(|previous| *previous != subnet);
         self.previous.insert(0, subnet);
-        State::Choosing
+        ClaimState::Choosing
     }
 
-    /// Whether the subnet that this node uses is another node's by now. Nothing else was seen of it if there is no lease of it at all.
+    /// Records a loss if another node has a lease on the subnet that this node uses. If no lease of the subnet exists, it stays in use.
     fn check_in_use(&mut self) {
         let Some(subnet) = self.in_use.filter(|subnet| self.own(*subnet).is_none()) else { return };
-        if let Some(holder) = self.taken_by(subnet) {
+        if let Some(holder) = self.other_holder(subnet) {
             self.in_use = None;
-            let loss = Loss { subnet, holder: Some(holder) };
-            self.news.push(News::Lost(loss.clone()));
+            let loss = LostLease { subnet, holder: Some(holder) };
+            self.events.push(ClaimEvent::Lost(loss.clone()));
             self.loss = Some(loss);
         }
     }
 
-    /// The holder of another node's lease on any address of a subnet. A reservation for another node counts, too.
-    fn taken_by(&self, subnet: IpNetwork) -> Option<Box<str>> {
+    /// The holder of another node's lease or reservation that overlaps a subnet.
+    fn other_holder(&self, subnet: IpNetwork) -> Option<Box<str>> {
         let is_others = |lease: &SubnetLease| match lease.duration {
             Some(_) => !lease.holder.is_empty() && !self.who.holds(lease),
-            None => !self.who.may_have(lease),
+            None => !self.who.may_take(lease),
         };
         let mut others = self.leases.values().map(|seen| &seen.lease).filter(|lease| overlap(lease.subnet, subnet) && is_others(lease));
         others.next().map(|lease| lease.holder.clone())
     }
 
+    /// This node's lease of a subnet.
     fn own(&self, subnet: IpNetwork) -> Option<SubnetLease> {
         self.leases.get(&subnet).map(|seen| &seen.lease).filter(|lease| self.who.holds(lease)).cloned()
     }
 
-    /// Takes what a watch has seen. It may be late: it makes one look or wait, and nothing is believed of it.
-    pub fn observe(&mut self, observed: Observed, now: Now) {
+    /// Processes an event of the watch. The event may be outdated, so it only causes a new list or a new attempt.
+    pub fn observe(&mut self, observed: LeaseObservation, now: Now) {
         match &mut self.state {
-            State::Held(held) => {
+            ClaimState::Held(held) => {
                 let subnet = held.lease.subnet;
-                held.doubted |= match observed {
-                    Observed::Changed(lease) => lease.subnet == subnet && !self.who.holds(&lease),
-                    Observed::Gone(gone) => gone == subnet,
-                    Observed::Listed(all) => !all.contains(&subnet),
+                held.is_suspect |= match observed {
+                    LeaseObservation::Changed(lease) => lease.subnet == subnet && !self.who.holds(&lease),
+                    LeaseObservation::Deleted(deleted) => deleted == subnet,
+                    LeaseObservation::Listed(all) => !all.contains(&subnet),
                 };
             }
-            State::Waiting { until } => {
+            ClaimState::Waiting { until } => {
                 let before = self.leases.len();
-                let mut may_have = false;
+                let mut is_takeable = false;
                 match observed {
-                    Observed::Changed(lease) if Family::of_net(lease.subnet) == self.space.family() => {
-                        may_have = self.who.holds(&lease) || (lease.duration.is_none() && self.who.may_have(&lease));
-                        let seen = seen(self.leases.get(&lease.subnet), lease, now);
+                    LeaseObservation::Changed(lease) if Family::of_net(lease.subnet) == self.space.family() => {
+                        is_takeable = self.who.holds(&lease) || (lease.duration.is_none() && self.who.may_take(&lease));
+                        let seen = observe_lease(self.leases.get(&lease.subnet), lease, now);
                         self.leases.insert(seen.lease.subnet, seen);
                     }
-                    Observed::Changed(_) => {}
-                    Observed::Gone(subnet) => drop(self.leases.remove(&subnet)),
-                    Observed::Listed(all) => self.leases.retain(|subnet, _| all.contains(subnet)),
+                    LeaseObservation::Changed(_) => {}
+                    LeaseObservation::Deleted(subnet) => drop(self.leases.remove(&subnet)),
+                    LeaseObservation::Listed(all) => self.leases.retain(|subnet, _| all.contains(subnet)),
                 }
-                if may_have || self.leases.len() < before {
+                if is_takeable || self.leases.len() < before {
                     *until = now.elapsed;
                 }
             }
@@ -504,8 +516,8 @@ impl Claim {
     }
 }
 
-/// A lease as it is seen now; since then, or since it was first seen like that.
-fn seen(before: Option<&Seen>, lease: SubnetLease, now: Now) -> Seen {
+/// A lease with the time when its version was first seen.
+fn observe_lease(before: Option<&ObservedLease>, lease: SubnetLease, now: Now) -> ObservedLease {
     let same = before.filter(|before| (&before.lease.uid, &before.lease.version) == (&lease.uid, &lease.version));
-    Seen { since: same.map_or(now.elapsed, |before| before.since), lease }
+    ObservedLease { since: same.map_or(now.elapsed, |before| before.since), lease }
 }

@@ -1,51 +1,50 @@
-//! Which network configuration a container runtime uses. containerd and CRI-O read the folder by libcni: files by name, of the endings
-//! `.conf`, `.conflist` and `.json`. The first valid one gives pods their network. PURE.
+//! Finds the network configuration that a container runtime uses. containerd and CRI-O read the folder with libcni: files that end in
+//! `.conf`, `.conflist` or `.json`, sorted by name. The first valid file defines the pods' network. PURE.
 
 use std::fmt;
 
-/// Names under which the program is a plugin that others know.
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::subnet_env::SUBNET_FILE;
+use crate::json_keys;
+
+/// Names of other plugins that this program replaces.
 pub const OTHER_NAMES: [&str; 5] = ["flannel", "bridge", "host-local", "portmap", "loopback"];
 
 /// The plugin's own name.
 pub const OWN_NAME: &str = "sepal";
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
-
-use crate::json_keys;
-
-/// Endings of the files that a runtime reads.
+/// Extensions of the files that a runtime reads.
 const ENDINGS: [&str; 3] = [".conf", ".conflist", ".json"];
-/// Where a plugin finds this node's subnet if its configuration does not say it.
-const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Plugins that call the plugins of another file.
 const DELEGATING: [&str; 4] = ["multus", "multus-shim", "genie", "danm"];
 
-/// A file of the folder.
+/// A file in the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfFile {
     /// Its name.
     pub name: String,
-    /// What it contains, or why it cannot be read.
+    /// Its content, or why it cannot be read.
     pub content: Result<Vec<u8>, String>,
 }
 
-/// Whether runtimes read a file of this name.
+/// Returns true if runtimes read a file of this name.
 #[must_use]
 pub fn is_read(name: &str) -> bool {
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
-/// What pods get by a configuration.
+/// The network that a configuration gives to pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Serves {
-    /// The network of this node, by the plugin `sepal`.
+pub enum CniConfNetwork {
+    /// This node's pod network, set up by the plugin `sepal`.
     Sepal,
-    /// The network of this node, by the plugin `flannel`, which reads the same subnet.env.
+    /// This node's pod network, set up by the plugin `flannel`, which reads the same subnet.env.
     Flannel,
-    /// What the plugin makes of other files.
+    /// Unknown, because the plugin delegates to the configurations of other files.
     Delegated,
-    /// The subnet of another subnet.env.
+    /// The subnet of another subnet.env, at this path.
     OtherSubnet(String),
     /// Another network.
     Other,
@@ -53,48 +52,48 @@ pub enum Serves {
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Valid {
+pub struct CniConf {
     /// Name of the file.
     pub file: String,
     /// Name of the network.
     pub network: String,
     /// Types of its plugins, in their order.
     pub plugins: Vec<String>,
-    /// What pods get by it.
-    pub serves: Serves,
+    /// The network that it gives to pods.
+    pub serves: CniConfNetwork,
 }
 
-/// What a runtime makes of the files of a folder.
+/// The configuration that a runtime uses from a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// The first valid one.
-    pub first: Option<Valid>,
-    /// The files before it that are not valid, each with the cause.
+pub struct CniConfChoice {
+    /// The first valid configuration.
+    pub first: Option<CniConf>,
+    /// The invalid files before it, each with the cause.
     pub invalid: Vec<(String, String)>,
 }
 
-/// Something that an operator should know about the folder.
+/// A problem with the folder, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// What runtimes do.
+pub struct CniConfFinding {
+    /// What runtimes do now.
     pub found: String,
     /// What to do about it.
     pub cure: String,
-    /// Pods get the network of this node all the same.
+    /// Pods get this node's pod network nevertheless.
     pub served: bool,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for CniConfFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}. What to do: {}", self.found, self.cure)
     }
 }
 
-/// Finds the configuration that a runtime uses. `subnet_file` is the one that this program writes.
+/// Finds the configuration that a runtime uses. `subnet_file` is the path that this program writes.
 #[must_use]
-pub fn choose(mut files: Vec<ConfFile>, subnet_file: &str) -> Choice {
+pub fn choose(mut files: Vec<ConfFile>, subnet_file: &str) -> CniConfChoice {
     files.sort_by(|one, other| one.name.cmp(&other.name));
-    let mut choice = Choice::default();
+    let mut choice = CniConfChoice::default();
     for ConfFile { name, content } in files.into_iter().filter(|file| is_read(&file.name)) {
         match content.and_then(|text| parse(&name, &text, subnet_file)) {
             Ok(valid) => {
@@ -116,8 +115,8 @@ struct Plugin {
     subnet_file: String,
 }
 
-/// Reads a file as libcni does: the keys of a list match as they are written, those of a plugin in any case.
-fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<Valid, String> {
+/// Parses a file as libcni does: keys of a list are case-sensitive, keys of a plugin are not.
+fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<CniConf, String> {
     let (network, plugins) = if file.ends_with(".conflist") {
         let list: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let Some(network) = list.get("name").and_then(Value::as_str) else { return Err("it has no name".to_owned()) };
@@ -134,39 +133,39 @@ fn parse(file: &str, text: &[u8], subnet_file: &str) -> Result<Valid, String> {
     }
     let read = if first.subnet_file.is_empty() { SUBNET_FILE } else { &first.subnet_file };
     let serves = match first.kind.as_str() {
-        "sepal" | "flannel" if read != subnet_file => Serves::OtherSubnet(read.to_owned()),
-        "sepal" => Serves::Sepal,
-        "flannel" => Serves::Flannel,
-        kind if DELEGATING.contains(&kind) => Serves::Delegated,
-        _ => Serves::Other,
+        "sepal" | "flannel" if read != subnet_file => CniConfNetwork::OtherSubnet(read.to_owned()),
+        "sepal" => CniConfNetwork::Sepal,
+        "flannel" => CniConfNetwork::Flannel,
+        kind if DELEGATING.contains(&kind) => CniConfNetwork::Delegated,
+        _ => CniConfNetwork::Other,
     };
-    Ok(Valid { file: file.to_owned(), network, plugins: plugins.into_iter().map(|plugin| plugin.kind).collect(), serves })
+    Ok(CniConf { file: file.to_owned(), network, plugins: plugins.into_iter().map(|plugin| plugin.kind).collect(), serves })
 }
 
-impl Choice {
-    /// What to tell the operator. `own` is the name of this program's file in the folder.
+impl CniConfChoice {
+    /// The problem to report to the operator, if any. `own` is the name of this program's file in the folder.
     #[must_use]
-    pub fn finding(&self, folder: &str, own: &str, subnet_file: &str) -> Option<Finding> {
+    pub fn finding(&self, folder: &str, own: &str, subnet_file: &str) -> Option<CniConfFinding> {
         let (mut found, mut cures) = (Vec::new(), Vec::new());
         for (file, cause) in &self.invalid {
             found.push(format!("{folder}/{file} is not valid ({cause}): containerd gives pods no network, CRI-O skips the file"));
             cures.push(format!("correct {file} or move it out of the folder"));
         }
-        let other = self.first.as_ref().filter(|first| first.serves != Serves::Sepal);
-        if let Some(Valid { file, network, plugins, serves }) = other {
+        let other = self.first.as_ref().filter(|first| first.serves != CniConfNetwork::Sepal);
+        if let Some(CniConf { file, network, plugins, serves }) = other {
             let (effect, cure) = match serves {
-                Serves::Sepal | Serves::Flannel => (
+                CniConfNetwork::Sepal | CniConfNetwork::Flannel => (
                     "pods get this node's subnet by the plugin flannel".to_owned(),
                     format!("move {file} out of the folder when the flannel DaemonSet, which writes it at each start, is gone"),
                 ),
-                Serves::Delegated => {
+                CniConfNetwork::Delegated => {
                     ("its plugin may delegate to other files".to_owned(), format!("see that the default network of {file} is {own}"))
                 }
-                Serves::OtherSubnet(read) => (
+                CniConfNetwork::OtherSubnet(read) => (
                     format!("it reads {read}, and sepal writes {subnet_file}"),
                     format!("move {file} out of the folder, or set --subnet-file={read}"),
                 ),
-                Serves::Other => ("pods do not get sepal's network".to_owned(), format!("move {file} out of the folder")),
+                CniConfNetwork::Other => ("pods do not get sepal's network".to_owned(), format!("move {file} out of the folder")),
             };
             let plugins = plugins.join(", ");
             found.push(format!(
@@ -175,8 +174,8 @@ impl Choice {
             ));
             cures.push(cure);
         }
-        let served = other.is_none_or(|other| matches!(other.serves, Serves::Flannel | Serves::Delegated));
-        (!found.is_empty()).then(|| Finding { found: found.join("; "), cure: cures.join("; "), served })
+        let served = other.is_none_or(|other| matches!(other.serves, CniConfNetwork::Flannel | CniConfNetwork::Delegated));
+        (!found.is_empty()).then(|| CniConfFinding { found: found.join("; "), cure: cures.join("; "), served })
     }
 }
 
@@ -194,7 +193,7 @@ mod tests {
         format!(r#"{{"name":"cbr0","plugins":[{plugin},{{"type":"portmap"}}]}}"#)
     }
 
-    fn finding(others: &[(&str, &str)]) -> Option<Finding> {
+    fn finding(others: &[(&str, &str)]) -> Option<CniConfFinding> {
         let own = list(r#"{"type":"sepal"}"#);
         choose(files(&[others, &[(OWN, &own)]].concat()), SUBNET_FILE).finding("/d", OWN, SUBNET_FILE)
     }
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_leads_to_sepal_is_no_trouble() {
+    fn a_configuration_that_uses_sepal_is_no_problem() {
         assert_eq!(finding(&[("00-own.conflist", &list(r#"{"type":"sepal","capabilities":{"portMappings":true}}"#))]), None);
         assert_eq!(finding(&[("00-own.conf", r#"{"name":"n","type":"sepal","subnetfile":"/run/flannel/subnet.env"}"#)]), None);
         assert!(finding(&[("00-multus.conf", r#"{"name":"m","type":"multus","delegates":[]}"#)]).expect("a finding").served);
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_valid_are_named() {
+    fn invalid_files_are_named() {
         for (file, text, cause) in [
             ("05-x.conflist", "{}", "it has no name"),
             ("05-x.conflist", r#"{"Name":"n","plugins":[{"type":"a"}]}"#, "it has no name"),

@@ -1,30 +1,30 @@
-//! Routes of other programs that keep packets from a peer.
+//! Routes of other programs that divert packets from a peer.
 //!
-//! A route with the destination and the metric of one of ours is replaced: it can only be there by mistake, and the peer's pods cannot be
-//! reached over it. A route that the kernel prefers for another reason stays and is named: a lower metric, a more specific destination, or
-//! an address of a link in the peer's subnet.
+//! A route with the same destination and metric as one of ours is replaced: it exists by mistake, and it does not lead to the peer's pods. A
+//! route that the kernel prefers for another reason is reported and not changed: it has a lower metric or a more specific destination, or
+//! a link has an address in the peer's subnet.
 
 use crate::netlink::entry::{KERNEL_PROTOCOL, Route, RouteKind};
 use crate::netlink::link::LinkNames;
 
-/// A route of another program, and the route of ours that it keeps from being used.
+/// A route of another program, and our route that it displaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignRoute {
-    /// The peer that ours leads to; `None` if it leads to no peer.
+    /// The peer that our route leads to; `None` for the route of this node's own subnet.
     pub node: Option<Box<str>>,
     /// Our route.
-    pub wanted: Route,
+    pub desired: Route,
     /// The other program's route.
     pub found: Route,
 }
 
-/// Whether the kernel made a route because a link has an address in its destination.
+/// Returns true if the kernel created the route for an address of a link.
 #[must_use]
 pub fn is_connected(route: &Route) -> bool {
     route.protocol == KERNEL_PROTOCOL && route.gateway.is_none() && route.kind == RouteKind::Unicast
 }
 
-/// The name of a route protocol, as `ip route` has it.
+/// The name of a route protocol, as `ip route` prints it.
 #[must_use]
 pub fn protocol_name(protocol: u8) -> String {
     let name = match protocol {
@@ -49,22 +49,22 @@ pub fn protocol_name(protocol: u8) -> String {
 }
 
 impl ForeignRoute {
-    /// The other program's route, with its protocol.
+    /// The text of the other program's route with its protocol.
     #[must_use]
     pub fn found_text(&self, names: &LinkNames) -> String {
         format!("{} proto {}", self.found.text(names), protocol_name(self.found.protocol))
     }
 
-    /// What ours leads to.
+    /// The text of our route's destination.
     fn target(&self) -> String {
-        let destination = self.wanted.destination;
+        let destination = self.desired.destination;
         match &self.node {
             Some(node) => format!("{destination} (pods of node {node})"),
             None => format!("{destination} (this node's subnet)"),
         }
     }
 
-    /// Says that it is replaced.
+    /// The message that the route is replaced.
     #[must_use]
     pub fn replaced_text(&self, names: &LinkNames) -> String {
         let found = self.found_text(names);
@@ -74,18 +74,18 @@ impl ForeignRoute {
         )
     }
 
-    /// Says that another program writes it again and again.
+    /// The message that another program keeps writing the route.
     #[must_use]
     pub fn contested_text(&self, names: &LinkNames, times: u32, pause: u64) -> String {
         let (target, found) = (self.target(), self.found_text(names));
         format!(
             "another program writes the route to {target} again and again: `{found}` was replaced {times} times, and is left there for {pause} s \
              now. Packets to {} are lost meanwhile. Find the program; it must leave this route alone",
-            self.wanted.destination
+            self.desired.destination
         )
     }
 
-    /// Says why it is in the way, and that it stays.
+    /// The message why the kernel prefers the other route, and that it is not changed.
     #[must_use]
     pub fn in_the_way_text(&self, names: &LinkNames) -> String {
         let (target, found) = (self.target(), self.found_text(names));
@@ -96,7 +96,7 @@ impl ForeignRoute {
                  another Network in net-conf.json"
             );
         }
-        let why = if self.found.destination == self.wanted.destination { "it has a lower metric" } else { "it is more specific" };
+        let why = if self.found.destination == self.desired.destination { "it has a lower metric" } else { "it is more specific" };
         let ip = if self.found.destination.is_ipv6() { "ip -6" } else { "ip" };
         format!(
             "the kernel prefers the route `{found}` of another program to ours to {target}, because {why}. It stays. If it is not needed: \
@@ -114,7 +114,7 @@ mod tests {
     use crate::pod_network::routing::tests::route;
 
     #[test]
-    fn texts_name_node_link_protocol_and_cure() {
+    fn messages_name_node_link_protocol_and_cure() {
         let link = Link {
             index: 2,
             name: "eth0".to_owned(),
@@ -128,7 +128,7 @@ mod tests {
         let names = LinkNames::new(&[link]);
         let foreign = |found: &str, ours: &str| ForeignRoute {
             node: Some("n2".into()),
-            wanted: Route { protocol: OUR_PROTOCOL, ..route(ours) },
+            desired: Route { protocol: OUR_PROTOCOL, ..route(ours) },
             found: route(found),
         };
         let v4 = foreign("10.244.2.0/24 via 10.0.0.1 dev 2 proto 4", "10.244.2.0/24 via 10.244.2.0 dev 7 onlink");

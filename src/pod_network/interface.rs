@@ -1,7 +1,7 @@
-//! Which interface outer packets leave by, and with which address (spec section 5.1).
+//! Selects the external interface, which sends packets to other nodes, and its address [flannel 5.1].
 //!
-//! Where nothing is asked for it is the one that carries the Node's InternalIP: that is where other nodes, and kubelet, look for this
-//! one. flannel takes the default route's, which on hosts with several interfaces is often another (spec section 12.11).
+//! Without options it is the interface that has the Node's InternalIP, because other nodes and kubelet use that address. flannel takes the
+//! interface of the default route, which is often the wrong one on hosts with several interfaces [flannel 12].
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -16,26 +16,26 @@ use crate::cluster::families::PerFamily;
 use crate::netlink::entry::{Route, RouteKind};
 use crate::netlink::link::{Link, LinkAddress, LinkKind, Scope};
 
-/// What is asked for about the external interface.
+/// The options that select the external interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceOptions {
-    /// `--iface`: names or addresses, tried in this order. An empty one means the interface of the default route.
+    /// `--iface`: names or addresses, tried in this order. An empty text means the interface of the default route.
     pub names: Vec<String>,
-    /// `--iface-regex`: tried after all names. An empty one means the interface of the default route.
+    /// `--iface-regex`: tried after all names. An empty text means the interface of the default route.
     pub patterns: Vec<String>,
     /// `--iface-can-reach`: tried last.
     pub can_reach: Option<IpAddr>,
-    /// The route that the kernel takes to `can_reach`, or why there is none; `None` before the kernel was asked.
+    /// The kernel's route to `can_reach`, or why there is none; `None` before the kernel was asked.
     pub reached: Option<Result<Route, String>>,
     /// `--public-ip` and `--public-ipv6`.
     pub public: PerFamily<IpAddr>,
 }
 
 impl InterfaceOptions {
-    /// The same with the user's annotations of the Node in the place of `--public-ip` and `--public-ipv6`.
+    /// Replaces `--public-ip` and `--public-ipv6` by the annotations that the operator has set on the Node.
     ///
     /// # Errors
-    /// One of them is no address.
+    /// The text of an annotation is not an address.
     pub fn with_annotations(mut self, node: &NodeAnnotations) -> Result<Self, BadAnnotation> {
         for family in Family::ALL {
             if let Some(ip) = node.node_public_ip(family)? {
@@ -46,28 +46,28 @@ impl InterfaceOptions {
     }
 }
 
-/// The interface that outer packets leave by.
+/// The interface that sends packets to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct External {
-    /// The kernel's number of it.
+pub struct ExternalInterface {
+    /// Its index in the kernel.
     pub index: u32,
     /// Its name.
     pub name: String,
     /// Its MTU.
     pub mtu: u32,
-    /// Its own addresses, one of each family that is on.
+    /// Its own addresses, one of each enabled family.
     pub addresses: PerFamily<IpAddr>,
-    /// The addresses that outer packets have: what is asked for, or its own.
+    /// Source addresses of outer packets: `--public-ip` and `--public-ipv6`, else its own addresses.
     pub local: PerFamily<IpAddr>,
-    /// Why it is this one.
+    /// Why it was selected.
     pub why: String,
 }
 
-impl External {
-    /// Whether backend host-gw can work with it.
+impl ExternalInterface {
+    /// Checks that the backend host-gw can use the interface.
     ///
     /// # Errors
-    /// The address that others are told is not its own.
+    /// The published address is not its own.
     pub fn check_host_gw(&self) -> Result<(), NoInterface> {
         match self.local.iter().find(|(family, ip)| self.addresses.get(*family) != Some(*ip)) {
             Some((_, public)) => Err(NoInterface::Translated { public: *public, name: self.name.clone() }),
@@ -76,13 +76,13 @@ impl External {
     }
 }
 
-/// There is no external interface.
+/// Why no external interface was selected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoInterface {
-    /// Nothing was asked for, and nothing found.
+    /// No option is set, and no interface was found.
     #[error("Failed to find any valid interface to use: {0}")]
     Default(String),
-    /// What was asked for was not found.
+    /// No interface matches the options.
     #[error("Failed to find interface to use that matches the interfaces and/or regexes provided: {}", .0.join("; "))]
     Asked(Vec<String>),
     /// Backend host-gw cannot work behind address translation.
@@ -90,7 +90,7 @@ pub enum NoInterface {
         "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which is not supported by host-gw backend: {public} is not the address of {name}"
     )]
     Translated {
-        /// The address that others are told.
+        /// The published address.
         public: IpAddr,
         /// The interface.
         name: String,
@@ -100,17 +100,17 @@ pub enum NoInterface {
 /// Selects the external interface.
 ///
 /// # Errors
-/// What is asked for does not exist, or nothing is and neither the Node's addresses nor the default route lead to one.
+/// No interface matches the options; or no option is set, and neither the Node's addresses nor the default route lead to an interface.
 pub fn select(
     options: &InterfaceOptions,
     families: &[Family],
     node_ips: &[IpAddr],
     links: &[Link],
     routes: &[Route],
-) -> Result<External, NoInterface> {
+) -> Result<ExternalInterface, NoInterface> {
     let selection = Selection { options, families, links, routes };
     if options.names.is_empty() && options.patterns.is_empty() && options.can_reach.is_none() {
-        // As flannel has it, an address to publish names the interface, too.
+        // As in flannel, `--public-ip` selects the interface, too.
         let named = options.public.get(Family::V4).or_else(|| options.public.get(Family::V6));
         let found = match named {
             Some(ip) => selection.by_address(*ip, "it has the address of --public-ip"),
@@ -135,6 +135,7 @@ pub fn select(
     Err(NoInterface::Asked(failures))
 }
 
+/// The inputs of the selection.
 struct Selection<'a> {
     options: &'a InterfaceOptions,
     families: &'a [Family],
@@ -143,7 +144,7 @@ struct Selection<'a> {
 }
 
 impl<'a> Selection<'a> {
-    fn by_address(&self, ip: IpAddr, why: &str) -> Result<External, String> {
+    fn by_address(&self, ip: IpAddr, why: &str) -> Result<ExternalInterface, String> {
         let carries = |link: &&Link| has_address(link, ip);
         let version = if ip.is_ipv6() { "v6 " } else { "" };
         let missing = || format!("error looking up {version}interface {ip}: no interface with given IP found");
@@ -151,13 +152,13 @@ impl<'a> Selection<'a> {
         self.external(link, &[ip], format!("{why}, {ip}"))
     }
 
-    fn by_name(&self, name: &str) -> Result<External, String> {
+    fn by_name(&self, name: &str) -> Result<ExternalInterface, String> {
         let missing = || format!("error looking up interface {name}: no such network interface");
         let link = self.links.iter().find(|link| link.name == name).ok_or_else(missing)?;
         self.external(link, &[], "--iface names it".into())
     }
 
-    fn by_pattern(&self, pattern: &str) -> Result<External, String> {
+    fn by_pattern(&self, pattern: &str) -> Result<ExternalInterface, String> {
         if pattern.is_empty() {
             return self.by_default_route();
         }
@@ -184,9 +185,9 @@ impl<'a> Selection<'a> {
         self.external(by_name, &[], why())
     }
 
-    /// The interface and the source address that the kernel takes for packets to an address. The source may be another interface's: the
-    /// loopback carries the addresses of hosts that announce themselves by a routing protocol.
-    fn by_reach(&self, ip: IpAddr) -> Result<External, String> {
+    /// The interface and the source address that the kernel uses for packets to an address. The source may be an address of the loopback, as on
+    /// hosts that announce an address by a routing protocol.
+    fn by_reach(&self, ip: IpAddr) -> Result<ExternalInterface, String> {
         let failed = |cause: &str| format!("failed to get ifcanreach based interface: couldn't lookup route to {ip}: {cause}");
         let route = self.options.reached.as_ref().ok_or_else(|| failed("the kernel was not asked"))?.as_ref();
         let route = route.map_err(|cause| failed(cause))?;
@@ -194,11 +195,10 @@ impl<'a> Selection<'a> {
         self.external(link, route.source.as_slice(), format!("packets to {ip} leave by it"))
     }
 
-    /// The interface that carries one of the Node's own addresses, and has one of every family. A loopback and a tunnel carry no
-    /// packets of their own.
-    fn by_node(&self, node_ips: &[IpAddr]) -> Option<External> {
-        let wanted = node_ips.iter().filter(|ip| self.families.contains(&Family::of(**ip)));
-        wanted.into_iter().find_map(|ip| {
+    /// The interface that has one of the Node's addresses, and an address of every enabled family. Loopbacks and VXLAN links are not considered.
+    fn by_node(&self, node_ips: &[IpAddr]) -> Option<ExternalInterface> {
+        let candidates = node_ips.iter().filter(|ip| self.families.contains(&Family::of(**ip)));
+        candidates.into_iter().find_map(|ip| {
             let carries = |link: &&Link| !matches!(link.kind, LinkKind::Loopback | LinkKind::Vxlan(_)) && has_address(link, *ip);
             let link = self.links.iter().find(carries)?;
             let own: Vec<IpAddr> = node_ips.iter().copied().filter(|ip| has_address(link, *ip)).collect();
@@ -206,7 +206,7 @@ impl<'a> Selection<'a> {
         })
     }
 
-    fn by_default_route(&self) -> Result<External, String> {
+    fn by_default_route(&self) -> Result<ExternalInterface, String> {
         let mut first: Option<&Link> = None;
         for family in self.families {
             let (version, of_version) = if *family == Family::V6 { ("v6 ", "default v6") } else { ("", "default") };
@@ -233,17 +233,14 @@ impl<'a> Selection<'a> {
         self.links.iter().find(|link| Some(link.index) == index)
     }
 
-    /// A link as the external interface. A family without an address among `addresses` gets the link's best one.
-    fn external(&self, link: &Link, addresses: &[IpAddr], why: String) -> Result<External, String> {
+    /// Makes a link the external interface. In a family without an address in `addresses`, the link's preferred one is used.
+    fn external(&self, link: &Link, addresses: &[IpAddr], why: String) -> Result<ExternalInterface, String> {
         let mut own = PerFamily::default();
         let mut local = PerFamily::default();
         for family in self.families {
             let candidates = preferred(link, *family);
             let given = addresses.iter().copied().find(|ip| Family::of(*ip) == *family);
-            let missing = || {
-                let name = if *family == Family::V4 { "IPv4" } else { "IPv6" };
-                format!("failed to find {name} address for interface {}", link.name)
-            };
+            let missing = || format!("failed to find {} address for interface {}", family.proper_name(), link.name);
             let ip = given.or_else(|| candidates.first().map(|address| address.net.ip())).ok_or_else(missing)?;
             own.set(*family, Some(ip));
             local.set(*family, Some(self.options.public.get(*family).copied().unwrap_or(ip)));
@@ -251,7 +248,7 @@ impl<'a> Selection<'a> {
         if link.mtu == 0 {
             return Err(format!("failed to determine MTU for {} interface", link.name));
         }
-        Ok(External { index: link.index, name: link.name.clone(), mtu: link.mtu, addresses: own, local, why })
+        Ok(ExternalInterface { index: link.index, name: link.name.clone(), mtu: link.mtu, addresses: own, local, why })
     }
 }
 
@@ -259,12 +256,14 @@ fn has_address(link: &Link, ip: IpAddr) -> bool {
     link.addresses.iter().any(|address| address.net.ip() == ip)
 }
 
-/// The addresses of a link that can be used in a family, the best first: those that are valid everywhere, then those that stay.
+/// The usable addresses of a link in a family, the preferred one first: global before link-local, permanent before dynamic, not temporary
+/// before temporary.
 fn preferred(link: &Link, family: Family) -> Vec<&LinkAddress> {
     let usable = |address: &&LinkAddress| {
         let ip = address.net.ip();
-        let no_unicast = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-        Family::of(ip) == family && !address.deprecated && !no_unicast
+        let is_not_unicast =
+            ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        Family::of(ip) == family && !address.deprecated && !is_not_unicast
     };
     let mut found: Vec<&LinkAddress> = link.addresses.iter().filter(usable).collect();
     found.sort_by_key(|address| (is_link_local(address), Reverse(address.permanent), address.temporary));
@@ -314,7 +313,7 @@ mod tests {
         }
     }
 
-    /// Vagrant: the first interface is the same everywhere, the second is where the nodes meet.
+    /// A Vagrant host: the first interface is the same on all hosts, the second connects the nodes.
     fn host() -> (Vec<Link>, Vec<Route>) {
         let links = vec![
             link(1, "lo", &["127.0.0.1/8", "::1/128", "10.99.0.1/32"]),
@@ -340,7 +339,7 @@ mod tests {
     fn chosen(options: &InterfaceOptions, families: &[Family], node_ips: &[&str]) -> Result<String, String> {
         let (links, routes) = host();
         let node_ips: Vec<IpAddr> = node_ips.iter().map(|ip| ip.parse().expect("an address")).collect();
-        let shown = |external: External| {
+        let shown = |external: ExternalInterface| {
             let ips: Vec<String> = external.local.iter().map(|(_, ip)| ip.to_string()).collect();
             format!("{} {}", external.name, ips.join(" "))
         };
@@ -358,7 +357,7 @@ mod tests {
         }
     }
 
-    /// The kernel's answer: packets to the address leave by this interface with this source.
+    /// Options with the kernel's route to the address of `--iface-can-reach`.
     fn reaching(ip: &str, answer: &str) -> InterfaceOptions {
         InterfaceOptions { reached: Some(Ok(route(&format!("{ip} {answer}")))), ..options(&[], &[], ip, "") }
     }
@@ -371,7 +370,7 @@ mod tests {
             (&BOTH, &["192.168.56.11"], "eth1 192.168.56.11 fd00:3::13"),
             (&BOTH, &["192.168.56.11", "fd00:3::12"], "eth1 192.168.56.11 fd00:3::12"),
             (&[Family::V6], &["192.168.56.11", "fd00:3::12"], "eth1 fd00:3::12"),
-            // An address of a loopback, or of nobody's.
+            // An address of the loopback, and one that no interface has.
             (&V4, &["10.99.0.1"], "eth0 10.0.2.15"),
             (&V4, &["203.0.113.5"], "eth0 10.0.2.15"),
             (&BOTH, &[], "eth0 10.0.2.15 fd00:2::15"),
@@ -381,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_goes_before() {
+    fn options_take_precedence() {
         for (options, families, want) in [
             (options(&["eth9", "eth1"], &[], "", ""), &V4[..], "eth1 192.168.56.11"),
             (options(&["192.168.56.12"], &[], "", ""), &V4, "eth1 192.168.56.12"),
@@ -389,20 +388,20 @@ mod tests {
             (options(&[], &["x", r"^192\.168\.56\.12$"], "", ""), &V4, "eth1 192.168.56.12"),
             (options(&[], &[r"eth[1-9]"], "", ""), &V4, "eth1 192.168.56.11"),
             (options(&[], &["^(10|fd00:2)"], "", ""), &BOTH, "eth0 10.0.2.15 fd00:2::15"),
-            // The source that the kernel takes counts, not the interface's first address.
+            // The kernel's source address is used, not the interface's first one.
             (reaching("192.168.56.200", "dev 3 src 192.168.56.12"), &V4, "eth1 192.168.56.12"),
             (reaching("8.8.8.8", "via 10.0.2.2 dev 2 src 10.0.2.15"), &V4, "eth0 10.0.2.15"),
             (reaching("8.8.8.8", "via 10.0.2.2 dev 2 src 10.99.0.1"), &V4, "eth0 10.99.0.1"),
             (reaching("192.168.56.200", "dev 3 src 192.168.56.12"), &BOTH, "eth1 192.168.56.12 fd00:3::13"),
             (reaching("fd00:3::99", "dev 3 src fd00:3::12"), &[Family::V6], "eth1 fd00:3::12"),
             (reaching("fd00:3::99", "dev 3 src fd00:3::12"), &BOTH, "eth1 192.168.56.11 fd00:3::12"),
-            // Empty means the default route's interface, whatever the Node's address is, and has its place in the order.
+            // An empty text means the interface of the default route, even if the Node has an address of another one. The order stays.
             (options(&[""], &[], "", ""), &V4, "eth0 10.0.2.15"),
             (options(&[], &[""], "", ""), &V4, "eth0 10.0.2.15"),
             (options(&["", "eth1"], &[], "", ""), &V4, "eth0 10.0.2.15"),
             (options(&["eth1", ""], &[], "", ""), &V4, "eth1 192.168.56.11"),
             (options(&["eth9", ""], &["eth1"], "", ""), &BOTH, "eth0 10.0.2.15 fd00:2::15"),
-            // What is asked for in the wrong order: names, then patterns, then reach.
+            // The order is always: names, patterns, reach.
             (options(&["eth0"], &["eth1"], "192.168.56.1", ""), &V4, "eth0 10.0.2.15"),
             (options(&[], &[], "", "192.168.56.12"), &V4, "eth1 192.168.56.12"),
             (options(&["eth1"], &[], "", "203.0.113.7"), &V4, "eth1 203.0.113.7"),
@@ -412,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_in_flannels_words() {
+    fn errors_have_flannels_words() {
         for (options, families, want) in [
             (
                 options(&[], &[], "", "203.0.113.7"),

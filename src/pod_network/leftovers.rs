@@ -1,5 +1,5 @@
-//! What a pod network leaves on a node, found for whoever takes it away. Whether this program or flannel made it does not matter; what
-//! others made stays.
+//! Finds the links and routes that a pod network left on a node, for cleanup. Links and routes of flannel are found, too; those of other
+//! programs are not.
 
 use std::collections::BTreeMap;
 
@@ -16,56 +16,57 @@ use crate::cluster::families::PerFamily;
 use crate::netlink::entry::{BOOT_PROTOCOL, EntryChange, LinkChange, Live, Route, RouteKind};
 use crate::netlink::link::{Link, LinkKind};
 
-/// What is known of the network whose leftovers are looked for.
+/// What the node's files say about the pod network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// What subnet.env says; nothing if there is none.
+pub struct FormerNetwork {
+    /// The content of subnet.env; empty if there is no file.
     pub env: SubnetEnv,
-    /// net-conf.json, if there is one that makes sense.
+    /// net-conf.json, if it exists and is valid.
     pub conf: Option<NetConf>,
 }
 
-/// VXLAN links that go: those with flannel's names and an address in the network, or a route of ours; and the one that net-conf.json
-/// names.
+/// The VXLAN links to delete: those with flannel's names and an address in the network or one of our routes, and those of the VNI in
+/// net-conf.json.
 #[must_use]
-pub fn links<'l>(live: &'l Live, known: &Known) -> Vec<&'l Link> {
-    let networks = [Some(&known.env.networks), known.conf.as_ref().map(|conf| &conf.networks)];
-    let former = |networks: &PerFamily<IpNetwork>| plan::links(&[], networks, live, &BTreeMap::new()).changes;
+pub fn links<'l>(live: &'l Live, former_network: &FormerNetwork) -> Vec<&'l Link> {
+    let networks = [Some(former_network.env.first_networks()), former_network.conf.as_ref().map(|conf| conf.networks)];
+    let former = |networks: PerFamily<IpNetwork>| plan::links(&[], &networks, live, &BTreeMap::new()).changes;
     let former: Vec<LinkChange> = networks.into_iter().flatten().flat_map(former).collect();
-    let conf = known.conf.as_ref();
+    let conf = former_network.conf.as_ref();
     let vni = conf.and_then(|conf| conf.backend.vxlan()).map(|vxlan| vxlan.vni);
-    let is_named = |link: &Link| vni.is_some_and(|vni| Family::ALL.into_iter().any(|family| has(link, family, vni)));
+    let is_named = |link: &Link| vni.is_some_and(|vni| Family::ALL.into_iter().any(|family| is_vxlan_link(link, family, vni)));
     live.links.iter().filter(|link| is_named(link) || former.contains(&LinkChange::Delete(link.id()))).collect()
 }
 
-/// VXLAN links with flannel's names of which nothing tells that they are this network's, so that they stay.
+/// VXLAN links with flannel's names that cannot be attributed to this network. They are not deleted.
 #[must_use]
-pub fn doubtful<'l>(live: &'l Live, known: &Known) -> Vec<&'l Link> {
-    let ours = links(live, known);
+pub fn unattributed<'l>(live: &'l Live, former_network: &FormerNetwork) -> Vec<&'l Link> {
+    let ours = links(live, former_network);
     let is_flannels = |link: &Link| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
-        Family::ALL.into_iter().any(|family| has(link, family, vxlan.vni))
+        Family::ALL.into_iter().any(|family| is_vxlan_link(link, family, vxlan.vni))
     };
     live.links.iter().filter(|link| is_flannels(link) && !ours.contains(link)).collect()
 }
 
-/// Whether a link is the VXLAN link of a family and a network's identifier, to judge by its name.
-fn has(link: &Link, family: Family, vni: u32) -> bool {
+/// Returns true if a link has this VNI and flannel's name for the family.
+fn is_vxlan_link(link: &Link, family: Family, vni: u32) -> bool {
     matches!(&link.kind, LinkKind::Vxlan(vxlan) if vxlan.vni == vni) && link.name == link_name(family, vni)
 }
 
-/// Routes that go: those of our protocol, and the one with which flannel swallows what no pod of this node has.
+/// The routes to delete: those with our protocol, and flannel's blackhole route of this node's subnet.
 #[must_use]
-pub fn routes(live: &Live, known: &Known) -> Vec<EntryChange> {
+pub fn routes(live: &Live, former_network: &FormerNetwork) -> Vec<EntryChange> {
     let ours = plan::entries(&DesiredEntries::default(), &PerFamily::default(), live);
-    let swallows = |route: &&Route| {
-        let subnet = known.env.subnets.get(Family::of_net(route.destination));
+    let subnets = former_network.env.first_subnets();
+    let is_flannels = |route: &&Route| {
+        let subnet = subnets.get(Family::of_net(route.destination));
         route.kind == RouteKind::Blackhole
             && route.protocol == BOOT_PROTOCOL
             && subnet.is_some_and(|subnet| is_same(*subnet, route.destination))
     };
-    let swallowing = live.routes.iter().filter(swallows).map(|route| EntryChange::NoRoute(*route));
-    ours.groups.into_iter().flat_map(|group| group.changes).chain(swallowing).collect()
+    let of_flannel = live.routes.iter().filter(is_flannels).map(|route| EntryChange::NoRoute(*route));
+    ours.groups.into_iter().flat_map(|group| group.changes).chain(of_flannel).collect()
 }
 
 fn is_same(a: IpNetwork, b: IpNetwork) -> bool {
@@ -80,17 +81,7 @@ mod tests {
     use crate::pod_network::routing::tests::route;
 
     fn link(index: u32, name: &str, vni: Option<u32>, addresses: &[&str]) -> Link {
-        let vxlan = |vni| Vxlan {
-            vni,
-            port: 8472,
-            local: None,
-            underlay: None,
-            learning: false,
-            gbp: false,
-            external: false,
-            reports_misses: false,
-            checksum: true,
-        };
+        let vxlan = |vni| Vxlan::new(vni, 8472);
         let address = |net: &&str| LinkAddress {
             net: net.parse().expect("an address"),
             scope: Scope::Universe,
@@ -138,33 +129,33 @@ mod tests {
     }
 
     #[test]
-    fn links_are_known_by_their_addresses_their_routes_or_by_net_conf() {
-        let env = SubnetEnv::read("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_IPV6_NETWORK=fd10:244::/32\n");
-        let known = Known { env, conf: None };
-        assert_eq!(names(&links(&live(), &known)), ["flannel.1", "flannel-v6.1", "flannel.11"]);
-        assert_eq!(names(&doubtful(&live(), &known)), ["flannel.7", "flannel.8"]);
+    fn links_are_found_by_address_route_or_net_conf() {
+        let env = SubnetEnv::parse_lenient("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_IPV6_NETWORK=fd10:244::/32\n");
+        let former_network = FormerNetwork { env, conf: None };
+        assert_eq!(names(&links(&live(), &former_network)), ["flannel.1", "flannel-v6.1", "flannel.11"]);
+        assert_eq!(names(&unattributed(&live(), &former_network)), ["flannel.7", "flannel.8"]);
         let conf = NetConf::parse(r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan","VNI":8}}"#).expect("a good one");
-        let known = Known { conf: Some(conf), ..known };
-        assert_eq!(names(&links(&live(), &known)), ["flannel.1", "flannel-v6.1", "flannel.7", "flannel.8", "flannel.11"]);
-        assert!(doubtful(&live(), &known).is_empty());
-        // Where nothing is known, only our routes tell.
-        assert_eq!(names(&links(&live(), &Known::default())), ["flannel.11"]);
+        let former_network = FormerNetwork { conf: Some(conf), ..former_network };
+        assert_eq!(names(&links(&live(), &former_network)), ["flannel.1", "flannel-v6.1", "flannel.7", "flannel.8", "flannel.11"]);
+        assert!(unattributed(&live(), &former_network).is_empty());
+        // Without files, a link is found only by our routes.
+        assert_eq!(names(&links(&live(), &FormerNetwork::default())), ["flannel.11"]);
     }
 
     #[test]
-    fn routes_are_known_by_their_protocol() {
-        let routes = |known: &Known| -> Vec<String> {
+    fn routes_are_found_by_protocol() {
+        let routes = |former_network: &FormerNetwork| -> Vec<String> {
             let change = |change| match change {
                 EntryChange::NoRoute(route) => format!("{} {}", route.destination, route.protocol),
                 other => panic!("{other:?}"),
             };
-            routes(&live(), known).into_iter().map(change).collect()
+            routes(&live(), former_network).into_iter().map(change).collect()
         };
         let ours =
             [format!("10.244.2.0/24 {OUR_PROTOCOL}"), format!("10.244.4.0/24 {OUR_PROTOCOL}"), format!("fd10:244:1::/64 {OUR_PROTOCOL}")];
-        assert_eq!(routes(&Known::default()), ours);
-        let known = Known { env: SubnetEnv::read("FLANNEL_SUBNET=10.244.1.1/24\n"), conf: None };
+        assert_eq!(routes(&FormerNetwork::default()), ours);
+        let former_network = FormerNetwork { env: SubnetEnv::parse_lenient("FLANNEL_SUBNET=10.244.1.1/24\n"), conf: None };
         let flannels = format!("10.244.1.0/24 {BOOT_PROTOCOL}");
-        assert_eq!(routes(&known), [&ours[..], &[flannels]].concat());
+        assert_eq!(routes(&former_network), [&ours[..], &[flannels]].concat());
     }
 }

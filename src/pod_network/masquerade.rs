@@ -1,4 +1,4 @@
-//! The input of the pod network's masquerade and forward rules (spec section 8). PURE. [`crate::proxy::rules::pod_network`] renders them.
+//! The input of the pod network's masquerade and forward rules [flannel 8]. PURE. [`crate::proxy::rules::pod_network`] renders them.
 
 use ipnetwork::IpNetwork;
 
@@ -8,7 +8,7 @@ use super::settings::NetworkSettings;
 use crate::cluster::Family;
 use crate::cluster::pod_rules::{PodRanges, PodRules};
 
-/// The rules that the settings ask for, for this node's subnets.
+/// The rules for these settings and this node's subnets.
 #[must_use]
 pub fn pod_rules(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> PodRules {
     let of_family =

@@ -1,13 +1,14 @@
 //! The pod network: what flannel does with VXLAN or host-gw.
 //!
-//! The files in this folder are PURE: leases, peers, and the desired links, routes, neighbours and FDB entries as values. [`desired`] computes
-//! them from net-conf.json, this node's subnets and the other Nodes; [`plan`] is the difference to the live state. [`sync`] is the loop.
+//! The files in this folder are PURE. [`desired`] computes the desired links, routes, neighbours and FDB entries from net-conf.json, this
+//! node's subnets and the other Nodes. [`plan`] computes the steps from the live state to the desired one. [`sync`] is the loop.
 //!
-//! Names are flannel's, so that flanneld nodes and sepal nodes work in one cluster.
+//! Links, annotations and subnet.env have flannel's names, so that flanneld nodes and sepal nodes work in one cluster.
 
 pub mod allocation;
 pub mod annotations;
 mod api_objects;
+mod backoff;
 pub mod bridge;
 pub mod claim;
 pub mod cni_config;

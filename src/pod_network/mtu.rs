@@ -1,7 +1,7 @@
-//! How large packets can be: what encapsulation takes, and what that leaves (spec sections 5.2 and 12.9).
+//! Computes the MTUs of links and pods from the external interface's MTU and the overhead of encapsulation [flannel 5.2] [flannel 12].
 
 use super::net_conf::NetConf;
-use super::vxlan::{least, overhead};
+use super::vxlan::{min_mtu, overhead};
 use crate::cluster::Family;
 
 use crate::cluster::families::PerFamily;
@@ -9,49 +9,48 @@ use crate::cluster::families::PerFamily;
 /// The MTUs of a pod network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mtu {
-    /// Of the VXLAN links, each by the family of its outer packets, which is that of the packets it carries, too. Empty for host-gw.
+    /// MTU of the VXLAN link of each family; empty for host-gw. Outer and inner packets of a link have the same family.
     pub links: PerFamily<u32>,
-    /// Of the pods' interfaces, which is what subnet.env says: what fits through every link.
+    /// MTU of the pods' interfaces, which subnet.env states: the smallest MTU of all links.
     pub pods: u32,
-    /// What was asked for and is more than the external interface takes.
+    /// `Backend.MTU`, if it is larger than the MTU of the external interface.
     pub too_large: Option<u32>,
 }
 
-/// Packets would have to be smaller than IP allows.
+/// The remaining MTU is smaller than IP allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an MTU of {outer} for outer packets leaves {inner} for pods, and {family} needs {} at least: set a larger MTU on the external interface (or for Backend.MTU in net-conf.json, if it is set there)",
-    least(*.family)
+    min_mtu(*.family)
 )]
-pub struct TooSmall {
+pub struct MtuTooSmall {
     /// MTU of the outer packets.
     pub outer: u32,
-    /// What is left of it.
+    /// MTU that remains for pods.
     pub inner: u32,
-    /// The family that it is too small for.
+    /// The family that needs a larger one.
     pub family: Family,
 }
 
-/// The MTUs that come from a configuration and the MTU of the external interface. More than that one takes cannot be sent, so it counts
-/// as asked for in vain.
+/// Computes the MTUs from the configuration and the MTU of the external interface. A `Backend.MTU` above that of the interface is ignored.
 ///
 /// # Errors
-/// What is left is less than a family needs.
-pub fn mtu(conf: &NetConf, external: u32) -> Result<Mtu, TooSmall> {
-    let asked = conf.backend.vxlan().and_then(|vxlan| vxlan.mtu);
-    let outer = asked.unwrap_or(external).min(external);
+/// The remaining MTU is smaller than a family needs.
+pub fn compute_mtu(conf: &NetConf, external: u32) -> Result<Mtu, MtuTooSmall> {
+    let requested = conf.backend.vxlan().and_then(|vxlan| vxlan.mtu);
+    let outer = requested.unwrap_or(external).min(external);
     let mut links = PerFamily::default();
     for family in conf.networks.families() {
-        let taken = if conf.backend.vxlan().is_some() { overhead(family) } else { 0 };
-        let inner = outer.saturating_sub(taken);
-        if inner < least(family) {
-            return Err(TooSmall { outer, inner, family });
+        let overhead = if conf.backend.vxlan().is_some() { overhead(family) } else { 0 };
+        let inner = outer.saturating_sub(overhead);
+        if inner < min_mtu(family) {
+            return Err(MtuTooSmall { outer, inner, family });
         }
         links.set(family, Some(inner));
     }
     let pods = links.iter().map(|(_, inner)| *inner).min().unwrap_or(outer);
     let links = if conf.backend.vxlan().is_some() { links } else { PerFamily::default() };
-    Ok(Mtu { links, pods, too_large: asked.filter(|asked| *asked > external) })
+    Ok(Mtu { links, pods, too_large: requested.filter(|requested| *requested > external) })
 }
 
 #[cfg(test)]
@@ -66,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_around_packets_is_taken_off() {
+    fn the_overhead_is_subtracted() {
         let vxlan = r#"{"Type":"vxlan"}"#;
         for (families, backend, external, v4, v6, pods, too_large) in [
             ("4", vxlan, 1500, Some(1450), None, 1450, None),
@@ -79,17 +78,17 @@ mod tests {
             ("6", vxlan, 1350, None, Some(1280), 1280, None),
         ] {
             let want = Mtu { links: PerFamily { v4, v6 }, pods, too_large };
-            assert_eq!(mtu(&conf(families, backend), external), Ok(want), "{families} {backend} {external}");
+            assert_eq!(compute_mtu(&conf(families, backend), external), Ok(want), "{families} {backend} {external}");
         }
     }
 
     #[test]
     fn less_than_a_family_needs_is_refused() {
-        let too_small = mtu(&conf("46", r#"{"Type":"vxlan"}"#), 1349).expect_err("too small");
-        assert_eq!(too_small, TooSmall { outer: 1349, inner: 1279, family: Family::V6 });
+        let too_small = compute_mtu(&conf("46", r#"{"Type":"vxlan"}"#), 1349).expect_err("too small");
+        assert_eq!(too_small, MtuTooSmall { outer: 1349, inner: 1279, family: Family::V6 });
         assert!(too_small.to_string().contains("leaves 1279 for pods, and ipv6 needs 1280 at least"));
-        assert!(mtu(&conf("4", r#"{"Type":"vxlan"}"#), 1349).is_ok());
-        assert!(mtu(&conf("6", r#"{"Type":"host-gw"}"#), 1279).is_err());
-        assert!(mtu(&conf("4", r#"{"Type":"vxlan"}"#), 0).is_err());
+        assert!(compute_mtu(&conf("4", r#"{"Type":"vxlan"}"#), 1349).is_ok());
+        assert!(compute_mtu(&conf("6", r#"{"Type":"host-gw"}"#), 1279).is_err());
+        assert!(compute_mtu(&conf("4", r#"{"Type":"vxlan"}"#), 0).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! flannel's net-conf.json (spec section 1): read as flanneld reads it, but nonsense is refused by the name of its key.
+//! flannel's net-conf.json [flannel 1]. It is read as flanneld reads it, but invalid values are refused, and the error names the key.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,33 +9,33 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::vxlan;
-use crate::cluster::Family;
 use crate::cluster::families::PerFamily;
+use crate::cluster::ip::{self, Family};
 use crate::json_keys::matches;
 
-/// The port that the kernel gives a VXLAN link where none is named.
+/// The kernel's default port of a VXLAN link.
 pub const DEFAULT_PORT: u16 = 8472;
 
-/// Names of links have at most 15 bytes; so many digits of the VNI fit behind `flannel.` and `flannel-v6.`.
+/// The largest VNIs with which `flannel.<VNI>` and `flannel-v6.<VNI>` have at most 15 bytes, as the kernel requires.
 const LARGEST_NAMED_VNI: [(Family, u64); 2] = [(Family::V4, 9_999_999), (Family::V6, 9_999)];
 
-/// A pod network as it is asked for.
+/// The configuration of the pod network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConf {
-    /// `Network` and `IPv6Network` of the families that are on.
+    /// `Network` and `IPv6Network` of the enabled families.
     pub networks: PerFamily<IpNetwork>,
-    /// `EnableNFTables`: asked for, and not done.
+    /// `EnableNFTables`. It has no effect except a warning.
     pub nftables: bool,
-    /// What is said about single subnets, of the families that are on.
-    pub subnets: PerFamily<AskedSubnets>,
+    /// The options for the nodes' subnets, of the enabled families.
+    pub subnets: PerFamily<SubnetOptions>,
     /// How packets get to other nodes.
     pub backend: Backend,
 }
 
-/// What is asked for about the nodes' subnets; only whoever hands them out looks at it.
+/// Options for the nodes' subnets. They matter only when subnets come from Leases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AskedSubnets {
-    /// `SubnetLen`, `IPv6SubnetLen`; 0 for the usual.
+pub struct SubnetOptions {
+    /// `SubnetLen`, `IPv6SubnetLen`; 0 for the default length.
     pub length: u64,
     /// `SubnetMin`, `IPv6SubnetMin`.
     pub min: Option<IpAddr>,
@@ -46,14 +46,14 @@ pub struct AskedSubnets {
 /// How packets get to other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// In VXLAN packets.
+    /// Packets to other nodes are sent in VXLAN packets.
     Vxlan(VxlanConf),
-    /// By routes to the other nodes, which have to be neighbours.
+    /// Packets to other nodes are routed to them directly. All nodes have to be on one network.
     HostGw,
 }
 
 impl Backend {
-    /// Its name, as annotations have it.
+    /// Its name in annotations.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl Backend {
         }
     }
 
-    /// What is asked for about VXLAN, if that is the backend.
+    /// The VXLAN options, if VXLAN is the backend.
     #[must_use]
     pub const fn vxlan(&self) -> Option<&VxlanConf> {
         match self {
@@ -72,20 +72,20 @@ impl Backend {
     }
 }
 
-/// What is asked for about VXLAN.
+/// The options of the backend `vxlan`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanConf {
-    /// `VNI`: the network's identifier.
+    /// `VNI`: the VXLAN network identifier.
     pub vni: u32,
     /// `Port`: UDP port of the outer packets.
     pub port: u16,
-    /// `MTU` of the outer packets; `None` for the external interface's.
+    /// `MTU` of the outer packets; `None` for the MTU of the external interface.
     pub mtu: Option<u32>,
     /// `GBP`: the group-based policy extension.
     pub gbp: bool,
-    /// `Learning`: learn where hardware addresses are from packets that come in.
+    /// `Learning`: the kernel adds FDB entries from received packets.
     pub learning: bool,
-    /// `DirectRouting`: no VXLAN to nodes that are neighbours.
+    /// `DirectRouting`: packets to nodes on the same network are routed without VXLAN.
     pub direct_routing: bool,
 }
 
@@ -95,29 +95,29 @@ impl Default for VxlanConf {
     }
 }
 
-/// A net-conf.json that cannot be used.
+/// Why a net-conf.json is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadNetConf {
-    /// It is no JSON object.
+    /// The text is not a JSON object.
     #[error("it is not a JSON object: {0}")]
     Json(String),
-    /// A key has a value that it cannot have.
+    /// A key has an invalid value.
     #[error("{key}: {cause}")]
     Key {
         /// The key.
         key: &'static str,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and which values are valid.
         cause: String,
     },
     /// Both families are off.
     #[error("none defined stack: EnableIPv4 is false and EnableIPv6 is not true, so there is nothing to do; set one of them to true")]
     NoFamily,
-    /// A backend that is not there.
+    /// An unknown backend.
     #[error("unknown backend type: {found}. Backend.Type has to be vxlan or host-gw{}", if *.missing { " (without a Backend flannel takes udp)" } else { "" })]
     Backend {
-        /// What was found.
+        /// The type that was found.
         found: String,
-        /// There is no `Backend` at all.
+        /// There is no key `Backend`.
         missing: bool,
     },
 }
@@ -126,25 +126,25 @@ impl NetConf {
     /// Reads the text of a net-conf.json.
     ///
     /// # Errors
-    /// It is no JSON object, or a value makes no sense.
+    /// The text is not a JSON object, or a value is invalid.
     pub fn parse(text: &str) -> Result<Self, BadNetConf> {
         let keys: Keys = serde_json::from_str(text).map_err(|error| BadNetConf::Json(error.to_string()))?;
         let enabled = [(Family::V4, keys.bool("EnableIPv4", true)?), (Family::V6, keys.bool("EnableIPv6", false)?)];
         let nftables = keys.bool("EnableNFTables", false)?;
-        // Both families' values are read, so that a wrong one is refused whether it is needed or not.
+        // Read the values of both families, so that an invalid one is refused even if its family is disabled.
         let network = [(Family::V4, keys.network("Network", Family::V4)?), (Family::V6, keys.network("IPv6Network", Family::V6)?)];
-        let asked = [
-            (Family::V4, keys.asked_subnets(["SubnetLen", "SubnetMin", "SubnetMax"], Family::V4)?),
-            (Family::V6, keys.asked_subnets(["IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"], Family::V6)?),
+        let options = [
+            (Family::V4, keys.subnet_options(["SubnetLen", "SubnetMin", "SubnetMax"], Family::V4)?),
+            (Family::V6, keys.subnet_options(["IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"], Family::V6)?),
         ];
         let mut networks = PerFamily::default();
         let mut subnets = PerFamily::default();
-        for (((family, on), (_, network)), (_, asked)) in enabled.into_iter().zip(network).zip(asked) {
+        for (((family, on), (_, network)), (_, options)) in enabled.into_iter().zip(network).zip(options) {
             if on {
                 let missing =
                     || bad(network_key(family), format!("please define a correct {} parameter in the flannel config", network_key(family)));
                 networks.set(family, Some(network.ok_or_else(missing)?));
-                subnets.set(family, Some(asked));
+                subnets.set(family, Some(options));
             }
         }
         if networks.is_empty() {
@@ -154,25 +154,25 @@ impl NetConf {
         Ok(Self { networks, nftables, subnets, backend })
     }
 
-    /// The configuration that flannel's manifest ships: IPv4 in 10.244.0.0/16 over VXLAN.
+    /// The configuration in flannel's manifest: IPv4 in 10.244.0.0/16 over VXLAN.
     #[must_use]
     pub fn shipped() -> Self {
         Self {
             networks: PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: None },
             nftables: false,
-            subnets: PerFamily { v4: Some(AskedSubnets::default()), v6: None },
+            subnets: PerFamily { v4: Some(SubnetOptions::default()), v6: None },
             backend: Backend::Vxlan(VxlanConf::default()),
         }
     }
 
-    /// What is asked for and not done, worth a line in the log.
+    /// Warnings about keys that have no effect.
     #[must_use]
-    pub fn notes(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let nftables = "EnableNFTables is true, but masquerade and forward rules are written with iptables here all the same";
         self.nftables.then(|| nftables.to_owned()).into_iter().collect()
     }
 
-    /// The keys in which another version differs that a running network cannot follow: all but `MTU` and `DirectRouting`.
+    /// The keys that differ in another version and that need a restart: all but `MTU` and `DirectRouting`.
     #[must_use]
     pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
         let mut differences = Vec::new();
@@ -205,7 +205,7 @@ impl NetConf {
     }
 }
 
-/// The key of a family's network.
+/// The key that holds the network of a family.
 #[must_use]
 pub const fn network_key(family: Family) -> &'static str {
     match family {
@@ -214,6 +214,7 @@ pub const fn network_key(family: Family) -> &'static str {
     }
 }
 
+/// Reads the key `Backend`.
 fn backend(keys: &Keys, networks: &PerFamily<IpNetwork>) -> Result<Backend, BadNetConf> {
     let Some(backend) = keys.raw("Backend") else { return Err(BadNetConf::Backend { found: "udp".into(), missing: true }) };
     let keys: Option<Keys> = serde_json::from_str(backend.get())
@@ -227,6 +228,7 @@ fn backend(keys: &Keys, networks: &PerFamily<IpNetwork>) -> Result<Backend, BadN
     }
 }
 
+/// Reads the options of the backend `vxlan`.
 fn vxlan(keys: &Keys, networks: &PerFamily<IpNetwork>) -> Result<VxlanConf, BadNetConf> {
     let default = VxlanConf::default();
     let vni = keys.number("VNI", 0, (1 << 24) - 1)?.unwrap_or(default.vni.into());
@@ -237,7 +239,7 @@ fn vxlan(keys: &Keys, networks: &PerFamily<IpNetwork>) -> Result<VxlanConf, BadN
         }
     }
     let port = keys.number("Port", 0, u16::MAX.into())?.filter(|port| *port != 0);
-    let least = networks.families().map(|family| vxlan::least(family) + vxlan::overhead(family)).max().unwrap_or_default();
+    let least = networks.families().map(|family| vxlan::min_mtu(family) + vxlan::overhead(family)).max().unwrap_or_default();
     let mtu = keys.number("MTU", 0, u16::MAX.into())?.filter(|mtu| *mtu != 0).map(|mtu| mtu as u32);
     if let Some(mtu) = mtu.filter(|mtu| *mtu < least) {
         return Err(bad(
@@ -255,11 +257,12 @@ fn vxlan(keys: &Keys, networks: &PerFamily<IpNetwork>) -> Result<VxlanConf, BadN
     })
 }
 
+/// The error for an invalid value of a key.
 pub(super) fn bad(key: &'static str, cause: String) -> BadNetConf {
     BadNetConf::Key { key, cause }
 }
 
-/// The keys of an object as they are written, each with its value as text.
+/// The keys of an object as they are written, each with the text of its value.
 #[derive(Debug, Default)]
 struct Keys(Vec<(String, Box<RawValue>)>);
 
@@ -286,13 +289,14 @@ impl<'de> Deserialize<'de> for Keys {
 }
 
 impl Keys {
-    /// The value of a key in any case; of several the last one counts. `null` leaves what was there, but the backend is taken as text,
-    /// whatever that says.
+    /// The value of a key. Keys match in any case, and the last one is used. `null` keeps an earlier value, except for `Backend`, whose text is
+    /// used even if it is `null`.
     fn raw(&self, key: &str) -> Option<&RawValue> {
-        let counts = |(name, value): &&(String, Box<RawValue>)| matches(name, key) && (value.get() != "null" || key == "Backend");
-        self.0.iter().rev().find(counts).map(|(_, value)| &**value)
+        let is_used = |(name, value): &&(String, Box<RawValue>)| matches(name, key) && (value.get() != "null" || key == "Backend");
+        self.0.iter().rev().find(is_used).map(|(_, value)| &**value)
     }
 
+    /// Decodes the value of a key. `what` describes valid values.
     fn value<T: DeserializeOwned>(&self, key: &'static str, what: &str) -> Result<Option<T>, BadNetConf> {
         let Some(raw) = self.raw(key) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| bad(key, format!("{} is not {what}", raw.get())))
@@ -313,8 +317,8 @@ impl Keys {
 
     fn address(&self, key: &'static str, family: Family) -> Result<Option<IpAddr>, BadNetConf> {
         let Some(text) = self.value::<String>(key, "a text")? else { return Ok(None) };
-        let address = address(&text, family).ok_or_else(|| bad(key, format!("{text:?} is not an {} address", name(family))))?;
-        // All zeros is what flannel takes for not given.
+        let address = address(&text, family).ok_or_else(|| bad(key, format!("{text:?} is not an {} address", family.proper_name())))?;
+        // flannel treats the unspecified address as absent.
         Ok(Some(address).filter(|address| !address.is_unspecified()))
     }
 
@@ -324,15 +328,14 @@ impl Keys {
             let (ip, length) = text.split_once('/')?;
             let length: u8 = length.bytes().all(|c| c.is_ascii_digit()).then(|| length.parse().ok())??;
             let ip = address(ip, family)?;
-            let network = IpNetwork::new(ip, length).ok()?;
-            IpNetwork::new(network.network(), length).ok()
+            ip::network(ip, length)
         };
-        network().map(Some).ok_or_else(|| bad(key, format!("invalid {} CIDR format: {text:?}", name(family))))
+        network().map(Some).ok_or_else(|| bad(key, format!("invalid {} CIDR format: {text:?}", family.proper_name())))
     }
 
-    fn asked_subnets(&self, [length, min, max]: [&'static str; 3], family: Family) -> Result<AskedSubnets, BadNetConf> {
+    fn subnet_options(&self, [length, min, max]: [&'static str; 3], family: Family) -> Result<SubnetOptions, BadNetConf> {
         let length: u64 = self.value(length, "a whole number")?.unwrap_or_default();
-        Ok(AskedSubnets { length, min: self.address(min, family)?, max: self.address(max, family)? })
+        Ok(SubnetOptions { length, min: self.address(min, family)?, max: self.address(max, family)? })
     }
 }
 
@@ -340,13 +343,6 @@ fn address(text: &str, family: Family) -> Option<IpAddr> {
     match family {
         Family::V4 => text.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
         Family::V6 => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-    }
-}
-
-const fn name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
     }
 }
 
@@ -363,19 +359,19 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_one_has_flannels_defaults() {
+    fn the_shipped_configuration_has_flannels_defaults() {
         let conf = parse(r#"{"Network":"10.244.0.0/16","EnableNFTables":false,"Backend":{"Type":"vxlan"}}"#);
         assert_eq!(conf.networks, PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: None });
         assert_eq!(
             conf.backend,
             Backend::Vxlan(VxlanConf { vni: 1, port: 8472, mtu: None, gbp: false, learning: false, direct_routing: false })
         );
-        assert_eq!((conf.notes(), conf.backend.as_str()), (Vec::new(), "vxlan"));
+        assert_eq!((conf.warnings(), conf.backend.as_str()), (Vec::new(), "vxlan"));
         assert_eq!(NetConf::shipped(), conf);
     }
 
     #[test]
-    fn case_does_not_count_and_the_last_one_does() {
+    fn keys_match_in_any_case_and_the_last_one_is_used() {
         let conf = parse(
             r#"{"network":"10.1.2.3/16","NETWORK":"10.244.7.9/16","enableipv6":true,"IPV6network":"fd10:244::5/32","enableNFTables":true,"other":[1],
                 "Backend":{"type":"host-gw"},"backend":{"TYPE":"VXLAN","vni":7,"VNI":5,"port":4789,"MTU":1400,"Gbp":true,"learning":true,"directrouting":true,"Type":null}}"#,
@@ -383,7 +379,7 @@ mod tests {
         assert_eq!(conf.networks, PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: "fd10:244::/32".parse().ok() });
         let vxlan = VxlanConf { vni: 5, port: 4789, mtu: Some(1400), gbp: true, learning: true, direct_routing: true };
         assert_eq!(conf.backend.vxlan(), Some(&vxlan));
-        assert_eq!(conf.notes().len(), 1);
+        assert_eq!(conf.warnings().len(), 1);
         let conf = parse(
             r#"{"EnableIPv4":false,"EnableIPv6":true,"Network":"10.0.0.0/8","IPv6Network":"fd00::/48","Backend":{"Type":"Host-GW"}}"#,
         );
@@ -391,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_by_the_name_of_its_key() {
+    fn an_error_names_the_key_of_the_invalid_value() {
         let with = |keys: &str| format!(r#"{{"Network":"10.244.0.0/16",{keys}"Backend":{{"Type":"vxlan"}}}}"#);
         let vxlan = |keys: &str| format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"vxlan",{keys}}}}}"#);
         for (text, start) in [
@@ -432,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_running_network_cannot_follow_is_named() {
+    fn keys_that_need_a_restart_are_named() {
         let conf = |backend: &str| parse(&format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#));
         let here = conf(r#"{"Type":"vxlan"}"#);
         assert_eq!(here.fixed_differences(&conf(r#"{"Type":"vxlan","MTU":1400,"DirectRouting":true}"#)), [""; 0]);

@@ -1,4 +1,4 @@
-//! Nodes, as the pod network sees them (spec section 3). Nothing of a Node is taken for granted.
+//! Nodes as the pod network reads them [flannel 3]. Every field may be missing or invalid.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::cluster::ip::{parse_cidr, parse_ip};
 use super::annotations::{NodeAnnotations, Prefix};
 use crate::cluster::families::PerFamily;
 
-/// The fields of a Node that matter, as text.
+/// The texts of the fields that the pod network reads.
 #[derive(Clone, Debug, Default)]
 pub struct NodeText<'a> {
     /// `metadata.name`.
@@ -29,36 +29,36 @@ pub struct NodeText<'a> {
     pub internal_ips: Vec<&'a str>,
 }
 
-/// A Node, as far as the pod network is concerned.
+/// The part of a Node that the pod network needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkNode {
     /// Its name.
     pub name: Box<str>,
     /// Its UID.
     pub uid: Box<str>,
-    /// When it was made, as the API has it: such texts sort by time. Empty if that is not known.
+    /// `metadata.creationTimestamp`. Such texts sort by time. Empty if absent.
     pub created: Box<str>,
-    /// Its subnets.
+    /// Its pod CIDRs, which are its subnets.
     pub pod_cidrs: Result<PerFamily<IpNetwork>, BadPodCidrs>,
-    /// What it tells of itself.
+    /// Its annotations.
     pub annotations: NodeAnnotations,
-    /// Its own addresses, in their order.
+    /// Its InternalIPs, in order.
     pub internal_ips: Vec<IpAddr>,
 }
 
-/// Pod CIDRs that are no subnets of a node.
+/// Why pod CIDRs cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadPodCidrs {
-    /// There are none yet.
+    /// None is assigned yet.
     Unassigned,
-    /// More than one of a family.
+    /// There is more than one of a family.
     TooMany,
-    /// One is no CIDR.
+    /// A text is not a CIDR.
     Malformed(Box<str>),
 }
 
 impl BadPodCidrs {
-    /// What is wrong with this node's pod CIDRs, in flannel's words.
+    /// The error message for a node, in flannel's words.
     #[must_use]
     pub fn of_node(&self, node: &str) -> String {
         match self {
@@ -70,7 +70,7 @@ impl BadPodCidrs {
 }
 
 impl NetworkNode {
-    /// What a Node says.
+    /// Parses the fields of a Node.
     #[must_use]
     pub fn new(text: &NodeText<'_>, prefix: &Prefix) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl NetworkNode {
     }
 }
 
-/// `podCIDRs` count, and `podCIDR` where there are none; at most one of a family.
+/// Parses `podCIDRs`, or `podCIDR` if that list is empty. At most one CIDR of each family is allowed.
 fn pod_cidrs(single: &str, several: &[&str]) -> Result<PerFamily<IpNetwork>, BadPodCidrs> {
     let texts = match several {
         [] if single.is_empty() => return Err(BadPodCidrs::Unassigned),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_may_say_nothing_at_all() {
+    fn all_fields_may_be_missing() {
         let node = NetworkNode::new(&NodeText::default(), &Prefix::default());
         assert_eq!((node.pod_cidrs, node.annotations), (Err(BadPodCidrs::Unassigned), NodeAnnotations::default()));
         let text = NodeText { internal_ips: vec!["x", "10.0.0.1", "fd00::1"], ..NodeText::default() };

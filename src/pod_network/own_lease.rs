@@ -1,4 +1,4 @@
-//! This node's own part of the pod network: its subnets, its addresses, its VXLAN links' hardware addresses.
+//! This node's own part of the pod network: its subnets, its addresses, and the hardware addresses of its VXLAN links. PURE.
 
 use std::net::IpAddr;
 
@@ -17,31 +17,31 @@ use crate::netlink::mac::Mac;
 pub struct OwnLease {
     /// This node's name.
     pub node: String,
-    /// Its subnets, one for each family that is on.
+    /// Its subnets, one of each enabled family.
     pub subnets: PerFamily<IpNetwork>,
     /// Source addresses of its outer packets: `--public-ip`, or the external interface's address.
     pub local: PerFamily<IpAddr>,
-    /// Where others are told to reach it: the same, or what an annotation of the user's overwrites it with.
+    /// The addresses that are published to other nodes: `local`, or those in the overwrite annotations.
     pub published: PerFamily<IpAddr>,
-    /// Hardware addresses of its VXLAN links, where there are any.
+    /// Hardware addresses of its VXLAN links; empty for host-gw.
     pub macs: PerFamily<Mac>,
 }
 
-/// A Node has no subnets that this node could use. In flannel's words, with what helps.
+/// Why a Node has no usable subnets, in flannel's words and with a cure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoSubnet {
-    /// It has no pod CIDR yet.
+    /// The Node has no pod CIDR yet.
     #[error(
         "node {0:?} pod cidr not assigned: does kube-controller-manager run with --allocate-node-cidrs=true and --cluster-cidr, and is a subnet left?"
     )]
     Unassigned(String),
-    /// Its pod CIDRs make no sense.
+    /// The pod CIDRs are invalid.
     #[error("{0}")]
     Bad(String),
-    /// It has none in a family that is on.
+    /// The Node has no pod CIDR in an enabled family.
     #[error(
         "failed to configure interface: {} is enabled but the lease has no {}: node {node:?} has no pod CIDR of that family. Give kube-controller-manager's --cluster-cidr one of each family, or switch the family off in net-conf.json",
-        proper(*family), proper(*family)
+        family.proper_name(), family.proper_name()
     )]
     Missing {
         /// The node.
@@ -49,7 +49,7 @@ pub enum NoSubnet {
         /// The family.
         family: Family,
     },
-    /// It lies outside the network.
+    /// The pod CIDR is outside the network.
     #[error(
         "subnet \"{network}\" specified in the flannel net config doesn't contain \"{subnet}\" {}PodCIDR of the \"{node}\" node",
         if *family == Family::V6 { "IPv6 " } else { "" }
@@ -66,18 +66,11 @@ pub enum NoSubnet {
     },
 }
 
-const fn proper(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
-}
-
-/// The subnets that a Node has in a pod network: one for each family that is on, inside the network.
+/// The subnets that the cluster assigned to a Node: one of each enabled family, inside the pod network.
 ///
 /// # Errors
-/// It has not, or not yet.
-pub fn subnets(node: &NetworkNode, conf: &NetConf) -> Result<PerFamily<IpNetwork>, NoSubnet> {
+/// A subnet is missing or invalid.
+pub fn assigned_subnets(node: &NetworkNode, conf: &NetConf) -> Result<PerFamily<IpNetwork>, NoSubnet> {
     let name = || node.name.to_string();
     let cidrs = match &node.pod_cidrs {
         Ok(cidrs) => cidrs,
@@ -86,7 +79,7 @@ pub fn subnets(node: &NetworkNode, conf: &NetConf) -> Result<PerFamily<IpNetwork
     };
     let of_family = |(family, network): (Family, &IpNetwork)| {
         let subnet = *cidrs.get(family).ok_or_else(|| NoSubnet::Missing { node: name(), family })?;
-        if !within(subnet, *network) {
+        if !is_inside(subnet, *network) {
             return Err(NoSubnet::Outside { node: name(), family, network: *network, subnet });
         }
         Ok((family, subnet))
@@ -94,23 +87,23 @@ pub fn subnets(node: &NetworkNode, conf: &NetConf) -> Result<PerFamily<IpNetwork
     conf.networks.iter().map(of_family).collect()
 }
 
-/// Whether a subnet is a network's, or the network itself.
+/// Returns true if a subnet is inside a network or equal to it.
 #[must_use]
-pub fn within(subnet: IpNetwork, network: IpNetwork) -> bool {
+pub fn is_inside(subnet: IpNetwork, network: IpNetwork) -> bool {
     network.prefix() <= subnet.prefix() && network.contains(subnet.network())
 }
 
-/// The hardware address that this node's VXLAN link of a family should have: the one that others know (by annotation), else the one that
-/// the link has already, else one that follows from the node's UID. So it stays the same over restarts and reboots.
+/// Chooses the hardware address of this node's VXLAN link in a family: the published one, else that of the live link, else one that is derived
+/// from the Node's UID. So it stays the same over restarts and reboots.
 #[must_use]
-pub fn own_mac(known: Option<Mac>, of_link: Option<Mac>, node_uid: &str, family: Family) -> Mac {
+pub fn choose_mac(published: Option<Mac>, of_link: Option<Mac>, node_uid: &str, family: Family) -> Mac {
     let derived = || {
         let hash = Sha256::digest(format!("{node_uid}/{family}"));
         let mut bytes = [0; 6];
         bytes.copy_from_slice(&hash[..6]);
         Mac::local(bytes)
     };
-    known.filter(|mac| mac.is_unicast()).or_else(|| of_link.filter(|mac| mac.is_unicast())).unwrap_or_else(derived)
+    published.filter(|mac| mac.is_unicast()).or_else(|| of_link.filter(|mac| mac.is_unicast())).unwrap_or_else(derived)
 }
 
 #[cfg(test)]
@@ -122,7 +115,7 @@ mod tests {
     fn of(pod_cidrs: &[&str], conf: &str) -> Result<PerFamily<IpNetwork>, String> {
         let text = NodeText { name: "n1", pod_cidrs: pod_cidrs.to_vec(), ..NodeText::default() };
         let conf = NetConf::parse(conf).expect("a good one");
-        subnets(&NetworkNode::new(&text, &Prefix::default()), &conf).map_err(|error| error.to_string())
+        assigned_subnets(&NetworkNode::new(&text, &Prefix::default()), &conf).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -157,12 +150,12 @@ mod tests {
     #[test]
     fn the_hardware_address_stays() {
         let known = Mac([2, 0, 0, 0, 0, 1]);
-        let derived = own_mac(None, None, "uid", Family::V4);
-        assert_eq!(own_mac(Some(known), Some(derived), "uid", Family::V4), known);
-        assert_eq!(own_mac(None, Some(known), "uid", Family::V4), known);
-        assert_eq!(own_mac(Some(Mac::default()), Some(Mac([1; 6])), "uid", Family::V4), derived);
+        let derived = choose_mac(None, None, "uid", Family::V4);
+        assert_eq!(choose_mac(Some(known), Some(derived), "uid", Family::V4), known);
+        assert_eq!(choose_mac(None, Some(known), "uid", Family::V4), known);
+        assert_eq!(choose_mac(Some(Mac::default()), Some(Mac([1; 6])), "uid", Family::V4), derived);
         assert!(derived.is_unicast() && derived.0[0] & 2 == 2);
-        assert_ne!(derived, own_mac(None, None, "uid", Family::V6));
-        assert_ne!(derived, own_mac(None, None, "other", Family::V4));
+        assert_ne!(derived, choose_mac(None, None, "uid", Family::V6));
+        assert_ne!(derived, choose_mac(None, None, "other", Family::V4));
     }
 }

@@ -1,5 +1,5 @@
-//! The other nodes of the pod network, each checked before anything it says is believed (spec sections 12.5, 12.11 and 12.17): one that
-//! makes no sense is refused, and costs only itself.
+//! Validates the other nodes of the pod network before they are programmed [flannel 12]. An invalid node is refused, and no other node is
+//! affected.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -8,40 +8,41 @@ use ipnetwork::IpNetwork;
 
 use super::net_conf::NetConf;
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 
 use super::node::NetworkNode;
-use super::own_lease::{OwnLease, within};
-use super::refusal::{Reason, Refusal};
+use super::own_lease::{OwnLease, is_inside};
+use super::refusal::{PeerRefusal, RefusalReason};
 use crate::cluster::families::PerFamily;
 use crate::netlink::entry::Live;
 use crate::netlink::mac::Mac;
 
-/// Where one node's pods are, in one family.
+/// The subnet of another node in one family, and how packets get there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Remote {
-    /// Their subnet.
+pub struct RemoteSubnet {
+    /// The subnet of its pods.
     pub subnet: IpNetwork,
-    /// The node that outer packets go to.
+    /// The address of the node.
     pub public_ip: IpAddr,
-    /// The hardware address of its VXLAN link; `None` if the backend needs none.
+    /// The hardware address of its VXLAN link; `None` for host-gw.
     pub mac: Option<Mac>,
 }
 
-/// The other nodes, in what can be believed and what cannot.
+/// The other nodes, accepted or refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// Nodes that are accepted, by name, in the families in which they are.
-    pub accepted: BTreeMap<Box<str>, PerFamily<Remote>>,
-    /// Why others are not.
-    pub refused: Vec<Refusal>,
+    /// The accepted nodes by name, each in the families in which it is accepted.
+    pub accepted: BTreeMap<Box<str>, PerFamily<RemoteSubnet>>,
+    /// The refused nodes, each with the reason.
+    pub refused: Vec<PeerRefusal>,
 }
 
-/// What the kernel is programmed for: subnets, each with the node's address that its packets go to.
+/// The live subnets of other nodes: those that the kernel has routes for, each with the address of its node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Programmed(HashSet<(IpNetwork, IpAddr)>);
+pub struct LiveSubnets(HashSet<(IpNetwork, IpAddr)>);
 
-impl Programmed {
-    /// What the kernel's tables come to.
+impl LiveSubnets {
+    /// Reads them from the kernel's tables.
     #[must_use]
     pub fn of_live(live: &Live) -> Self {
         let macs: HashMap<(u32, IpAddr), Mac> =
@@ -49,7 +50,7 @@ impl Programmed {
         let hosts: HashMap<(u32, Mac), IpAddr> = live.fdb.iter().map(|entry| ((entry.link, entry.mac), entry.host)).collect();
         let reached = |route: &crate::netlink::entry::Route| {
             let (link, gateway) = (route.link?, route.gateway?);
-            // Through a tunnel the gateway is the base of the subnet; without one it is the node itself.
+            // With VXLAN the gateway is the network address of the subnet. Otherwise it is the node itself.
             let host = macs.get(&(link, gateway)).and_then(|mac| hosts.get(&(link, *mac)));
             Some((route.destination, *host.unwrap_or(&gateway)))
         };
@@ -58,17 +59,17 @@ impl Programmed {
 }
 
 impl Peers {
-    /// Takes the change of one node into account, or its end. False if the outcome hangs on other nodes, too: then all have to be sorted
-    /// anew ([`peers`]), and this is of no use any more.
-    pub fn follow(&mut self, name: &str, node: Option<&NetworkNode>, own: &OwnLease, conf: &NetConf) -> bool {
-        // Who is refused for another's sake may be the next in line.
-        if self.refused.iter().any(|refusal| refusal.reason.hangs_on_others()) {
+    /// Updates one node that has changed or was deleted. Returns false if the result depends on other nodes, too. Then this value is unusable, and
+    /// all nodes have to be checked again ([`check_all`]).
+    pub fn update_one(&mut self, name: &str, node: Option<&NetworkNode>, own: &OwnLease, conf: &NetConf) -> bool {
+        // A node that was refused because of another node may be accepted now.
+        if self.refused.iter().any(|refusal| refusal.reason.depends_on_others()) {
             return false;
         }
         self.refused.retain(|refusal| *refusal.node != *name);
         self.accepted.remove(name);
         let Some(node) = node.filter(|_| *name != *own.node) else { return true };
-        let mut refuse = |family, reason| self.refused.push(Refusal { node: name.into(), family, reason });
+        let mut refuse = |family, reason| self.refused.push(PeerRefusal { node: name.into(), family, reason });
         let mut remotes = PerFamily::default();
         if let Err(reason) = takes_part(node, conf) {
             refuse(None, reason);
@@ -80,11 +81,11 @@ impl Peers {
                 }
             }
         }
-        let clashes = |(family, remote): (Family, &Remote)| {
+        let clashes = |(family, remote): (Family, &RemoteSubnet)| {
             let others = self.accepted.values().filter_map(|others| others.get(family));
             others.into_iter().any(|other| other.clashes(remote)) || Taken::new(own, family).clash(remote).is_some()
         };
-        if remotes.iter().any(clashes) || self.refused.iter().any(|refusal| refusal.reason.hangs_on_others()) {
+        if remotes.iter().any(clashes) || self.refused.iter().any(|refusal| refusal.reason.depends_on_others()) {
             return false;
         }
         if !remotes.is_empty() {
@@ -95,8 +96,8 @@ impl Peers {
     }
 }
 
-impl Remote {
-    /// Whether it cannot be beside another one of the same family.
+impl RemoteSubnet {
+    /// Returns true if both cannot be accepted in one family.
     fn clashes(&self, other: &Self) -> bool {
         overlap(self.subnet, other.subnet)
             || self.public_ip == other.public_ip
@@ -106,28 +107,28 @@ impl Remote {
     }
 }
 
-/// Sorts all Nodes but this node's own into what can be believed and what cannot. Of two that contradict each other the one that is
-/// programmed wins, then the older one, then the first by name: so the outcome does not depend on the order in which they become known.
+/// Accepts or refuses all Nodes but this node's own. If two contradict each other, the one with live routes is accepted, else the older one,
+/// else the first by name. So the result does not depend on the order of the Nodes.
 #[must_use]
-pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLease, conf: &NetConf, programmed: &Programmed) -> Peers {
+pub fn check_all<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLease, conf: &NetConf, live: &LiveSubnets) -> Peers {
     let mut peers = Peers::default();
     let mut candidates: PerFamily<Vec<Candidate<'a>>> = conf.networks.families().map(|family| (family, Vec::new())).collect();
     for node in nodes.into_iter().filter(|node| *node.name != *own.node) {
         if let Err(reason) = takes_part(node, conf) {
-            peers.refused.push(Refusal { node: node.name.clone(), family: None, reason });
+            peers.refused.push(PeerRefusal { node: node.name.clone(), family: None, reason });
             continue;
         }
         for (family, network) in conf.networks.iter() {
             match remote(node, family, *network, own, conf) {
                 Ok(remote) => {
-                    let is_programmed = programmed.0.contains(&(remote.subnet, remote.public_ip));
-                    let candidate = Candidate { node, remote, is_programmed };
+                    let is_live = live.0.contains(&(remote.subnet, remote.public_ip));
+                    let candidate = Candidate { node, remote, is_live };
                     match family {
                         Family::V4 => candidates.v4.get_or_insert_default().push(candidate),
                         Family::V6 => candidates.v6.get_or_insert_default().push(candidate),
                     }
                 }
-                Err(reason) => peers.refused.push(Refusal { node: node.name.clone(), family: Some(family), reason }),
+                Err(reason) => peers.refused.push(PeerRefusal { node: node.name.clone(), family: Some(family), reason }),
             }
         }
     }
@@ -141,7 +142,7 @@ pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLeas
                     taken.add(&node.name, &remote);
                     peers.accepted.entry(node.name.clone()).or_default().set(family, Some(remote));
                 }
-                Some(reason) => peers.refused.push(Refusal { node: node.name.clone(), family: Some(family), reason }),
+                Some(reason) => peers.refused.push(PeerRefusal { node: node.name.clone(), family: Some(family), reason }),
             }
         }
     }
@@ -149,90 +150,86 @@ pub fn peers<'a>(nodes: impl IntoIterator<Item = &'a NetworkNode>, own: &OwnLeas
     peers
 }
 
+/// A node that is valid in itself, but may contradict another one.
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     node: &'a NetworkNode,
-    remote: Remote,
-    is_programmed: bool,
+    remote: RemoteSubnet,
+    is_live: bool,
 }
 
 impl Candidate<'_> {
-    /// Who comes first: what is programmed, then what is old (unknown counts as new), then by name.
+    /// The sort key: nodes with live routes first, then by age (an unknown age counts as new), then by name.
     fn rank(&self) -> (bool, bool, &str, &str) {
-        (!self.is_programmed, self.node.created.is_empty(), &self.node.created, &self.node.name)
+        (!self.is_live, self.node.created.is_empty(), &self.node.created, &self.node.name)
     }
 }
 
-fn takes_part(node: &NetworkNode, conf: &NetConf) -> Result<(), Reason> {
+/// Checks everything that does not depend on the family.
+fn takes_part(node: &NetworkNode, conf: &NetConf) -> Result<(), RefusalReason> {
     let annotations = &node.annotations;
     if !annotations.managed {
-        return Err(Reason::NotManaged);
+        return Err(RefusalReason::NotManaged);
     }
     if annotations.backend_type.as_deref() != Some(conf.backend.as_str()) {
-        return Err(Reason::OtherBackend(annotations.backend_type.clone()));
+        return Err(RefusalReason::OtherBackend(annotations.backend_type.clone()));
     }
-    node.pod_cidrs.as_ref().map(|_| ()).map_err(|bad| Reason::PodCidrs(bad.clone()))
+    node.pod_cidrs.as_ref().map(|_| ()).map_err(|bad| RefusalReason::PodCidrs(bad.clone()))
 }
 
-/// What a node says of itself in one family, as far as that can be judged without other nodes.
-fn remote(node: &NetworkNode, family: Family, network: IpNetwork, own: &OwnLease, conf: &NetConf) -> Result<Remote, Reason> {
-    let cidrs = node.pod_cidrs.as_ref().map_err(|bad| Reason::PodCidrs(bad.clone()))?;
-    let subnet = *cidrs.get(family).ok_or(Reason::NoPodCidr)?;
-    if !within(subnet, network) {
-        return Err(Reason::OutsideNetwork(subnet, network));
+/// Checks what a node publishes in one family, without regard to other nodes.
+fn remote(node: &NetworkNode, family: Family, network: IpNetwork, own: &OwnLease, conf: &NetConf) -> Result<RemoteSubnet, RefusalReason> {
+    let cidrs = node.pod_cidrs.as_ref().map_err(|bad| RefusalReason::PodCidrs(bad.clone()))?;
+    let subnet = *cidrs.get(family).ok_or(RefusalReason::NoPodCidr)?;
+    if !is_inside(subnet, network) {
+        return Err(RefusalReason::OutsideNetwork(subnet, network));
     }
     if subnet == network {
-        return Err(Reason::WholeNetwork(network));
+        return Err(RefusalReason::WholeNetwork(network));
     }
     if let Some(ours) = own.subnets.get(family).filter(|ours| overlap(**ours, subnet)) {
-        return Err(Reason::OverlapsOurs(subnet, *ours));
+        return Err(RefusalReason::OverlapsOurs(subnet, *ours));
     }
-    let public_ip = node.annotations.public_ip(family).map_err(Reason::Annotation)?.ok_or(Reason::NoPublicIp)?;
+    let public_ip = node.annotations.public_ip(family).map_err(RefusalReason::Annotation)?.ok_or(RefusalReason::NoPublicIp)?;
     if !is_usable(public_ip) {
-        return Err(Reason::BadPublicIp(public_ip));
+        return Err(RefusalReason::BadPublicIp(public_ip));
     }
     let ours = |addresses: &PerFamily<IpAddr>| addresses.get(family) == Some(&public_ip);
     if ours(&own.local) || ours(&own.published) {
-        return Err(Reason::ClaimsOurAddress(public_ip));
+        return Err(RefusalReason::ClaimsOurAddress(public_ip));
     }
     if subnet.contains(public_ip) {
-        return Err(Reason::SwallowsNode(subnet, public_ip));
+        return Err(RefusalReason::SwallowsNode(subnet, public_ip));
     }
     let mac = match &conf.backend.vxlan() {
         None => None,
         Some(vxlan) => {
-            let data = node.annotations.vxlan(family).map_err(Reason::Annotation)?.ok_or(Reason::NoBackendData)?;
+            let data = node.annotations.vxlan(family).map_err(RefusalReason::Annotation)?.ok_or(RefusalReason::NoBackendData)?;
             if let Some(vni) = data.vni.filter(|vni| *vni != vxlan.vni) {
-                return Err(Reason::OtherVni(vni, vxlan.vni));
+                return Err(RefusalReason::OtherVni(vni, vxlan.vni));
             }
             if own.macs.get(family) == Some(&data.mac) {
-                return Err(Reason::ClaimsOurMac(data.mac));
+                return Err(RefusalReason::ClaimsOurMac(data.mac));
             }
             Some(data.mac)
         }
     };
-    Ok(Remote { subnet, public_ip, mac })
+    Ok(RemoteSubnet { subnet, public_ip, mac })
 }
 
-/// Whether packets can be sent to an address as to one host.
+/// Returns true if an address can be the address of a node.
 fn is_usable(ip: IpAddr) -> bool {
     let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast() || ip.octets()[0] == 0);
-    // To a link-local address packets cannot be sent without naming the link.
+    // A link-local address is only valid together with a link.
     let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some());
     !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast || link_local)
 }
 
-/// Whether two networks of one family have an address in common.
-#[must_use]
-pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
-}
-
-/// What accepted nodes, and this one, have in one family.
+/// The subnets and addresses of the accepted nodes and of this node, in one family.
 struct Taken<'a> {
     own: &'a OwnLease,
     family: Family,
-    /// By base address: they do not overlap.
+    /// By network address. They do not overlap.
     subnets: BTreeMap<IpAddr, (IpNetwork, &'a str)>,
     addresses: BTreeMap<IpAddr, &'a str>,
     macs: HashMap<Mac, &'a str>,
@@ -250,26 +247,27 @@ impl<'a> Taken<'a> {
         taken
     }
 
-    fn clash(&self, remote: &Remote) -> Option<Reason> {
-        let Remote { subnet, public_ip, mac } = *remote;
+    /// The reason to refuse a node that contradicts an accepted one.
+    fn clash(&self, remote: &RemoteSubnet) -> Option<RefusalReason> {
+        let RemoteSubnet { subnet, public_ip, mac } = *remote;
         let before = |ip: IpAddr| self.subnets.range(..=ip).next_back().map(|(_, (subnet, node))| (*subnet, *node));
         if let Some((theirs, other)) = before(subnet.broadcast()).filter(|(theirs, _)| overlap(*theirs, subnet)) {
-            return Some(Reason::Overlaps(subnet, theirs, other.into()));
+            return Some(RefusalReason::Overlaps(subnet, theirs, other.into()));
         }
         if let Some(other) = self.addresses.get(&public_ip) {
-            return Some(Reason::SameAddress(public_ip, (*other).into()));
+            return Some(RefusalReason::SameAddress(public_ip, (*other).into()));
         }
         if let Some((ip, _)) = self.addresses.range(subnet.network()..=subnet.broadcast()).next() {
-            return Some(Reason::SwallowsNode(subnet, *ip));
+            return Some(RefusalReason::SwallowsNode(subnet, *ip));
         }
         if let Some((_, other)) = before(public_ip).filter(|(theirs, _)| theirs.contains(public_ip)) {
-            return Some(Reason::InsideSubnet(public_ip, other.into()));
+            return Some(RefusalReason::InsideSubnet(public_ip, other.into()));
         }
         let other = self.macs.get(&mac?)?;
-        Some(Reason::SameMac(mac?, (*other).into()))
+        Some(RefusalReason::SameMac(mac?, (*other).into()))
     }
 
-    fn add(&mut self, node: &'a str, remote: &Remote) {
+    fn add(&mut self, node: &'a str, remote: &RemoteSubnet) {
         debug_assert!(Family::of(remote.public_ip) == self.family && node != self.own.node);
         self.subnets.insert(remote.subnet.network(), (remote.subnet, node));
         self.addresses.insert(remote.public_ip, node);
@@ -285,7 +283,7 @@ mod tests {
 
     const CONF: &str = r#"{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32","Backend":{"Type":"vxlan"}}"#;
 
-    /// Node number `n`, with some annotations changed: an empty value takes one away.
+    /// Node number `n`, with some annotations changed: an empty value removes one.
     fn node(n: u8, changes: &[(&str, &str)]) -> NetworkNode {
         let cidrs = [format!("10.244.{n}.0/24"), format!("fd10:244:{n}::/64")];
         let name = format!("n{n}");
@@ -327,7 +325,7 @@ mod tests {
     }
 
     fn sorted(nodes: &[NetworkNode]) -> Peers {
-        peers(nodes, &own(), &NetConf::parse(CONF).expect("good"), &Programmed::default())
+        check_all(nodes, &own(), &NetConf::parse(CONF).expect("good"), &LiveSubnets::default())
     }
 
     fn reasons(peers: &Peers) -> Vec<String> {
@@ -339,10 +337,10 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_sense_is_accepted() {
+    fn valid_nodes_are_accepted() {
         let peers = sorted(&[node(1, &[]), node(2, &[]), node(3, &[])]);
         assert_eq!((peers.accepted.len(), peers.refused.len()), (2, 0));
-        let v4 = Remote {
+        let v4 = RemoteSubnet {
             subnet: "10.244.2.0/24".parse().expect("a CIDR"),
             public_ip: [192, 168, 0, 2].into(),
             mac: "02:00:00:00:04:02".parse().ok(),
@@ -351,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_costs_only_itself_and_only_its_family() {
+    fn an_invalid_node_is_refused_alone_and_only_in_its_family() {
         for (changes, want) in [
             (&[("kube-subnet-manager", "false")][..], &["n2 all not_managed"][..]),
             (&[("kube-subnet-manager", "")], &["n2 all not_managed"]),
@@ -383,7 +381,7 @@ mod tests {
             let peers = sorted(&[node(2, changes), node(3, &[]), node(4, &[])]);
             let found = reasons(&peers);
             if changes[0].0 == "podCIDR" && changes[0].1.contains(":8000::") {
-                // The other one is as old and later by name.
+                // The other node is as old, but later by name.
                 assert_eq!(found, ["n3 ipv4 overlap", "n3 ipv6 overlap"], "{changes:?}");
             } else {
                 assert_eq!(found, want, "{changes:?}");
@@ -397,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_the_same_wins_whatever_the_order() {
+    fn the_accepted_one_of_two_does_not_depend_on_the_order() {
         let young = node(2, &[("created", "2026-02-01T00:00:00Z")]);
         let old = node(3, &[("public-ip", "192.168.0.2"), ("public-ipv6", "fd00::2")]);
         for nodes in [[young.clone(), old.clone()], [old.clone(), young.clone()]] {
@@ -409,28 +407,28 @@ mod tests {
                 "{text}"
             );
         }
-        // What is programmed wins over what is older.
-        let programmed = Programmed([("10.244.2.0/24".parse().expect("a CIDR"), [192, 168, 0, 2].into())].into());
-        let peers = peers(&[old, young], &own(), &NetConf::parse(CONF).expect("good"), &programmed);
+        // A node with live routes wins over an older one.
+        let live = LiveSubnets([("10.244.2.0/24".parse().expect("a CIDR"), [192, 168, 0, 2].into())].into());
+        let peers = check_all(&[old, young], &own(), &NetConf::parse(CONF).expect("good"), &live);
         assert_eq!(reasons(&peers), ["n2 ipv6 same_address", "n3 ipv4 same_address"]);
     }
 
     #[test]
     fn host_gw_needs_no_backend_data() {
         let conf = CONF.replace("vxlan", "host-gw");
-        let peers = peers(
+        let peers = check_all(
             &[node(2, &[("backend-type", "host-gw"), ("backend-data", "null"), ("backend-v6-data", "")])],
             &own(),
             &NetConf::parse(&conf).expect("good"),
-            &Programmed::default(),
+            &LiveSubnets::default(),
         );
         assert_eq!(peers.refused, []);
         assert_eq!(peers.accepted["n2"].v4.map(|remote| remote.mac), Some(None));
     }
 
-    /// Whatever changes, one node at a time: where the outcome hangs on nobody else it is that of sorting all.
+    /// Nodes change at random, one at a time. If an update of one node succeeds, its result is that of checking all nodes.
     #[test]
-    fn one_change_comes_to_the_same_as_all() {
+    fn updating_one_node_equals_checking_all() {
         let conf = NetConf::parse(CONF).expect("a good one");
         let own = own();
         let mut random = fastrand::Rng::with_seed(7);
@@ -455,8 +453,8 @@ mod tests {
             } else {
                 nodes.insert(name.clone(), changed)
             };
-            let whole = peers(nodes.values(), &own, &conf, &Programmed::default());
-            if sorted.follow(&name, nodes.get(&name), &own, &conf) {
+            let whole = check_all(nodes.values(), &own, &conf, &LiveSubnets::default());
+            if sorted.update_one(&name, nodes.get(&name), &own, &conf) {
                 assert_eq!(sorted, whole);
                 alone += 1;
             } else {

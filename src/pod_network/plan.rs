@@ -1,9 +1,9 @@
-//! From what the kernel holds to what it should hold: the steps, in an order that loses no packet that need not be lost (spec sections
-//! 5.3, 6 and 12.1-12.3).
+//! Plans the steps from the live state of the kernel to the desired one, in an order that avoids packet loss [flannel 5.3] [flannel 6]
+//! [flannel 12].
 //!
-//! Links come first ([`links`]): a link that is made has no number yet, so after these steps the kernel is looked at again. Entries come
-//! in groups, one for each peer ([`entries`]), so that a step that fails holds up no other peer. What is ours and not desired is deleted.
-//! Routes of other programs stay, but for those that have the destination and the metric of one of ours ([`super::foreign`]).
+//! Links are planned first ([`links`]). A new link has no index yet, so the kernel is dumped again after these steps. Entries are planned in
+//! groups, one for each peer ([`entries`]), so that a failed step delays no other peer. Our entries that are not desired are deleted. Routes
+//! of other programs stay, except those with the destination and metric of one of ours ([`super::foreign`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -17,54 +17,54 @@ use crate::cluster::families::PerFamily;
 use crate::netlink::entry::{BOOT_PROTOCOL, EntryChange, FdbEntry, Live, Neighbour, OUR_PROTOCOL, Route, RouteKind};
 use crate::netlink::mac::Mac;
 
-/// Steps for the entries, and what keeps others from being taken.
+/// The steps for the entries, and the routes of other programs that concern them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryPlan {
-    /// The steps, in groups that do not depend on each other.
-    pub groups: Vec<Group>,
-    /// Routes of other programs with the destination and the metric of one of ours. The steps replace or delete them.
+    /// The steps, in independent groups.
+    pub groups: Vec<EntryGroup>,
+    /// Routes of other programs with the destination and metric of one of ours. The steps replace or delete them.
     pub replaced: Vec<ForeignRoute>,
-    /// Routes of other programs that the kernel prefers to ours, and routes of the kernel in the place of ours. They stay.
+    /// Routes of other programs that the kernel prefers to ours, and routes of the kernel that displace ours. They are not changed.
     pub in_the_way: Vec<ForeignRoute>,
 }
 
-/// Steps that are taken one after the other; when one fails the rest of them wait for the next try.
+/// Steps that are applied together. If one fails, the whole group is tried again later.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
-    /// The peer that they are for; `None` for what is nobody's.
+pub struct EntryGroup {
+    /// The peer that they are for; `None` for entries of no peer.
     pub node: Option<Box<str>>,
     /// The steps.
     pub changes: Vec<EntryChange>,
 }
 
-/// Plans the way to these entries. `links` are our VXLAN links ([`our_links`]).
+/// Plans the steps to the desired entries. `links` are our VXLAN links ([`our_links`]).
 #[must_use]
 pub fn entries(desired: &DesiredEntries, links: &PerFamily<u32>, live: &Live) -> EntryPlan {
     let planner = Planner::new(desired, links, live);
     let mut plan = EntryPlan::default();
     let mut stale = planner.stale();
-    for (node, wanted) in &desired.peers {
-        let mut changes = planner.changes(Some(node), wanted, &mut plan);
+    for (node, entries) in &desired.peers {
+        let mut changes = planner.changes(Some(node), entries, &mut plan);
         changes.extend(stale.of_peers.remove(node).into_iter().flatten());
         plan.add(Some(node.clone()), changes);
     }
     let changes = planner.changes(None, &desired.own, &mut plan);
     plan.add(None, changes);
     plan.in_the_way.extend(planner.more_specific());
-    for changes in stale.of_nobody.into_values() {
+    for changes in stale.of_former.into_values() {
         plan.add(None, changes);
     }
     plan
 }
 
 impl EntryPlan {
-    /// Whether there is nothing to do.
+    /// Returns true if there are no steps.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// Leaves the routes to these destinations as they are, for now.
+    /// Removes the steps for routes to these destinations.
     pub fn defer(&mut self, destinations: &HashSet<IpNetwork>) {
         let is_deferred = |change: &EntryChange| match change {
             EntryChange::Route(route) | EntryChange::NoRoute(route) => destinations.contains(&route.destination),
@@ -76,42 +76,44 @@ impl EntryPlan {
         self.groups.retain(|group| !group.changes.is_empty());
     }
 
+    /// Adds a group, unless it is empty.
     fn add(&mut self, node: Option<Box<str>>, changes: Vec<EntryChange>) {
         if !changes.is_empty() {
-            self.groups.push(Group { node, changes });
+            self.groups.push(EntryGroup { node, changes });
         }
     }
 }
 
-/// What goes: routes, then FDB entries, then neighbours, each in a group of what belonged together.
+/// Deletions of stale entries: first routes, then FDB entries, then neighbours. Entries that belonged to one peer form a group.
 #[derive(Default)]
 struct Stale {
-    /// What peers no longer have.
+    /// Stale entries of existing peers.
     of_peers: BTreeMap<Box<str>, Vec<EntryChange>>,
-    /// What belonged to nodes that are gone.
-    of_nobody: BTreeMap<Former, Vec<EntryChange>>,
+    /// Stale entries of former peers.
+    of_former: BTreeMap<Former, Vec<EntryChange>>,
 }
 
-/// What held entries together that are to go.
+/// The key that groups stale entries of one former peer.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Former {
-    /// The base of a subnet, behind a link.
+    /// The network address of a subnet, on this link.
     Base(u32, IpAddr),
-    /// A destination.
+    /// The destination of a route.
     Destination(IpNetwork),
-    /// A hardware address, behind a link.
+    /// A hardware address, on this link.
     Mac(u32, Mac),
 }
 
+/// Live and desired entries, indexed for planning.
 struct Planner<'a> {
     live: &'a Live,
     links: Vec<u32>,
     routes: HashMap<IpNetwork, Vec<Route>>,
     neighbours: HashMap<(u32, IpAddr), Neighbour>,
     fdb: HashMap<(u32, Mac), Vec<FdbEntry>>,
-    /// Our routes by destination, each with its peer; an empty name for those of no peer.
+    /// Desired routes by destination, each with the name of its peer; the name is empty for routes of no peer.
     destinations: HashMap<IpNetwork, (&'a str, Route)>,
-    /// Which peer should have a neighbour, by its link and address.
+    /// The peer of each desired neighbour, by link and address.
     bases: HashMap<(u32, IpAddr), &'a str>,
     macs: HashSet<(u32, Mac)>,
 }
@@ -146,20 +148,20 @@ impl<'a> Planner<'a> {
         planner
     }
 
-    /// The steps to what one peer should have. Routes of other programs are noted in the plan.
-    fn changes(&self, node: Option<&str>, wanted: &[Entry], plan: &mut EntryPlan) -> Vec<EntryChange> {
+    /// The steps to the desired entries of one peer. Routes of other programs are added to the plan.
+    fn changes(&self, node: Option<&str>, entries: &[Entry], plan: &mut EntryPlan) -> Vec<EntryChange> {
         let mut changes = Vec::new();
-        for entry in wanted {
+        for entry in entries {
             match entry {
                 Entry::Neighbour(neighbour) => {
                     if self.neighbours.get(&(neighbour.link, neighbour.ip)) != Some(neighbour) {
-                        changes.push(entry.put());
+                        changes.push(entry.change());
                     }
                 }
                 Entry::Fdb(fdb) => self.fdb_changes(fdb, &mut changes),
                 Entry::Route(route) => {
-                    let (replaced, in_the_way) = self.route_changes(route, wanted, &mut changes);
-                    let named = |found: Route| ForeignRoute { node: node.map(Into::into), wanted: *route, found };
+                    let (replaced, in_the_way) = self.route_changes(route, entries, &mut changes);
+                    let named = |found: Route| ForeignRoute { node: node.map(Into::into), desired: *route, found };
                     plan.replaced.extend(replaced.into_iter().map(named));
                     plan.in_the_way.extend(in_the_way.into_iter().map(named));
                 }
@@ -168,52 +170,53 @@ impl<'a> Planner<'a> {
         changes
     }
 
-    /// One hardware address is at one host: others go. The last one is replaced, so that there is always one.
-    fn fdb_changes(&self, wanted: &FdbEntry, changes: &mut Vec<EntryChange>) {
-        let there = self.fdb.get(&(wanted.link, wanted.mac)).map(Vec::as_slice).unwrap_or_default();
-        if there.contains(wanted) {
-            changes.extend(there.iter().filter(|entry| *entry != wanted).map(|entry| EntryChange::NoFdb(*entry)));
+    /// The steps to one FDB entry. A hardware address belongs to one host, so other entries are deleted. The last one is replaced, so that there
+    /// is always an entry.
+    fn fdb_changes(&self, desired: &FdbEntry, changes: &mut Vec<EntryChange>) {
+        let there = self.fdb.get(&(desired.link, desired.mac)).map(Vec::as_slice).unwrap_or_default();
+        if there.contains(desired) {
+            changes.extend(there.iter().filter(|entry| *entry != desired).map(|entry| EntryChange::NoFdb(*entry)));
         } else {
             changes.extend(there.iter().skip(1).map(|entry| EntryChange::NoFdb(*entry)));
-            changes.push(EntryChange::Fdb(*wanted));
+            changes.push(EntryChange::Fdb(*desired));
         }
     }
 
-    /// The steps to one route. Gives the routes of other programs that they replace, and those that are in the way and stay.
-    fn route_changes(&self, wanted: &Route, beside: &[Entry], changes: &mut Vec<EntryChange>) -> (Vec<Route>, Vec<Route>) {
-        let there = self.routes.get(&wanted.destination).map(Vec::as_slice).unwrap_or_default();
-        let (ours, others): (Vec<&Route>, Vec<&Route>) = there.iter().partition(|route| self.is_ours(route, wanted, beside));
-        let is_last = wanted.kind == RouteKind::Blackhole;
-        // A route of a higher metric does no harm. Our blackhole route has to be the last of all, so no lower metric harms it.
-        let is_better = |route: &Route| route.metric < wanted.metric && !is_last;
-        let same: Vec<Route> = others.iter().filter(|route| route.metric == wanted.metric).map(|route| **route).collect();
+    /// The steps to one route. Gives the routes of other programs that the steps replace, and those that displace ours and stay.
+    fn route_changes(&self, desired: &Route, beside: &[Entry], changes: &mut Vec<EntryChange>) -> (Vec<Route>, Vec<Route>) {
+        let there = self.routes.get(&desired.destination).map(Vec::as_slice).unwrap_or_default();
+        let (ours, others): (Vec<&Route>, Vec<&Route>) = there.iter().partition(|route| self.is_ours(route, desired, beside));
+        let is_last = desired.kind == RouteKind::Blackhole;
+        // A route with a higher metric is not preferred to ours. Our blackhole route has to be the last one, so a lower metric is right.
+        let is_better = |route: &Route| route.metric < desired.metric && !is_last;
+        let same: Vec<Route> = others.iter().filter(|route| route.metric == desired.metric).map(|route| **route).collect();
         let is_blocked = same.iter().any(is_connected);
         let better = others.iter().map(|route| **route).filter(is_better);
         let (foreign, in_the_way) =
             if is_blocked { (Vec::new(), same.into_iter().chain(better).collect()) } else { (same, better.collect()) };
 
-        let is_there = ours.contains(&wanted);
-        // A request replaces the first route with its destination and metric.
-        let first = there.iter().find(|route| !is_there && !is_blocked && route.metric == wanted.metric);
+        let is_there = ours.contains(&desired);
+        // The kernel replaces the first route with the same destination and metric.
+        let first = there.iter().find(|route| !is_there && !is_blocked && route.metric == desired.metric);
         let is_first = |route: &Route| Some(route) == first;
-        let mut stale: Vec<Route> = ours.iter().map(|route| **route).filter(|route| route != wanted && !is_first(route)).collect();
-        // IPv6 replaces a route with one next hop only by another one with one next hop. So routes of other programs are deleted first.
-        let is_v6 = wanted.destination.is_ipv6();
+        let mut stale: Vec<Route> = ours.iter().map(|route| **route).filter(|route| route != desired && !is_first(route)).collect();
+        // The kernel replaces an IPv6 route with one next hop only by another one with one next hop. So routes of other programs are deleted first.
+        let is_v6 = desired.destination.is_ipv6();
         let mut before: Vec<Route> = foreign.iter().copied().filter(|route| is_v6 || !is_first(route)).collect();
-        // The kernel takes no IPv6 gateway that a route over another link leads to. So such a route has to be deleted first.
-        if is_v6 && wanted.onlink && ours.iter().any(|route| route.link != wanted.link) {
+        // The kernel refuses an IPv6 gateway that is routed over another link. So such a route has to be deleted first.
+        if is_v6 && desired.onlink && ours.iter().any(|route| route.link != desired.link) {
             before.append(&mut stale);
-            before.extend(ours.iter().map(|route| **route).filter(|route| is_first(route) && route.link != wanted.link));
+            before.extend(ours.iter().map(|route| **route).filter(|route| is_first(route) && route.link != desired.link));
         }
         changes.extend(before.into_iter().map(EntryChange::NoRoute));
         if !is_there && !is_blocked {
-            changes.push(EntryChange::Route(*wanted));
+            changes.push(EntryChange::Route(*desired));
         }
         changes.extend(stale.into_iter().map(EntryChange::NoRoute));
         (foreign, in_the_way)
     }
 
-    /// Routes of others to a part of a peer's subnet: the kernel prefers them, as they are more specific.
+    /// Routes of other programs to a part of a peer's subnet. The kernel prefers them, because they are more specific.
     fn more_specific(&self) -> Vec<ForeignRoute> {
         let lengths: BTreeSet<u8> = self.destinations.keys().map(IpNetwork::prefix).collect();
         let of_peer = |route: &Route| {
@@ -226,12 +229,12 @@ impl<'a> Planner<'a> {
         };
         let is_foreign = |route: &&Route| route.protocol != OUR_PROTOCOL && !self.is_flannels(route);
         let found =
-            |route: &Route| of_peer(route).map(|(node, ours)| ForeignRoute { node: Some((*node).into()), wanted: *ours, found: *route });
+            |route: &Route| of_peer(route).map(|(node, ours)| ForeignRoute { node: Some((*node).into()), desired: *ours, found: *route });
         self.live.routes.iter().filter(is_foreign).filter_map(found).collect()
     }
 
-    /// Whether a route to the destination of a desired one is ours to replace: ours by protocol, or one that flannel has left.
-    fn is_ours(&self, route: &Route, wanted: &Route, beside: &[Entry]) -> bool {
+    /// Returns true if a route to the destination of a desired one may be replaced: it has our protocol, or flannel created it.
+    fn is_ours(&self, route: &Route, desired: &Route, beside: &[Entry]) -> bool {
         let leads_to_host = |entry: &Entry| match entry {
             Entry::Fdb(fdb) => route.gateway == Some(fdb.host),
             Entry::Route(direct) => direct.gateway.is_some() && route.gateway == direct.gateway,
@@ -239,18 +242,18 @@ impl<'a> Planner<'a> {
         };
         let is_flannels = || {
             self.is_flannels(route)
-                || route.kind == RouteKind::Blackhole && wanted.kind == RouteKind::Blackhole
+                || route.kind == RouteKind::Blackhole && desired.kind == RouteKind::Blackhole
                 || beside.iter().any(leads_to_host)
         };
         route.protocol == OUR_PROTOCOL || route.protocol == BOOT_PROTOCOL && is_flannels()
     }
 
-    /// Whether a route leads into one of our links, as flannel makes them.
+    /// Returns true if flannel created the route: it leads into one of our links and has no route protocol.
     fn is_flannels(&self, route: &Route) -> bool {
         route.protocol == BOOT_PROTOCOL && route.link.is_some_and(|link| self.links.contains(&link))
     }
 
-    /// What is ours and not desired. Learned FDB entries and neighbours that are not permanent are the kernel's.
+    /// Our entries that are not desired. Learned FDB entries and neighbours that are not permanent belong to the kernel and stay.
     fn stale(&self) -> Stale {
         let mut stale = Stale::default();
         let mut bases: HashMap<(u32, Mac), IpAddr> = HashMap::new();
@@ -258,13 +261,13 @@ impl<'a> Planner<'a> {
             bases.insert((neighbour.link, neighbour.mac), neighbour.ip);
         }
         for route in &self.live.routes {
-            let goes = route.protocol == OUR_PROTOCOL || self.is_flannels(route);
-            if goes && !self.destinations.contains_key(&route.destination) {
+            let is_ours = route.protocol == OUR_PROTOCOL || self.is_flannels(route);
+            if is_ours && !self.destinations.contains_key(&route.destination) {
                 let former = match (route.link, route.gateway) {
                     (Some(link), Some(gateway)) if self.links.contains(&link) => Former::Base(link, gateway),
                     _ => Former::Destination(route.destination),
                 };
-                stale.of_nobody.entry(former).or_default().push(EntryChange::NoRoute(*route));
+                stale.of_former.entry(former).or_default().push(EntryChange::NoRoute(*route));
             }
         }
         for entry in self.live.fdb.iter().filter(|entry| entry.permanent && self.links.contains(&entry.link)) {
@@ -273,18 +276,18 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let base = bases.get(&(link, mac));
-            // The former hardware address of a peer that has another one now.
+            // The peer has a new hardware address; this entry has the former one.
             if let Some(node) = base.and_then(|base| self.bases.get(&(link, *base))) {
                 stale.of_peers.entry((*node).into()).or_default().push(EntryChange::NoFdb(*entry));
             } else {
                 let former = base.map_or(Former::Mac(link, mac), |base| Former::Base(link, *base));
-                stale.of_nobody.entry(former).or_default().push(EntryChange::NoFdb(*entry));
+                stale.of_former.entry(former).or_default().push(EntryChange::NoFdb(*entry));
             }
         }
         for neighbour in self.live.neighbours.iter().filter(|neighbour| neighbour.permanent && self.links.contains(&neighbour.link)) {
             let key = (neighbour.link, neighbour.ip);
             if !self.bases.contains_key(&key) {
-                stale.of_nobody.entry(Former::Base(key.0, key.1)).or_default().push(EntryChange::NoNeighbour(*neighbour));
+                stale.of_former.entry(Former::Base(key.0, key.1)).or_default().push(EntryChange::NoNeighbour(*neighbour));
             }
         }
         stale
@@ -344,7 +347,7 @@ mod tests {
             EntryChange::Fdb(entry) => format!("+fdb {} {}", entry.mac.0[5], entry.host),
             EntryChange::NoFdb(entry) => format!("-fdb {} {}", entry.mac.0[5], entry.host),
         };
-        let group = |group: &Group| {
+        let group = |group: &EntryGroup| {
             let changes: Vec<String> = group.changes.iter().map(shown).collect();
             format!("{}: {}", group.node.as_deref().unwrap_or("nobody"), changes.join(", "))
         };
@@ -358,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_appears_comes_in_order_and_what_goes_in_reverse() {
+    fn entries_are_added_in_order_and_deleted_in_reverse() {
         let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
         let gone = tunnelled("10.244.9.0/24", "192.168.0.9", 9);
         let want = desired(&[("n2", two.clone())]);
@@ -373,20 +376,20 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_hardware_address_or_host_replaces() {
+    fn a_new_hardware_address_or_host_replaces_the_entry() {
         let before = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
         let new_mac = desired(&[("n2", tunnelled("10.244.2.0/24", "192.168.0.2", 3))]);
         assert_eq!(steps(&plan(&new_mac, &live(&before, &[]))), ["n2: +neighbour 10.244.2.0, +fdb 3 192.168.0.2, -fdb 2 192.168.0.2"]);
         let new_host = desired(&[("n2", tunnelled("10.244.2.0/24", "192.168.0.5", 2))]);
         assert_eq!(steps(&plan(&new_host, &live(&before, &[]))), ["n2: +fdb 2 192.168.0.5"]);
-        // Two hosts for one hardware address: the wrong one goes, whichever came first.
+        // Two hosts for one hardware address: the wrong entry is deleted, also if it is the first.
         let mut twice = live(&before, &[]);
         twice.fdb.push(FdbEntry { host: [192, 168, 0, 5].into(), ..twice.fdb[0] });
         assert_eq!(steps(&plan(&new_host, &twice)), ["n2: -fdb 2 192.168.0.2"]);
     }
 
     #[test]
-    fn what_flannel_left_is_taken_over_or_goes() {
+    fn routes_of_flannel_are_replaced_or_deleted() {
         let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
         let want = desired(&[("n2", two.clone())]);
         let by_flannel = live(&two[..2], &["10.244.2.0/24 via 10.244.2.0 dev 7 onlink", "10.244.8.0/24 via 10.244.8.0 dev 7 onlink"]);
@@ -404,7 +407,7 @@ mod tests {
             "10.244.2.0/24 via 10.0.0.1 dev 2 proto 4",
             "10.244.2.0/24 via 10.0.0.1 dev 2 proto 186",
             "10.244.2.0/24 dev 2",
-            // With a gateway it is not a route that an address makes.
+            // With a gateway it is not the route of an address.
             "10.244.2.0/24 via 10.0.0.1 dev 2 proto 2",
             "10.244.2.0/24 blackhole",
             "10.244.2.0/24 unreachable proto 4",
@@ -413,12 +416,12 @@ mod tests {
             assert_eq!(steps(&plan), ["n2: +route 10.244.2.0/24"], "{there}");
             assert_eq!((plan.replaced[0].found, plan.in_the_way), (route(there), vec![]), "{there}");
         }
-        // Ours is there, and another program has put its own before or behind it; or two others are there.
+        // Our route exists beside one of another program; or two routes of other programs exist.
         let beside = plan(&want, &live(&two, &["10.244.2.0/24 via 10.0.0.1 dev 2 proto 4"]));
         assert_eq!((steps(&beside), beside.replaced.len()), (vec!["n2: -route 10.244.2.0/24".to_owned()], 1));
         let twice = plan(&want, &live(&two[..2], &["10.244.2.0/24 via 10.0.0.1 dev 2", "10.244.2.0/24 unreachable"]));
         assert_eq!((steps(&twice), twice.replaced.len()), (vec!["n2: -route 10.244.2.0/24, +route 10.244.2.0/24".to_owned()], 2));
-        // IPv6: the metric is that of ours, and theirs is deleted first.
+        // IPv6: the route has our metric, and is deleted first.
         let two = tunnelled("fd10:244:2::/64", "fd00::2", 2);
         let want = desired(&[("n2", two.clone())]);
         let v6 = plan(&want, &live(&two[..2], &["fd10:244:2::/64 via fd00::9 dev 2 proto 4"]));
@@ -435,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_the_kernel_prefers_are_named_and_stay() {
+    fn routes_that_the_kernel_prefers_are_reported_and_stay() {
         let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
         let want = desired(&[("n2", two.clone())]);
         for (there, is_blocked, is_named) in [
@@ -455,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_route_by_another_link_goes_first() {
+    fn an_ipv6_route_over_another_link_is_deleted_first() {
         let two = tunnelled("fd10:244:2::/64", "fd00::2", 2);
         let want = desired(&[("n2", two.clone())]);
         let direct = live(&two[..2], &["fd10:244:2::/64 via fd00::2 dev 2 proto 83"]);
@@ -463,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn the_route_that_swallows_stands_behind_the_bridges() {
+    fn the_blackhole_route_has_a_higher_metric_than_the_bridges() {
         let swallow = Route { protocol: OUR_PROTOCOL, ..route("10.244.1.0/24 blackhole metric 4096") };
         let want = DesiredEntries { own: vec![Entry::Route(swallow)], ..DesiredEntries::default() };
         let plan = plan(&want, &live(&[], &["10.244.1.0/24 dev 4 proto 2", "10.244.1.0/24 blackhole"]));

@@ -1,4 +1,4 @@
-//! Which route a packet takes: what `ip route get` would say, from a dump of the main table.
+//! Finds the route of a packet in a dump of the main table, as `ip route get` does. PURE.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use crate::cluster::Family;
 
 use crate::netlink::entry::{OUR_PROTOCOL, Route, RouteKind};
 
-/// The main table without our own routes, in a form that is quick to search.
+/// The main table without our own routes, indexed for lookups.
 #[derive(Clone, Debug, Default)]
 pub struct RoutingTable {
     /// The best route to each destination, by prefix length.
@@ -17,7 +17,7 @@ pub struct RoutingTable {
 }
 
 impl RoutingTable {
-    /// Takes every route that is not ours; of several to one destination that of the lowest metric.
+    /// Indexes every route without our protocol. If several have one destination, the one with the lowest metric is used.
     #[must_use]
     pub fn new(routes: &[Route]) -> Self {
         let mut table = Self::default();
@@ -31,7 +31,7 @@ impl RoutingTable {
         table
     }
 
-    /// The route that a packet to an address takes: that of the longest prefix.
+    /// The route with the longest prefix that contains an address.
     #[must_use]
     pub fn route(&self, to: IpAddr) -> Option<&Route> {
         let family = Family::of(to);
@@ -41,7 +41,7 @@ impl RoutingTable {
         })
     }
 
-    /// The link that a packet to an address leaves by, where its receiver is a neighbour on that link.
+    /// The link of the route to an address, if the address is on the network of that link (no gateway).
     #[must_use]
     pub fn neighbour_link(&self, to: IpAddr) -> Option<u32> {
         self.route(to).filter(|route| route.gateway.is_none() && route.kind == RouteKind::Unicast)?.link
@@ -53,7 +53,7 @@ pub(super) mod tests {
     use super::*;
     use crate::netlink::entry::BOOT_PROTOCOL;
 
-    /// A route from text like `10.0.0.0/24 via 10.1.1.1 dev 2 metric 5`.
+    /// Parses a route from a text like `10.0.0.0/24 via 10.1.1.1 dev 2 metric 5`.
     pub(in crate::pod_network) fn route(text: &str) -> Route {
         let mut words = text.split(' ');
         let destination = words.next().and_then(|word| word.parse().ok()).expect("a destination");
@@ -78,14 +78,14 @@ pub(super) mod tests {
                 "onlink" => route.onlink = true,
                 "blackhole" => route.kind = RouteKind::Blackhole,
                 "unreachable" => route.kind = RouteKind::Unreachable,
-                word => panic!("what is {word}?"),
+                word => panic!("unknown word {word}"),
             }
         }
         route
     }
 
     #[test]
-    fn the_longest_prefix_counts_and_ours_do_not() {
+    fn the_longest_prefix_wins_and_our_routes_are_ignored() {
         let routes = [
             "0.0.0.0/0 via 10.1.0.1 dev 2",
             "10.1.0.0/24 dev 3 metric 100",

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::allocation::Terms;
+use super::allocation::LeaseTerms;
 use super::annotations::Prefix;
 use super::interface::InterfaceOptions;
 
@@ -13,7 +13,7 @@ pub struct NetworkSettings {
     /// Where this node's subnets come from.
     pub subnet_source: SubnetSource,
     /// How long leases of subnets last, where this node takes one.
-    pub lease_terms: Terms,
+    pub lease_terms: LeaseTerms,
     /// net-conf.json.
     pub net_config_path: PathBuf,
     /// subnet.env.
@@ -44,7 +44,7 @@ impl Default for NetworkSettings {
     fn default() -> Self {
         Self {
             subnet_source: SubnetSource::Node,
-            lease_terms: Terms::of(Terms::DURATION),
+            lease_terms: LeaseTerms::of(LeaseTerms::DURATION),
             net_config_path: defaults::NET_CONFIG_PATH.into(),
             subnet_file: defaults::SUBNET_FILE.into(),
             cni_conf_dir: None,

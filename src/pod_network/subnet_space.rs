@@ -1,35 +1,35 @@
-//! Which subnets of a network nodes can have, where they are handed out here (spec section 1, validation of etcd mode).
+//! Computes the subnets that nodes can lease from `SubnetLen`, `SubnetMin` and `SubnetMax`, as flannel does in etcd mode [flannel 1]. PURE.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::allocation::Space;
-use super::net_conf::{AskedSubnets, BadNetConf, NetConf, bad, network_key};
+use super::allocation::SubnetSpace;
+use super::net_conf::{BadNetConf, NetConf, SubnetOptions, bad, network_key};
 use crate::cluster::Family;
 
 impl NetConf {
-    /// The subnets to hand out in one family; `None` if it is off.
+    /// The subnets that nodes can lease in one family; `None` if it is disabled.
     ///
     /// # Errors
-    /// What is asked for does not fit together, in flannel's words.
-    pub fn subnet_space(&self, family: Family) -> Result<Option<Space>, BadNetConf> {
+    /// The keys contradict each other. The message has flannel's words.
+    pub fn subnet_space(&self, family: Family) -> Result<Option<SubnetSpace>, BadNetConf> {
         match (self.networks.get(family), self.subnets.get(family)) {
-            (Some(network), Some(asked)) => space(*network, asked).map(Some),
+            (Some(network), Some(options)) => space(*network, options).map(Some),
             _ => Ok(None),
         }
     }
 }
 
-/// Names and numbers in which the families differ.
+/// Names and numbers that differ between the families.
 struct Rules {
     keys: [&'static str; 3],
-    /// Longest prefix of a subnet.
+    /// Longest prefix length of a subnet.
     longest: u8,
-    /// Longest prefix of a network for which a length is found.
+    /// Longest prefix length of a network without `SubnetLen`.
     smallest_network: u8,
-    /// Prefix of a subnet where none is given, if the network is large enough.
-    usual: u8,
+    /// Default prefix length of a subnet, if the network is large enough.
+    default: u8,
     too_small: &'static str,
 }
 
@@ -37,7 +37,7 @@ const V4: Rules = Rules {
     keys: ["SubnetLen", "SubnetMin", "SubnetMax"],
     longest: 30,
     smallest_network: 28,
-    usual: 24,
+    default: 24,
     too_small: "network is too small. Minimum useful network prefix is /28",
 };
 
@@ -45,17 +45,17 @@ const V6: Rules = Rules {
     keys: ["IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"],
     longest: 126,
     smallest_network: 124,
-    usual: 64,
+    default: 64,
     too_small: "IPv6Network is too small. Minimum useful network prefix is /124",
 };
 
-fn space(network: IpNetwork, asked: &AskedSubnets) -> Result<Space, BadNetConf> {
+fn space(network: IpNetwork, options: &SubnetOptions) -> Result<SubnetSpace, BadNetConf> {
     let family = Family::of_net(network);
     let rules = if family == Family::V4 { V4 } else { V6 };
     let [length_key, min_key, max_key] = rules.keys;
-    let length = match asked.length {
+    let length = match options.length {
         0 if network.prefix() > rules.smallest_network => return Err(bad(network_key(family), rules.too_small.into())),
-        0 if network.prefix() <= rules.usual - 2 => rules.usual,
+        0 if network.prefix() <= rules.default - 2 => rules.default,
         0 => network.prefix() + 2,
         length if length > rules.longest.into() => {
             return Err(bad(length_key, format!("SubnetLen must be less than /{}", rules.longest + 1)));
@@ -65,7 +65,7 @@ fn space(network: IpNetwork, asked: &AskedSubnets) -> Result<Space, BadNetConf> 
         }
         length => length as u8,
     };
-    let size = 1_u128 << (bits(family) - length);
+    let size = 1_u128 << (family.bits() - length);
     let (base, last) = (number(network.network()), number(network.broadcast()) - (size - 1));
     let bound = |key: &'static str, given: Option<IpAddr>, default: u128| {
         let Some(ip) = given else { return Ok(address(default, family)) };
@@ -77,20 +77,13 @@ fn space(network: IpNetwork, asked: &AskedSubnets) -> Result<Space, BadNetConf> 
         }
         Ok(ip)
     };
-    // The first subnet starts with the network's own address, which is none to give to a link.
-    let (min, max) = (bound(min_key, asked.min, base + size)?, bound(max_key, asked.max, last)?);
+    // The first subnet is skipped: it starts with the network's own address, which a link cannot have.
+    let (min, max) = (bound(min_key, options.min, base + size)?, bound(max_key, options.max, last)?);
     if min > max {
         return Err(bad(max_key, format!("{max} is before {min_key}, {min}: that leaves no subnet")));
     }
     let subnet = |ip| IpNetwork::new(ip, length).map_err(|error| bad(length_key, error.to_string()));
-    Ok(Space { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
-}
-
-const fn bits(family: Family) -> u8 {
-    match family {
-        Family::V4 => 32,
-        Family::V6 => 128,
-    }
+    Ok(SubnetSpace { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
 }
 
 fn number(ip: IpAddr) -> u128 {
@@ -111,14 +104,14 @@ fn address(number: u128, family: Family) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn of(keys: &str, family: Family) -> Result<Space, String> {
+    fn of(keys: &str, family: Family) -> Result<SubnetSpace, String> {
         let text =
             format!(r#"{{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32",{keys}"Backend":{{"Type":"vxlan"}}}}"#);
         let conf = NetConf::parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
         conf.subnet_space(family).map(|space| space.expect("both families are on")).map_err(|error| error.to_string())
     }
 
-    fn shown(space: &Space) -> String {
+    fn shown(space: &SubnetSpace) -> String {
         format!("{} to {}", space.min, space.max)
     }
 
@@ -153,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_in_flannels_words() {
+    fn contradictions_are_refused_in_flannels_words() {
         for (keys, family, want) in [
             (r#""SubnetLen":31,"#, Family::V4, "SubnetLen: SubnetLen must be less than /31"),
             (r#""SubnetLen":300,"#, Family::V4, "SubnetLen: SubnetLen must be less than /31"),

@@ -1,4 +1,4 @@
-//! VXLAN: the names of its links, and the bytes that it needs. PURE.
+//! VXLAN: names of links, overhead per packet, smallest MTU. PURE.
 
 use crate::cluster::Family;
 
@@ -11,7 +11,8 @@ pub fn link_name(family: Family, vni: u32) -> String {
     }
 }
 
-/// Bytes that VXLAN puts around a packet: outer IP header, UDP, VXLAN, and the inner Ethernet header. The family is the outer packets'.
+/// Bytes that VXLAN adds to a packet: outer IP header, UDP header, VXLAN header and inner Ethernet header. `family` is that of the outer
+/// packets.
 #[must_use]
 pub const fn overhead(family: Family) -> u32 {
     match family {
@@ -20,9 +21,9 @@ pub const fn overhead(family: Family) -> u32 {
     }
 }
 
-/// The smallest MTU of a link that carries a family (RFC 791, RFC 8200). Below 1280 the kernel switches IPv6 off.
+/// The smallest MTU of a link that carries a family (RFC 791, RFC 8200). Below 1280 the kernel turns IPv6 off.
 #[must_use]
-pub const fn least(family: Family) -> u32 {
+pub const fn min_mtu(family: Family) -> u32 {
     match family {
         Family::V4 => 68,
         Family::V6 => 1280,

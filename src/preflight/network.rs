@@ -1,8 +1,8 @@
 //! What the pod network needs: an interface to other nodes, room for what encapsulation takes, and VXLAN.
 
 use crate::netlink::link::{Link, LinkKind};
-use crate::pod_network::interface::{External, NoInterface};
-use crate::pod_network::mtu::mtu;
+use crate::pod_network::interface::{ExternalInterface, NoInterface};
+use crate::pod_network::mtu::compute_mtu;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::vxlan::link_name;
 
@@ -12,7 +12,7 @@ const PART: Part = Part::PodNetwork;
 
 /// The interface that packets to other nodes leave by, and how large packets of pods can be.
 #[must_use]
-pub fn interface(selected: &Result<External, NoInterface>, conf: &NetConf) -> Vec<Check> {
+pub fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetConf) -> Vec<Check> {
     let external = match selected {
         Ok(external) => external,
         Err(error) => {
@@ -26,7 +26,7 @@ pub fn interface(selected: &Result<External, NoInterface>, conf: &NetConf) -> Ve
     if let (None, Err(error)) = (conf.backend.vxlan(), external.check_host_gw()) {
         checks.push(Check::failed(PART, "host-gw", error.to_string(), ""));
     }
-    checks.push(match mtu(conf, external.mtu) {
+    checks.push(match compute_mtu(conf, external.mtu) {
         Ok(mtu) => match mtu.too_large {
             Some(asked) => Check::warning(
                 PART,
@@ -89,9 +89,9 @@ mod tests {
         NetConf::parse(text).expect("good")
     }
 
-    fn external(mtu: u32) -> External {
+    fn external(mtu: u32) -> ExternalInterface {
         let local = PerFamily { v4: "192.0.2.7".parse().ok(), v6: None };
-        External { index: 2, name: "eth0".into(), mtu, addresses: local, local, why: "it carries the Node's InternalIP".into() }
+        ExternalInterface { index: 2, name: "eth0".into(), mtu, addresses: local, local, why: "it carries the Node's InternalIP".into() }
     }
 
     #[test]
@@ -116,17 +116,7 @@ mod tests {
             mtu: 1450,
             up: true,
             master: None,
-            kind: LinkKind::Vxlan(Vxlan {
-                vni,
-                port: 8472,
-                local: None,
-                underlay: None,
-                learning: true,
-                gbp: false,
-                external: false,
-                reports_misses: false,
-                checksum: true,
-            }),
+            kind: LinkKind::Vxlan(Vxlan { learning: true, ..Vxlan::new(vni, 8472) }),
             addresses: Vec::new(),
         };
         let vxlan = conf(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#);

@@ -63,17 +63,7 @@ mod tests {
 
     fn link(name: &str, change: impl Fn(&mut Vxlan)) -> Link {
         let (port, reports_misses) = (8472, false);
-        let mut vxlan = Vxlan {
-            vni: 7,
-            port,
-            local: None,
-            underlay: None,
-            learning: true,
-            gbp: false,
-            external: false,
-            reports_misses,
-            checksum: true,
-        };
+        let mut vxlan = Vxlan { learning: true, reports_misses, ..Vxlan::new(7, port) };
         change(&mut vxlan);
         let (mac, master, addresses) = (None, None, Vec::new());
         Link { index: 3, name: name.into(), mac, mtu: 1450, up: true, master, kind: LinkKind::Vxlan(vxlan), addresses }

@@ -70,7 +70,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     assert!(!all_ready(&network.readiness.states()));
     assert_eq!(told().len(), 2);
     std::fs::remove_file(net_d.join("05-calico.conflist")).expect("it is there");
-    eventually("flannel's is used again", || matches!(state(), State::Noted(_))).await;
+    eventually("flannel's is used again", || matches!(state(), PartState::Noted(_))).await;
     // The file is removed, and a conflist with sepal under another name is added.
     std::fs::rename(net_d.join("10-flannel.conflist"), net_d.join("10-flannel.conflist.before-sepal")).expect("it is there");
     eventually("sepal's is used", || state() == PartState::Ready).await;
@@ -81,7 +81,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     eventually("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
     assert_eq!(state(), PartState::Ready);
     std::fs::remove_file(net_d.join("00-own.conflist")).expect("it is there");
-    eventually("an invalid one is reported", || matches!(state(), State::Noted(what) if what.contains("05-broken.conf is not valid")))
+    eventually("an invalid one is reported", || matches!(state(), PartState::Noted(what) if what.contains("05-broken.conf is not valid")))
         .await;
 }
 
@@ -93,7 +93,7 @@ async fn other_nodes_take_the_short_way() {
     // The MAC address changes: the neighbour and a new FDB entry are written, and the old FDB entry is deleted.
     network.tell(node(7, 77)).await;
     eventually("it is known by its new address", || network.reaches(7) && network.kernel.live().fdb.len() == 19).await;
-    network.tell(NodeUpdate::Gone("node-8".into())).await;
+    network.tell(NodeUpdate::Deleted("node-8".into())).await;
     eventually("it is gone", || network.kernel.live().fdb.len() == 18).await;
     assert_eq!(network.way(8), None);
     network.tell(node(21, 21)).await;
@@ -169,7 +169,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
     }
     network.tell(NodeUpdate::Complete).await;
     eventually("it is reported", || {
-        matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
+        matches!(network.readiness.states().get(&Part::Links), Some(PartState::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
     })
     .await;
     network.ready().await;
@@ -213,7 +213,7 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     network.tell(NodeUpdate::Complete).await;
     eventually("the other family works", || network.reaches(2)).await;
     eventually("it is reported", || {
-        matches!(network.readiness.states().get(&Part::Links), Some(State::Starting(why)) if why.contains("Is that IP family switched off"))
+        matches!(network.readiness.states().get(&Part::Links), Some(PartState::Starting(why)) if why.contains("Is that IP family switched off"))
     })
     .await;
     assert!(!network.folder.path().join("subnet.env").exists(), "pods would have half a network");
@@ -259,15 +259,15 @@ async fn a_node_without_a_subnet_touches_nothing() {
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
     eventually("the reason is shown", || {
-        matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
+        matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
     })
     .await;
     assert_eq!(changes(&network.kernel.take_calls()), Vec::<&Call>::new());
     network.tell(node(1, 1)).await;
     network.ready().await;
     assert!(network.reaches(2));
-    // The Node is deleted and not yet registered again: everything stays, and peers are still followed.
-    network.tell(NodeUpdate::Gone("node-1".into())).await;
+    // Deleted and not yet registered again: what was there stays, and peers are followed.
+    network.tell(NodeUpdate::Deleted("node-1".into())).await;
     network.tell(node(3, 3)).await;
     eventually("peers are followed", || network.reaches(3)).await;
     assert!(network.reaches(2));

@@ -23,8 +23,8 @@ use sepal::pod_network::sync::node_writes::NodeWrites;
 use sepal::pod_network::sync::nodes::NodeUpdate;
 use sepal::pod_network::sync::publisher::Publisher;
 use sepal::pod_network::sync::report::NetworkReport;
-use sepal::pod_network::sync::state::{Asked, NetworkLoop};
-use sepal::pod_network::sync::subnets::Source;
+use sepal::pod_network::sync::state::{NetworkInputs, NetworkLoop};
+use sepal::pod_network::sync::subnets::SubnetProvider;
 use sepal_apiserver::ApiServer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -85,7 +85,7 @@ pub(crate) struct Loop {
     metrics: Arc<Metrics>,
     pub(crate) folder: TempDir,
     pub(crate) task: JoinHandle<()>,
-    pub(crate) happenings: Happenings,
+    pub(crate) happenings: RecentEvents,
     pub(crate) server: ApiServer,
     conf: watch::Sender<NetConf>,
 }
@@ -99,15 +99,15 @@ impl Loop {
     pub(crate) fn start_after(kernel: Arc<FakeNetwork>, subnet_env: &str) -> Self {
         let folder = TempDir::new().expect("a folder");
         std::fs::write(folder.path().join("subnet.env"), subnet_env).expect("writable");
-        Self::start_in(folder, kernel, VXLAN, Source::Node)
+        Self::start_in(folder, kernel, VXLAN, SubnetProvider::Node)
     }
 
     pub(crate) fn start_with(kernel: Arc<FakeNetwork>, conf: &str) -> Self {
-        Self::start_in(TempDir::new().expect("a folder"), kernel, conf, Source::Node)
+        Self::start_in(TempDir::new().expect("a folder"), kernel, conf, SubnetProvider::Node)
     }
 
-    /// The same with files in this folder and subnets from this source.
-    pub(crate) fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: Source) -> Self {
+    /// The same with files in this folder and subnets of this source.
+    pub(crate) fn start_in(folder: TempDir, kernel: Arc<FakeNetwork>, conf: &str, source: SubnetProvider) -> Self {
         let server = ApiServer::start().expect("it serves");
         server.load(vec![json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})]).expect("a Node");
         let client = ConnectionSettings { kubeconfig: None, master: Some(server.url()), ..ConnectionSettings::default() }
@@ -123,7 +123,7 @@ impl Loop {
             cni_conf_dir: Some(folder.path().join("net.d")),
             ..NetworkSettings::default()
         };
-        let asked = Asked { node: "node-1".into(), conf: conf.subscribe(), settings, source };
+        let asked = NetworkInputs { node: "node-1".into(), conf: conf.subscribe(), settings, source };
         let (sender, pod_rules) = watch::channel(None);
         let publisher = Publisher::new(Arc::new(writes), watch::Sender::new(LeaseData::new()), sender);
         let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::SubnetFile, Part::CniConfig];
@@ -150,7 +150,7 @@ impl Loop {
     }
 
     pub(crate) async fn ready(&self) {
-        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&State::Ready)).await;
+        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&PartState::Ready)).await;
     }
 
     /// The route to a node's subnet, and the host that its packets are sent to.

@@ -10,10 +10,10 @@ use sepal::netlink::fake_network::{Call, FakeNetwork};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::observe::readiness::{Part, PartState};
 use sepal::pod_network::annotations::Prefix;
-use sepal::pod_network::claim::{Loss, Standing};
+use sepal::pod_network::claim::{LeaseStatus, LostLease};
 use sepal::pod_network::node::{NetworkNode, NodeText};
 use sepal::pod_network::sync::nodes::NodeUpdate;
-use sepal::pod_network::sync::subnets::Source;
+use sepal::pod_network::sync::subnets::SubnetProvider;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -156,10 +156,10 @@ async fn a_node_that_is_registered_again_keeps_its_subnet_until_another_node_has
     let network = Loop::start(Arc::new(FakeNetwork::new(host_with_bridge())));
     network.tell_all((1..=3).map(|n| node(n, n))).await;
     for uid in ["second", "third"] {
-        network.tell(NodeUpdate::Gone("node-1".into())).await;
+        network.tell(NodeUpdate::Deleted("node-1".into())).await;
         network.tell(own_with_uid(uid, &[])).await;
         eventually("readiness names the cause", || {
-            matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why) | State::Degraded(why)) if why.contains("pod cidr not assigned"))
+            matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why) | PartState::Degraded(why)) if why.contains("pod cidr not assigned"))
         })
         .await;
         network.look();
@@ -200,7 +200,7 @@ async fn an_outage_takes_nothing_away() {
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(State::Starting(why)) if why.contains(words));
+    let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains(words));
     eventually("the missing part is shown", || starting(&network, "there is no Node")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
@@ -208,20 +208,20 @@ async fn an_outage_takes_nothing_away() {
     let folder = TempDir::new().expect("a folder");
     std::fs::write(folder.path().join("subnet.env"), SUBNET_ENV).expect("writable");
     let conf = VXLAN.replace("10.244.0.0", "10.99.0.0");
-    let network = Loop::start_in(folder, Arc::clone(&kernel), &conf, Source::Node);
+    let network = Loop::start_in(folder, Arc::clone(&kernel), &conf, SubnetProvider::Node);
     network.tell(own(&["10.244.1.0/24"])).await;
     network.tell(NodeUpdate::Complete).await;
     eventually("the error is shown", || starting(&network, "doesn't contain")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
     // Leases are not known yet: the API server does not answer.
-    let (standing, network) = leasing(Arc::clone(&kernel), Standing::default());
+    let (standing, network) = leasing(Arc::clone(&kernel), LeaseStatus::default());
     network.tell(own(&[])).await;
     network.tell(NodeUpdate::Complete).await;
     eventually("the wait is shown", || starting(&network, "subnet is being taken")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
-    // The Lease could not be renewed, and no other node is known to hold it.
-    standing.send_replace(Standing::Lapsed(net("10.244.1.0/24")));
+    // It could not be renewed, and no other node is known to have it.
+    standing.send_replace(LeaseStatus::Lapsed(net("10.244.1.0/24")));
     network.ready().await;
     assert_eq!(network.subnet_env().as_deref(), Some(SUBNET_ENV));
 }
@@ -238,7 +238,7 @@ async fn a_deleted_node_whose_pod_cidr_another_node_has_withdraws_its_subnet() {
         let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
         if !is_down {
             network.tell_all([own(&["10.244.1.0/24"]), node(2, 2)]).await;
-            network.tell(NodeUpdate::Gone("node-1".into())).await;
+            network.tell(NodeUpdate::Deleted("node-1".into())).await;
             network.tell(node(3, 33)).await;
             eventually("peers are followed", || network.reaches(3)).await;
             assert_eq!(network.subnet_env().as_deref(), Some(SUBNET_ENV), "nothing goes until another Node has it");
@@ -285,19 +285,19 @@ async fn direct_routes_go_with_the_subnet() {
     assert!(network.kernel.live().routes.contains(&near));
 }
 
-fn leasing(kernel: Arc<FakeNetwork>, first: Standing) -> (watch::Sender<Standing>, Loop) {
+fn leasing(kernel: Arc<FakeNetwork>, first: LeaseStatus) -> (watch::Sender<LeaseStatus>, Loop) {
     let folder = TempDir::new().expect("a folder");
     std::fs::write(folder.path().join("subnet.env"), SUBNET_ENV).expect("writable");
     let (standing, standings) = watch::channel(first);
-    let source = Source::Leases { standings: PerFamily { v4: Some(standings), v6: None }, node: watch::Sender::new(None) };
+    let source = SubnetProvider::Leases { statuses: PerFamily { v4: Some(standings), v6: None }, node: watch::Sender::new(None) };
     (standing, Loop::start_in(folder, kernel, VXLAN, source))
 }
 
 #[tokio::test]
 async fn a_lost_lease_takes_everything_along() {
     let kernel = used().await;
-    let loss = Loss { subnet: net("10.244.1.0/24"), holder: Some("node-7_u7".into()) };
-    let (standing, network) = leasing(Arc::clone(&kernel), Standing::Seeking { loss: Some(loss), shortage: None });
+    let loss = LostLease { subnet: net("10.244.1.0/24"), holder: Some("node-7_u7".into()) };
+    let (standing, network) = leasing(Arc::clone(&kernel), LeaseStatus::Seeking { loss: Some(loss), shortage: None });
     for update in [node(1, 1), node(2, 2), NodeUpdate::Complete] {
         network.tell(update).await;
     }
@@ -307,11 +307,11 @@ async fn a_lost_lease_takes_everything_along() {
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "node-7 has these addresses");
     eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
     let why = network.readiness.states().get(&Part::Subnet).cloned();
-    assert!(matches!(&why, Some(State::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
+    assert!(matches!(&why, Some(PartState::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
     // The Node still shows the podCIDR: other nodes must not send packets here.
     let is_withdrawn = || network.server.count("patch nodes/status") > 1;
-    eventually("its Node is not a peer", is_withdrawn).await;
-    standing.send_replace(Standing::Held(net("10.244.6.0/24")));
+    eventually("its Node takes no part", is_withdrawn).await;
+    standing.send_replace(LeaseStatus::Held(net("10.244.6.0/24")));
     network.ready().await;
     assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.6.1/24"));
 }

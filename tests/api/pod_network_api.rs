@@ -12,14 +12,14 @@ use sepal::kubernetes::api::Watches;
 use sepal::kubernetes::client::ConnectionSettings;
 use sepal::kubernetes::events::{self, Events};
 use sepal::observe::metrics::{Format, Metrics};
-use sepal::pod_network::allocation::{Space, Terms};
+use sepal::pod_network::allocation::{LeaseTerms, SubnetSpace};
 use sepal::pod_network::annotations::Prefix;
-use sepal::pod_network::claim::{Loss, Standing};
+use sepal::pod_network::claim::{LeaseStatus, LostLease};
 use sepal::pod_network::sync::leases::{LeaseData, LeaseStore};
-use sepal::pod_network::sync::node_name::{NameSource, NodeNameError};
-use sepal::pod_network::sync::node_writes::{Condition, NodeWrites, WriteState};
+use sepal::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
+use sepal::pod_network::sync::node_writes::{NodeCondition, NodeWrites, WriteState};
 use sepal::pod_network::sync::nodes::NodeUpdate;
-use sepal::pod_network::sync::subnet_lease::{Registered, SubnetHolder, show_subnets};
+use sepal::pod_network::sync::subnet_lease::{RegisteredNode, SubnetHolder, show_subnets};
 use sepal_apiserver::{ApiServer, Failure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -54,8 +54,8 @@ fn server(names: &[&str]) -> ApiServer {
 
 /// A node that holds a subnet.
 struct Holder {
-    standing: watch::Receiver<Standing>,
-    node: watch::Sender<Option<Registered>>,
+    standing: watch::Receiver<LeaseStatus>,
+    node: watch::Sender<Option<RegisteredNode>>,
     data: watch::Sender<LeaseData>,
     metrics: Metrics,
     task: JoinHandle<()>,
@@ -64,22 +64,23 @@ struct Holder {
 /// Leases on the /24 subnets of 10.0.0.0/16 from 10.0.1.0 to 10.0.`last`.0.
 struct Site {
     store: LeaseStore,
-    space: Space,
-    terms: Terms,
-    /// The folder of the nodes' subnet.env files, each under its node's name.
+    space: SubnetSpace,
+    terms: LeaseTerms,
+    /// Where the nodes' subnet.env are, each by the name of its node.
     folder: TempDir,
 }
 
 impl Site {
-    fn new(server: &ApiServer, last: u8, terms: Terms) -> Self {
+    fn new(server: &ApiServer, last: u8, terms: LeaseTerms) -> Self {
         let client = client(server);
-        let space = Space { network: net("10.0.0.0/16"), subnet_len: 24, min: net("10.0.1.0/24"), max: net(&format!("10.0.{last}.0/24")) };
+        let space =
+            SubnetSpace { network: net("10.0.0.0/16"), subnet_len: 24, min: net("10.0.1.0/24"), max: net(&format!("10.0.{last}.0/24")) };
         let folder = TempDir::new().expect("a folder");
         Self { store: LeaseStore::new(&client, &Watches::new(&client), "pods"), space, terms, folder }
     }
 
     fn holder(&self, name: &str, previous: Option<IpNetwork>) -> Holder {
-        let registered = Registered {
+        let registered = RegisteredNode {
             name: name.into(),
             uid: format!("uid-{name}").into(),
             pod_cidrs: Vec::new(),
@@ -88,7 +89,7 @@ impl Site {
         let (node, nodes) = watch::channel(Some(registered));
         let data = LeaseData::from([("x/public-ip".to_owned(), Some(name.to_owned())), ("x/none".to_owned(), None)]);
         let (data, datas) = watch::channel(data);
-        let (tell, standing) = watch::channel(Standing::default());
+        let (tell, standing) = watch::channel(LeaseStatus::default());
         let metrics = Metrics::default();
         let holder = SubnetHolder {
             store: self.store.clone(),
@@ -98,7 +99,7 @@ impl Site {
             subnet_file: self.folder.path().join(name),
             node: nodes,
             data: datas,
-            standing: tell,
+            status: tell,
             events: Events::none(),
             metrics: metrics.network().clone(),
         };
@@ -107,14 +108,14 @@ impl Site {
 }
 
 impl Holder {
-    async fn until(&mut self, what: &str, mut fits: impl FnMut(&Standing) -> bool) -> Standing {
+    async fn until(&mut self, what: &str, mut fits: impl FnMut(&LeaseStatus) -> bool) -> LeaseStatus {
         let waited = timeout(PATIENCE, self.standing.wait_for(|standing| fits(standing))).await;
         waited.unwrap_or_else(|_| panic!("not so after {PATIENCE:?}: {what}")).expect("it runs").clone()
     }
 
     async fn held(&mut self) -> IpNetwork {
-        match self.until("it holds a subnet", |standing| matches!(standing, Standing::Held(_))).await {
-            Standing::Held(subnet) => subnet,
+        match self.until("it holds a subnet", |standing| matches!(standing, LeaseStatus::Held(_))).await {
+            LeaseStatus::Held(subnet) => subnet,
             other => panic!("{other:?}"),
         }
     }
@@ -137,7 +138,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test]
 async fn twenty_nodes_at_once_and_one_more() {
     let server = server(&[]);
-    let site = Site::new(&server, 20, Terms::of(Terms::DURATION));
+    let site = Site::new(&server, 20, LeaseTerms::of(LeaseTerms::DURATION));
     let names: Vec<String> = (0..20).map(|index| format!("n{index}")).collect();
     let mut holders: Vec<Holder> = names.iter().map(|name| site.holder(name, None)).collect();
     let mut all = BTreeSet::new();
@@ -148,8 +149,8 @@ async fn twenty_nodes_at_once_and_one_more() {
     assert_eq!(server.list("leases").len(), 20);
 
     let mut late = site.holder("late", None);
-    let standing = late.until("it is out of subnets", |standing| matches!(standing, Standing::Seeking { shortage: Some(_), .. })).await;
-    let Standing::Seeking { shortage: Some(shortage), .. } = standing else { panic!("{standing:?}") };
+    let standing = late.until("it is out of subnets", |standing| matches!(standing, LeaseStatus::Seeking { shortage: Some(_), .. })).await;
+    let LeaseStatus::Seeking { shortage: Some(shortage), .. } = standing else { panic!("{standing:?}") };
     assert_eq!((shortage.held, shortage.reserved, shortage.unlisted), (20, 0, 0), "{shortage}");
     let first = holders[0].held().await;
     holders[0].task.abort();
@@ -160,7 +161,7 @@ async fn twenty_nodes_at_once_and_one_more() {
 #[tokio::test]
 async fn a_lease_is_what_it_should_be() {
     let server = server(&[]);
-    let site = Site::new(&server, 3, Terms::of(Terms::DURATION));
+    let site = Site::new(&server, 3, LeaseTerms::of(LeaseTerms::DURATION));
     let mut holder = site.holder("a", Some(net("10.0.2.0/24")));
     assert_eq!(holder.held().await, net("10.0.2.0/24"), "the previous one");
     let object = lease(&server, "sepal-10-0-2-0-24");
@@ -189,7 +190,7 @@ async fn a_lease_is_what_it_should_be() {
 #[tokio::test]
 async fn a_lost_lease_is_noticed() {
     let server = server(&[]);
-    let site = Site::new(&server, 2, Terms::of(Terms::DURATION));
+    let site = Site::new(&server, 2, LeaseTerms::of(LeaseTerms::DURATION));
     let mut holder = site.holder("a", Some(net("10.0.1.0/24")));
     holder.held().await;
     eventually("its lease is watched", || server.watches("leases") == 1).await;
@@ -205,11 +206,11 @@ async fn a_lost_lease_is_noticed() {
     let mut losses = Vec::new();
     holder
         .until("it has another", |standing| {
-            losses.extend(if let Standing::Seeking { loss: Some(loss), .. } = standing { Some(loss.clone()) } else { None });
-            *standing == Standing::Held(net("10.0.2.0/24"))
+            losses.extend(if let LeaseStatus::Seeking { loss: Some(loss), .. } = standing { Some(loss.clone()) } else { None });
+            *standing == LeaseStatus::Held(net("10.0.2.0/24"))
         })
         .await;
-    let loss = Loss { subnet: net("10.0.1.0/24"), holder: Some("thief_1".into()) };
+    let loss = LostLease { subnet: net("10.0.1.0/24"), holder: Some("thief_1".into()) };
     assert!(losses.iter().all(|told| *told == loss), "{losses:?}");
     assert_eq!(lease(&server, "sepal-10-0-1-0-24")["spec"]["holderIdentity"], json!("thief_1"), "another holder's Lease is left alone");
 }
@@ -217,33 +218,33 @@ async fn a_lost_lease_is_noticed() {
 #[tokio::test]
 async fn an_expired_lease_is_taken_over_and_a_living_one_is_not() {
     let server = server(&[]);
-    let terms = Terms { duration: Duration::from_secs(3), grace: Duration::from_millis(500), skew: Duration::from_secs(3600) };
+    let terms = LeaseTerms { duration: Duration::from_secs(3), grace: Duration::from_millis(500), skew: Duration::from_secs(3600) };
     let site = Site::new(&server, 1, terms);
     let mut first = site.holder("a", None);
     assert_eq!(first.held().await, net("10.0.1.0/24"));
     let mut second = site.holder("b", None);
-    // This takes several lease durations.
-    let early = timeout(Duration::from_secs(8), second.standing.wait_for(|standing| matches!(standing, Standing::Held(_)))).await;
+    // Through several durations.
+    let early = timeout(Duration::from_secs(8), second.standing.wait_for(|standing| matches!(standing, LeaseStatus::Held(_)))).await;
     assert!(early.map(drop).is_err(), "it took a living lease");
-    assert_eq!(*first.standing.borrow(), Standing::Held(net("10.0.1.0/24")));
+    assert_eq!(*first.standing.borrow(), LeaseStatus::Held(net("10.0.1.0/24")));
     first.task.abort();
     assert_eq!(second.held().await, net("10.0.1.0/24"));
     let spec = lease(&server, "sepal-10-0-1-0-24")["spec"].clone();
     assert_eq!((&spec["holderIdentity"], &spec["leaseTransitions"]), (&json!("b_uid-b"), &json!(1)));
     // The first node comes back and does not use its old subnet.
     let mut third = site.holder("a", Some(net("10.0.1.0/24")));
-    third.until("it is out of subnets", |standing| matches!(standing, Standing::Seeking { shortage: Some(_), .. })).await;
+    third.until("it is out of subnets", |standing| matches!(standing, LeaseStatus::Seeking { shortage: Some(_), .. })).await;
 }
 
 #[tokio::test]
 async fn a_lease_that_cannot_be_renewed_lapses_and_comes_back() {
     let server = server(&[]);
-    let terms = Terms { duration: Duration::from_secs(3), grace: Duration::from_secs(1), skew: Duration::from_secs(3600) };
+    let terms = LeaseTerms { duration: Duration::from_secs(3), grace: Duration::from_secs(1), skew: Duration::from_secs(3600) };
     let site = Site::new(&server, 1, terms);
     let mut holder = site.holder("a", None);
     holder.held().await;
     server.deny("patch", "leases");
-    holder.until("it lapses", |standing| *standing == Standing::Lapsed(net("10.0.1.0/24"))).await;
+    holder.until("it lapses", |standing| *standing == LeaseStatus::Lapsed(net("10.0.1.0/24"))).await;
     server.allow_all();
     assert_eq!(holder.held().await, net("10.0.1.0/24"));
 }
@@ -251,7 +252,7 @@ async fn a_lease_that_cannot_be_renewed_lapses_and_comes_back() {
 #[tokio::test]
 async fn a_reservation_is_for_one_and_stays_one() {
     let server = server(&[]);
-    let site = Site::new(&server, 1, Terms::of(Terms::DURATION));
+    let site = Site::new(&server, 1, LeaseTerms::of(LeaseTerms::DURATION));
     let labels = json!({"app.kubernetes.io/managed-by": "sepal", "sepal.dev/network": "pods"});
     server
         .put(json!({
@@ -260,7 +261,7 @@ async fn a_reservation_is_for_one_and_stays_one() {
         }))
         .expect("a Lease");
     let mut other = site.holder("b", None);
-    let out = |standing: &Standing| matches!(standing, Standing::Seeking { shortage: Some(shortage), .. } if shortage.reserved == 1);
+    let out = |standing: &LeaseStatus| matches!(standing, LeaseStatus::Seeking { shortage: Some(shortage), .. } if shortage.reserved == 1);
     other.until("it is out of subnets", out).await;
     let mut meant = site.holder("a", None);
     assert_eq!(meant.held().await, net("10.0.1.0/24"));
@@ -271,18 +272,18 @@ async fn a_reservation_is_for_one_and_stays_one() {
     assert_eq!(site.store.release_all("a").await, Ok(vec![net("10.0.1.0/24")]));
     let free = lease(&server, "sepal-10-0-1-0-24");
     assert_eq!((&free["spec"]["holderIdentity"], free["spec"].get("leaseDurationSeconds")), (&json!("a"), None));
-    assert!(!matches!(*other.standing.borrow(), Standing::Held(_)), "no other node holds it");
+    assert!(!matches!(*other.standing.borrow(), LeaseStatus::Held(_)), "it is still nobody else's");
 }
 
 /// A Lease has the right name but not our labels, so a list does not show it.
 #[tokio::test]
 async fn a_lease_without_labels_is_in_the_way() {
     let server = server(&[]);
-    let site = Site::new(&server, 1, Terms::of(Terms::DURATION));
+    let site = Site::new(&server, 1, LeaseTerms::of(LeaseTerms::DURATION));
     let metadata = json!({"name": "sepal-10-0-1-0-24", "namespace": "kube-system"});
     server.put(json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}})).expect("a Lease");
     let mut holder = site.holder("a", None);
-    let out = |standing: &Standing| matches!(standing, Standing::Seeking { shortage: Some(shortage), .. } if shortage.unlisted == 1);
+    let out = |standing: &LeaseStatus| matches!(standing, LeaseStatus::Seeking { shortage: Some(shortage), .. } if shortage.unlisted == 1);
     holder.until("it is out of subnets", out).await;
 }
 
@@ -292,16 +293,16 @@ async fn leased_subnets_are_shown_on_a_node_that_has_none() {
     let client = client(&server);
     let (writes, writing) = NodeWrites::new(&client, "a", &Events::none());
     tokio::spawn(writing);
-    let registered = |pod_cidrs| Registered { name: "a".into(), uid: "uid-a".into(), pod_cidrs, addresses: Vec::new() };
+    let registered = |pod_cidrs| RegisteredNode { name: "a".into(), uid: "uid-a".into(), pod_cidrs, addresses: Vec::new() };
     let (node, nodes) = watch::channel(Some(registered(Vec::new())));
-    let (_v4, v4) = watch::channel(Standing::Held(net("10.0.1.0/24")));
-    let (v6, v6s) = watch::channel(Standing::default());
+    let (_v4, v4) = watch::channel(LeaseStatus::Held(net("10.0.1.0/24")));
+    let (v6, v6s) = watch::channel(LeaseStatus::default());
     let (events, told) = Events::channel();
     tokio::spawn(events::send(client.clone(), "a".into(), "a".into(), told));
     tokio::spawn(show_subnets(nodes, vec![v4, v6s], Arc::new(writes), events));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(server.count("patch nodes"), 0, "not before both are held");
-    v6.send_replace(Standing::Held(net("fc00:0:0:1::/64")));
+    v6.send_replace(LeaseStatus::Held(net("fc00:0:0:1::/64")));
     let spec = || server.get("nodes", "a").expect("a Node")["spec"].clone();
     eventually("they are written", || spec() == json!({"podCIDR": "10.0.1.0/24", "podCIDRs": ["10.0.1.0/24", "fc00:0:0:1::/64"]})).await;
 
@@ -318,7 +319,7 @@ async fn next(nodes: &mut BoxStream<'static, NodeUpdate>) -> NodeUpdate {
 #[tokio::test]
 async fn nodes_are_followed_whatever_the_server_does() {
     let server = server(&["a", "b"]);
-    let mut nodes = sepal::pod_network::sync::nodes::nodes(&Watches::new(&client(&server)), &Prefix::default());
+    let mut nodes = sepal::pod_network::sync::nodes::watch_nodes(&Watches::new(&client(&server)), &Prefix::default());
     let mut told = BTreeSet::new();
     loop {
         match next(&mut nodes).await {
@@ -358,7 +359,7 @@ async fn nodes_are_followed_whatever_the_server_does() {
     assert_eq!(all.into_iter().collect::<Vec<_>>(), ["a".into()]);
     assert_eq!(next(&mut nodes).await, NodeUpdate::Complete);
     assert!(server.remove("nodes", "a"));
-    assert_eq!(next(&mut nodes).await, NodeUpdate::Gone("a".into()));
+    assert_eq!(next(&mut nodes).await, NodeUpdate::Deleted("a".into()));
 }
 
 #[tokio::test]
@@ -386,12 +387,12 @@ async fn a_node_is_written_to_until_it_is_written() {
     let object = server.get("nodes", "a").expect("a Node");
     assert_eq!(object["metadata"]["annotations"].as_object().expect("some").len(), 2, "others stay: {object}");
 
-    writes.condition(&Condition::pod_cidr_missing("a"));
+    writes.condition(&NodeCondition::pod_cidr_missing("a"));
     until(writes.condition_state(), "written").await;
     let condition = || server.get("nodes", "a").expect("a Node")["status"]["conditions"][0].clone();
     assert_eq!((&condition()["status"], &condition()["reason"]), (&json!("True"), &json!("PodCIDRMissing")));
     server.deny("patch", "nodes/status");
-    writes.condition(&Condition::up());
+    writes.condition(&NodeCondition::up());
     until(writes.condition_state(), "resources: [\"nodes/status\"], verbs: [\"patch\"]").await;
     let missing = |event: &Value| event["reason"] == json!("PermissionMissing");
     eventually("an Event reports it", || server.list("events.events.k8s.io").iter().any(missing)).await;
@@ -418,7 +419,7 @@ async fn the_nodes_name_is_asked_of_the_pod() {
         "POD_NAMESPACE" => Some("kube-flannel".to_owned()),
         _ => None,
     };
-    let source = NameSource::from_environment(variables).expect("a source");
+    let source = NodeNameSource::from_environment(variables).expect("a source");
     let error = source.node_name(&client).await.expect_err("there is no such Pod").to_string();
     assert!(
         error.starts_with("error retrieving pod spec for 'kube-flannel/kube-flannel-ds-abcde': pods \"kube-flannel-ds-abcde\" not found")

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sepal::kubernetes::api;
-use sepal::kubernetes::client::{Connection, Connections};
+use sepal::kubernetes::client::{ConnectionSettings, Connections};
 use sepal::observe::metrics::{Format, Metrics};
 
 fn value(metrics: &Metrics, series: &str) -> Option<String> {
@@ -18,7 +18,8 @@ fn requests_are_counted() {
     let server = sepal_apiserver::ApiServer::serve_objects(listener, Vec::new()).expect("it serves");
     let kubeconfig = tempfile::NamedTempFile::new().expect("writable");
     std::fs::write(kubeconfig.path(), server.kubeconfig()).expect("writable");
-    let connection = Connection { kubeconfig: Some(kubeconfig.path().display().to_string()), master: None, ..Connection::default() };
+    let connection =
+        ConnectionSettings { kubeconfig: Some(kubeconfig.path().display().to_string()), master: None, ..ConnectionSettings::default() };
     let metrics = Arc::new(Metrics::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let snapshot = runtime.block_on(async {

@@ -34,7 +34,7 @@ impl Files {
     }
 
     /// A kubeconfig with these fields of the cluster and the user, one per line.
-    fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> Connection {
+    fn kubeconfig(&self, server: &str, cluster: &[&str], user: &[&str]) -> ConnectionSettings {
         let lines = |fields: &[&str]| {
             fields.iter().fold(String::new(), |mut text, field| {
                 let _ = writeln!(text, "    {field}");
@@ -83,7 +83,7 @@ impl RequestObserver for Silent {
 /// Watches all resources that the daemon watches until the test ends.
 fn watch_everything(client: &Client) {
     let watches = Watches::new(client);
-    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::nodes(&watches, &Prefix::default()));
+    let (mut cluster, mut nodes) = (watches.cluster("n"), sepal::pod_network::sync::nodes::watch_nodes(&watches, &Prefix::default()));
     tokio::spawn(async move { while cluster.next().await.is_some() {} });
     tokio::spawn(async move { while nodes.next().await.is_some() {} });
 }

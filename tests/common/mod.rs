@@ -23,6 +23,6 @@ pub(crate) fn facts(inputs: &Inputs) -> HostFacts {
 
 /// The restore input of one family, in one transaction per table.
 pub(crate) fn rendered(inputs: &Inputs, family: Family) -> String {
-    let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::unknown());
+    let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::dry_run_tables());
     plan.text(&renderer)
 }

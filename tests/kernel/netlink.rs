@@ -18,17 +18,7 @@ use sepal::netlink::{Cause, Kernel, NetlinkError, NetworkKernel};
 use sepal_lab::Netns;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
-const V4: Vxlan = Vxlan {
-    vni: 1,
-    port: 0,
-    local: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1))),
-    underlay: None,
-    learning: false,
-    gbp: false,
-    external: false,
-    reports_misses: false,
-    checksum: true,
-};
+const V4: Vxlan = Vxlan { local: Some(IpAddr::V4(Ipv4Addr::new(192, 168, 77, 1))), ..Vxlan::new(1, 0) };
 const V6: Vxlan = Vxlan { local: Some(IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1))), ..V4 };
 /// Set for the run of this test without capabilities.
 const BARE: &str = "SEPAL_TEST_WITHOUT_CAPABILITIES";

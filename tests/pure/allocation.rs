@@ -7,22 +7,23 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use sepal::pod_network::allocation::{Claimant, Now, Space, SubnetLease, Terms, overlap};
-use sepal::pod_network::claim::{Answer, Claim, Loss, Observed, Request, Standing, Step};
+use sepal::cluster::ip::overlap;
+use sepal::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetLease, SubnetSpace};
+use sepal::pod_network::claim::{Claim, ClaimStep, LeaseAnswer, LeaseObservation, LeaseRequest, LeaseStatus, LostLease};
 
-const TERMS: Terms = Terms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(100) };
-/// The clocks of two nodes differ by less than the allowed skew.
+const TERMS: LeaseTerms = LeaseTerms { duration: Duration::from_secs(100), grace: Duration::from_secs(10), skew: Duration::from_secs(100) };
+/// Clocks of two nodes differ by less than the skew that is allowed for.
 const WORST_CLOCK: i64 = 45;
 
 fn net(text: &str) -> IpNetwork {
     text.parse().expect("a CIDR")
 }
 
-/// Three subnets of the usual size, or six of half the size in the same range.
-fn space(halves: bool) -> Space {
+/// Three subnets of the usual length, or six of half of it in the same place.
+fn space(halves: bool) -> SubnetSpace {
     let (subnet_len, max) = if halves { (27, "10.0.0.224/27") } else { (26, "10.0.0.192/26") };
     let min = IpNetwork::new(net("10.0.0.64/26").network(), subnet_len).expect("a subnet");
-    Space { network: net("10.0.0.0/24"), subnet_len, min, max: net(max) }
+    SubnetSpace { network: net("10.0.0.0/24"), subnet_len, min, max: net(max) }
 }
 
 /// The model of the API server.
@@ -30,8 +31,8 @@ fn space(halves: bool) -> Space {
 struct Store {
     leases: BTreeMap<IpNetwork, SubnetLease>,
     version: u64,
-    /// All events since the start, for watches.
-    events: Vec<Observed>,
+    /// Everything that ever happened, for watches.
+    events: Vec<LeaseObservation>,
 }
 
 impl Store {
@@ -39,16 +40,16 @@ impl Store {
         self.version += 1;
         let lease = SubnetLease { version: self.version.to_string().into(), ..lease };
         self.leases.insert(lease.subnet, lease.clone());
-        self.events.push(Observed::Changed(lease.clone()));
+        self.events.push(LeaseObservation::Changed(lease.clone()));
         lease
     }
 
     fn remove(&mut self, subnet: IpNetwork) {
         self.leases.remove(&subnet);
-        self.events.push(Observed::Gone(subnet));
+        self.events.push(LeaseObservation::Deleted(subnet));
     }
 
-    fn take(&mut self, sent: &Sent) -> Answer {
+    fn take(&mut self, sent: &Sent) -> LeaseAnswer {
         let held = |lease: &SubnetLease| SubnetLease {
             holder: sent.who.identity().into(),
             duration: Some(TERMS.duration),
@@ -56,11 +57,11 @@ impl Store {
             ..lease.clone()
         };
         let (Some(request), Store { leases, .. }) = (&sent.request, &*self) else {
-            return Answer::Listed(self.leases.values().cloned().collect());
+            return LeaseAnswer::Listed(self.leases.values().cloned().collect());
         };
         match request {
-            Request::Create(subnet) if leases.contains_key(subnet) => Answer::Conflict,
-            Request::Create(subnet) => {
+            LeaseRequest::Create(subnet) if leases.contains_key(subnet) => LeaseAnswer::Conflict,
+            LeaseRequest::Create(subnet) => {
                 let uid = format!("{subnet}-{}", self.version).into();
                 let (version, holder) = (Box::default(), Box::default());
                 let new = SubnetLease {
@@ -73,18 +74,18 @@ impl Store {
                     transitions: 0,
                     reserved_for: None,
                 };
-                Answer::Written(self.put(held(&new)))
+                LeaseAnswer::Written(self.put(held(&new)))
             }
-            Request::Take(lease) | Request::Renew(lease) | Request::Release(lease) => match leases.get(&lease.subnet) {
-                None => Answer::Missing,
-                Some(now) if (&now.uid, &now.version) != (&lease.uid, &lease.version) => Answer::Conflict,
-                Some(now) if !matches!(request, Request::Release(_)) => {
+            LeaseRequest::Take(lease) | LeaseRequest::Renew(lease) | LeaseRequest::Release(lease) => match leases.get(&lease.subnet) {
+                None => LeaseAnswer::Missing,
+                Some(now) if (&now.uid, &now.version) != (&lease.uid, &lease.version) => LeaseAnswer::Conflict,
+                Some(now) if !matches!(request, LeaseRequest::Release(_)) => {
                     let lease = held(now);
-                    Answer::Written(self.put(lease))
+                    LeaseAnswer::Written(self.put(lease))
                 }
                 Some(_) => {
                     self.remove(lease.subnet);
-                    Answer::Released
+                    LeaseAnswer::Released
                 }
             },
         }
@@ -94,7 +95,7 @@ impl Store {
 /// A request that was sent; `None` stands for a list.
 #[derive(Clone)]
 struct Sent {
-    request: Option<Request>,
+    request: Option<LeaseRequest>,
     who: Claimant,
     wall: Timestamp,
 }
@@ -102,10 +103,10 @@ struct Sent {
 struct Node {
     claim: Option<Claim>,
     who: Claimant,
-    space: Space,
+    space: SubnetSpace,
     clock: i64,
-    sent: Option<(Sent, Option<Answer>)>,
-    /// The number of events that its watch has delivered.
+    sent: Option<(Sent, Option<LeaseAnswer>)>,
+    /// How many events its watch has brought.
     watched: usize,
     /// The subnet that subnet.env names. It outlives the process.
     file: Option<IpNetwork>,
@@ -152,8 +153,8 @@ impl World {
     }
 
     fn held(&self, node: usize) -> Option<IpNetwork> {
-        match self.nodes[node].claim.as_ref()?.standing(self.now(node)) {
-            Standing::Held(subnet) => Some(subnet),
+        match self.nodes[node].claim.as_ref()?.status(self.now(node)) {
+            LeaseStatus::Held(subnet) => Some(subnet),
             _ => None,
         }
     }
@@ -163,12 +164,12 @@ impl World {
         let now = self.now(node);
         let Node { claim: Some(claim), sent: sent @ None, who, file, .. } = &mut self.nodes[node] else { return };
         let request = match claim.step(now, &mut |below| self.dice.usize(..below)) {
-            Step::Rest(_) => return,
-            Step::List => None,
-            Step::Send(request) => Some(request),
+            ClaimStep::Wait(_) => return,
+            ClaimStep::List => None,
+            ClaimStep::Send(request) => Some(request),
         };
-        if let Some(Request::Release(lease)) = &request {
-            // subnet.env is deleted before the lease is released.
+        if let Some(LeaseRequest::Release(lease)) = &request {
+            // subnet.env goes before the lease.
             *file = file.filter(|named| !overlap(*named, lease.subnet));
         }
         *sent = Some((Sent { request, who: who.clone(), wall: now.wall }, None));
@@ -197,7 +198,7 @@ impl World {
         let now = self.now(node);
         let Node { claim: Some(claim), sent, .. } = &mut self.nodes[node] else { return };
         if let Some((sent, answer)) = sent.take() {
-            claim.answer(Answer::Failed, now, &mut |below| self.dice.usize(..below));
+            claim.answer(LeaseAnswer::Failed, now, &mut |below| self.dice.usize(..below));
             self.late.extend(answer.is_none().then_some(sent));
         }
     }
@@ -266,7 +267,7 @@ impl World {
                     self.store.remove(*subnet);
                     for index in 0..self.nodes.len() {
                         let answer = self.nodes[index].sent.as_ref().and_then(|(_, answer)| answer.as_ref());
-                        let granted = matches!(answer, Some(Answer::Written(lease)) if lease.subnet == *subnet);
+                        let granted = matches!(answer, Some(LeaseAnswer::Written(lease)) if lease.subnet == *subnet);
                         if granted || self.held(index) == Some(*subnet) {
                             self.nodes[index].robbed = Some(*subnet);
                         }
@@ -287,7 +288,7 @@ impl World {
     /// Delivers the answer. If it is a list of leases, compares subnet.env with it.
     fn deliver_and_check(&mut self, node: usize) {
         let listed = match &self.nodes[node].sent {
-            Some((_, Some(Answer::Listed(leases)))) => leases.clone(),
+            Some((_, Some(LeaseAnswer::Listed(leases)))) => leases.clone(),
             _ => Vec::new(),
         };
         self.deliver(node);
@@ -299,12 +300,12 @@ impl World {
     fn write_file(&mut self, node: usize) {
         let now = self.now(node);
         let Node { claim: Some(claim), file, .. } = &mut self.nodes[node] else { return };
-        match claim.standing(now) {
-            Standing::Held(subnet) => *file = Some(subnet),
-            Standing::Seeking { loss: Some(Loss { holder: Some(_), .. }), .. } | Standing::Seeking { shortage: Some(_), .. } => {
+        match claim.status(now) {
+            LeaseStatus::Held(subnet) => *file = Some(subnet),
+            LeaseStatus::Seeking { loss: Some(LostLease { holder: Some(_), .. }), .. } | LeaseStatus::Seeking { shortage: Some(_), .. } => {
                 *file = None;
             }
-            Standing::Seeking { .. } | Standing::Lapsed(_) => {}
+            LeaseStatus::Seeking { .. } | LeaseStatus::Lapsed(_) => {}
         }
     }
 

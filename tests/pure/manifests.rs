@@ -249,7 +249,7 @@ fn configurations_make_sense() {
     let made = [proxy.clone(), config("pod-network.yaml")[0].clone(), only(&flannel, "ConfigMap").clone()];
     for object in &made[1..] {
         let conf = NetConf::parse(&text(object, "net-conf.json")).expect("it makes sense");
-        assert!(conf.notes().is_empty(), "{:?}", conf.notes());
+        assert!(conf.warnings().is_empty(), "{:?}", conf.warnings());
         assert!(written.contains(&format!(
             "clusterCIDR: {}",
             serde_json::from_str::<Value>(&text(object, "net-conf.json")).expect("JSON")["Network"].as_str().expect("text")

@@ -8,18 +8,19 @@ use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 use sepal::cluster::Family;
 use sepal::cluster::families::PerFamily;
+use sepal::cluster::ip::overlap;
 use sepal::netlink::entry::{BOOT_PROTOCOL, FdbEntry, KERNEL_PROTOCOL, LinkChange, Neighbour, OUR_PROTOCOL, Route, RouteKind};
 use sepal::netlink::link::{LinkId, LinkKind, Vxlan};
 use sepal::netlink::mac::Mac;
 use sepal::pod_network::annotations::Prefix;
-use sepal::pod_network::desired::{DesiredEntries, DesiredLink, Entry, Wanted};
+use sepal::pod_network::desired::{DesiredEntries, DesiredInputs, DesiredLink, Entry};
 use sepal::pod_network::foreign::is_connected;
-use sepal::pod_network::interface::{External, InterfaceOptions, select};
-use sepal::pod_network::mtu::{Mtu, mtu};
+use sepal::pod_network::interface::{ExternalInterface, InterfaceOptions, select};
+use sepal::pod_network::mtu::{Mtu, compute_mtu};
 use sepal::pod_network::net_conf::NetConf;
 use sepal::pod_network::node::{NetworkNode, NodeText};
-use sepal::pod_network::own_lease::{OwnLease, own_mac, subnets};
-use sepal::pod_network::peers::{Peers, Programmed, overlap, peers};
+use sepal::pod_network::own_lease::{OwnLease, assigned_subnets, choose_mac};
+use sepal::pod_network::peers::{LiveSubnets, Peers, check_all};
 use sepal::pod_network::plan;
 use sepal::pod_network::settings::NetworkSettings;
 use sepal::pod_network::vxlan::link_name;
@@ -31,7 +32,7 @@ struct Setup {
     conf: NetConf,
     settings: NetworkSettings,
     own: OwnLease,
-    external: External,
+    external: ExternalInterface,
     mtu: Mtu,
 }
 
@@ -46,22 +47,22 @@ impl Setup {
         let node = node(1, &[]);
         let own = OwnLease {
             node: "n1".into(),
-            subnets: subnets(&node, &conf).expect("a good node"),
+            subnets: assigned_subnets(&node, &conf).expect("a good node"),
             local: external.local,
             published: external.local,
-            macs: families.iter().map(|family| (*family, own_mac(None, None, "uid-1", *family))).collect(),
+            macs: families.iter().map(|family| (*family, choose_mac(None, None, "uid-1", *family))).collect(),
         };
-        let mtu = mtu(&conf, external.mtu).expect("large enough");
+        let mtu = compute_mtu(&conf, external.mtu).expect("large enough");
         let settings = NetworkSettings { blackhole_route: blackhole, checksum_offload, ..NetworkSettings::default() };
         Self { conf, settings, own, external, mtu }
     }
 
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted { conf: &self.conf, settings: &self.settings, own: &self.own, external: &self.external, mtu: &self.mtu }
+    fn wanted(&self) -> DesiredInputs<'_> {
+        DesiredInputs { conf: &self.conf, settings: &self.settings, own: &self.own, external: &self.external, mtu: &self.mtu }
     }
 
     fn peers(&self, nodes: &[NetworkNode], kernel: &Kernel) -> Peers {
-        peers(nodes, &self.own, &self.conf, &Programmed::of_live(&kernel.live))
+        check_all(nodes, &self.own, &self.conf, &LiveSubnets::of_live(&kernel.live))
     }
 
     /// Reads the kernel once, plans and applies; returns the desired state and whether the plan had changes.
@@ -447,17 +448,7 @@ fn a_former_link_goes() {
     Setup::new(r#"{"Type":"vxlan"}"#, false, None).settle(&[node(2, &[])], &mut kernel).expect("the plan becomes empty");
     kernel.change_link(&LinkChange::CreateVxlan {
         name: "flannel.77".into(),
-        vxlan: Vxlan {
-            vni: 77,
-            port: 8472,
-            local: "192.168.0.1".parse().ok(),
-            underlay: Some(2),
-            learning: false,
-            gbp: false,
-            external: false,
-            reports_misses: false,
-            checksum: true,
-        },
+        vxlan: Vxlan { local: "192.168.0.1".parse().ok(), underlay: Some(2), ..Vxlan::new(77, 8472) },
         mac: Mac([2; 6]),
         mtu: 1450,
     });

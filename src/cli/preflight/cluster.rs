@@ -11,7 +11,7 @@ use crate::cluster::Node;
 use crate::error_text::error_text;
 use crate::kubernetes::api;
 use crate::kubernetes::permission::{ApiUses, NeededPermission, is_allowed, needed};
-use crate::pod_network::sync::node_name::NameSource;
+use crate::pod_network::sync::node_name::NodeNameSource;
 use crate::preflight::cluster::{self, Wanted};
 use crate::preflight::{Check, Part};
 use crate::proxy::settings::DetectLocal;
@@ -114,7 +114,7 @@ async fn node_name(client: &Client, run: &RunSetup<'_>) -> Result<String, String
     if let Some(name) = &run.setup.requested.node_name {
         return Ok(name.clone());
     }
-    let source = run.network.as_ref().and_then(|_| NameSource::from_environment(|name| std::env::var(name).ok()).ok());
+    let source = run.network.as_ref().and_then(|_| NodeNameSource::from_environment(|name| std::env::var(name).ok()).ok());
     match source {
         Some(source) => {
             timeout(TIMEOUT, source.node_name(client)).await.map_err(|_| no_answer().to_string())?.map_err(|error| error.to_string())

@@ -118,17 +118,7 @@ pub(super) fn pod_network(run: &RunSetup<'_>, node: Option<&Node>) -> Vec<Check>
 
 /// A link like the one that the pod network would create.
 fn tunnel(vni: u32, port: u16) -> LinkChange {
-    let vxlan = Vxlan {
-        vni,
-        port,
-        local: None,
-        underlay: None,
-        learning: false,
-        gbp: false,
-        external: false,
-        reports_misses: false,
-        checksum: true,
-    };
+    let vxlan = Vxlan::new(vni, port);
     LinkChange::CreateVxlan { name: "preflight".into(), vxlan, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: 1450 }
 }
 

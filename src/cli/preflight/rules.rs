@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::cluster::Family;
-use crate::iptables::detect::{self, Found, InOther};
+use crate::iptables::detect::{self, Found, OtherVariantRules};
 use crate::iptables::exec::Exec;
 use crate::iptables::{Runner, lock};
 use crate::netlink::scratch::within_new_namespace;
@@ -45,13 +45,13 @@ pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
     let owners =
         [(Owner::Proxy, chain_names::SERVICES, true), (Owner::PodNetwork, chain_names::FLANNEL_POSTROUTING, run.network.is_some())];
     for (owner, chain, _) in owners.into_iter().filter(|(_, _, ours)| *ours) {
-        let InOther { families, unknown } = found.in_other(chain).await;
+        let OtherVariantRules { families, unknown } = found.in_other_variant(chain).await;
         checks.push(iptables::leftovers(found.variant.other(), owner, &families, unknown.as_deref()));
     }
     checks.extend(probes(&found, &usable).await);
     let accepted_by = run.network.as_ref().filter(|network| network.settings.forward_rules).map(|_| "the rules in FLANNEL-FWD");
     for family in usable {
-        let chain = found.exec.entrances(family, Table::Filter).await.unwrap_or_default();
+        let chain = found.exec.builtin_jumps(family, Table::Filter).await.unwrap_or_default();
         checks.push(iptables::forward_policy(family, &chain, accepted_by));
     }
     checks

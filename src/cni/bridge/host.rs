@@ -2,11 +2,11 @@
 
 use crate::cni::netns::set_sysctl;
 use std::fs;
-use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
 
+use crate::cluster::ip::overlap;
 use crate::cni::failure::Failure;
 use crate::netlink::link::{LinkKind, Scope};
 use crate::netlink::mac::Mac;
@@ -97,10 +97,6 @@ pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &
     Ok(())
 }
 
-fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
-    one.contains(other.network()) || other.contains(one.network())
-}
-
 /// Lets the host forward packets of the families that these addresses are of.
 pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
     for (v4, path) in [(true, "/proc/sys/net/ipv4/ip_forward"), (false, "/proc/sys/net/ipv6/conf/all/forwarding")] {
@@ -109,12 +105,4 @@ pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// The first address of a network behind its own.
-pub(super) fn first_host(net: IpNetwork) -> IpAddr {
-    match net.network() {
-        IpAddr::V4(ip) => IpAddr::V4((u32::from(ip).wrapping_add(1)).into()),
-        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip).wrapping_add(1)).into()),
-    }
 }

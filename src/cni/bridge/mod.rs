@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use serde::Deserialize;
 
 use crate::cluster::Family;
+use crate::cluster::ip::first_host;
 use crate::netlink::mac::Mac;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, veth};
@@ -250,7 +251,7 @@ fn gateways(outcome: &mut Outcome, bridge: &BridgeConfig) {
     for ip in &mut outcome.ips {
         ip.interface = Some(2);
         if bridge.gateway && ip.gateway.is_none() {
-            ip.gateway = Some(host::first_host(ip.address));
+            ip.gateway = Some(first_host(ip.address));
         }
     }
     if !bridge.default_gateway {

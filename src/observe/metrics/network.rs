@@ -92,7 +92,7 @@ impl NetworkMetrics {
         }
     }
 
-    /// Sets the number of refused nodes per reason ([`crate::pod_network::refusal::Reason::as_str`]). Other reasons get 0.
+    /// Sets the number of refused nodes per reason ([`crate::pod_network::refusal::RefusalReason::as_str`]). Other reasons get 0.
     pub fn refused(&self, counts: &BTreeMap<&'static str, usize>) {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         reasons.extend(counts.keys());

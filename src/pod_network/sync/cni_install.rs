@@ -1,19 +1,17 @@
-//! Putting the plugin and a network's configuration where runtimes look for them.
+//! Installs the CNI plugin and the CNI configuration for container runtimes.
 
-use crate::pod_network::cni_config::OTHER_NAMES;
-use crate::pod_network::cni_config::OWN_NAME;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::atomic_file::replace;
-use crate::pod_network::cni_config::{ConfFile, is_read};
+use crate::pod_network::cni_config::{ConfFile, OTHER_NAMES, OWN_NAME, is_read};
 use crate::pod_network::subnet_env::SUBNET_FILE;
 
-/// Name of the file with the network's configuration. flannel's, where it is still there, comes before it.
+/// Name of the CNI configuration file. flannel's file sorts before it, if it still exists.
 pub const CONFLIST_NAME: &str = "10-sepal.conflist";
-/// The network's configuration: under flannel's name for the network, so that addresses it gave are known. Runtimes that look at
-/// `cniVersions` take the newest they speak; others refuse a result of a version they do not know, and get that of flannel's conflist.
+/// The CNI configuration. The network has flannel's name, so that addresses allocated under flannel stay allocated. Runtimes that know
+/// `cniVersions` use the newest version that they support. Others use `cniVersion`, which is that of flannel's conflist.
 pub const CONFLIST: &str = r#"{
   "cniVersion": "0.3.1",
   "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
@@ -29,51 +27,51 @@ pub const CONFLIST: &str = r#"{
 }
 "#;
 
-/// A file that could not be put in its place.
+/// A file could not be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot install {}: {cause}", path.display())]
 pub struct InstallError {
-    /// Where it should be.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Why it is not.
+    /// The cause.
     pub cause: io::Error,
 }
 
-/// A folder of CNI configurations that cannot be listed.
+/// A folder of CNI configurations could not be listed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot list the CNI configurations in {}: {cause}", path.display())]
-pub struct UnreadFolder {
+pub struct UnreadableFolder {
     /// The folder.
     pub path: PathBuf,
     /// The cause.
     pub cause: io::Error,
 }
 
-/// Which names of the program are put in place.
+/// The names under which the plugin is installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Names {
-    /// Its own, and those of other plugins that are missing, or that an earlier installation put there.
+pub enum PluginNames {
+    /// `sepal`, and the names of other plugins that are missing or that an earlier installation created.
     Missing,
-    /// Its own and exactly these, whatever is there.
+    /// `sepal` and exactly these, which are overwritten.
     These(Vec<String>),
 }
 
-/// Puts a program into a folder by its names; gives the paths that were written. Each is a file of its own: whoever writes over one
-/// (flannel's own installation does) leaves the others alone.
+/// Installs the program in a folder under its names, and gives the written paths. Each name is a separate file, so that an installation of
+/// another plugin (such as flannel's) overwrites only one of them.
 ///
 /// # Errors
-/// A file cannot be written; those before it are in place.
-pub fn install(program: &Path, folder: &Path, names: &Names) -> Result<Vec<PathBuf>, InstallError> {
+/// A file cannot be written. The files before it are installed.
+pub fn install(program: &Path, folder: &Path, names: &PluginNames) -> Result<Vec<PathBuf>, InstallError> {
     let own = folder.join(OWN_NAME);
     let others: Vec<PathBuf> = match names {
-        Names::These(names) => names.iter().filter(|name| *name != OWN_NAME).map(|name| folder.join(name)).collect(),
-        Names::Missing => {
-            let wanted = |path: &PathBuf| !path.exists() || same_content(path, &own) || same_content(path, program);
-            OTHER_NAMES.into_iter().map(|name| folder.join(name)).filter(wanted).collect()
+        PluginNames::These(names) => names.iter().filter(|name| *name != OWN_NAME).map(|name| folder.join(name)).collect(),
+        PluginNames::Missing => {
+            let is_installed = |path: &PathBuf| !path.exists() || same_content(path, &own) || same_content(path, program);
+            OTHER_NAMES.into_iter().map(|name| folder.join(name)).filter(is_installed).collect()
         }
     };
     let mut written = Vec::new();
-    // Its own name comes last: by what is there one can tell which of the others are of an earlier installation.
+    // The file `sepal` is written last: until then its old content identifies the other files of an earlier installation.
     for path in others.into_iter().chain([own]) {
         let failed = |cause: io::Error| InstallError { path: path.clone(), cause };
         if same_content(&path, program) {
@@ -86,7 +84,7 @@ pub fn install(program: &Path, folder: &Path, names: &Names) -> Result<Vec<PathB
     Ok(written)
 }
 
-/// The network's configuration for a subnet.env that is somewhere else than usual.
+/// The CNI configuration for this path of subnet.env.
 #[must_use]
 pub fn conflist(subnet_file: &Path) -> String {
     if subnet_file == Path::new(SUBNET_FILE) {
@@ -96,10 +94,10 @@ pub fn conflist(subnet_file: &Path) -> String {
     CONFLIST.replace("\"type\": \"sepal\",", &format!("\"type\": \"sepal\",\n      \"subnetFile\": {path},"))
 }
 
-/// Puts a network's configuration into a folder; says whether that changed anything. A runtime sees it whole or not at all.
+/// Writes the CNI configuration atomically, and returns true if the file has changed.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, InstallError> {
     let path = folder.join(name);
     if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
@@ -109,12 +107,12 @@ pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, Ins
     written.map(|()| true).map_err(|cause| InstallError { path, cause })
 }
 
-/// The files of a folder that container runtimes read, with their contents.
+/// Reads the files of a folder that container runtimes read.
 ///
 /// # Errors
 /// The folder cannot be listed.
-pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadFolder> {
-    let failed = |cause| UnreadFolder { path: folder.to_owned(), cause };
+pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadableFolder> {
+    let failed = |cause| UnreadableFolder { path: folder.to_owned(), cause };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -126,6 +124,7 @@ pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadFolder> {
     Ok(files)
 }
 
+/// Returns true if both files exist and have the same content.
 fn same_content(one: &Path, other: &Path) -> bool {
     let length = |path: &Path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|file| file.len());
     length(one).is_some_and(|len| Some(len) == length(other))
@@ -149,33 +148,33 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_there_stays_unless_it_is_named() {
+    fn files_of_other_programs_stay_unless_they_are_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let program = tempfile::tempdir().expect("a folder");
         let (first, second) = (program.path().join("first"), program.path().join("second"));
         fs::write(&first, "first").expect("writable");
         fs::write(&second, "later").expect("writable");
         fs::write(folder.path().join("bridge"), "real").expect("writable");
-        install(&first, folder.path(), &Names::Missing).expect("writable");
+        install(&first, folder.path(), &PluginNames::Missing).expect("writable");
         let found = |name: &str| contents(folder.path()).into_iter().find(|(found, _)| found == name).map(|(_, text)| text);
         assert_eq!(
             (contents(folder.path()).len(), found("bridge").as_deref(), found("flannel").as_deref()),
             (6, Some("real"), Some("first"))
         );
-        assert_eq!(install(&first, folder.path(), &Names::Missing).expect("writable"), Vec::<PathBuf>::new());
-        // A newer one takes the place of an older one, also of one that was half-way.
+        assert_eq!(install(&first, folder.path(), &PluginNames::Missing).expect("writable"), Vec::<PathBuf>::new());
+        // A newer version replaces an older one, also after an installation that was interrupted.
         fs::write(folder.path().join("portmap"), "later").expect("writable");
-        install(&second, folder.path(), &Names::Missing).expect("writable");
+        install(&second, folder.path(), &PluginNames::Missing).expect("writable");
         assert_eq!(
             (found("bridge").as_deref(), found("flannel").as_deref(), found("sepal").as_deref()),
             (Some("real"), Some("later"), Some("later"))
         );
-        install(&first, folder.path(), &Names::These(vec!["bridge".into()])).expect("writable");
+        install(&first, folder.path(), &PluginNames::These(vec!["bridge".into()])).expect("writable");
         assert_eq!((found("bridge").as_deref(), found("flannel").as_deref()), (Some("first"), Some("later")));
         let mode = fs::metadata(folder.path().join("bridge")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert!(
-            install(&first, &folder.path().join("nowhere"), &Names::Missing)
+            install(&first, &folder.path().join("nowhere"), &PluginNames::Missing)
                 .expect_err("no folder")
                 .to_string()
                 .starts_with("cannot install ")

@@ -1,4 +1,4 @@
-//! What a round does about routes of other programs that are in place of ours.
+//! Handles routes of other programs that displace ours, during a reconcile.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::pod_network::plan::EntryPlan;
 use super::state::NetworkLoop;
 
 impl<K: NetworkKernel> NetworkLoop<K> {
-    /// Reports the routes of other programs, and takes those out of the plan that are left for now. Gives the peers whose routes are
-    /// therefore not in place.
-    pub(super) fn judge_foreign(&mut self, plan: &mut EntryPlan, names: &LinkNames) -> BTreeSet<Box<str>> {
+    /// Reports the routes of other programs, and removes the replacements from the plan that have to wait. Gives the peers whose routes are
+    /// missing because of that.
+    pub(super) fn handle_foreign_routes(&mut self, plan: &mut EntryPlan, names: &LinkNames) -> BTreeSet<Box<str>> {
         let found: Vec<Route> = plan.replaced.iter().map(|foreign| foreign.found).collect();
         let verdicts = self.foreign.contests.judge(&found, self.foreign.start.elapsed());
         let (mut replaced, mut contested) = (Vec::new(), BTreeMap::new());
@@ -26,7 +26,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             match verdict {
                 Verdict::Replace => replaced.push(foreign.replaced_text(names)),
                 Verdict::Leave { until, pause, times } => {
-                    left.insert(foreign.wanted.destination);
+                    left.insert(foreign.desired.destination);
                     peers.extend(foreign.node.clone());
                     contested.insert(foreign.found, foreign.contested_text(names, times, pause.as_secs()));
                     next = Some(next.map_or(until, |next| next.min(until)));

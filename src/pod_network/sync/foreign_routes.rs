@@ -1,15 +1,15 @@
-//! The routes of other programs in place of ours, as the loop remembers them.
+//! The loop's memory of routes of other programs that displace ours.
 
 use tokio::time::Instant;
 
 use crate::pod_network::contest::Contests;
 
-/// The routes of other programs, as the loop remembers them.
+/// The history of replaced routes.
 #[derive(Debug)]
 pub(super) struct ForeignRoutes {
     pub(super) contests: Contests,
     pub(super) start: Instant,
-    /// When one that is left for now is to be replaced.
+    /// When the next waiting route is replaced.
     pub(super) next: Option<Instant>,
 }
 

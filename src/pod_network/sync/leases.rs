@@ -1,6 +1,6 @@
-//! Leases of subnets in the API: `coordination.k8s.io/v1` Lease objects, read and written.
+//! Reads and writes the leases of subnets: `coordination.k8s.io/v1` Lease objects.
 //!
-//! One that is held:
+//! A lease that is held:
 //!
 //! ```yaml
 //! metadata:
@@ -30,48 +30,48 @@ use crate::kubernetes::object::Subject;
 use crate::kubernetes::permission::{LEASE_NAMESPACE, Permission};
 use crate::kubernetes::raw::{RawObject, WatchTarget};
 use crate::kubernetes::watcher::ObjectTracker;
-use crate::pod_network::allocation::{Claimant, SubnetLease, Terms, lease_name, subnet_of};
+use crate::pod_network::allocation::{Claimant, LeaseTerms, SubnetLease, lease_name, parse_lease_name};
 use crate::pod_network::api_objects::{self, RESERVED_FOR};
-use crate::pod_network::claim::{Observed, Request, Scope};
+use crate::pod_network::claim::{LeaseObservation, LeaseRequest, WatchScope};
 
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "sepal");
 const NETWORK: &str = "sepal.dev/network";
-/// Leases in one answer.
+/// Maximum number of Leases in one page of a list.
 const PAGE: u32 = 500;
 
-/// What stands beside a lease: annotations and their values. Those without a value are removed.
+/// Annotations of a Lease object. Those without a value are removed.
 pub type LeaseData = BTreeMap<String, Option<String>>;
 
-/// Why a request about leases came to nothing.
+/// Why a request for a lease failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    /// There is one already, or another version of it.
+    /// The object exists already, or its version has changed.
     #[error("Lease {0} has been changed meanwhile")]
     Conflict(String),
-    /// There is none.
+    /// The object does not exist.
     #[error("there is no Lease {0}")]
     Missing(String),
-    /// It must not.
+    /// A permission is missing.
     #[error("cannot {} Leases in namespace {LEASE_NAMESPACE}: {why}; {permission}", permission.verb)]
     Forbidden {
-        /// What is missing.
+        /// The missing permission.
         permission: Permission,
-        /// What the server says.
+        /// The server's message.
         why: String,
     },
-    /// Something else; it is not known whether it was done.
+    /// Another error. It is unknown if the server carried the request out.
     #[error("cannot {verb} Lease{name}: {why}")]
     Failed {
-        /// What was asked for.
+        /// The verb of the request.
         verb: &'static str,
-        /// Of which lease, after a blank; empty if of all.
+        /// A blank and the name of the object, or `s` for a list.
         name: String,
         /// The cause.
         why: String,
     },
 }
 
-/// The leases of one network.
+/// The Lease objects of one pod network.
 #[derive(Clone)]
 pub struct LeaseStore {
     api: Api<RawObject>,
@@ -80,22 +80,22 @@ pub struct LeaseStore {
 }
 
 impl LeaseStore {
-    /// The leases of a network, which goes by a name that can be a label's value.
+    /// The leases of this network. The name has to be a valid label value.
     #[must_use]
     pub fn new(client: &Client, watches: &Watches, network: &str) -> Self {
         let api = Api::namespaced_with(client.clone(), LEASE_NAMESPACE, &lease_resource());
         Self { api, watches: watches.clone(), network: network.to_owned() }
     }
 
-    /// The labels that its leases are found by.
+    /// The label selector of the network's leases.
     fn selector(&self) -> String {
         format!("{}={},{NETWORK}={}", MANAGED_BY.0, MANAGED_BY.1, self.network)
     }
 
-    /// The leases there are: as they are now, not as a cache has them. Those that are not named after a subnet are left out.
+    /// Lists the leases from the API server, not from a cache. Objects that are not named after a subnet are left out.
     ///
     /// # Errors
-    /// The server does not say.
+    /// The list fails.
     pub async fn list(&self) -> Result<Vec<SubnetLease>, LeaseError> {
         let mut leases = Vec::new();
         let mut after = None;
@@ -116,20 +116,20 @@ impl LeaseStore {
         }
     }
 
-    /// Sends a request of a claim. Gives the lease as it was written; none after it was given up.
+    /// Sends a request of a claim. Gives the written lease, or `None` after a release.
     ///
     /// # Errors
-    /// It was refused, or it is not known what came of it.
+    /// The server refused the request, or its result is unknown.
     pub async fn send(
         &self,
-        request: &Request,
+        request: &LeaseRequest,
         who: &Claimant,
-        terms: &Terms,
+        terms: &LeaseTerms,
         data: &LeaseData,
         now: Timestamp,
     ) -> Result<Option<SubnetLease>, LeaseError> {
         match request {
-            Request::Create(subnet) => {
+            LeaseRequest::Create(subnet) => {
                 let name = lease_name(*subnet);
                 let data = data.iter().filter(|(_, value)| value.is_some()).map(|(name, value)| (name.clone(), value.clone())).collect();
                 let mut object = self.body(who, terms, &data, now);
@@ -139,28 +139,28 @@ impl LeaseStore {
                 let created = self.api.create(&PostParams::default(), &object).await.map_err(|error| failure("create", &name, error))?;
                 read("create", &name, &created).map(Some)
             }
-            Request::Take(lease) => {
+            LeaseRequest::Take(lease) => {
                 let mut patch = self.body(who, terms, data, now);
                 let spec = json!({"acquireTime": micro_time(now), "leaseTransitions": lease.transitions.saturating_add(1)});
                 merge(&mut patch, json!({"metadata": {"annotations": {RESERVED_FOR: lease.reserved_for}}, "spec": spec}));
                 self.patch(lease, patch).await.map(Some)
             }
-            Request::Renew(lease) => self.patch(lease, self.body(who, terms, data, now)).await.map(Some),
-            Request::Release(lease) => self.release(lease).await.map(|()| None),
+            LeaseRequest::Renew(lease) => self.patch(lease, self.body(who, terms, data, now)).await.map(Some),
+            LeaseRequest::Release(lease) => self.release(lease).await.map(|()| None),
         }
     }
 
-    /// Gives up a lease. One on a subnet that is reserved for somebody becomes a mere reservation again.
+    /// Releases a lease. A lease on a reserved subnet becomes a reservation again.
     async fn release(&self, lease: &SubnetLease) -> Result<(), LeaseError> {
         let Some(reserved_for) = &lease.reserved_for else { return self.delete(lease).await };
         let spec = json!({"holderIdentity": reserved_for, "leaseDurationSeconds": null, "acquireTime": null, "renewTime": null});
         self.patch(lease, json!({"metadata": {"annotations": {RESERVED_FOR: null}}, "spec": spec})).await.map(drop)
     }
 
-    /// Gives up all leases of a node, for good; tells their subnets.
+    /// Releases all leases of a node and gives their subnets.
     ///
     /// # Errors
-    /// The first that stays. The others are given up nevertheless.
+    /// The first error. The other leases are released nevertheless.
     pub async fn release_all(&self, node: &str) -> Result<Vec<IpNetwork>, LeaseError> {
         let who = Claimant { node: node.into(), uid: "".into(), addresses: Vec::new() };
         let mut released = Vec::new();
@@ -175,12 +175,12 @@ impl LeaseStore {
         first_error.map_or(Ok(released), Err)
     }
 
-    /// Everything that happens to leases, for good.
+    /// Watches leases. The stream does not end.
     #[must_use]
-    pub fn watch(&self, scope: Scope) -> BoxStream<'static, Observed> {
+    pub fn watch(&self, scope: WatchScope) -> BoxStream<'static, LeaseObservation> {
         let fields = match scope {
-            Scope::One(subnet) => Some(format!("metadata.name={}", lease_name(subnet))),
-            Scope::All => None,
+            WatchScope::One(subnet) => Some(format!("metadata.name={}", lease_name(subnet))),
+            WatchScope::All => None,
         };
         let watched = WatchTarget {
             namespace: Some(LEASE_NAMESPACE.to_owned()),
@@ -191,8 +191,8 @@ impl LeaseStore {
         self.watches.follow(watched, LeaseTracker::default()).boxed()
     }
 
-    /// What every write of a lease that is held says.
-    fn body(&self, who: &Claimant, terms: &Terms, data: &LeaseData, now: Timestamp) -> Value {
+    /// The fields that every write of a held lease sets.
+    fn body(&self, who: &Claimant, terms: &LeaseTerms, data: &LeaseData, now: Timestamp) -> Value {
         json!({
             "metadata": {"labels": {MANAGED_BY.0: MANAGED_BY.1, NETWORK: self.network}, "annotations": data},
             "spec": {
@@ -203,7 +203,7 @@ impl LeaseStore {
         })
     }
 
-    /// Changes a lease, if it is still the one that was read.
+    /// Patches a lease in the version that was read.
     async fn patch(&self, lease: &SubnetLease, mut patch: Value) -> Result<SubnetLease, LeaseError> {
         let name = lease_name(lease.subnet);
         merge(&mut patch, json!({"metadata": {"uid": lease.uid, "resourceVersion": lease.version}}));
@@ -211,7 +211,7 @@ impl LeaseStore {
         read("patch", &name, &patched.map_err(|error| failure("patch", &name, error))?)
     }
 
-    /// Deletes a lease, if it is still the one that was read.
+    /// Deletes a lease in the version that was read.
     async fn delete(&self, lease: &SubnetLease) -> Result<(), LeaseError> {
         let name = lease_name(lease.subnet);
         let preconditions = Preconditions { uid: Some(lease.uid.to_string()), resource_version: Some(lease.version.to_string()) };
@@ -220,11 +220,12 @@ impl LeaseStore {
     }
 }
 
+/// The format of `MicroTime` fields.
 fn micro_time(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-/// Puts the fields of one object into another.
+/// Merges the fields of one object into another.
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
@@ -236,15 +237,18 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
+/// Converts the object in an answer.
 fn read(verb: &'static str, name: &str, object: &RawObject) -> Result<SubnetLease, LeaseError> {
     api_objects::subnet_lease(object.text.get()).map_err(|why| failed(verb, name, why))
 }
 
+/// An error whose effect on the server is unknown.
 fn failed(verb: &'static str, name: &str, why: String) -> LeaseError {
     let name = if name.is_empty() { "s".to_owned() } else { format!(" {name}") };
     LeaseError::Failed { verb, name, why }
 }
 
+/// Converts an error of the client.
 fn failure(verb: &'static str, name: &str, error: kube::Error) -> LeaseError {
     match error {
         kube::Error::Api(status) if status.code == 409 => LeaseError::Conflict(name.to_owned()),
@@ -257,39 +261,40 @@ fn failure(verb: &'static str, name: &str, error: kube::Error) -> LeaseError {
     }
 }
 
-/// Turns what is told of leases into what a claim observes.
+/// Converts watch events of Lease objects into events for a claim.
 #[derive(Debug, Default)]
 struct LeaseTracker {
     seen: HashSet<IpNetwork>,
 }
 
 impl ObjectTracker for LeaseTracker {
-    type Update = Observed;
+    type Update = LeaseObservation;
 
     fn begin(&mut self) {
         self.seen.clear();
     }
 
-    fn listed(&mut self, object: &RawObject) -> Vec<Observed> {
+    fn listed(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
         let told = self.applied(object);
-        self.seen
-            .extend(told.iter().filter_map(|observed| if let Observed::Changed(lease) = observed { Some(lease.subnet) } else { None }));
+        self.seen.extend(
+            told.iter().filter_map(|observed| if let LeaseObservation::Changed(lease) = observed { Some(lease.subnet) } else { None }),
+        );
         told
     }
 
-    fn complete(&mut self) -> Vec<Observed> {
-        vec![Observed::Listed(std::mem::take(&mut self.seen))]
+    fn complete(&mut self) -> Vec<LeaseObservation> {
+        vec![LeaseObservation::Listed(std::mem::take(&mut self.seen))]
     }
 
-    fn applied(&mut self, object: &RawObject) -> Vec<Observed> {
-        api_objects::subnet_lease(object.text.get()).map(Observed::Changed).into_iter().collect()
+    fn applied(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
+        api_objects::subnet_lease(object.text.get()).map(LeaseObservation::Changed).into_iter().collect()
     }
 
-    fn deleted(&mut self, object: &RawObject) -> Vec<Observed> {
-        let gone = object.metadata.name.as_deref().and_then(subnet_of);
+    fn deleted(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
+        let gone = object.metadata.name.as_deref().and_then(parse_lease_name);
         if let Some(subnet) = &gone {
             self.seen.remove(subnet);
         }
-        gone.map(Observed::Gone).into_iter().collect()
+        gone.map(LeaseObservation::Deleted).into_iter().collect()
     }
 }

@@ -1,9 +1,9 @@
-//! Keeps this node's part of the pod network as it should be: takes what is told of Nodes, of the configuration and of the kernel,
-//! computes what should be there, compares it with what is, and makes the difference.
+//! The loop of the pod network: receives changes of Nodes, configuration and kernel, computes the desired state, and writes the difference to
+//! the kernel.
 //!
-//! Two ways lead to the kernel. A round ([`reconcile`]) looks at everything that the kernel holds and puts right what differs; it comes at the start,
-//! after whatever else changes anything there, and now and then in any case. Other nodes' changes take the short way ([`peer_changes`]): they
-//! are compared with what the kernel has acknowledged, and only what differs is written.
+//! There are two ways to write. A full reconcile ([`reconcile`]) dumps the kernel and corrects every difference. It runs at the start, after
+//! changes in the kernel, and at fixed intervals. Changes of other nodes are written incrementally ([`peer_changes`]): they are compared with
+//! the acknowledged state, and only the difference is written.
 
 pub mod cni_install;
 mod error;
@@ -27,5 +27,3 @@ pub(crate) mod subnet_file;
 pub mod subnet_lease;
 pub mod subnets;
 mod withdraw;
-
-pub use state::{Asked, NetworkLoop};

@@ -1,25 +1,26 @@
-//! net-conf.json while the program runs: what can be applied is applied, and the rest is told of.
+//! Watches net-conf.json: applies the changes that need no restart, and logs the others.
 
 use std::convert::Infallible;
 use std::path::Path;
 
 use tokio::sync::watch;
 
-use crate::file_watch::Watch;
+use crate::error_text::error_text;
+use crate::file_watch::FileWatch;
 use crate::pod_network::net_conf::{Backend, BadNetConf, NetConf, VxlanConf};
 
-/// The configuration cannot be read.
+/// Why net-conf.json cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum NoNetConf {
-    /// There is no such file.
+pub enum NetConfError {
+    /// The file cannot be read.
     #[error("failed to read net conf: open {path}: {cause}. Mount the ConfigMap that holds it, or say where it is (--net-config-path)")]
     File {
         /// Its path.
         path: String,
-        /// Why.
+        /// The cause.
         cause: std::io::Error,
     },
-    /// It says nothing that could be done.
+    /// The content is invalid.
     #[error("error parsing subnet config {path}: {bad}")]
     Text {
         /// Its path.
@@ -29,21 +30,27 @@ pub enum NoNetConf {
     },
 }
 
-/// Reads a net-conf.json.
+/// Reads net-conf.json and logs its warnings.
 ///
 /// # Errors
-/// It is not there, or makes no sense.
-pub fn read(path: &Path) -> Result<NetConf, NoNetConf> {
+/// The file cannot be read or is invalid.
+pub fn read(path: &Path) -> Result<NetConf, NetConfError> {
     let shown = || path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|cause| NoNetConf::File { path: shown(), cause })?;
-    let conf = NetConf::parse(&text).map_err(|bad| NoNetConf::Text { path: shown(), bad })?;
-    conf.notes().iter().for_each(|note| tracing::warn!("{}: {note}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|cause| NetConfError::File { path: shown(), cause })?;
+    let conf = NetConf::parse(&text).map_err(|bad| NetConfError::Text { path: shown(), bad })?;
+    conf.warnings().iter().for_each(|warning| tracing::warn!("{}: {warning}", path.display()));
     Ok(conf)
 }
 
-/// Follows the file for good. A ConfigMap's swap of links is noticed, too.
+/// Watches the file until the program ends. It also detects that a ConfigMap was replaced by a symbolic link.
 pub async fn follow(path: &Path, conf: watch::Sender<NetConf>) -> Infallible {
-    let mut watch = Watch::new_or_warn(path);
+    let mut watch = match FileWatch::new(path) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("cannot watch {}, so changes of it are not detected: {}", path.display(), error_text(&error));
+            return std::future::pending().await;
+        }
+    };
     loop {
         watch.changed().await;
         match read(path) {
@@ -55,12 +62,12 @@ pub async fn follow(path: &Path, conf: watch::Sender<NetConf>) -> Infallible {
     }
 }
 
-/// Applies what a running network can follow; says whether that is anything.
+/// Applies the changes that need no restart. Returns true if there are any.
 fn apply(current: &mut NetConf, new: &NetConf, path: &Path) -> bool {
     let fixed = current.fixed_differences(new);
     if !fixed.is_empty() {
         tracing::error!(
-            "{} says something else about {} now, which only a new start can apply: restart this program on every node",
+            "{} has changed in {}, which needs a restart: restart this program on every node",
             path.display(),
             fixed.join(", ")
         );
@@ -69,7 +76,7 @@ fn apply(current: &mut NetConf, new: &NetConf, path: &Path) -> bool {
         let now = VxlanConf { mtu: there.mtu, direct_routing: there.direct_routing, ..*here };
         if now != *here {
             *here = now;
-            tracing::info!("{} has changed: MTU and DirectRouting hold from now on", path.display());
+            tracing::info!("{} has changed: the new MTU and DirectRouting are applied", path.display());
             return true;
         }
     }
@@ -85,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_followed_is() {
+    fn mtu_and_direct_routing_are_applied() {
         let path = Path::new("net-conf.json");
         let mut current = conf("");
         assert!(!apply(&mut current, &conf(""), path));
@@ -97,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_use_says_what_to_do() {
+    fn an_invalid_file_is_reported_with_a_cure() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("net-conf.json");
         let error = read(&path).expect_err("there is none").to_string();

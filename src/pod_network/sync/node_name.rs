@@ -1,4 +1,4 @@
-//! The name of this node's Node, for the pod network: from the environment, as flannel has it (spec section 3).
+//! Finds the name of this node's Node in the environment, as flannel does [flannel 3].
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use tokio::time::sleep;
 use crate::error_text::{error_text, status_text};
 use crate::kubernetes::permission::Permission;
 
-/// Where the name comes from.
+/// The source of the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NameSource {
+pub enum NodeNameSource {
     /// `NODE_NAME`: the name itself.
     Name(String),
-    /// `POD_NAME` and `POD_NAMESPACE`: the Pod that this process runs in says where it is.
+    /// `POD_NAME` and `POD_NAMESPACE`: the name is read from this process's Pod.
     Pod {
         /// Its namespace.
         namespace: String,
@@ -24,10 +24,10 @@ pub enum NameSource {
     },
 }
 
-/// Why the name is not known.
+/// Why the name is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeNameError {
-    /// The environment says nothing.
+    /// The variables are not set.
     #[error(
         "env variables POD_NAME and POD_NAMESPACE must be set; or better NODE_NAME, from spec.nodeName by the downward API, for which \
          no Pod has to be read"
@@ -40,19 +40,19 @@ pub enum NodeNameError {
         pod: String,
         /// The cause.
         why: String,
-        /// What to do, after a semicolon; empty where nothing can be said.
+        /// The cure, after a semicolon; may be empty.
         cure: String,
     },
-    /// The Pod is on no node.
+    /// The Pod is not scheduled to a node.
     #[error("node name not present in pod spec '{0}'")]
     Unscheduled(String),
 }
 
-impl NameSource {
-    /// The source that these variables of the environment name. `NODE_NAME` wins; what is empty is not set.
+impl NodeNameSource {
+    /// Reads the environment variables. `NODE_NAME` takes precedence. An empty variable counts as unset.
     ///
     /// # Errors
-    /// They name none.
+    /// No source is set.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, NodeNameError> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         match (variable("NODE_NAME"), variable("POD_NAMESPACE"), variable("POD_NAME")) {
@@ -62,10 +62,10 @@ impl NameSource {
         }
     }
 
-    /// The name, as it is known now.
+    /// Finds the name, in one attempt.
     ///
     /// # Errors
-    /// The Pod cannot be read, or is on no node.
+    /// The Pod cannot be read, or is not scheduled to a node.
     pub async fn node_name(&self, client: &Client) -> Result<String, NodeNameError> {
         let (namespace, name) = match self {
             Self::Name(name) => return Ok(name.clone()),
@@ -91,48 +91,47 @@ impl NameSource {
         }
     }
 
-    /// The name as soon as it can be known. What is in the way is said once for as long as it stays the same, and tried again at least
-    /// every 15 s.
+    /// Finds the name, with attempts at least every 15 s. An error is logged once while it stays the same.
     pub async fn awaited_node_name(&self, client: &Client) -> String {
-        let mut waits = pace();
-        let mut told = None;
+        let mut pauses = retry_pauses();
+        let mut logged = None;
         loop {
             match self.node_name(client).await {
                 Ok(name) => return name,
-                Err(error) if told.as_ref() == Some(&error) => {}
+                Err(error) if logged.as_ref() == Some(&error) => {}
                 Err(error) => {
                     tracing::error!("Failed to create SubnetManager: {error}");
-                    told = Some(error);
+                    logged = Some(error);
                 }
             }
-            sleep(waits.next().unwrap_or(LONGEST_WAIT)).await;
+            sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
         }
     }
 }
 
-/// The longest wait between two tries of anything that the pod network has to write or read.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// The longest pause between two attempts to read or write an API object.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// Waits after failures: longer every time, and never longer than [`LONGEST_WAIT`].
-pub(super) fn pace() -> impl Iterator<Item = Duration> + Send {
-    // Jitter adds up to as much again.
-    let builder = ExponentialBuilder::new().with_min_delay(Duration::from_millis(400)).with_max_delay(LONGEST_WAIT / 2).with_factor(2.0);
-    builder.with_jitter().without_max_times().build().map(|wait| wait.min(LONGEST_WAIT))
+/// Growing pauses after failures, with jitter. None is longer than [`LONGEST_PAUSE`].
+pub(super) fn retry_pauses() -> impl Iterator<Item = Duration> + Send {
+    // Jitter can double a pause.
+    let builder = ExponentialBuilder::new().with_min_delay(Duration::from_millis(400)).with_max_delay(LONGEST_PAUSE / 2).with_factor(2.0);
+    builder.with_jitter().without_max_times().build().map(|pause| pause.min(LONGEST_PAUSE))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn source(variables: &[(&str, &str)]) -> Result<NameSource, NodeNameError> {
-        NameSource::from_environment(|name| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned()))
+    fn source(variables: &[(&str, &str)]) -> Result<NodeNameSource, NodeNameError> {
+        NodeNameSource::from_environment(|name| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
     fn the_environment_is_read_as_flannel_reads_it() {
-        let pod = NameSource::Pod { namespace: "kube-flannel".into(), name: "p".into() };
+        let pod = NodeNameSource::Pod { namespace: "kube-flannel".into(), name: "p".into() };
         let (pod_name, namespace) = (("POD_NAME", "p"), ("POD_NAMESPACE", "kube-flannel"));
-        assert_eq!(source(&[("NODE_NAME", "n"), pod_name, namespace]), Ok(NameSource::Name("n".into())));
+        assert_eq!(source(&[("NODE_NAME", "n"), pod_name, namespace]), Ok(NodeNameSource::Name("n".into())));
         assert_eq!(source(&[("NODE_NAME", ""), pod_name, namespace]), Ok(pod));
         for unset in [&[][..], &[pod_name], &[namespace], &[("POD_NAME", ""), namespace]] {
             let error = source(unset).expect_err("something is missing");
@@ -141,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn waits_grow_to_fifteen_seconds_at_most() {
-        let waits: Vec<Duration> = pace().take(40).collect();
-        assert!(waits[0] < Duration::from_secs(1), "{waits:?}");
-        assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT) && waits[39] >= LONGEST_WAIT / 2, "{waits:?}");
+    fn pauses_grow_to_fifteen_seconds_at_most() {
+        let pauses: Vec<Duration> = retry_pauses().take(40).collect();
+        assert!(pauses[0] < Duration::from_secs(1), "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE) && pauses[39] >= LONGEST_PAUSE / 2, "{pauses:?}");
     }
 }

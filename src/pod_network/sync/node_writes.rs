@@ -1,7 +1,7 @@
-//! What the pod network writes to its own Node: annotations, the condition `NetworkUnavailable`, and subnets where it has none.
+//! Writes to this node's own Node: annotations, the condition `NetworkUnavailable`, and podCIDRs if it has none.
 //!
-//! Each of the three has one latest wish, which is written as soon as the API server takes it. A new wish replaces one that was not
-//! written. Nothing here gives up: a server that is away or says no is asked again at least every 15 s.
+//! There is one pending write for each of the three. A newer one replaces it if it was not written yet. A write that fails is tried again at
+//! least every 15 s.
 
 use std::sync::Arc;
 
@@ -16,37 +16,37 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::node_name::{LONGEST_WAIT, pace};
+use super::node_name::{LONGEST_PAUSE, retry_pauses};
 use crate::error_text::error_text;
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::kubernetes::permission::Permission;
 use crate::pod_network::allocation::Shortage;
 
-/// What the condition `NetworkUnavailable` says.
+/// The Node's condition `NetworkUnavailable`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
-    /// Pods on this node have no network.
+pub struct NodeCondition {
+    /// `status`: true if pods on this node have no network.
     pub unavailable: bool,
-    /// Why, in one word in camel case.
+    /// `reason`, in camel case.
     pub reason: &'static str,
-    /// Why.
+    /// `message`.
     pub message: String,
 }
 
-impl Condition {
-    /// The network works; in flannel's words (spec section 3).
+impl NodeCondition {
+    /// The network works. The text is flannel's [flannel 3].
     #[must_use]
     pub fn up() -> Self {
         Self { unavailable: false, reason: "FlannelIsUp", message: "Flannel is running on this node".into() }
     }
 
-    /// The network does not work, for this reason.
+    /// The network does not work.
     #[must_use]
     pub const fn down(reason: &'static str, message: String) -> Self {
         Self { unavailable: true, reason, message }
     }
 
-    /// The Node was assigned no subnet.
+    /// The Node has no podCIDR.
     #[must_use]
     pub fn pod_cidr_missing(node: &str) -> Self {
         let message = format!(
@@ -63,7 +63,7 @@ impl Condition {
         Self::down("OutOfSubnets", format!("{shortage}. The next one that is released or expires is taken"))
     }
 
-    /// The same as an Event of the Node.
+    /// The Event that reports the condition.
     #[must_use]
     pub fn event(&self) -> Event {
         Event {
@@ -76,137 +76,137 @@ impl Condition {
     }
 }
 
-/// What became of a wish.
+/// The state of the latest write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum WriteState {
-    /// There was none.
+    /// Nothing was written yet.
     #[default]
     Idle,
-    /// It is about to be written.
+    /// The write is pending.
     Writing,
-    /// It is written.
+    /// The write succeeded.
     Written,
-    /// It could not be written so far, and is tried again; why.
+    /// The last attempt failed with this error. The write is tried again.
     Failing(Arc<str>),
-    /// The server will never take it; why.
+    /// The server refused the write for good, with this error.
     Refused(Arc<str>),
 }
 
-/// One of the things that are written.
+/// The sending end of one kind of writes.
 #[derive(Debug)]
-struct Wish {
+struct PendingWrite {
     body: watch::Sender<Option<Box<RawValue>>>,
     state: watch::Receiver<WriteState>,
 }
 
-impl Wish {
+impl PendingWrite {
     fn new() -> (Self, Writer) {
         let (body, bodies) = watch::channel(None);
-        let (tell, state) = watch::channel(WriteState::Idle);
-        (Self { body, state }, Writer { bodies, tell })
+        let (sender, state) = watch::channel(WriteState::Idle);
+        (Self { body, state }, Writer { bodies, state: sender })
     }
 
-    fn wish(&self, body: &impl Serialize) {
+    /// Replaces the pending write.
+    fn set(&self, body: &impl Serialize) {
         match to_raw_value(body) {
             Ok(body) => drop(self.body.send_replace(Some(body))),
-            Err(error) => tracing::error!("a write to this node's Node is no JSON: {error}"),
+            Err(error) => tracing::error!("a write to this node's Node cannot be encoded as JSON: {error}"),
         }
     }
 }
 
-/// The wishes' other ends.
+/// The receiving end of one kind of writes.
 struct Writer {
     bodies: watch::Receiver<Option<Box<RawValue>>>,
-    tell: watch::Sender<WriteState>,
+    state: watch::Sender<WriteState>,
 }
 
-/// Where a wish is written to.
+/// What is written, and where.
 #[derive(Clone, Copy)]
 struct Target {
-    /// For people.
+    /// Its name in messages.
     what: &'static str,
     /// `nodes` or `nodes/status`.
     resource: &'static str,
-    /// Answers that will not change.
-    last_words: &'static [u16],
+    /// Status codes after which the write is not tried again.
+    final_codes: &'static [u16],
 }
 
-const ANNOTATIONS: Target = Target { what: "annotations", resource: "nodes/status", last_words: &[] };
-const CONDITION: Target = Target { what: "condition NetworkUnavailable", resource: "nodes/status", last_words: &[] };
-/// 409: it is another Node of the same name by now. 422: it has subnets by now.
-const POD_CIDRS: Target = Target { what: "spec.podCIDRs", resource: "nodes", last_words: &[409, 422] };
+const ANNOTATIONS: Target = Target { what: "annotations", resource: "nodes/status", final_codes: &[] };
+const CONDITION: Target = Target { what: "condition NetworkUnavailable", resource: "nodes/status", final_codes: &[] };
+/// 409: the Node was registered anew. 422: it has podCIDRs already.
+const POD_CIDRS: Target = Target { what: "spec.podCIDRs", resource: "nodes", final_codes: &[409, 422] };
 
-/// Takes wishes.
+/// Accepts writes for this node's Node.
 #[derive(Debug)]
 pub struct NodeWrites {
-    annotations: Wish,
-    condition: Wish,
-    pod_cidrs: Wish,
+    annotations: PendingWrite,
+    condition: PendingWrite,
+    pod_cidrs: PendingWrite,
 }
 
 impl NodeWrites {
-    /// Takes wishes for a Node, and what has to run for them to be written.
+    /// Accepts writes for a Node. The future carries them out and has to be run.
     pub fn new(client: &Client, node: &str, events: &Events) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let api = nodes(client);
-        let written = |target, writer| write(api.clone(), node.to_owned(), target, writer, events.clone());
-        let ((annotations, one), (condition, two), (pod_cidrs, three)) = (Wish::new(), Wish::new(), Wish::new());
-        let all = join3(written(ANNOTATIONS, one), written(CONDITION, two), written(POD_CIDRS, three));
+        let writing = |target, writer| write(api.clone(), node.to_owned(), target, writer, events.clone());
+        let ((annotations, one), (condition, two), (pod_cidrs, three)) = (PendingWrite::new(), PendingWrite::new(), PendingWrite::new());
+        let all = join3(writing(ANNOTATIONS, one), writing(CONDITION, two), writing(POD_CIDRS, three));
         (Self { annotations, condition, pod_cidrs }, async move {
             let _ = all.await;
         })
     }
 
-    /// Annotations: the body of a strategic merge patch, with those that are to change and no others.
+    /// Writes annotations. `patch` is a strategic merge patch that contains only those that change.
     pub fn annotations(&self, patch: &Value) {
-        self.annotations.wish(patch);
+        self.annotations.set(patch);
     }
 
-    /// The condition, as it is from now on. One that is up or down already for the same reason need not be said again.
-    pub fn condition(&self, condition: &Condition) {
-        self.condition.wish(&condition_patch(condition, Timestamp::now()));
+    /// Writes the condition. Callers need not repeat an unchanged one.
+    pub fn condition(&self, condition: &NodeCondition) {
+        self.condition.set(&condition_patch(condition, Timestamp::now()));
     }
 
-    /// The subnets of a Node that has none, as long as it is the Node of this UID.
+    /// Writes podCIDRs to a Node that has none and has this UID.
     pub fn pod_cidrs(&self, uid: &str, subnets: &[IpNetwork]) {
         let all: Vec<String> = subnets.iter().map(ToString::to_string).collect();
         let patch = serde_json::json!({"metadata": {"uid": uid}, "spec": {"podCIDR": all.first(), "podCIDRs": all}});
-        self.pod_cidrs.wish(&patch);
+        self.pod_cidrs.set(&patch);
     }
 
-    /// What became of the latest annotations.
+    /// The state of the latest write of annotations.
     #[must_use]
     pub fn annotations_state(&self) -> watch::Receiver<WriteState> {
         self.annotations.state.clone()
     }
 
-    /// What became of the latest condition.
+    /// The state of the latest write of the condition.
     #[must_use]
     pub fn condition_state(&self) -> watch::Receiver<WriteState> {
         self.condition.state.clone()
     }
 
-    /// What became of the latest subnets.
+    /// The state of the latest write of podCIDRs.
     #[must_use]
     pub fn pod_cidrs_state(&self) -> watch::Receiver<WriteState> {
         self.pod_cidrs.state.clone()
     }
 }
 
-/// Writes one wish after the other.
+/// Carries out one kind of writes, until the sending end is dropped.
 async fn write(api: Api<DynamicObject>, node: String, target: Target, mut writer: Writer, events: Events) {
-    let Target { what, resource, last_words } = target;
-    // Ends with the one who wishes.
+    let Target { what, resource, final_codes } = target;
     while writer.bodies.changed().await.is_ok() {
-        let mut waits = pace();
-        let mut told = None;
+        let mut pauses = retry_pauses();
+        let mut logged = None;
         loop {
             let Some(body) = writer.bodies.borrow_and_update().clone() else { break };
-            writer.tell.send_if_modified(|state| {
-                let news = !matches!(state, WriteState::Failing(_));
-                if news {
+            writer.state.send_if_modified(|state| {
+                let is_changed = !matches!(state, WriteState::Failing(_));
+                if is_changed {
                     *state = WriteState::Writing;
                 }
-                news
+                is_changed
             });
             let (parameters, patch) = (PatchParams::default(), Patch::Strategic(&body));
             let patched = match resource {
@@ -214,33 +214,33 @@ async fn write(api: Api<DynamicObject>, node: String, target: Target, mut writer
                 _ => api.patch_status(&node, &parameters, &patch).await,
             };
             let Err(error) = patched else {
-                if told.is_some() {
-                    tracing::info!("{what} of Node {node} could be written at last");
+                if logged.is_some() {
+                    tracing::info!("{what} of Node {node} written after all");
                 }
-                writer.tell.send_replace(WriteState::Written);
+                writer.state.send_replace(WriteState::Written);
                 break;
             };
             let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
             let why: Arc<str> = unwritten(what, resource, &node, &error).into();
-            if code.is_some_and(|code| last_words.contains(&code)) {
+            if code.is_some_and(|code| final_codes.contains(&code)) {
                 tracing::warn!("{why}");
-                writer.tell.send_replace(WriteState::Refused(why));
+                writer.state.send_replace(WriteState::Refused(why));
                 break;
             }
-            if told.as_ref() != Some(&why) {
-                tracing::warn!("{why}; tried again until it is");
+            if logged.as_ref() != Some(&why) {
+                tracing::warn!("{why}; retrying");
                 if code == Some(403) {
                     events.tell(permission_missing(&why));
                 }
-                told = Some(Arc::clone(&why));
+                logged = Some(Arc::clone(&why));
             }
-            writer.tell.send_replace(WriteState::Failing(why));
-            sleep(waits.next().unwrap_or(LONGEST_WAIT)).await;
+            writer.state.send_replace(WriteState::Failing(why));
+            sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
         }
     }
 }
 
-/// Why something could not be written.
+/// The message for a failed write.
 fn unwritten(what: &str, resource: &'static str, node: &str, error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => {
@@ -251,10 +251,10 @@ fn unwritten(what: &str, resource: &'static str, node: &str, error: &kube::Error
     }
 }
 
-/// Takes annotations away from a Node, once and for all. Says whether there is such a Node.
+/// Removes annotations from a Node. Returns false if the Node does not exist.
 ///
 /// # Errors
-/// They could not be, and why.
+/// The request failed. The text says why.
 pub async fn remove_annotations(client: &Client, node: &str, names: &[String]) -> Result<bool, String> {
     let absent: serde_json::Map<String, Value> = names.iter().map(|name| (name.clone(), Value::Null)).collect();
     let patch = Patch::Merge(serde_json::json!({"metadata": {"annotations": absent}}));
@@ -269,13 +269,13 @@ fn nodes(client: &Client) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Node")))
 }
 
-/// An Event about a permission that is missing.
+/// The Event about a missing permission.
 pub(super) fn permission_missing(note: &str) -> Event {
     Event { regarding: Regarding::Node, reason: "PermissionMissing", action: "SetUpPodNetwork", warning: true, note: note.to_owned() }
 }
 
-/// The patch that flannel sends, field for field in its order (spec section 3).
-fn condition_patch(condition: &Condition, now: Timestamp) -> impl Serialize + use<> {
+/// The patch that flannel sends, with its fields in the same order [flannel 3].
+fn condition_patch(condition: &NodeCondition, now: Timestamp) -> impl Serialize + use<> {
     #[derive(Serialize)]
     struct Body {
         status: Status,
@@ -315,7 +315,7 @@ mod tests {
     fn the_condition_is_flannels_to_the_byte() {
         let now: Timestamp = "2026-03-01T07:08:09.987654Z".parse().expect("a time");
         assert_eq!(
-            serde_json::to_string(&condition_patch(&Condition::up(), now)).expect("JSON"),
+            serde_json::to_string(&condition_patch(&NodeCondition::up(), now)).expect("JSON"),
             "{\"status\":{\"conditions\":[{\"type\":\"NetworkUnavailable\",\"status\":\"False\",\
              \"lastHeartbeatTime\":\"2026-03-01T07:08:09Z\",\"lastTransitionTime\":\"2026-03-01T07:08:09Z\",\
              \"reason\":\"FlannelIsUp\",\"message\":\"Flannel is running on this node\"}]}}"
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_missing_subnet_names_the_flag() {
-        let condition = Condition::pod_cidr_missing("a");
+        let condition = NodeCondition::pod_cidr_missing("a");
         assert!(condition.unavailable && condition.message.contains("--allocate-node-cidrs=true"), "{condition:?}");
         assert!(condition.message.starts_with("node \"a\" pod cidr not assigned"), "{condition:?}");
         let event = condition.event();

@@ -1,5 +1,5 @@
-//! All Nodes of the cluster, each reduced to what the pod network needs as soon as it is read. A Node is ten kilobytes, most of them
-//! images and managed fields, and says every few minutes that it is still alive: none of that is kept, and none of that is told.
+//! Watches all Nodes of the cluster. Each is reduced to the fields that the pod network needs as soon as it is read. A Node has about ten
+//! kilobytes, mostly images and managed fields, and changes every few minutes with a heartbeat. Such changes cause no update.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
@@ -15,58 +15,59 @@ use crate::pod_network::annotations::Prefix;
 use crate::pod_network::api_objects;
 use crate::pod_network::node::NetworkNode;
 
-/// Follows all Nodes of the cluster, for good. `prefix` begins the names of flannel's annotations.
+/// Watches all Nodes of the cluster. The stream does not end. `prefix` is that of flannel's annotations.
 #[must_use]
-pub fn nodes(watches: &Watches, prefix: &Prefix) -> BoxStream<'static, NodeUpdate> {
+pub fn watch_nodes(watches: &Watches, prefix: &Prefix) -> BoxStream<'static, NodeUpdate> {
     watches.follow(WatchTarget::all(Subject::Nodes, node_resource()), NodeTracker::new(prefix))
 }
 
-/// What the pod network is told of Nodes.
+/// A change of Nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeUpdate {
-    /// A Node is new, or different now in something that matters.
+    /// A Node was created, or a field that matters has changed.
     Changed(Box<NetworkNode>),
-    /// The Node of this name was deleted, or cannot be used.
-    Gone(Box<str>),
-    /// These are all there are; whatever else was told of before is gone.
+    /// The Node of this name was deleted, or cannot be read any more.
+    Deleted(Box<str>),
+    /// The complete set of existing Nodes; all others were deleted.
     Listed(HashSet<Box<str>>),
-    /// Every Node has been told.
+    /// The list is complete: every Node was sent.
     Complete,
-    /// No Node is known yet, because the first list fails for this reason.
+    /// The first list fails with this error, so no Node is known yet.
     Unknown(Box<str>),
 }
 
-/// Turns what is told of Nodes into updates.
+/// Converts watch events of Node objects into updates.
 #[derive(Debug)]
 pub(super) struct NodeTracker {
     prefix: Prefix,
-    /// What was told of each Node last, as a fingerprint.
-    known: HashMap<Box<str>, u64>,
+    /// The fingerprint of the version of each Node that was sent last.
+    sent: HashMap<Box<str>, u64>,
     hasher: RandomState,
-    /// What a list that is under way has told; nothing is kept of the first one, before which there was nothing.
-    seen: Option<HashSet<Box<str>>>,
+    /// The Nodes in the list that is being read. `None` during the first list, which deletes no Node.
+    listed: Option<HashSet<Box<str>>>,
     complaints: ProblemLog,
 }
 
 impl NodeTracker {
     pub(super) fn new(prefix: &Prefix) -> Self {
-        Self { prefix: prefix.clone(), known: HashMap::new(), hasher: RandomState::new(), seen: None, complaints: ProblemLog::default() }
+        Self { prefix: prefix.clone(), sent: HashMap::new(), hasher: RandomState::new(), listed: None, complaints: ProblemLog::default() }
     }
 
+    /// The update for a created or changed Node, if a field that matters has changed.
     fn read(&mut self, object: &RawObject) -> Option<NodeUpdate> {
         let id = object.id(Kind::Node);
         let converted = api_objects::network_node(&id, object.text.get(), &self.prefix, &self.hasher);
         self.complaints.note(&id, converted.problem.as_ref());
         let Some(node) = converted.node else {
-            return self.known.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Gone(name));
+            return self.sent.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Deleted(name));
         };
-        if let Some(seen) = &mut self.seen {
-            seen.insert(node.name.clone());
+        if let Some(listed) = &mut self.listed {
+            listed.insert(node.name.clone());
         }
-        if self.known.get(&node.name) == Some(&converted.fingerprint) {
+        if self.sent.get(&node.name) == Some(&converted.fingerprint) {
             return None;
         }
-        self.known.insert(node.name.clone(), converted.fingerprint);
+        self.sent.insert(node.name.clone(), converted.fingerprint);
         Some(NodeUpdate::Changed(Box::new(node)))
     }
 }
@@ -75,7 +76,7 @@ impl ObjectTracker for NodeTracker {
     type Update = NodeUpdate;
 
     fn begin(&mut self) {
-        self.seen = (!self.known.is_empty()).then(HashSet::new);
+        self.listed = (!self.sent.is_empty()).then(HashSet::new);
     }
 
     fn listed(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
@@ -83,11 +84,11 @@ impl ObjectTracker for NodeTracker {
     }
 
     fn complete(&mut self) -> Vec<NodeUpdate> {
-        let seen = self.seen.take();
-        if let Some(seen) = &seen {
-            self.known.retain(|name, _| seen.contains(name));
+        let listed = self.listed.take();
+        if let Some(listed) = &listed {
+            self.sent.retain(|name, _| listed.contains(name));
         }
-        seen.map(NodeUpdate::Listed).into_iter().chain([NodeUpdate::Complete]).collect()
+        listed.map(NodeUpdate::Listed).into_iter().chain([NodeUpdate::Complete]).collect()
     }
 
     fn applied(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
@@ -97,10 +98,10 @@ impl ObjectTracker for NodeTracker {
     fn deleted(&mut self, object: &RawObject) -> Vec<NodeUpdate> {
         let id = object.id(Kind::Node);
         self.complaints.note(&id, None);
-        if let Some(seen) = &mut self.seen {
-            seen.remove(id.name.as_str());
+        if let Some(listed) = &mut self.listed {
+            listed.remove(id.name.as_str());
         }
-        self.known.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Gone(name)).into_iter().collect()
+        self.sent.remove_entry(id.name.as_str()).map(|(name, _)| NodeUpdate::Deleted(name)).into_iter().collect()
     }
 
     fn unknown(&mut self, why: &str) -> Vec<NodeUpdate> {
@@ -139,11 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn only_what_matters_is_told() {
+    fn only_changes_that_matter_are_sent() {
         let mut tracker = NodeTracker::new(&Prefix::default());
         tracker.begin();
-        let told = tracker.listed(&node("a", "1", "1"));
-        let [NodeUpdate::Changed(a)] = told.as_slice() else { panic!("{told:?}") };
+        let sent = tracker.listed(&node("a", "1", "1"));
+        let [NodeUpdate::Changed(a)] = sent.as_slice() else { panic!("{sent:?}") };
         assert_eq!((&*a.name, &*a.uid), ("a", "uid-a"));
         assert_eq!(
             a.pod_cidrs,
@@ -157,12 +158,12 @@ mod tests {
         assert_eq!(tracker.complete(), [NodeUpdate::Complete]);
         assert!(tracker.applied(&node("a", "1", "2")).is_empty(), "a heartbeat");
         assert_eq!(tracker.applied(&node("a", "2", "3")).len(), 1, "another MAC");
-        assert_eq!(tracker.deleted(&node("a", "2", "4")), [NodeUpdate::Gone("a".into())]);
-        assert_eq!(tracker.applied(&node("a", "2", "5")).len(), 1, "it came back");
+        assert_eq!(tracker.deleted(&node("a", "2", "4")), [NodeUpdate::Deleted("a".into())]);
+        assert_eq!(tracker.applied(&node("a", "2", "5")).len(), 1, "the Node exists again");
     }
 
     #[test]
-    fn a_new_list_tells_what_is_gone_and_not_what_is_the_same() {
+    fn a_new_list_sends_deleted_nodes_and_no_unchanged_ones() {
         let mut tracker = NodeTracker::new(&Prefix::default());
         tracker.begin();
         for name in ["a", "b"] {
@@ -172,20 +173,20 @@ mod tests {
         tracker.begin();
         assert!(tracker.listed(&node("b", "1", "9")).is_empty());
         assert_eq!(tracker.complete(), [NodeUpdate::Listed(HashSet::from(["b".into()])), NodeUpdate::Complete]);
-        assert_eq!(tracker.applied(&node("a", "1", "10")).len(), 1, "what was gone is new");
+        assert_eq!(tracker.applied(&node("a", "1", "10")).len(), 1, "a deleted Node counts as new");
     }
 
     #[test]
-    fn nodes_may_be_odd() {
+    fn fields_may_be_missing_or_unreadable() {
         let mut tracker = NodeTracker::new(&Prefix::default());
         for bare in
             [json!({"metadata": {"name": "x"}}), json!({"metadata": {"name": "y", "annotations": null}, "spec": null, "status": {}})]
         {
             assert!(matches!(tracker.applied(&raw(&bare)).as_slice(), [NodeUpdate::Changed(node)] if node.pod_cidrs.is_err()));
         }
-        // What cannot be read is gone, once.
+        // A Node that cannot be read counts as deleted, once.
         let broken = raw(&json!({"metadata": {"name": "x"}, "spec": 5}));
-        assert_eq!(tracker.applied(&broken), [NodeUpdate::Gone("x".into())]);
+        assert_eq!(tracker.applied(&broken), [NodeUpdate::Deleted("x".into())]);
         assert!(tracker.applied(&broken).is_empty());
         assert!(tracker.applied(&raw(&json!([]))).is_empty());
     }

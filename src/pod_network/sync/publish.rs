@@ -1,127 +1,130 @@
-//! What others are told of this node's part of the network: other nodes and kubelet by its Node, the CNI plugin by subnet.env, the owner
-//! of the rules by an update.
+//! Publishes this node's part of the network: in annotations and a condition of its Node, in subnet.env for the CNI plugin, and to the service
+//! proxy, which writes the masquerade and forward rules.
 
-use super::publisher::GRACE;
-use crate::pod_network::masquerade::pod_rules;
 use std::path::PathBuf;
 
 use tokio::time::Instant;
 
 use super::cni_install;
-use super::node_writes::{Condition, WriteState};
+use super::node_writes::{NodeCondition, WriteState};
+use super::publisher::GRACE;
 use crate::cluster::Family;
 use crate::netlink::NetworkKernel;
 use crate::observe::readiness::{Part, PartState, all_ready};
-use crate::pod_network::annotations::withdrawal;
+use crate::pod_network::annotations::withdrawal_patch;
 use crate::pod_network::cni_config::choose;
+use crate::pod_network::masquerade::pod_rules;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::settings::NetworkSettings;
 use crate::pod_network::subnet_env::SubnetEnv;
 
-use super::error::Unsettled;
-use super::state::{Known, NetworkLoop};
-use super::subnet_file::{self, Written};
-use super::subnets::Source;
+use super::error::PodNetworkError;
+use super::state::{Acknowledged, NetworkLoop};
+use super::subnet_file::{self, FileChange};
+use super::subnets::SubnetProvider;
 
 impl<K: NetworkKernel> NetworkLoop<K> {
-    /// Tells everybody how things stand after a round.
-    pub(super) fn settle(&mut self, unsettled: Option<&Unsettled>) {
-        self.report.trouble(unsettled.map(ToString::to_string));
-        self.publisher.is_final = matches!(unsettled, Some(Unsettled::Lost(_)));
-        self.publisher.trouble = unsettled.map(|unsettled| {
-            let (part, reason) = unsettled.part();
-            let message = unsettled.to_string();
+    /// Publishes the result of a full reconcile.
+    pub(super) fn publish_outcome(&mut self, error: Option<&PodNetworkError>) {
+        self.report.trouble(error.map(ToString::to_string));
+        self.publisher.is_final = matches!(error, Some(PodNetworkError::Lost(_)));
+        self.publisher.trouble = error.map(|error| {
+            let (part, reason) = error.part();
+            let message = error.to_string();
             self.readiness.not_ready(part, &message);
-            match unsettled {
-                Unsettled::Subnets(condition) | Unsettled::Lost(condition) => condition.clone(),
-                _ => Condition::down(reason, message),
+            match error {
+                PodNetworkError::Subnets(condition) | PodNetworkError::Lost(condition) => condition.clone(),
+                _ => NodeCondition::down(reason, message),
             }
         });
-        if let Some(known) = self.known.take() {
-            self.publish(&known, unsettled.is_none());
-            self.known = Some(known);
+        if let Some(acknowledged) = self.acknowledged.take() {
+            self.publish(&acknowledged, error.is_none());
+            self.acknowledged = Some(acknowledged);
         }
-        self.tell_condition();
+        self.update_condition();
     }
 
-    pub(super) fn publish(&mut self, known: &Known, settled: bool) {
-        let conf = self.asked.conf.borrow().clone();
-        let settings = self.asked.settings.clone();
-        // Others are told of links that are there as they are told.
-        if settled
+    /// Publishes what follows from the acknowledged state. `is_complete` is true if the last reconcile had no error.
+    pub(super) fn publish(&mut self, acknowledged: &Acknowledged, is_complete: bool) {
+        let conf = self.inputs.conf.borrow().clone();
+        let settings = self.inputs.settings.clone();
+        // Publish links only if they exist as published.
+        if is_complete
             && let Some(node) = &self.own_node
-            && self.publisher.annotations(&settings, &conf, node, &known.own)
+            && self.publisher.annotations(&settings, &conf, node, &acknowledged.own)
         {
             self.readiness.ready(Part::Registration);
         }
         if self.publisher.is_final {
-            self.withdraw_annotations(known, &conf);
+            self.withdraw_annotations(acknowledged, &conf);
         }
-        let rules = pod_rules(&settings, &conf, &known.own);
+        let rules = pod_rules(&settings, &conf, &acknowledged.own);
         self.publisher.pod_rules.send_if_modified(|sent| {
-            let news = sent.as_ref() != Some(&rules);
-            if news {
+            let is_changed = sent.as_ref() != Some(&rules);
+            if is_changed {
                 for family in conf.networks.families() {
                     self.readiness.not_ready(Part::PodRules(family), "they are about to be written");
                 }
                 *sent = Some(rules);
             }
-            news
+            is_changed
         });
-        let is_whole = known.own.subnets.families().count() == conf.networks.families().count();
+        let is_whole = acknowledged.own.subnets.families().count() == conf.networks.families().count();
         if !is_whole {
             self.publisher.file = None;
-        } else if settled || self.publisher.file.is_some() {
-            let env = SubnetEnv::new(&conf, &known.own, known.mtu.pods, settings.masquerade);
+        } else if is_complete || self.publisher.file.is_some() {
+            let env = SubnetEnv::new(&conf, &acknowledged.own, acknowledged.mtu.pods, settings.masquerade);
             self.publisher.file = Some(env.to_string());
         } else {
-            // Pods come when they can be reached, and not before.
+            // Pods are started after subnet.env exists, so it is written only when they can be reached.
             return;
         }
         self.publish_file();
     }
 
-    /// Where leases give subnets, the Node still shows the lost one as its podCIDR: it must not say that it takes part.
-    fn withdraw_annotations(&mut self, known: &Known, conf: &NetConf) {
-        let (Source::Leases { .. }, Some(node)) = (&self.asked.source, &self.own_node) else { return };
-        let left = &known.own.subnets;
+    /// Removes the annotations that make this node part of the network, after a leased subnet was lost. Its Node still has the lost subnet as
+    /// podCIDR.
+    fn withdraw_annotations(&mut self, acknowledged: &Acknowledged, conf: &NetConf) {
+        let (SubnetProvider::Leases { .. }, Some(node)) = (&self.inputs.source, &self.own_node) else { return };
+        let left = &acknowledged.own.subnets;
         let lost: Vec<Family> = conf.networks.families().filter(|family| left.get(*family).is_none()).collect();
-        let patch = withdrawal(&self.asked.settings.prefix, &lost, left.is_empty(), &node.annotations);
-        if let Some(patch) = patch.filter(|patch| self.publisher.wished.as_ref() != Some(patch)) {
+        let patch = withdrawal_patch(&self.inputs.settings.prefix, &lost, left.is_empty(), &node.annotations);
+        if let Some(patch) = patch.filter(|patch| self.publisher.requested.as_ref() != Some(patch)) {
             self.publisher.writes.annotations(&patch);
-            self.publisher.wished = Some(patch);
+            self.publisher.requested = Some(patch);
         }
     }
 
-    /// Makes subnet.env say what it should. It is written for the first time when everything else works: that is when pods may come.
+    /// Writes subnet.env, or deletes it if it names a lost subnet. The first write waits until all other parts are ready, because pods are started
+    /// after it.
     pub(super) fn publish_file(&mut self) {
-        let path: PathBuf = self.asked.settings.subnet_file.clone();
+        let path: PathBuf = self.inputs.settings.subnet_file.clone();
         let states = self.readiness.states();
         let waits = |(part, state): (&Part, &PartState)| !matches!(part, Part::SubnetFile | Part::CniConfig) && !state.is_ready();
         let is_first = self.publisher.withdrawn || matches!(states.get(&Part::SubnetFile), Some(PartState::Starting(_)));
         if is_first && self.publisher.file.is_some() {
-            let awaited: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
-            if !awaited.is_empty() {
-                self.readiness.not_ready(Part::SubnetFile, format!("it is written when these are ready: {}", awaited.join(", ")));
+            let missing: Vec<&str> = states.iter().filter(|state| waits(*state)).map(|(part, _)| part.as_str()).collect();
+            if !missing.is_empty() {
+                self.readiness.not_ready(Part::SubnetFile, format!("it is written when these are ready: {}", missing.join(", ")));
                 return;
             }
         }
-        let outcome = match (&self.publisher.file, &self.known) {
+        let outcome = match (&self.publisher.file, &self.acknowledged) {
             (Some(text), _) => subnet_file::write(&path, text),
-            // A subnet that is another node's must not be given to any more pods.
-            (None, Some(known)) => {
-                let left = known.own.subnets;
-                subnet_file::disown(&path, |family, subnet| left.get(family) == Some(&subnet)).map(|_| Written::Unchanged)
+            // The CNI plugin must not use a subnet of another node.
+            (None, Some(acknowledged)) => {
+                let left = acknowledged.own.subnets;
+                subnet_file::delete_if_stale(&path, |family, subnet| left.get(family) == Some(&subnet)).map(|_| FileChange::Unchanged)
             }
             (None, None) => return,
         };
         match outcome {
             Ok(written) => {
                 let was_ready = states.get(&Part::SubnetFile) == Some(&PartState::Ready);
-                if written == Written::Created && was_ready {
+                if written == FileChange::Created && was_ready {
                     self.report.repaired(&[("subnet_file", 1)].into());
                 }
-                self.report.complain("subnet-file", None::<String>);
+                self.report.warn("subnet-file", None::<String>);
                 if self.publisher.file.is_some() {
                     self.publisher.withdrawn = false;
                     self.readiness.ready(Part::SubnetFile);
@@ -132,14 +135,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             }
             Err(error) => {
                 self.readiness.not_ready(Part::SubnetFile, error.to_string());
-                self.report.complain("subnet-file", Some(error));
+                self.report.warn("subnet-file", Some(error));
             }
         }
     }
 
-    /// Writes the CNI configuration where that is asked for, and looks at which one container runtimes use. It is never removed.
+    /// Writes the CNI configuration if `--cni-conf-dir` is set, and checks which configuration container runtimes use. It is never deleted.
     fn publish_conflist(&mut self) {
-        let NetworkSettings { cni_conf_dir, subnet_file, .. } = &self.asked.settings;
+        let NetworkSettings { cni_conf_dir, subnet_file, .. } = &self.inputs.settings;
         let Some(folder) = cni_conf_dir else { return };
         let own = cni_install::CONFLIST_NAME;
         let written = cni_install::write_conflist(folder, own, &cni_install::conflist(subnet_file));
@@ -150,7 +153,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             self.readiness.not_ready(Part::CniConfig, error.to_string());
         }
         let failed = written.is_err();
-        self.report.complain("conflist", written.err());
+        self.report.warn("conflist", written.err());
         if failed {
             return;
         }
@@ -158,7 +161,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             Ok(files) => files,
             Err(error) => {
                 self.readiness.not_ready(Part::CniConfig, error.to_string());
-                self.report.complain("conflist", Some(error));
+                self.report.warn("conflist", Some(error));
                 return;
             }
         };
@@ -172,7 +175,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report.cni_config(finding.as_ref(), own);
     }
 
-    /// Looks again at the folder of CNI configurations, after it has changed. This program's file is not written there before subnet.env.
+    /// Checks the folder of CNI configurations after a change. This program's file is not written before subnet.env.
     pub(super) fn conf_dir_changed(&mut self) {
         let is_written = self.readiness.states().get(&Part::SubnetFile).is_some_and(PartState::is_ready);
         if is_written && self.publisher.file.is_some() {
@@ -180,8 +183,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
     }
 
-    /// Takes note of what became of the annotations.
-    pub(super) fn registered(&self, state: &WriteState) {
+    /// Sets the readiness of the registration by the state of the annotations.
+    pub(super) fn set_registration(&self, state: &WriteState) {
         match state {
             WriteState::Written => self.readiness.ready(Part::Registration),
             WriteState::Failing(why) | WriteState::Refused(why) => self.readiness.not_ready(Part::Registration, why),
@@ -189,31 +192,31 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
     }
 
-    /// Lets the Node's condition say whether the network works. One that works is given some time to work again before it is said to be
-    /// broken; one that has not worked yet is only said to be broken where it is known why.
-    pub(super) fn tell_condition(&mut self) {
+    /// Updates the Node's condition. A network that worked gets a grace period before it is reported as unavailable. A network that never worked is
+    /// reported as unavailable only with a known cause.
+    pub(super) fn update_condition(&mut self) {
         let mut states = self.readiness.states();
-        // The proxy has a state of its own. The choice of another CNI configuration does not break this network.
+        // The service proxy has its own state. Another CNI configuration does not break this network.
         states.retain(|part, _| !matches!(part, Part::Proxy(_) | Part::CniConfig));
-        let works = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
+        let is_up = self.publisher.condition.as_ref().is_some_and(|condition| !condition.unavailable);
         let broken = || {
             let degraded = states.iter().find_map(|(part, state)| match state {
-                PartState::Degraded(why) => Some(Condition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
+                PartState::Degraded(why) => Some(NodeCondition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
                 PartState::Starting(_) | PartState::Ready | PartState::Noted(_) => None,
             });
             self.publisher.trouble.clone().or(degraded)
         };
-        let news = if all_ready(&states) && self.publisher.trouble.is_none() {
-            self.publisher.say(Condition::up())
+        let changed = if all_ready(&states) && self.publisher.trouble.is_none() {
+            self.publisher.set_condition(NodeCondition::up())
         } else if let Some(broken) = broken() {
             let now = Instant::now();
-            let due = if self.publisher.is_final { now } else { *self.publisher.due.get_or_insert(if works { now + GRACE } else { now }) };
-            if due > now { None } else { self.publisher.say(broken) }
+            let due = if self.publisher.is_final { now } else { *self.publisher.due.get_or_insert(if is_up { now + GRACE } else { now }) };
+            if due > now { None } else { self.publisher.set_condition(broken) }
         } else {
             None
         };
-        if let Some(condition) = news {
-            if self.asked.settings.set_network_unavailable {
+        if let Some(condition) = changed {
+            if self.inputs.settings.set_network_unavailable {
                 self.publisher.writes.condition(&condition);
             }
             self.report.event(condition.event());

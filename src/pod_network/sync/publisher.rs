@@ -1,50 +1,56 @@
-//! Holds what this node has told others about its part of the network.
+//! What this node has published about its part of the network, and the channels it publishes through.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::leases::LeaseData;
-use super::node_writes::{Condition, NodeWrites, WriteState};
+use super::node_writes::{NodeCondition, NodeWrites, WriteState};
 use crate::cluster::pod_rules::PodRules;
-use crate::pod_network::annotations::{PublishedEnd, VxlanData, patch, published};
+use crate::pod_network::annotations::{PublishedAddress, VxlanData, annotation_patch, published_annotations};
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::settings::NetworkSettings;
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
-use tokio::time::Instant;
-/// Tells others.
+
+/// The channels for publishing, and the values that were sent last.
 #[derive(Debug)]
 pub struct Publisher {
+    /// Writes to this node's Node.
     pub(super) writes: Arc<NodeWrites>,
-    /// What stands beside leases.
+    /// Annotations of this node's Lease objects.
     pub(super) lease_data: watch::Sender<LeaseData>,
-    /// Whoever owns the rules is told there.
+    /// The rules for the service proxy to write.
     pub(super) pod_rules: watch::Sender<Option<PodRules>>,
-    /// The annotations that were asked for since the Node was last seen.
-    pub(super) wished: Option<Value>,
-    /// What the condition says, and since when it should say something else.
-    pub(super) condition: Option<Condition>,
+    /// The patch of annotations that was sent since the last update of the Node.
+    pub(super) requested: Option<Value>,
+    /// The condition that was written last.
+    pub(super) condition: Option<NodeCondition>,
+    /// When the condition has to change, at the end of the grace period.
     pub(super) due: Option<Instant>,
-    /// What subnet.env should say.
+    /// The desired content of subnet.env.
     pub(super) file: Option<String>,
-    /// It named a subnet that is not this node's any more, so it was deleted.
+    /// subnet.env was deleted because it named a subnet that this node has lost.
     pub(super) withdrawn: bool,
-    pub(super) trouble: Option<Condition>,
-    /// The trouble is an answer, not an outage: the condition shows it at once.
+    /// The condition for the error of the last reconcile.
+    pub(super) trouble: Option<NodeCondition>,
+    /// The subnet is definitely lost, so the condition changes without a grace period.
     pub(super) is_final: bool,
 }
 
 impl Publisher {
-    /// Writes to the Node, to leases, and to the owner of the rules.
+    /// A publisher with these channels.
     #[must_use]
     pub const fn new(writes: Arc<NodeWrites>, lease_data: watch::Sender<LeaseData>, pod_rules: watch::Sender<Option<PodRules>>) -> Self {
         Self {
             writes,
             lease_data,
             pod_rules,
-            wished: None,
+            requested: None,
             condition: None,
             due: None,
             file: None,
@@ -54,62 +60,62 @@ impl Publisher {
         }
     }
 
-    /// The Node is different now; before it was this.
-    pub(super) fn node_seen(&mut self, before: Option<&NetworkNode>, node: &NetworkNode) {
-        self.wished = None;
+    /// Records that the Node has changed. `before` is its last version.
+    pub(super) fn node_changed(&mut self, before: Option<&NetworkNode>, node: &NetworkNode) {
+        self.requested = None;
         if before.is_some_and(|before| before.uid != node.uid) {
-            // Another Node of the same name knows nothing of what the former one was told.
+            // A Node that was registered anew does not have the condition.
             self.condition = None;
         }
     }
 
-    /// The Node was deleted.
-    pub(super) fn node_gone(&mut self) {
-        self.wished = None;
+    /// Records that the Node was deleted.
+    pub(super) fn node_deleted(&mut self) {
+        self.requested = None;
     }
 
-    /// subnet.env must not be there until there is a subnet again.
+    /// Records that subnet.env was deleted until this node has a subnet again.
     pub(super) fn withdraw_file(&mut self) {
         (self.file, self.withdrawn) = (None, true);
     }
 
-    /// Whether subnet.env was deleted because it named a subnet that is not this node's any more.
+    /// Returns true if subnet.env was deleted because it named a lost subnet.
     pub(super) const fn is_withdrawn(&self) -> bool {
         self.withdrawn
     }
 
-    /// When the condition has to be told, if that is known.
-    pub(super) const fn next(&self) -> Option<Instant> {
+    /// When the condition has to change, if it has to.
+    pub(super) const fn condition_due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// What becomes of the annotations.
+    /// The state of the latest write of annotations.
     pub(super) fn annotations_state(&self) -> watch::Receiver<WriteState> {
         self.writes.annotations_state()
     }
 
-    /// Asks for the annotations that the Node lacks; says whether it lacks none.
+    /// Sends the annotations that the Node lacks. Returns true if it lacks none.
     pub(super) fn annotations(&mut self, settings: &NetworkSettings, conf: &NetConf, node: &NetworkNode, own: &OwnLease) -> bool {
-        let wanted = wanted_annotations(settings, conf, own);
+        let desired = desired_annotations(settings, conf, own);
         let found = node.annotations.written(&settings.prefix);
         let found = found.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let patch = patch(&wanted, found);
+        let patch = annotation_patch(&desired, found);
         let complete = patch.is_none();
-        if let Some(patch) = patch.filter(|patch| self.wished.as_ref() != Some(patch)) {
+        if let Some(patch) = patch.filter(|patch| self.requested.as_ref() != Some(patch)) {
             self.writes.annotations(&patch);
-            self.wished = Some(patch);
+            self.requested = Some(patch);
         }
-        let data: LeaseData = wanted.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        let data: LeaseData = desired.into_iter().map(|(name, value)| (name, Some(value))).collect();
         self.lease_data.send_if_modified(|before| {
-            let news = *before != data;
+            let is_changed = *before != data;
             *before = data;
-            news
+            is_changed
         });
         complete
     }
 
-    /// Makes the condition say this; gives what is worth an Event.
-    pub(super) fn say(&mut self, condition: Condition) -> Option<Condition> {
+    /// Sets the condition, and gives it if it has changed.
+    pub(super) fn set_condition(&mut self, condition: NodeCondition) -> Option<NodeCondition> {
         self.due = None;
         if self.condition.as_ref() == Some(&condition) {
             return None;
@@ -119,15 +125,16 @@ impl Publisher {
     }
 }
 
-/// A network that worked may take so long to work again before its condition says that it does not.
+/// A network that worked is reported as unavailable only after this long.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-fn wanted_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
+/// The annotations that this node publishes.
+fn desired_annotations(settings: &NetworkSettings, conf: &NetConf, own: &OwnLease) -> BTreeMap<String, String> {
     let vni = conf.backend.vxlan().map(|vxlan| vxlan.vni);
     let end = |family| {
         let vxlan = vni.zip(own.macs.get(family)).map(|(vni, mac)| VxlanData { vni: Some(vni), mac: *mac });
-        own.published.get(family).map(|ip| PublishedEnd { public_ip: *ip, vxlan })
+        own.published.get(family).map(|ip| PublishedAddress { public_ip: *ip, vxlan })
     };
     let ends = own.subnets.families().filter_map(|family| Some((family, end(family)?))).collect();
-    published(&settings.prefix, &conf.backend, &ends)
+    published_annotations(&settings.prefix, &conf.backend, &ends)
 }

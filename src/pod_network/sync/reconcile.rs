@@ -1,6 +1,5 @@
-//! One look at everything that the kernel holds, and the steps to what it should hold.
+//! The full reconcile: dumps the kernel, plans the steps to the desired state, and applies them.
 
-use super::state::Retry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,117 +15,119 @@ use crate::netlink::entry::{LinkChange, Live, OUR_PROTOCOL};
 use crate::netlink::link::LinkNames;
 use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::readiness::Part;
+use crate::pod_network::backoff::doubling;
 use crate::pod_network::bridge;
-use crate::pod_network::desired::{DesiredLink, Wanted};
-use crate::pod_network::interface::{self, External, InterfaceOptions};
-use crate::pod_network::mtu::{Mtu, mtu};
+use crate::pod_network::desired::{DesiredInputs, DesiredLink};
+use crate::pod_network::interface::{self, ExternalInterface, InterfaceOptions};
+use crate::pod_network::mtu::{Mtu, compute_mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
 use crate::pod_network::node::NetworkNode;
-use crate::pod_network::own_lease::{OwnLease, own_mac};
-use crate::pod_network::peers::{Programmed, peers};
-use crate::pod_network::plan::{self, Group};
+use crate::pod_network::own_lease::{OwnLease, choose_mac};
+use crate::pod_network::peers::{LiveSubnets, check_all};
+use crate::pod_network::plan::{self, EntryGroup};
 use crate::pod_network::vxlan::link_name;
 
-use super::error::Unsettled;
-use super::node_writes::Condition;
-use super::report::Kinds;
-use super::state::{Known, NetworkLoop};
-use super::subnets::Subnets;
+use super::error::PodNetworkError;
+use super::node_writes::NodeCondition;
+use super::report::ChangeCounts;
+use super::state::{Acknowledged, NetworkLoop, Retry};
+use super::subnets::SubnetStatus;
 
-/// Links are looked at again after they were changed; if they still differ after so many times, somebody works against it.
+/// Links are dumped again after a change. If they still differ after this many passes, another program keeps changing them.
 const PASSES: usize = 4;
 
-/// The first pause before a peer's entries are tried again; it doubles up to the longest.
+/// The first pause before a peer's entries are written again. It doubles up to the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 impl<K: NetworkKernel> NetworkLoop<K> {
-    /// Looks at everything and makes it as it should be, as far as that can be done. The first thing that is in the way is the error;
-    /// what does not hang on it is done all the same.
-    pub(super) async fn round(&mut self) -> Result<(), Unsettled> {
-        let conf = self.asked.conf.borrow().clone();
+    /// Brings the kernel to the desired state as far as possible. Gives the first error; steps that do not depend on it are applied nevertheless.
+    pub(super) async fn reconcile(&mut self) -> Result<(), PodNetworkError> {
+        let conf = self.inputs.conf.borrow().clone();
         let since = self.since.take();
         self.changed.clear();
         let taken = if self.own_node_is_missing() { self.taken_by_other_node(&conf) } else { None };
         let Some(node) = self.own_node.clone() else {
-            let Some(lost) = taken else { return Err(Unsettled::NoNode(self.asked.node.clone())) };
+            let Some(lost) = taken else { return Err(PodNetworkError::NoNode(self.inputs.node.clone())) };
             return Err(self.leave(lost, &conf).await?);
         };
-        let standing = match taken {
-            Some(lost) => Subnets::Lost(lost),
+        let status = match taken {
+            Some(lost) => SubnetStatus::Lost(lost),
             None if self.awaits_new_pod_cidr(&node) => {
-                let awaited = || Subnets::Awaited(Condition::pod_cidr_missing(&node.name));
-                self.taken_by_other_node(&conf).map_or_else(awaited, Subnets::Lost)
+                let pending = || SubnetStatus::Pending(NodeCondition::pod_cidr_missing(&node.name));
+                self.taken_by_other_node(&conf).map_or_else(pending, SubnetStatus::Lost)
             }
-            None => self.asked.source.subnets(&node, &conf, &self.in_use()),
+            None => self.inputs.source.status(&node, &conf, &self.in_use()),
         };
         let live = self.dump().await;
-        // Before all else: nothing that fails later keeps subnet.env.
-        self.disown(&standing, &conf, live.as_ref().unwrap_or(&Live::default()));
-        let (subnets, missing, of_others) = match &standing {
-            Subnets::Known(subnets) => (*subnets, None, &[][..]),
-            // What was known before holds until something better is known.
-            Subnets::Awaited(condition) => match &self.known {
-                Some(known) => (known.own.subnets, Some(Unsettled::Subnets(condition.clone())), &[][..]),
-                None => return Err(Unsettled::Subnets(condition.clone())),
+        // Do this first, so that a later error does not keep subnet.env with a lost subnet.
+        self.release_lost_subnets(&status, &conf, live.as_ref().unwrap_or(&Live::default()));
+        let (subnets, missing, of_others) = match &status {
+            SubnetStatus::Assigned(subnets) => (*subnets, None, &[][..]),
+            // The subnets stay in use until there is an answer.
+            SubnetStatus::Pending(condition) => match &self.acknowledged {
+                Some(acknowledged) => (acknowledged.own.subnets, Some(PodNetworkError::Subnets(condition.clone())), &[][..]),
+                None => return Err(PodNetworkError::Subnets(condition.clone())),
             },
-            Subnets::Lost(lost) => (lost.left, Some(Unsettled::Lost(lost.condition.clone())), &lost.of_others[..]),
+            SubnetStatus::Lost(lost) => (lost.left, Some(PodNetworkError::Lost(lost.condition.clone())), &lost.of_others[..]),
         };
         if missing.is_none() {
             self.readiness.ready(Part::Subnet);
         }
         let live = live?;
-        let (own, external, mtu) = match (self.place(&node, &conf, subnets, &live).await, &standing) {
-            (Ok(placed), _) => placed,
-            (Err(_), Subnets::Lost(lost)) => {
+        let (own, external, mtu) = match (self.own_lease(&node, &conf, subnets, &live).await, &status) {
+            (Ok(found), _) => found,
+            (Err(_), SubnetStatus::Lost(lost)) => {
                 self.withdraw(lost, &conf, live).await?;
-                return Err(Unsettled::Lost(lost.condition.clone()));
+                return Err(PodNetworkError::Lost(lost.condition.clone()));
             }
             (Err(error), _) => return Err(error),
         };
         self.readiness.ready(Part::Interface);
         let of_others = self.subnets_of_others(of_others);
-        let settings = self.asked.settings.clone();
-        let wanted = Wanted { conf: &conf, settings: &settings, own: &own, external: &external, mtu: &mtu };
+        let settings = self.inputs.settings.clone();
+        let inputs = DesiredInputs { conf: &conf, settings: &settings, own: &own, external: &external, mtu: &mtu };
 
-        let desired = wanted.links();
-        let (live, trouble) = self.links(&wanted, &desired, &of_others, live).await?;
+        let desired = inputs.links();
+        let (live, trouble) = self.apply_links(&inputs, &desired, &of_others, live).await?;
         let links = plan::our_links(&desired, &live);
-        let peers = peers(self.nodes.values().map(|node| &**node), &own, &conf, &Programmed::of_live(&live));
-        let entries = wanted.entries(&peers, &links, &live.routes);
+        let peers = check_all(self.nodes.values().map(|node| &**node), &own, &conf, &LiveSubnets::of_live(&live));
+        let entries = inputs.entries(&peers, &links, &live.routes);
         let names = LinkNames::new(&live.links);
         let mut plan = plan::entries(&entries, &links, &live);
         self.report.refused(&[&peers.refused[..], &entries.refused].concat());
-        let left = self.judge_foreign(&mut plan, &names);
+        let diverted = self.handle_foreign_routes(&mut plan, &names);
 
-        let uid_before = self.known.as_ref().map(|known| known.node_uid.clone());
-        let before = self.known.take().filter(|known| known.desired == desired && known.links == links);
-        let mut repaired = Kinds::new();
+        let uid_before = self.acknowledged.as_ref().map(|acknowledged| acknowledged.node_uid.clone());
+        let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
+        let mut repaired = ChangeCounts::new();
         if let Some(before) = &before {
-            let unchanged = |group: &&Group| match &group.node {
-                Some(node) => before.held.get(node) == entries.peers.get(node),
+            let unchanged = |group: &&EntryGroup| match &group.node {
+                Some(node) => before.entries.get(node) == entries.peers.get(node),
                 None => true,
             };
             for change in plan.groups.iter().filter(unchanged).flat_map(|group| &group.changes) {
                 *repaired.entry(change.kind()).or_default() += 1;
             }
         }
-        let mut untaken = self.write(plan.groups, &names).await?;
-        untaken.extend(left);
+        let mut failed = self.write(plan.groups, &names).await?;
+        failed.extend(diverted);
         self.report.repaired(&repaired);
-        self.report.metrics.network().peers(entries.peers.len(), entries.peers.keys().filter(|node| !untaken.contains(node)).count());
+        self.report.metrics.network().peers(entries.peers.len(), entries.peers.keys().filter(|node| !failed.contains(node)).count());
         if let Some(since) = since {
             self.report.metrics.network().programmed_after(since.elapsed());
         }
-        let mut held = entries.peers;
-        held.retain(|node, _| !untaken.contains(node));
+        let mut written = entries.peers;
+        written.retain(|node, _| !failed.contains(node));
         let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
-        let node_uid = match (&standing, uid_before) {
-            (Subnets::Awaited(_), Some(before)) => before,
+        let node_uid = match (&status, uid_before) {
+            (SubnetStatus::Pending(_), Some(before)) => before,
             _ => node.uid.clone(),
         };
-        self.known = Some(Known { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link: entries.refused, held });
-        // A lost subnet is the cause of what fails besides.
+        let off_link = entries.refused;
+        self.acknowledged =
+            Some(Acknowledged { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
+        // If a subnet is lost, other errors follow from that.
         if let Some(trouble) = missing.or(trouble) {
             return Err(trouble);
         }
@@ -135,57 +136,57 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         Ok(())
     }
 
-    /// This node's own part, and the interface to other nodes.
-    async fn place(
+    /// This node's own lease, the external interface, and the MTUs.
+    async fn own_lease(
         &mut self,
         node: &NetworkNode,
         conf: &NetConf,
         subnets: PerFamily<IpNetwork>,
         live: &Live,
-    ) -> Result<(OwnLease, External, Mtu), Unsettled> {
+    ) -> Result<(OwnLease, ExternalInterface, Mtu), PodNetworkError> {
         let options = self.interface_options(node).await?;
         let (external, mtu) = self.external(&options, node, conf, live)?;
         Ok((own(node, conf, subnets, &external, live)?, external, mtu))
     }
 
-    /// Everything that the kernel holds.
-    pub(super) async fn dump(&mut self) -> Result<Live, Unsettled> {
+    /// Dumps the kernel's links, routes, neighbours and FDB entries.
+    pub(super) async fn dump(&mut self) -> Result<Live, PodNetworkError> {
         let kernel = Arc::clone(&self.kernel);
-        let live = within(move || kernel.dump()).await?;
-        live.inspect_err(|error| self.report.failed(error)).map_err(Unsettled::Kernel)
+        let live = blocking(move || kernel.dump()).await?;
+        live.inspect_err(|error| self.report.failed(error)).map_err(PodNetworkError::Kernel)
     }
 
-    /// What the operator and the Node's annotations ask for about the interface, and the kernel's route for `--iface-can-reach`.
-    async fn interface_options(&mut self, node: &NetworkNode) -> Result<InterfaceOptions, Unsettled> {
-        let options = self.asked.settings.interface.clone();
-        let mut options = options.with_annotations(&node.annotations).map_err(|bad| Unsettled::Annotation(node.name.clone(), bad))?;
+    /// The options for the external interface, from flags and the Node's annotations, with the kernel's route for `--iface-can-reach`.
+    async fn interface_options(&mut self, node: &NetworkNode) -> Result<InterfaceOptions, PodNetworkError> {
+        let options = self.inputs.settings.interface.clone();
+        let mut options = options.with_annotations(&node.annotations).map_err(|bad| PodNetworkError::Annotation(node.name.clone(), bad))?;
         if let Some(ip) = options.can_reach {
             let kernel = Arc::clone(&self.kernel);
-            let route = within(move || kernel.route_to(ip)).await?;
+            let route = blocking(move || kernel.route_to(ip)).await?;
             options.reached = Some(route.map_err(|error| error.cause.to_string()));
         }
         Ok(options)
     }
 
-    /// The interface to other nodes, and how large packets can be.
+    /// Selects the external interface and computes the MTUs.
     fn external(
         &mut self,
         options: &InterfaceOptions,
         node: &NetworkNode,
         conf: &NetConf,
         live: &Live,
-    ) -> Result<(External, Mtu), Unsettled> {
+    ) -> Result<(ExternalInterface, Mtu), PodNetworkError> {
         let families: Vec<Family> = conf.networks.families().collect();
         let external = interface::select(options, &families, &node.internal_ips, &live.links, &live.routes)?;
         if conf.backend == Backend::HostGw {
             external.check_host_gw()?;
         }
-        let mtu = mtu(conf, external.mtu)?;
-        let too_large = mtu
-            .too_large
-            .map(|asked| format!("Backend.MTU is {asked}, and interface {} takes {} only: that counts", external.name, external.mtu));
-        self.report.complain("mtu", too_large);
-        if self.known.as_ref().is_none_or(|known| known.external != external || known.mtu != mtu) {
+        let mtu = compute_mtu(conf, external.mtu)?;
+        let too_large = mtu.too_large.map(|requested| {
+            format!("Backend.MTU is {requested}, but interface {} has an MTU of {}, which is used", external.name, external.mtu)
+        });
+        self.report.warn("mtu", too_large);
+        if self.acknowledged.as_ref().is_none_or(|acknowledged| acknowledged.external != external || acknowledged.mtu != mtu) {
             let ips: Vec<String> = external.local.iter().map(|(_, ip)| ip.to_string()).collect();
             tracing::info!(
                 "pod network: packets to other nodes leave by {} ({}) from {}; pods have an MTU of {}",
@@ -195,7 +196,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 mtu.pods
             );
         }
-        if self.known.as_ref().is_some_and(|known| known.external.addresses != external.addresses)
+        if self.acknowledged.as_ref().is_some_and(|acknowledged| acknowledged.external.addresses != external.addresses)
             && let Some(connections) = &self.connections
         {
             connections.renew();
@@ -203,34 +204,34 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         Ok((external, mtu))
     }
 
-    /// Makes the links as they should be. Gives what the kernel holds then, and what is still in the way of some of them.
-    async fn links(
+    /// Brings the links to the desired state. Gives the live state afterwards, and the error that remains for some links.
+    async fn apply_links(
         &mut self,
-        wanted: &Wanted<'_>,
+        inputs: &DesiredInputs<'_>,
         desired: &[DesiredLink],
         of_others: &[IpNetwork],
         mut live: Live,
-    ) -> Result<(Live, Option<Unsettled>), Unsettled> {
-        let drifted = self.known.as_ref().is_some_and(|known| known.desired == desired);
-        let mut repaired = Kinds::new();
+    ) -> Result<(Live, Option<PodNetworkError>), PodNetworkError> {
+        let is_repair = self.acknowledged.as_ref().is_some_and(|acknowledged| acknowledged.desired == desired);
+        let mut repaired = ChangeCounts::new();
         let mut failed = None;
         let mut before = Vec::new();
         let mut passes = 0..PASSES;
         let trouble = loop {
-            let Wanted { conf, own, mtu, .. } = wanted;
+            let DesiredInputs { conf, own, mtu, .. } = inputs;
             let mut plan = plan::links(desired, &conf.networks, &live, &self.offloads);
             plan.changes.extend(bridge::mtu_change(&live.links, own, mtu.pods));
             let to_repair = plan.changes.len();
             plan.changes.extend(bridge::stale_addresses(&live.links, own, &conf.networks, of_others));
             if plan.changes.is_empty() {
-                break plan.in_the_way.into_iter().next().map(Unsettled::InTheWay);
+                break plan.in_the_way.into_iter().next().map(PodNetworkError::InTheWay);
             }
-            // What failed is still to be done, and nothing else is.
+            // Stop if the same steps remain as before: they have failed.
             let pass = passes.next().filter(|_| plan.changes != before);
             if pass.is_none() {
-                break Some(failed.map_or(Unsettled::Restless(plan.changes.len()), Unsettled::Kernel));
+                break Some(failed.map_or(PodNetworkError::Unstable(plan.changes.len()), PodNetworkError::Kernel));
             }
-            if drifted && pass == Some(0) {
+            if is_repair && pass == Some(0) {
                 plan.changes.iter().take(to_repair).for_each(|change| *repaired.entry(change.kind()).or_default() += 1);
             }
             before.clone_from(&plan.changes);
@@ -238,7 +239,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             live = self.dump().await?;
         };
         self.report.repaired(&repaired);
-        let former = self.known.iter().flat_map(|known| &known.desired);
+        let former = self.acknowledged.iter().flat_map(|acknowledged| &acknowledged.desired);
         for link in former.filter(|link| desired.iter().all(|desired| desired.name != link.name)) {
             self.report.metrics.network().no_link(&link.name);
         }
@@ -248,16 +249,16 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         Ok((live, trouble))
     }
 
-    /// Takes steps; gives the first failure. One that fails holds up no other.
-    pub(super) async fn change_links(&mut self, changes: Vec<LinkChange>) -> Result<Option<NetlinkError>, Unsettled> {
+    /// Applies link changes and gives the first error. A failed change does not stop the others.
+    pub(super) async fn change_links(&mut self, changes: Vec<LinkChange>) -> Result<Option<NetlinkError>, PodNetworkError> {
         let kernel = Arc::clone(&self.kernel);
-        let outcomes = within(move || {
+        let outcomes = blocking(move || {
             let outcome = |change: LinkChange| (kernel.change_link(&change), change);
             changes.into_iter().map(outcome).collect::<Vec<_>>()
         })
         .await?;
-        self.agenda.wrote();
-        // What could not be written because of a link may be possible now.
+        self.schedule.wrote();
+        // Entries that failed because of a link may succeed now.
         self.retries.clear();
         let mut first = None;
         for (outcome, change) in outcomes {
@@ -277,60 +278,67 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         Ok(first)
     }
 
-    /// Takes the steps of all groups but those that wait for their next try. Gives the peers that do not have all of theirs.
-    pub(super) async fn write(&mut self, groups: Vec<Group>, names: &LinkNames) -> Result<Vec<Box<str>>, Unsettled> {
+    /// Applies all groups of entry changes, except those that wait for a retry. Gives the peers that lack entries.
+    pub(super) async fn write(&mut self, groups: Vec<EntryGroup>, names: &LinkNames) -> Result<Vec<Box<str>>, PodNetworkError> {
         let now = Instant::now();
         let mut failed: BTreeMap<Option<Box<str>>, NetlinkError> = BTreeMap::new();
-        let (waiting, groups): (Vec<Group>, Vec<Group>) =
+        let (waiting, groups): (Vec<EntryGroup>, Vec<EntryGroup>) =
             groups.into_iter().partition(|group| self.retries.get(&group.node).is_some_and(|retry| retry.at > now));
         let mut retries: BTreeMap<Option<Box<str>>, Retry> =
-            waiting.into_iter().filter_map(|group| self.retries.get(&group.node).cloned().map(|retry| (group.node, retry))).collect();
+            waiting.into_iter().filter_map(|group| self.retries.remove(&group.node).map(|retry| (group.node, retry))).collect();
         if !groups.is_empty() {
             let (kernel, names) = (Arc::clone(&self.kernel), names.clone());
-            let (groups, outcomes) = within(move || {
+            let (groups, outcomes) = blocking(move || {
                 let changes: Vec<_> = groups.iter().flat_map(|group| group.changes.iter().copied()).collect();
                 let outcomes = kernel.change_entries(&changes, &names);
                 (groups, outcomes)
             })
             .await?;
-            self.agenda.wrote();
+            self.schedule.wrote();
             let mut outcomes = outcomes.into_iter();
             for group in groups {
                 let errors = outcomes.by_ref().take(group.changes.len()).filter_map(Result::err);
-                // Exactly as many outcomes are taken as there are changes.
+                // The fold consumes exactly one outcome for each change of the group.
                 if let Some(error) = errors.fold(None, |first, error| first.or(Some(error))) {
                     failed.insert(group.node, error);
                 }
             }
         }
         for (node, error) in failed {
-            let pause = self.retries.get(&node).map_or(FIRST_RETRY, |retry| (retry.pause * 2).min(LONGEST_RETRY));
-            retries.insert(node, Retry { at: Instant::now() + pause, pause, error });
+            let mut pauses = self.retries.remove(&node).map_or_else(|| doubling(FIRST_RETRY, LONGEST_RETRY), |retry| retry.pauses);
+            let pause = pauses.next().unwrap_or(LONGEST_RETRY);
+            retries.insert(node, Retry { at: Instant::now() + pause, pauses, error });
         }
         self.retries = retries;
-        let untaken: BTreeMap<_, _> = self.retries.iter().map(|(node, retry)| (node.clone(), retry.error.clone())).collect();
-        self.report.untaken(&untaken);
-        Ok(untaken.into_keys().flatten().collect())
+        let errors: BTreeMap<_, _> = self.retries.iter().map(|(node, retry)| (node.clone(), retry.error.clone())).collect();
+        self.report.entries_failed(&errors);
+        Ok(errors.into_keys().flatten().collect())
     }
 }
 
-/// Does work that blocks on a thread for such.
-async fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unsettled> {
-    spawn_blocking(work).await.map_err(|error| Unsettled::Broken(format!("a kernel call failed: {}", task_failure(error))))
+/// Runs a blocking call on a thread for blocking work.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, PodNetworkError> {
+    spawn_blocking(work).await.map_err(|error| PodNetworkError::Broken(format!("a kernel call failed: {}", task_failure(error))))
 }
 
-/// This node's own part, as it follows from its Node, its subnets and its interface.
-fn own(node: &NetworkNode, conf: &NetConf, subnets: PerFamily<IpNetwork>, external: &External, live: &Live) -> Result<OwnLease, Unsettled> {
-    let bad = |bad| Unsettled::Annotation(node.name.clone(), bad);
+/// This node's own lease, from its Node, its subnets and the external interface.
+fn own(
+    node: &NetworkNode,
+    conf: &NetConf,
+    subnets: PerFamily<IpNetwork>,
+    external: &ExternalInterface,
+    live: &Live,
+) -> Result<OwnLease, PodNetworkError> {
+    let bad = |bad| PodNetworkError::Annotation(node.name.clone(), bad);
     let mut own = OwnLease { node: node.name.to_string(), subnets, local: external.local, ..OwnLease::default() };
     for (family, local) in external.local.iter() {
         own.published.set(family, Some(node.annotations.overwrite(family).map_err(bad)?.unwrap_or(*local)));
         if let Some(vxlan) = conf.backend.vxlan() {
-            // What is told of it may be nonsense; then it is made anew.
-            let known = node.annotations.vxlan(family).ok().flatten().map(|data| data.mac);
+            // An invalid annotation is ignored; the address is chosen again.
+            let published = node.annotations.vxlan(family).ok().flatten().map(|data| data.mac);
             let name = link_name(family, vxlan.vni);
             let of_link = live.links.iter().find(|link| link.name == name).and_then(|link| link.mac);
-            own.macs.set(family, Some(own_mac(known, of_link, &node.uid, family)));
+            own.macs.set(family, Some(choose_mac(published, of_link, &node.uid, family)));
         }
     }
     Ok(own)

@@ -1,86 +1,90 @@
-//! When the kernel is looked at as a whole: soon after somebody changed something, now and then in any case, and never all the time.
+//! Decides when the next full reconcile runs: soon after a change in the kernel, at a fixed interval, and with a limited share of the time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What changes at once is looked at together.
-const GATHER: Duration = Duration::from_millis(50);
-/// Looking may take one part in so many of the time.
+/// Changes within this time are handled together.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// After changes in the kernel, reconciles take at most 1/5 of the time.
 const SHARE: u32 = 5;
-/// Without any sign of a change the kernel is looked at this often.
-const AUDIT: Duration = Duration::from_secs(30);
-/// The kernel tells of our own changes, too: what it tells so shortly after one...
+/// Interval of reconciles without any change.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
+/// The kernel reports our own changes, too. An event within this time after a write of ours may be such a report...
 const ECHO: Duration = Duration::from_secs(1);
-/// ...is looked at this long after it: in time for whoever else was at it, and once for all.
-const REST: Duration = Duration::from_secs(2);
+/// ...so the reconcile runs this long after the write: once for all these events, and soon enough if another program caused one.
+const ECHO_DELAY: Duration = Duration::from_secs(2);
 
-/// When there is something to do next.
+/// The times of the next work.
 #[derive(Debug)]
-pub(super) struct Agenda {
-    look: Instant,
-    follow: bool,
+pub(super) struct Schedule {
+    /// When the next full reconcile is due.
+    reconcile: Instant,
+    /// Other nodes have changed.
+    has_peer_changes: bool,
+    /// Before this time, a reconcile after a kernel event would exceed the share.
     affordable: Instant,
+    /// When this program last changed the kernel.
     wrote: Option<Instant>,
 }
 
-impl Agenda {
-    /// The kernel is looked at at once.
+impl Schedule {
+    /// A schedule whose first reconcile is due at once.
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { look: now, follow: false, affordable: now, wrote: None }
+        Self { reconcile: now, has_peer_changes: false, affordable: now, wrote: None }
     }
 
-    /// When there is something to do.
+    /// When the next work is due.
     pub(super) fn next(&self) -> Instant {
-        if self.follow { Instant::now() } else { self.look }
+        if self.has_peer_changes { Instant::now() } else { self.reconcile }
     }
 
-    /// Whether the kernel is to be looked at now.
-    pub(super) fn look_is_due(&self) -> bool {
-        self.look <= Instant::now()
+    /// Returns true if a full reconcile is due.
+    pub(super) fn reconcile_is_due(&self) -> bool {
+        self.reconcile <= Instant::now()
     }
 
-    /// Whether nodes have changed since they were last looked at; from now on they have not.
-    pub(super) const fn take_follow(&mut self) -> bool {
-        std::mem::replace(&mut self.follow, false)
+    /// Returns true if other nodes have changed, and resets that.
+    pub(super) const fn take_peer_changes(&mut self) -> bool {
+        std::mem::replace(&mut self.has_peer_changes, false)
     }
 
-    /// Other nodes have changed.
-    pub(super) const fn follow(&mut self) {
-        self.follow = true;
+    /// Records that other nodes have changed.
+    pub(super) const fn peers_changed(&mut self) {
+        self.has_peer_changes = true;
     }
 
-    /// Something that everything hangs on has changed.
-    pub(super) fn ask(&mut self) {
-        self.by(Instant::now());
+    /// Makes a full reconcile due now, because an input of all entries has changed.
+    pub(super) fn reconcile_now(&mut self) {
+        self.reconcile_by(Instant::now());
     }
 
-    /// Somebody, maybe this program, has changed something in the kernel.
-    pub(super) fn disturbed(&mut self) {
+    /// Records a change in the kernel, which this program may have caused itself.
+    pub(super) fn kernel_changed(&mut self) {
         let now = Instant::now();
         let soon = match self.wrote.filter(|wrote| now.duration_since(*wrote) < ECHO) {
-            Some(wrote) => wrote + REST,
-            None => now + GATHER,
+            Some(wrote) => wrote + ECHO_DELAY,
+            None => now + DEBOUNCE,
         };
-        self.by(soon.max(self.affordable));
+        self.reconcile_by(soon.max(self.affordable));
     }
 
-    /// The kernel is looked at by then at the latest.
-    pub(super) fn by(&mut self, when: Instant) {
-        self.look = self.look.min(when);
+    /// Makes a full reconcile due at this time at the latest.
+    pub(super) fn reconcile_by(&mut self, when: Instant) {
+        self.reconcile = self.reconcile.min(when);
     }
 
-    /// This program has changed something in the kernel.
+    /// Records that this program has changed the kernel.
     pub(super) fn wrote(&mut self) {
         self.wrote = Some(Instant::now());
     }
 
-    /// The kernel was looked at, begun then; after a failure it is tried again after a pause.
-    pub(super) fn looked(&mut self, start: Instant, pause: Option<Duration>) {
+    /// Records the end of a full reconcile that began at `start`. `pause` is the time until the next one after an error.
+    pub(super) fn reconciled(&mut self, start: Instant, pause: Option<Duration>) {
         let now = Instant::now();
         self.affordable = now + now.duration_since(start) * (SHARE - 1);
-        self.look = now + pause.unwrap_or(AUDIT);
+        self.reconcile = now + pause.unwrap_or(AUDIT_INTERVAL);
     }
 }
 
@@ -89,35 +93,35 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_disturbance_is_looked_at_soon_and_an_echo_later() {
-        let mut agenda = Agenda::new();
+    async fn a_change_is_reconciled_soon_and_an_echo_later() {
+        let mut schedule = Schedule::new();
         let start = Instant::now();
-        assert!(agenda.look_is_due());
-        agenda.looked(start, None);
-        assert_eq!(agenda.next(), start + AUDIT);
-        agenda.disturbed();
-        assert_eq!(agenda.next(), start + GATHER);
-        agenda.looked(start, None);
-        agenda.wrote();
+        assert!(schedule.reconcile_is_due());
+        schedule.reconciled(start, None);
+        assert_eq!(schedule.next(), start + AUDIT_INTERVAL);
+        schedule.kernel_changed();
+        assert_eq!(schedule.next(), start + DEBOUNCE);
+        schedule.reconciled(start, None);
+        schedule.wrote();
         tokio::time::advance(Duration::from_millis(10)).await;
-        agenda.disturbed();
-        assert_eq!(agenda.next(), start + REST);
+        schedule.kernel_changed();
+        assert_eq!(schedule.next(), start + ECHO_DELAY);
         tokio::time::advance(Duration::from_millis(1500)).await;
-        agenda.disturbed();
-        assert_eq!(agenda.next(), Instant::now() + GATHER, "this is no echo");
+        schedule.kernel_changed();
+        assert_eq!(schedule.next(), Instant::now() + DEBOUNCE, "this is not an echo");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn looking_does_not_take_all_the_time() {
-        let mut agenda = Agenda::new();
+    async fn reconciles_take_a_limited_share_of_the_time() {
+        let mut schedule = Schedule::new();
         let start = Instant::now();
         tokio::time::advance(Duration::from_millis(100)).await;
-        agenda.looked(start, None);
-        agenda.disturbed();
-        assert_eq!(agenda.next(), start + Duration::from_millis(500));
-        agenda.looked(start, Some(Duration::from_secs(1)));
-        agenda.follow();
-        assert_eq!(agenda.next(), Instant::now(), "nodes do not wait");
-        assert!(agenda.take_follow() && !agenda.take_follow());
+        schedule.reconciled(start, None);
+        schedule.kernel_changed();
+        assert_eq!(schedule.next(), start + Duration::from_millis(500));
+        schedule.reconciled(start, Some(Duration::from_secs(1)));
+        schedule.peers_changed();
+        assert_eq!(schedule.next(), Instant::now(), "nodes do not wait");
+        assert!(schedule.take_peer_changes() && !schedule.take_peer_changes());
     }
 }

@@ -1,10 +1,20 @@
-//! The state of the loop of the pod network.
+//! The state of the pod network's loop.
 
-use super::node_name::pace;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::foreign_routes::ForeignRoutes;
+use super::node_name::retry_pauses;
+use super::publisher::Publisher;
 use super::report::NetworkReport;
-use super::schedule::Agenda;
-use super::status::PeersAnswer;
-use super::subnets::Source;
+use super::schedule::Schedule;
+use super::status::PeersRenderer;
+use super::subnets::SubnetProvider;
 use crate::cluster::families::PerFamily;
 use crate::kubernetes::client::Connections;
 use crate::netlink::entry::Route;
@@ -13,120 +23,118 @@ use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::paging::PageQuery;
 use crate::observe::query::{PendingQuery, QueryChannel};
 use crate::observe::readiness::Readiness;
+use crate::pod_network::backoff::Backoff;
 use crate::pod_network::desired::{DesiredLink, Entry};
-use crate::pod_network::interface::External;
+use crate::pod_network::interface::ExternalInterface;
 use crate::pod_network::mtu::Mtu;
 use crate::pod_network::net_conf::NetConf;
 use crate::pod_network::node::NetworkNode;
 use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::peers::Peers;
-use crate::pod_network::refusal::Refusal;
+use crate::pod_network::refusal::PeerRefusal;
 use crate::pod_network::settings::NetworkSettings;
-use crate::pod_network::sync::foreign_routes::ForeignRoutes;
-use crate::pod_network::sync::publisher::Publisher;
-use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
-/// What this node is, and what is asked of it.
+/// The inputs of the loop, besides the Nodes.
 #[derive(Debug)]
-pub struct Asked {
+pub struct NetworkInputs {
     /// The name of this node's Node.
     pub node: Box<str>,
-    /// net-conf.json, as it is in force.
+    /// net-conf.json.
     pub conf: watch::Receiver<NetConf>,
-    /// The rest.
+    /// All other settings.
     pub settings: NetworkSettings,
-    /// Where this node's subnets come from.
-    pub source: Source,
+    /// The source of this node's subnets.
+    pub source: SubnetProvider,
 }
 
-/// What the kernel holds of what should be there, and what that follows from.
+/// The state that the kernel has acknowledged, and the values it was computed from.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(super) struct Acknowledged {
     pub(super) own: OwnLease,
-    /// `metadata.uid` of the Node that gave the subnets.
+    /// `metadata.uid` of the Node that the subnets come from.
     pub(super) node_uid: Box<str>,
-    pub(super) external: External,
+    pub(super) external: ExternalInterface,
     pub(super) mtu: Mtu,
+    /// The desired links.
     pub(super) desired: Vec<DesiredLink>,
+    /// Their indexes.
     pub(super) links: PerFamily<u32>,
     /// The names of all links.
     pub(super) names: LinkNames,
-    /// Routes of others.
+    /// Routes of other programs.
     pub(super) routes: Vec<Route>,
-    /// The other nodes, sorted.
+    /// The other nodes, accepted or refused.
     pub(super) peers: Peers,
-    /// Those of them that the backend does not reach.
-    pub(super) off_link: Vec<Refusal>,
-    /// The peers' entries.
-    pub(super) held: BTreeMap<Box<str>, Vec<Entry>>,
+    /// Peers that host-gw cannot reach.
+    pub(super) off_link: Vec<PeerRefusal>,
+    /// The entries of each peer.
+    pub(super) entries: BTreeMap<Box<str>, Vec<Entry>>,
 }
 
-/// The loop and what it knows.
+/// The loop of the pod network.
 pub struct NetworkLoop<K> {
     pub(super) kernel: Arc<K>,
-    pub(super) asked: Asked,
+    pub(super) inputs: NetworkInputs,
+    /// The other Nodes.
     pub(super) nodes: HashMap<Box<str>, Box<NetworkNode>>,
-    /// Every Node has been told.
+    /// The first list of Nodes is complete.
     pub(super) complete: bool,
-    /// This node's Node as it was last seen.
+    /// The last version of this node's Node.
     pub(super) own_node: Option<Box<NetworkNode>>,
-    /// That Node was deleted since.
-    pub(super) own_node_is_gone: bool,
-    /// What the kernel has acknowledged; nothing before the first round that came to its end.
-    pub(super) known: Option<Known>,
-    /// Transmit checksum offload of links, as it was set.
+    /// That Node was deleted.
+    pub(super) own_node_is_deleted: bool,
+    /// The acknowledged state; `None` before the first complete reconcile.
+    pub(super) acknowledged: Option<Acknowledged>,
+    /// Transmit checksum offload that was set, by link index.
     pub(super) offloads: BTreeMap<u32, bool>,
-    /// Peers whose entries the kernel did not take; without a name, what is no peer's.
+    /// Peers whose entries the kernel refused; `None` for entries of no peer.
     pub(super) retries: BTreeMap<Option<Box<str>>, Retry>,
-    /// Routes of other programs in place of ours.
+    /// Routes of other programs that displace ours.
     pub(super) foreign: ForeignRoutes,
-    pub(super) agenda: Agenda,
-    /// Waits after rounds that failed.
+    pub(super) schedule: Schedule,
+    /// Pauses after failed reconciles.
     pub(super) pauses: Box<dyn Iterator<Item = Duration> + Send>,
     pub(super) publisher: Publisher,
     pub(super) readiness: Readiness,
     pub(super) report: NetworkReport,
-    /// When the oldest change of a peer came in that is not written yet.
+    /// When the oldest unwritten change of a peer was received.
     pub(super) since: Option<Instant>,
-    /// The peers that have changed since the kernel was last brought up to them.
+    /// The peers with unwritten changes.
     pub(super) changed: BTreeSet<Box<str>>,
-    /// Those to the API server: they are of no use once the address is gone that they come from.
+    /// Connections to the API server. They are closed when the node's address changes.
     pub(super) connections: Option<Connections>,
-    /// What is asked for the status page.
+    /// Queries of the status page.
     pub(super) questions: mpsc::Receiver<PendingQuery<PageQuery>>,
-    pub(super) answer: PeersAnswer,
+    /// Renders the answers to them.
+    pub(super) answer: PeersRenderer,
 }
 
-/// When something that the kernel did not take is tried again.
-#[derive(Clone, Debug)]
+/// When refused entries are written again.
+#[derive(Debug)]
 pub(super) struct Retry {
     pub(super) at: Instant,
-    pub(super) pause: Duration,
-    /// Why it was not taken.
+    /// The pauses after further failures.
+    pub(super) pauses: Backoff,
+    /// The last error.
     pub(super) error: NetlinkError,
 }
 
 impl<K: NetworkKernel> NetworkLoop<K> {
-    /// A loop that waits for all Nodes before it touches anything.
-    pub fn new(kernel: Arc<K>, asked: Asked, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
+    /// A loop. It changes nothing before the first list of Nodes is complete.
+    pub fn new(kernel: Arc<K>, inputs: NetworkInputs, publisher: Publisher, readiness: Readiness, report: NetworkReport) -> Self {
         Self {
             kernel,
-            asked,
+            inputs,
             nodes: HashMap::new(),
             complete: false,
             own_node: None,
-            own_node_is_gone: false,
-            known: None,
+            own_node_is_deleted: false,
+            acknowledged: None,
             offloads: BTreeMap::new(),
             retries: BTreeMap::new(),
             foreign: ForeignRoutes::new(),
-            agenda: Agenda::new(),
-            pauses: Box::new(pace()),
+            schedule: Schedule::new(),
+            pauses: Box::new(retry_pauses()),
             publisher,
             readiness,
             report,
@@ -138,13 +146,13 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         }
     }
 
-    /// Answers what is asked there, too.
+    /// Answers the queries of this desk.
     #[must_use]
-    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersAnswer) -> Self {
+    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersRenderer) -> Self {
         Self { questions: desk.open(), answer, ..self }
     }
 
-    /// The same, which gives up these connections when this node gets other addresses.
+    /// Closes these connections when this node gets other addresses.
     #[must_use]
     pub fn with_connections(self, connections: Connections) -> Self {
         Self { connections: Some(connections), ..self }

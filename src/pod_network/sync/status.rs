@@ -1,4 +1,4 @@
-//! What the status page can see of the pod network.
+//! What the status page shows of the pod network.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +6,18 @@ use serde_json::Value;
 
 use crate::observe::paging::PageQuery;
 use crate::pod_network::peers::Peers;
-use crate::pod_network::refusal::Refusal;
+use crate::pod_network::refusal::PeerRefusal;
 
-/// Gives one page of the peers, as JSON.
-pub type PeersAnswer = fn(&PeersView<'_>, &PageQuery) -> Value;
+/// Renders one page of the peers as JSON.
+pub type PeersRenderer = fn(&PeersView<'_>, &PageQuery) -> Value;
 
 /// The other nodes of the pod network.
 #[derive(Clone, Copy, Debug)]
 pub struct PeersView<'a> {
     /// The accepted and refused peers.
     pub peers: &'a Peers,
-    /// Peers that are refused because this node does not reach them directly.
-    pub off_link: &'a [Refusal],
-    /// Peers whose entries could not be written, each with the cause.
+    /// Peers that host-gw cannot reach.
+    pub off_link: &'a [PeerRefusal],
+    /// Peers whose entries the kernel refused, each with the error.
     pub failed: &'a BTreeMap<&'a str, String>,
 }

@@ -1,4 +1,4 @@
-//! Holds a subnet for this node by a Lease (`--subnet-source=lease`): carries out what a [`Claim`] asks for, and tells how it stands.
+//! Holds a subnet for this node with a Lease (`--subnet-source=lease`): carries out the steps of a [`Claim`] and publishes its status.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,57 +15,58 @@ use super::leases::{LeaseData, LeaseError, LeaseStore};
 use super::node_writes::{NodeWrites, permission_missing};
 use super::subnet_file;
 use crate::cluster::Family;
+use crate::cluster::ip::overlap;
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::observe::metrics::NetworkMetrics;
-use crate::pod_network::allocation::{Claimant, Now, Space, Terms, lease_name, overlap};
-use crate::pod_network::claim::{Answer, Claim, News, Observed, Request, Scope, Standing, Step};
+use crate::pod_network::allocation::{Claimant, LeaseTerms, Now, SubnetSpace, lease_name};
+use crate::pod_network::claim::{Claim, ClaimEvent, ClaimStep, LeaseAnswer, LeaseObservation, LeaseRequest, LeaseStatus, WatchScope};
 
-/// This node as its Node object says.
+/// The fields of this node's Node that a claim needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegisteredNode {
     /// The Node's name.
     pub name: Arc<str>,
     /// The Node's UID.
     pub uid: Arc<str>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Addresses that subnets may be reserved for: internal and public ones.
+    /// Addresses that a reservation may name: internal and public ones.
     pub addresses: Vec<IpAddr>,
 }
 
-impl Registered {
+impl RegisteredNode {
     fn claimant(&self) -> Claimant {
         Claimant { node: Arc::clone(&self.name), uid: Arc::clone(&self.uid), addresses: self.addresses.clone() }
     }
 }
 
-/// What it takes to hold a subnet of one family.
+/// The task that holds a subnet of one family.
 pub struct SubnetHolder {
-    /// Where leases are.
+    /// The Lease objects.
     pub store: LeaseStore,
-    /// The subnets there are.
-    pub space: Space,
+    /// The subnets that nodes can lease.
+    pub space: SubnetSpace,
     /// How long leases last.
-    pub terms: Terms,
-    /// The subnet of the family that subnet.env says, if it says one. What the Node was assigned goes before it.
+    pub terms: LeaseTerms,
+    /// The subnet that subnet.env names. The podCIDRs of the Node are preferred to it.
     pub previous: Option<IpNetwork>,
-    /// Where subnet.env is. It must not name a subnet whose lease is released.
+    /// Path of subnet.env. The file must not name a subnet whose lease is released.
     pub subnet_file: PathBuf,
-    /// This node, once it has a Node.
-    pub node: watch::Receiver<Option<Registered>>,
-    /// What stands beside the lease; it is renewed at once when that changes.
+    /// This node's Node; `None` until it exists.
+    pub node: watch::Receiver<Option<RegisteredNode>>,
+    /// Annotations of the Lease object. When they change, the lease is renewed at once.
     pub data: watch::Receiver<LeaseData>,
-    /// Where it tells how things stand.
-    pub standing: watch::Sender<Standing>,
-    /// Where it tells what happens.
+    /// Publishes the status of the claim.
+    pub status: watch::Sender<LeaseStatus>,
+    /// Sends Events.
     pub events: Events,
-    /// Where it counts.
+    /// Counts renewals and losses.
     pub metrics: NetworkMetrics,
 }
 
 impl SubnetHolder {
-    /// Holds a subnet for good: waits for the Node, takes a subnet, renews its lease, and takes another one if it is lost. Nothing is
-    /// released when this ends.
+    /// Holds a subnet: waits for the Node, takes a lease, renews it, and takes another one if it is lost. The future does not end. When it is
+    /// dropped, the lease is not released.
     pub async fn run(mut self) {
         let registered = loop {
             let registered = self.node.borrow_and_update().clone();
@@ -77,18 +78,18 @@ impl SubnetHolder {
         let previous = registered.pod_cidrs.iter().copied().chain(self.previous).collect();
         let mut claim = Claim::new(self.space, registered.claimant(), self.terms, previous).using(self.previous);
         let (start, mut dice) = (Instant::now(), fastrand::Rng::new());
-        let mut watching: Option<(Scope, BoxStream<'static, Observed>)> = None;
-        let mut told = None;
+        let mut watching: Option<(WatchScope, BoxStream<'static, LeaseObservation>)> = None;
+        let mut logged = None;
         loop {
             let now = || Now { elapsed: start.elapsed(), wall: Timestamp::now() };
             let mut random = |below: usize| dice.usize(..below.max(1));
             let step = claim.step(now(), &mut random);
-            self.tell(&mut claim, now());
+            self.publish(&mut claim, now());
             let answered = match step {
-                Step::List => self.store.list().await.map(Answer::Listed),
-                Step::Send(request) => self.send(&request, claim.who()).await,
-                Step::Rest(until) => {
-                    if let Some(scope) = claim.scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
+                ClaimStep::List => self.store.list().await.map(LeaseAnswer::Listed),
+                ClaimStep::Send(request) => self.send(&request, claim.who()).await,
+                ClaimStep::Wait(until) => {
+                    if let Some(scope) = claim.watch_scope().filter(|scope| watching.as_ref().is_none_or(|(watched, _)| watched != scope)) {
                         watching = Some((scope, self.store.watch(scope)));
                     }
                     tokio::select! {
@@ -105,20 +106,21 @@ impl SubnetHolder {
                     continue;
                 }
             };
-            let answer = answered.unwrap_or_else(|error| self.failed(error, &mut told));
-            if answer != Answer::Failed {
-                told = None;
+            let answer = answered.unwrap_or_else(|error| self.answer_to_error(error, &mut logged));
+            if answer != LeaseAnswer::Failed {
+                logged = None;
             }
             claim.answer(answer, now(), &mut random);
-            self.tell(&mut claim, now());
+            self.publish(&mut claim, now());
         }
     }
 
-    async fn send(&mut self, request: &Request, who: &Claimant) -> Result<Answer, LeaseError> {
+    /// Sends a request of the claim. Before a release, subnet.env is deleted if it names the subnet.
+    async fn send(&mut self, request: &LeaseRequest, who: &Claimant) -> Result<LeaseAnswer, LeaseError> {
         let data = self.data.borrow_and_update().clone();
-        if let Request::Release(lease) = request {
+        if let LeaseRequest::Release(lease) = request {
             // Another node may take the subnet as soon as it is released.
-            let removed = subnet_file::disown(&self.subnet_file, |_, subnet| !overlap(subnet, lease.subnet));
+            let removed = subnet_file::delete_if_stale(&self.subnet_file, |_, subnet| !overlap(subnet, lease.subnet));
             removed.map_err(|error| LeaseError::Failed {
                 verb: "delete",
                 name: format!(" {}", lease_name(lease.subnet)),
@@ -126,76 +128,78 @@ impl SubnetHolder {
             })?;
         }
         let written = self.store.send(request, who, &self.terms, &data, Timestamp::now()).await?;
-        Ok(written.map_or(Answer::Released, Answer::Written))
+        Ok(written.map_or(LeaseAnswer::Released, LeaseAnswer::Written))
     }
 
-    /// What an error means for the claim. One that has to be mended is said once for as long as it stays the same.
-    fn failed(&self, error: LeaseError, told: &mut Option<LeaseError>) -> Answer {
+    /// Converts an error to an answer for the claim. An error is logged once while it stays the same.
+    fn answer_to_error(&self, error: LeaseError, logged: &mut Option<LeaseError>) -> LeaseAnswer {
         match error {
-            LeaseError::Conflict(_) => Answer::Conflict,
-            LeaseError::Missing(_) => Answer::Missing,
+            LeaseError::Conflict(_) => LeaseAnswer::Conflict,
+            LeaseError::Missing(_) => LeaseAnswer::Missing,
             error => {
-                if told.as_ref() != Some(&error) {
-                    tracing::warn!("{error}; tried again until it works");
+                if logged.as_ref() != Some(&error) {
+                    tracing::warn!("{error}; retrying");
                     if matches!(error, LeaseError::Forbidden { .. }) {
                         self.events.tell(permission_missing(&error.to_string()));
                     }
                 }
-                *told = Some(error);
-                Answer::Failed
+                *logged = Some(error);
+                LeaseAnswer::Failed
             }
         }
     }
 
-    /// Tells what is new, and how things stand.
-    fn tell(&self, claim: &mut Claim, now: Now) {
-        for news in claim.take_news() {
-            match news {
-                News::Leased(subnet) => {
+    /// Reports the events of the claim and publishes its status.
+    fn publish(&self, claim: &mut Claim, now: Now) {
+        for event in claim.take_events() {
+            match event {
+                ClaimEvent::Leased(subnet) => {
                     self.metrics.leased(Family::of_net(subnet));
                     let note = format!("subnet {subnet} is leased to this node");
                     tracing::info!("{note}");
                     self.event("SubnetLeased", false, note);
                 }
-                News::Renewed(subnet) => {
+                ClaimEvent::Renewed(subnet) => {
                     self.metrics.renewed(Family::of_net(subnet));
                     tracing::debug!("the lease of subnet {subnet} was renewed");
                 }
-                News::Lost(loss) => {
+                ClaimEvent::Lost(loss) => {
                     let subnet = loss.subnet;
                     self.metrics.lease_lost(Family::of_net(subnet));
                     let note = match loss.holder {
                         Some(holder) => format!(
-                            "the lease of subnet {subnet} is lost: {holder} has it now; another subnet is looked for. Pods with its addresses have to be deleted"
+                            "the lease of subnet {subnet} is lost: {holder} has it now; another subnet is being taken. Delete the pods with its addresses"
                         ),
-                        None => format!("the lease of subnet {subnet} is lost: it was deleted; it is taken again unless another is faster"),
+                        None => format!(
+                            "the lease of subnet {subnet} is lost: it was deleted; this node takes it again unless another node is faster"
+                        ),
                     };
                     tracing::error!("{note}");
                     self.event("SubnetLost", true, note);
                 }
-                News::Overlapped(subnet, other) => {
+                ClaimEvent::Overlapped(subnet, other) => {
                     self.metrics.lease_lost(Family::of_net(subnet));
                     tracing::warn!(
-                        "subnet {subnet} is given up at once: the lease of {other} reaches into it; is SubnetLen the same everywhere?"
+                        "subnet {subnet} is released at once: the lease of {other} overlaps it; is SubnetLen the same on all nodes?"
                     );
                 }
-                News::OutOfSubnets(shortage) => {
+                ClaimEvent::OutOfSubnets(shortage) => {
                     tracing::error!("{shortage}");
                     self.event("OutOfSubnets", true, shortage.to_string());
                 }
             }
         }
-        let standing = claim.standing(now);
-        self.standing.send_if_modified(|before| {
-            let news = *before != standing;
-            if let (true, Standing::Lapsed(subnet)) = (news, &standing) {
+        let status = claim.status(now);
+        self.status.send_if_modified(|before| {
+            let is_changed = *before != status;
+            if let (true, LeaseStatus::Lapsed(subnet)) = (is_changed, &status) {
                 tracing::error!(
                     "the lease of subnet {subnet} could not be renewed for {} s; others may take it",
                     self.terms.duration.as_secs()
                 );
             }
-            *before = standing;
-            news
+            *before = status;
+            is_changed
         });
     }
 
@@ -204,14 +208,15 @@ impl SubnetHolder {
     }
 }
 
-/// Waits for another value. One whose sender is gone stays as it is.
+/// Waits for the next value; forever if the sender was dropped.
 async fn changed<T>(value: &mut watch::Receiver<T>) {
     if value.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-async fn observed(watching: &mut Option<(Scope, BoxStream<'static, Observed>)>) -> Observed {
+/// Waits for the next event of the watch; forever if there is none.
+async fn observed(watching: &mut Option<(WatchScope, BoxStream<'static, LeaseObservation>)>) -> LeaseObservation {
     match watching {
         Some((_, stream)) => match stream.next().await {
             Some(observed) => observed,
@@ -221,20 +226,20 @@ async fn observed(watching: &mut Option<(Scope, BoxStream<'static, Observed>)>) 
     }
 }
 
-/// Writes the leased subnets to a Node that has none, so that others see them; says so if it has others, which only deleting the Node can
-/// mend. Runs for good.
+/// Writes the leased subnets as podCIDRs to a Node that has none, so that other nodes see them. If the Node has other podCIDRs, it logs an
+/// error, because they cannot be changed. The future does not end.
 pub async fn show_subnets(
-    mut node: watch::Receiver<Option<Registered>>,
-    mut standings: Vec<watch::Receiver<Standing>>,
+    mut node: watch::Receiver<Option<RegisteredNode>>,
+    mut statuses: Vec<watch::Receiver<LeaseStatus>>,
     writes: Arc<NodeWrites>,
     events: Events,
 ) {
     let mut last = None;
     loop {
         let registered = node.borrow_and_update().clone();
-        let held: Option<Vec<IpNetwork>> = standings
+        let held: Option<Vec<IpNetwork>> = statuses
             .iter_mut()
-            .map(|standing| if let Standing::Held(subnet) = &*standing.borrow_and_update() { Some(*subnet) } else { None })
+            .map(|status| if let LeaseStatus::Held(subnet) = &*status.borrow_and_update() { Some(*subnet) } else { None })
             .collect();
         if let (Some(registered), Some(held)) = (registered, held)
             && !held.is_empty()
@@ -245,7 +250,7 @@ pub async fn show_subnets(
                 last = Some(now);
             }
         }
-        let mut any: FuturesUnordered<_> = standings.iter_mut().map(changed).collect();
+        let mut any: FuturesUnordered<_> = statuses.iter_mut().map(changed).collect();
         tokio::select! {
             () = changed(&mut node) => {}
             Some(()) = any.next() => {}
@@ -253,8 +258,9 @@ pub async fn show_subnets(
     }
 }
 
-fn show(registered: &Registered, held: &[IpNetwork], writes: &NodeWrites, events: &Events) {
-    let Registered { name, uid, pod_cidrs, .. } = registered;
+/// Writes or checks the podCIDRs once.
+fn show(registered: &RegisteredNode, held: &[IpNetwork], writes: &NodeWrites, events: &Events) {
+    let RegisteredNode { name, uid, pod_cidrs, .. } = registered;
     if pod_cidrs.is_empty() {
         writes.pod_cidrs(uid, held);
     } else if held.iter().any(|subnet| !pod_cidrs.contains(subnet)) {

@@ -1,18 +1,18 @@
-//! What happens when a subnet is not this node's any more.
+//! Withdraws a subnet that this node has lost.
 //!
-//! The order of the steps: subnet.env is deleted first, so that the CNI plugin gives no pod an address that another node may have; then
-//! addresses, links and routes change; subnet.env with a new subnet is written last. A crash between two steps leaves a node without
-//! subnet.env, and the next start goes on from what the kernel holds.
+//! subnet.env is deleted first, so that the CNI plugin gives no pod an address of another node. Then addresses, links and routes are changed.
+//! subnet.env with a new subnet is written last. A crash in between leaves a node without subnet.env; the next start continues from the
+//! live state.
 
 use ipnetwork::IpNetwork;
 
-use super::node_writes::Condition;
+use super::node_writes::NodeCondition;
 use crate::cluster::families::PerFamily;
+use crate::cluster::ip::overlap;
 use crate::kubernetes::events::{Event, Regarding};
 use crate::netlink::NetworkKernel;
 use crate::netlink::entry::Live;
 use crate::netlink::link::LinkNames;
-use crate::pod_network::allocation::overlap;
 use crate::pod_network::bridge;
 use crate::pod_network::desired::DesiredEntries;
 use crate::pod_network::net_conf::NetConf;
@@ -20,35 +20,35 @@ use crate::pod_network::node::{BadPodCidrs, NetworkNode};
 use crate::pod_network::own_lease::OwnLease;
 use crate::pod_network::plan;
 
-use super::error::Unsettled;
+use super::error::PodNetworkError;
 use super::state::NetworkLoop;
 use super::subnet_file;
-use super::subnets::{Lost, Source, Subnets};
+use super::subnets::{LostSubnets, SubnetProvider, SubnetStatus};
 
 impl<K: NetworkKernel> NetworkLoop<K> {
-    /// The subnets that this node uses: those of this process, else those that subnet.env names.
+    /// The subnets that this node uses: the acknowledged ones, or those in subnet.env after a start.
     pub(super) fn in_use(&self) -> PerFamily<IpNetwork> {
-        match &self.known {
-            Some(known) => known.own.subnets,
-            None => subnet_file::subnets(&self.asked.settings.subnet_file),
+        match &self.acknowledged {
+            Some(acknowledged) => acknowledged.own.subnets,
+            None => subnet_file::subnets(&self.inputs.settings.subnet_file),
         }
     }
 
-    /// This node's Node was deleted, or there is none of this name.
+    /// Returns true if this node's Node does not exist.
     pub(super) const fn own_node_is_missing(&self) -> bool {
-        self.complete && (self.own_node_is_gone || self.own_node.is_none())
+        self.complete && (self.own_node_is_deleted || self.own_node.is_none())
     }
 
-    /// The Node was registered anew while this program runs, and its podCIDR is not assigned yet. The former subnet may be this node's
-    /// still: it stays until another node has it.
+    /// Returns true if the Node was registered anew while this program runs and has no podCIDR yet. This node keeps the former subnet until another
+    /// node has it.
     pub(super) fn awaits_new_pod_cidr(&self, node: &NetworkNode) -> bool {
-        let is_new = self.known.as_ref().is_some_and(|known| known.node_uid != node.uid);
-        is_new && matches!(self.asked.source, Source::Node) && matches!(node.pod_cidrs, Err(BadPodCidrs::Unassigned))
+        let is_new = self.acknowledged.as_ref().is_some_and(|acknowledged| acknowledged.node_uid != node.uid);
+        is_new && matches!(self.inputs.source, SubnetProvider::Node) && matches!(node.pod_cidrs, Err(BadPodCidrs::Unassigned))
     }
 
     /// Finds the subnets of this node that another Node has as podCIDR now. `None` if there are none.
-    pub(super) fn taken_by_other_node(&self, conf: &NetConf) -> Option<Lost> {
-        if !matches!(self.asked.source, Source::Node) {
+    pub(super) fn taken_by_other_node(&self, conf: &NetConf) -> Option<LostSubnets> {
+        if !matches!(self.inputs.source, SubnetProvider::Node) {
             return None;
         }
         let in_use = self.in_use();
@@ -61,78 +61,79 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             if let Some(other) = self.nodes.values().map(|node| &**node).find(has_it) {
                 left.set(family, None);
                 of_others.push(*subnet);
-                why = Some(format!("{own} {}, and Node {} has its podCIDR {subnet} now", self.asked.node, other.name));
+                why = Some(format!("{own} {}, and Node {} has its podCIDR {subnet} now", self.inputs.node, other.name));
             }
         }
-        Some(Lost { left, of_others, condition: Condition::down("SubnetLost", why?) })
+        Some(LostSubnets { left, of_others, condition: NodeCondition::down("SubnetLost", why?) })
     }
 
-    /// Deletes what a node has in the kernel and in subnet.env that has no Node. Gives the reason.
-    pub(super) async fn leave(&mut self, lost: Lost, conf: &NetConf) -> Result<Unsettled, Unsettled> {
+    /// Deletes links, routes and subnet.env of a node without Node whose subnet another node has. Gives the error to report.
+    pub(super) async fn leave(&mut self, lost: LostSubnets, conf: &NetConf) -> Result<PodNetworkError, PodNetworkError> {
         let live = self.dump().await;
-        self.disown(&Subnets::Lost(lost.clone()), conf, live.as_ref().unwrap_or(&Live::default()));
+        self.release_lost_subnets(&SubnetStatus::Lost(lost.clone()), conf, live.as_ref().unwrap_or(&Live::default()));
         self.withdraw(&lost, conf, live?).await?;
-        Ok(Unsettled::Lost(lost.condition))
+        Ok(PodNetworkError::Lost(lost.condition))
     }
 
-    /// Deletes subnet.env if it names a subnet that is not this node's any more, and reports subnets that are gone.
-    pub(super) fn disown(&mut self, subnets: &Subnets, conf: &NetConf, live: &Live) {
+    /// Deletes subnet.env if it names a lost subnet, and reports all lost subnets.
+    pub(super) fn release_lost_subnets(&mut self, subnets: &SubnetStatus, conf: &NetConf, live: &Live) {
         let Some(ours) = subnets.ours() else { return };
         let is_ours = |(family, subnet): (_, IpNetwork)| ours.get(family) == Some(&subnet) || conf.networks.get(family).is_none();
-        let mut gone: Vec<IpNetwork> =
+        let mut lost: Vec<IpNetwork> =
             self.in_use().iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1).collect();
-        // After a crash only the bridge may tell.
+        // After a crash, only the bridge may show a former subnet.
         let own = OwnLease { subnets: ours, ..OwnLease::default() };
-        gone.extend(bridge::former_subnets(&live.links, &own, &conf.networks));
-        match subnet_file::disown(&self.asked.settings.subnet_file, |family, subnet| is_ours((family, subnet))) {
+        lost.extend(bridge::former_subnets(&live.links, &own, &conf.networks));
+        match subnet_file::delete_if_stale(&self.inputs.settings.subnet_file, |family, subnet| is_ours((family, subnet))) {
             Ok(None) => {}
             Ok(Some(named)) => {
                 tracing::warn!(
-                    "pod network: {} is deleted: it names a subnet that is not this node's any more",
-                    self.asked.settings.subnet_file.display()
+                    "pod network: {} is deleted: it names a subnet that this node has lost",
+                    self.inputs.settings.subnet_file.display()
                 );
                 self.publisher.withdraw_file();
-                gone.extend(named.iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1));
+                lost.extend(named.iter().map(|(family, subnet)| (family, *subnet)).filter(|of| !is_ours(*of)).map(|of| of.1));
             }
             Err(error) => {
                 self.publisher.withdraw_file();
-                self.report.complain("subnet-file", Some(&error));
+                self.report.warn("subnet-file", Some(&error));
             }
         }
-        gone.sort_unstable();
-        gone.dedup();
-        self.report_gone(&gone, subnets);
+        lost.sort_unstable();
+        lost.dedup();
+        self.report_lost(&lost, subnets);
     }
 
-    fn report_gone(&mut self, gone: &[IpNetwork], subnets: &Subnets) {
-        let former = join(gone.iter().copied());
+    /// Reports that the subnet was withdrawn or has changed.
+    fn report_lost(&mut self, lost: &[IpNetwork], subnets: &SubnetStatus) {
+        let former = join(lost.iter().copied());
         let cure = format!(
             "Other nodes do not reach pods with addresses of {former}: delete these pods, so that they are made again (kubectl get pods -A -o \
              wide --field-selector spec.nodeName={})",
-            self.asked.node
+            self.inputs.node
         );
         let (reason, text) = match subnets {
-            _ if gone.is_empty() => return self.report.gone(None),
-            Subnets::Lost(Lost { condition, .. }) => {
+            _ if lost.is_empty() => return self.report.subnets_lost(None),
+            SubnetStatus::Lost(LostSubnets { condition, .. }) => {
                 let text = format!("this node lost its subnet {former}, and no pod can start: {}. {cure}", condition.message);
                 ("SubnetWithdrawn", text)
             }
-            Subnets::Known(now) => {
+            SubnetStatus::Assigned(now) => {
                 let now = join(now.iter().map(|(_, subnet)| *subnet));
                 ("SubnetChanged", format!("the subnet of this node changed from {former} to {now}. {cure}"))
             }
-            Subnets::Awaited(_) => return,
+            SubnetStatus::Pending(_) => return,
         };
-        self.report.gone(Some(Event { regarding: Regarding::Node, reason, action: "SetUpPodNetwork", warning: true, note: text }));
+        self.report.subnets_lost(Some(Event { regarding: Regarding::Node, reason, action: "SetUpPodNetwork", warning: true, note: text }));
     }
 
-    /// Deletes links and routes of a node that has no subnet left, where the rest of a round cannot be done.
-    pub(super) async fn withdraw(&mut self, lost: &Lost, conf: &NetConf, live: Live) -> Result<(), Unsettled> {
-        if let Some(mut known) = self.known.take() {
-            // Rules and annotations follow, too.
-            known.own.subnets = lost.left;
+    /// Deletes links and routes of a node that has no subnet left, if the rest of the reconcile is not possible.
+    pub(super) async fn withdraw(&mut self, lost: &LostSubnets, conf: &NetConf, live: Live) -> Result<(), PodNetworkError> {
+        if let Some(mut acknowledged) = self.acknowledged.take() {
+            // Publish the lost subnets, so that rules and annotations are withdrawn, too.
+            acknowledged.own.subnets = lost.left;
             self.publisher.is_final = true;
-            self.publish(&known, false);
+            self.publish(&acknowledged, false);
         }
         if !lost.left.is_empty() {
             return Ok(());
@@ -152,7 +153,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.write(groups, &LinkNames::new(&live.links)).await.map(drop)
     }
 
-    /// Subnets of other nodes: those that are known by their leases, and the podCIDRs of their Nodes.
+    /// Subnets of other nodes: the given leased ones, and the podCIDRs of their Nodes.
     pub(super) fn subnets_of_others(&self, leased: &[IpNetwork]) -> Vec<IpNetwork> {
         let of_nodes = self.nodes.values().filter_map(|node| node.pod_cidrs.as_ref().ok());
         leased.iter().copied().chain(of_nodes.flat_map(|cidrs| cidrs.iter().map(|(_, cidr)| *cidr))).collect()

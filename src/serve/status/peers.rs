@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cluster::Family;
 use crate::cluster::families::PerFamily;
 use crate::observe::paging::PageQuery;
-use crate::pod_network::peers::Remote;
+use crate::pod_network::peers::RemoteSubnet;
 use crate::pod_network::sync::status::PeersView;
 
 /// A page of the other nodes, each with its `state`: `programmed`, `refused` or `failed`, and why.
@@ -27,7 +27,7 @@ pub(crate) fn list(view: &PeersView<'_>, page: &PageQuery) -> Value {
             (None, Some(why)) => ("refused", why.join("; ")),
             (None, None) => ("programmed", String::new()),
         };
-        let remotes = Family::ALL.iter().filter_map(|family| accepted.and_then(|accepted: &PerFamily<Remote>| accepted.get(*family)));
+        let remotes = Family::ALL.iter().filter_map(|family| accepted.and_then(|accepted: &PerFamily<RemoteSubnet>| accepted.get(*family)));
         let remotes: Vec<Value> = remotes.map(remote).collect();
         json!({"name": name, "state": state, "why": why, "subnets": remotes})
     });
@@ -35,7 +35,7 @@ pub(crate) fn list(view: &PeersView<'_>, page: &PageQuery) -> Value {
     whole
 }
 
-fn remote(remote: &Remote) -> Value {
+fn remote(remote: &RemoteSubnet) -> Value {
     let mac = remote.mac.map(|mac| mac.to_string());
     json!({"subnet": remote.subnet.to_string(), "host": remote.public_ip.to_string(), "mac": mac})
 }
@@ -44,16 +44,16 @@ fn remote(remote: &Remote) -> Value {
 mod tests {
     use super::*;
     use crate::pod_network::peers::Peers;
-    use crate::pod_network::refusal::{Reason, Refusal};
+    use crate::pod_network::refusal::{PeerRefusal, RefusalReason};
 
     #[test]
     fn peers_are_listed_with_their_state() {
-        let remote = |subnet: &str| Remote { subnet: subnet.parse().expect("a CIDR"), public_ip: [192, 168, 0, 2].into(), mac: None };
+        let remote = |subnet: &str| RemoteSubnet { subnet: subnet.parse().expect("a CIDR"), public_ip: [192, 168, 0, 2].into(), mac: None };
         let accepted = BTreeMap::from([
             ("a".into(), PerFamily { v4: Some(remote("10.244.1.0/24")), v6: None }),
             ("b".into(), PerFamily { v4: Some(remote("10.244.2.0/24")), v6: None }),
         ]);
-        let refused = vec![Refusal { node: "c".into(), family: None, reason: Reason::NotManaged }];
+        let refused = vec![PeerRefusal { node: "c".into(), family: None, reason: RefusalReason::NotManaged }];
         let peers = Peers { accepted, refused };
         let list = list(
             &PeersView { peers: &peers, off_link: &[], failed: &BTreeMap::from([("b", "no buffer space".to_owned())]) },
