@@ -1,14 +1,13 @@
-//! The command line of kube-proxy, with its spelling and its errors (spec section 1.1).
+//! The command line of kube-proxy, with its spelling and its error texts [kube-proxy 1.1] [kube-proxy 1.2].
 
 use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::usage_error::{self, CalledCommand};
+use crate::config::flag_listing::flag_values;
 use crate::config::flags::{RunAs, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
-
-use super::usage_error::{self, Called};
-use crate::config::flag_listing::flag_values;
 use crate::versions::KUBE_PROXY;
 
 /// Network proxy of a Kubernetes node, in iptables mode (this is sepal under the name of kube-proxy).
@@ -21,7 +20,7 @@ struct KubeProxy {
     arguments: Vec<String>,
 }
 
-/// Flags may be written with `_` for `-`.
+/// Replaces `_` by `-` in the names of flags, as kube-proxy allows both.
 pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut flags = true;
     let normalize = |argument: OsString| {
@@ -37,7 +36,7 @@ pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
     arguments.map(normalize).collect()
 }
 
-/// Lets every flag that takes a value take one that starts with a dash, as kube-proxy does: the next argument is its value.
+/// Allows values that start with a dash: as in kube-proxy, the argument after a flag is its value.
 pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
     command.mut_args(|argument| {
         let takes = argument.get_action().takes_values() && !argument.is_require_equals_set() && argument.get_long().is_some();
@@ -45,7 +44,7 @@ pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
     })
 }
 
-/// Reads the command line of kube-proxy: flags to run with, or a text to print.
+/// Parses the command line of kube-proxy. The error is a text to print: the help, or what is wrong.
 pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, ExitText> {
     let parsed = with_any_values(KubeProxy::command())
         .try_get_matches_from(arguments)
@@ -63,35 +62,35 @@ pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, ExitText> {
     }
 }
 
-/// A text that is printed before the program ends.
+/// A text to print before the program ends.
 #[derive(Debug)]
 pub(super) struct ExitText {
     /// The text.
     pub text: String,
-    /// It goes to standard error, and the exit status is 1.
+    /// True for an error: the text goes to standard error, and the exit status is 1.
     pub failed: bool,
 }
 
 impl ExitText {
-    /// The help that was asked for, or what is wrong with the arguments of a program.
+    /// The text for an error of `clap`, which may also be a request for help.
     pub(super) fn of(error: &clap::Error, program: &clap::Command, arguments: &[OsString]) -> Self {
         if error.use_stderr() {
-            Self { text: usage_error::text(error, &Called::new(program, arguments)), failed: true }
+            Self { text: usage_error::text(error, &CalledCommand::new(program, arguments)), failed: true }
         } else {
             Self { text: error.render().ansi().to_string(), failed: false }
         }
     }
 }
 
-/// What `sepal version` prints, and `sepal --version`.
+/// The output of `sepal version` and `sepal --version`.
 pub(super) fn own_version() -> String {
     format!("sepal {} (in place of kube-proxy {KUBE_PROXY})\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// What `--version` prints; `None` if it was not asked for.
-pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
+/// The output of `--version`; `None` if the flag is not given.
+pub(super) fn version(value: &str, kube_proxy: bool) -> Option<String> {
     let own = env!("CARGO_PKG_VERSION");
-    match asked {
+    match value {
         "true" if kube_proxy => Some(format!("Kubernetes {KUBE_PROXY}\n")),
         "true" => Some(own_version()),
         "raw" => {
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_have_kube_proxys_names_spellings_and_defaults() {
+    fn flags_have_the_names_spellings_and_defaults_of_kube_proxy() {
         let flags = parse("").expect("no flags").proxy;
         let config = flags.configuration();
         assert_eq!(config, crate::config::kubeproxy::KubeProxyConfiguration::built_in());
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_kube_proxys_and_come_first() {
+    fn errors_are_worded_as_in_kube_proxy() {
         for (arguments, want) in [
             ("foo bar", "\"kube-proxy\" does not take any arguments, got [\"foo\" \"bar\"]"),
             ("--cleanup false", "\"kube-proxy\" does not take any arguments, got [\"false\"]"),

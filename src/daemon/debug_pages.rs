@@ -1,4 +1,4 @@
-//! What the metrics server shows of this program (spec section 9.3).
+//! The pages of the metrics server that show this process [kube-proxy 9.3].
 
 use std::sync::Arc;
 
@@ -13,10 +13,11 @@ use crate::serve::metrics_server::{Exposition, MetricsPages, SetVerbosity};
 use crate::serve::status::server::StatusPage;
 use crate::serve::zpages::BuildInfo;
 
-use super::logs;
 use crate::versions;
 
-/// The pages of a program that runs with this configuration and these flags.
+use super::logs;
+
+/// Builds the pages for this configuration and these flags.
 pub(crate) fn pages(
     effective: &EffectiveConfig,
     flags: &RunFlags,

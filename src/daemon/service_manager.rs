@@ -1,6 +1,12 @@
 //! Reports to systemd that the daemon is ready (`sd_notify(3)`), as flanneld does [flannel 2].
+//!
+//! The crate `sd-notify` 0.5 cannot send to an abstract socket (`NOTIFY_SOCKET=@name`), which `sd_notify(3)` allows. So this is written here.
 
-use sd_notify::NotifyState;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use crate::observe::readiness::{Readiness, started};
 
@@ -13,31 +19,26 @@ pub async fn notify_ready(readiness: Readiness) {
     let mut states = readiness.subscribe();
     // Fails only if the readiness table is gone, which means that the daemon ends.
     if states.wait_for(started).await.is_ok()
-        && let Err(error) = sd_notify::notify(&[NotifyState::Ready])
+        && let Err(error) = send(&socket, b"READY=1")
     {
         tracing::warn!("cannot report to the service manager at {} that all parts are ready: {error}", socket.to_string_lossy());
     }
 }
 
+fn send(socket: &OsStr, message: &[u8]) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(message, &address).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    use std::process::Command;
-
     use super::*;
 
-    /// Runs in the process that the next test starts: the environment of a process cannot be changed safely.
     #[test]
-    #[ignore = "needs the environment that the next test sets"]
-    fn notify() {
-        sd_notify::notify(&[NotifyState::Ready]).expect("a socket");
-    }
-
-    #[test]
-    #[allow(clippy::disallowed_methods, reason = "the test runs itself with another environment")]
-    fn sockets_in_the_file_system_and_abstract_ones_are_notified() {
+    fn sockets_in_the_file_system_and_abstract_ones_get_the_message() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("notify");
         let name = format!("sepal-test-{}", std::process::id());
@@ -46,17 +47,12 @@ mod tests {
             (path.clone().into_os_string(), UnixDatagram::bind(&path).expect("a free path")),
             (format!("@{name}").into(), UnixDatagram::bind_addr(&address).expect("a free name")),
         ];
-        let notify_at = |at: &OsStr| {
-            let mut child = Command::new(std::env::current_exe().expect("this program"));
-            child.args(["--exact", "--ignored", "daemon::service_manager::tests::notify"]).env(VARIABLE, at);
-            child.output().expect("it starts").status.success()
-        };
         for (at, socket) in sockets {
-            assert!(notify_at(&at), "{}", at.display());
+            send(&at, b"READY=1").expect("the socket is open");
             let mut buffer = [0; 16];
             let length = socket.recv(&mut buffer).expect("a message");
-            assert_eq!(buffer[..length].trim_ascii_end(), b"READY=1");
+            assert_eq!(&buffer[..length], b"READY=1");
         }
-        assert!(!notify_at(OsStr::new("/nowhere/notify")));
+        assert!(send(OsStr::new("/nowhere/notify"), b"READY=1").is_err());
     }
 }

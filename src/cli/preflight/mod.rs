@@ -1,5 +1,5 @@
-//! `sepal preflight`: takes the readings of what `sepal run` with the same flags would need, and prints what they mean. Changes nothing: what
-//! has to be tried is tried in a network namespace of its own. (Listing tables of iptables-nft makes their built-in chains, whoever does it.)
+//! `sepal preflight`: checks what `sepal run` with the same flags would need, and prints the results. It changes nothing: rules and links are
+//! tried in a network namespace of their own. (Listing a table with iptables-nft creates its built-in chains. This is true for every program.)
 
 mod cluster;
 mod host;
@@ -7,11 +7,10 @@ mod processes;
 mod rules;
 mod run_setup;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::config::flags::RunFlags;
 use crate::error_text::error_text;
@@ -20,46 +19,39 @@ use crate::preflight::{Check, Part, passed, print};
 use crate::daemon::network_setup::NetworkSetup;
 use crate::daemon::setup::Setup;
 
+use super::output::{self, OutputFormat};
 use run_setup::RunSetup;
 
-/// What `sepal preflight` takes: what is to be run, and how to say what was found.
+/// The flags of `sepal preflight`: the flags of the run that is checked, and the format of the output.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PreflightFlags {
     /// Format of the output
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    output: OutputFormat,
     #[command(flatten)]
     run: RunFlags,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Text for people
-    Text,
-    /// JSON for programs
-    Json,
-}
-
-/// Checks everything. The exit status is 1 if something has failed.
-pub(super) async fn preflight(PreflightFlags { output, run: flags }: PreflightFlags) -> anyhow::Result<ExitCode> {
+/// Runs all checks and prints them. The exit status is 1 if one has failed.
+pub(super) async fn preflight(PreflightFlags { output: format, run: flags }: PreflightFlags) -> anyhow::Result<ExitCode> {
     let checks = checks(&flags).await;
-    let text = match output {
-        Output::Text => print::text(&checks),
-        Output::Json => format!("{:#}\n", print::json(&checks)),
+    let text = match format {
+        OutputFormat::Text => print::text(&checks),
+        OutputFormat::Json => format!("{:#}\n", print::json(&checks)),
     };
-    anstream::stdout().write_all(text.as_bytes()).context("cannot print what was found")?;
+    output::print(&text).context("cannot print the results")?;
     Ok(if passed(&checks) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn checks(flags: &RunFlags) -> Vec<Check> {
-    let wrong = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", error_text(error.as_ref()), "")];
+    let failed = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", error_text(error.as_ref()), "")];
     let setup = match Setup::new(flags) {
         Ok(setup) => setup,
-        Err(error) => return wrong(error),
+        Err(error) => return failed(error),
     };
     let (network, conf_error) = match NetworkSetup::new_or_shipped(flags) {
         Ok(found) => found,
-        Err(error) => return wrong(error),
+        Err(error) => return failed(error),
     };
     let run = RunSetup { flags, setup, network, conf_error };
     let mut checks = configuration(&run);

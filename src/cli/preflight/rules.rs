@@ -1,4 +1,4 @@
-//! Readings of iptables.
+//! Checks of iptables.
 
 use std::io;
 use std::time::Duration;
@@ -22,11 +22,11 @@ use crate::table::plan::Variant;
 
 use super::run_setup::RunSetup;
 
-/// How often a lock that is held is looked at, before it counts as held for good: as long as iptables itself waits.
+/// Attempts to find the lock free. Together they take as long as iptables itself waits.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
-/// Everything about iptables.
+/// Checks the version, the lock, the families, old rules, the matches and targets, and the FORWARD policy.
 pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
     let found = match detect::find(run.flags.iptables_variant.variant()).await {
         Ok(found) => found,
@@ -35,7 +35,7 @@ pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
     let mut checks = vec![iptables::version(found.variant, &found.version, &found.reason)];
     let lock = lock_now().await;
     checks.push(iptables::lock(&lock, found.variant));
-    // Each program waits for the lock for seconds, and there are many to run.
+    // Each call of iptables would wait for the lock for seconds, and there are many calls.
     if found.variant == Variant::Legacy && matches!(lock, Lock::Held(_)) {
         return checks;
     }
@@ -57,7 +57,7 @@ pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
     checks
 }
 
-/// The lock as it is, once whoever holds it for a moment has had that moment.
+/// Reads the state of the lock. Waits a while if a program holds it.
 async fn lock_now() -> Lock {
     let mut tries_left = LOCK_TRIES;
     loop {
@@ -71,12 +71,12 @@ async fn lock_now() -> Lock {
     }
 }
 
-/// Tries a rule with each match and target: in a namespace of their own, or where that cannot be had, only whether they are understood.
+/// Tries a rule with each match and target in a new network namespace. If there can be no namespace, only checks that iptables parses them.
 async fn probes(found: &Found, families: &[Family]) -> Vec<Check> {
     let (exec, random_fully, wanted) = (found.exec.clone(), found.random_fully(), families.to_vec());
     let in_namespace = move || {
         within_new_namespace(|| {
-            // The counters that rules name have to be there.
+            // The nfacct counters that the rules name have to exist.
             Kernel.counters(true);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok::<_, io::Error>(runtime.block_on(try_all(&exec, &wanted, random_fully, false)))
