@@ -12,14 +12,14 @@ use crate::error_text::error_text;
 use crate::kubernetes::api;
 use crate::kubernetes::permission::{Needed, Uses, is_allowed, needed};
 use crate::pod_network::sync::node_name::NameSource;
-use crate::preflight::cluster::{self, Wanted};
-use crate::preflight::{Check, Part};
+use crate::preflight::cluster::{self, NodeNeeds};
+use crate::preflight::{Check, CheckGroup};
 use crate::proxy::settings::DetectLocal;
 
 use super::Asked;
 use crate::daemon::pod_network::PodNetwork;
 
-const PART: Part = Part::Cluster;
+const PART: CheckGroup = CheckGroup::Cluster;
 /// How long the server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -58,7 +58,7 @@ pub(super) async fn read(asked: &Asked<'_>) -> Seen {
     let found = timeout(PATIENCE, api::node(&client, &name)).await;
     let node = match found.map_err(|_| silent()).flatten() {
         Ok(node) => {
-            let wanted = Wanted {
+            let wanted = NodeNeeds {
                 by_pod_cidr: asked.flags.network.proxy && asked.setup.asked.settings.detect_local == DetectLocal::NodeCidr,
                 subnet: asked.network.is_some(),
                 leased: asked.network.as_ref().is_some_and(PodNetwork::assigns_subnets),

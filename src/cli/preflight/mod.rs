@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use crate::config::flags::RunFlags;
 use crate::error_text::error_text;
 use crate::preflight::node::Roles;
-use crate::preflight::{Check, Part, passed, print};
+use crate::preflight::{Check, CheckGroup, passed, print};
 
 use crate::daemon::pod_network::PodNetwork;
 use crate::daemon::setup::Setup;
@@ -65,7 +65,7 @@ pub(super) async fn preflight(PreflightFlags { output, run: flags }: PreflightFl
 }
 
 async fn checks(flags: &RunFlags) -> Vec<Check> {
-    let wrong = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", error_text(error.as_ref()), "")];
+    let wrong = |error: anyhow::Error| vec![Check::failed(CheckGroup::Configuration, "flags and files", error_text(error.as_ref()), "")];
     let setup = match Setup::new(flags) {
         Ok(setup) => setup,
         Err(error) => return wrong(error),
@@ -87,22 +87,22 @@ async fn checks(flags: &RunFlags) -> Vec<Check> {
 
 impl Asked<'_> {
     fn configuration(&self) -> Vec<Check> {
-        let notes = self.setup.effective.notes.iter().map(|note| Check::warning(Part::Configuration, "read past", note, ""));
+        let notes = self.setup.effective.notes.iter().map(|note| Check::warning(CheckGroup::Configuration, "read past", note, ""));
         let what = match (self.flags.network.proxy, &self.network) {
             (true, None) => "service proxy",
             (true, Some(_)) => "service proxy and pod network",
             (false, Some(_)) => "pod network",
             (false, None) => {
                 let found = "--proxy=false without --pod-network leaves nothing to do";
-                return vec![Check::failed(Part::Configuration, "flags and files", found, "")];
+                return vec![Check::failed(CheckGroup::Configuration, "flags and files", found, "")];
             }
         };
         let name = "flags and files";
         let judged = match &self.no_conf {
-            None => Check::ok(Part::Configuration, name, format!("make sense, for: {what}")),
+            None => Check::ok(CheckGroup::Configuration, name, format!("make sense, for: {what}")),
             Some(error) => {
                 let others = "the other checks take flannel's default: IPv4, VXLAN with VNI 1 on UDP port 8472";
-                Check::failed(Part::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
+                Check::failed(CheckGroup::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
             }
         };
         std::iter::once(judged).chain(notes).collect()
