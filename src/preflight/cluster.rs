@@ -22,7 +22,7 @@ pub fn permissions(needed: &[NeededPermission], missing: &[NeededPermission]) ->
     Check::failed(GROUP, name, format!("not allowed: {}", listed.join(", ")), role_rules(missing))
 }
 
-/// The missing rules as YAML for a ClusterRole, and for a Role if the permission is needed in one namespace only.
+/// The missing rules as YAML for a `ClusterRole`, and for a Role if the permission is needed in one namespace only.
 fn role_rules(missing: &[NeededPermission]) -> String {
     let mut text = String::new();
     let namespaces: BTreeSet<Option<&str>> = missing.iter().map(|needed| needed.namespace).collect();
