@@ -50,7 +50,7 @@ impl FileWatch {
 
     /// Starts to watch a file or folder. If that fails, logs a warning, and the watch never reports a change.
     #[must_use]
-    pub fn new_or_warn(path: &Path) -> Self {
+    pub(crate) fn new_or_warn(path: &Path) -> Self {
         Self::new(path).unwrap_or_else(|error| {
             tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
             let (_, events) = mpsc::unbounded_channel();

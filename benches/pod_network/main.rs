@@ -20,7 +20,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sepal::netlink::monitor::{Event, Monitor};
+use sepal::netlink::monitor::{KernelEvent, Monitor};
 use sepal_apiserver::ApiServer;
 use sepal_lab::figures::{self, Rows, Table};
 use sepal_lab::peers::{count_routes, new_host, node_object, time_iproute2, with_heartbeat};
@@ -77,7 +77,7 @@ fn watch_fdb(host: &Netns) -> Receiver<Instant> {
             let mut monitor = Monitor::open().expect("the netlink socket opens");
             ready.send(()).expect("the caller waits");
             while let Ok(events) = monitor.next().await {
-                let new = |event: &Event| matches!(event, Event::Fdb { gone: false, .. });
+                let new = |event: &KernelEvent| matches!(event, KernelEvent::Fdb { gone: false, .. });
                 if events.iter().any(new) && sender.send(Instant::now()).is_err() {
                     return;
                 }

@@ -139,7 +139,7 @@ impl Endpoint<'_> {
 /// The endpoints of one service port in one family, from all slices of its Service (sorted by name). The result is sorted by id as bytes and
 /// has no duplicates: a later duplicate that does not terminate replaces the earlier one [kube-proxy 4].
 #[must_use]
-pub fn of_service_port<'a>(
+pub(crate) fn of_service_port<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     family: Family,
     port: &str,

@@ -69,7 +69,7 @@ impl Family {
 
     /// `IPv4` or `IPv6`, as Kubernetes writes it.
     #[must_use]
-    pub const fn proper_name(self) -> &'static str {
+    pub(crate) const fn proper_name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",
@@ -94,7 +94,7 @@ impl fmt::Display for Family {
 
 /// Parses an address sloppily. An IPv4-mapped IPv6 address becomes IPv4. Returns `None` if the text is not an address or has a zone.
 #[must_use]
-pub fn parse_ip(text: &str) -> Option<IpAddr> {
+pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
     let bytes = text.as_bytes();
     match bytes.iter().find(|b| matches!(b, b'.' | b':'))? {
         b'.' => parse_v4(bytes).map(IpAddr::V4),
@@ -104,7 +104,7 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
 
 /// Parses a CIDR sloppily and clears its host bits. An IPv4-mapped range of /96 or longer becomes the IPv4 range.
 #[must_use]
-pub fn parse_cidr(text: &str) -> Option<IpNetwork> {
+pub(crate) fn parse_cidr(text: &str) -> Option<IpNetwork> {
     let (address, length) = text.split_once('/')?;
     let (prefix, used) = leading_number(length.as_bytes(), 10)?;
     if used != length.len() {
@@ -123,7 +123,7 @@ pub fn parse_cidr(text: &str) -> Option<IpNetwork> {
 
 /// The CIDR that contains exactly one address.
 #[must_use]
-pub fn host_net(ip: IpAddr) -> IpNetwork {
+pub(crate) fn host_net(ip: IpAddr) -> IpNetwork {
     IpNetwork::from(ip)
 }
 
@@ -142,7 +142,7 @@ pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
 
 /// The first host address of a subnet: the one after the network's own address.
 #[must_use]
-pub fn first_host(subnet: IpNetwork) -> IpAddr {
+pub(crate) fn first_host(subnet: IpNetwork) -> IpAddr {
     match subnet.network() {
         IpAddr::V4(ip) => IpAddr::V4((u32::from(ip).wrapping_add(1)).into()),
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip).wrapping_add(1)).into()),

@@ -23,7 +23,7 @@ pub struct Node {
 impl Node {
     /// Returns true if another version of this Node leads to the same rules.
     #[must_use]
-    pub fn same_rules(&self, other: &Self) -> bool {
+    pub(crate) fn same_rules(&self, other: &Self) -> bool {
         let Self { zone, addresses, pod_cidrs, leaving: _ } = self;
         (zone, addresses, pod_cidrs) == (&other.zone, &other.addresses, &other.pod_cidrs)
     }

@@ -32,7 +32,7 @@ impl Protocol {
 
     /// Parses the field of an API object. Absent or empty means TCP.
     #[must_use]
-    pub fn from_api(text: Option<&str>) -> Option<Self> {
+    pub(crate) fn from_api(text: Option<&str>) -> Option<Self> {
         match text {
             None | Some("" | "TCP") => Some(Self::Tcp),
             Some("UDP") => Some(Self::Udp),

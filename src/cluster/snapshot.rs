@@ -46,7 +46,7 @@ pub struct Touched {
 impl Touched {
     /// Returns true if no rule changes.
     #[must_use]
-    pub fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         self.services.is_empty() && !self.node
     }
 }
@@ -131,7 +131,7 @@ impl Snapshot {
     }
 
     /// Removes every Service that is not in the set, and gives the removed ones.
-    pub fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> Touched {
+    pub(crate) fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> Touched {
         let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
         for key in &gone {
             self.bytes -= self.services.remove(key).map_or(0, |service| service.bytes());
@@ -141,7 +141,7 @@ impl Snapshot {
     }
 
     /// Removes every slice that is not in the set, and gives the Services of the removed ones.
-    pub fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> Touched {
+    pub(crate) fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> Touched {
         let gone: Vec<SliceKey> = self.owners.keys().filter(|key| !known.contains(key)).cloned().collect();
         let mut touched = Touched::default();
         for key in gone {
@@ -156,7 +156,7 @@ impl Snapshot {
     }
 
     /// The Services with a health check node port, sorted.
-    pub fn health_checked(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
+    pub(crate) fn health_checked(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
         self.checked.iter().filter_map(|key| Some((key, self.service(key)?)))
     }
 
@@ -187,7 +187,7 @@ impl Snapshot {
 
     /// Number of EndpointSlices.
     #[must_use]
-    pub fn slice_count(&self) -> usize {
+    pub(crate) fn slice_count(&self) -> usize {
         self.owners.len()
     }
 

@@ -14,7 +14,7 @@ use super::result::Outcome;
 use super::version::Version;
 
 /// More than any configuration has, in bytes.
-pub const MOST: usize = 8 * 1024 * 1024;
+pub(crate) const MOST: usize = 8 * 1024 * 1024;
 /// The key under which GC gets the attachments that are still there.
 const VALID: &str = "cni.dev/valid-attachments";
 
@@ -90,7 +90,7 @@ impl Config {
     }
 
     /// Copies the keys that the runtime adds for GC.
-    pub fn copy_gc_keys(&mut self, from: &Self) {
+    pub(crate) fn copy_gc_keys(&mut self, from: &Self) {
         let is_for_gc = |key: &str| key.to_ascii_lowercase().starts_with("cni.dev/");
         self.entries.extend(from.entries.iter().filter(|(key, _)| is_for_gc(key)).cloned());
     }
@@ -113,7 +113,7 @@ impl Config {
     ///
     /// # Errors
     /// It is not an object.
-    pub fn previous_document(&self) -> Result<Option<Map<String, Value>>, Failure> {
+    pub(crate) fn previous_document(&self) -> Result<Option<Map<String, Value>>, Failure> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
         struct Previous {

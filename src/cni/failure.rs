@@ -13,21 +13,21 @@ pub struct Code(pub u32);
 
 impl Code {
     /// The version of the configuration is not one of those supported, or does not have the verb.
-    pub const INCOMPATIBLE_VERSION: Self = Self(1);
+    pub(crate) const INCOMPATIBLE_VERSION: Self = Self(1);
     /// A key of the configuration is not supported.
-    pub const UNSUPPORTED_FIELD: Self = Self(2);
+    pub(crate) const UNSUPPORTED_FIELD: Self = Self(2);
     /// The environment is not as a runtime makes it.
-    pub const BAD_ENVIRONMENT: Self = Self(4);
+    pub(crate) const BAD_ENVIRONMENT: Self = Self(4);
     /// Standard input cannot be read.
     pub const INPUT: Self = Self(5);
     /// The configuration cannot be decoded.
-    pub const DECODE: Self = Self(6);
+    pub(crate) const DECODE: Self = Self(6);
     /// The configuration makes no sense.
-    pub const BAD_CONFIG: Self = Self(7);
+    pub(crate) const BAD_CONFIG: Self = Self(7);
     /// The pod's network namespace is the host's.
-    pub const SAME_NAMESPACE: Self = Self(8);
+    pub(crate) const SAME_NAMESPACE: Self = Self(8);
     /// No pod can be connected at present (STATUS).
-    pub const NOT_AVAILABLE: Self = Self(50);
+    pub(crate) const NOT_AVAILABLE: Self = Self(50);
     /// Anything else.
     pub const OTHER: Self = Self(999);
 }

@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::netns::{Namespace, NoNamespace};
 
 /// A reservation that is younger than this may be on its way to its container: no ADD takes as long.
-pub const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
+pub(crate) const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
 /// Where namespaces are mounted by name.
 const MOUNTS: [&str; 3] = ["/run/netns", "/var/run/netns", "/run/docker/netns"];
 /// How often the namespaces at the other ends of veths are asked, while some of them go.

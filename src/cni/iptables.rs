@@ -149,7 +149,7 @@ pub fn comment(words: &str) -> String {
 
 /// The name of a chain of one attachment: the prefix, and as much of the hash of network and container as fits (spec section 10.5).
 #[must_use]
-pub fn chain_name(prefix: &str, network: &str, container: &str) -> String {
+pub(crate) fn chain_name(prefix: &str, network: &str, container: &str) -> String {
     use sha2::{Digest, Sha512};
     use std::fmt::Write as _;
     const LEN: usize = 28;
@@ -163,7 +163,7 @@ pub fn chain_name(prefix: &str, network: &str, container: &str) -> String {
 
 /// The network and the container that a rule's comment names, and the chain it jumps to.
 #[must_use]
-pub fn names_of(rule: &str) -> Option<(String, String, String)> {
+pub(crate) fn names_of(rule: &str) -> Option<(String, String, String)> {
     let (_, rest) = rule.split_once("name: \\\"")?;
     let (network, rest) = rest.split_once("\\\" id: \\\"")?;
     let (container, rest) = rest.split_once("\\\"")?;

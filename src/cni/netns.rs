@@ -53,7 +53,7 @@ impl Namespace {
     ///
     /// # Errors
     /// It cannot be looked at.
-    pub fn is_own(&self) -> io::Result<bool> {
+    pub(crate) fn is_own(&self) -> io::Result<bool> {
         let (own, this) = (std::fs::metadata(OWN)?, self.0.metadata()?);
         Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
     }
@@ -86,7 +86,7 @@ impl AsFd for Namespace {
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn lock_own() -> io::Result<File> {
+pub(crate) fn lock_own() -> io::Result<File> {
     let own = File::open(OWN)?;
     own.lock()?;
     Ok(own)

@@ -51,7 +51,7 @@ impl Verb {
 
     /// Whether it is about one attachment.
     #[must_use]
-    pub const fn has_attachment(self) -> bool {
+    pub(crate) const fn has_attachment(self) -> bool {
         matches!(self, Self::Add | Self::Del | Self::Check)
     }
 
@@ -144,7 +144,7 @@ impl Call {
     ///
     /// # Errors
     /// An argument is malformed or not known; the words are upstream's.
-    pub fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], Failure> {
+    pub(crate) fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], Failure> {
         if !matches!(self.verb, Verb::Add | Verb::Check) {
             return Ok([None; N]);
         }
@@ -164,7 +164,7 @@ impl Call {
 /// Letters, digits, `_`, `.` and `-`, and a letter or digit first: what container IDs and network names are made of. It is safe as the
 /// name of a file.
 #[must_use]
-pub fn is_identifier(text: &str) -> bool {
+pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }

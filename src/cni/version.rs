@@ -25,7 +25,7 @@ impl Version {
     /// Every version, oldest first.
     pub const ALL: [Self; 7] = [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
     /// The newest one.
-    pub const NEWEST: Self = Self::V1_1_0;
+    pub(crate) const NEWEST: Self = Self::V1_1_0;
 
     /// Its name.
     #[must_use]

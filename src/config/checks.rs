@@ -20,7 +20,7 @@ pub struct Mismatch {
 
 /// Compares a configuration with the node's primary family, the families that run, and the Node's pod CIDRs.
 #[must_use]
-pub fn find_mismatches(effective: &EffectiveConfig, primary: Family, families: &[Family], pod_cidrs: &[IpNetwork]) -> Vec<Mismatch> {
+pub(crate) fn find_mismatches(effective: &EffectiveConfig, primary: Family, families: &[Family], pod_cidrs: &[IpNetwork]) -> Vec<Mismatch> {
     let single = families.len() == 1;
     let other = primary.other();
     let cluster = if single { format!("{primary_name}-only", primary_name = name(primary)) } else { format!("{}-primary", name(primary)) };
@@ -49,7 +49,7 @@ pub fn find_mismatches(effective: &EffectiveConfig, primary: Family, families: &
 
 /// Advice about `nodePortAddresses`, if NodePorts answer on every address of a family.
 #[must_use]
-pub fn node_port_advice(effective: &EffectiveConfig, primary: Family, families: &[Family]) -> Option<String> {
+pub(crate) fn node_port_advice(effective: &EffectiveConfig, primary: Family, families: &[Family]) -> Option<String> {
     let NodePortAddresses::Cidrs(cidrs) = &effective.proxy.node_port_addresses else { return None };
     let has = |family| cidrs.iter().any(|cidr| Family::of_net(*cidr) == family);
     if cidrs.is_empty() {

@@ -53,7 +53,7 @@ impl GoDuration {
 
     /// The unsigned duration; `None` if it is negative.
     #[must_use]
-    pub fn positive(self) -> Option<Duration> {
+    pub(crate) fn positive(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
     }
 

@@ -100,7 +100,7 @@ impl EffectiveConfig {
     ///
     /// # Errors
     /// A field is invalid.
-    pub fn with_document(&self, document: &Value) -> Result<Self, ConfigError> {
+    pub(crate) fn with_document(&self, document: &Value) -> Result<Self, ConfigError> {
         let Decoded { config: alone, warnings } = decode::value_with_warnings(document)?;
         let bad = |cause: String| BadSetting { field: kubeproxy::KIND.into(), cause };
         let mut merged = serde_json::to_value(&self.config).map_err(|error| bad(error.to_string()))?;

@@ -81,7 +81,7 @@ impl LoggingFlags {
     }
 
     /// Sets the flags that are given in a configuration.
-    pub fn apply_to(&self, config: &mut KubeProxyConfiguration) {
+    pub(crate) fn apply_to(&self, config: &mut KubeProxyConfiguration) {
         let Ok(()) = self.apply(config);
     }
 }

@@ -70,7 +70,7 @@ impl ManifestFiles {
     }
 
     /// Reads everything again. The previous content of a file with an error stays in force, and the error is logged.
-    pub fn reread(&mut self) -> Inputs {
+    pub(crate) fn reread(&mut self) -> Inputs {
         let mut broken = BTreeSet::new();
         match manifests::files(&self.path) {
             Ok(files) => {

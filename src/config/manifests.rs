@@ -67,12 +67,12 @@ impl Manifests {
     }
 
     /// Logs the objects that cannot be used, and counts those of kinds that are not needed.
-    pub fn complain(&self, complaints: &mut ProblemLog) {
+    pub(crate) fn complain(&self, complaints: &mut ProblemLog) {
         self.objects.log_problems(complaints);
     }
 
     /// Adds other manifests. Of two objects with one name, theirs counts.
-    pub fn absorb(&mut self, other: Self) {
+    pub(crate) fn absorb(&mut self, other: Self) {
         self.objects.absorb(other.objects);
         self.config = other.config.or(self.config.take());
         self.host_facts = other.host_facts.or(self.host_facts.take());

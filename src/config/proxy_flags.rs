@@ -259,7 +259,7 @@ flags! {
 impl ProxyFlags {
     /// The configuration file, if one is named.
     #[must_use]
-    pub fn config_file(&self) -> Option<PathBuf> {
+    pub(crate) fn config_file(&self) -> Option<PathBuf> {
         (!self.config.is_empty()).then(|| PathBuf::from(&self.config))
     }
 

@@ -35,7 +35,7 @@ pub fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, BadYaml> {
 /// The text up to the end of its first document. A `---` begins the first document, unless content stands before it. The next `---` or
 /// `...` ends it. Comments, blank lines and directives do not begin a document.
 #[must_use]
-pub fn first_document(text: &str) -> &str {
+pub(crate) fn first_document(text: &str) -> &str {
     let mut begun = false;
     let mut end = 0;
     for line in text.split_inclusive('\n') {

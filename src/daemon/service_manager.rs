@@ -14,7 +14,7 @@ use crate::observe::readiness::{Readiness, started};
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// Waits until all parts have started, and reports it to the service manager, if there is one.
-pub async fn notify_ready(readiness: Readiness) {
+pub(crate) async fn notify_ready(readiness: Readiness) {
     let Some(socket) = std::env::var_os(VARIABLE).filter(|socket| !socket.is_empty()) else { return };
     let mut states = readiness.subscribe();
     // Fails only if the readiness table is gone, which means that the daemon ends.

@@ -90,7 +90,7 @@ impl Tasks {
     }
 
     /// Starts a task on this thread. Has to be called within a `LocalSet`.
-    pub fn spawn_local(&mut self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn_local(&mut self, name: &'static str, task: impl Future<Output = ()> + 'static) {
         let handle = self.tasks.spawn_local(task);
         self.names.insert(handle.id(), name);
     }

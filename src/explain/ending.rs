@@ -37,7 +37,7 @@ pub struct Ending {
 impl Ending {
     /// The rule or policy that refuses or drops the packet. `None` if it passes.
     #[must_use]
-    pub fn stopped_by(&self) -> Option<&WalkStep> {
+    pub(crate) fn stopped_by(&self) -> Option<&WalkStep> {
         self.steps.last().filter(|_| self.fate != Fate::Passed)
     }
 }

@@ -172,7 +172,7 @@ fn services_named(name: &str, inputs: &Inputs) -> Vec<String> {
 
 /// What the rules need to know about this node. Its addresses are those of the Node object and `host`.
 #[must_use]
-pub fn local_node(inputs: &Inputs, host: impl IntoIterator<Item = IpAddr>) -> LocalNode {
+pub(crate) fn local_node(inputs: &Inputs, host: impl IntoIterator<Item = IpAddr>) -> LocalNode {
     let node = inputs.snapshot.node();
     let addresses = node.map(|node| node.addresses.clone()).unwrap_or_default().into_iter().chain(host).collect();
     let subnets = node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
@@ -186,7 +186,7 @@ pub fn local_node(inputs: &Inputs, host: impl IntoIterator<Item = IpAddr>) -> Lo
 
 /// The addresses of the host, from the host facts in the manifests.
 #[must_use]
-pub fn written_addresses(inputs: &Inputs) -> Vec<IpAddr> {
+pub(crate) fn written_addresses(inputs: &Inputs) -> Vec<IpAddr> {
     let texts = inputs.written_facts.iter().flat_map(|written| written.addresses.iter().flatten());
     texts.filter_map(|text| parse_ip(text.split('/').next().unwrap_or_default())).collect()
 }

@@ -40,7 +40,7 @@ impl Found {
     }
 
     /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so.
-    pub async fn find_other_variant(&mut self) -> Vec<Family> {
+    pub(crate) async fn find_other_variant(&mut self) -> Vec<Family> {
         let doubles = self.in_other_variant(chain_names::SERVICES).await.families;
         if !doubles.is_empty() {
             self.reason.extend(["; there are KUBE-* rules in ", self.variant.other().as_str(), ", too"]);
@@ -49,7 +49,7 @@ impl Found {
     }
 
     /// What the other variant has in a chain of the table `nat`. Looking makes no tables, as legacy iptables otherwise does.
-    pub async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
+    pub(crate) async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
         let other = self.variant.other();
         let mut found = OtherVariantRules::default();
         for family in Family::ALL {

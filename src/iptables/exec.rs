@@ -123,7 +123,7 @@ impl Exec {
     }
 
     /// Whether `iptables-restore` prints rules with their counters where its input asks for that.
-    pub async fn can_list(&self, family: Family) -> bool {
+    pub(crate) async fn can_list(&self, family: Family) -> bool {
         let input = format!("*{}\n-v -S OUTPUT\nCOMMIT\n", Table::Nat);
         self.feed(family, std::iter::once(input.into()), |_| None).await.is_ok_and(|restored| restored.listed.contains("-P OUTPUT"))
     }
@@ -132,7 +132,7 @@ impl Exec {
     ///
     /// # Errors
     /// It cannot be read.
-    pub async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+    pub(crate) async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
         self.saved(family, &["-c", "-t", Table::Nat.as_str()], line).await
     }
 

@@ -80,7 +80,7 @@ impl fmt::Display for Why {
 }
 
 /// Deletes tables of nftables, in both families. Where nft is not there or not usable nothing happens.
-pub async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
+pub(crate) async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
     let mut left = Vec::new();
     let tables = match output("nft", &["list", "tables"]).await {
         Ok(tables) => tables,
@@ -101,7 +101,7 @@ pub async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
 
 /// Takes away what the IPVS mode leaves beside iptables. IPVS services are flushed only where the mode's device tells that they are
 /// kube-proxy's. Rules that name a set have to be gone before it can be.
-pub async fn clean_ipvs() -> Vec<NotRemoved> {
+pub(crate) async fn clean_ipvs() -> Vec<NotRemoved> {
     let mut left = Vec::new();
     if if_nametoindex(DEVICE).is_ok() {
         let services = remove("the table of IPVS services", "ipvsadm", &["-C"]).await;

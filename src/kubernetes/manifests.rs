@@ -91,7 +91,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), ManifestError>
 ///
 /// # Errors
 /// It cannot be read, or is not UTF-8.
-pub fn read_text(path: &Path) -> Result<String, ManifestError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, ManifestError> {
     let read = if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().lock().read_to_string(&mut text).map(|_| text)

@@ -58,7 +58,7 @@ impl Kind {
 
     /// Whether objects of this kind live in namespaces.
     #[must_use]
-    pub const fn namespaced(self) -> bool {
+    pub(crate) const fn namespaced(self) -> bool {
         !matches!(self, Self::Node)
     }
 }

@@ -47,13 +47,13 @@ pub struct Device {
 impl Device {
     /// True if the interface can pass packets.
     #[must_use]
-    pub const fn operational(&self) -> bool {
+    pub(crate) const fn operational(&self) -> bool {
         self.state == OPERATIONAL
     }
 
     /// The name of the operational state.
     #[must_use]
-    pub const fn state_name(&self) -> &'static str {
+    pub(crate) const fn state_name(&self) -> &'static str {
         match self.state {
             1 => "not-present",
             2 => "down",
@@ -142,7 +142,7 @@ pub fn addresses(connection: &mut Connection, index: u32) -> Result<Vec<Interfac
 ///
 /// # Errors
 /// The listing fails.
-pub fn addresses_in(connection: &mut Connection, namespace: Option<i32>) -> Result<Vec<IpAddr>, Cause> {
+pub(crate) fn addresses_in(connection: &mut Connection, namespace: Option<i32>) -> Result<Vec<IpAddr>, Cause> {
     let attributes: Vec<_> =
         namespace.map(|id| AddressAttribute::Other(DefaultNla::new(TARGET_NAMESPACE, id.to_ne_bytes().to_vec()))).into_iter().collect();
     let request = Request::new(RTM_GETADDR, 0, &AddressHeader::default(), &attributes);
@@ -179,7 +179,7 @@ pub fn configuration(index: u32, addresses: &[IpNetwork]) -> Vec<Request> {
 
 /// The request that adds a route. It fails if the route exists.
 #[must_use]
-pub fn add_route(route: &PodRoute) -> Request {
+pub(crate) fn add_route(route: &PodRoute) -> Request {
     let destination = route.destination;
     let header = RouteHeader {
         address_family: address_family(Family::of_net(destination)),
@@ -207,7 +207,7 @@ pub fn add_route(route: &PodRoute) -> Request {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn add_address(connection: &mut Connection, index: u32, net: IpNetwork) -> Result<(), Cause> {
+pub(crate) fn add_address(connection: &mut Connection, index: u32, net: IpNetwork) -> Result<(), Cause> {
     connection.request(&encode::add_address(index, net))
 }
 
@@ -215,7 +215,7 @@ pub fn add_address(connection: &mut Connection, index: u32, net: IpNetwork) -> R
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn delete_address(connection: &mut Connection, index: u32, net: IpNetwork) -> Result<(), Cause> {
+pub(crate) fn delete_address(connection: &mut Connection, index: u32, net: IpNetwork) -> Result<(), Cause> {
     match connection.request(&encode::delete_address(index, net)) {
         Err(Cause::Kernel { errno: Errno::EADDRNOTAVAIL, .. }) => Ok(()),
         outcome => outcome,
@@ -242,6 +242,6 @@ pub fn routes(connection: &mut Connection) -> Result<Vec<Route>, Cause> {
 ///
 /// # Errors
 /// There is no route to the host.
-pub fn outgoing_link(connection: &mut Connection, ip: IpAddr) -> Result<Option<u32>, Cause> {
+pub(crate) fn outgoing_link(connection: &mut Connection, ip: IpAddr) -> Result<Option<u32>, Cause> {
     Ok(connection.get(&encode::route_to(ip), |_, body| decode::resolved_route(body))?.into_iter().find_map(|route| route.link))
 }

@@ -17,7 +17,7 @@ pub const BOOT_PROTOCOL: u8 = 3;
 pub const KERNEL_PROTOCOL: u8 = 2;
 
 /// The name of the request that creates a VXLAN link, for errors.
-pub const CREATE_VXLAN: &str = "create VXLAN link";
+pub(crate) const CREATE_VXLAN: &str = "create VXLAN link";
 
 /// What a route does with packets (`rtm_type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -21,7 +21,7 @@ const DEFAULT_PORT: u16 = 8472;
 
 /// A recorded call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum KernelCall {
     /// [`NetworkKernel::dump`].
     Dump,
     /// [`NetworkKernel::links`].
@@ -49,13 +49,13 @@ struct State {
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
     fdb: BTreeMap<(u32, Mac), FdbEntry>,
     faults: Vec<Fault>,
-    calls: Vec<Call>,
+    calls: Vec<KernelCall>,
 }
 
 struct Fault {
     times: usize,
     errno: Errno,
-    hits: Box<dyn Fn(&Call) -> bool + Send>,
+    hits: Box<dyn Fn(&KernelCall) -> bool + Send>,
 }
 
 impl fmt::Debug for Fault {
@@ -74,7 +74,7 @@ impl FakeNetwork {
     }
 
     /// Makes the next `times` calls that `hits` selects fail with this error, without any effect.
-    pub fn fail(&self, times: usize, errno: Errno, hits: impl Fn(&Call) -> bool + Send + 'static) {
+    pub fn fail(&self, times: usize, errno: Errno, hits: impl Fn(&KernelCall) -> bool + Send + 'static) {
         self.lock().faults.push(Fault { times, errno, hits: Box::new(hits) });
     }
 
@@ -94,7 +94,7 @@ impl FakeNetwork {
 
     /// Takes the calls since the last time, in order, failed calls included.
     #[must_use]
-    pub fn take_calls(&self) -> Vec<Call> {
+    pub fn take_calls(&self) -> Vec<KernelCall> {
         std::mem::take(&mut self.lock().calls)
     }
 
@@ -106,13 +106,13 @@ impl FakeNetwork {
 impl NetworkKernel for FakeNetwork {
     fn dump(&self) -> Result<Live, NetlinkError> {
         let mut state = self.lock();
-        state.called(Call::Dump).map_err(NetlinkError::listing("links"))?;
+        state.called(KernelCall::Dump).map_err(NetlinkError::listing("links"))?;
         Ok(state.live())
     }
 
     fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let mut state = self.lock();
-        state.called(Call::Links).map_err(NetlinkError::listing("links"))?;
+        state.called(KernelCall::Links).map_err(NetlinkError::listing("links"))?;
         Ok(state.links.values().cloned().collect())
     }
 
@@ -120,7 +120,7 @@ impl NetworkKernel for FakeNetwork {
         let mut state = self.lock();
         let mut one = |change: &EntryChange| {
             state
-                .called(Call::Entry(*change))
+                .called(KernelCall::Entry(*change))
                 .and_then(|()| state.change(change))
                 .map_err(|cause| NetlinkError::entry(change, names, cause))
         };
@@ -129,13 +129,13 @@ impl NetworkKernel for FakeNetwork {
 
     fn change_link(&self, change: &LinkChange) -> Result<(), NetlinkError> {
         let mut state = self.lock();
-        let outcome = state.called(Call::Link(change.clone())).and_then(|()| state.change_link(change));
+        let outcome = state.called(KernelCall::Link(change.clone())).and_then(|()| state.change_link(change));
         outcome.map_err(|cause| NetlinkError::link(change, cause))
     }
 
     fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError> {
         let mut state = self.lock();
-        let outcome = state.called(Call::RouteTo(ip)).and_then(|()| state.route_to(ip));
+        let outcome = state.called(KernelCall::RouteTo(ip)).and_then(|()| state.route_to(ip));
         outcome.map_err(|cause| NetlinkError { call: FIND_ROUTE, object: ip.to_string(), cause })
     }
 }
@@ -159,7 +159,7 @@ impl State {
     }
 
     /// Records a call, and returns the error of [`FakeNetwork::fail`] if it applies.
-    fn called(&mut self, call: Call) -> Result<(), Cause> {
+    fn called(&mut self, call: KernelCall) -> Result<(), Cause> {
         let fault = self.faults.iter_mut().find(|fault| fault.times > 0 && (fault.hits)(&call));
         self.calls.push(call);
         fault.map_or(Ok(()), |fault| {
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn calls_are_recorded_and_fail_on_demand() {
         let fake = node();
-        fake.fail(2, Errno::ENOBUFS, |call| matches!(call, Call::Entry(EntryChange::Neighbour(_))));
+        fake.fail(2, Errno::ENOBUFS, |call| matches!(call, KernelCall::Entry(EntryChange::Neighbour(_))));
         let neighbour = Neighbour { link: 2, ip: "10.0.0.2".parse().expect("an address"), mac: Mac([2; 6]), permanent: true };
         let change = EntryChange::Neighbour(neighbour);
         let outcomes = fake.change_entries(&[change, EntryChange::NoNeighbour(neighbour), change, change], &LinkNames::default());
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!((fake.take_calls().len(), fake.take_calls().len()), (4, 0));
         fake.meddle(|live| live.neighbours.clear());
         assert_eq!(fake.dump().expect("listed").neighbours, []);
-        assert_eq!(fake.take_calls(), [Call::Dump]);
+        assert_eq!(fake.take_calls(), [KernelCall::Dump]);
     }
 
     #[test]

@@ -17,10 +17,10 @@ const UDP: &str = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout";
 const UDP_STREAM: &str = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream";
 
 /// The limit of tracked connections. It applies to the whole host, not to a network namespace.
-pub const CONNTRACK_MAX: &str = MAX;
+pub(crate) const CONNTRACK_MAX: &str = MAX;
 
 /// Lets the kernel route 127.0.0.0/8. NodePorts on loopback addresses need it.
-pub const ROUTE_LOCALNET: KernelSetting = exactly("/proc/sys/net/ipv4/conf/all/route_localnet", 1);
+pub(crate) const ROUTE_LOCALNET: KernelSetting = exactly("/proc/sys/net/ipv4/conf/all/route_localnet", 1);
 
 /// The settings of connection tracking [kube-proxy 1.10]. Zero leaves the live value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,20 +69,20 @@ pub struct KernelSetting {
 impl KernelSetting {
     /// True if the live value `current` needs no write.
     #[must_use]
-    pub fn is_met_by(&self, current: u64) -> bool {
+    pub(crate) fn is_met_by(&self, current: u64) -> bool {
         current == self.value || self.or_more && current > self.value
     }
 
     /// True if the setting applies to the whole host. A nested node (kind, LXC, rootless) can read it but not write it.
     #[must_use]
-    pub fn is_of_host(&self) -> bool {
+    pub(crate) fn is_of_host(&self) -> bool {
         matches!(self.path, MAX | HASH_SIZE)
     }
 
     /// True if sepal goes on with the live value `current` after a write failed with `refused`. `read_only` is true if the kernel offers
     /// [`CONNTRACK_MAX`] as a read-only file, which it does in every network namespace except the host's.
     #[must_use]
-    pub fn may_stay(&self, current: u64, refused: io::ErrorKind, read_only: bool) -> bool {
+    pub(crate) fn may_stay(&self, current: u64, refused: io::ErrorKind, read_only: bool) -> bool {
         // The kernel refuses host-wide settings to every container of a nested node. A read-only file system belongs to this container only:
         // a privileged container could write.
         let by_kernel = read_only || matches!(refused, io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported);

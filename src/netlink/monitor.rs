@@ -27,7 +27,7 @@ const MAX_DATAGRAMS: usize = 512;
 
 /// A change. It says which object to read again, not its new state, so equal events need to be handled once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Event {
+pub enum KernelEvent {
     /// A link was created, changed or deleted. The kernel deletes entries of a link that is deleted or set down, and may not report them.
     Link {
         /// Index of the link.
@@ -71,7 +71,7 @@ pub enum Event {
     Lost,
 }
 
-impl Event {
+impl KernelEvent {
     /// True if the event is about one of these links, about a route with our protocol, or if events were lost.
     #[must_use]
     pub fn concerns(&self, links: &[u32]) -> bool {
@@ -117,17 +117,17 @@ impl Monitor {
     ///
     /// # Errors
     /// The socket failed. Open a new monitor.
-    pub async fn next(&mut self) -> Result<Vec<Event>, NetlinkError> {
+    pub async fn next(&mut self) -> Result<Vec<KernelEvent>, NetlinkError> {
         poll_fn(|context| self.poll_next(context)).await.map_err(|error| error_of(error.into()))
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Vec<Event>>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Vec<KernelEvent>>> {
         let mut events = Vec::new();
         for _ in 0..MAX_DATAGRAMS {
             self.datagram.clear();
             match self.socket.poll_recv(context, &mut self.datagram) {
                 Poll::Ready(Ok(())) => events.extend(Messages(&self.datagram).filter_map(|message| event(&message))),
-                Poll::Ready(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => events.push(Event::Lost),
+                Poll::Ready(Err(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => events.push(KernelEvent::Lost),
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending if events.is_empty() => return Poll::Pending,
@@ -149,19 +149,22 @@ fn error_of(cause: Cause) -> NetlinkError {
     NetlinkError { call: CALL, object: "links, addresses, routes and neighbours".to_owned(), cause }
 }
 
-fn event(message: &Message<'_>) -> Option<Event> {
+fn event(message: &Message<'_>) -> Option<KernelEvent> {
     let body = message.body;
     match message.kind {
         kind @ (RTM_NEWLINK | RTM_DELLINK) => {
-            decode::link(body).map(|link| Event::Link { index: link.index, name: link.name, gone: kind == RTM_DELLINK })
+            decode::link(body).map(|link| KernelEvent::Link { index: link.index, name: link.name, gone: kind == RTM_DELLINK })
         }
-        kind @ (RTM_NEWADDR | RTM_DELADDR) => decode::address(body).map(|(link, _)| Event::Address { link, gone: kind == RTM_DELADDR }),
+        kind @ (RTM_NEWADDR | RTM_DELADDR) => {
+            decode::address(body).map(|(link, _)| KernelEvent::Address { link, gone: kind == RTM_DELADDR })
+        }
         kind @ (RTM_NEWROUTE | RTM_DELROUTE) => {
-            decode::route(body).map(|route| Event::Route { link: route.link, protocol: route.protocol, gone: kind == RTM_DELROUTE })
+            decode::route(body).map(|route| KernelEvent::Route { link: route.link, protocol: route.protocol, gone: kind == RTM_DELROUTE })
         }
         kind @ (RTM_NEWNEIGH | RTM_DELNEIGH) => {
             let gone = kind == RTM_DELNEIGH;
-            decode::neighbour_link(body).map(|(link, fdb)| if fdb { Event::Fdb { link, gone } } else { Event::Neighbour { link, gone } })
+            decode::neighbour_link(body)
+                .map(|(link, fdb)| if fdb { KernelEvent::Fdb { link, gone } } else { KernelEvent::Neighbour { link, gone } })
         }
         _ => None,
     }
@@ -173,11 +176,11 @@ mod tests {
 
     #[test]
     fn events_concern_links_or_our_routes() {
-        let route = |link, protocol| Event::Route { link, protocol, gone: true };
-        assert!(Event::Lost.concerns(&[]));
+        let route = |link, protocol| KernelEvent::Route { link, protocol, gone: true };
+        assert!(KernelEvent::Lost.concerns(&[]));
         assert!(route(None, OUR_PROTOCOL).concerns(&[]) && route(Some(3), 2).concerns(&[3]));
         assert!(!route(Some(4), 2).concerns(&[3]) && !route(None, 2).concerns(&[3]));
-        let link = Event::Link { index: 3, name: "eth0".to_owned(), gone: false };
+        let link = KernelEvent::Link { index: 3, name: "eth0".to_owned(), gone: false };
         assert!(link.concerns(&[2, 3]) && !link.concerns(&[2]));
     }
 }

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 ///
 /// # Errors
 /// The namespace cannot be created, for which the capability `SYS_ADMIN` is needed.
-pub fn within_new_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub(crate) fn within_new_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let enter = || unshare(CloneFlags::CLONE_NEWNET).map(|()| work());
     let done = thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, enter).map(thread::ScopedJoinHandle::join))?;
     done.map_err(|_| io::Error::other("the thread in the network namespace panicked"))?.map_err(io::Error::from)

@@ -108,7 +108,7 @@ fn log_stays(SettingError { setting, cause, .. }: &SettingError, current: u64) {
 ///
 /// # Errors
 /// It is off and cannot be switched on.
-pub fn allow_route_localnet(host: &impl Host) -> Result<(), RouteLocalnetError> {
+pub(crate) fn allow_route_localnet(host: &impl Host) -> Result<(), RouteLocalnetError> {
     set(host, &ROUTE_LOCALNET).map_err(RouteLocalnetError)
 }
 
@@ -130,13 +130,13 @@ fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
 
 /// Makes an interface ignore IPv6 router advertisements, as flannel and the bridge plugin do (spec section 5.2). A failure is ignored:
 /// without IPv6 it does not matter, and where sysctls are read-only the interface keeps the default.
-pub fn refuse_router_advertisements(interface: &str) {
+pub(crate) fn refuse_router_advertisements(interface: &str) {
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "0");
 }
 
 /// Sets this process's score for the kernel's out-of-memory killer, from -1000 (never kill it) to 1000. A failure is logged and has no
 /// other consequence (spec section 1.12); it is a warning only if the operator configured this score.
-pub async fn set_oom_score_adj(host: &impl Host, score: i32, configured: bool) {
+pub(crate) async fn set_oom_score_adj(host: &impl Host, score: i32, configured: bool) {
     for attempt in 1..=OOM_TRIES {
         match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {
             Ok(()) => return,

@@ -82,7 +82,7 @@ pub fn create(connection: &mut Connection, pair: &Pair<'_>, inner_namespace: imp
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn set_port(connection: &mut Connection, name: &str, index: u32, port: Port) -> Result<(), Cause> {
+pub(crate) fn set_port(connection: &mut Connection, name: &str, index: u32, port: Port) -> Result<(), Cause> {
     let mut attributes = named(name);
     let data = vec![InfoBridgePort::HairpinMode(port.hairpin), InfoBridgePort::Isolated(port.isolated)];
     let data = LinkInfo::PortData(InfoPortData::BridgePort(data));
@@ -123,7 +123,7 @@ pub fn delete(connection: &mut Connection, name: &str) -> Result<bool, Cause> {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn create_bridge(connection: &mut Connection, name: &str, mtu: u32, vlans: bool) -> Result<(), Cause> {
+pub(crate) fn create_bridge(connection: &mut Connection, name: &str, mtu: u32, vlans: bool) -> Result<(), Cause> {
     check_name(name)?;
     let mut attributes = named(name);
     attributes.extend((mtu > 0).then_some(LinkAttribute::Mtu(mtu)));
@@ -140,7 +140,7 @@ pub fn create_bridge(connection: &mut Connection, name: &str, mtu: u32, vlans: b
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn filter_vlans(connection: &mut Connection, bridge: u32) -> Result<(), Cause> {
+pub(crate) fn filter_vlans(connection: &mut Connection, bridge: u32) -> Result<(), Cause> {
     let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)]))];
     let header = LinkHeader { index: bridge, ..LinkHeader::default() };
     connection.request(&Request::new(RTM_NEWLINK, 0, &header, &[LinkAttribute::LinkInfo(info)]))
@@ -160,7 +160,7 @@ pub fn set_up(connection: &mut Connection, index: u32, promiscuous: bool) -> Res
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn set_down(connection: &mut Connection, index: u32) -> Result<(), Cause> {
+pub(crate) fn set_down(connection: &mut Connection, index: u32) -> Result<(), Cause> {
     let header = LinkHeader { index, change_mask: LinkFlags::Up, ..LinkHeader::default() };
     connection.request(&Request::new(RTM_NEWLINK, 0, &header, &NO_ATTRIBUTES))
 }
@@ -169,7 +169,7 @@ pub fn set_down(connection: &mut Connection, index: u32) -> Result<(), Cause> {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn set_mtu(connection: &mut Connection, index: u32, mtu: u32) -> Result<(), Cause> {
+pub(crate) fn set_mtu(connection: &mut Connection, index: u32, mtu: u32) -> Result<(), Cause> {
     connection.request(&encode::set_mtu(index, mtu))
 }
 
@@ -177,6 +177,6 @@ pub fn set_mtu(connection: &mut Connection, index: u32, mtu: u32) -> Result<(), 
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn set_mac(connection: &mut Connection, index: u32, mac: Mac) -> Result<(), Cause> {
+pub(crate) fn set_mac(connection: &mut Connection, index: u32, mac: Mac) -> Result<(), Cause> {
     connection.request(&encode::set_mac(index, mac))
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// The number of rows of a page.
-pub const ROWS: usize = 50;
+pub(crate) const ROWS: usize = 50;
 
 /// The page of a list that is requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -81,13 +81,13 @@ impl<K: Hash + Eq> TrafficSums<K> {
 
     /// Whether so many may be shown.
     #[must_use]
-    pub const fn has_room_for(&self, all: usize) -> bool {
+    pub(crate) const fn has_room_for(&self, all: usize) -> bool {
         all <= self.limit
     }
 
     /// Whether there are too many.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.by.len() > self.limit
     }
 

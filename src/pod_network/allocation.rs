@@ -126,7 +126,7 @@ fn range(net: IpNetwork) -> (u128, u128) {
 
 /// The name of the Lease object of a subnet: `sepal-10-244-3-0-24`, `sepal-fc00-0-0-1-0-0-0-0-64`.
 #[must_use]
-pub fn lease_name(subnet: IpNetwork) -> String {
+pub(crate) fn lease_name(subnet: IpNetwork) -> String {
     let parts: Vec<String> = match subnet.network() {
         IpAddr::V4(ip) => ip.octets().iter().map(ToString::to_string).collect(),
         IpAddr::V6(ip) => ip.segments().iter().map(|segment| format!("{segment:x}")).collect(),
@@ -136,7 +136,7 @@ pub fn lease_name(subnet: IpNetwork) -> String {
 
 /// The subnet that a Lease object is named after; `None` if the name is not of this form.
 #[must_use]
-pub fn parse_lease_name(name: &str) -> Option<IpNetwork> {
+pub(crate) fn parse_lease_name(name: &str) -> Option<IpNetwork> {
     let (address, prefix) = name.strip_prefix(NAME_PREFIX)?.rsplit_once('-')?;
     let separator = if address.matches('-').count() == 3 { "." } else { ":" };
     let subnet = IpNetwork::new(address.replace('-', separator).parse().ok()?, prefix.parse().ok()?).ok()?;
@@ -197,7 +197,7 @@ impl Claimant {
 
     /// Returns true if this node may take a lease once it has no holder: it is not reserved for another node.
     #[must_use]
-    pub fn may_take(&self, lease: &SubnetLease) -> bool {
+    pub(crate) fn may_take(&self, lease: &SubnetLease) -> bool {
         lease.reserved_for.as_deref().is_none_or(|reserved_for| self.is_named_by(reserved_for))
     }
 }
@@ -334,7 +334,7 @@ pub type Random<'a> = dyn FnMut(usize) -> usize + 'a;
 /// Decides which subnet a node takes [flannel 4]. The order is: the subnet of its own lease, a reserved one, its previous one, a random free
 /// one, one whose lease has expired.
 #[must_use]
-pub fn decide(view: &AllocationInputs<'_>, random: &mut Random<'_>) -> Decision {
+pub(crate) fn decide(view: &AllocationInputs<'_>, random: &mut Random<'_>) -> Decision {
     let AllocationInputs { space, who, previous, leases, blocked, .. } = *view;
     let rank = |lease: &&SubnetLease| previous.iter().position(|subnet| *subnet == lease.subnet).unwrap_or(previous.len());
     let own = || leases.values().map(|seen| &seen.lease).filter(|lease| who.holds(lease));

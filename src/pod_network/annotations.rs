@@ -174,7 +174,7 @@ impl NodeAnnotations {
     ///
     /// # Errors
     /// The text is not an address.
-    pub fn node_public_ip(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
+    pub(crate) fn node_public_ip(&self, family: Family) -> Result<Option<IpAddr>, BadAnnotation> {
         address(NODE_PUBLIC_IP, &self.node_public_ips, family)
     }
 
@@ -233,7 +233,7 @@ pub struct PublishedAddress {
 
 /// The annotations that a node publishes, by full name.
 #[must_use]
-pub fn published_annotations(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedAddress>) -> BTreeMap<String, String> {
+pub(crate) fn published_annotations(prefix: &Prefix, backend: &Backend, ends: &PerFamily<PublishedAddress>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> =
         [(prefix.name(MANAGED), "true".to_owned()), (prefix.name(BACKEND_TYPE), backend.as_str().to_owned())].into();
     for (family, end) in ends.iter() {
@@ -247,7 +247,10 @@ pub fn published_annotations(prefix: &Prefix, backend: &Backend, ends: &PerFamil
 /// The strategic merge patch that sets these annotations of a Node; `None` if the Node has them already. It contains only the annotations
 /// that change. flannel sends such a patch to `nodes/status`.
 #[must_use]
-pub fn annotation_patch<'a>(desired: &BTreeMap<String, String>, found: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<Value> {
+pub(crate) fn annotation_patch<'a>(
+    desired: &BTreeMap<String, String>,
+    found: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Option<Value> {
     let found: BTreeMap<&str, &str> = found.into_iter().collect();
     let changed: BTreeMap<&String, &String> =
         desired.iter().filter(|(name, value)| found.get(name.as_str()) != Some(&value.as_str())).collect();
@@ -257,7 +260,7 @@ pub fn annotation_patch<'a>(desired: &BTreeMap<String, String>, found: impl Into
 /// The merge patch with which a node leaves the pod network: in all families, or in the lost ones. `None` if it has left already. Other
 /// nodes read its podCIDRs, which cannot be changed, so without the patch they would still send packets to it.
 #[must_use]
-pub fn withdrawal_patch(prefix: &Prefix, lost: &[Family], is_all: bool, found: &NodeAnnotations) -> Option<Value> {
+pub(crate) fn withdrawal_patch(prefix: &Prefix, lost: &[Family], is_all: bool, found: &NodeAnnotations) -> Option<Value> {
     let names: Vec<&str> = if is_all {
         found.managed.then_some(MANAGED).into_iter().collect()
     } else {

@@ -11,12 +11,12 @@ use crate::netlink::entry::LinkChange;
 use crate::netlink::link::{Link, LinkKind};
 
 /// The default name of the bridge in the CNI configuration.
-pub const BRIDGE: &str = "cni0";
+pub(crate) const BRIDGE: &str = "cni0";
 
 /// The change that sets the bridge's MTU to that of the pods' interfaces, if it differs. A bridge without an address in this node's subnets
 /// belongs to another program and is not changed.
 #[must_use]
-pub fn mtu_change(links: &[Link], own: &OwnLease, mtu: u32) -> Option<LinkChange> {
+pub(crate) fn mtu_change(links: &[Link], own: &OwnLease, mtu: u32) -> Option<LinkChange> {
     let is_ours = |link: &&Link| {
         let holds = |ip| own.subnets.iter().any(|(_, subnet)| subnet.contains(ip));
         link.name == BRIDGE && link.kind == LinkKind::Bridge && link.addresses.iter().any(|address| holds(address.net.ip()))
@@ -27,7 +27,7 @@ pub fn mtu_change(links: &[Link], own: &OwnLease, mtu: u32) -> Option<LinkChange
 
 /// Subnets of the pod network in which the bridge has an address, but which are not this node's subnets.
 #[must_use]
-pub fn former_subnets(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNetwork>) -> Vec<IpNetwork> {
+pub(crate) fn former_subnets(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNetwork>) -> Vec<IpNetwork> {
     let Some(bridge) = links.iter().find(|link| link.name == BRIDGE && link.kind == LinkKind::Bridge) else { return Vec::new() };
     let is_former = |net: &IpNetwork| {
         let family = Family::of_net(*net);
@@ -42,7 +42,7 @@ pub fn former_subnets(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNet
 /// another node, and the CNI plugin `bridge` would refuse to add an address of the new subnet. While this node has no subnet in a family,
 /// only addresses in subnets of other nodes are deleted, so that running pods keep their gateway.
 #[must_use]
-pub fn stale_addresses(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNetwork>, of_others: &[IpNetwork]) -> Vec<LinkChange> {
+pub(crate) fn stale_addresses(links: &[Link], own: &OwnLease, networks: &PerFamily<IpNetwork>, of_others: &[IpNetwork]) -> Vec<LinkChange> {
     let former = former_subnets(links, own, networks);
     let is_deleted =
         |net: &IpNetwork| own.subnets.get(Family::of_net(*net)).is_some() || of_others.iter().any(|other| other.contains(net.ip()));

@@ -236,14 +236,14 @@ impl Claim {
     }
 
     /// Makes the renewal due now, because data that is stored in the Lease has changed.
-    pub fn renew_now(&mut self) {
+    pub(crate) fn renew_now(&mut self) {
         if let ClaimState::Held(held) = &mut self.state {
             held.due = Duration::ZERO;
         }
     }
 
     /// Takes the events since the last call.
-    pub fn take_events(&mut self) -> Vec<ClaimEvent> {
+    pub(crate) fn take_events(&mut self) -> Vec<ClaimEvent> {
         std::mem::take(&mut self.events)
     }
 
@@ -265,7 +265,7 @@ impl Claim {
 
     /// The leases to watch now; `None` keeps the current watch.
     #[must_use]
-    pub const fn watch_scope(&self) -> Option<WatchScope> {
+    pub(crate) const fn watch_scope(&self) -> Option<WatchScope> {
         match &self.state {
             ClaimState::Held(held) => Some(WatchScope::One(held.lease.subnet)),
             ClaimState::Waiting { .. } => Some(WatchScope::All),

@@ -10,10 +10,10 @@ use super::subnet_env::SUBNET_FILE;
 use crate::json_keys;
 
 /// Names of other plugins that this program replaces.
-pub const OTHER_NAMES: [&str; 5] = ["flannel", "bridge", "host-local", "portmap", "loopback"];
+pub(crate) const OTHER_NAMES: [&str; 5] = ["flannel", "bridge", "host-local", "portmap", "loopback"];
 
 /// The plugin's own name.
-pub const OWN_NAME: &str = "sepal";
+pub(crate) const OWN_NAME: &str = "sepal";
 
 /// Extensions of the files that a runtime reads.
 const ENDINGS: [&str; 3] = [".conf", ".conflist", ".json"];
@@ -31,7 +31,7 @@ pub struct ConfFile {
 
 /// Returns true if runtimes read a file of this name.
 #[must_use]
-pub fn is_read(name: &str) -> bool {
+pub(crate) fn is_read(name: &str) -> bool {
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 

@@ -59,7 +59,7 @@ pub struct Contests(HashMap<Route, Contest>);
 
 impl Contests {
     /// Decides about all routes of other programs that exist now, in their order.
-    pub fn judge(&mut self, found: &[Route], now: Duration) -> Vec<Verdict> {
+    pub(crate) fn judge(&mut self, found: &[Route], now: Duration) -> Vec<Verdict> {
         for (route, contest) in &mut self.0 {
             contest.is_left &= found.contains(route);
         }

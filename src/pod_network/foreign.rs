@@ -26,7 +26,7 @@ pub fn is_connected(route: &Route) -> bool {
 
 /// The name of a route protocol, as `ip route` prints it.
 #[must_use]
-pub fn protocol_name(protocol: u8) -> String {
+pub(crate) fn protocol_name(protocol: u8) -> String {
     let name = match protocol {
         2 => "kernel",
         3 => "boot",
@@ -51,7 +51,7 @@ pub fn protocol_name(protocol: u8) -> String {
 impl ForeignRoute {
     /// The text of the other program's route with its protocol.
     #[must_use]
-    pub fn found_text(&self, names: &LinkNames) -> String {
+    pub(crate) fn found_text(&self, names: &LinkNames) -> String {
         format!("{} proto {}", self.found.text(names), protocol_name(self.found.protocol))
     }
 
@@ -66,7 +66,7 @@ impl ForeignRoute {
 
     /// The message that the route is replaced.
     #[must_use]
-    pub fn replaced_text(&self, names: &LinkNames) -> String {
+    pub(crate) fn replaced_text(&self, names: &LinkNames) -> String {
         let found = self.found_text(names);
         format!(
             "another program changed the route to {}: `{found}` is replaced. Find the program; it must leave this route alone",
@@ -76,7 +76,7 @@ impl ForeignRoute {
 
     /// The message that another program keeps writing the route.
     #[must_use]
-    pub fn contested_text(&self, names: &LinkNames, times: u32, pause: u64) -> String {
+    pub(crate) fn contested_text(&self, names: &LinkNames, times: u32, pause: u64) -> String {
         let (target, found) = (self.target(), self.found_text(names));
         format!(
             "another program writes the route to {target} again and again: `{found}` was replaced {times} times, and is left there for {pause} s \
@@ -87,7 +87,7 @@ impl ForeignRoute {
 
     /// The message why the kernel prefers the other route, and that it is not changed.
     #[must_use]
-    pub fn in_the_way_text(&self, names: &LinkNames) -> String {
+    pub(crate) fn in_the_way_text(&self, names: &LinkNames) -> String {
         let (target, found) = (self.target(), self.found_text(names));
         if is_connected(&self.found) {
             let link = self.found.link.map_or_else(|| "a link".into(), |link| format!("link {}", names.name(link)));

@@ -36,7 +36,7 @@ impl InterfaceOptions {
     ///
     /// # Errors
     /// The text of an annotation is not an address.
-    pub fn with_annotations(mut self, node: &NodeAnnotations) -> Result<Self, BadAnnotation> {
+    pub(crate) fn with_annotations(mut self, node: &NodeAnnotations) -> Result<Self, BadAnnotation> {
         for family in Family::ALL {
             if let Some(ip) = node.node_public_ip(family)? {
                 self.public.set(family, Some(ip));
@@ -68,7 +68,7 @@ impl ExternalInterface {
     ///
     /// # Errors
     /// The published address is not its own.
-    pub fn check_host_gw(&self) -> Result<(), NoInterface> {
+    pub(crate) fn check_host_gw(&self) -> Result<(), NoInterface> {
         match self.local.iter().find(|(family, ip)| self.addresses.get(*family) != Some(*ip)) {
             Some((_, public)) => Err(NoInterface::Translated { public: *public, name: self.name.clone() }),
             None => Ok(()),

@@ -40,7 +40,7 @@ pub fn links<'l>(live: &'l Live, former_network: &FormerNetwork) -> Vec<&'l Link
 
 /// VXLAN links with flannel's names that cannot be attributed to this network. They are not deleted.
 #[must_use]
-pub fn unattributed<'l>(live: &'l Live, former_network: &FormerNetwork) -> Vec<&'l Link> {
+pub(crate) fn unattributed<'l>(live: &'l Live, former_network: &FormerNetwork) -> Vec<&'l Link> {
     let ours = links(live, former_network);
     let is_flannels = |link: &Link| {
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };

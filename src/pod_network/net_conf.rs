@@ -14,7 +14,7 @@ use crate::cluster::ip::{self, Family};
 use crate::json_keys::matches;
 
 /// The kernel's default port of a VXLAN link.
-pub const DEFAULT_PORT: u16 = 8472;
+pub(crate) const DEFAULT_PORT: u16 = 8472;
 
 /// The largest VNIs with which `flannel.<VNI>` and `flannel-v6.<VNI>` have at most 15 bytes, as the kernel requires.
 const LARGEST_NAMED_VNI: [(Family, u64); 2] = [(Family::V4, 9_999_999), (Family::V6, 9_999)];
@@ -207,7 +207,7 @@ impl NetConf {
 
 /// The key that holds the network of a family.
 #[must_use]
-pub const fn network_key(family: Family) -> &'static str {
+pub(crate) const fn network_key(family: Family) -> &'static str {
     match family {
         Family::V4 => "Network",
         Family::V6 => "IPv6Network",

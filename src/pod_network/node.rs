@@ -60,7 +60,7 @@ pub enum BadPodCidrs {
 impl BadPodCidrs {
     /// The error message for a node, in flannel's words.
     #[must_use]
-    pub fn of_node(&self, node: &str) -> String {
+    pub(crate) fn of_node(&self, node: &str) -> String {
         match self {
             Self::Unassigned => format!("node {node:?} pod cidr not assigned"),
             Self::TooMany => format!("node {node:?} pod cidrs should be IPv4/IPv6 only or dualstack"),

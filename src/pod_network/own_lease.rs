@@ -89,7 +89,7 @@ pub fn assigned_subnets(node: &NetworkNode, conf: &NetConf) -> Result<PerFamily<
 
 /// Returns true if a subnet is inside a network or equal to it.
 #[must_use]
-pub fn is_inside(subnet: IpNetwork, network: IpNetwork) -> bool {
+pub(crate) fn is_inside(subnet: IpNetwork, network: IpNetwork) -> bool {
     network.prefix() <= subnet.prefix() && network.contains(subnet.network())
 }
 

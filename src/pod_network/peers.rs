@@ -61,7 +61,7 @@ impl LiveSubnets {
 impl Peers {
     /// Updates one node that has changed or was deleted. Returns false if the result depends on other nodes, too. Then this value is unusable, and
     /// all nodes have to be checked again ([`check_all`]).
-    pub fn update_one(&mut self, name: &str, node: Option<&NetworkNode>, own: &OwnLease, conf: &NetConf) -> bool {
+    pub(crate) fn update_one(&mut self, name: &str, node: Option<&NetworkNode>, own: &OwnLease, conf: &NetConf) -> bool {
         // A node that was refused because of another node may be accepted now.
         if self.refused.iter().any(|refusal| refusal.reason.depends_on_others()) {
             return false;

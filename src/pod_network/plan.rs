@@ -65,7 +65,7 @@ impl EntryPlan {
     }
 
     /// Removes the steps for routes to these destinations.
-    pub fn defer(&mut self, destinations: &HashSet<IpNetwork>) {
+    pub(crate) fn defer(&mut self, destinations: &HashSet<IpNetwork>) {
         let is_deferred = |change: &EntryChange| match change {
             EntryChange::Route(route) | EntryChange::NoRoute(route) => destinations.contains(&route.destination),
             _ => false,

@@ -88,13 +88,13 @@ impl RefusalReason {
 
     /// Returns true if the reason may depend on another node, so that a change of that node can end it.
     #[must_use]
-    pub const fn depends_on_others(&self) -> bool {
+    pub(crate) const fn depends_on_others(&self) -> bool {
         matches!(self, Self::Overlaps(..) | Self::SwallowsNode(..) | Self::InsideSubnet(..) | Self::SameAddress(..) | Self::SameMac(..))
     }
 
     /// Returns true if the refusal is logged and reported as an Event. Nodes that are not part of the network, or wait for a pod CIDR, are normal.
     #[must_use]
-    pub const fn is_noteworthy(&self) -> bool {
+    pub(crate) const fn is_noteworthy(&self) -> bool {
         !matches!(self, Self::NotManaged | Self::PodCidrs(BadPodCidrs::Unassigned))
     }
 }

@@ -43,7 +43,7 @@ impl RoutingTable {
 
     /// The link of the route to an address, if the address is on the network of that link (no gateway).
     #[must_use]
-    pub fn neighbour_link(&self, to: IpAddr) -> Option<u32> {
+    pub(crate) fn neighbour_link(&self, to: IpAddr) -> Option<u32> {
         self.route(to).filter(|route| route.gateway.is_none() && route.kind == RouteKind::Unicast)?.link
     }
 }

@@ -66,13 +66,13 @@ impl Default for NetworkSettings {
 pub mod defaults {
     pub use crate::pod_network::annotations::DEFAULT_PREFIX as ANNOTATION_PREFIX;
 
-    pub const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
+    pub(crate) const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
     pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
     pub const MASQUERADE: bool = false;
-    pub const RANDOM_FULLY: bool = true;
-    pub const FORWARD_RULES: bool = true;
-    pub const BLACKHOLE_ROUTE: bool = false;
-    pub const SET_NETWORK_UNAVAILABLE: bool = true;
+    pub(crate) const RANDOM_FULLY: bool = true;
+    pub(crate) const FORWARD_RULES: bool = true;
+    pub(crate) const BLACKHOLE_ROUTE: bool = false;
+    pub(crate) const SET_NETWORK_UNAVAILABLE: bool = true;
 }
 
 /// Where a node's subnets come from.

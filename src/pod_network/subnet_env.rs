@@ -77,7 +77,7 @@ impl SubnetEnv {
     /// Parses the file leniently, as the daemon does at its start: lines and values that are invalid are ignored. If a key has several
     /// networks, only the first is read.
     #[must_use]
-    pub fn parse_lenient(text: &str) -> Self {
+    pub(crate) fn parse_lenient(text: &str) -> Self {
         let (mut networks, mut subnets) = (PerFamily::default(), PerFamily::default());
         let mut found = Self::default();
         for line in text.lines() {
@@ -102,13 +102,13 @@ impl SubnetEnv {
 
     /// The first network of each family.
     #[must_use]
-    pub fn first_networks(&self) -> PerFamily<IpNetwork> {
+    pub(crate) fn first_networks(&self) -> PerFamily<IpNetwork> {
         first_of_each_family(&self.networks)
     }
 
     /// The first subnet of each family.
     #[must_use]
-    pub fn first_subnets(&self) -> PerFamily<IpNetwork> {
+    pub(crate) fn first_subnets(&self) -> PerFamily<IpNetwork> {
         first_of_each_family(&self.subnets)
     }
 }

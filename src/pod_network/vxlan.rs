@@ -23,7 +23,7 @@ pub const fn overhead(family: Family) -> u32 {
 
 /// The smallest MTU of a link that carries a family (RFC 791, RFC 8200). Below 1280 the kernel turns IPv6 off.
 #[must_use]
-pub const fn min_mtu(family: Family) -> u32 {
+pub(crate) const fn min_mtu(family: Family) -> u32 {
     match family {
         Family::V4 => 68,
         Family::V6 => 1280,

@@ -126,7 +126,7 @@ pub fn probes(tried: &[ProbeResult], parse_only: Option<&str>) -> Vec<Check> {
 /// Checks the policy of the FORWARD chain. `chain` is the output of `iptables -S FORWARD`. `accepted_by` names rules of sepal that accept the
 /// traffic of pods.
 #[must_use]
-pub fn forward_policy(family: Family, chain: &str, accepted_by: Option<&str>) -> Check {
+pub(crate) fn forward_policy(family: Family, chain: &str, accepted_by: Option<&str>) -> Check {
     let name = format!("FORWARD policy ({family})");
     let Some(policy) = chain.lines().find_map(|line| line.strip_prefix("-P FORWARD ")) else {
         return Check::not_checked(GROUP, name, "iptables did not print it");

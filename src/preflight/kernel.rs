@@ -75,7 +75,7 @@ pub fn forwarding(family: Family, value: io::Result<u64>) -> Check {
 
 /// Checks that packets between pods of one node pass the rules when they cross a bridge.
 #[must_use]
-pub fn bridge_filter(family: Family, value: io::Result<u64>) -> Check {
+pub(crate) fn bridge_filter(family: Family, value: io::Result<u64>) -> Check {
     let setting = match family {
         Family::V4 => "net.bridge.bridge-nf-call-iptables",
         Family::V6 => "net.bridge.bridge-nf-call-ip6tables",

@@ -108,7 +108,7 @@ impl Check {
 
     /// A check that could not be made.
     #[must_use]
-    pub fn not_checked(group: CheckGroup, name: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn not_checked(group: CheckGroup, name: impl Into<String>, why: impl Into<String>) -> Self {
         Self { outcome: CheckOutcome::NotChecked, ..Self::ok(group, name, why) }
     }
 }

@@ -43,7 +43,7 @@ pub fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetCo
 
 /// Checks that no other link has the VNI and the port of our VXLAN link.
 #[must_use]
-pub fn other_tunnels(links: &[Link], conf: &NetConf) -> Option<Check> {
+pub(crate) fn other_tunnels(links: &[Link], conf: &NetConf) -> Option<Check> {
     let asked = conf.backend.vxlan()?;
     let own: Vec<String> = conf.networks.families().map(|family| link_name(family, asked.vni)).collect();
     let name = "other VXLAN links";

@@ -30,7 +30,7 @@ const fn filter(name: &'static str, rule: &'static str) -> RuleProbe {
 }
 
 /// All matches and targets. The words in braces differ by IP family and by iptables version.
-pub const PROBES: [RuleProbe; 16] = [
+pub(crate) const PROBES: [RuleProbe; 16] = [
     nat("comment", "-m comment --comment \"sepal preflight\" -j RETURN"),
     nat("tcp", "-p tcp -m tcp --dport 80 -j RETURN"),
     nat("udp", "-p udp -m udp --dport 53 -j RETURN"),

@@ -98,13 +98,13 @@ impl Acknowledged {
 
     /// Returns true if the chain exists and has rules.
     #[must_use]
-    pub fn has_rules(&self, chain: &FixedChain) -> bool {
+    pub(crate) fn has_rules(&self, chain: &FixedChain) -> bool {
         self.fixed.get(chain).is_some_and(|digest| *digest != Digest::default())
     }
 
     /// Records that the kernel accepted a plan: the rules of the `touched` service ports and all fixed rules are now the desired ones.
     /// `spared` chains could not be deleted and still exist.
-    pub fn accept_plan(&mut self, desired: &Outlines, fixed: &Fixed, touched: &BTreeSet<ServicePortName>, spared: &[ChainName]) {
+    pub(crate) fn accept_plan(&mut self, desired: &Outlines, fixed: &Fixed, touched: &BTreeSet<ServicePortName>, spared: &[ChainName]) {
         for name in touched {
             match desired.get(name) {
                 Some(outline) => drop(self.services.insert(name.clone(), Rc::clone(outline))),
@@ -160,7 +160,7 @@ fn live_lines(live: &mut LiveTables, desired: &Outline, table: Table) -> Box<str
 
 /// Returns the desired fixed chains, each with the digest of its fixed rules.
 #[must_use]
-pub fn fixed_digests(fixed: &Fixed) -> BTreeMap<FixedChain, Digest> {
+pub(crate) fn fixed_digests(fixed: &Fixed) -> BTreeMap<FixedChain, Digest> {
     let mut digests: BTreeMap<FixedChain, Digest> = Table::ALL
         .into_iter()
         .flat_map(|table| fixed.chains(table).iter().map(move |chain| ((table, chain.name), Digest::of_chain(&chain.rules))))

@@ -10,23 +10,23 @@ use crate::cluster::Protocol;
 /// `filter` and `nat`: dispatch on cluster IPs, external IPs and load-balancer IPs.
 pub const SERVICES: &str = "KUBE-SERVICES";
 /// `filter`: refuses traffic from outside the cluster.
-pub const EXTERNAL_SERVICES: &str = "KUBE-EXTERNAL-SERVICES";
+pub(crate) const EXTERNAL_SERVICES: &str = "KUBE-EXTERNAL-SERVICES";
 /// `filter`: accepts forwarded service traffic and drops invalid packets.
 pub const FORWARD: &str = "KUBE-FORWARD";
 /// `filter`: health-check node ports; `nat`: dispatch on NodePorts.
 pub const NODEPORTS: &str = "KUBE-NODEPORTS";
 /// `filter`: drops load-balancer traffic that comes from outside the source ranges.
-pub const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
+pub(crate) const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
 /// `filter`: drops martian packets to 127.0.0.0/8. kubelet uses the same chain.
 pub const FIREWALL: &str = "KUBE-FIREWALL";
 /// `nat`: masquerades marked packets.
 pub const POSTROUTING: &str = "KUBE-POSTROUTING";
 /// `nat`: marks packets for masquerading.
-pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+pub(crate) const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 /// `nat`: flannel's chain, masquerades traffic that leaves the pod network.
-pub const FLANNEL_POSTROUTING: &str = "FLANNEL-POSTRTG";
+pub(crate) const FLANNEL_POSTROUTING: &str = "FLANNEL-POSTRTG";
 /// `filter`: flannel's chain, accepts traffic that is forwarded for the pod network.
-pub const FLANNEL_FORWARD: &str = "FLANNEL-FWD";
+pub(crate) const FLANNEL_FORWARD: &str = "FLANNEL-FWD";
 /// `mangle`, `nat` and `filter`: an empty chain. If it is missing, another program flushed the tables [kube-proxy 7.3].
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
 
@@ -92,7 +92,7 @@ impl ChainName {
 
     /// Parses the name of a live chain. Returns `None` if it is not a service port's chain.
     #[must_use]
-    pub fn from_text(name: &str) -> Option<Self> {
+    pub(crate) fn from_text(name: &str) -> Option<Self> {
         ChainKind::of(name).filter(|_| name.len() <= MAX_LEN)?;
         let mut bytes = [0; MAX_LEN];
         bytes[..name.len()].copy_from_slice(name.as_bytes());

@@ -13,7 +13,7 @@ use super::plan::Variant;
 use super::rule::{Digest, split_line, target};
 
 /// The tables to clean, in this order.
-pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
+pub(crate) const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 
 /// The largest number of chains in one COMMIT on nft: iptables-nft needs time quadratic in it [costs 1].
 const GROUP: usize = 256;
@@ -161,7 +161,7 @@ impl<'t> Leftovers<'t> {
 
     /// Rules of other programs that jump to our chains. Those chains stay.
     #[must_use]
-    pub fn foreign_rules(&self) -> &[ForeignRule] {
+    pub(crate) fn foreign_rules(&self) -> &[ForeignRule] {
         &self.foreign_rules
     }
 

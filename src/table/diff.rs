@@ -17,7 +17,7 @@ const LAST: &str = "this must be the last rule in this chain";
 /// Returns a unified diff from live to desired, grouped by chain, or an empty text if they are the same. Rules are compared and shown in
 /// canonical spelling, so a different spelling of the same rule is no difference.
 #[must_use]
-pub fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
+pub(crate) fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
     let mut out = String::new();
     for table in Table::ALL {
         for (chain, missing) in missing_jumps(table, desired, live) {

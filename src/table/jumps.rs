@@ -67,7 +67,7 @@ impl Jump {
 
     /// Returns true if the jump is desired. `has_chain` says which chains are desired. Either all jumps of the proxy are desired or none.
     #[must_use]
-    pub fn is_desired(&self, has_chain: impl Fn(Table, &'static str) -> bool) -> bool {
+    pub(crate) fn is_desired(&self, has_chain: impl Fn(Table, &'static str) -> bool) -> bool {
         has_chain(self.table, if self.pod_network { self.to } else { chain_names::SERVICES })
     }
 

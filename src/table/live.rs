@@ -13,7 +13,7 @@ use super::rule::Digest;
 
 /// The chains that all service ports share. The order of service ports does not matter, the order of the lines of one service port does.
 /// The end of KUBE-SERVICES in `nat` is fixed.
-pub const SHARED: [(Table, &str); 6] = [
+pub(crate) const SHARED: [(Table, &str); 6] = [
     (Table::Filter, chain_names::SERVICES),
     (Table::Filter, chain_names::EXTERNAL_SERVICES),
     (Table::Filter, chain_names::NODEPORTS),
@@ -203,6 +203,6 @@ fn fixed_chain(table: Table, name: &str) -> Option<FixedChain> {
 }
 
 /// Returns the jumps of a table, each with its index in [`JUMPS`].
-pub fn jumps_of(table: Table) -> impl Iterator<Item = (usize, &'static Jump)> {
+pub(crate) fn jumps_of(table: Table) -> impl Iterator<Item = (usize, &'static Jump)> {
     JUMPS.iter().enumerate().filter(move |(_, jump)| jump.table == table)
 }

@@ -40,7 +40,7 @@ impl Digest {
 
     /// Returns the digest of a chain from the text of its rules, each an `-A` line.
     #[must_use]
-    pub fn of_chain(rules: &str) -> Self {
+    pub(crate) fn of_chain(rules: &str) -> Self {
         rules.lines().fold(Self::default(), |chain, line| chain.then(Self::of_rule(split_line(line).1)))
     }
 }

@@ -96,7 +96,7 @@ impl Fixed {
 
     /// Returns true if the service proxy's chains are desired. If not, existing ones belong to another program.
     #[must_use]
-    pub fn has_proxy(&self) -> bool {
+    pub(crate) fn has_proxy(&self) -> bool {
         self.has(Table::Nat, chain_names::SERVICES)
     }
 
@@ -108,7 +108,7 @@ impl Fixed {
 
     /// Returns true if the jump must not exist.
     #[must_use]
-    pub fn removes_jump(&self, jump: &Jump) -> bool {
+    pub(crate) fn removes_jump(&self, jump: &Jump) -> bool {
         self.unwanted.contains(&(jump.table, jump.to))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use sepal::netlink::entry::{EntryChange, LinkChange, OUR_PROTOCOL, Route, RouteKind};
-use sepal::netlink::fake_network::{Call, FakeNetwork};
+use sepal::netlink::fake_network::{FakeNetwork, KernelCall};
 use sepal::netlink::link::{LinkAddress, Scope};
 use sepal::observe::readiness::{Part, PartState, all_ready, show};
 use sepal::pod_network::annotations::Prefix;
@@ -22,7 +22,7 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     assert!((2..=20).all(|n| network.reaches(n)));
     let calls = network.kernel.take_calls();
-    assert!(matches!(calls.first(), Some(Call::Dump)), "nothing is changed before it is looked at");
+    assert!(matches!(calls.first(), Some(KernelCall::Dump)), "nothing is changed before it is looked at");
     assert_eq!(changes(&calls).len(), 3 + 3 * 19, "a link, its address, up; three entries for each of the others");
     assert!(network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.v4.is_some()));
     let env = std::fs::read_to_string(network.folder.path().join("subnet.env")).expect("it is there");
@@ -35,7 +35,7 @@ async fn a_start_makes_everything_and_the_next_one_nothing() {
     let again = Loop::start(Arc::clone(&network.kernel));
     again.tell_all((1..=20).map(|n| node(n, n))).await;
     let calls = again.kernel.take_calls();
-    assert_eq!(changes(&calls), Vec::<&Call>::new(), "all of it was there");
+    assert_eq!(changes(&calls), Vec::<&KernelCall>::new(), "all of it was there");
 }
 
 /// flannel's configuration file sorts before sepal's and is reported. So is another network's file that appears later.
@@ -99,7 +99,7 @@ async fn other_nodes_take_the_short_way() {
     network.tell(node(21, 21)).await;
     eventually("it is there", || network.reaches(21)).await;
     let calls = network.kernel.take_calls();
-    assert!(!calls.contains(&Call::Dump), "{calls:?}");
+    assert!(!calls.contains(&KernelCall::Dump), "{calls:?}");
     assert_eq!(changes(&calls).len(), 3 + 3 + 3);
     // A Node that is missing in a new list is deleted.
     let known: HashSet<Box<str>> = (1..=5).map(|n| format!("node-{n}").into()).collect();
@@ -145,7 +145,11 @@ async fn refusals_are_counted_the_same_by_either_way() {
 async fn a_peer_that_the_kernel_refuses_is_tried_again_alone() {
     let kernel = Arc::new(FakeNetwork::new(host()));
     let refused: IpNetwork = "10.244.3.0/24".parse().expect("a CIDR");
-    kernel.fail(2, Errno::ENOBUFS, move |call| matches!(call, Call::Entry(EntryChange::Route(route)) if route.destination == refused));
+    kernel.fail(
+        2,
+        Errno::ENOBUFS,
+        move |call| matches!(call, KernelCall::Entry(EntryChange::Route(route)) if route.destination == refused),
+    );
     let network = Loop::start(kernel);
     network.tell_all((1..=20).map(|n| node(n, n))).await;
     assert!((2..=20).filter(|n| *n != 3).all(|n| network.reaches(n)), "the other peers are programmed");
@@ -161,8 +165,8 @@ async fn a_peer_that_the_kernel_refuses_is_tried_again_alone() {
 #[tokio::test]
 async fn a_kernel_that_cannot_be_read_is_asked_again() {
     let kernel = Arc::new(FakeNetwork::new(host()));
-    kernel.fail(2, Errno::ENOMEM, |call| matches!(call, Call::Dump));
-    kernel.fail(1, Errno::EPERM, |call| matches!(call, Call::Link(LinkChange::CreateVxlan { .. })));
+    kernel.fail(2, Errno::ENOMEM, |call| matches!(call, KernelCall::Dump));
+    kernel.fail(1, Errno::EPERM, |call| matches!(call, KernelCall::Link(LinkChange::CreateVxlan { .. })));
     let network = Loop::start(kernel);
     for n in 1..=3 {
         network.tell(node(n, n)).await;
@@ -197,7 +201,7 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     kernel.fail(
         usize::MAX,
         Errno::EAFNOSUPPORT,
-        |call| matches!(call, Call::Link(LinkChange::CreateVxlan { name, .. }) if name == "flannel-v6.1"),
+        |call| matches!(call, KernelCall::Link(LinkChange::CreateVxlan { name, .. }) if name == "flannel-v6.1"),
     );
     let conf = r#"{"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd10:244::/32","Backend":{"Type":"vxlan"}}"#;
     let network = Loop::start_with(kernel, conf);
@@ -262,7 +266,7 @@ async fn a_node_without_a_subnet_touches_nothing() {
         matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
     })
     .await;
-    assert_eq!(changes(&network.kernel.take_calls()), Vec::<&Call>::new());
+    assert_eq!(changes(&network.kernel.take_calls()), Vec::<&KernelCall>::new());
     network.tell(node(1, 1)).await;
     network.ready().await;
     assert!(network.reaches(2));

@@ -10,7 +10,7 @@ use sepal::kubernetes::client::ConnectionSettings;
 use sepal::kubernetes::events::{self, Events};
 use sepal::kubernetes::recent_events::RecentEvents;
 use sepal::netlink::entry::Live;
-use sepal::netlink::fake_network::{Call, FakeNetwork};
+use sepal::netlink::fake_network::{FakeNetwork, KernelCall};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::observe::metrics::{Format, Metrics};
 use sepal::observe::readiness::{Part, PartState, Readiness};
@@ -202,6 +202,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-pub(crate) fn changes(calls: &[Call]) -> Vec<&Call> {
-    calls.iter().filter(|call| matches!(call, Call::Entry(_) | Call::Link(_))).collect()
+pub(crate) fn changes(calls: &[KernelCall]) -> Vec<&KernelCall> {
+    calls.iter().filter(|call| matches!(call, KernelCall::Entry(_) | KernelCall::Link(_))).collect()
 }

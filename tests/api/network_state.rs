@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use sepal::cluster::families::PerFamily;
 use sepal::netlink::entry::{Live, OUR_PROTOCOL, Route, RouteKind};
-use sepal::netlink::fake_network::{Call, FakeNetwork};
+use sepal::netlink::fake_network::{FakeNetwork, KernelCall};
 use sepal::netlink::link::{Link, LinkAddress, LinkKind, Scope};
 use sepal::observe::readiness::{Part, PartState};
 use sepal::pod_network::annotations::Prefix;
@@ -131,12 +131,12 @@ async fn another_pod_cidr_takes_the_place_of_the_former_one() {
 async fn subnet_env_goes_first() {
     for pod_cidrs in [&[][..], &["10.244.5.0/24"]] {
         let kernel = used().await;
-        kernel.fail(usize::MAX, nix::errno::Errno::ENOMEM, |call| matches!(call, Call::Dump));
+        kernel.fail(usize::MAX, nix::errno::Errno::ENOMEM, |call| matches!(call, KernelCall::Dump));
         let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
         network.tell(own(pod_cidrs)).await;
         network.tell(NodeUpdate::Complete).await;
         eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-        assert_eq!(changes(&kernel.take_calls()), Vec::<&Call>::new());
+        assert_eq!(changes(&kernel.take_calls()), Vec::<&KernelCall>::new());
     }
     // The external interface is gone, too.
     let kernel = used().await;

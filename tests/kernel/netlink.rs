@@ -13,7 +13,7 @@ use sepal::netlink::entry::{EntryChange, FdbEntry, LinkChange, Live, Neighbour, 
 use sepal::netlink::fake_network::FakeNetwork;
 use sepal::netlink::link::{Link, LinkId, LinkKind, LinkNames, Scope, Vxlan};
 use sepal::netlink::mac::Mac;
-use sepal::netlink::monitor::{Event, Monitor};
+use sepal::netlink::monitor::{KernelEvent, Monitor};
 use sepal::netlink::{Cause, Kernel, NetlinkError, NetworkKernel};
 use sepal_lab::Netns;
 
@@ -371,7 +371,7 @@ fn tens_of_thousands_of_entries_are_programmed_in_batches() {
                 outcome.unwrap_or_else(|error| panic!("{change:?}: {error}"));
             }
             let limit = Duration::from_secs(20);
-            let lost = tokio::time::timeout(limit, async { while !monitor.next().await.expect("events").contains(&Event::Lost) {} });
+            let lost = tokio::time::timeout(limit, async { while !monitor.next().await.expect("events").contains(&KernelEvent::Lost) {} });
             lost.await.expect("more events than fit");
         });
     });
@@ -391,7 +391,7 @@ fn changes_are_told_as_they_come() {
 }
 
 /// Waits for an event; fails the test if it does not come.
-async fn told(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) {
+async fn told(monitor: &mut Monitor, wanted: impl Fn(&KernelEvent) -> bool) {
     let wait = async { while !monitor.next().await.expect("events").iter().any(&wanted) {} };
     tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is reported");
 }
@@ -404,31 +404,31 @@ async fn watch(eth0: u32) {
         Kernel.change_entries(&[change], &LinkNames::default()).into_iter().for_each(|outcome| outcome.expect("done"));
     };
     change_link(LinkChange::CreateVxlan { name: "flannel.1".to_owned(), vxlan: with, mac: MAC, mtu: 1450 });
-    told(&mut monitor, |event| matches!(event, Event::Link { name, gone: false, .. } if name == "flannel.1")).await;
+    told(&mut monitor, |event| matches!(event, KernelEvent::Link { name, gone: false, .. } if name == "flannel.1")).await;
     let links = Kernel.links().expect("listed");
     let made = links.iter().find(|link| link.name == "flannel.1").expect("made");
     let (ours, id) = (made.index, || made.id());
     change_link(LinkChange::Up(id()));
     change_link(LinkChange::AddAddress(id(), net("10.244.1.0/32")));
-    told(&mut monitor, |event| *event == Event::Address { link: ours, gone: false }).await;
+    told(&mut monitor, |event| *event == KernelEvent::Address { link: ours, gone: false }).await;
     change_link(LinkChange::DeleteAddress(id(), net("10.244.1.0/32")));
-    told(&mut monitor, |event| *event == Event::Address { link: ours, gone: true }).await;
+    told(&mut monitor, |event| *event == KernelEvent::Address { link: ours, gone: true }).await;
     for change in peer(ours, "10.244.2.0/24", "192.168.77.2", 2) {
         for (change, gone) in [(change, false), (undo(change), true)] {
             change_entry(change);
             told(&mut monitor, |event| match change {
                 EntryChange::Route(_) | EntryChange::NoRoute(_) => {
-                    *event == Event::Route { link: Some(ours), protocol: OUR_PROTOCOL, gone } && event.concerns(&[])
+                    *event == KernelEvent::Route { link: Some(ours), protocol: OUR_PROTOCOL, gone } && event.concerns(&[])
                 }
-                EntryChange::Fdb(_) | EntryChange::NoFdb(_) => *event == Event::Fdb { link: ours, gone },
+                EntryChange::Fdb(_) | EntryChange::NoFdb(_) => *event == KernelEvent::Fdb { link: ours, gone },
                 // A deleted neighbour may first be reported as failed.
-                _ => matches!(event, Event::Neighbour { link, .. } if *link == ours),
+                _ => matches!(event, KernelEvent::Neighbour { link, .. } if *link == ours),
             })
             .await;
         }
     }
     change_link(LinkChange::Delete(id()));
-    told(&mut monitor, |event| matches!(event, Event::Link { index, gone: true, .. } if *index == ours)).await;
+    told(&mut monitor, |event| matches!(event, KernelEvent::Link { index, gone: true, .. } if *index == ours)).await;
 }
 
 /// Without the capability an error names it. The test runs itself again as root without capabilities.

@@ -37,6 +37,7 @@ mod refusals;
 mod regress;
 mod rule_counts;
 mod simulator;
+mod sources;
 mod threats;
 
 use sepal::cluster::Family;

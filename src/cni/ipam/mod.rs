@@ -6,7 +6,7 @@ pub mod store;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use range::{RangeConfig, RangeSet};
 use store::{Locked, Store};
 
 /// The IPAM plugin that is part of this program.
-pub const HOST_LOCAL: &str = "host-local";
+pub(crate) const HOST_LOCAL: &str = "host-local";
 
 /// Where reservations are kept unless the configuration says otherwise.
 const DATA: &str = "/var/lib/cni/networks";
@@ -309,10 +309,4 @@ pub fn kind(config: &Config) -> Result<String, Failure> {
         kind: String,
     }
     config.parse::<Named>().map(|named| named.ipam.kind)
-}
-
-/// A data folder that a configuration names.
-#[must_use]
-pub fn data_folder(named: &str, default: &str) -> PathBuf {
-    PathBuf::from(if named.is_empty() { default } else { named })
 }

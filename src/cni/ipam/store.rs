@@ -96,7 +96,7 @@ impl Store {
     ///
     /// # Errors
     /// The lock cannot be opened.
-    pub fn lock_existing(&self) -> Result<Option<Locked<'_>>, Failure> {
+    pub(crate) fn lock_existing(&self) -> Result<Option<Locked<'_>>, Failure> {
         if self.folder.is_dir() { self.lock_there().map(Some) } else { Ok(None) }
     }
 
@@ -189,7 +189,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// The folder cannot be read, or a file cannot be removed.
-    pub fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+    pub(crate) fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
         let hinted = self.indexed;
         let mut found = self.of(attachment)?;
         if found.is_empty() && hinted {
@@ -226,7 +226,7 @@ impl Locked<'_> {
 
     /// How long ago an address was reserved.
     #[must_use]
-    pub fn age(&self, ip: IpAddr) -> Option<Duration> {
+    pub(crate) fn age(&self, ip: IpAddr) -> Option<Duration> {
         fs::metadata(self.file(ip)).ok()?.modified().ok()?.elapsed().ok()
     }
 

@@ -102,7 +102,7 @@ fn json_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
 ///
 /// # Errors
 /// A field has the wrong type. The error has its path.
-pub fn value_with_warnings(value: &Value) -> Result<Decoded, BadSetting> {
+pub(crate) fn value_with_warnings(value: &Value) -> Result<Decoded, BadSetting> {
     // serde would accept a list in place of a section, with the fields by position.
     let list = |(name, value): (&String, &Value)| (value.is_array() && name != "nodePortAddresses").then(|| name.clone());
     if let Some(field) = value.as_object().and_then(|fields| fields.iter().find_map(list)) {

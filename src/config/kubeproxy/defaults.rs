@@ -9,25 +9,25 @@ use crate::cluster::ip::parse_ip;
 use crate::config::duration::GoDuration;
 use crate::proxy::settings::ProxySettings;
 
-pub const BIND_ADDRESS: &str = "0.0.0.0";
-pub const HEALTHZ_PORT: u16 = 10256;
-pub const METRICS_PORT: u16 = 10249;
-pub const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
-pub const QPS: f32 = 5.0;
-pub const BURST: i32 = 10;
-pub const LOGGING_FORMAT: &str = "text";
-pub const FLUSH_FREQUENCY: GoDuration = GoDuration::from_secs(5);
-pub const INFO_BUFFER_SIZE: &str = "0";
+pub(crate) const BIND_ADDRESS: &str = "0.0.0.0";
+pub(crate) const HEALTHZ_PORT: u16 = 10256;
+pub(crate) const METRICS_PORT: u16 = 10249;
+pub(crate) const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
+pub(crate) const QPS: f32 = 5.0;
+pub(crate) const BURST: i32 = 10;
+pub(crate) const LOGGING_FORMAT: &str = "text";
+pub(crate) const FLUSH_FREQUENCY: GoDuration = GoDuration::from_secs(5);
+pub(crate) const INFO_BUFFER_SIZE: &str = "0";
 pub const MASQUERADE_BIT: i32 = ProxySettings::MASQUERADE_BIT as i32;
 pub const LOCALHOST_NODE_PORTS: bool = ProxySettings::LOCALHOST_NODE_PORTS;
 pub const SYNC_PERIOD: GoDuration = GoDuration::of(ProxySettings::SYNC_PERIOD);
-pub const MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(1);
-pub const OOM_SCORE_ADJ: i32 = -999;
-pub const CONNTRACK_MAX_PER_CORE: i32 = 32_768;
-pub const CONNTRACK_MIN: i32 = 131_072;
-pub const TCP_ESTABLISHED_TIMEOUT: GoDuration = GoDuration::from_secs(24 * 3600);
-pub const TCP_CLOSE_WAIT_TIMEOUT: GoDuration = GoDuration::from_secs(3600);
-pub const CONFIG_SYNC_PERIOD: GoDuration = GoDuration::from_secs(15 * 60);
+pub(crate) const MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(1);
+pub(crate) const OOM_SCORE_ADJ: i32 = -999;
+pub(crate) const CONNTRACK_MAX_PER_CORE: i32 = 32_768;
+pub(crate) const CONNTRACK_MIN: i32 = 131_072;
+pub(crate) const TCP_ESTABLISHED_TIMEOUT: GoDuration = GoDuration::from_secs(24 * 3600);
+pub(crate) const TCP_CLOSE_WAIT_TIMEOUT: GoDuration = GoDuration::from_secs(3600);
+pub(crate) const CONFIG_SYNC_PERIOD: GoDuration = GoDuration::from_secs(15 * 60);
 
 /// The default of `healthzBindAddress`, for a `bindAddress` of IPv4.
 #[must_use]

@@ -16,7 +16,7 @@ pub struct Gate {
 }
 
 /// The gates that kube-proxy reads in iptables mode, sorted by name.
-pub const GATES: [Gate; 9] = [
+pub(crate) const GATES: [Gate; 9] = [
     Gate { name: "AllowServiceExternalIPs", stage: "", default: true, locked: false },
     Gate { name: "ComponentFlagz", stage: "BETA", default: true, locked: false },
     Gate { name: "ComponentStatusz", stage: "BETA", default: true, locked: false },

@@ -35,7 +35,7 @@ impl KubeProxyConfiguration {
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn proxy_settings(&self) -> Result<ProxySettings, BadSetting> {
+    pub(crate) fn proxy_settings(&self) -> Result<ProxySettings, BadSetting> {
         let problems = problems(self);
         if !problems.is_empty() {
             return Err(bad("failed validate", joined(&problems)));
@@ -67,7 +67,7 @@ impl KubeProxyConfiguration {
     ///
     /// # Errors
     /// An address is not IP:port.
-    pub fn daemon_settings(&self) -> Result<DaemonSettings, BadSetting> {
+    pub(crate) fn daemon_settings(&self) -> Result<DaemonSettings, BadSetting> {
         let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
         let conntrack = &self.conntrack;
         Ok(DaemonSettings {

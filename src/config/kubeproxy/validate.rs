@@ -75,7 +75,7 @@ pub fn problems(config: &KubeProxyConfiguration) -> Vec<String> {
 
 /// Joins problems as upstream does: a single one as it is, several in brackets.
 #[must_use]
-pub fn joined(problems: &[String]) -> String {
+pub(crate) fn joined(problems: &[String]) -> String {
     match problems {
         [one] => one.clone(),
         many => format!("[{}]", many.join(", ")),

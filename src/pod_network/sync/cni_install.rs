@@ -9,10 +9,10 @@ use crate::pod_network::cni_config::{ConfFile, OTHER_NAMES, OWN_NAME, is_read};
 use crate::pod_network::subnet_env::SUBNET_FILE;
 
 /// Name of the CNI configuration file. flannel's file sorts before it, if it still exists.
-pub const CONFLIST_NAME: &str = "10-sepal.conflist";
+pub(crate) const CONFLIST_NAME: &str = "10-sepal.conflist";
 /// The CNI configuration. The network has flannel's name, so that addresses allocated under flannel stay allocated. Runtimes that know
 /// `cniVersions` use the newest version that they support. Others use `cniVersion`, which is that of flannel's conflist.
-pub const CONFLIST: &str = r#"{
+pub(crate) const CONFLIST: &str = r#"{
   "cniVersion": "0.3.1",
   "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
   "name": "cbr0",
@@ -98,7 +98,7 @@ pub fn conflist(subnet_file: &Path) -> String {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, InstallError> {
+pub(crate) fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, InstallError> {
     let path = folder.join(name);
     if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
         return Ok(false);
@@ -111,7 +111,7 @@ pub fn write_conflist(folder: &Path, name: &str, text: &str) -> Result<bool, Ins
 ///
 /// # Errors
 /// The folder cannot be listed.
-pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadableFolder> {
+pub(crate) fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadableFolder> {
     let failed = |cause| UnreadableFolder { path: folder.to_owned(), cause };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {

@@ -59,7 +59,7 @@ impl NodeCondition {
 
     /// There is no subnet left for this node.
     #[must_use]
-    pub fn out_of_subnets(shortage: &Shortage) -> Self {
+    pub(crate) fn out_of_subnets(shortage: &Shortage) -> Self {
         Self::down("OutOfSubnets", format!("{shortage}. The next one that is released or expires is taken"))
     }
 
@@ -255,7 +255,7 @@ fn unwritten(what: &str, resource: &'static str, node: &str, error: &kube::Error
 ///
 /// # Errors
 /// The request failed. The text says why.
-pub async fn remove_annotations(client: &Client, node: &str, names: &[String]) -> Result<bool, String> {
+pub(crate) async fn remove_annotations(client: &Client, node: &str, names: &[String]) -> Result<bool, String> {
     let absent: serde_json::Map<String, Value> = names.iter().map(|name| (name.clone(), Value::Null)).collect();
     let patch = Patch::Merge(serde_json::json!({"metadata": {"annotations": absent}}));
     match nodes(client).patch_status(node, &PatchParams::default(), &patch).await {

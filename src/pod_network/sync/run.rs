@@ -14,7 +14,7 @@ use super::status::PeersView;
 use crate::file_watch::FileWatch;
 use crate::netlink::NetworkKernel;
 use crate::netlink::entry::{KERNEL_PROTOCOL, OUR_PROTOCOL};
-use crate::netlink::monitor::{Event, Monitor};
+use crate::netlink::monitor::{KernelEvent, Monitor};
 use crate::observe::liveness::POD_NETWORK;
 use crate::observe::paging::PageQuery;
 use crate::observe::readiness::{self, PartState};
@@ -166,14 +166,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Schedules a reconcile if an event in the kernel concerns the pod network.
-    fn process_events(&mut self, events: &[Event]) {
+    fn process_events(&mut self, events: &[KernelEvent]) {
         if events.iter().any(|event| self.concerns(event)) {
             self.schedule.kernel_changed();
         }
     }
 
     /// Returns true if an event may concern the pod network. Links, addresses and neighbours of pods change all the time and do not.
-    fn concerns(&self, event: &Event) -> bool {
+    fn concerns(&self, event: &KernelEvent) -> bool {
         let Some(acknowledged) = &self.acknowledged else { return true };
         let links: Vec<u32> = acknowledged.links.iter().map(|(_, link)| *link).chain([acknowledged.external.index]).collect();
         let conf = self.inputs.conf.borrow();
@@ -182,14 +182,14 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             name == acknowledged.external.name || name == BRIDGE || conf.backend.vxlan().is_some_and(|vxlan| ours(vxlan.vni))
         };
         match event {
-            Event::Link { index, name, .. } => links.contains(index) || is_named(name),
-            Event::Address { link, .. } => links.contains(link),
+            KernelEvent::Link { index, name, .. } => links.contains(index) || is_named(name),
+            KernelEvent::Address { link, .. } => links.contains(link),
             // Neighbours on the external interface belong to the kernel.
-            Event::Neighbour { link, .. } | Event::Fdb { link, .. } => acknowledged.links.iter().any(|(_, ours)| ours == link),
-            Event::Route { link, protocol, .. } => {
+            KernelEvent::Neighbour { link, .. } | KernelEvent::Fdb { link, .. } => acknowledged.links.iter().any(|(_, ours)| ours == link),
+            KernelEvent::Route { link, protocol, .. } => {
                 *protocol == OUR_PROTOCOL || *protocol != KERNEL_PROTOCOL || link.is_some_and(|link| links.contains(&link))
             }
-            Event::Lost => true,
+            KernelEvent::Lost => true,
         }
     }
 

@@ -154,7 +154,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Closes these connections when this node gets other addresses.
     #[must_use]
-    pub fn with_connections(self, connections: Connections) -> Self {
+    pub(crate) fn with_connections(self, connections: Connections) -> Self {
         Self { connections: Some(connections), ..self }
     }
 }

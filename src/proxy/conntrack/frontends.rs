@@ -226,7 +226,7 @@ impl Frontends {
     }
 
     /// Drops the deleted frontends.
-    pub fn forget_deleted(&mut self) {
+    pub(crate) fn forget_deleted(&mut self) {
         self.deleted = HashSet::new();
     }
 }

@@ -72,7 +72,7 @@ impl FromIterator<IpAddr> for LocalAddresses {
 /// - A node port exists only at this node's addresses. kube-proxy deletes flows between any two addresses with that destination port
 ///   (spec section 12.48).
 #[must_use]
-pub fn is_stale(flow: &Flow, frontends: &Frontends, local: &LocalAddresses) -> bool {
+pub(crate) fn is_stale(flow: &Flow, frontends: &Frontends, local: &LocalAddresses) -> bool {
     if flow.protocol != UDP {
         return false;
     }

@@ -25,7 +25,7 @@ pub struct Inputs {
 impl Inputs {
     /// Returns true if this node's IPs are known, or if no rule needs them.
     #[must_use]
-    pub fn knows_node_ip(&self) -> bool {
+    pub(crate) fn knows_node_ip(&self) -> bool {
         self.settings.node_port_addresses != NodePortAddresses::Primary
             || self.settings.bind_address.is_some()
             || self.snapshot.node().is_some_and(|node| !node.addresses.is_empty())

@@ -73,31 +73,31 @@ impl<'a> Policy<'a> {
 
     /// Returns true if the KUBE-SVC- chain exists.
     #[must_use]
-    pub const fn has_cluster_chain(&self) -> bool {
+    pub(crate) const fn has_cluster_chain(&self) -> bool {
         self.uses_cluster && !self.cluster.is_empty()
     }
 
     /// Returns true if the KUBE-SVL- chain exists.
     #[must_use]
-    pub const fn has_local_chain(&self) -> bool {
+    pub(crate) const fn has_local_chain(&self) -> bool {
         self.uses_local && !self.local.is_empty()
     }
 
     /// Returns true if the KUBE-EXT- chain exists.
     #[must_use]
-    pub const fn has_external_chain(&self) -> bool {
+    pub(crate) const fn has_external_chain(&self) -> bool {
         self.has_endpoints && self.externally_accessible
     }
 
     /// Returns true if an endpoint serves traffic to the cluster IP.
     #[must_use]
-    pub const fn serves_internal(&self) -> bool {
+    pub(crate) const fn serves_internal(&self) -> bool {
         self.has_endpoints && !(self.internal_local && self.local.is_empty())
     }
 
     /// Returns true if an endpoint serves traffic from outside the cluster.
     #[must_use]
-    pub const fn serves_external(&self) -> bool {
+    pub(crate) const fn serves_external(&self) -> bool {
         self.has_endpoints && !(self.external_local && self.local.is_empty())
     }
 

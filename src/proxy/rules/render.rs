@@ -31,7 +31,7 @@ impl<'a> RuleLine<'a> {
 
     /// Adds a comment of one word, unquoted as kube-proxy writes it.
     #[must_use]
-    pub fn bare_comment(self, word: &str) -> Self {
+    pub(crate) fn bare_comment(self, word: &str) -> Self {
         self.words(&[" -m comment --comment ", word])
     }
 

@@ -85,7 +85,7 @@ impl<'a> View<'a> {
 
     /// Returns the loopback block on which NodePorts of this family do not answer, if any.
     #[must_use]
-    pub const fn excluded_loopback(&self) -> Option<&'static str> {
+    pub(crate) const fn excluded_loopback(&self) -> Option<&'static str> {
         match self.family {
             Family::V6 => Some("::1/128"),
             Family::V4 if self.localhost_node_ports => None,
@@ -96,14 +96,19 @@ impl<'a> View<'a> {
 
 /// Returns true if NodePorts answer on IPv4 loopback, which needs the sysctl `route_localnet` [kube-proxy 1.7].
 #[must_use]
-pub fn needs_route_localnet(settings: &ProxySettings, node: Option<&Node>) -> bool {
+pub(crate) fn needs_route_localnet(settings: &ProxySettings, node: Option<&Node>) -> bool {
     settings.localhost_node_ports && contains_ipv4_loopback(&node_port_cidrs(settings, node, Family::V4))
 }
 
 /// Returns the addresses on which health-check node ports answer in one family [kube-proxy 9.2]: those of NodePorts, and also loopback if
 /// the settings contain it. All local addresses if this host's addresses could not be listed (`None`).
 #[must_use]
-pub fn health_check_addresses(settings: &ProxySettings, addresses: Option<&[IpAddr]>, node: Option<&Node>, family: Family) -> NodePorts {
+pub(crate) fn health_check_addresses(
+    settings: &ProxySettings,
+    addresses: Option<&[IpAddr]>,
+    node: Option<&Node>,
+    family: Family,
+) -> NodePorts {
     addresses.map_or(NodePorts::AllLocal, |addresses| node_ports(&node_port_cidrs(settings, node, family), addresses, family, true))
 }
 

@@ -157,7 +157,7 @@ impl FamilyRules {
 
     /// Whether what the kernel holds is known.
     #[must_use]
-    pub const fn knows_kernel_state(&self) -> bool {
+    pub(crate) const fn knows_kernel_state(&self) -> bool {
         self.held.is_some()
     }
 

@@ -116,7 +116,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// Answers the health checks of `Local` load balancers, too: on their node ports, once there are rules (spec section 9.2). Without a
     /// health server all counts as healthy.
     #[must_use]
-    pub fn with_health_checks(mut self, health_server: bool) -> Self {
+    pub(crate) fn with_health_checks(mut self, health_server: bool) -> Self {
         for family_loop in &mut self.families {
             let health = health_server.then(|| self.report.health.clone());
             family_loop.checks = Some(ServiceHealth::new(family_loop.rules.family(), NodePorts::AllLocal, health));
@@ -126,7 +126,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// Leaves there what counters say whose rules end, too; after the families.
     #[must_use]
-    pub fn with_final_counters(mut self, final_counters: &FinalCounters) -> Self {
+    pub(crate) fn with_final_counters(mut self, final_counters: &FinalCounters) -> Self {
         self.families.iter_mut().for_each(|family_loop| family_loop.final_counters = Some(final_counters.clone()));
         self
     }

@@ -69,12 +69,12 @@ impl Report {
     }
 
     /// Time passes: a summary of the syncs may be due.
-    pub fn summarize(&self) {
+    pub(crate) fn summarize(&self) {
         self.syncs.summarize();
     }
 
     /// The first sync of a family is due. kube-proxy does not count it as asked for.
-    pub fn first_due(&self, family: Family) {
+    pub(crate) fn first_due(&self, family: Family) {
         self.health.queued(family);
     }
 
@@ -96,7 +96,7 @@ impl Report {
     }
 
     /// The live tables were read and are as they should be.
-    pub fn confirmed(&self, family: Family) {
+    pub(crate) fn confirmed(&self, family: Family) {
         self.health.updated(family);
         self.metrics.confirmed(family);
     }
@@ -165,7 +165,7 @@ impl Report {
     }
 
     /// The live tables were looked at. If rules were not what they had been, they are about to be put right.
-    pub fn audited(&self, family: Family, drift: &Drift) {
+    pub(crate) fn audited(&self, family: Family, drift: &Drift) {
         let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
         let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
         let jumps: Vec<String> = drift.jumps.iter().map(|i| name(&JUMPS[*i])).collect();
@@ -194,7 +194,7 @@ impl Report {
     }
 
     /// Jumps into our chains are gone.
-    pub fn cut_off(&self, family: Family, missing: &[&Jump]) {
+    pub(crate) fn cut_off(&self, family: Family, missing: &[&Jump]) {
         let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
         tracing::warn!("{family}: jumps are gone: {}; the live tables are read again and put right", some(&jumps));
     }

@@ -90,7 +90,7 @@ impl ServiceHealth {
 
     /// Whether there are ports that could not be opened: somebody else has them, such as a kube-proxy that is about to end.
     #[must_use]
-    pub fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         !self.refused.is_empty()
     }
 

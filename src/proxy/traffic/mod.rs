@@ -25,7 +25,7 @@ const SHARE: u32 = 200;
 /// No more often than this, however quick it is.
 const PERIOD: Duration = Duration::from_secs(10);
 /// With more addresses than this none is counted unless that is asked for, and so with endpoints: each costs whoever scrapes a few lines.
-pub const LIMIT: usize = 2_000;
+pub(crate) const LIMIT: usize = 2_000;
 
 /// Where those who write rules leave what counters said that they ended, for who reads the others. A writer holds it while he writes, so
 /// whoever takes what is there knows of every rule that is gone.
