@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::json_keys::{self, matches};
 
-use super::config::Config;
-use super::failure::{Code, Failure};
-use super::result::Route;
+use super::error::{CniError, ErrorCode};
+use super::network_config::NetworkConfig;
+use super::result::CniRoute;
 
 /// Where the configurations of other plugins are kept, one for each container.
 const DATA: &str = "/var/lib/cni/flannel";
@@ -44,10 +44,10 @@ impl FlannelConfig {
     ///
     /// # Errors
     /// It makes no sense; the words are upstream's.
-    pub fn read(config: &Config, defaults: &[(&str, Value)]) -> Result<Self, Failure> {
+    pub fn read(config: &NetworkConfig, defaults: &[(&str, Value)]) -> Result<Self, CniError> {
         let keys: Keys = config.parse()?;
         let mut delegate = keys.delegate.unwrap_or_default();
-        let bad = |message: &str| Err(Failure::new(Code::BAD_CONFIG, message));
+        let bad = |message: &str| Err(CniError::new(ErrorCode::BAD_CONFIG, message));
         if delegate.get("type").is_some_and(|kind| !kind.is_string()) {
             return bad("'delegate' dictionary, if present, must have (string) 'type' field");
         }
@@ -78,15 +78,15 @@ impl FlannelConfig {
     ///
     /// # Errors
     /// It makes no sense.
-    pub fn frame(&self, config: &Config, masquerade: bool) -> Result<Config, Failure> {
-        Config::of((&self.document(config, masquerade)).into())
+    pub fn frame(&self, config: &NetworkConfig, masquerade: bool) -> Result<NetworkConfig, CniError> {
+        NetworkConfig::of((&self.document(config, masquerade)).into())
     }
 
     /// The other plugin's whole configuration.
     ///
     /// # Errors
     /// It makes no sense.
-    pub fn whole(&self, config: &Config, env: &SubnetEnv) -> Result<Config, Failure> {
+    pub fn whole(&self, config: &NetworkConfig, env: &SubnetEnv) -> Result<NetworkConfig, CniError> {
         let mut delegate = self.document(config, !env.masquerade);
         delegate.entry("mtu").or_insert(json!(env.mtu));
         let mut ipam = self.ipam.clone();
@@ -94,15 +94,15 @@ impl FlannelConfig {
         let ranges: Vec<Value> = env.subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
         ipam.insert("ranges".into(), json!(ranges));
         let given = json_keys::from_value(ipam.get("routes").unwrap_or(&Value::Null));
-        let mut routes: Vec<Route> =
-            given.map_err(|error| Failure::new(Code::BAD_CONFIG, format!("failed to parse ipam.routes: {error}")))?;
-        routes.extend(env.networks.iter().map(|network| Route::new(*network, None)));
+        let mut routes: Vec<CniRoute> =
+            given.map_err(|error| CniError::new(ErrorCode::BAD_CONFIG, format!("failed to parse ipam.routes: {error}")))?;
+        routes.extend(env.networks.iter().map(|network| CniRoute::new(*network, None)));
         ipam.insert("routes".into(), json!(routes));
         delegate.insert("ipam".into(), Value::Object(ipam));
-        Config::of((&delegate).into())
+        NetworkConfig::of((&delegate).into())
     }
 
-    fn document(&self, config: &Config, masquerade: bool) -> Map<String, Value> {
+    fn document(&self, config: &NetworkConfig, masquerade: bool) -> Map<String, Value> {
         let mut delegate = self.delegate.clone();
         delegate.entry("type").or_insert(json!(BRIDGE));
         delegate.entry("ipMasq").or_insert(json!(masquerade));
@@ -127,8 +127,8 @@ impl FlannelConfig {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> (Config, Result<FlannelConfig, Failure>) {
-        let config = Config::read(text.as_bytes()).expect("a frame");
+    fn read(text: &str) -> (NetworkConfig, Result<FlannelConfig, CniError>) {
+        let config = NetworkConfig::read(text.as_bytes()).expect("a frame");
         let flannel = FlannelConfig::read(&config, &[]);
         (config, flannel)
     }
@@ -182,7 +182,7 @@ mod tests {
         let text = serde_json::to_string(&whole.json()).expect("JSON");
         assert!(text.contains(r#""routes":[{"dst":"192.0.2.0/24"},{"dst":"10.244.0.0/16"}]"#), "{text}");
         // The defaults of the plugin `sepal` give way to a key in any case.
-        let config = Config::read(br#"{"name":"n","delegate":{"HairpinMode":false}}"#).expect("a frame");
+        let config = NetworkConfig::read(br#"{"name":"n","delegate":{"HairpinMode":false}}"#).expect("a frame");
         let combined = FlannelConfig::read(&config, &[("hairpinMode", json!(true)), ("isDefaultGateway", json!(true))]).expect("good");
         assert_eq!(Value::Object(combined.delegate), json!({"HairpinMode": false, "isDefaultGateway": true}));
     }

@@ -9,9 +9,9 @@ use serde::Deserialize;
 
 use crate::json_keys::{self, Json};
 
-use super::failure::{Code, Failure};
-use super::protocol::{Call, Verb};
-use super::result::Outcome;
+use super::error::{CniError, ErrorCode};
+use super::request::{CniRequest, Verb};
+use super::result::CniResult;
 
 /// How often a program is tried while it is being written.
 const TRIES: u32 = 5;
@@ -21,32 +21,33 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// There is no such plugin, or it fails; its number stays.
-pub fn run(kind: &str, verb: Verb, call: &Call, config: &Json) -> Result<Option<Outcome>, Failure> {
-    let program = find(kind, &call.path)?;
+pub fn run(kind: &str, verb: Verb, request: &CniRequest, config: &Json) -> Result<Option<CniResult>, CniError> {
+    let program = find(kind, &request.path)?;
     let text =
-        serde_json::to_string(config).map_err(|error| Failure::other(format!("cannot write the configuration of {kind}: {error}")))?;
-    let output = fed(&program, verb, call, &text).map_err(|cause| Failure::other(format!("cannot run {}: {cause}", program.display())))?;
+        serde_json::to_string(config).map_err(|error| CniError::other(format!("cannot write the configuration of {kind}: {error}")))?;
+    let output =
+        fed(&program, verb, request, &text).map_err(|cause| CniError::other(format!("cannot run {}: {cause}", program.display())))?;
     if !output.status.success() {
-        return Err(failure(&output));
+        return Err(error(&output));
     }
     if verb != Verb::Add {
         return Ok(None);
     }
     let result: Json = serde_json::from_slice(&output.stdout)
-        .map_err(|error| Failure::new(Code::DECODE, format!("the result of {kind} cannot be read: {error}")))?;
-    Outcome::parse(&result).map(Some).map_err(|failure| failure.within(&format!("the result of {kind} cannot be read")))
+        .map_err(|error| CniError::new(ErrorCode::DECODE, format!("the result of {kind} cannot be read: {error}")))?;
+    CniResult::parse(&result).map(Some).map_err(|error| error.within(&format!("the result of {kind} cannot be read")))
 }
 
 /// Finds a plugin in the folders of a path.
-fn find(kind: &str, path: &str) -> Result<PathBuf, Failure> {
+fn find(kind: &str, path: &str) -> Result<PathBuf, CniError> {
     if kind.is_empty() || kind.contains('/') {
-        return Err(Failure::other(format!("invalid plugin name: {kind}")));
+        return Err(CniError::other(format!("invalid plugin name: {kind}")));
     }
     let is_program = |found: &PathBuf| found.metadata().is_ok_and(|file| file.is_file());
     let found = path.split(':').filter(|folder| !folder.is_empty()).map(|folder| Path::new(folder).join(kind)).find(is_program);
     found.ok_or_else(|| {
         let folders: Vec<&str> = path.split(':').collect();
-        Failure::other(format!("failed to find plugin {kind:?} in path [{}]", folders.join(" ")))
+        CniError::other(format!("failed to find plugin {kind:?} in path [{}]", folders.join(" ")))
     })
 }
 
@@ -54,13 +55,13 @@ fn find(kind: &str, path: &str) -> Result<PathBuf, Failure> {
     clippy::disallowed_methods,
     reason = "a plugin is a process of its own that does nothing meanwhile; its runtime has the time limit"
 )]
-fn fed(program: &Path, verb: Verb, call: &Call, config: &str) -> io::Result<Output> {
+fn fed(program: &Path, verb: Verb, request: &CniRequest, config: &str) -> io::Result<Output> {
     let mut tries = 1;
     let mut child = loop {
         let mut command = Command::new(program);
         command
             .env("CNI_COMMAND", verb.as_str())
-            .env("CNI_NETNS", &call.netns)
+            .env("CNI_NETNS", &request.netns)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -86,20 +87,20 @@ struct Said {
     details: String,
 }
 
-fn failure(output: &Output) -> Failure {
+fn error(output: &Output) -> CniError {
     let (said, words) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if said.trim().is_empty() {
         let status = output.status;
-        return Failure::other(match words.trim() {
+        return CniError::other(match words.trim() {
             "" => format!("netplugin failed with no error message: {status}"),
             words => format!("netplugin failed: {words:?}"),
         });
     }
-    let read = |text: &str| -> Option<Failure> {
+    let read = |text: &str| -> Option<CniError> {
         let Said { code, msg, details } = json_keys::from_slice(text.as_bytes()).ok()?;
-        Some(Failure { code: Code(code?), message: msg, details })
+        Some(CniError { code: ErrorCode(code?), message: msg, details })
     };
-    read(&said).unwrap_or_else(|| Failure::other(format!("netplugin failed but error parsing its diagnostic message {said:?}")))
+    read(&said).unwrap_or_else(|| CniError::other(format!("netplugin failed but error parsing its diagnostic message {said:?}")))
 }
 
 #[cfg(test)]
@@ -111,8 +112,8 @@ mod tests {
     fn failures_keep_their_numbers() {
         let failed = |stdout: &str, stderr: &str| {
             let output = Output { status: std::process::ExitStatus::from_raw(256), stdout: stdout.into(), stderr: stderr.into() };
-            let failure = failure(&output);
-            (failure.code.0, failure.to_string())
+            let error = error(&output);
+            (error.code.0, error.to_string())
         };
         assert_eq!(failed("{\"code\": 11, \"msg\": \"later\", \"details\": \"busy\"}", "x"), (11, "later; busy".into()));
         assert_eq!(failed("", "boom\n"), (999, "netplugin failed: \"boom\"".into()));

@@ -11,78 +11,79 @@ use serde_json::Value;
 use crate::json_keys::Json;
 use crate::pod_network::subnet_env::SubnetEnv;
 
-use super::bridge::{self, Made};
-use super::config::Config;
+use super::bridge::{self, CreatedObjects};
 use super::delegate::FlannelConfig;
-use super::failure::{Code, Failure, Failures};
+use super::error::{CniError, CniErrors, ErrorCode};
 use super::ipam::HOST_LOCAL;
-use super::protocol::{Call, Verb, is_identifier};
-use super::result::Outcome;
+use super::network_config::NetworkConfig;
+use super::request::{CniRequest, Verb, is_identifier};
+use super::result::CniResult;
 use super::{exec, ipam};
 
 /// Carries out a verb.
 ///
 /// # Errors
 /// It was not carried out.
-pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
+pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     let flannel = FlannelConfig::read(config, &[])?;
-    match call.verb {
-        Verb::Add => add(&flannel, config, call).map(|added| Some(added.outcome)),
-        Verb::Del => del(&flannel, config, call).map(|()| None),
-        Verb::Check => check(&flannel, config, call).map(|()| None),
-        Verb::Gc => collect(&flannel, config, call).map(|()| None),
+    match request.verb {
+        Verb::Add => add(&flannel, config, request).map(|added| Some(added.result)),
+        Verb::Del => del(&flannel, config, request).map(|()| None),
+        Verb::Check => check(&flannel, config, request).map(|()| None),
+        Verb::Gc => collect(&flannel, config, request).map(|()| None),
         Verb::Status => status(&flannel).map(|()| None),
         Verb::Version => Ok(None),
     }
 }
 
-fn in_process(delegate: &Config) -> Result<bool, Failure> {
+fn in_process(delegate: &NetworkConfig) -> Result<bool, CniError> {
     Ok(delegate.kind() == "bridge" && ipam::kind(delegate)? == HOST_LOCAL)
 }
 
-fn subnet_env(flannel: &FlannelConfig) -> Result<SubnetEnv, Failure> {
+fn subnet_env(flannel: &FlannelConfig) -> Result<SubnetEnv, CniError> {
     let path = &flannel.subnet_file;
     let text = match fs::read(path) {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(error) => {
             let why = if error.kind() == ErrorKind::NotFound { "no such file or directory".to_owned() } else { error.to_string() };
-            return Err(Failure::other(format!(
+            return Err(CniError::other(format!(
                 "failed to load flannel 'subnet.env' file: open {path}: {why}. Check the flannel pod log for this node."
             )));
         }
     };
-    SubnetEnv::parse(path, &text)
-        .map_err(|why| Failure::other(format!("failed to load flannel 'subnet.env' file: {why}. Check the flannel pod log for this node.")))
+    SubnetEnv::parse(path, &text).map_err(|why| {
+        CniError::other(format!("failed to load flannel 'subnet.env' file: {why}. Check the flannel pod log for this node."))
+    })
 }
 
 /// Says whether containers can be connected.
 ///
 /// # Errors
 /// There is no subnet yet; number 50.
-pub fn status(flannel: &FlannelConfig) -> Result<(), Failure> {
-    subnet_env(flannel).map(|_| ()).map_err(|failure| Failure { code: Code::NOT_AVAILABLE, ..failure })
+pub fn status(flannel: &FlannelConfig) -> Result<(), CniError> {
+    subnet_env(flannel).map(|_| ()).map_err(|error| CniError { code: ErrorCode::NOT_AVAILABLE, ..error })
 }
 
 /// What an ADD has made.
 #[derive(Debug)]
-pub struct Added {
+pub struct AddedAttachment {
     /// What the container got.
-    pub outcome: Outcome,
-    delegate: Config,
-    made: Option<Made>,
+    pub result: CniResult,
+    delegate: NetworkConfig,
+    made: Option<CreatedObjects>,
     /// The file that was not there before.
     new_state: Option<PathBuf>,
 }
 
-impl Added {
+impl AddedAttachment {
     /// Undoes it all, for the sake of a plugin behind this one that failed.
     ///
     /// # Errors
     /// Something stays. Then the configuration stays as well, for DEL.
-    pub fn undo(&self, call: &Call) -> Result<(), Failure> {
+    pub fn undo(&self, request: &CniRequest) -> Result<(), CniError> {
         match &self.made {
-            Some(made) => made.undo(&self.delegate, call)?,
-            None => exec::run(self.delegate.kind(), Verb::Del, call, &self.delegate.json()).map(|_| ())?,
+            Some(made) => made.undo(&self.delegate, request)?,
+            None => exec::run(self.delegate.kind(), Verb::Del, request, &self.delegate.json()).map(|_| ())?,
         }
         self.new_state.as_ref().map_or(Ok(()), |path| forget(path))
     }
@@ -92,32 +93,32 @@ impl Added {
 ///
 /// # Errors
 /// It is not connected.
-pub fn add(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<Added, Failure> {
+pub fn add(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<AddedAttachment, CniError> {
     let mut delegate = flannel.whole(config, &subnet_env(flannel)?)?;
     let in_process = in_process(&delegate)?;
-    let state = Path::new(&flannel.data).join(&call.attachment.container);
+    let state = Path::new(&flannel.data).join(&request.attachment.container);
     let is_new = !state.exists();
-    save(&state, &delegate.json()).map_err(|cause| Failure::other(format!("cannot write {}: {cause}", state.display())))?;
+    save(&state, &delegate.json()).map_err(|cause| CniError::other(format!("cannot write {}: {cause}", state.display())))?;
     let new_state = is_new.then(|| state.clone());
-    let within = |failure: Failure| failure.within("failed to delegate add");
+    let within = |error: CniError| error.within("failed to delegate add");
     if in_process {
         if !delegate.has("bridge") && !delegate.has("forceAddress") {
             // The default bridge belongs to these plugins: an address of an earlier lease is removed.
             delegate.set("forceAddress", &Value::Bool(true));
         }
-        match bridge::add(&delegate, call) {
-            Ok((outcome, made)) => Ok(Added { outcome, delegate, made: Some(made), new_state }),
-            Err(failure) => {
+        match bridge::add(&delegate, request) {
+            Ok((result, made)) => Ok(AddedAttachment { result, delegate, made: Some(made), new_state }),
+            Err(error) => {
                 // Nothing is left that DEL would need it for.
                 if is_new {
                     let _ = forget(&state);
                 }
-                Err(within(failure))
+                Err(within(error))
             }
         }
     } else {
-        let outcome = exec::run(delegate.kind(), Verb::Add, call, &delegate.json()).map_err(within)?.unwrap_or_default();
-        Ok(Added { outcome, delegate, made: None, new_state })
+        let result = exec::run(delegate.kind(), Verb::Add, request, &delegate.json()).map_err(within)?.unwrap_or_default();
+        Ok(AddedAttachment { result, delegate, made: None, new_state })
     }
 }
 
@@ -145,39 +146,39 @@ fn is_left_over(name: &str) -> bool {
     process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
 }
 
-fn forget(path: &Path) -> Result<(), Failure> {
+fn forget(path: &Path) -> Result<(), CniError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::other(format!("cannot remove {}: {error}", path.display()))),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(CniError::other(format!("cannot remove {}: {error}", path.display()))),
         _ => Ok(()),
     }
 }
 
 /// What is kept of a container.
-enum Kept {
+enum SavedDelegate {
     /// Nothing of this network.
     Missing,
     /// A configuration.
-    Delegate(Config),
+    Valid(NetworkConfig),
     /// Something that cannot be read.
-    Broken(String),
+    Unreadable(String),
 }
 
 /// What is kept of a container for a network. The file has the container's name alone: what another network kept there counts for nothing.
-fn kept(path: &Path, network: &str) -> Result<Kept, Failure> {
+fn kept(path: &Path, network: &str) -> Result<SavedDelegate, CniError> {
     match fs::read(path) {
-        Ok(text) => Ok(match Config::read(&text) {
-            Ok(delegate) if delegate.name != network => Kept::Missing,
-            Ok(delegate) => Kept::Delegate(delegate),
-            Err(failure) => Kept::Broken(failure.message),
+        Ok(text) => Ok(match NetworkConfig::read(&text) {
+            Ok(delegate) if delegate.name != network => SavedDelegate::Missing,
+            Ok(delegate) => SavedDelegate::Valid(delegate),
+            Err(error) => SavedDelegate::Unreadable(error.message),
         }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Kept::Missing),
-        Err(error) => Err(Failure::other(format!("cannot read {}: {error}", path.display()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(SavedDelegate::Missing),
+        Err(error) => Err(CniError::other(format!("cannot read {}: {error}", path.display()))),
     }
 }
 
 /// The other plugin's configuration, as far as it is known without what was kept. Rules that masquerade are looked for only where
 /// subnet.env says that the network has some.
-fn frame(flannel: &FlannelConfig, config: &Config) -> Result<Config, Failure> {
+fn frame(flannel: &FlannelConfig, config: &NetworkConfig) -> Result<NetworkConfig, CniError> {
     flannel.frame(config, subnet_env(flannel).is_ok_and(|env| !env.masquerade))
 }
 
@@ -186,21 +187,21 @@ fn frame(flannel: &FlannelConfig, config: &Config) -> Result<Config, Failure> {
 ///
 /// # Errors
 /// Something of it stays.
-pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
-    let state = Path::new(&flannel.data).join(&call.attachment.container);
+pub fn del(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    let state = Path::new(&flannel.data).join(&request.attachment.container);
     let delegate = match kept(&state, &config.name)? {
-        Kept::Delegate(delegate) => delegate,
-        Kept::Missing => {
+        SavedDelegate::Valid(delegate) => delegate,
+        SavedDelegate::Missing => {
             let frame = frame(flannel, config)?;
             // Another plugin may want to know more than that; upstream does nothing, either.
-            return if in_process(&frame)? { bridge::del(&frame, call) } else { Ok(()) };
+            return if in_process(&frame)? { bridge::del(&frame, request) } else { Ok(()) };
         }
-        Kept::Broken(_) => frame(flannel, config)?,
+        SavedDelegate::Unreadable(_) => frame(flannel, config)?,
     };
     if in_process(&delegate)? {
-        bridge::del(&delegate, call)?;
+        bridge::del(&delegate, request)?;
     } else {
-        exec::run(delegate.kind(), Verb::Del, call, &delegate.json()).map_err(|failure| failure.within("failed to delegate del"))?;
+        exec::run(delegate.kind(), Verb::Del, request, &delegate.json()).map_err(|error| error.within("failed to delegate del"))?;
     }
     forget(&state)
 }
@@ -209,20 +210,22 @@ pub fn del(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), 
 ///
 /// # Errors
 /// It is not.
-pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
-    let state = Path::new(&flannel.data).join(&call.attachment.container);
+pub fn check(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    let state = Path::new(&flannel.data).join(&request.attachment.container);
     let mut delegate = match kept(&state, &config.name)? {
-        Kept::Delegate(delegate) => delegate,
-        Kept::Missing => return Err(Failure::other(format!("{} is missing: nothing is known of the container", state.display()))),
-        Kept::Broken(why) => return Err(Failure::other(format!("{} cannot be read: {why}", state.display()))),
+        SavedDelegate::Valid(delegate) => delegate,
+        SavedDelegate::Missing => {
+            return Err(CniError::other(format!("{} is missing: nothing is known of the container", state.display())));
+        }
+        SavedDelegate::Unreadable(why) => return Err(CniError::other(format!("{} cannot be read: {why}", state.display()))),
     };
     if let Some(previous) = config.previous_document()? {
         delegate.set("prevResult", &Value::Object(previous));
     }
     if in_process(&delegate)? {
-        bridge::run(&delegate, call).map(|_| ())
+        bridge::run(&delegate, request).map(|_| ())
     } else {
-        exec::run(delegate.kind(), Verb::Check, call, &delegate.json()).map(|_| ())
+        exec::run(delegate.kind(), Verb::Check, request, &delegate.json()).map(|_| ())
     }
 }
 
@@ -230,23 +233,23 @@ pub fn check(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<()
 ///
 /// # Errors
 /// Something stays; all has been tried.
-pub fn collect(flannel: &FlannelConfig, config: &Config, call: &Call) -> Result<(), Failure> {
+pub fn collect(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     let valid = config.valid()?;
     let mut delegate = frame(flannel, config)?;
     delegate.copy_gc_keys(config);
     if in_process(&delegate)? {
-        bridge::run(&delegate, call)?;
+        bridge::run(&delegate, request)?;
     } else {
-        exec::run(delegate.kind(), Verb::Gc, call, &delegate.json())?;
+        exec::run(delegate.kind(), Verb::Gc, request, &delegate.json())?;
     }
-    let mut failures = Failures::default();
+    let mut errors = CniErrors::default();
     for state in fs::read_dir(&flannel.data).into_iter().flatten().flatten() {
         let name = state.file_name().to_string_lossy().into_owned();
         let gone = is_identifier(&name) && !valid.iter().any(|valid| valid.container == name);
-        let of_network = || matches!(kept(&state.path(), &config.name), Ok(Kept::Delegate(_)));
+        let of_network = || matches!(kept(&state.path(), &config.name), Ok(SavedDelegate::Valid(_)));
         if gone && of_network() || is_left_over(&name) {
-            failures.note(forget(&state.path()));
+            errors.note(forget(&state.path()));
         }
     }
-    failures.outcome()
+    errors.into_result()
 }

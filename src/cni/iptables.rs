@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::cluster::Family;
 
-use super::failure::Failure;
+use super::error::CniError;
 
 /// Where iptables is, should the runtime's own PATH not say so.
 const PLACES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -16,18 +16,18 @@ const LOCK_WAIT: &str = "20";
 
 /// What became of a transaction.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum ChangeError {
     /// A chain that was to be new is there already: somebody else was faster.
-    Raced,
+    ChainExists,
     /// Something else.
-    Failed(Failure),
+    Failed(CniError),
 }
 
 /// A family's nat table.
 #[derive(Clone, Copy, Debug)]
-pub struct Nat(pub Family);
+pub struct NatTable(pub Family);
 
-impl Nat {
+impl NatTable {
     /// The families whose rules may have to be removed. Without IPv6 in the kernel, none are there.
     #[must_use]
     pub fn present() -> Vec<Self> {
@@ -47,7 +47,7 @@ impl Nat {
     ///
     /// # Errors
     /// They cannot be listed.
-    pub fn list<const N: usize>(self, chains: [&str; N]) -> Result<[Option<String>; N], Failure> {
+    pub fn list<const N: usize>(self, chains: [&str; N]) -> Result<[Option<String>; N], CniError> {
         let program = self.program("");
         let start = |chain: &str| spawn(&program, &["-w", LOCK_WAIT, "-t", "nat", "-S", chain], Stdio::null());
         let children = chains.map(start);
@@ -68,7 +68,7 @@ impl Nat {
     ///
     /// # Errors
     /// It cannot be listed.
-    pub fn all(self) -> Result<String, Failure> {
+    pub fn all(self) -> Result<String, CniError> {
         let program = self.program("");
         let output = spawn(&program, &["-w", LOCK_WAIT, "-t", "nat", "-S"], Stdio::null()).and_then(Child::wait_with_output);
         match output {
@@ -82,7 +82,7 @@ impl Nat {
     ///
     /// # Errors
     /// They were refused, and nothing has changed.
-    pub fn change(self, lines: &[String]) -> Result<(), Refusal> {
+    pub fn change(self, lines: &[String]) -> Result<(), ChangeError> {
         let program = self.program("-restore");
         let text = format!("*nat\n{}\nCOMMIT\n", lines.join("\n"));
         let fed = || -> io::Result<Output> {
@@ -92,15 +92,15 @@ impl Nat {
             // A program that fails early does not read all: then what it says matters.
             if output.status.success() { written.map(|()| output) } else { Ok(output) }
         };
-        let output = fed().map_err(|cause| Refusal::Failed(unstarted(&program, &cause)))?;
+        let output = fed().map_err(|cause| ChangeError::Failed(unstarted(&program, &cause)))?;
         let words = String::from_utf8_lossy(&output.stderr);
         let failed_line = words.split("line ").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
         match failed_line {
             _ if output.status.success() => Ok(()),
             Some(number) if text.lines().nth(number_before(number)).is_some_and(|line: &str| line.starts_with("-N ")) => {
-                Err(Refusal::Raced)
+                Err(ChangeError::ChainExists)
             }
-            _ => Err(Refusal::Failed(said(&program, &output))),
+            _ => Err(ChangeError::Failed(said(&program, &output))),
         }
     }
 }
@@ -127,15 +127,15 @@ fn is_missing(output: &Output) -> bool {
     output.status.code() == Some(1) && WORDS.iter().any(|words| said.contains(words))
 }
 
-fn said(program: &str, output: &Output) -> Failure {
+fn said(program: &str, output: &Output) -> CniError {
     let words = String::from_utf8_lossy(&output.stderr);
     let words = if words.trim().is_empty() { String::from_utf8_lossy(&output.stdout) } else { words };
-    Failure::other(format!("{program} failed ({}): {}", output.status, words.trim()))
+    CniError::other(format!("{program} failed ({}): {}", output.status, words.trim()))
 }
 
-fn unstarted(program: &str, cause: &io::Error) -> Failure {
+fn unstarted(program: &str, cause: &io::Error) -> CniError {
     let cure = if cause.kind() == io::ErrorKind::NotFound { ". Install iptables on this host" } else { "" };
-    Failure::other(format!("cannot run {program}: {cause}{cure}"))
+    CniError::other(format!("cannot run {program}: {cause}{cure}"))
 }
 
 /// A comment as it stands in a rule: quoted, and cut at what the kernel has room for. The names it is made of need no more care, for

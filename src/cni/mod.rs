@@ -14,19 +14,19 @@
 
 pub mod bridge;
 pub mod combined;
-pub mod config;
 pub mod delegate;
+pub mod error;
 pub mod exec;
-pub mod failure;
 pub mod flannel;
-pub mod in_use;
 pub mod ipam;
 pub mod iptables;
 pub mod loopback;
 pub mod netns;
+pub mod network_config;
 pub mod portmap;
-pub mod protocol;
+pub mod request;
 pub mod result;
+pub mod used_addresses;
 pub mod version;
 
 use std::env;
@@ -38,12 +38,12 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::pod_network::cni_config::{OTHER_NAMES, OWN_NAME};
-use config::{Config, MOST};
-use failure::{Code, Failure};
-use netns::Namespace;
-use protocol::{Call, Verb};
-use result::Outcome;
-use version::Version;
+use error::{CniError, ErrorCode};
+use netns::NetworkNamespace;
+use network_config::{MOST, NetworkConfig};
+use request::{CniRequest, Verb};
+use result::CniResult;
+use version::CniVersion;
 
 /// Is a plugin, if that is what the program was started as; if not, there is no answer, and nothing has happened.
 #[must_use]
@@ -65,17 +65,17 @@ fn name(argument: Option<&OsString>) -> String {
 
 /// Says what this is to somebody who starts it by hand.
 fn about(name: &str) -> ExitCode {
-    let versions = Version::names().join(", ");
+    let versions = CniVersion::names().join(", ");
     let text = format!("CNI Plugin {name} version v{} (sepal)\nCNI protocol versions supported: {versions}\n", env!("CARGO_PKG_VERSION"));
     let _ = std::io::stderr().write_all(text.as_bytes());
     ExitCode::SUCCESS
 }
 
 fn answer(name: &str) -> ExitCode {
-    let mut version = Version::NEWEST;
+    let mut version = CniVersion::NEWEST;
     let (document, code) = match carry_out(name, &mut version) {
         Ok(document) => (document, ExitCode::SUCCESS),
-        Err(failure) => (Some(failure.render(version.as_str())), ExitCode::FAILURE),
+        Err(error) => (Some(error.render(version.as_str())), ExitCode::FAILURE),
     };
     let Some(document) = document else { return code };
     let text = serde_json::to_string_pretty(&document).unwrap_or_default();
@@ -84,39 +84,39 @@ fn answer(name: &str) -> ExitCode {
 }
 
 /// Carries out what the runtime asks for; gives the document to answer with, if there is one. `version` becomes the configuration's.
-fn carry_out(name: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
-    let mut call = Call::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
-    if call.verb == Verb::Version {
-        return Ok(Some(json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": Version::names()})));
+fn carry_out(name: &str, version: &mut CniVersion) -> Result<Option<Value>, CniError> {
+    let mut request = CniRequest::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
+    if request.verb == Verb::Version {
+        return Ok(Some(json!({"cniVersion": CniVersion::NEWEST.as_str(), "supportedVersions": CniVersion::names()})));
     }
-    let config = Config::read(&input()?)?;
+    let config = NetworkConfig::read(&input()?)?;
     *version = config.version;
-    call.verb.allowed(config.version)?;
-    check_namespace(&mut call)?;
-    let outcome = run(name, &config, &call)?;
-    Ok(outcome.map(|outcome| outcome.render(config.version)))
+    request.verb.allowed(config.version)?;
+    check_namespace(&mut request)?;
+    let result = run(name, &config, &request)?;
+    Ok(result.map(|result| result.render(config.version)))
 }
 
-fn input() -> Result<Vec<u8>, Failure> {
+fn input() -> Result<Vec<u8>, CniError> {
     let mut text = Vec::new();
     // One byte more is enough to see that it is too much.
     let most = u64::try_from(MOST).unwrap_or(u64::MAX).saturating_add(1);
     let read = std::io::stdin().take(most).read_to_end(&mut text);
-    read.map_err(|cause| Failure::new(Code::INPUT, format!("error reading from stdin: {cause}")))?;
+    read.map_err(|cause| CniError::new(ErrorCode::INPUT, format!("error reading from stdin: {cause}")))?;
     Ok(text)
 }
 
 /// A pod on the host's network has no interface of its own. Seen to before anything is done. For DEL, such a path is one that the host
 /// has by now, as those of processes are used again: the pod's namespace has gone.
-fn check_namespace(call: &mut Call) -> Result<(), Failure> {
-    let is_own = !call.netns.is_empty()
-        && call.verb.has_attachment()
-        && !call.any_namespace
-        && Namespace::open(&call.netns).is_ok_and(|namespace| namespace.is_own().unwrap_or(false));
-    if is_own && call.verb == Verb::Del {
-        call.netns.clear();
+fn check_namespace(request: &mut CniRequest) -> Result<(), CniError> {
+    let is_own = !request.netns.is_empty()
+        && request.verb.has_attachment()
+        && !request.any_namespace
+        && NetworkNamespace::open(&request.netns).is_ok_and(|namespace| namespace.is_own().unwrap_or(false));
+    if is_own && request.verb == Verb::Del {
+        request.netns.clear();
     } else if is_own {
-        return Err(Failure::new(Code::SAME_NAMESPACE, "plugin's netns and netns from CNI_NETNS should not be the same"));
+        return Err(CniError::new(ErrorCode::SAME_NAMESPACE, "plugin's netns and netns from CNI_NETNS should not be the same"));
     }
     Ok(())
 }
@@ -125,18 +125,18 @@ fn check_namespace(call: &mut Call) -> Result<(), Failure> {
 ///
 /// # Errors
 /// It was not carried out.
-pub fn run(name: &str, config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
+pub fn run(name: &str, config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     let name = if OTHER_NAMES.contains(&name) { name } else { config.kind() };
     match name {
-        "flannel" => flannel::run(config, call),
-        "bridge" => bridge::run(config, call),
-        "host-local" => ipam::run(config, call),
-        "portmap" => portmap::run(config, call),
-        "loopback" => loopback::run(config, call),
-        OWN_NAME => combined::run(config, call),
-        other => Err(Failure {
+        "flannel" => flannel::run(config, request),
+        "bridge" => bridge::run(config, request),
+        "host-local" => ipam::run(config, request),
+        "portmap" => portmap::run(config, request),
+        "loopback" => loopback::run(config, request),
+        OWN_NAME => combined::run(config, request),
+        other => Err(CniError {
             details: format!("types: {OWN_NAME}, {}", OTHER_NAMES.join(", ")),
-            ..Failure::new(Code::BAD_CONFIG, format!("there is no plugin of type {other:?} here"))
+            ..CniError::new(ErrorCode::BAD_CONFIG, format!("there is no plugin of type {other:?} here"))
         }),
     }
 }

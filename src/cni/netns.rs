@@ -1,6 +1,6 @@
 //! Network namespaces: those of containers, and the one that this process is in.
 
-use super::failure::Failure;
+use super::error::CniError;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,37 +15,39 @@ const OWN: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace.
 #[derive(Debug)]
-pub struct Namespace(File);
+pub struct NetworkNamespace(File);
 
 /// Why a namespace cannot be had.
 #[derive(Debug)]
-pub enum NoNamespace {
+pub enum NamespaceError {
     /// There is nothing at its path, or what is there is no namespace (any more).
-    Gone(io::Error),
+    Missing(io::Error),
     /// It is there and cannot be used.
     Other(io::Error),
 }
 
-impl NoNamespace {
+impl NamespaceError {
     /// What the kernel said.
     #[must_use]
     pub const fn cause(&self) -> &io::Error {
         match self {
-            Self::Gone(cause) | Self::Other(cause) => cause,
+            Self::Missing(cause) | Self::Other(cause) => cause,
         }
     }
 }
 
-impl Namespace {
+impl NetworkNamespace {
     /// Opens a namespace by its path.
     ///
     /// # Errors
     /// There is none, or it cannot be opened.
-    pub fn open(path: &str) -> Result<Self, NoNamespace> {
+    pub fn open(path: &str) -> Result<Self, NamespaceError> {
         match File::open(path) {
             Ok(file) => Ok(Self(file)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Err(NoNamespace::Gone(error)),
-            Err(error) => Err(NoNamespace::Other(error)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Err(NamespaceError::Missing(error))
+            }
+            Err(error) => Err(NamespaceError::Other(error)),
         }
     }
 
@@ -62,20 +64,20 @@ impl Namespace {
     ///
     /// # Errors
     /// The namespace cannot be entered.
-    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NoNamespace> {
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NamespaceError> {
         let enter = || setns(&self.0, CloneFlags::CLONE_NEWNET).map(|()| work());
         let done = thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, enter).map(thread::ScopedJoinHandle::join));
-        let broken = || NoNamespace::Other(io::Error::other("the work in the network namespace broke off"));
-        match done.map_err(NoNamespace::Other)?.map_err(|_| broken())? {
+        let broken = || NamespaceError::Other(io::Error::other("the work in the network namespace broke off"));
+        match done.map_err(NamespaceError::Other)?.map_err(|_| broken())? {
             Ok(done) => Ok(done),
             // A file that is left where a namespace was mounted.
-            Err(Errno::EINVAL) => Err(NoNamespace::Gone(Errno::EINVAL.into())),
-            Err(errno) => Err(NoNamespace::Other(errno.into())),
+            Err(Errno::EINVAL) => Err(NamespaceError::Missing(Errno::EINVAL.into())),
+            Err(errno) => Err(NamespaceError::Other(errno.into())),
         }
     }
 }
 
-impl AsFd for Namespace {
+impl AsFd for NetworkNamespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -93,9 +95,9 @@ pub(crate) fn lock_own() -> io::Result<File> {
 }
 
 /// Sets a number of the kernel's, unless it is that already.
-pub(crate) fn set_sysctl(path: &str, value: &str) -> Result<(), Failure> {
+pub(crate) fn set_sysctl(path: &str, value: &str) -> Result<(), CniError> {
     if std::fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
         return Ok(());
     }
-    std::fs::write(path, value).map_err(|cause| Failure::other(format!("cannot set {path} to {value}: {cause}")))
+    std::fs::write(path, value).map_err(|cause| CniError::other(format!("cannot set {path} to {value}: {cause}")))
 }

@@ -9,28 +9,28 @@ use serde_json::{Map, Value, json};
 
 use crate::json_keys::Json;
 
-use super::failure::Failure;
-use super::failure::parse;
-use super::version::Version;
+use super::error::CniError;
+use super::error::parse;
+use super::version::CniVersion;
 
 /// What a container got.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub struct Outcome {
+pub struct CniResult {
     /// Interfaces, those of the host included.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Vec<CniInterface>,
     /// Addresses.
-    pub ips: Vec<Address>,
+    pub ips: Vec<CniAddress>,
     /// Routes.
-    pub routes: Vec<Route>,
+    pub routes: Vec<CniRoute>,
     /// What resolv.conf should say.
-    pub dns: Dns,
+    pub dns: CniDns,
 }
 
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Interface {
+pub struct CniInterface {
     /// Its name.
     pub name: String,
     /// Its hardware address.
@@ -52,7 +52,7 @@ pub struct Interface {
 
 /// An address.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Address {
+pub struct CniAddress {
     /// Which of the interfaces has it.
     #[serde(default)]
     pub interface: Option<usize>,
@@ -65,7 +65,7 @@ pub struct Address {
 
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Route {
+pub struct CniRoute {
     /// Where to.
     pub dst: IpNetwork,
     /// By which gateway; none: the one of the first address of its family.
@@ -88,7 +88,7 @@ pub struct Route {
     pub scope: Option<u8>,
 }
 
-impl Route {
+impl CniRoute {
     /// A route to a network by a gateway.
     #[must_use]
     pub const fn new(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
@@ -99,7 +99,7 @@ impl Route {
 /// What resolv.conf should say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Dns {
+pub struct CniDns {
     /// Addresses of name servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
@@ -122,12 +122,12 @@ pub(super) fn ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Op
     }
 }
 
-impl Outcome {
+impl CniResult {
     /// Reads a result of any version.
     ///
     /// # Errors
     /// It makes no sense.
-    pub fn parse(json: &Json) -> Result<Self, Failure> {
+    pub fn parse(json: &Json) -> Result<Self, CniError> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Older {
@@ -140,21 +140,21 @@ impl Outcome {
             #[serde(default, deserialize_with = "ip")]
             gateway: Option<IpAddr>,
             #[serde(default)]
-            routes: Vec<Route>,
+            routes: Vec<CniRoute>,
         }
-        let mut outcome: Self = parse(json, "result")?;
+        let mut result: Self = parse(json, "result")?;
         let older: Older = parse(json, "result")?;
         for old in [older.ip4, older.ip6].into_iter().flatten() {
-            outcome.ips.push(Address { interface: None, address: old.ip, gateway: old.gateway });
-            outcome.routes.extend(old.routes);
+            result.ips.push(CniAddress { interface: None, address: old.ip, gateway: old.gateway });
+            result.routes.extend(old.routes);
         }
-        Ok(outcome)
+        Ok(result)
     }
 
     /// The document of a version.
     #[must_use]
-    pub fn render(&self, version: Version) -> Value {
-        if version <= Version::V0_2_0 {
+    pub fn render(&self, version: CniVersion) -> Value {
+        if version <= CniVersion::V0_2_0 {
             return self.render_old(version);
         }
         let mut document = Map::new();
@@ -170,14 +170,14 @@ impl Outcome {
             let routes: Vec<Value> = self.routes.iter().map(|route| route.render(version)).collect();
             document.insert("routes".into(), json!(routes));
         }
-        if version < Version::V1_0_0 || self.dns != Dns::default() {
+        if version < CniVersion::V1_0_0 || self.dns != CniDns::default() {
             document.insert("dns".into(), json!(self.dns));
         }
         Value::Object(document)
     }
 
     /// One address of each family at most, with the routes of its family.
-    fn render_old(&self, version: Version) -> Value {
+    fn render_old(&self, version: CniVersion) -> Value {
         let mut document = json!({"cniVersion": version.as_str()});
         for (key, v4) in [("ip4", true), ("ip6", false)] {
             let Some(ip) = self.ips.iter().find(|ip| ip.address.is_ipv4() == v4) else { continue };
@@ -199,8 +199,8 @@ impl Outcome {
     /// The first address of a family that a container's own interface of this name has. Results without interfaces are about nothing
     /// else.
     #[must_use]
-    pub(crate) fn address_of(&self, interface: &str, v4: bool) -> Option<IpNetwork> {
-        let is_of = |ip: &&Address| match ip.interface.and_then(|index| self.interfaces.get(index)) {
+    pub fn address_of(&self, interface: &str, v4: bool) -> Option<IpNetwork> {
+        let is_of = |ip: &&CniAddress| match ip.interface.and_then(|index| self.interfaces.get(index)) {
             Some(found) => !found.sandbox.is_empty() && found.name == interface,
             None => ip.interface.is_none(),
         };
@@ -208,10 +208,10 @@ impl Outcome {
     }
 }
 
-impl Address {
-    fn render(&self, version: Version) -> Value {
+impl CniAddress {
+    fn render(&self, version: CniVersion) -> Value {
         let mut document = Map::new();
-        if version < Version::V1_0_0 {
+        if version < CniVersion::V1_0_0 {
             document.insert("version".into(), json!(if self.address.is_ipv4() { "4" } else { "6" }));
         }
         if let Some(interface) = self.interface {
@@ -225,9 +225,9 @@ impl Address {
     }
 }
 
-impl Route {
-    fn render(&self, version: Version) -> Value {
-        if version < Version::V1_1_0 { json!(Self::new(self.dst, self.gw)) } else { json!(self) }
+impl CniRoute {
+    fn render(&self, version: CniVersion) -> Value {
+        if version < CniVersion::V1_1_0 { json!(Self::new(self.dst, self.gw)) } else { json!(self) }
     }
 }
 
@@ -235,58 +235,61 @@ impl Route {
 mod tests {
     use super::*;
 
-    fn outcome() -> Outcome {
+    fn result() -> CniResult {
         let net = |text: &str| text.parse().expect("a network");
         let ip = |text: &str| text.parse().ok();
-        Outcome {
-            interfaces: vec![Interface {
+        CniResult {
+            interfaces: vec![CniInterface {
                 name: "eth0".into(),
                 mac: "02:00:00:00:00:01".into(),
                 sandbox: "/n".into(),
-                ..Interface::default()
+                ..CniInterface::default()
             }],
             ips: vec![
-                Address { interface: Some(0), address: net("10.244.1.2/24"), gateway: ip("10.244.1.1") },
-                Address { interface: Some(0), address: net("fd00::2/64"), gateway: None },
+                CniAddress { interface: Some(0), address: net("10.244.1.2/24"), gateway: ip("10.244.1.1") },
+                CniAddress { interface: Some(0), address: net("fd00::2/64"), gateway: None },
             ],
-            routes: vec![Route { mtu: Some(1400), ..Route::new(net("0.0.0.0/0"), ip("10.244.1.1")) }, Route::new(net("::/0"), None)],
-            dns: Dns::default(),
+            routes: vec![
+                CniRoute { mtu: Some(1400), ..CniRoute::new(net("0.0.0.0/0"), ip("10.244.1.1")) },
+                CniRoute::new(net("::/0"), None),
+            ],
+            dns: CniDns::default(),
         }
     }
 
     #[test]
     fn each_version_has_its_form() {
-        let text = |version| outcome().render(version).to_string();
+        let text = |version| result().render(version).to_string();
         assert_eq!(
-            text(Version::V1_1_0),
+            text(CniVersion::V1_1_0),
             r#"{"cniVersion":"1.1.0","interfaces":[{"mac":"02:00:00:00:00:01","name":"eth0","sandbox":"/n"}],"ips":[{"address":"10.244.1.2/24","gateway":"10.244.1.1","interface":0},{"address":"fd00::2/64","interface":0}],"routes":[{"dst":"0.0.0.0/0","gw":"10.244.1.1","mtu":1400},{"dst":"::/0"}]}"#
         );
         assert_eq!(
-            text(Version::V0_3_1),
+            text(CniVersion::V0_3_1),
             r#"{"cniVersion":"0.3.1","dns":{},"interfaces":[{"mac":"02:00:00:00:00:01","name":"eth0","sandbox":"/n"}],"ips":[{"address":"10.244.1.2/24","gateway":"10.244.1.1","interface":0,"version":"4"},{"address":"fd00::2/64","interface":0,"version":"6"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.244.1.1"},{"dst":"::/0"}]}"#
         );
         assert_eq!(
-            text(Version::V0_2_0),
+            text(CniVersion::V0_2_0),
             r#"{"cniVersion":"0.2.0","dns":{},"ip4":{"gateway":"10.244.1.1","ip":"10.244.1.2/24","routes":[{"dst":"0.0.0.0/0","gw":"10.244.1.1"}]},"ip6":{"ip":"fd00::2/64","routes":[{"dst":"::/0"}]}}"#
         );
     }
 
-    fn parsed(document: &Value) -> Result<Outcome, Failure> {
-        Outcome::parse(&document.into())
+    fn parsed(document: &Value) -> Result<CniResult, CniError> {
+        CniResult::parse(&document.into())
     }
 
     #[test]
     fn every_form_is_read_back() {
-        assert_eq!(parsed(&outcome().render(Version::V1_1_0)), Ok(outcome()));
-        for version in Version::ALL {
-            let read = parsed(&outcome().render(version)).expect("it was just written");
+        assert_eq!(parsed(&result().render(CniVersion::V1_1_0)), Ok(result()));
+        for version in CniVersion::ALL {
+            let read = parsed(&result().render(version)).expect("it was just written");
             assert_eq!(read.ips.len(), 2, "{version:?}");
             assert_eq!(read.address_of("eth0", true), "10.244.1.2/24".parse().ok(), "{version:?}");
         }
-        assert_eq!(parsed(&json!({"interfaces": null, "dns": null})), Ok(Outcome::default()));
+        assert_eq!(parsed(&json!({"interfaces": null, "dns": null})), Ok(CniResult::default()));
         assert!(parsed(&json!({"ips": [{"address": "10.0.0.1/99"}]})).is_err());
         let more = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "a", "mtu": 1400, "socketPath": "/s", "pciID": "0000:00:1f.6"}]});
-        assert_eq!(parsed(&more).expect("good").render(Version::V1_1_0), more);
+        assert_eq!(parsed(&more).expect("good").render(CniVersion::V1_1_0), more);
     }
 
     #[test]
@@ -294,12 +297,12 @@ mod tests {
         let text = r#"{"Interfaces":[{"Name":"eth0","MAC":"02:00:00:00:00:01","Sandbox":"/n"}],"IPs":[{"Address":"10.0.0.2/24","Gateway":"","INTERFACE":0}],
             "routes":[{"Dst":"0.0.0.0/0","GW":""},{"dst":"10.1.0.0/16","gw":"10.0.0.9","Gw":"10.0.0.1"}],"DNS":{"Nameservers":["10.96.0.10"],"Search":null}}"#;
         let json: Json = serde_json::from_str(text).expect("JSON");
-        let outcome = Outcome::parse(&json).expect("good");
-        assert_eq!((outcome.interfaces[0].name.as_str(), outcome.interfaces[0].mac.as_str()), ("eth0", "02:00:00:00:00:01"));
-        assert_eq!((outcome.ips[0].gateway, outcome.ips[0].interface), (None, Some(0)));
-        assert_eq!(outcome.routes.iter().map(|route| route.gw).collect::<Vec<_>>(), [None, "10.0.0.1".parse().ok()]);
-        assert_eq!(outcome.dns.nameservers, ["10.96.0.10"]);
-        let bad = Outcome::parse(&(&json!({"ips": [{"address": "10.0.0.2/24", "gateway": "x"}]})).into()).expect_err("no address");
+        let result = CniResult::parse(&json).expect("good");
+        assert_eq!((result.interfaces[0].name.as_str(), result.interfaces[0].mac.as_str()), ("eth0", "02:00:00:00:00:01"));
+        assert_eq!((result.ips[0].gateway, result.ips[0].interface), (None, Some(0)));
+        assert_eq!(result.routes.iter().map(|route| route.gw).collect::<Vec<_>>(), [None, "10.0.0.1".parse().ok()]);
+        assert_eq!(result.dns.nameservers, ["10.96.0.10"]);
+        let bad = CniResult::parse(&(&json!({"ips": [{"address": "10.0.0.2/24", "gateway": "x"}]})).into()).expect_err("no address");
         assert_eq!(bad.message, "result: ips[0].gateway: \"x\" is not an IP address");
     }
 }

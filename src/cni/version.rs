@@ -1,10 +1,10 @@
 //! Versions of the CNI specification. PURE.
 
-use super::failure::{Code, Failure};
+use super::error::{CniError, ErrorCode};
 
 /// A version of the CNI specification that is spoken here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
+pub enum CniVersion {
     /// What a configuration without a version is of.
     V0_1_0,
     /// 0.2.0
@@ -21,7 +21,7 @@ pub enum Version {
     V1_1_0,
 }
 
-impl Version {
+impl CniVersion {
     /// Every version, oldest first.
     pub const ALL: [Self; 7] = [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
     /// The newest one.
@@ -51,13 +51,13 @@ impl Version {
     ///
     /// # Errors
     /// There is no such version, or it is not spoken here (spec section 10.1).
-    pub fn named(name: &str) -> Result<Self, Failure> {
+    pub fn named(name: &str) -> Result<Self, CniError> {
         if name.is_empty() {
             return Ok(Self::V0_1_0);
         }
-        Self::ALL.into_iter().find(|version| version.as_str() == name).ok_or_else(|| Failure {
+        Self::ALL.into_iter().find(|version| version.as_str() == name).ok_or_else(|| CniError {
             details: format!("config is {name:?}, plugin supports {:?}", Self::names()),
-            ..Failure::new(Code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
+            ..CniError::new(ErrorCode::INCOMPATIBLE_VERSION, "incompatible CNI versions")
         })
     }
 }

@@ -2,11 +2,11 @@
 
 use ipnetwork::IpNetwork;
 
-use crate::cni::config::Config;
-use crate::cni::failure::{Code, Failure};
-use crate::cni::netns::Namespace;
-use crate::cni::protocol::{Call, Verb};
-use crate::cni::result::{Interface, Outcome};
+use crate::cni::error::{CniError, ErrorCode};
+use crate::cni::netns::NetworkNamespace;
+use crate::cni::network_config::NetworkConfig;
+use crate::cni::request::{CniRequest, Verb};
+use crate::cni::result::{CniInterface, CniResult};
 use crate::cni::{exec, ipam};
 use crate::netlink::entry::Route;
 use crate::netlink::link::LinkKind;
@@ -14,8 +14,8 @@ use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device};
 
 use super::config::BridgeConfig;
-use super::host::cannot;
-use super::inside;
+use super::container_side;
+use super::host_side::cannot;
 use crate::cni::ipam::HOST_LOCAL;
 
 /// What the container's namespace has.
@@ -25,18 +25,19 @@ struct Inside {
     routes: Vec<Route>,
 }
 
-pub(super) fn check(config: &Config, call: &Call) -> Result<(), Failure> {
-    let wanted = BridgeConfig::read(config, call)?;
+pub(super) fn check(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    let wanted = BridgeConfig::read(config, request)?;
     match ipam::kind(config)?.as_str() {
         "" => {}
-        HOST_LOCAL => ipam::check(&ipam::store(config)?, &call.attachment)?,
-        other => exec::run(other, Verb::Check, call, &config.json()).map(|_| ())?,
+        HOST_LOCAL => ipam::check(&ipam::store(config)?, &request.attachment)?,
+        other => exec::run(other, Verb::Check, request, &config.json()).map(|_| ())?,
     }
-    let result = config.previous()?.ok_or_else(|| Failure::new(Code::BAD_CONFIG, "Required prevResult missing"))?;
-    let name = call.attachment.interface.as_str();
-    let pod = Namespace::open(&call.netns)
-        .map_err(|error| Failure::other(format!("failed to open netns {:?}: {}", call.netns, error.cause())))?;
-    let inside = pod.within(|| look(name)).map_err(|error| inside::no_namespace(&error))?.map_err(cannot("look at interface", name))?;
+    let result = config.previous()?.ok_or_else(|| CniError::new(ErrorCode::BAD_CONFIG, "Required prevResult missing"))?;
+    let name = request.attachment.interface.as_str();
+    let pod = NetworkNamespace::open(&request.netns)
+        .map_err(|error| CniError::other(format!("failed to open netns {:?}: {}", request.netns, error.cause())))?;
+    let inside =
+        pod.within(|| look(name)).map_err(|error| container_side::no_namespace(&error))?.map_err(cannot("look at interface", name))?;
 
     let mut host = Connection::route().map_err(cannot("open a socket for", &wanted.bridge))?;
     let bridge = found(device::find(&mut host, &wanted.bridge), &wanted.bridge, "bridge")?;
@@ -69,20 +70,20 @@ fn look(name: &str) -> Result<Inside, Cause> {
     Ok(Inside { device, addresses, routes: device::routes(&mut connection)? })
 }
 
-fn wrong<T>(message: String) -> Result<T, Failure> {
-    Err(Failure::other(message))
+fn wrong<T>(message: String) -> Result<T, CniError> {
+    Err(CniError::other(message))
 }
 
-fn found(device: Result<Option<Device>, Cause>, name: &str, what: &str) -> Result<Device, Failure> {
-    device.map_err(cannot("find", name))?.ok_or_else(|| Failure::other(format!("{what} {name} is missing")))
+fn found(device: Result<Option<Device>, Cause>, name: &str, what: &str) -> Result<Device, CniError> {
+    device.map_err(cannot("find", name))?.ok_or_else(|| CniError::other(format!("{what} {name} is missing")))
 }
 
 /// What the result says of an interface.
-fn said<'r>(result: &'r Outcome, name: &str, of_container: bool) -> Option<&'r Interface> {
+fn said<'r>(result: &'r CniResult, name: &str, of_container: bool) -> Option<&'r CniInterface> {
     result.interfaces.iter().find(|interface| interface.name == name && interface.sandbox.is_empty() != of_container)
 }
 
-fn same_mac(device: &Device, said: &Interface) -> Result<(), Failure> {
+fn same_mac(device: &Device, said: &CniInterface) -> Result<(), CniError> {
     let now = device.link.mac.map(|mac| mac.to_string()).unwrap_or_default();
     if said.mac.is_empty() || said.mac.eq_ignore_ascii_case(&now) {
         return Ok(());
@@ -91,7 +92,7 @@ fn same_mac(device: &Device, said: &Interface) -> Result<(), Failure> {
 }
 
 /// The host's end is there, leads to the container's, and is a port of the bridge.
-fn check_port(host: &mut Connection, result: &Outcome, bridge: &Device, own: &Device) -> Result<(), Failure> {
+fn check_port(host: &mut Connection, result: &CniResult, bridge: &Device, own: &Device) -> Result<(), CniError> {
     let names = result.interfaces.iter().filter(|interface| interface.sandbox.is_empty() && interface.name != bridge.link.name);
     let mut seen = None;
     for said in names {
@@ -108,7 +109,7 @@ fn check_port(host: &mut Connection, result: &Outcome, bridge: &Device, own: &De
     wrong(format!("interface {} is not a port of bridge {}", port.link.name, bridge.link.name))
 }
 
-fn check_addresses(result: &Outcome, addresses: &[IpNetwork], routes: &[Route], own: &Device) -> Result<(), Failure> {
+fn check_addresses(result: &CniResult, addresses: &[IpNetwork], routes: &[Route], own: &Device) -> Result<(), CniError> {
     let name = &own.link.name;
     for ip in &result.ips {
         let of_other = ip.interface.and_then(|at| result.interfaces.get(at)).is_some_and(|of| of.name != *name || of.sandbox.is_empty());

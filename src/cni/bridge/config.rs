@@ -3,11 +3,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cni::config::Config;
-use crate::cni::failure::{Code, Failure};
+use crate::cni::error::{CniError, ErrorCode};
 use crate::cni::ipam;
-use crate::cni::protocol::{Attachment, Call};
-use crate::cni::result::Dns;
+use crate::cni::network_config::NetworkConfig;
+use crate::cni::request::{Attachment, CniRequest};
+use crate::cni::result::CniDns;
 use crate::netlink::mac::Mac;
 
 /// The bridge of networks that name none.
@@ -34,7 +34,7 @@ struct Keys {
     enabledad: bool,
     disable_container_interface: bool,
     port_isolation: bool,
-    dns: Dns,
+    dns: CniDns,
     runtime_config: Wish,
     args: Args,
 }
@@ -83,7 +83,7 @@ pub(super) struct BridgeConfig {
     /// Ports do not reach each other.
     pub isolated: bool,
     /// What results say of name servers, in place of what IPAM says.
-    pub dns: Dns,
+    pub dns: CniDns,
     /// Hardware address of the container's interface.
     pub mac: Option<Mac>,
 }
@@ -98,10 +98,10 @@ impl BridgeConfig {
     ///
     /// # Errors
     /// It makes no sense, or asks for something that is not done here.
-    pub(super) fn read(config: &Config, call: &Call) -> Result<Self, Failure> {
+    pub(super) fn read(config: &NetworkConfig, request: &CniRequest) -> Result<Self, CniError> {
         let keys: Keys = config.parse()?;
-        let bad = |message: String| Err(Failure::new(Code::BAD_CONFIG, message));
-        let unsupported = |message: &str| Err(Failure::new(Code::UNSUPPORTED_FIELD, message));
+        let bad = |message: String| Err(CniError::new(ErrorCode::BAD_CONFIG, message));
+        let unsupported = |message: &str| Err(CniError::new(ErrorCode::UNSUPPORTED_FIELD, message));
         if keys.hairpin_mode && keys.promisc_mode {
             return bad("cannot set hairpin mode and promiscuous mode at the same time".to_owned());
         }
@@ -121,7 +121,7 @@ impl BridgeConfig {
         if keys.disable_container_interface && !ipam::kind(config)?.is_empty() {
             return bad("cannot use IPAM when DisableContainerInterface flag is set".to_owned());
         }
-        let [argument] = call.known_args(["MAC"])?;
+        let [argument] = request.known_args(["MAC"])?;
         let wishes = [argument.unwrap_or_default(), &keys.args.cni.mac, &keys.runtime_config.mac];
         let mac = match wishes.into_iter().rfind(|wish| !wish.is_empty()) {
             None => None,
@@ -166,9 +166,9 @@ mod tests {
             "CNI_ARGS" => Some("MAC=02:00:00:00:00:01".to_owned()),
             _ => None,
         };
-        let call = Call::read(environment).expect("all is there");
-        let refused = |failure: Failure| (failure.code.0, failure.message);
-        BridgeConfig::read(&Config::of((&all).into()).expect("a frame"), &call).map_err(refused)
+        let request = CniRequest::read(environment).expect("all is there");
+        let refused = |error: CniError| (error.code.0, error.message);
+        BridgeConfig::read(&NetworkConfig::of((&all).into()).expect("a frame"), &request).map_err(refused)
     }
 
     #[test]

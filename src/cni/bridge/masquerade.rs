@@ -6,10 +6,10 @@ use ipnetwork::IpNetwork;
 
 use crate::cluster::Family;
 use crate::cluster::ip::host_net;
-use crate::cni::failure::{Failure, Failures};
-use crate::cni::iptables::{Nat, Refusal, chain_name, comment, names_of};
+use crate::cni::error::{CniError, CniErrors};
+use crate::cni::iptables::{ChangeError, NatTable, chain_name, comment, names_of};
 use crate::cni::netns::lock_own;
-use crate::cni::protocol::Attachment;
+use crate::cni::request::Attachment;
 
 const PREFIX: &str = "CNI-";
 const POSTROUTING: &str = "POSTROUTING";
@@ -47,60 +47,60 @@ fn removal(chain: &str, present: &str) -> Vec<String> {
     lines
 }
 
-fn of_rules(refusal: Refusal) -> Failure {
+fn of_rules(refusal: ChangeError) -> CniError {
     match refusal {
-        Refusal::Failed(failure) => failure,
-        Refusal::Raced => Failure::other("the rules were changed by somebody else meanwhile"),
+        ChangeError::Failed(error) => error,
+        ChangeError::ChainExists => CniError::other("the rules were changed by somebody else meanwhile"),
     }
 }
 
-fn locked() -> Result<std::fs::File, Failure> {
-    lock_own().map_err(|cause| Failure::other(format!("cannot lock the rules of this network namespace: {cause}")))
+fn locked() -> Result<std::fs::File, CniError> {
+    lock_own().map_err(|cause| CniError::other(format!("cannot lock the rules of this network namespace: {cause}")))
 }
 
 /// Makes the rules of an attachment.
-pub(super) fn add(network: &str, container: &str, addresses: &[IpNetwork]) -> Result<(), Failure> {
+pub(super) fn add(network: &str, container: &str, addresses: &[IpNetwork]) -> Result<(), CniError> {
     let _lock = locked()?;
     for family in Family::ALL {
         let of_family: Vec<IpNetwork> = addresses.iter().copied().filter(|net| Family::of_net(*net) == family).collect();
         if of_family.is_empty() {
             continue;
         }
-        let [present] = Nat(family).list([POSTROUTING])?;
+        let [present] = NatTable(family).list([POSTROUTING])?;
         let lines = lines(network, container, &of_family, &present.unwrap_or_default());
-        Nat(family).change(&lines).map_err(of_rules)?;
+        NatTable(family).change(&lines).map_err(of_rules)?;
     }
     Ok(())
 }
 
 /// Removes the rules of an attachment, where there are some.
-pub(super) fn del(network: &str, container: &str) -> Result<(), Failure> {
+pub(super) fn del(network: &str, container: &str) -> Result<(), CniError> {
     let chain = chain_name(PREFIX, network, container);
     let _lock = locked()?;
-    let mut failures = Failures::default();
-    for nat in Nat::present() {
+    let mut errors = CniErrors::default();
+    for nat in NatTable::present() {
         let removed = nat.list([POSTROUTING, &chain]).and_then(|listed| match listed {
             [present, Some(_)] => nat.change(&removal(&chain, &present.unwrap_or_default())).map_err(of_rules),
             [_, None] => Ok(()),
         });
-        failures.note(removed);
+        errors.note(removed);
     }
-    failures.outcome()
+    errors.into_result()
 }
 
 /// Removes the rules of a network's containers that are not valid any more.
-pub(super) fn collect(network: &str, valid: &BTreeSet<Attachment>) -> Result<(), Failure> {
+pub(super) fn collect(network: &str, valid: &BTreeSet<Attachment>) -> Result<(), CniError> {
     let _lock = locked()?;
-    let mut failures = Failures::default();
-    for nat in Nat::present() {
-        let Some([present]) = failures.note(nat.list([POSTROUTING])) else { continue };
+    let mut errors = CniErrors::default();
+    for nat in NatTable::present() {
+        let Some([present]) = errors.note(nat.list([POSTROUTING])) else { continue };
         let present = present.unwrap_or_default();
         let stale: BTreeSet<String> = present.lines().filter_map(names_of).filter_map(|found| stale(found, network, valid)).collect();
         for chain in stale {
-            failures.note(nat.change(&removal(&chain, &present)).map_err(of_rules));
+            errors.note(nat.change(&removal(&chain, &present)).map_err(of_rules));
         }
     }
-    failures.outcome()
+    errors.into_result()
 }
 
 /// The chain, if it is of the network and of a container that is not valid any more.

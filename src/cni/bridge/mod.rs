@@ -2,10 +2,10 @@
 //! the names and hardware addresses of the host's ends.
 
 mod check;
-mod collect;
 mod config;
-mod host;
-mod inside;
+mod container_side;
+mod gc;
+mod host_side;
 mod masquerade;
 mod port;
 
@@ -22,16 +22,16 @@ use crate::netlink::mac::Mac;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, veth};
 
-use super::config::Config;
-use super::failure::{Failure, Failures};
+use super::error::{CniError, CniErrors};
 use super::ipam::HOST_LOCAL;
-use super::netns::{Namespace, NoNamespace};
-use super::protocol::{Attachment, Call, Verb};
-use super::result::{Dns, Interface, Outcome, Route};
-use super::{exec, in_use, ipam};
+use super::netns::{NamespaceError, NetworkNamespace};
+use super::network_config::NetworkConfig;
+use super::request::{Attachment, CniRequest, Verb};
+use super::result::{CniDns, CniInterface, CniResult, CniRoute};
+use super::{exec, ipam, used_addresses};
 use config::BridgeConfig;
-use host::cannot;
-use port::PortName;
+use host_side::cannot;
+use port::PortIdentity;
 
 /// How long a port may take until packets pass.
 const OPERATIONAL: Duration = Duration::from_millis(2550);
@@ -39,7 +39,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// What an ADD has made so far: what is to be undone should it, or a plugin after it, fail.
 #[derive(Debug, Default)]
-pub struct Made {
+pub struct CreatedObjects {
     port: Option<String>,
     /// Addresses of host-local.
     addresses: Vec<IpAddr>,
@@ -48,57 +48,57 @@ pub struct Made {
     masquerade: bool,
 }
 
-impl Made {
+impl CreatedObjects {
     /// Undoes all of it.
     ///
     /// # Errors
     /// Something stays; everything has been tried. An address whose interface stays is not freed.
-    pub fn undo(&self, config: &Config, call: &Call) -> Result<(), Failure> {
-        let mut failures = Failures::default();
+    pub fn undo(&self, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+        let mut errors = CniErrors::default();
         if self.masquerade {
-            failures.note(masquerade::del(&config.name, &call.attachment.container));
+            errors.note(masquerade::del(&config.name, &request.attachment.container));
         }
         if let Some(port) = &self.port {
             let deleted = Connection::route().and_then(|mut host| veth::delete(&mut host, port)).map_err(cannot("delete interface", port));
-            if failures.note(deleted).is_none() {
-                return failures.outcome();
+            if errors.note(deleted).is_none() {
+                return errors.into_result();
             }
         }
         if self.other_ipam {
-            failures.note(other_ipam(config, call, Verb::Del));
+            errors.note(other_ipam(config, request, Verb::Del));
         }
         if !self.addresses.is_empty() {
-            failures.note(ipam::store(config).and_then(|store| ipam::free(&store, &self.addresses)));
+            errors.note(ipam::store(config).and_then(|store| ipam::free(&store, &self.addresses)));
         }
-        failures.outcome()
+        errors.into_result()
     }
 }
 
-fn other_ipam(config: &Config, call: &Call, verb: Verb) -> Result<Option<Outcome>, Failure> {
-    exec::run(&ipam::kind(config)?, verb, call, &config.json())
+fn other_ipam(config: &NetworkConfig, request: &CniRequest, verb: Verb) -> Result<Option<CniResult>, CniError> {
+    exec::run(&ipam::kind(config)?, verb, request, &config.json())
 }
 
 /// Carries out a verb.
 ///
 /// # Errors
 /// It was not carried out.
-pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
-    match call.verb {
-        Verb::Add => add(config, call).map(|(outcome, _)| Some(outcome)),
-        Verb::Del => del(config, call).map(|()| None),
-        Verb::Check => check::check(config, call).map(|()| None),
-        Verb::Gc => collect::collect(config, call).map(|()| None),
-        Verb::Status => status(config, call).map(|()| None),
+pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
+    match request.verb {
+        Verb::Add => add(config, request).map(|(result, _)| Some(result)),
+        Verb::Del => del(config, request).map(|()| None),
+        Verb::Check => check::check(config, request).map(|()| None),
+        Verb::Gc => gc::gc(config, request).map(|()| None),
+        Verb::Status => status(config, request).map(|()| None),
         Verb::Version => Ok(None),
     }
 }
 
-fn status(config: &Config, call: &Call) -> Result<(), Failure> {
-    BridgeConfig::read(config, call)?;
+fn status(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    BridgeConfig::read(config, request)?;
     match ipam::kind(config)?.as_str() {
         "" => Ok(()),
-        HOST_LOCAL => ipam::run(config, call).map(|_| ()),
-        other => exec::run(other, Verb::Status, call, &config.json()).map(|_| ()),
+        HOST_LOCAL => ipam::run(config, request).map(|_| ()),
+        other => exec::run(other, Verb::Status, request, &config.json()).map(|_| ()),
     }
 }
 
@@ -106,66 +106,72 @@ fn status(config: &Config, call: &Call) -> Result<(), Failure> {
 ///
 /// # Errors
 /// It is not connected. What could not be undone is told, too.
-pub fn add(config: &Config, call: &Call) -> Result<(Outcome, Made), Failure> {
-    let bridge = BridgeConfig::read(config, call)?;
-    let pod = Namespace::open(&call.netns)
-        .map_err(|error| Failure::other(format!("failed to open netns {:?}: {}", call.netns, error.cause())))?;
-    let mut made = Made::default();
-    match connect(&bridge, config, call, &pod, &mut made) {
-        Ok(outcome) => Ok((outcome, made)),
-        Err(failure) => Err(failure.and(made.undo(config, call))),
+pub fn add(config: &NetworkConfig, request: &CniRequest) -> Result<(CniResult, CreatedObjects), CniError> {
+    let bridge = BridgeConfig::read(config, request)?;
+    let pod = NetworkNamespace::open(&request.netns)
+        .map_err(|error| CniError::other(format!("failed to open netns {:?}: {}", request.netns, error.cause())))?;
+    let mut made = CreatedObjects::default();
+    match connect(&bridge, config, request, &pod, &mut made) {
+        Ok(result) => Ok((result, made)),
+        Err(error) => Err(error.and(made.undo(config, request))),
     }
 }
 
-fn connect(bridge: &BridgeConfig, config: &Config, call: &Call, pod: &Namespace, made: &mut Made) -> Result<Outcome, Failure> {
+fn connect(
+    bridge: &BridgeConfig,
+    config: &NetworkConfig,
+    request: &CniRequest,
+    pod: &NetworkNamespace,
+    made: &mut CreatedObjects,
+) -> Result<CniResult, CniError> {
     let mut host = Connection::route().map_err(cannot("open a socket for", &bridge.bridge))?;
-    let found = host::ensure_bridge(&mut host, bridge)?;
-    let port = make_port(&mut host, &found, bridge, config, call, pod)?;
+    let found = host_side::ensure_bridge(&mut host, bridge)?;
+    let port = make_port(&mut host, &found, bridge, config, request, pod)?;
     made.port = Some(port.clone());
 
-    let mut outcome = addresses(config, call, made)?;
+    let mut result = addresses(config, request, made)?;
     let mut extra = Vec::new();
     let inner = if bridge.bare {
-        inside::find(pod, &call.attachment.interface)?
+        container_side::find(pod, &request.attachment.interface)?
     } else {
-        gateways(&mut outcome, bridge);
-        inside::configure(pod, &call.attachment.interface, &outcome, bridge.detect_duplicates)?
+        gateways(&mut result, bridge);
+        container_side::configure(pod, &request.attachment.interface, &result, bridge.detect_duplicates)?
     };
-    if bridge.gateway && !outcome.ips.is_empty() {
-        let gateways = gateway_networks(&outcome)?;
+    if bridge.gateway && !result.ips.is_empty() {
+        let gateways = gateway_networks(&result)?;
         let holder = gateway_holder(&mut host, &found, bridge, config)?;
-        host::ensure_gateways(&mut host, &holder, &gateways, bridge.force_address)?;
-        host::forward(&gateways)?;
+        host_side::ensure_gateways(&mut host, &holder, &gateways, bridge.force_address)?;
+        host_side::forward(&gateways)?;
         if bridge.vlan > 0 {
             extra.push(interface_of(&holder, ""));
         }
     }
     if bridge.masquerade {
         made.masquerade = true;
-        let addresses: Vec<IpNetwork> = outcome.ips.iter().map(|ip| ip.address).collect();
-        masquerade::add(&config.name, &call.attachment.container, &addresses)?;
+        let addresses: Vec<IpNetwork> = result.ips.iter().map(|ip| ip.address).collect();
+        masquerade::add(&config.name, &request.attachment.container, &addresses)?;
     }
     let port = if bridge.bare { find(&mut host, &port)? } else { wait_for(&mut host, &port)? };
     if !bridge.named {
         // The MTU may have changed since the bridge was looked at.
         let now = find(&mut host, &bridge.bridge)?;
-        host::ensure_mtu(&mut host, &now, bridge.mtu)?;
+        host_side::ensure_mtu(&mut host, &now, bridge.mtu)?;
     }
-    outcome.interfaces = vec![interface_of(&found, ""), interface_of(&port, ""), interface_of(&inner, &call.netns)];
-    outcome.interfaces.extend(extra);
-    if bridge.dns != Dns::default() {
-        outcome.dns = bridge.dns.clone();
+    result.interfaces = vec![interface_of(&found, ""), interface_of(&port, ""), interface_of(&inner, &request.netns)];
+    result.interfaces.extend(extra);
+    if bridge.dns != CniDns::default() {
+        result.dns = bridge.dns.clone();
     }
-    Ok(outcome)
+    Ok(result)
 }
 
-fn find(host: &mut Connection, name: &str) -> Result<Device, Failure> {
+fn find(host: &mut Connection, name: &str) -> Result<Device, CniError> {
     device::find(host, name).and_then(|found| found.ok_or(Cause::Unfit("it is gone"))).map_err(cannot("find interface", name))
 }
 
-fn interface_of(device: &Device, sandbox: &str) -> Interface {
+fn interface_of(device: &Device, sandbox: &str) -> CniInterface {
     let mac = device.link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    Interface { name: device.link.name.clone(), mac, sandbox: sandbox.to_owned(), ..Interface::default() }
+    CniInterface { name: device.link.name.clone(), mac, sandbox: sandbox.to_owned(), ..CniInterface::default() }
 }
 
 /// Makes the pair of interfaces and sets the host's end up as a port of the bridge; gives its name.
@@ -173,26 +179,26 @@ fn make_port(
     host: &mut Connection,
     bridge: &Device,
     wanted: &BridgeConfig,
-    config: &Config,
-    call: &Call,
-    pod: &Namespace,
-) -> Result<String, Failure> {
-    let names = PortName::all(&config.name, &call.attachment);
+    config: &NetworkConfig,
+    request: &CniRequest,
+    pod: &NetworkNamespace,
+) -> Result<String, CniError> {
+    let names = PortIdentity::all(&config.name, &request.attachment);
     let kind =
         veth::Port { hairpin: wanted.hairpin, isolated: wanted.isolated, vlan: wanted.vlan, keep_default_vlan: wanted.keep_default_vlan };
-    pair(host, bridge, names, &call.attachment.interface, (wanted.mac, wanted.mtu), pod, kind)
+    pair(host, bridge, names, &request.attachment.interface, (wanted.mac, wanted.mtu), pod, kind)
 }
 
 #[allow(clippy::too_many_arguments, reason = "two callers, and a struct of them would be read once")]
 fn pair(
     host: &mut Connection,
     bridge: &Device,
-    names: impl Iterator<Item = PortName>,
+    names: impl Iterator<Item = PortIdentity>,
     inner: &str,
     (inner_mac, mtu): (Option<Mac>, u32),
-    namespace: &Namespace,
+    namespace: &NetworkNamespace,
     kind: veth::Port,
-) -> Result<String, Failure> {
+) -> Result<String, CniError> {
     let mut last = String::new();
     for port in names {
         let pair = veth::Pair { port: &port.name, port_mac: port.mac, bridge: bridge.link.index, inner, inner_mac, mtu };
@@ -216,39 +222,39 @@ fn pair(
             Err(cause) => return Err(cannot(&format!("make interface {inner:?} of the container, and its peer"), &port.name)(cause)),
         }
     }
-    Err(Failure::other(format!("container veth name ({inner:?}) peer provided ({last:?}) already exists")))
+    Err(CniError::other(format!("container veth name ({inner:?}) peer provided ({last:?}) already exists")))
 }
 
-fn set_port(host: &mut Connection, name: &str, kind: veth::Port) -> Result<(), Failure> {
+fn set_port(host: &mut Connection, name: &str, kind: veth::Port) -> Result<(), CniError> {
     crate::netlink::sysctl::refuse_router_advertisements(name);
     let index = if kind.vlan > 0 { find(host, name)?.link.index } else { 0 };
     veth::set_port(host, name, index, kind).map_err(cannot("set up bridge port", name))
 }
 
 /// Gets addresses from whatever plugin gives them.
-fn addresses(config: &Config, call: &Call, made: &mut Made) -> Result<Outcome, Failure> {
-    let outcome = match ipam::kind(config)?.as_str() {
-        "" => return Ok(Outcome::default()),
+fn addresses(config: &NetworkConfig, request: &CniRequest, made: &mut CreatedObjects) -> Result<CniResult, CniError> {
+    let result = match ipam::kind(config)?.as_str() {
+        "" => return Ok(CniResult::default()),
         HOST_LOCAL => {
-            let outcome = ipam::Ipam::read(config, call)?.add(&call.attachment, &in_use::addresses)?;
-            made.addresses = outcome.ips.iter().map(|ip| ip.address.ip()).collect();
-            outcome
+            let result = ipam::HostLocal::read(config, request)?.add(&request.attachment, &used_addresses::addresses)?;
+            made.addresses = result.ips.iter().map(|ip| ip.address.ip()).collect();
+            result
         }
         _ => {
             // It may have given some also where its answer makes no sense.
             made.other_ipam = true;
-            other_ipam(config, call, Verb::Add)?.unwrap_or_default()
+            other_ipam(config, request, Verb::Add)?.unwrap_or_default()
         }
     };
-    if outcome.ips.is_empty() {
-        return Err(Failure::other("IPAM plugin returned missing IP config"));
+    if result.ips.is_empty() {
+        return Err(CniError::other("IPAM plugin returned missing IP config"));
     }
-    Ok(outcome)
+    Ok(result)
 }
 
 /// Says which interface has the addresses, by which gateways, and adds the default routes.
-fn gateways(outcome: &mut Outcome, bridge: &BridgeConfig) {
-    for ip in &mut outcome.ips {
+fn gateways(result: &mut CniResult, bridge: &BridgeConfig) {
+    for ip in &mut result.ips {
         ip.interface = Some(2);
         if bridge.gateway && ip.gateway.is_none() {
             ip.gateway = Some(first_host(ip.address));
@@ -258,10 +264,10 @@ fn gateways(outcome: &mut Outcome, bridge: &BridgeConfig) {
         return;
     }
     for family in Family::ALL {
-        let Some(first) = outcome.ips.iter().find(|ip| Family::of_net(ip.address) == family) else { continue };
+        let Some(first) = result.ips.iter().find(|ip| Family::of_net(ip.address) == family) else { continue };
         let Ok(everywhere) = IpNetwork::new(any(family), 0) else { continue };
-        if !outcome.routes.iter().any(|route| route.dst == everywhere && route.gw.is_some()) {
-            outcome.routes.push(Route::new(everywhere, first.gateway));
+        if !result.routes.iter().any(|route| route.dst == everywhere && route.gw.is_some()) {
+            result.routes.push(CniRoute::new(everywhere, first.gateway));
         }
     }
 }
@@ -274,10 +280,10 @@ const fn any(family: Family) -> IpAddr {
 }
 
 /// The gateways' addresses, with the lengths of their networks' prefixes.
-fn gateway_networks(outcome: &Outcome) -> Result<Vec<IpNetwork>, Failure> {
+fn gateway_networks(result: &CniResult) -> Result<Vec<IpNetwork>, CniError> {
     let mut networks = Vec::new();
-    for (ip, gateway) in outcome.ips.iter().filter_map(|ip| Some((ip, ip.gateway?))) {
-        let net = IpNetwork::new(gateway, ip.address.prefix()).map_err(|error| Failure::other(format!("gateway {gateway}: {error}")))?;
+    for (ip, gateway) in result.ips.iter().filter_map(|ip| Some((ip, ip.gateway?))) {
+        let net = IpNetwork::new(gateway, ip.address.prefix()).map_err(|error| CniError::other(format!("gateway {gateway}: {error}")))?;
         if !networks.contains(&net) {
             networks.push(net);
         }
@@ -286,16 +292,16 @@ fn gateway_networks(outcome: &Outcome) -> Result<Vec<IpNetwork>, Failure> {
 }
 
 /// The interface that has the gateways' addresses: the bridge, or, with a VLAN, one of the host's own in it.
-fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig, config: &Config) -> Result<Device, Failure> {
+fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig, config: &NetworkConfig) -> Result<Device, CniError> {
     if wanted.vlan == 0 {
         return Ok(bridge.clone());
     }
     let name = format!("{}.{}", wanted.bridge, wanted.vlan);
     if device::find(host, &name).map_err(cannot("find interface", &name))?.is_none() {
-        let own = Namespace::open("/proc/thread-self/ns/net").map_err(|error| inside::no_namespace(&error))?;
+        let own = NetworkNamespace::open("/proc/thread-self/ns/net").map_err(|error| container_side::no_namespace(&error))?;
         let attachment = wanted.gateway_attachment();
         let kind = veth::Port { hairpin: false, isolated: false, vlan: wanted.vlan, keep_default_vlan: wanted.keep_default_vlan };
-        pair(host, bridge, PortName::all(&config.name, &attachment), &name, (None, wanted.mtu), &own, kind)?;
+        pair(host, bridge, PortIdentity::all(&config.name, &attachment), &name, (None, wanted.mtu), &own, kind)?;
     }
     let found = find(host, &name)?;
     if !found.link.up {
@@ -305,7 +311,7 @@ fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig,
 }
 
 /// Waits until packets pass a port.
-fn wait_for(host: &mut Connection, name: &str) -> Result<Device, Failure> {
+fn wait_for(host: &mut Connection, name: &str) -> Result<Device, CniError> {
     let limit = Instant::now() + OPERATIONAL;
     let mut pause = Duration::from_micros(50);
     loop {
@@ -314,9 +320,9 @@ fn wait_for(host: &mut Connection, name: &str) -> Result<Device, Failure> {
             return Ok(port);
         }
         if Instant::now() > limit {
-            return Err(Failure::other(format!("bridge port in error state: {}", port.state_name())));
+            return Err(CniError::other(format!("bridge port in error state: {}", port.state_name())));
         }
-        inside::nap(pause);
+        container_side::nap(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
@@ -325,22 +331,22 @@ fn wait_for(host: &mut Connection, name: &str) -> Result<Device, Failure> {
 ///
 /// # Errors
 /// Something of it stays. An address whose interface stays is not freed.
-pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
-    remove_interface(config, call)?;
-    let mut failures = Failures::default();
-    failures.note(match ipam::kind(config)?.as_str() {
+pub fn del(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    remove_interface(config, request)?;
+    let mut errors = CniErrors::default();
+    errors.note(match ipam::kind(config)?.as_str() {
         "" => Ok(()),
-        HOST_LOCAL => ipam::store(config).and_then(|store| ipam::del(&store, &call.attachment)).map(|_| ()),
-        _ => other_ipam(config, call, Verb::Del).map(|_| ()),
+        HOST_LOCAL => ipam::store(config).and_then(|store| ipam::del(&store, &request.attachment)).map(|_| ()),
+        _ => other_ipam(config, request, Verb::Del).map(|_| ()),
     });
     if is_masqueraded(config) {
-        failures.note(masquerade::del(&config.name, &call.attachment.container));
+        errors.note(masquerade::del(&config.name, &request.attachment.container));
     }
-    failures.outcome()
+    errors.into_result()
 }
 
 /// Whether the configuration asks for masquerading. DEL does not depend on the other keys.
-fn is_masqueraded(config: &Config) -> bool {
+fn is_masqueraded(config: &NetworkConfig) -> bool {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
     struct Keys {
@@ -351,30 +357,30 @@ fn is_masqueraded(config: &Config) -> bool {
 
 /// Removes the container's interface: by the host's end, which is known by its name; or, where this plugin did not make it, by its own
 /// name in the namespace that the path leads to.
-fn remove_interface(config: &Config, call: &Call) -> Result<(), Failure> {
-    let name = call.attachment.interface.as_str();
+fn remove_interface(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    let name = request.attachment.interface.as_str();
     let mut host = Connection::route().map_err(cannot("open a socket for interface", name))?;
-    let removed = remove_ports(&mut host, config, &call.attachment).map_err(cannot("delete the host's end of interface", name))?;
-    if removed || call.netns.is_empty() {
+    let removed = remove_ports(&mut host, config, &request.attachment).map_err(cannot("delete the host's end of interface", name))?;
+    if removed || request.netns.is_empty() {
         return Ok(());
     }
     let remove = || {
         let mut inside = Connection::route()?;
         let Some(found) = device::find(&mut inside, name)? else { return Ok(()) };
-        if is_of_other(&mut host, config, &call.attachment, &found)? { Ok(()) } else { veth::delete(&mut inside, name).map(|_| ()) }
+        if is_of_other(&mut host, config, &request.attachment, &found)? { Ok(()) } else { veth::delete(&mut inside, name).map(|_| ()) }
     };
-    match Namespace::open(&call.netns).and_then(|pod| pod.within(remove)) {
+    match NetworkNamespace::open(&request.netns).and_then(|pod| pod.within(remove)) {
         Ok(removed) => removed.map_err(cannot("delete the container's interface", name)),
-        Err(NoNamespace::Gone(_)) => Ok(()),
-        Err(NoNamespace::Other(cause)) => Err(Failure::other(format!("failed to open netns {:?}: {cause}", call.netns))),
+        Err(NamespaceError::Missing(_)) => Ok(()),
+        Err(NamespaceError::Other(cause)) => Err(CniError::other(format!("failed to open netns {:?}: {cause}", request.netns))),
     }
 }
 
 /// Removes the host's ends of an attachment, and with them the others; says whether there were any. Names are taken in turn, and few are
 /// needed.
-fn remove_ports(host: &mut Connection, config: &Config, attachment: &Attachment) -> Result<bool, Cause> {
+fn remove_ports(host: &mut Connection, config: &NetworkConfig, attachment: &Attachment) -> Result<bool, Cause> {
     let mut removed = false;
-    for port in PortName::all(&config.name, attachment) {
+    for port in PortIdentity::all(&config.name, attachment) {
         match device::find(host, &port.name)? {
             Some(found) if found.link.mac == Some(port.mac) => removed |= veth::delete(host, &port.name)?,
             Some(_) => {}
@@ -386,11 +392,11 @@ fn remove_ports(host: &mut Connection, config: &Config, attachment: &Attachment)
 
 /// Whether a container's interface leads to a port that this plugin made for another attachment: then the path is another container's by
 /// now.
-fn is_of_other(host: &mut Connection, config: &Config, attachment: &Attachment, inside: &Device) -> Result<bool, Cause> {
+fn is_of_other(host: &mut Connection, config: &NetworkConfig, attachment: &Attachment, inside: &Device) -> Result<bool, Cause> {
     let leads_here = |port: &Device| Some(port.link.index) == inside.peer && port.peer == Some(inside.link.index);
     let port = device::all(host)?.into_iter().find(leads_here);
     Ok(port.is_some_and(|port| {
         port::is_ours(&config.name, &port.link.name, port.link.mac)
-            && PortName::all(&config.name, attachment).all(|own| own.name != port.link.name)
+            && PortIdentity::all(&config.name, attachment).all(|own| own.name != port.link.name)
     }))
 }

@@ -6,7 +6,7 @@
 
 use sha2::{Digest, Sha512};
 
-use crate::cni::protocol::Attachment;
+use crate::cni::request::Attachment;
 use crate::netlink::mac::Mac;
 
 /// How many names there are for an attachment, should somebody else have the first.
@@ -14,14 +14,14 @@ pub(super) const TRIES: u8 = 10;
 
 /// A name and a hardware address for one end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PortName {
+pub(super) struct PortIdentity {
     /// `veth` and eight hexadecimal digits, as the real plugin has it.
     pub name: String,
     /// Locally administered; half of it tells that it belongs to the name.
     pub mac: Mac,
 }
 
-impl PortName {
+impl PortIdentity {
     /// The name to try at this turn.
     pub(super) fn new(network: &str, attachment: &Attachment, turn: u8) -> Self {
         // No name has a slash.
@@ -57,19 +57,19 @@ mod tests {
     #[test]
     fn names_are_found_again_and_told_from_others() {
         let attachment = |container: &str| Attachment { container: container.into(), interface: "eth0".into() };
-        let port = PortName::new("cbr0", &attachment("abc"), 0);
+        let port = PortIdentity::new("cbr0", &attachment("abc"), 0);
         assert!(port.name.len() == 12 && port.mac.is_unicast());
-        assert_eq!(port, PortName::new("cbr0", &attachment("abc"), 0));
+        assert_eq!(port, PortIdentity::new("cbr0", &attachment("abc"), 0));
         for other in [
-            PortName::new("cbr0", &attachment("abd"), 0),
-            PortName::new("cbr0", &attachment("abc"), 1),
-            PortName::new("cbr1", &attachment("abc"), 0),
+            PortIdentity::new("cbr0", &attachment("abd"), 0),
+            PortIdentity::new("cbr0", &attachment("abc"), 1),
+            PortIdentity::new("cbr1", &attachment("abc"), 0),
         ] {
             assert_ne!((&port.name, port.mac), (&other.name, other.mac));
         }
         assert!(is_ours("cbr0", &port.name, Some(port.mac)));
         assert!(!is_ours("cbr1", &port.name, Some(port.mac)) && !is_ours("cbr0", "veth00000000", Some(port.mac)));
         assert!(!is_ours("cbr0", &port.name, None));
-        assert_eq!(PortName::all("cbr0", &attachment("abc")).count(), 10);
+        assert_eq!(PortIdentity::all("cbr0", &attachment("abc")).count(), 10);
     }
 }

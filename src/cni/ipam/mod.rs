@@ -11,13 +11,13 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use super::config::Config;
-use super::failure::{Code, Failure, Failures};
-use super::protocol::{Attachment, Call};
-use super::result::{Address, Outcome, Route, ip};
-use super::version::Version;
+use super::error::{CniError, CniErrors, ErrorCode};
+use super::network_config::NetworkConfig;
+use super::request::{Attachment, CniRequest};
+use super::result::{CniAddress, CniResult, CniRoute, ip};
+use super::version::CniVersion;
 use range::{RangeConfig, RangeSet};
-use store::{Locked, Store};
+use store::{LockedStore, ReservationStore};
 
 /// The IPAM plugin that is part of this program.
 pub(crate) const HOST_LOCAL: &str = "host-local";
@@ -31,7 +31,7 @@ const TRIES: usize = 64;
 #[serde(rename_all = "camelCase", default)]
 struct IpamConfig {
     ranges: Vec<Vec<RangeConfig>>,
-    routes: Vec<Route>,
+    routes: Vec<CniRoute>,
     data_dir: String,
     resolv_conf: String,
     subnet: Option<IpNetwork>,
@@ -67,11 +67,11 @@ struct Args {
 
 /// host-local's part of a network.
 #[derive(Debug)]
-pub struct Ipam {
-    store: Store,
+pub struct HostLocal {
+    store: ReservationStore,
     sets: Vec<RangeSet>,
     wanted: Vec<IpAddr>,
-    routes: Vec<Route>,
+    routes: Vec<CniRoute>,
     resolv_conf: String,
 }
 
@@ -79,23 +79,23 @@ pub struct Ipam {
 ///
 /// # Errors
 /// The configuration's `ipam` is not as it has to be.
-pub fn store(config: &Config) -> Result<Store, Failure> {
+pub fn store(config: &NetworkConfig) -> Result<ReservationStore, CniError> {
     let around: Around = config.parse()?;
     Ok(folder(&around.ipam.unwrap_or_default(), &config.name))
 }
 
-fn folder(config: &IpamConfig, network: &str) -> Store {
-    Store::new(Path::new(if config.data_dir.is_empty() { DATA } else { &config.data_dir }), network)
+fn folder(config: &IpamConfig, network: &str) -> ReservationStore {
+    ReservationStore::new(Path::new(if config.data_dir.is_empty() { DATA } else { &config.data_dir }), network)
 }
 
-impl Ipam {
+impl HostLocal {
     /// Reads a network's configuration, and what the runtime wishes.
     ///
     /// # Errors
     /// They make no sense.
-    pub fn read(config: &Config, call: &Call) -> Result<Self, Failure> {
+    pub fn read(config: &NetworkConfig, request: &CniRequest) -> Result<Self, CniError> {
         let around: Around = config.parse()?;
-        let bad = |message: String| Failure::new(Code::BAD_CONFIG, message);
+        let bad = |message: String| CniError::new(ErrorCode::BAD_CONFIG, message);
         let mut ipam = around.ipam.ok_or_else(|| bad("IPAM config missing 'ipam' key".to_owned()))?;
         let mut ranges = around.runtime.ip_ranges;
         if let Some(subnet) = ipam.subnet {
@@ -104,10 +104,10 @@ impl Ipam {
         ranges.append(&mut ipam.ranges);
         let sets = range::sets(&ranges)?;
         let too_many = [true, false].into_iter().any(|v4| sets.iter().filter(|set| set.is_ipv4() == v4).count() > 1);
-        if config.version <= Version::V0_2_0 && too_many {
+        if config.version <= CniVersion::V0_2_0 && too_many {
             return Err(bad(format!("CNI version {} does not support more than 1 address per family", config.version.as_str())));
         }
-        let [ip] = call.known_args(["IP"])?;
+        let [ip] = request.known_args(["IP"])?;
         let wanted = ip.into_iter().map(str::to_owned).chain(around.args.cni.ips).chain(around.runtime.ips);
         let wanted = wanted.filter(|text| !text.is_empty());
         // Some runtimes ask for an address with its prefix length.
@@ -129,10 +129,10 @@ impl Ipam {
     ///
     /// # Errors
     /// There is none left, or not the one that was wished. Then none is reserved.
-    pub fn add(&self, attachment: &Attachment, in_use: &InUse<'_>) -> Result<Outcome, Failure> {
-        let mut outcome = Outcome { routes: self.routes.clone(), ..Outcome::default() };
+    pub fn add(&self, attachment: &Attachment, used_addresses: &FindUsedAddresses<'_>) -> Result<CniResult, CniError> {
+        let mut result = CniResult { routes: self.routes.clone(), ..CniResult::default() };
         if !self.resolv_conf.is_empty() {
-            outcome.dns = resolv_conf::read(&self.resolv_conf)?;
+            result.dns = resolv_conf::read(&self.resolv_conf)?;
         }
         let mut wanted = self.wanted.clone();
         for (at, set) in self.sets.iter().enumerate() {
@@ -140,54 +140,54 @@ impl Ipam {
             let given = self
                 .store
                 .lock()
-                .and_then(|mut locked| give(&mut locked, set, at, wish, attachment, in_use))
-                .map_err(|failure| failure.within(&format!("failed to allocate for range {at}")));
+                .and_then(|mut locked| give(&mut locked, set, at, wish, attachment, used_addresses))
+                .map_err(|error| error.within(&format!("failed to allocate for range {at}")));
             match given {
-                Ok(address) => outcome.ips.push(address),
-                Err(failure) => return Err(self.undone(failure, &outcome)),
+                Ok(address) => result.ips.push(address),
+                Err(error) => return Err(self.undone(error, &result)),
             }
         }
         if wanted.is_empty() {
-            return Ok(outcome);
+            return Ok(result);
         }
         let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-        let failure = Failure::other(format!("failed to allocate all requested IPs: {}", wanted.join(",")));
-        Err(self.undone(failure, &outcome))
+        let error = CniError::other(format!("failed to allocate all requested IPs: {}", wanted.join(",")));
+        Err(self.undone(error, &result))
     }
 
-    fn undone(&self, failure: Failure, outcome: &Outcome) -> Failure {
-        let addresses: Vec<IpAddr> = outcome.ips.iter().map(|ip| ip.address.ip()).collect();
-        failure.and(free(&self.store, &addresses))
+    fn undone(&self, error: CniError, result: &CniResult) -> CniError {
+        let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.ip()).collect();
+        error.and(free(&self.store, &addresses))
     }
 }
 
 /// Says which addresses containers have at present.
-pub type InUse<'a> = dyn Fn() -> Result<BTreeSet<IpAddr>, Failure> + 'a;
+pub type FindUsedAddresses<'a> = dyn Fn() -> Result<BTreeSet<IpAddr>, CniError> + 'a;
 
 fn give(
-    locked: &mut Locked<'_>,
+    locked: &mut LockedStore<'_>,
     set: &RangeSet,
     at: usize,
     wish: Option<IpAddr>,
     attachment: &Attachment,
-    in_use: &InUse<'_>,
-) -> Result<Address, Failure> {
-    let address = |ip: IpAddr, range: &range::Range| {
-        let address = IpNetwork::new(ip, range.subnet.prefix()).map_err(|error| Failure::other(error.to_string()))?;
-        Ok(Address { interface: None, address, gateway: Some(range.gateway) })
+    used_addresses: &FindUsedAddresses<'_>,
+) -> Result<CniAddress, CniError> {
+    let address = |ip: IpAddr, range: &range::AddressRange| {
+        let address = IpNetwork::new(ip, range.subnet.prefix()).map_err(|error| CniError::other(error.to_string()))?;
+        Ok(CniAddress { interface: None, address, gateway: Some(range.gateway) })
     };
     if let Some(ip) = locked.of(attachment)?.into_iter().find(|ip| set.range_of(*ip).is_some()) {
         let id = &attachment.container;
-        return Err(Failure::other(format!("{ip} has been allocated to {id}, duplicate allocation is not allowed")));
+        return Err(CniError::other(format!("{ip} has been allocated to {id}, duplicate allocation is not allowed")));
     }
     if let Some((ip, range)) = wish.and_then(|ip| set.range_of(ip).map(|range| (ip, range))) {
         if ip == range.gateway {
-            return Err(Failure::other(format!("requested ip {ip} is subnet's gateway")));
+            return Err(CniError::other(format!("requested ip {ip} is subnet's gateway")));
         }
         if locked.reserve(ip, attachment, at)? {
             return address(ip, range);
         }
-        return Err(Failure::other(format!("requested IP address {ip} is not available in range set {set}")));
+        return Err(CniError::other(format!("requested IP address {ip} is not available in range set {set}")));
     }
     // A range with leaks is looked through once more when they are freed.
     for round in 0..2 {
@@ -200,23 +200,23 @@ fn give(
                 return address(ip, range);
             }
         }
-        if round > 0 || !free_leaked(locked, set, in_use)? {
+        if round > 0 || !free_leaked(locked, set, used_addresses)? {
             break;
         }
     }
-    Err(Failure::other(format!("no IP addresses available in range set: {set}")))
+    Err(CniError::other(format!("no IP addresses available in range set: {set}")))
 }
 
 /// Frees the addresses of a set that nobody has; says whether there were any. What was reserved a short time ago may be on its way to
 /// its container and stays.
-fn free_leaked(locked: &mut Locked<'_>, set: &RangeSet, in_use: &InUse<'_>) -> Result<bool, Failure> {
-    let old = |ip: &IpAddr| locked.age(*ip).is_some_and(|age| age > super::in_use::ON_ITS_WAY);
+fn free_leaked(locked: &mut LockedStore<'_>, set: &RangeSet, used_addresses: &FindUsedAddresses<'_>) -> Result<bool, CniError> {
+    let old = |ip: &IpAddr| locked.age(*ip).is_some_and(|age| age > super::used_addresses::ON_ITS_WAY);
     let suspects: Vec<IpAddr> = locked.taken()?.into_iter().filter(|ip| set.range_of(*ip).is_some()).filter(old).collect();
     if suspects.is_empty() {
         return Ok(false);
     }
-    let in_use = in_use()?;
-    let leaked: Vec<IpAddr> = suspects.into_iter().filter(|ip| !in_use.contains(ip)).collect();
+    let used_addresses = used_addresses()?;
+    let leaked: Vec<IpAddr> = suspects.into_iter().filter(|ip| !used_addresses.contains(ip)).collect();
     leaked.iter().try_for_each(|ip| locked.free(*ip))?;
     Ok(!leaked.is_empty())
 }
@@ -225,7 +225,7 @@ fn free_leaked(locked: &mut Locked<'_>, set: &RangeSet, in_use: &InUse<'_>) -> R
 ///
 /// # Errors
 /// One cannot be freed.
-pub fn del(store: &Store, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+pub fn del(store: &ReservationStore, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
     store.lock_existing()?.map_or(Ok(Vec::new()), |mut locked| locked.release(attachment))
 }
 
@@ -233,24 +233,24 @@ pub fn del(store: &Store, attachment: &Attachment) -> Result<Vec<IpAddr>, Failur
 ///
 /// # Errors
 /// One cannot be freed.
-pub fn free(store: &Store, addresses: &[IpAddr]) -> Result<(), Failure> {
+pub fn free(store: &ReservationStore, addresses: &[IpAddr]) -> Result<(), CniError> {
     let Some(mut locked) = store.lock_existing()? else { return Ok(()) };
-    let mut failures = Failures::default();
+    let mut errors = CniErrors::default();
     for ip in addresses {
-        failures.note(locked.free(*ip));
+        errors.note(locked.free(*ip));
     }
-    failures.outcome()
+    errors.into_result()
 }
 
 /// Sees that an attachment has an address.
 ///
 /// # Errors
 /// It has none.
-pub fn check(store: &Store, attachment: &Attachment) -> Result<(), Failure> {
+pub fn check(store: &ReservationStore, attachment: &Attachment) -> Result<(), CniError> {
     let found = store.lock_existing()?.map_or(Ok(Vec::new()), |mut locked| locked.of(attachment))?;
     if found.is_empty() {
         let id = &attachment.container;
-        return Err(Failure::other(format!("host-local: Failed to find address added by container {id}")));
+        return Err(CniError::other(format!("host-local: Failed to find address added by container {id}")));
     }
     Ok(())
 }
@@ -259,35 +259,35 @@ pub fn check(store: &Store, attachment: &Attachment) -> Result<(), Failure> {
 ///
 /// # Errors
 /// One cannot be freed; all have been tried.
-pub fn collect(store: &Store, valid: &BTreeSet<Attachment>) -> Result<(), Failure> {
+pub fn collect(store: &ReservationStore, valid: &BTreeSet<Attachment>) -> Result<(), CniError> {
     let Some(mut locked) = store.lock_existing()? else { return Ok(()) };
-    let mut failures = Failures::default();
+    let mut errors = CniErrors::default();
     for found in locked.all()? {
-        if !valid.iter().any(|valid| found.holder.is(valid)) {
-            failures.note(locked.free(found.ip));
+        if !valid.iter().any(|valid| found.owner.is(valid)) {
+            errors.note(locked.free(found.ip));
         }
     }
-    failures.outcome()
+    errors.into_result()
 }
 
 /// Carries out a verb of the plugin `host-local`.
 ///
 /// # Errors
 /// It was not carried out.
-pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
-    use super::protocol::Verb;
-    match call.verb {
-        Verb::Add => Ipam::read(config, call)?.add(&call.attachment, &super::in_use::addresses).map(Some),
+pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
+    use super::request::Verb;
+    match request.verb {
+        Verb::Add => HostLocal::read(config, request)?.add(&request.attachment, &super::used_addresses::addresses).map(Some),
         Verb::Del => {
-            Ipam::read(config, call)?;
-            del(&store(config)?, &call.attachment).map(|_| None)
+            HostLocal::read(config, request)?;
+            del(&store(config)?, &request.attachment).map(|_| None)
         }
         Verb::Check => {
-            Ipam::read(config, call)?;
-            check(&store(config)?, &call.attachment).map(|()| None)
+            HostLocal::read(config, request)?;
+            check(&store(config)?, &request.attachment).map(|()| None)
         }
         Verb::Gc => collect(&store(config)?, &config.valid()?).map(|()| None),
-        Verb::Status => Ipam::read(config, call).map(|_| None),
+        Verb::Status => HostLocal::read(config, request).map(|_| None),
         Verb::Version => Ok(None),
     }
 }
@@ -296,7 +296,7 @@ pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
 ///
 /// # Errors
 /// The configuration's `ipam` is not as it has to be.
-pub fn kind(config: &Config) -> Result<String, Failure> {
+pub fn kind(config: &NetworkConfig) -> Result<String, CniError> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Named {

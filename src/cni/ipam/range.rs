@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::cni::failure::{Code, Failure};
+use crate::cni::error::{CniError, ErrorCode};
 use crate::cni::result::ip;
 
 /// A range as it is configured.
@@ -28,7 +28,7 @@ pub struct RangeConfig {
 
 /// A range whose parts fit each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct AddressRange {
     /// The network.
     pub subnet: IpNetwork,
     /// Its gateway, which is never given.
@@ -37,7 +37,7 @@ pub struct Range {
     last: u128,
 }
 
-impl Range {
+impl AddressRange {
     /// Fits a range's parts together.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl Range {
 
 /// Ranges of one family of which a container gets one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RangeSet(Vec<Range>);
+pub struct RangeSet(Vec<AddressRange>);
 
 impl fmt::Display for RangeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,7 +110,7 @@ impl RangeSet {
     /// # Errors
     /// They do not fit.
     pub fn new(configs: &[RangeConfig]) -> Result<Self, String> {
-        let ranges: Vec<Range> = configs.iter().map(Range::new).collect::<Result<_, _>>()?;
+        let ranges: Vec<AddressRange> = configs.iter().map(AddressRange::new).collect::<Result<_, _>>()?;
         let Some(first) = ranges.first() else { return Err("empty range set".to_owned()) };
         if ranges.iter().any(|range| range.subnet.is_ipv4() != first.subnet.is_ipv4()) {
             return Err("mixed address families".to_owned());
@@ -131,17 +131,17 @@ impl RangeSet {
 
     /// The range that an address is of.
     #[must_use]
-    pub(crate) fn range_of(&self, ip: IpAddr) -> Option<&Range> {
+    pub fn range_of(&self, ip: IpAddr) -> Option<&AddressRange> {
         self.0.iter().find(|range| range.contains(ip))
     }
 
     /// Every address that can be given, once: round and round from the one behind `last`, which comes at the end itself. Where `last`
     /// is of none of the ranges, from the start of the first.
-    pub(crate) fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &Range)> {
+    pub fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &AddressRange)> {
         let found = last.and_then(|last| self.0.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
         let (at, skipped) = found.map_or((0, 0), |(at, last)| (at, (last - self.0[at].first).saturating_add(1)));
         // The rest of one range, the others whole, and what was skipped.
-        let whole = |range: &Range| (0, range.len());
+        let whole = |range: &AddressRange| (0, range.len());
         let rest = self.0.get(at).map(|range| (range, (skipped, range.len())));
         let others = self.0.iter().skip(at + 1).chain(self.0.iter().take(at)).map(move |range| (range, whole(range)));
         let start = self.0.get(at).map(|range| (range, (0, skipped)));
@@ -155,8 +155,8 @@ impl RangeSet {
 ///
 /// # Errors
 /// They do not fit, or there is none; number 7.
-pub fn sets(configs: &[Vec<RangeConfig>]) -> Result<Vec<RangeSet>, Failure> {
-    let bad = |message: String| Failure::new(Code::BAD_CONFIG, message);
+pub fn sets(configs: &[Vec<RangeConfig>]) -> Result<Vec<RangeSet>, CniError> {
+    let bad = |message: String| CniError::new(ErrorCode::BAD_CONFIG, message);
     let sets: Vec<RangeSet> = configs
         .iter()
         .enumerate()

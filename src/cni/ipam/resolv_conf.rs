@@ -2,17 +2,17 @@
 
 use std::fs;
 
-use crate::cni::failure::Failure;
-use crate::cni::result::Dns;
+use crate::cni::error::CniError;
+use crate::cni::result::CniDns;
 
 /// Reads a file.
-pub(super) fn read(path: &str) -> Result<Dns, Failure> {
-    let text = fs::read_to_string(path).map_err(|cause| Failure::other(format!("cannot read resolvConf {path}: {cause}")))?;
+pub(super) fn read(path: &str) -> Result<CniDns, CniError> {
+    let text = fs::read_to_string(path).map_err(|cause| CniError::other(format!("cannot read resolvConf {path}: {cause}")))?;
     Ok(parse(&text))
 }
 
-fn parse(text: &str) -> Dns {
-    let mut dns = Dns::default();
+fn parse(text: &str) -> CniDns {
+    let mut dns = CniDns::default();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
         let mut words = line.split_whitespace().map(str::to_owned);
         match words.next().as_deref() {

@@ -13,8 +13,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cni::failure::Failure;
-use crate::cni::protocol::Attachment;
+use crate::cni::error::CniError;
+use crate::cni::request::Attachment;
 
 /// What separates the container from the interface in a reservation.
 const LINE: &str = "\r\n";
@@ -23,21 +23,21 @@ const STATE: &str = ".state";
 
 /// A network's folder.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct ReservationStore {
     folder: PathBuf,
     index: PathBuf,
 }
 
 /// Who an address is reserved for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct ReservationOwner {
     /// The container.
     pub container: String,
     /// The interface; none in files of plugins before 0.7.
     pub interface: Option<String>,
 }
 
-impl Holder {
+impl ReservationOwner {
     fn read(text: &str) -> Self {
         match text.trim().split_once(LINE) {
             Some((container, interface)) => Self { container: container.trim().to_owned(), interface: Some(interface.trim().to_owned()) },
@@ -64,19 +64,19 @@ pub struct Reservation {
     /// The address.
     pub ip: IpAddr,
     /// Who it is for.
-    pub holder: Holder,
+    pub owner: ReservationOwner,
 }
 
 /// The folder while no other plugin works in it.
 #[derive(Debug)]
-pub struct Locked<'s> {
-    store: &'s Store,
+pub struct LockedStore<'s> {
+    store: &'s ReservationStore,
     /// The index knows every reservation.
     indexed: bool,
     _lock: File,
 }
 
-impl Store {
+impl ReservationStore {
     /// The folder of a network.
     #[must_use]
     pub fn new(data: &Path, network: &str) -> Self {
@@ -87,7 +87,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be made, or the lock cannot be opened.
-    pub fn lock(&self) -> Result<Locked<'_>, Failure> {
+    pub fn lock(&self) -> Result<LockedStore<'_>, CniError> {
         self.make().map_err(|cause| cannot("make the folder", &self.folder, &cause))?;
         self.lock_there()
     }
@@ -96,7 +96,7 @@ impl Store {
     ///
     /// # Errors
     /// The lock cannot be opened.
-    pub(crate) fn lock_existing(&self) -> Result<Option<Locked<'_>>, Failure> {
+    pub fn lock_existing(&self) -> Result<Option<LockedStore<'_>>, CniError> {
         if self.folder.is_dir() { self.lock_there().map(Some) } else { Ok(None) }
     }
 
@@ -107,7 +107,7 @@ impl Store {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)
     }
 
-    fn lock_there(&self) -> Result<Locked<'_>, Failure> {
+    fn lock_there(&self) -> Result<LockedStore<'_>, CniError> {
         let path = self.folder.join("lock");
         let open = || {
             // Like upstream's, it is opened for reading only, and made where it is missing. The standard library makes files only with
@@ -120,14 +120,14 @@ impl Store {
             }
         };
         let file = open().and_then(|file| file.lock().map(|()| file)).map_err(|cause| cannot("lock", &path, &cause))?;
-        let mut locked = Locked { store: self, indexed: false, _lock: file };
+        let mut locked = LockedStore { store: self, indexed: false, _lock: file };
         let state = fs::read_to_string(self.index.join(STATE));
         locked.indexed = fs::remove_file(self.index.join(STATE)).is_ok() && state.is_ok_and(|state| state == locked.state());
         Ok(locked)
     }
 }
 
-impl Drop for Locked<'_> {
+impl Drop for LockedStore<'_> {
     fn drop(&mut self) {
         if self.indexed {
             // Where it cannot be written, the index is made anew next time.
@@ -136,7 +136,7 @@ impl Drop for Locked<'_> {
     }
 }
 
-impl Locked<'_> {
+impl LockedStore<'_> {
     fn file(&self, ip: IpAddr) -> PathBuf {
         self.store.folder.join(ip.to_string())
     }
@@ -151,7 +151,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// Its file cannot be written. Then it is not reserved.
-    pub fn reserve(&mut self, ip: IpAddr, attachment: &Attachment, set: usize) -> Result<bool, Failure> {
+    pub fn reserve(&mut self, ip: IpAddr, attachment: &Attachment, set: usize) -> Result<bool, CniError> {
         let path = self.file(ip);
         let failed = |cause: &io::Error| cannot("reserve an address by", &path, cause);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
@@ -176,7 +176,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn of(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+    pub fn of(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
         if self.indexed {
             return Ok(self.hint(attachment));
         }
@@ -189,7 +189,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// The folder cannot be read, or a file cannot be removed.
-    pub(crate) fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, Failure> {
+    pub fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
         let hinted = self.indexed;
         let mut found = self.of(attachment)?;
         if found.is_empty() && hinted {
@@ -205,9 +205,9 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// Its file is there and cannot be removed.
-    pub fn free(&mut self, ip: IpAddr) -> Result<(), Failure> {
+    pub fn free(&mut self, ip: IpAddr) -> Result<(), CniError> {
         let path = self.file(ip);
-        let attachment = self.holder(ip).and_then(|holder| holder.attachment());
+        let attachment = self.owner(ip).and_then(|owner| owner.attachment());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("free an address by removing", &path, &error)),
             _ => {}
@@ -220,8 +220,8 @@ impl Locked<'_> {
 
     /// Who has an address.
     #[must_use]
-    pub fn holder(&self, ip: IpAddr) -> Option<Holder> {
-        fs::read(self.file(ip)).ok().map(|text| Holder::read(&String::from_utf8_lossy(&text)))
+    pub fn owner(&self, ip: IpAddr) -> Option<ReservationOwner> {
+        fs::read(self.file(ip)).ok().map(|text| ReservationOwner::read(&String::from_utf8_lossy(&text)))
     }
 
     /// How long ago an address was reserved.
@@ -234,7 +234,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn taken(&self) -> Result<BTreeSet<IpAddr>, Failure> {
+    pub fn taken(&self) -> Result<BTreeSet<IpAddr>, CniError> {
         let failed = |cause: io::Error| cannot("read the folder", &self.store.folder, &cause);
         let mut taken = BTreeSet::new();
         for entry in fs::read_dir(&self.store.folder).map_err(failed)? {
@@ -247,9 +247,9 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub fn all(&self) -> Result<Vec<Reservation>, Failure> {
+    pub fn all(&self) -> Result<Vec<Reservation>, CniError> {
         let taken = self.taken()?;
-        Ok(taken.into_iter().filter_map(|ip| self.holder(ip).map(|holder| Reservation { ip, holder })).collect())
+        Ok(taken.into_iter().filter_map(|ip| self.owner(ip).map(|owner| Reservation { ip, owner })).collect())
     }
 
     /// What the folder is like: any change of it by somebody else changes this, too.
@@ -271,8 +271,8 @@ impl Locked<'_> {
     fn hint(&self, attachment: &Attachment) -> Vec<IpAddr> {
         let link = fs::read_link(self.link(attachment)).unwrap_or_default();
         let addresses = link.to_str().unwrap_or_default().split(',').filter_map(|ip| ip.parse().ok());
-        let exact = |holder: &Holder| holder.interface.is_some() && holder.is(attachment);
-        addresses.filter(|ip| self.holder(*ip).as_ref().is_some_and(exact)).collect()
+        let exact = |owner: &ReservationOwner| owner.interface.is_some() && owner.is(attachment);
+        addresses.filter(|ip| self.owner(*ip).as_ref().is_some_and(exact)).collect()
     }
 
     fn note(&mut self, attachment: &Attachment, ip: IpAddr) {
@@ -291,8 +291,8 @@ impl Locked<'_> {
         let _ = fs::remove_dir_all(&self.store.index);
         // A file that names nobody is of somebody who was killed while writing it. Other reservations that have no place in the index
         // are found by reading the files only.
-        let of_somebody = reservations.iter().filter(|found| !found.holder.container.is_empty());
-        let named: Option<Vec<_>> = of_somebody.map(|found| Some((found.holder.attachment()?, found.ip))).collect();
+        let of_somebody = reservations.iter().filter(|found| !found.owner.container.is_empty());
+        let named: Option<Vec<_>> = of_somebody.map(|found| Some((found.owner.attachment()?, found.ip))).collect();
         let Some(named) = named else { return };
         self.indexed = DirBuilder::new().recursive(true).mode(0o700).create(&self.store.index).is_ok();
         for (attachment, ip) in named {
@@ -304,7 +304,7 @@ impl Locked<'_> {
 /// The addresses of an attachment. Files that do not name the interface count only where none does.
 fn held_by(reservations: &[Reservation], attachment: &Attachment) -> Vec<IpAddr> {
     let named = |named: bool| {
-        let is = |found: &&Reservation| found.holder.is(attachment) && found.holder.interface.is_some() == named;
+        let is = |found: &&Reservation| found.owner.is(attachment) && found.owner.interface.is_some() == named;
         reservations.iter().filter(is).map(|found| found.ip).collect::<Vec<_>>()
     };
     let exact = named(true);
@@ -316,8 +316,8 @@ fn is_file_name(text: &str) -> bool {
     !text.is_empty() && text.len() < 200 && !text.contains(['/', '\0'])
 }
 
-fn cannot(call: &str, path: &Path, cause: &io::Error) -> Failure {
-    Failure::other(format!("cannot {call} {}: {cause}", path.display()))
+fn cannot(request: &str, path: &Path, cause: &io::Error) -> CniError {
+    CniError::other(format!("cannot {request} {}: {cause}", path.display()))
 }
 
 #[cfg(test)]
@@ -333,14 +333,14 @@ mod tests {
     }
 
     /// What an ADD does that is killed before the index knows.
-    fn reserve_and_die(store: &Store, address: &str, container: &str) {
+    fn reserve_and_die(store: &ReservationStore, address: &str, container: &str) {
         fs::write(store.folder.join(address), format!("{container}{LINE}eth0")).expect("writable");
     }
 
     #[test]
     fn what_the_index_does_not_know_is_freed_as_well() {
         let data = tempfile::tempdir().expect("a folder");
-        let (store, abc) = (Store::new(data.path(), "cbr0"), attachment("abc"));
+        let (store, abc) = (ReservationStore::new(data.path(), "cbr0"), attachment("abc"));
         store.lock().expect("a folder").of(&abc).expect("readable");
         assert!(store.lock().expect("a folder").reserve(ip("10.0.0.2"), &abc, 0).expect("writable"));
         reserve_and_die(&store, "fd00::2", "abc");
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn the_index_keeps_nobody_who_has_no_address() {
         let data = tempfile::tempdir().expect("a folder");
-        let (store, abc) = (Store::new(data.path(), "cbr0"), attachment("abc"));
+        let (store, abc) = (ReservationStore::new(data.path(), "cbr0"), attachment("abc"));
         let lock = || store.lock().expect("a folder");
         lock().of(&abc).expect("readable");
         let links = || fs::read_dir(&store.index).expect("readable").flatten().filter(|entry| entry.file_name() != STATE).count();

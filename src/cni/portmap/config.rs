@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use crate::cluster::Family;
-use crate::cni::config::Config;
-use crate::cni::failure::{Code, Failure};
+use crate::cni::error::{CniError, ErrorCode};
+use crate::cni::network_config::NetworkConfig;
 
 /// The mark's bit, unless the configuration says otherwise.
 const MARK_BIT: i64 = 13;
@@ -16,7 +16,7 @@ const CHAIN_LEN: usize = 28;
 
 /// A protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Transport {
+pub(super) enum PortProtocol {
     /// SCTP
     Sctp,
     /// TCP
@@ -25,7 +25,7 @@ pub(super) enum Transport {
     Udp,
 }
 
-impl Transport {
+impl PortProtocol {
     /// Its name in rules.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Transport {
 
     /// Finds a protocol by its name.
     pub(super) fn named(name: &str) -> Option<Self> {
-        [Self::Sctp, Self::Tcp, Self::Udp].into_iter().find(|transport| transport.as_str().eq_ignore_ascii_case(name))
+        [Self::Sctp, Self::Tcp, Self::Udp].into_iter().find(|protocol| protocol.as_str().eq_ignore_ascii_case(name))
     }
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Mapping {
     /// The container's port.
     pub container_port: u16,
     /// The protocol.
-    pub transport: Transport,
+    pub protocol: PortProtocol,
     /// The address of the host at which it answers; unspecified: all of its family; none: all of both.
     pub host_ip: Option<IpAddr>,
 }
@@ -68,7 +68,7 @@ impl Mapping {
 
 impl fmt::Display for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.host_port, self.transport.as_str())?;
+        write!(f, "{}/{}", self.host_port, self.protocol.as_str())?;
         self.address().map_or(Ok(()), |ip| write!(f, " of {ip}"))
     }
 }
@@ -117,7 +117,7 @@ impl Entry {
         Ok(Mapping {
             host_port: port("host", self.host_port)?,
             container_port: port("container", self.container_port)?,
-            transport: Transport::named(&self.protocol).ok_or_else(|| format!("protocol {:?} has no ports to map", self.protocol))?,
+            protocol: PortProtocol::named(&self.protocol).ok_or_else(|| format!("protocol {:?} has no ports to map", self.protocol))?,
             host_ip,
         })
     }
@@ -145,11 +145,11 @@ impl PortmapConfig {
     ///
     /// # Errors
     /// It makes no sense, or asks for something that is not done here.
-    pub(super) fn read(config: &Config) -> Result<Self, Failure> {
+    pub(super) fn read(config: &NetworkConfig) -> Result<Self, CniError> {
         let keys: Keys = config.parse()?;
-        let bad = |message: String| Failure::new(Code::BAD_CONFIG, message);
+        let bad = |message: String| CniError::new(ErrorCode::BAD_CONFIG, message);
         if !matches!(keys.backend.as_str(), "" | "iptables") {
-            return Err(Failure::new(Code::UNSUPPORTED_FIELD, "backend has to be \"iptables\""));
+            return Err(CniError::new(ErrorCode::UNSUPPORTED_FIELD, "backend has to be \"iptables\""));
         }
         if keys.external_set_mark_chain.is_some() && keys.mark_masq_bit.is_some() {
             return Err(bad("Cannot specify externalSetMarkChain and markMasqBit".to_owned()));
@@ -202,7 +202,7 @@ mod tests {
     fn read(keys: Value) -> Result<PortmapConfig, String> {
         let mut all = keys.as_object().cloned().unwrap_or_default();
         all.insert("name".into(), json!("n"));
-        PortmapConfig::read(&Config::of((&all).into()).expect("a frame")).map_err(|failure| failure.message)
+        PortmapConfig::read(&NetworkConfig::of((&all).into()).expect("a frame")).map_err(|error| error.message)
     }
 
     #[test]

@@ -14,15 +14,15 @@ use crate::cluster::Family;
 use crate::netlink::device;
 use crate::netlink::socket::Connection;
 
-use super::config::Config;
-use super::failure::{Code, Failure, Failures};
-use super::in_use;
-use super::iptables::{Nat, Refusal, names_of};
+use super::error::{CniError, CniErrors, ErrorCode};
+use super::iptables::{ChangeError, NatTable, names_of};
 use super::netns::lock_own;
-use super::protocol::{Call, Verb};
-use super::result::Outcome;
+use super::network_config::NetworkConfig;
+use super::request::{CniRequest, Verb};
+use super::result::CniResult;
+use super::used_addresses;
 use config::PortmapConfig;
-use rules::{DNAT, MASQUERADE, Other, Present, Rules, SET_MARK, chain_of};
+use rules::{ContainerRules, DNAT, LiveChains, MASQUERADE, OtherContainer, SET_MARK, chain_of};
 
 /// How often rules are made while others make the same chains.
 const TRIES: u32 = 5;
@@ -31,52 +31,52 @@ const TRIES: u32 = 5;
 ///
 /// # Errors
 /// It was not carried out.
-pub fn run(config: &Config, call: &Call) -> Result<Option<Outcome>, Failure> {
-    match call.verb {
+pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
+    match request.verb {
         Verb::Add => {
             let result = previous(config)?;
-            add(config, call, &result)?;
+            add(config, request, &result)?;
             Ok(Some(result))
         }
-        Verb::Del => del(config, call).map(|()| None),
-        Verb::Check => check(config, call, &previous(config)?).map(|()| None),
+        Verb::Del => del(config, request).map(|()| None),
+        Verb::Check => check(config, request, &previous(config)?).map(|()| None),
         Verb::Gc => collect(config).map(|()| None),
         Verb::Status => PortmapConfig::read(config).map(|_| None),
         Verb::Version => Ok(None),
     }
 }
 
-fn previous(config: &Config) -> Result<Outcome, Failure> {
-    config.previous()?.ok_or_else(|| Failure::new(Code::BAD_CONFIG, "must be called as chained plugin"))
+fn previous(config: &NetworkConfig) -> Result<CniResult, CniError> {
+    config.previous()?.ok_or_else(|| CniError::new(ErrorCode::BAD_CONFIG, "must be called as chained plugin"))
 }
 
 /// Makes the ports that the runtime asks for lead to a container; nothing is done where it asks for none.
 ///
 /// # Errors
 /// They cannot be made, or another container has one. Then none of them is.
-pub fn add(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
+pub fn add(config: &NetworkConfig, request: &CniRequest, result: &CniResult) -> Result<(), CniError> {
     let portmap = PortmapConfig::read(config)?;
     if portmap.mappings.is_empty() {
         return Ok(());
     }
-    make(&portmap, config, call, result).map_err(|failure| failure.and(remove(&config.name, &call.attachment.container)))
+    make(&portmap, config, request, result).map_err(|error| error.and(remove(&config.name, &request.attachment.container)))
 }
 
-fn make(portmap: &PortmapConfig, config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
+fn make(portmap: &PortmapConfig, config: &NetworkConfig, request: &CniRequest, result: &CniResult) -> Result<(), CniError> {
     for family in Family::ALL {
-        let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
+        let Some(address) = result.address_of(&request.attachment.interface, family == Family::V4) else { continue };
         if portmap.snat && family == Family::V4 {
             route_loopback(address.ip())?;
         }
-        let rules = rules::rules(portmap, &config.name, &call.attachment.container, address);
-        make_rules(Nat(family), portmap, &rules, address.ip())?;
+        let rules = rules::rules(portmap, &config.name, &request.attachment.container, address);
+        make_rules(NatTable(family), portmap, &rules, address.ip())?;
         flows::forget(family, &portmap.mappings)?;
     }
     Ok(())
 }
 
 /// What comes from the loopback may be sent on to the container.
-fn route_loopback(ip: IpAddr) -> Result<(), Failure> {
+fn route_loopback(ip: IpAddr) -> Result<(), CniError> {
     let find = || {
         let mut connection = Connection::route()?;
         let outgoing = device::outgoing_link(&mut connection, ip)?;
@@ -84,23 +84,23 @@ fn route_loopback(ip: IpAddr) -> Result<(), Failure> {
         Ok(all.into_iter().find(|device| Some(device.link.index) == outgoing).map(|device| device.link.name))
     };
     let found: Result<_, crate::netlink::Cause> = find();
-    let name = found.map_err(|cause| Failure::other(format!("cannot find the way to {ip}: {cause}")))?;
-    let Some(name) = name else { return Err(Failure::other(format!("cannot find the way to {ip}"))) };
+    let name = found.map_err(|cause| CniError::other(format!("cannot find the way to {ip}: {cause}")))?;
+    let Some(name) = name else { return Err(CniError::other(format!("cannot find the way to {ip}"))) };
     crate::cni::netns::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
 }
 
-fn present(nat: Nat) -> Result<Present, Failure> {
+fn present(nat: NatTable) -> Result<LiveChains, CniError> {
     let [prerouting, output, postrouting, dnat, masquerade, set_mark] =
         nat.list(["PREROUTING", "OUTPUT", "POSTROUTING", DNAT, MASQUERADE, SET_MARK])?;
     let [prerouting, output, postrouting] = [prerouting, output, postrouting].map(Option::unwrap_or_default);
-    Ok(Present { prerouting, output, postrouting, dnat, masquerade, set_mark })
+    Ok(LiveChains { prerouting, output, postrouting, dnat, masquerade, set_mark })
 }
 
-fn locked() -> Result<std::fs::File, Failure> {
-    lock_own().map_err(|cause| Failure::other(format!("cannot lock the rules of this network namespace: {cause}")))
+fn locked() -> Result<std::fs::File, CniError> {
+    lock_own().map_err(|cause| CniError::other(format!("cannot lock the rules of this network namespace: {cause}")))
 }
 
-fn make_rules(nat: Nat, portmap: &PortmapConfig, rules: &Rules, own: IpAddr) -> Result<(), Failure> {
+fn make_rules(nat: NatTable, portmap: &PortmapConfig, rules: &ContainerRules, own: IpAddr) -> Result<(), CniError> {
     let _lock = locked()?;
     let mut tries = 1;
     loop {
@@ -110,9 +110,11 @@ fn make_rules(nat: Nat, portmap: &PortmapConfig, rules: &Rules, own: IpAddr) -> 
             stale.iter().flat_map(|other| rules::removal(present.dnat.as_deref().unwrap_or_default(), &other.chain)).collect();
         lines.extend(rules::additions(portmap, rules, &present));
         match nat.change(&lines) {
-            Err(Refusal::Raced) if tries < TRIES => tries += 1,
-            Err(Refusal::Raced) => return Err(Failure::other("the rules were changed by somebody else each time they were to be made")),
-            Err(Refusal::Failed(failure)) => return Err(failure),
+            Err(ChangeError::ChainExists) if tries < TRIES => tries += 1,
+            Err(ChangeError::ChainExists) => {
+                return Err(CniError::other("the rules were changed by somebody else each time they were to be made"));
+            }
+            Err(ChangeError::Failed(error)) => return Err(error),
             Ok(()) => return Ok(()),
         }
     }
@@ -120,21 +122,29 @@ fn make_rules(nat: Nat, portmap: &PortmapConfig, rules: &Rules, own: IpAddr) -> 
 
 /// Finds containers that have one of the ports already. Those that are gone, and whose rules are what somebody forgot, may lose them:
 /// the address that the rules lead to is this container's own now, or nobody's.
-fn other_containers(nat: Nat, portmap: &PortmapConfig, rules: &Rules, present: &Present, own: IpAddr) -> Result<Vec<Other>, Failure> {
+fn other_containers(
+    nat: NatTable,
+    portmap: &PortmapConfig,
+    rules: &ContainerRules,
+    present: &LiveChains,
+    own: IpAddr,
+) -> Result<Vec<OtherContainer>, CniError> {
     let mut stale = Vec::new();
     let mut known = None;
     for other in rules::suspects(&portmap.mappings, present.dnat.as_deref().unwrap_or_default(), &rules.chain) {
         let [listed] = nat.list([&other.chain])?;
         let Some((mapping, target)) = rules::conflict(&portmap.mappings, &listed.unwrap_or_default()) else { continue };
         let gone = target == own || {
-            let in_use: BTreeSet<IpAddr> = known.take().map_or_else(in_use::addresses, Ok)?;
-            let gone = !in_use.contains(&target);
-            known = Some(in_use);
+            let used_addresses: BTreeSet<IpAddr> = known.take().map_or_else(used_addresses::addresses, Ok)?;
+            let gone = !used_addresses.contains(&target);
+            known = Some(used_addresses);
             gone
         };
         if !gone {
-            let Other { network, container, .. } = other;
-            return Err(Failure::other(format!("host port {mapping} is taken by container {container} of network {network:?} ({target})")));
+            let OtherContainer { network, container, .. } = other;
+            return Err(CniError::other(format!(
+                "host port {mapping} is taken by container {container} of network {network:?} ({target})"
+            )));
         }
         stale.push(other);
     }
@@ -145,7 +155,7 @@ fn other_containers(nat: Nat, portmap: &PortmapConfig, rules: &Rules, present: &
 ///
 /// # Errors
 /// Some stay.
-pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
+pub fn del(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
     struct Named {
@@ -160,31 +170,31 @@ pub fn del(config: &Config, call: &Call) -> Result<(), Failure> {
     if config.parse::<Named>().unwrap_or_default().runtime_config.port_mappings.is_empty() {
         return Ok(());
     }
-    remove(&config.name, &call.attachment.container)
+    remove(&config.name, &request.attachment.container)
 }
 
 /// Takes a container's ports away.
 ///
 /// # Errors
 /// Some stay.
-pub fn remove(network: &str, container: &str) -> Result<(), Failure> {
+pub fn remove(network: &str, container: &str) -> Result<(), CniError> {
     let chain = chain_of(network, container);
     let _lock = locked()?;
-    let mut failures = Failures::default();
-    for nat in Nat::present() {
+    let mut errors = CniErrors::default();
+    for nat in NatTable::present() {
         let removed = nat.list([DNAT, &chain]).and_then(|listed| match listed {
             [dnat, Some(_)] => changed(nat, &rules::removal(&dnat.unwrap_or_default(), &chain)),
             [_, None] => Ok(()),
         });
-        failures.note(removed);
+        errors.note(removed);
     }
-    failures.outcome()
+    errors.into_result()
 }
 
-fn changed(nat: Nat, lines: &[String]) -> Result<(), Failure> {
+fn changed(nat: NatTable, lines: &[String]) -> Result<(), CniError> {
     nat.change(lines).map_err(|refusal| match refusal {
-        Refusal::Failed(failure) => failure,
-        Refusal::Raced => Failure::other("the rules were changed by somebody else meanwhile"),
+        ChangeError::Failed(error) => error,
+        ChangeError::ChainExists => CniError::other("the rules were changed by somebody else meanwhile"),
     })
 }
 
@@ -192,17 +202,17 @@ fn changed(nat: Nat, lines: &[String]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// A chain or a rule is missing.
-pub fn check(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failure> {
+pub fn check(config: &NetworkConfig, request: &CniRequest, result: &CniResult) -> Result<(), CniError> {
     let portmap = PortmapConfig::read(config)?;
     if portmap.mappings.is_empty() {
         return Ok(());
     }
     for family in Family::ALL {
-        let Some(address) = result.address_of(&call.attachment.interface, family == Family::V4) else { continue };
-        let rules = rules::rules(&portmap, &config.name, &call.attachment.container, address);
-        let [dnat, own] = Nat(family).list([DNAT, &rules.chain])?;
+        let Some(address) = result.address_of(&request.attachment.interface, family == Family::V4) else { continue };
+        let rules = rules::rules(&portmap, &config.name, &request.attachment.container, address);
+        let [dnat, own] = NatTable(family).list([DNAT, &rules.chain])?;
         let missing =
-            |what: &str| Err(Failure::other(format!("{what} of host ports of container {} is missing", call.attachment.container)));
+            |what: &str| Err(CniError::other(format!("{what} of host ports of container {} is missing", request.attachment.container)));
         let (Some(dnat), Some(own)) = (dnat, own) else { return missing("a chain") };
         let conditions = &portmap.conditions[usize::from(family == Family::V6)];
         let own_there = rules.own.iter().all(|rule| rules::is_listed(&own, rule, ""));
@@ -217,12 +227,12 @@ pub fn check(config: &Config, call: &Call, result: &Outcome) -> Result<(), Failu
 ///
 /// # Errors
 /// Some stay; all have been tried.
-pub fn collect(config: &Config) -> Result<(), Failure> {
+pub fn collect(config: &NetworkConfig) -> Result<(), CniError> {
     let valid = config.valid()?;
     let _lock = locked()?;
-    let mut failures = Failures::default();
-    for nat in Nat::present() {
-        let Some([dnat]) = failures.note(nat.list([DNAT])) else { continue };
+    let mut errors = CniErrors::default();
+    for nat in NatTable::present() {
+        let Some([dnat]) = errors.note(nat.list([DNAT])) else { continue };
         let dnat = dnat.unwrap_or_default();
         let stale: BTreeSet<String> = dnat
             .lines()
@@ -235,8 +245,8 @@ pub fn collect(config: &Config) -> Result<(), Failure> {
             .map(|(_, _, chain)| chain)
             .collect();
         for chain in stale {
-            failures.note(changed(nat, &rules::removal(&dnat, &chain)));
+            errors.note(changed(nat, &rules::removal(&dnat, &chain)));
         }
     }
-    failures.outcome()
+    errors.into_result()
 }

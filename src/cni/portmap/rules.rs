@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use crate::cluster::Family;
 use crate::cni::iptables::{chain_name, comment, names_of};
 
-use super::config::{Mapping, PortmapConfig, Transport};
+use super::config::{Mapping, PortProtocol, PortmapConfig};
 
 /// Prefix of the chains of single containers.
 const PREFIX: &str = "CNI-DN-";
@@ -24,7 +24,7 @@ const TO_LOCAL: &str = "-m addrtype --dst-type LOCAL";
 
 /// What is in the table already; of each chain the rules as they are listed, `None` for a chain that is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Present {
+pub(super) struct LiveChains {
     /// `PREROUTING`
     pub prerouting: String,
     /// `OUTPUT`
@@ -41,7 +41,7 @@ pub(super) struct Present {
 
 /// The rules of one container in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rules {
+pub(super) struct ContainerRules {
     /// The container's chain.
     pub chain: String,
     /// Rules of that chain.
@@ -73,15 +73,15 @@ pub(super) fn chain_of(network: &str, container: &str) -> String {
 }
 
 /// The rules of a container, each without the command before it.
-pub(super) fn rules(config: &PortmapConfig, network: &str, container: &str, address: IpNetwork) -> Rules {
+pub(super) fn rules(config: &PortmapConfig, network: &str, container: &str, address: IpNetwork) -> ContainerRules {
     let family = Family::of_net(address);
     let chain = chain_of(network, container);
-    let mut ports: BTreeMap<Transport, Vec<u16>> = BTreeMap::new();
+    let mut ports: BTreeMap<PortProtocol, Vec<u16>> = BTreeMap::new();
     let mut own: Vec<String> = Vec::new();
     for mapping in &config.mappings {
         // As in the reference plugin, the entry rules have the ports of all mappings, also of those whose host address is of the other
         // family, and a port of two mappings twice. CHECK of the reference plugin compares these rules word by word.
-        ports.entry(mapping.transport).or_default().push(mapping.host_port);
+        ports.entry(mapping.protocol).or_default().push(mapping.host_port);
         if mapping.is_for(family) {
             let new = own_rules(config, &chain, mapping, address);
             own.extend(new.into_iter().filter(|rule| !own.contains(rule)).collect::<Vec<_>>());
@@ -89,18 +89,18 @@ pub(super) fn rules(config: &PortmapConfig, network: &str, container: &str, addr
     }
     let comment = comment(&format!("dnat name: \"{network}\" id: \"{container}\""));
     let conditions = &config.conditions[usize::from(family == Family::V6)];
-    let entries = ports.iter().flat_map(|(transport, ports)| ports.chunks(PORTS).map(move |ports| (transport.as_str(), ports)));
-    let entries = entries.map(|(transport, ports)| {
+    let entries = ports.iter().flat_map(|(protocol, ports)| ports.chunks(PORTS).map(move |ports| (protocol.as_str(), ports)));
+    let entries = entries.map(|(protocol, ports)| {
         let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-        format!("{DNAT} -p {transport} {comment} -m multiport --dports {}{conditions} -j {chain}", ports.join(","))
+        format!("{DNAT} -p {protocol} {comment} -m multiport --dports {}{conditions} -j {chain}", ports.join(","))
     });
-    Rules { entries: entries.collect(), chain, own }
+    ContainerRules { entries: entries.collect(), chain, own }
 }
 
 fn own_rules(config: &PortmapConfig, chain: &str, mapping: &Mapping, address: IpNetwork) -> Vec<String> {
-    let Mapping { host_port, container_port, transport, .. } = mapping;
+    let Mapping { host_port, container_port, protocol, .. } = mapping;
     let to = mapping.address().map(|ip| format!("-d {} ", IpNetwork::from(ip))).unwrap_or_default();
-    let rest = format!("{to}-p {} --dport {host_port}", transport.as_str());
+    let rest = format!("{to}-p {} --dport {host_port}", protocol.as_str());
     let mut rules = Vec::new();
     if config.snat {
         let set_mark = config.external_chain.as_deref().unwrap_or(SET_MARK);
@@ -123,7 +123,7 @@ fn own_rules(config: &PortmapConfig, chain: &str, mapping: &Mapping, address: Ip
 
 /// Lines that make these rules where they are not yet. Chains of this container start anew; chains of all are made only where they are
 /// missing, and making one that somebody else has made meanwhile is refused.
-pub(super) fn additions(config: &PortmapConfig, rules: &Rules, present: &Present) -> Vec<String> {
+pub(super) fn additions(config: &PortmapConfig, rules: &ContainerRules, present: &LiveChains) -> Vec<String> {
     let mut lines = vec![format!(":{} - [0:0]", rules.chain)];
     let mut chain = |name: &str, found: Option<&String>, wanted: &[String]| {
         if found.is_none() {
@@ -177,7 +177,7 @@ fn deletions(dnat: &str, chain: &str) -> Vec<String> {
 
 /// Another container, which has some of the ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Other {
+pub(super) struct OtherContainer {
     /// Its network.
     pub network: String,
     /// The runtime's name for it.
@@ -187,17 +187,17 @@ pub(super) struct Other {
 }
 
 /// The other containers that have a rule for one of these ports; which of the host's addresses it is for, only their chains say.
-pub(super) fn suspects(mappings: &[Mapping], dnat: &str, own_chain: &str) -> BTreeSet<Other> {
+pub(super) fn suspects(mappings: &[Mapping], dnat: &str, own_chain: &str) -> BTreeSet<OtherContainer> {
     let mut found = BTreeSet::new();
     for rule in dnat.lines() {
         let Some((network, container, chain)) = names_of(rule) else { continue };
         let words: Vec<&str> = rule.split(' ').collect();
         let after = |key: &str| words.iter().position(|word| *word == key).and_then(|at| words.get(at + 1).copied());
-        let transport = after("-p").and_then(Transport::named);
+        let protocol = after("-p").and_then(PortProtocol::named);
         let ports: Vec<u16> = after("--dports").unwrap_or_default().split(',').filter_map(|port| port.parse().ok()).collect();
-        let same = |mapping: &Mapping| Some(mapping.transport) == transport && ports.contains(&mapping.host_port);
+        let same = |mapping: &Mapping| Some(mapping.protocol) == protocol && ports.contains(&mapping.host_port);
         if chain != own_chain && mappings.iter().any(same) {
-            found.insert(Other { network, container, chain });
+            found.insert(OtherContainer { network, container, chain });
         }
     }
     found
@@ -209,10 +209,10 @@ pub(super) fn conflict(mappings: &[Mapping], rules_of_other: &str) -> Option<(Ma
         let words: Vec<&str> = rule.split(' ').collect();
         let after = |key: &str| words.iter().position(|word| *word == key).and_then(|at| words.get(at + 1).copied());
         let Some(target) = after("--to-destination").and_then(|target| target.parse::<std::net::SocketAddr>().ok()) else { continue };
-        let (transport, port) = (after("-p").and_then(Transport::named), after("--dport").and_then(|port| port.parse::<u16>().ok()));
+        let (protocol, port) = (after("-p").and_then(PortProtocol::named), after("--dport").and_then(|port| port.parse::<u16>().ok()));
         let host_ip = after("-d").and_then(|net| net.parse::<IpNetwork>().ok()).map(|net| net.ip());
         let same = |mapping: &&Mapping| {
-            Some(mapping.transport) == transport
+            Some(mapping.protocol) == protocol
                 && Some(mapping.host_port) == port
                 && (mapping.address().is_none() || host_ip.is_none() || mapping.address() == host_ip)
         };
@@ -227,7 +227,7 @@ pub(super) fn conflict(mappings: &[Mapping], rules_of_other: &str) -> Option<(Ma
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::config::Config;
+    use crate::cni::network_config::NetworkConfig;
     use crate::preflight::probes::{self, PROBES};
     use serde_json::{Value, json};
 
@@ -235,7 +235,7 @@ mod tests {
     fn config(mut keys: Value, ports: Value) -> PortmapConfig {
         keys["name"] = json!("cbr0");
         keys["runtimeConfig"] = json!({"portMappings": ports});
-        PortmapConfig::read(&Config::of((&keys).into()).expect("a frame")).expect("good")
+        PortmapConfig::read(&NetworkConfig::of((&keys).into()).expect("a frame")).expect("good")
     }
 
     fn two() -> Value {
@@ -245,7 +245,7 @@ mod tests {
         ])
     }
 
-    fn of(config: &PortmapConfig, address: &str) -> Rules {
+    fn of(config: &PortmapConfig, address: &str) -> ContainerRules {
         rules(config, "cbr0", "abc123", address.parse().expect("a network"))
     }
 
@@ -266,7 +266,7 @@ mod tests {
             ]
         );
         let comment = r#"-m comment --comment "dnat name: \"cbr0\" id: \"abc123\"""#;
-        let entry = |transport: &str, port: u16| format!("{DNAT} -p {transport} {comment} -m multiport --dports {port} -j {chain}");
+        let entry = |protocol: &str, port: u16| format!("{DNAT} -p {protocol} {comment} -m multiport --dports {port} -j {chain}");
         assert_eq!(made.entries, [entry("tcp", 8080), entry("udp", 53)]);
         // A mapping of the other family has an entry rule only, and IPv6 has no loopback rule.
         let v6 = of(&config(json!({}), two()), "fd00:1::2/64");
@@ -307,7 +307,7 @@ mod tests {
             let ports =
                 json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}, {"hostPort": 5, "containerPort": 5, "protocol": "sctp"}]);
             let config = config(json!({}), ports);
-            let text = additions(&config, &of(&config, address), &Present::default()).join("\n");
+            let text = additions(&config, &of(&config, address), &LiveChains::default()).join("\n");
             let used = probes::used(&text);
             assert!(
                 used.is_superset(&BTreeSet::from(["multiport", "addrtype", "mark", "comment", "DNAT", "MASQUERADE", "MARK"])),
@@ -321,7 +321,7 @@ mod tests {
     fn what_is_there_is_not_made_again() {
         let config = config(json!({}), json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]));
         let made = of(&config, "10.244.1.2/24");
-        let first = additions(&config, &made, &Present::default());
+        let first = additions(&config, &made, &LiveChains::default());
         for line in [
             "-N CNI-HOSTPORT-DNAT",
             "-I POSTROUTING 1 -m comment --comment \"CNI portfwd requiring masquerade\" -j CNI-HOSTPORT-MASQ",
@@ -334,7 +334,7 @@ mod tests {
         }
         let in_chain =
             |name: &str| first.iter().filter(|line| line.starts_with(&format!("-A {name} "))).map(|line| format!("{line}\n")).collect();
-        let present = Present {
+        let present = LiveChains {
             prerouting: in_chain("PREROUTING"),
             output: in_chain("OUTPUT"),
             postrouting: "-A POSTROUTING -m comment --comment \"CNI portfwd requiring masquerade\" -j CNI-HOSTPORT-MASQ\n".into(),

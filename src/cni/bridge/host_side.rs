@@ -6,8 +6,7 @@ use std::path::Path;
 
 use ipnetwork::IpNetwork;
 
-use crate::cluster::ip::overlap;
-use crate::cni::failure::Failure;
+use crate::cni::error::CniError;
 use crate::netlink::link::{LinkKind, Scope};
 use crate::netlink::mac::Mac;
 use crate::netlink::socket::Connection;
@@ -16,12 +15,12 @@ use crate::netlink::{Cause, device, device::Device, veth};
 use super::config::BridgeConfig;
 
 /// Words for what the kernel refused.
-pub(super) fn cannot(call: &str, object: &str) -> impl Fn(Cause) -> Failure {
-    move |cause| Failure::other(format!("cannot {call} {object}: {cause}"))
+pub(super) fn cannot(request: &str, object: &str) -> impl Fn(Cause) -> CniError {
+    move |cause| CniError::other(format!("cannot {request} {object}: {cause}"))
 }
 
 /// Finds the bridge, makes it where it is missing, and brings it in line where it is not as the network wants it.
-pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Result<Device, Failure> {
+pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Result<Device, CniError> {
     let name = config.bridge.as_str();
     let find = |host: &mut Connection| device::find(host, name).map_err(cannot("find bridge", name));
     let mut found = find(host)?;
@@ -29,9 +28,9 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
         veth::create_bridge(host, name, config.mtu, config.vlan > 0).map_err(cannot("make bridge", name))?;
         found = find(host)?;
     }
-    let bridge = found.ok_or_else(|| Failure::other(format!("bridge {name} was made and is gone again")))?;
+    let bridge = found.ok_or_else(|| CniError::other(format!("bridge {name} was made and is gone again")))?;
     if bridge.link.kind != LinkKind::Bridge {
-        return Err(Failure::other(format!("{name:?} already exists but is not a bridge")));
+        return Err(CniError::other(format!("{name:?} already exists but is not a bridge")));
     }
     keep_mac(host, &bridge)?;
     // A plugin that made it may have been killed before it did this.
@@ -47,7 +46,7 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
 
 /// Makes the kernel keep the hardware address that the bridge has. Without this, a bridge takes the smallest address of its ports, and
 /// changes it when ports come and go. This is done before a port is added, so that the address never changes.
-fn keep_mac(host: &mut Connection, bridge: &Device) -> Result<(), Failure> {
+fn keep_mac(host: &mut Connection, bridge: &Device) -> Result<(), CniError> {
     let Some(mac) = bridge.link.mac else { return Ok(()) };
     if is_kept(&bridge.link.name, mac) {
         return Ok(());
@@ -66,7 +65,7 @@ fn is_kept(name: &str, mac: Mac) -> bool {
 
 /// Gives the bridge the network's MTU. It takes the smallest of its ports by itself, unless it was told otherwise once: so this is done
 /// when it has its port.
-pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Result<(), Failure> {
+pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Result<(), CniError> {
     if mtu == 0 || bridge.link.mtu == mtu {
         return Ok(());
     }
@@ -75,7 +74,7 @@ pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Re
 
 /// Gives an interface these gateways. In their way are, of IPv4, every other address, of IPv6 those whose network overlaps: with `force`
 /// they go, without it nothing changes, for they may be the host's own.
-pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &[IpNetwork], force: bool) -> Result<(), Failure> {
+pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &[IpNetwork], force: bool) -> Result<(), CniError> {
     let (name, index) = (gateway.link.name.as_str(), gateway.link.index);
     let present = device::addresses(host, index).map_err(cannot("list the addresses of", name))?;
     for net in wanted {
@@ -84,11 +83,11 @@ pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &
         }
         let in_the_way = present.iter().map(|held| held.address).filter(|held| match net {
             IpNetwork::V4(_) => held.net.is_ipv4() && !wanted.contains(&held.net),
-            IpNetwork::V6(_) => held.net.is_ipv6() && held.scope == Scope::Universe && overlap(held.net, *net),
+            IpNetwork::V6(_) => held.net.is_ipv6() && held.scope == Scope::Universe && crate::cluster::ip::overlap(held.net, *net),
         });
         for held in in_the_way {
             if !force {
-                return Err(Failure::other(format!("failed to set bridge addr: {name:?} already has an IP address different from {net}")));
+                return Err(CniError::other(format!("failed to set bridge addr: {name:?} already has an IP address different from {net}")));
             }
             device::delete_address(host, index, held.net).map_err(cannot("take an address that is another network's from", name))?;
         }
@@ -98,7 +97,7 @@ pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &
 }
 
 /// Lets the host forward packets of the families that these addresses are of.
-pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), Failure> {
+pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), CniError> {
     for (v4, path) in [(true, "/proc/sys/net/ipv4/ip_forward"), (false, "/proc/sys/net/ipv6/conf/all/forwarding")] {
         if addresses.iter().any(|net| net.is_ipv4() == v4) {
             set_sysctl(path, "1")?;

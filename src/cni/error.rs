@@ -9,9 +9,9 @@ use crate::json_keys::Json;
 
 /// Kinds of failures, by their numbers in the CNI specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Code(pub u32);
+pub struct ErrorCode(pub u32);
 
-impl Code {
+impl ErrorCode {
     /// The version of the configuration is not one of those supported, or does not have the verb.
     pub(crate) const INCOMPATIBLE_VERSION: Self = Self(1);
     /// A key of the configuration is not supported.
@@ -34,31 +34,31 @@ impl Code {
 
 /// Why a verb was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Failure {
+pub struct CniError {
     /// What kind of failure.
-    pub code: Code,
+    pub code: ErrorCode,
     /// What happened.
     pub message: String,
     /// More about it; often empty.
     pub details: String,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CniError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
         if self.details.is_empty() { Ok(()) } else { write!(f, "; {}", self.details) }
     }
 }
 
-impl Failure {
+impl CniError {
     /// A failure of this kind.
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), details: String::new() }
     }
 
     /// A failure without a number of its own.
     pub fn other(message: impl Into<String>) -> Self {
-        Self::new(Code::OTHER, message)
+        Self::new(ErrorCode::OTHER, message)
     }
 
     /// The same with words before it; number and details stay.
@@ -89,22 +89,22 @@ impl Failure {
 
 /// Gives every failure a chance to be seen: all of what can be done is done, and the first failure is what is told, with the others.
 #[derive(Debug, Default)]
-pub struct Failures(Vec<Failure>);
+pub struct CniErrors(Vec<CniError>);
 
-impl Failures {
+impl CniErrors {
     /// Takes the outcome of one piece of work.
-    pub fn note<T>(&mut self, outcome: Result<T, Failure>) -> Option<T> {
-        outcome.map_err(|failure| self.0.push(failure)).ok()
+    pub fn note<T>(&mut self, result: Result<T, CniError>) -> Option<T> {
+        result.map_err(|error| self.0.push(error)).ok()
     }
 
     /// What came of all of it.
     ///
     /// # Errors
     /// Something failed.
-    pub fn outcome(self) -> Result<(), Failure> {
+    pub fn into_result(self) -> Result<(), CniError> {
         match self.0.into_iter().reduce(|first, other| first.and(Err(other))) {
             None => Ok(()),
-            Some(failure) => Err(failure),
+            Some(error) => Err(error),
         }
     }
 }
@@ -113,10 +113,10 @@ impl Failures {
 ///
 /// # Errors
 /// A value is of the wrong type; number 7, with these words before it.
-pub fn parse<T: DeserializeOwned>(json: &Json, words: &str) -> Result<T, Failure> {
+pub fn parse<T: DeserializeOwned>(json: &Json, words: &str) -> Result<T, CniError> {
     serde_path_to_error::deserialize(json.decoder()).map_err(|error| {
         let path = error.path().to_string();
         let place = if path == "." { String::new() } else { format!("{path}: ") };
-        Failure::new(Code::BAD_CONFIG, format!("{words}: {place}{}", error.into_inner()))
+        CniError::new(ErrorCode::BAD_CONFIG, format!("{words}: {place}{}", error.into_inner()))
     })
 }

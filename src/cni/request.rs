@@ -1,7 +1,7 @@
 //! What a runtime asks of a plugin: the environment, judged (spec section 10.1). PURE.
 
-use super::failure::{Code, Failure};
-use super::version::Version;
+use super::error::{CniError, ErrorCode};
+use super::version::CniVersion;
 
 /// Longest name of an interface, in bytes.
 const NAME_LEN: usize = 15;
@@ -68,14 +68,14 @@ impl Verb {
     ///
     /// # Errors
     /// They do not.
-    pub fn allowed(self, version: Version) -> Result<(), Failure> {
+    pub fn allowed(self, version: CniVersion) -> Result<(), CniError> {
         let since = match self {
-            Self::Gc | Self::Status => Version::V1_1_0,
-            Self::Check => Version::V0_4_0,
+            Self::Gc | Self::Status => CniVersion::V1_1_0,
+            Self::Check => CniVersion::V0_4_0,
             Self::Add | Self::Del | Self::Version => return Ok(()),
         };
         if version < since {
-            return Err(Failure::new(Code::INCOMPATIBLE_VERSION, format!("config version does not allow {}", self.as_str())));
+            return Err(CniError::new(ErrorCode::INCOMPATIBLE_VERSION, format!("config version does not allow {}", self.as_str())));
         }
         Ok(())
     }
@@ -92,7 +92,7 @@ pub struct Attachment {
 
 /// What the runtime says beside the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct CniRequest {
     /// What is to be done.
     pub verb: Verb,
     /// To what; empty for verbs that are about none.
@@ -107,13 +107,13 @@ pub struct Call {
     pub any_namespace: bool,
 }
 
-impl Call {
+impl CniRequest {
     /// Reads the environment.
     ///
     /// # Errors
     /// Something is missing, or is not as it has to be; number 4.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let bad = |message: String| Failure::new(Code::BAD_ENVIRONMENT, message);
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, CniError> {
+        let bad = |message: String| CniError::new(ErrorCode::BAD_ENVIRONMENT, message);
         let value = |name: &str| variable(name).unwrap_or_default();
         let command = value("CNI_COMMAND");
         if command.is_empty() {
@@ -131,7 +131,7 @@ impl Call {
         };
         if verb.has_attachment() {
             if !is_identifier(&attachment.container) {
-                return Err(Failure { details: attachment.container, ..bad("invalid characters in containerID".to_owned()) });
+                return Err(CniError { details: attachment.container, ..bad("invalid characters in containerID".to_owned()) });
             }
             check_interface(&attachment.interface).map_err(|message| bad(message.to_owned()))?;
         }
@@ -144,7 +144,7 @@ impl Call {
     ///
     /// # Errors
     /// An argument is malformed or not known; the words are upstream's.
-    pub(crate) fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], Failure> {
+    pub fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], CniError> {
         if !matches!(self.verb, Verb::Add | Verb::Check) {
             return Ok([None; N]);
         }
@@ -155,7 +155,7 @@ impl Call {
         let unknown: Vec<String> =
             pairs.iter().filter(|(key, _)| !is_known(key)).map(|(key, value)| format!("\"{key}={value}\"")).collect();
         if !ignore && !unknown.is_empty() {
-            return Err(Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: unknown args [{}]", unknown.join(" "))));
+            return Err(CniError::new(ErrorCode::BAD_ENVIRONMENT, format!("ARGS: unknown args [{}]", unknown.join(" "))));
         }
         Ok(known.map(find))
     }
@@ -182,8 +182,8 @@ fn check_interface(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn pairs(args: &str) -> Result<Vec<(&str, &str)>, Failure> {
-    let malformed = |pair| Failure::new(Code::BAD_ENVIRONMENT, format!("ARGS: invalid pair {pair:?}"));
+fn pairs(args: &str) -> Result<Vec<(&str, &str)>, CniError> {
+    let malformed = |pair| CniError::new(ErrorCode::BAD_ENVIRONMENT, format!("ARGS: invalid pair {pair:?}"));
     let pairs = args.split(';').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| malformed(pair))).collect()
 }
@@ -192,9 +192,9 @@ fn pairs(args: &str) -> Result<Vec<(&str, &str)>, Failure> {
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Call, (u32, String)> {
+    fn read(variables: &[(&str, &str)]) -> Result<CniRequest, (u32, String)> {
         let value = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        Call::read(value).map_err(|failure| (failure.code.0, failure.message))
+        CniRequest::read(value).map_err(|error| (error.code.0, error.message))
     }
 
     fn add<'a>(changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
@@ -211,9 +211,9 @@ mod tests {
 
     #[test]
     fn the_environment_is_judged_as_upstream_does() {
-        let call = read(&add(&[])).expect("all is there");
-        assert_eq!((call.verb, call.attachment.container.as_str(), call.any_namespace), (Verb::Add, "abc", false));
-        assert_eq!(call.known_args(["MAC", "IP"]).expect("the rest is ignored"), [None, Some("10.0.0.9")]);
+        let request = read(&add(&[])).expect("all is there");
+        assert_eq!((request.verb, request.attachment.container.as_str(), request.any_namespace), (Verb::Add, "abc", false));
+        assert_eq!(request.known_args(["MAC", "IP"]).expect("the rest is ignored"), [None, Some("10.0.0.9")]);
         assert!(read(&add(&[("CNI_ARGS", "IgnoreUnknown=TRUE;K8S=a")])).expect("all is there").known_args(["IP"]).is_ok());
         let strict = read(&add(&[("CNI_ARGS", "K8S_POD_NAME=a")])).expect("all is there");
         assert_eq!(strict.known_args(["IP"]).expect_err("unknown").message, "ARGS: unknown args [\"K8S_POD_NAME=a\"]");
@@ -239,21 +239,21 @@ mod tests {
     fn malformed_arguments_fail_only_verbs_that_read_them() {
         for args in ["novalue", "IgnoreUnknown=1;novalue", "=5", "K8S_POD_NAME=a"] {
             for (verb, fails) in [("ADD", true), ("CHECK", true), ("DEL", false), ("GC", false), ("STATUS", false), ("VERSION", false)] {
-                let call = read(&add(&[("CNI_COMMAND", verb), ("CNI_ARGS", args)])).expect("the environment is good");
-                assert_eq!(call.known_args(["IP"]).is_err(), fails, "{verb} {args}");
+                let request = read(&add(&[("CNI_COMMAND", verb), ("CNI_ARGS", args)])).expect("the environment is good");
+                assert_eq!(request.known_args(["IP"]).is_err(), fails, "{verb} {args}");
             }
         }
-        let call = read(&add(&[("CNI_ARGS", "IgnoreUnknown=1;novalue")])).expect("the environment is good");
-        assert_eq!(call.known_args(["IP"]).expect_err("malformed").message, "ARGS: invalid pair \"novalue\"");
+        let request = read(&add(&[("CNI_ARGS", "IgnoreUnknown=1;novalue")])).expect("the environment is good");
+        assert_eq!(request.known_args(["IP"]).expect_err("malformed").message, "ARGS: invalid pair \"novalue\"");
     }
 
     #[test]
     fn verbs_have_their_versions() {
-        let refused = |verb: Verb, version| verb.allowed(version).err().map(|failure| failure.message);
-        assert_eq!(refused(Verb::Gc, Version::V1_0_0).as_deref(), Some("config version does not allow GC"));
-        assert_eq!(refused(Verb::Check, Version::V0_3_1).as_deref(), Some("config version does not allow CHECK"));
-        assert_eq!((refused(Verb::Status, Version::V1_1_0), refused(Verb::Del, Version::V0_1_0)), (None, None));
-        let failure = Version::named("9.9.9").expect_err("no such version");
-        assert!(failure.code == Code::INCOMPATIBLE_VERSION && failure.details.starts_with("config is \"9.9.9\", plugin supports ["));
+        let refused = |verb: Verb, version| verb.allowed(version).err().map(|error| error.message);
+        assert_eq!(refused(Verb::Gc, CniVersion::V1_0_0).as_deref(), Some("config version does not allow GC"));
+        assert_eq!(refused(Verb::Check, CniVersion::V0_3_1).as_deref(), Some("config version does not allow CHECK"));
+        assert_eq!((refused(Verb::Status, CniVersion::V1_1_0), refused(Verb::Del, CniVersion::V0_1_0)), (None, None));
+        let error = CniVersion::named("9.9.9").expect_err("no such version");
+        assert!(error.code == ErrorCode::INCOMPATIBLE_VERSION && error.details.starts_with("config is \"9.9.9\", plugin supports ["));
     }
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use crate::netlink::device;
 use crate::netlink::socket::Connection;
 
-use super::failure::Failure;
-use super::netns::{Namespace, NoNamespace};
+use super::error::CniError;
+use super::netns::{NamespaceError, NetworkNamespace};
 
 /// A reservation that is younger than this may be on its way to its container: no ADD takes as long.
 pub(crate) const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
@@ -28,20 +28,20 @@ const TRIES: u32 = 3;
 ///
 /// # Errors
 /// It cannot be found out.
-pub fn addresses() -> Result<BTreeSet<IpAddr>, Failure> {
-    let cannot = |cause: &dyn std::fmt::Display| Failure::other(format!("cannot find out which addresses are in use: {cause}"));
+pub fn addresses() -> Result<BTreeSet<IpAddr>, CniError> {
+    let cannot = |cause: &dyn std::fmt::Display| CniError::other(format!("cannot find out which addresses are in use: {cause}"));
     let mut found = of_veths().map_err(|cause| cannot(&cause))?;
     let mut seen = BTreeSet::new();
     for path in namespaces() {
-        let Ok(namespace) = Namespace::open(&path.to_string_lossy()) else { continue };
+        let Ok(namespace) = NetworkNamespace::open(&path.to_string_lossy()) else { continue };
         // The name of the link is the namespace's number; files that are mounted have the number themselves.
         if !seen.insert(fs::metadata(&path).map(|file| inode(&file)).unwrap_or_default()) {
             continue;
         }
         match namespace.within(|| device::addresses_in(&mut Connection::route()?, None)) {
             Ok(addresses) => found.extend(addresses.map_err(|cause| cannot(&cause))?),
-            Err(NoNamespace::Gone(_)) => {}
-            Err(NoNamespace::Other(cause)) => return Err(cannot(&cause)),
+            Err(NamespaceError::Missing(_)) => {}
+            Err(NamespaceError::Other(cause)) => return Err(cannot(&cause)),
         }
     }
     Ok(found)

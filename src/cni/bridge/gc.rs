@@ -3,22 +3,22 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::cni::config::Config;
-use crate::cni::failure::{Failure, Failures};
-use crate::cni::ipam::store::{Holder, Reservation};
-use crate::cni::protocol::{Attachment, Call, Verb};
+use crate::cni::error::{CniError, CniErrors};
+use crate::cni::ipam::store::{Reservation, ReservationOwner};
+use crate::cni::network_config::NetworkConfig;
+use crate::cni::request::{Attachment, CniRequest, Verb};
 use crate::cni::{exec, ipam};
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, veth};
 
 use super::config::BridgeConfig;
-use super::host::cannot;
+use super::host_side::cannot;
 use super::masquerade;
-use super::port::{PortName, is_ours};
+use super::port::{PortIdentity, is_ours};
 use crate::cni::ipam::HOST_LOCAL;
 
-pub(super) fn collect(config: &Config, call: &Call) -> Result<(), Failure> {
-    let bridge = BridgeConfig::read(config, call)?;
+pub(super) fn gc(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
+    let bridge = BridgeConfig::read(config, request)?;
     let valid = config.valid()?;
     let kind = ipam::kind(config)?;
     let reservations = match kind.as_str() {
@@ -29,19 +29,19 @@ pub(super) fn collect(config: &Config, call: &Call) -> Result<(), Failure> {
     let mut with_gateway = valid.clone();
     with_gateway.insert(bridge.gateway_attachment());
     collect_ports(&config.name, &bridge.bridge, &with_gateway, &reservations)?;
-    let mut failures = Failures::default();
-    failures.note(match kind.as_str() {
+    let mut errors = CniErrors::default();
+    errors.note(match kind.as_str() {
         "" => Ok(()),
         HOST_LOCAL => ipam::collect(&ipam::store(config)?, &valid),
-        other => exec::run(other, Verb::Gc, call, &config.json()).map(|_| ()),
+        other => exec::run(other, Verb::Gc, request, &config.json()).map(|_| ()),
     });
     if bridge.masquerade {
-        failures.note(masquerade::collect(&config.name, &valid));
+        errors.note(masquerade::collect(&config.name, &valid));
     }
-    failures.outcome()
+    errors.into_result()
 }
 
-fn collect_ports(network: &str, bridge: &str, valid: &BTreeSet<Attachment>, reservations: &[Reservation]) -> Result<(), Failure> {
+fn collect_ports(network: &str, bridge: &str, valid: &BTreeSet<Attachment>, reservations: &[Reservation]) -> Result<(), CniError> {
     let list = |host: &mut Connection| -> Result<Vec<_>, Cause> {
         let Some(bridge) = device::find(host, bridge)? else { return Ok(Vec::new()) };
         let ports = device::all(host)?.into_iter().filter(|port| port.link.master == Some(bridge.link.index));
@@ -54,24 +54,31 @@ fn collect_ports(network: &str, bridge: &str, valid: &BTreeSet<Attachment>, rese
     };
     let mut host = Connection::route().map_err(cannot("open a socket for bridge", bridge))?;
     let ports: Vec<(Device, Vec<IpAddr>)> = list(&mut host).map_err(cannot("list the ports of bridge", bridge))?;
-    let names: BTreeSet<String> = valid.iter().flat_map(|valid| PortName::all(network, valid)).map(|port| port.name).collect();
-    let mut failures = Failures::default();
+    let names: BTreeSet<String> = valid.iter().flat_map(|valid| PortIdentity::all(network, valid)).map(|port| port.name).collect();
+    let mut errors = CniErrors::default();
     for (port, inside) in ports {
-        let holders: Vec<&Holder> = reservations.iter().filter(|found| inside.contains(&found.ip)).map(|found| &found.holder).collect();
-        if is_stale(network, &port, &names, &holders, valid) {
-            failures.note(veth::delete(&mut host, &port.link.name).map_err(cannot("delete interface", &port.link.name)));
+        let owners: Vec<&ReservationOwner> =
+            reservations.iter().filter(|found| inside.contains(&found.ip)).map(|found| &found.owner).collect();
+        if is_stale(network, &port, &names, &owners, valid) {
+            errors.note(veth::delete(&mut host, &port.link.name).map_err(cannot("delete interface", &port.link.name)));
         }
     }
-    failures.outcome()
+    errors.into_result()
 }
 
 /// Whether a port is of an attachment of the network that is not valid: one of this plugin's making by its name, any other one by the
 /// address that its container has. What is neither is not known, and stays.
-fn is_stale(network: &str, port: &Device, valid_names: &BTreeSet<String>, holders: &[&Holder], valid: &BTreeSet<Attachment>) -> bool {
-    if valid_names.contains(&port.link.name) || holders.iter().any(|holder| valid.iter().any(|valid| holder.is(valid))) {
+fn is_stale(
+    network: &str,
+    port: &Device,
+    valid_names: &BTreeSet<String>,
+    owners: &[&ReservationOwner],
+    valid: &BTreeSet<Attachment>,
+) -> bool {
+    if valid_names.contains(&port.link.name) || owners.iter().any(|owner| valid.iter().any(|valid| owner.is(valid))) {
         return false;
     }
-    is_ours(network, &port.link.name, port.link.mac) || !holders.is_empty()
+    is_ours(network, &port.link.name, port.link.mac) || !owners.is_empty()
 }
 
 /// `veth` and eight hexadecimal digits.
@@ -98,15 +105,15 @@ mod tests {
     #[test]
     fn only_what_is_known_to_be_of_nobody_goes() {
         let valid = BTreeSet::from([attachment("alive")]);
-        let names: BTreeSet<String> = PortName::all("cbr0", &attachment("alive")).map(|port| port.name).collect();
-        let holder = |container: &str| Holder { container: container.into(), interface: Some("eth0".into()) };
-        let (alive, dead) = (holder("alive"), holder("dead"));
+        let names: BTreeSet<String> = PortIdentity::all("cbr0", &attachment("alive")).map(|port| port.name).collect();
+        let owner = |container: &str| ReservationOwner { container: container.into(), interface: Some("eth0".into()) };
+        let (alive, dead) = (owner("alive"), owner("dead"));
         let of = |container: &str| {
-            let name = PortName::new("cbr0", &attachment(container), 0);
+            let name = PortIdentity::new("cbr0", &attachment(container), 0);
             port(&name.name, name.mac)
         };
         let foreign = port("veth0a1b2c3d", Mac([2, 0, 0, 0, 0, 1]));
-        let stale = |port: &Device, holders: &[&Holder]| is_stale("cbr0", port, &names, holders, &valid);
+        let stale = |port: &Device, owners: &[&ReservationOwner]| is_stale("cbr0", port, &names, owners, &valid);
         assert!(!stale(&of("alive"), &[]) && !stale(&of("alive"), &[&alive]));
         assert!(stale(&of("dead"), &[]) && stale(&of("dead"), &[&dead]));
         assert!(!stale(&foreign, &[]), "nobody knows whose it is");

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::json_keys::{Json, matches};
 
-use super::failure::{Code, Failure, parse};
-use super::protocol::{Attachment, is_identifier};
-use super::result::Outcome;
-use super::version::Version;
+use super::error::{CniError, ErrorCode, parse};
+use super::request::{Attachment, is_identifier};
+use super::result::CniResult;
+use super::version::CniVersion;
 
 /// More than any configuration has, in bytes.
 pub(crate) const MOST: usize = 8 * 1024 * 1024;
@@ -21,11 +21,11 @@ const VALID: &str = "cni.dev/valid-attachments";
 /// A configuration with a name and a version that this plugin supports. Keys match in any case, because the reference plugins are
 /// written in Go.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct NetworkConfig {
     /// Name of the network.
     pub name: String,
     /// Version of the specification that it keeps to.
-    pub version: Version,
+    pub version: CniVersion,
     /// The plugin that it is for.
     kind: String,
     /// All keys and values in their order, also those that this program does not know.
@@ -41,12 +41,12 @@ struct Frame {
     kind: Value,
 }
 
-impl Config {
+impl NetworkConfig {
     /// Reads a configuration.
     ///
     /// # Errors
     /// It is no JSON object (6), has no good name (7), or is of an unknown version (1).
-    pub fn read(text: &[u8]) -> Result<Self, Failure> {
+    pub fn read(text: &[u8]) -> Result<Self, CniError> {
         if text.len() > MOST {
             return Err(undecoded(&format!("it has more than {} MiB", MOST / 1024 / 1024)));
         }
@@ -57,15 +57,18 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::read`].
-    pub fn of(json: Json) -> Result<Self, Failure> {
+    pub fn of(json: Json) -> Result<Self, CniError> {
         let frame: Frame = serde_path_to_error::deserialize(json.decoder()).map_err(|error| undecoded(&error))?;
         if frame.name.is_empty() {
-            return Err(Failure::new(Code::BAD_CONFIG, "missing network name"));
+            return Err(CniError::new(ErrorCode::BAD_CONFIG, "missing network name"));
         }
         if !is_identifier(&frame.name) {
-            return Err(Failure { details: frame.name, ..Failure::new(Code::BAD_CONFIG, "invalid characters found in network name") });
+            return Err(CniError {
+                details: frame.name,
+                ..CniError::new(ErrorCode::BAD_CONFIG, "invalid characters found in network name")
+            });
         }
-        let version = Version::named(&frame.cni_version)?;
+        let version = CniVersion::named(&frame.cni_version)?;
         let kind = frame.kind.as_str().unwrap_or_default().to_owned();
         let Json::Object(entries) = json else { return Err(undecoded(&"it is not an object")) };
         Ok(Self { name: frame.name, version, kind, entries })
@@ -105,7 +108,7 @@ impl Config {
     ///
     /// # Errors
     /// A value is of the wrong type; number 7.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CniError> {
         parse(&self.json(), "failed to load netconf")
     }
 
@@ -113,7 +116,7 @@ impl Config {
     ///
     /// # Errors
     /// It is not an object.
-    pub(crate) fn previous_document(&self) -> Result<Option<Map<String, Value>>, Failure> {
+    pub fn previous_document(&self) -> Result<Option<Map<String, Value>>, CniError> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
         struct Previous {
@@ -126,16 +129,16 @@ impl Config {
     ///
     /// # Errors
     /// It is there and makes no sense.
-    pub fn previous(&self) -> Result<Option<Outcome>, Failure> {
-        let outcome = self.previous_document()?.map(|document| Outcome::parse(&(&document).into()));
-        outcome.transpose().map_err(|failure| failure.within("could not parse prevResult"))
+    pub fn previous(&self) -> Result<Option<CniResult>, CniError> {
+        let result = self.previous_document()?.map(|document| CniResult::parse(&(&document).into()));
+        result.transpose().map_err(|error| error.within("could not parse prevResult"))
     }
 
     /// The attachments that GC has to leave alone.
     ///
     /// # Errors
     /// They are not given: then this plugin cannot know what to remove.
-    pub fn valid(&self) -> Result<BTreeSet<Attachment>, Failure> {
+    pub fn valid(&self) -> Result<BTreeSet<Attachment>, CniError> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Listed {
@@ -150,15 +153,15 @@ impl Config {
             ifname: String,
         }
         if !self.has(VALID) {
-            return Err(Failure::new(Code::BAD_CONFIG, format!("{VALID:?} is missing: GC needs the list of valid attachments")));
+            return Err(CniError::new(ErrorCode::BAD_CONFIG, format!("{VALID:?} is missing: GC needs the list of valid attachments")));
         }
         let listed: Listed = self.parse()?;
         Ok(listed.valid.into_iter().map(|valid| Attachment { container: valid.container, interface: valid.ifname }).collect())
     }
 }
 
-fn undecoded(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Code::DECODE, format!("error unmarshall network config: {error}"))
+fn undecoded(error: &dyn std::fmt::Display) -> CniError {
+    CniError::new(ErrorCode::DECODE, format!("error unmarshall network config: {error}"))
 }
 
 #[cfg(test)]
@@ -167,8 +170,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn refused(text: &str) -> (u32, String) {
-        let failure = Config::read(text.as_bytes()).expect_err(text);
-        (failure.code.0, failure.message)
+        let error = NetworkConfig::read(text.as_bytes()).expect_err(text);
+        (error.code.0, error.message)
     }
 
     #[test]
@@ -193,8 +196,8 @@ mod tests {
 
     #[test]
     fn valid_attachments_have_to_be_told() {
-        let valid = |text: &str| Config::read(format!("{{\"name\": \"a\"{text}}}").as_bytes()).expect("a frame").valid();
-        assert_eq!(valid("").expect_err("missing").code, Code::BAD_CONFIG);
+        let valid = |text: &str| NetworkConfig::read(format!("{{\"name\": \"a\"{text}}}").as_bytes()).expect("a frame").valid();
+        assert_eq!(valid("").expect_err("missing").code, ErrorCode::BAD_CONFIG);
         assert!(valid(", \"cni.dev/valid-attachments\": null").expect("none").is_empty());
         let one = valid(", \"cni.dev/valid-attachments\": [{\"containerID\": \"c\", \"ifname\": \"eth0\", \"more\": 1}]").expect("one");
         assert_eq!(one.into_iter().map(|valid| valid.container).collect::<Vec<_>>(), ["c"]);
@@ -205,12 +208,12 @@ mod tests {
         /// Whatever comes in on standard input, it is taken or refused.
         #[test]
         fn nothing_that_comes_in_panics(noise in proptest::collection::vec(any::<u8>(), 0..200), at in 0..400_usize, with in any::<u8>()) {
-            let _ = Config::read(&noise);
+            let _ = NetworkConfig::read(&noise);
             let mut bent = br#"{"cniVersion":"1.1.0","name":"cbr0","type":"sepal","delegate":{"mtu":1400},"prevResult":{"ips":[{"address":"10.0.0.2/24","interface":0}],"interfaces":[{"name":"eth0","sandbox":"/n"}]},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}"#.to_vec();
             if let Some(byte) = bent.get_mut(at) {
                 *byte = with;
             }
-            if let Ok(config) = Config::read(&bent) {
+            if let Ok(config) = NetworkConfig::read(&bent) {
                 let _ = (config.previous(), config.valid(), config.kind());
             }
         }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::cni::failure::Failure;
-use crate::cni::netns::{Namespace, NoNamespace};
-use crate::cni::result::Outcome;
+use crate::cni::error::CniError;
+use crate::cni::netns::{NamespaceError, NetworkNamespace};
+use crate::cni::result::CniResult;
 use crate::netlink::socket::Connection;
 use crate::netlink::{Cause, device, device::Device, device::PodRoute};
 
-use super::host::cannot;
+use super::host_side::cannot;
 
 /// How long an IPv6 address may take until it can be used.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -22,12 +22,12 @@ const SETTLE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Gives the container's interface what the result says; gives the interface.
-pub(super) fn configure(pod: &Namespace, interface: &str, outcome: &Outcome, detect_duplicates: bool) -> Result<Device, Failure> {
-    pod.within(|| configure_here(interface, outcome, detect_duplicates)).map_err(|error| no_namespace(&error))?
+pub(super) fn configure(pod: &NetworkNamespace, interface: &str, result: &CniResult, detect_duplicates: bool) -> Result<Device, CniError> {
+    pod.within(|| configure_here(interface, result, detect_duplicates)).map_err(|error| no_namespace(&error))?
 }
 
 /// Finds the container's interface.
-pub(super) fn find(pod: &Namespace, interface: &str) -> Result<Device, Failure> {
+pub(super) fn find(pod: &NetworkNamespace, interface: &str) -> Result<Device, CniError> {
     let find = || {
         let found = device::find(&mut Connection::route()?, interface)?;
         found.ok_or(Cause::Unfit("it is gone"))
@@ -35,12 +35,12 @@ pub(super) fn find(pod: &Namespace, interface: &str) -> Result<Device, Failure> 
     pod.within(find).map_err(|error| no_namespace(&error))?.map_err(cannot("find interface", interface))
 }
 
-pub(super) fn no_namespace(error: &NoNamespace) -> Failure {
-    Failure::other(format!("cannot enter the container's network namespace: {}", error.cause()))
+pub(super) fn no_namespace(error: &NamespaceError) -> CniError {
+    CniError::other(format!("cannot enter the container's network namespace: {}", error.cause()))
 }
 
-fn configure_here(interface: &str, outcome: &Outcome, detect_duplicates: bool) -> Result<Device, Failure> {
-    let addresses: Vec<IpNetwork> = outcome.ips.iter().map(|ip| ip.address).collect();
+fn configure_here(interface: &str, result: &CniResult, detect_duplicates: bool) -> Result<Device, CniError> {
+    let addresses: Vec<IpNetwork> = result.ips.iter().map(|ip| ip.address).collect();
     let v6 = addresses.iter().any(IpNetwork::is_ipv6);
     settings(interface, v6, detect_duplicates)?;
     let mut inside = Connection::route().map_err(cannot("open a socket for", interface))?;
@@ -50,7 +50,7 @@ fn configure_here(interface: &str, outcome: &Outcome, detect_duplicates: bool) -
             .map_err(cannot("find interface", interface))
     };
     let found = find(&mut inside)?;
-    let routes: Vec<PodRoute> = outcome.routes.iter().map(|route| pod_route(route, outcome, found.link.index)).collect();
+    let routes: Vec<PodRoute> = result.routes.iter().map(|route| pod_route(route, result, found.link.index)).collect();
     let mut requests = device::configuration(found.link.index, &addresses);
     let changes = requests.len();
     // Routes need no address that has settled; of IPv6, only those that ask for duplicates wait.
@@ -60,7 +60,7 @@ fn configure_here(interface: &str, outcome: &Outcome, detect_duplicates: bool) -
             (Ok(()), _) | (Err(Cause::Kernel { errno: Errno::EEXIST, .. }), Some(_)) => {}
             (Err(cause), Some(route)) => {
                 let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
-                return Err(Failure::other(format!("failed to add route '{}{via} dev {interface}': {cause}", route.destination)));
+                return Err(CniError::other(format!("failed to add route '{}{via} dev {interface}': {cause}", route.destination)));
             }
             (Err(cause), None) => {
                 let what = addresses.get(at).map_or_else(|| "set up".to_owned(), |net| format!("add address {net} to"));
@@ -74,7 +74,7 @@ fn configure_here(interface: &str, outcome: &Outcome, detect_duplicates: bool) -
     find(&mut inside)
 }
 
-fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), Failure> {
+fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), CniError> {
     let v6_path = |name: &str, key: &str| Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
     // These are wishes: a kernel without them does as well.
     if detect_duplicates {
@@ -92,9 +92,9 @@ fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), Fa
     Ok(())
 }
 
-fn pod_route(route: &crate::cni::result::Route, outcome: &Outcome, link: u32) -> PodRoute {
+fn pod_route(route: &crate::cni::result::CniRoute, result: &CniResult, link: u32) -> PodRoute {
     let of_family = |ip: &IpAddr| ip.is_ipv4() == route.dst.is_ipv4();
-    let gateway = route.gw.or_else(|| outcome.ips.iter().filter_map(|ip| ip.gateway).find(of_family));
+    let gateway = route.gw.or_else(|| result.ips.iter().filter_map(|ip| ip.gateway).find(of_family));
     // A scope that is told counts as it is; without a gateway the kernel wants the link's.
     let scope = route.scope.unwrap_or(if gateway.is_none() && route.dst.is_ipv4() { SCOPE_LINK } else { SCOPE_UNIVERSE });
     PodRoute {
@@ -113,17 +113,17 @@ const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 
 /// Waits until every IPv6 address can be used.
-fn settle(inside: &mut Connection, interface: &str, index: u32) -> Result<(), Failure> {
+fn settle(inside: &mut Connection, interface: &str, index: u32) -> Result<(), CniError> {
     let limit = Instant::now() + SETTLE;
     let mut pause = Duration::from_micros(100);
     loop {
         let held = device::addresses(inside, index).map_err(cannot("list the addresses of", interface))?;
         if let Some(duplicate) = held.iter().find(|held| held.duplicate) {
-            return Err(Failure::other(format!("IP address {} is in use by another host already", duplicate.address.net)));
+            return Err(CniError::other(format!("IP address {} is in use by another host already", duplicate.address.net)));
         }
         let Some(waiting) = held.iter().find(|held| held.tentative) else { return Ok(()) };
         if Instant::now() > limit {
-            return Err(Failure::other(format!("IP address {} is still tentative after {} s", waiting.address.net, SETTLE.as_secs())));
+            return Err(CniError::other(format!("IP address {} is still tentative after {} s", waiting.address.net, SETTLE.as_secs())));
         }
         nap(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);
