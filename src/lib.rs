@@ -33,7 +33,7 @@ pub mod netlink;
 pub mod observe;
 pub mod parallel;
 pub mod pod_network;
-pub mod preflight;
+mod preflight;
 pub mod proxy;
 mod serve;
 pub mod table;

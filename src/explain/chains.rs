@@ -174,11 +174,11 @@ impl<'a> Walker<'a> {
     fn enter_chain(&mut self, (table, chain): (Table, &str), rule: &ParsedRule, to: &str, branch: &mut Branch, stack: &mut Vec<Frame<'a>>) {
         let rules: &'a Ruleset = self.rules;
         let Some((name, next)) = rules.get_named(table, to) else {
-            self.not_understood.insert(format!("{table} {chain} leads to {to}, which is not there or not known"));
+            self.not_understood.insert(format!("{table} {chain}: the target {to} is no known chain"));
             return;
         };
         if stack.len() >= MAX_DEPTH {
-            self.not_understood.insert(format!("{table} {chain} leads in a circle"));
+            self.not_understood.insert(format!("{table} {chain}: the chains jump in a loop"));
             return;
         }
         if let (RuleTarget::Goto(_), Some(frame)) = (&rule.target, stack.last_mut()) {
@@ -231,7 +231,7 @@ impl<'a> Walker<'a> {
     }
 }
 
-/// Returns to the calling chain. From a built-in chain there is none: its policy decides, and the fate is returned.
+/// Returns to the calling chain. A built-in chain has no caller: its policy decides the fate.
 fn return_from_chain(table: Table, branch: &mut Branch, stack: &mut Vec<Frame<'_>>) -> Option<Fate> {
     let frame = stack.pop()?;
     branch.leave(&frame);

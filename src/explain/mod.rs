@@ -10,9 +10,9 @@
 
 mod chains;
 pub mod ending;
-pub mod output;
+pub(crate) mod output;
 pub mod packet;
-pub mod question;
-pub mod rule;
+pub(crate) mod question;
+pub(crate) mod rule;
 pub mod ruleset;
 pub mod walk;

@@ -9,11 +9,11 @@ use super::packet::Packet;
 use super::rule::RuleTarget;
 
 /// Describes where the destination of an ending is and how packets get there. The rules do not say that.
-pub type LocationText<'a> = &'a dyn Fn(&Ending) -> String;
+pub(crate) type LocationText<'a> = &'a dyn Fn(&Ending) -> String;
 
 /// The walk as a tree. Each line is a rule that decided something. The leaves are the endings.
 #[must_use]
-pub fn text(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> String {
+pub(crate) fn text(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> String {
     let mut text = format!("{packet}\n");
     let endings = sorted(walk);
     print_branch(&mut text, &endings, 0, "", packet, location);
@@ -27,7 +27,7 @@ pub fn text(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> String 
 /// `dropped`), `destination`, `translated`, `masqueraded`, `whereabouts`, `stoppedBy` (table, chain and rule; null for `passed`) and `steps`;
 /// and `notUnderstood`.
 #[must_use]
-pub fn json(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> Value {
+pub(crate) fn json(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> Value {
     let step = |step: &WalkStep| json!({"table": step.table.as_str(), "chain": step.chain, "comment": step.comment, "action": target_text(&step.target)});
     let ending = |ending: &&Ending| {
         json!({

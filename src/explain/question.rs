@@ -16,7 +16,7 @@ const OUTSIDE: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(203, 0, 113, 1), Ipv6Addr::
 
 /// A sender or destination that cannot be used. The message says what to type instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QuestionError {
+pub(crate) enum QuestionError {
     /// The destination is neither an address nor a Service.
     #[error("{0:?} is neither IP:PORT nor svc/NAMESPACE/NAME[:PORT], with /tcp, /udp or /sctp at the end or without")]
     Destination(String),
@@ -41,7 +41,7 @@ pub enum QuestionError {
     },
     /// The Service does not exist, or has no rules.
     #[error(
-        "there is no Service {service} that a node has rules for (headless ones have none, nor have those of type ExternalName){}",
+        "there is no Service {service} with rules (headless Services and Services of type ExternalName have none){}",
         suggested(.choices)
     )]
     NoService {
@@ -86,7 +86,7 @@ fn suggested(choices: &[String]) -> String {
 ///
 /// # Errors
 /// Returns an error if the text has another form, if the Service or port does not exist, and if several ports match.
-pub fn destination(text: &str, inputs: &Inputs) -> Result<(SocketAddr, Protocol), QuestionError> {
+pub(crate) fn destination(text: &str, inputs: &Inputs) -> Result<(SocketAddr, Protocol), QuestionError> {
     let error = || QuestionError::Destination(text.to_owned());
     let Some(service) = text.strip_prefix("svc/") else {
         let (address, protocol) = text.split_once('/').map_or((text, None), |(address, protocol)| (address, Some(protocol)));
@@ -195,7 +195,12 @@ pub(crate) fn written_addresses(inputs: &Inputs) -> Vec<IpAddr> {
 ///
 /// # Errors
 /// Returns an error if the sender has another form, or if its IP family differs from that of the destination.
-pub fn packet(sender: &str, (to, protocol): (SocketAddr, Protocol), inputs: &Inputs, node: &LocalNode) -> Result<Packet, QuestionError> {
+pub(crate) fn packet(
+    sender: &str,
+    (to, protocol): (SocketAddr, Protocol),
+    inputs: &Inputs,
+    node: &LocalNode,
+) -> Result<Packet, QuestionError> {
     let family = Family::of(to.ip());
     let ip = |text: &str| text.parse::<IpAddr>().map_err(|_| QuestionError::Sender(sender.to_owned()));
     let (source, origin) = match sender {
@@ -229,7 +234,7 @@ fn origin(source: IpAddr, node: &LocalNode) -> Origin {
 
 /// Says where an address is: on this node, in a pod, on another node.
 #[must_use]
-pub fn location(ip: IpAddr, inputs: &Inputs, node: &LocalNode) -> String {
+pub(crate) fn location(ip: IpAddr, inputs: &Inputs, node: &LocalNode) -> String {
     if node.is_local(ip) {
         return "this node itself".to_owned();
     }

@@ -12,7 +12,7 @@ const GROUP: CheckGroup = CheckGroup::Cluster;
 
 /// Checks that the API server grants every permission that sepal needs.
 #[must_use]
-pub fn permissions(needed: &[NeededPermission], missing: &[NeededPermission]) -> Check {
+pub(crate) fn permissions(needed: &[NeededPermission], missing: &[NeededPermission]) -> Check {
     let name = "permissions";
     if missing.is_empty() {
         return Check::ok(GROUP, name, format!("all {} needed permissions are granted", needed.len()));
@@ -47,7 +47,7 @@ fn role_rules(missing: &[NeededPermission]) -> String {
 
 /// What sepal needs to find in the Node object of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeNeeds {
+pub(crate) struct NodeNeeds {
     /// The service proxy detects local traffic by the pod CIDR (`detectLocalMode: NodeCIDR`).
     pub by_pod_cidr: bool,
     /// The pod network takes its subnet from the pod CIDR.
@@ -58,7 +58,7 @@ pub struct NodeNeeds {
 
 /// Checks that the Node object exists and has an address, and a pod CIDR if one is needed.
 #[must_use]
-pub fn node(name: &str, node: Option<&Node>, needs: NodeNeeds) -> Vec<Check> {
+pub(crate) fn node(name: &str, node: Option<&Node>, needs: NodeNeeds) -> Vec<Check> {
     let Some(node) = node else {
         let cure = "kubelet creates it. If it has another name, set --hostname-override, or NODE_NAME by the downward API";
         return vec![Check::failed(GROUP, "Node", format!("there is no Node {name}"), cure)];

@@ -11,7 +11,7 @@ const GROUP: CheckGroup = CheckGroup::Iptables;
 
 /// Checks the version of the iptables that sepal would use.
 #[must_use]
-pub fn version(variant: Variant, version: &str, reason: &str) -> Check {
+pub(crate) fn version(variant: Variant, version: &str, reason: &str) -> Check {
     let found = format!("{version} ({variant}), because: {reason}");
     let name = "version";
     let numbers: Vec<u32> = version.split('.').map(|part| part.parse().unwrap_or(0)).collect();
@@ -35,7 +35,7 @@ pub fn version(variant: Variant, version: &str, reason: &str) -> Check {
 
 /// Checks for which IP families iptables works. `unusable` holds the other families with the reason.
 #[must_use]
-pub fn families(usable: &[Family], unusable: &[(Family, String)]) -> Vec<Check> {
+pub(crate) fn families(usable: &[Family], unusable: &[(Family, String)]) -> Vec<Check> {
     let working = usable.iter().map(|family| Check::ok(GROUP, format!("{family} rules"), "iptables can read and write them"));
     let failing = unusable.iter().map(|(family, why)| {
         let name = format!("{family} rules");
@@ -51,7 +51,7 @@ pub fn families(usable: &[Family], unusable: &[(Family, String)]) -> Vec<Check> 
 /// Checks that the other iptables variant has no chains with the same names. `doubles` are the families in which it has. `unknown` is the
 /// reason if its tables cannot be listed.
 #[must_use]
-pub fn leftovers(other: Variant, owner: Owner, doubles: &[Family], unknown: Option<&str>) -> Check {
+pub(crate) fn leftovers(other: Variant, owner: Owner, doubles: &[Family], unknown: Option<&str>) -> Check {
     let rules = format!("rules in iptables-{other}");
     let (name, names, consequence, cure) = match owner {
         Owner::Proxy => (rules, "KUBE-*", "deleted Services may still get traffic", format!("sepal cleanup --iptables-variant {other}")),
@@ -80,7 +80,7 @@ pub fn leftovers(other: Variant, owner: Owner, doubles: &[Family], unknown: Opti
 
 /// The result of trying one test rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProbeResult {
+pub(crate) struct ProbeResult {
     /// The match or target, with its test rule.
     pub probe: RuleProbe,
     /// The IP family of the rule.
@@ -92,7 +92,7 @@ pub struct ProbeResult {
 /// Checks that every match and target works. `parse_only` is the reason if only the iptables program parsed the rules and the kernel was not
 /// asked.
 #[must_use]
-pub fn probes(tried: &[ProbeResult], parse_only: Option<&str>) -> Vec<Check> {
+pub(crate) fn probes(tried: &[ProbeResult], parse_only: Option<&str>) -> Vec<Check> {
     let mut checks: Vec<Check> = tried
         .iter()
         .filter_map(|ProbeResult { probe, family, refused }| {
@@ -145,7 +145,7 @@ pub(crate) fn forward_policy(family: Family, chain: &str, accepted_by: Option<&s
 
 /// The state of the xtables lock. Each iptables-legacy program takes it before it changes rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LockState {
+pub(crate) enum LockState {
     /// The lock is free.
     Free,
     /// A process holds the lock. Contains its number and name.
@@ -156,7 +156,7 @@ pub enum LockState {
 
 /// Checks that the lock is available if iptables-legacy is used.
 #[must_use]
-pub fn lock(lock: &LockState, variant: Variant) -> Check {
+pub(crate) fn lock(lock: &LockState, variant: Variant) -> Check {
     let name = "xtables lock";
     match lock {
         LockState::Free => Check::ok(GROUP, name, "free"),

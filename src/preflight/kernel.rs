@@ -12,7 +12,7 @@ const GROUP: CheckGroup = CheckGroup::Kernel;
 /// Checks the settings that sepal writes if they differ. `read` and `can_write` take the path of a setting. `read_only` is explained at
 /// [`KernelSetting::may_stay`].
 #[must_use]
-pub fn settings(
+pub(crate) fn settings(
     desired: &[KernelSetting],
     read: impl Fn(&str) -> io::Result<u64>,
     can_write: impl Fn(&str) -> Result<(), io::Error>,
@@ -56,7 +56,7 @@ pub fn settings(
 
 /// Checks that the kernel forwards packets.
 #[must_use]
-pub fn forwarding(family: Family, value: io::Result<u64>) -> Check {
+pub(crate) fn forwarding(family: Family, value: io::Result<u64>) -> Check {
     let setting = match family {
         Family::V4 => "net.ipv4.ip_forward",
         Family::V6 => "net.ipv6.conf.all.forwarding",

@@ -5,18 +5,18 @@
 //! - [`iptables`], [`kernel`], [`node`], [`network`], [`tunnel_port`], [`cluster`]: one function per check.
 //! - [`print`]: prints the checks as text and as JSON.
 
-pub mod cluster;
-pub mod iptables;
-pub mod kernel;
-pub mod network;
-pub mod node;
-pub mod print;
-pub mod probes;
-pub mod tunnel_port;
+pub(crate) mod cluster;
+pub(crate) mod iptables;
+pub(crate) mod kernel;
+pub(crate) mod network;
+pub(crate) mod node;
+pub(crate) mod print;
+pub(crate) mod probes;
+pub(crate) mod tunnel_port;
 
 /// One check with its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
+pub(crate) struct Check {
     /// The group of the report that the check belongs to.
     pub group: CheckGroup,
     /// What was checked. Programs may rely on this name, so it does not change from release to release.
@@ -31,7 +31,7 @@ pub struct Check {
 
 /// The groups of the report, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CheckGroup {
+pub(crate) enum CheckGroup {
     /// Flags and configuration files.
     Configuration,
     /// The iptables programs and the kernel support for them.
@@ -49,7 +49,7 @@ pub enum CheckGroup {
 impl CheckGroup {
     /// The name of the group in the report.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
             Self::Iptables => "iptables",
@@ -63,7 +63,7 @@ impl CheckGroup {
 
 /// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckOutcome {
+pub(crate) enum CheckOutcome {
     /// Nothing to fix.
     Ok,
     /// sepal runs, but some feature does not work as expected.
@@ -77,7 +77,7 @@ pub enum CheckOutcome {
 impl CheckOutcome {
     /// The name of the outcome in the report.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
@@ -90,19 +90,19 @@ impl CheckOutcome {
 impl Check {
     /// A check with nothing to fix.
     #[must_use]
-    pub fn ok(group: CheckGroup, name: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(group: CheckGroup, name: impl Into<String>, found: impl Into<String>) -> Self {
         Self { group, name: name.into(), outcome: CheckOutcome::Ok, found: found.into(), cure: String::new() }
     }
 
     /// A check with a problem that sepal can run with.
     #[must_use]
-    pub fn warning(group: CheckGroup, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
+    pub(crate) fn warning(group: CheckGroup, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
         Self { outcome: CheckOutcome::Warning, cure: cure.into(), ..Self::ok(group, name, found) }
     }
 
     /// A check with a problem that keeps sepal from working.
     #[must_use]
-    pub fn failed(group: CheckGroup, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
+    pub(crate) fn failed(group: CheckGroup, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
         Self { outcome: CheckOutcome::Failed, cure: cure.into(), ..Self::ok(group, name, found) }
     }
 
@@ -115,6 +115,6 @@ impl Check {
 
 /// True if no check failed.
 #[must_use]
-pub fn passed(checks: &[Check]) -> bool {
+pub(crate) fn passed(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.outcome != CheckOutcome::Failed)
 }

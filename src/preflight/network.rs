@@ -12,7 +12,7 @@ const GROUP: CheckGroup = CheckGroup::PodNetwork;
 
 /// Checks the external interface, and the MTU that it leaves for pods.
 #[must_use]
-pub fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetConf) -> Vec<Check> {
+pub(crate) fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetConf) -> Vec<Check> {
     let external = match selected {
         Ok(external) => external,
         Err(error) => {
@@ -28,10 +28,10 @@ pub fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetCo
     }
     checks.push(match compute_mtu(conf, external.mtu) {
         Ok(mtu) => match mtu.too_large {
-            Some(asked) => Check::warning(
+            Some(configured) => Check::warning(
                 GROUP,
                 "MTU",
-                format!("net-conf.json sets {asked}, but {} has MTU {}: pods get {}", external.name, external.mtu, mtu.pods),
+                format!("net-conf.json sets {configured}, but {} has MTU {}: pods get {}", external.name, external.mtu, mtu.pods),
                 "set Backend.MTU to a value that the interfaces of all nodes allow, or remove it",
             ),
             None => Check::ok(GROUP, "MTU", format!("{} of {}, which leaves {} for pods", external.mtu, external.name, mtu.pods)),
@@ -44,19 +44,19 @@ pub fn interface(selected: &Result<ExternalInterface, NoInterface>, conf: &NetCo
 /// Checks that no other link has the VNI and the port of our VXLAN link.
 #[must_use]
 pub(crate) fn other_tunnels(links: &[Link], conf: &NetConf) -> Option<Check> {
-    let asked = conf.backend.vxlan()?;
-    let own: Vec<String> = conf.networks.families().map(|family| link_name(family, asked.vni)).collect();
+    let desired = conf.backend.vxlan()?;
+    let own: Vec<String> = conf.networks.families().map(|family| link_name(family, desired.vni)).collect();
     let name = "other VXLAN links";
     let conflict = links.iter().find(|link| match link.kind {
-        LinkKind::Vxlan(vxlan) => !own.contains(&link.name) && vxlan.vni == asked.vni && vxlan.port == asked.port,
+        LinkKind::Vxlan(vxlan) => !own.contains(&link.name) && vxlan.vni == desired.vni && vxlan.port == desired.port,
         _ => false,
     });
     Some(match conflict {
-        None => Check::ok(GROUP, name, format!("none has VNI {} on UDP port {}", asked.vni, asked.port)),
+        None => Check::ok(GROUP, name, format!("none has VNI {} on UDP port {}", desired.vni, desired.port)),
         Some(link) => Check::failed(
             GROUP,
             name,
-            format!("{} has VNI {} on UDP port {}, and the kernel allows only one", link.name, asked.vni, asked.port),
+            format!("{} has VNI {} on UDP port {}, and the kernel allows only one", link.name, desired.vni, desired.port),
             format!("ip link delete {}, or set another Backend.VNI or Backend.Port in every node's net-conf.json", link.name),
         ),
     })
@@ -64,7 +64,7 @@ pub(crate) fn other_tunnels(links: &[Link], conf: &NetConf) -> Option<Check> {
 
 /// Checks that a VXLAN link can be created. `unknown` is the reason if that could not be tried. `exists` is true if our link already exists.
 #[must_use]
-pub fn vxlan(tried: Result<(), String>, unknown: Option<&str>, exists: bool) -> Check {
+pub(crate) fn vxlan(tried: Result<(), String>, unknown: Option<&str>, exists: bool) -> Check {
     match (tried, unknown) {
         (Ok(()), None) => Check::ok(GROUP, "VXLAN", "a link can be created; tried in a network namespace of its own"),
         (Err(why), None) => Check::failed(

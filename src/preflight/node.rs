@@ -29,7 +29,7 @@ const INTERFACES: [(&str, &str); 9] = [
 
 /// A process on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunningProgram {
+pub(crate) struct RunningProgram {
     /// The process number.
     pub pid: u32,
     /// The name of the program (`comm`, at most 15 bytes).
@@ -44,7 +44,7 @@ impl fmt::Display for RunningProgram {
 
 /// The roles that this sepal has on the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Roles {
+pub(crate) struct Roles {
     /// It is the service proxy.
     pub proxy: bool,
     /// It is the pod network.
@@ -53,7 +53,7 @@ pub struct Roles {
 
 /// Checks that no other program has one of our roles. `own` is the number of this process.
 #[must_use]
-pub fn programs(processes: &[RunningProgram], own: u32, roles: Roles) -> Check {
+pub(crate) fn programs(processes: &[RunningProgram], own: u32, roles: Roles) -> Check {
     let name = "other programs";
     let is_other = |program: &str| roles.proxy && PROXIES.contains(&program) || roles.pod_network && NETWORKS.contains(&program);
     let others = processes.iter().filter(|process| process.pid != own && is_other(&process.name));
@@ -72,7 +72,7 @@ pub fn programs(processes: &[RunningProgram], own: u32, roles: Roles) -> Check {
 
 /// Checks that no interface belongs to another service proxy or pod network.
 #[must_use]
-pub fn interfaces<'n>(names: impl IntoIterator<Item = &'n str>) -> Check {
+pub(crate) fn interfaces<'n>(names: impl IntoIterator<Item = &'n str>) -> Check {
     let name = "interfaces of others";
     let mut found = Vec::new();
     for interface in names {
@@ -90,7 +90,7 @@ pub fn interfaces<'n>(names: impl IntoIterator<Item = &'n str>) -> Check {
 /// Checks that no nftables table of another service proxy or pod network exists, because packets would pass its rules, too. `others` are the
 /// owners with the names of their tables.
 #[must_use]
-pub fn nftables(found: std::io::Result<Vec<String>>, others: &[(&str, [&str; 2])]) -> Check {
+pub(crate) fn nftables(found: std::io::Result<Vec<String>>, others: &[(&str, [&str; 2])]) -> Check {
     let name = "nftables of others";
     let found = match found {
         Ok(found) => found,
@@ -110,7 +110,7 @@ pub fn nftables(found: std::io::Result<Vec<String>>, others: &[(&str, [&str; 2])
 
 /// The process that listens on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PortHolder {
+pub(crate) enum PortHolder {
     /// A running sepal, by its process number.
     Sepal(u32),
     /// Another program.
@@ -119,7 +119,7 @@ pub enum PortHolder {
 
 /// Checks that sepal can listen on an address. `holder` is the process that has the port. With `hard_fail` sepal ends if it cannot listen.
 #[must_use]
-pub fn port(server: &str, address: SocketAddr, tried: std::io::Result<()>, holder: Option<PortHolder>, hard_fail: bool) -> Check {
+pub(crate) fn port(server: &str, address: SocketAddr, tried: std::io::Result<()>, holder: Option<PortHolder>, hard_fail: bool) -> Check {
     let name = format!("{server} address");
     let Err(error) = tried else { return Check::ok(GROUP, name, format!("{address} is free")) };
     let by = match holder {
@@ -140,7 +140,7 @@ pub fn port(server: &str, address: SocketAddr, tried: std::io::Result<()>, holde
 /// Checks that container runtimes will use the CNI configuration `own` that sepal writes to the folder. `subnet_file` is the subnet.env that
 /// sepal writes.
 #[must_use]
-pub fn cni_config(folder: &str, files: std::io::Result<Vec<ConfFile>>, own: &ConfFile, subnet_file: &str) -> Check {
+pub(crate) fn cni_config(folder: &str, files: std::io::Result<Vec<ConfFile>>, own: &ConfFile, subnet_file: &str) -> Check {
     let name = "CNI configuration";
     let mut files = match files {
         Ok(files) => files,

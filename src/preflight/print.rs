@@ -15,7 +15,7 @@ const PLAIN: &str = "\x1b[0m";
 
 /// The report as coloured text. The caller removes the colours if the output is no terminal.
 #[must_use]
-pub fn text(checks: &[Check]) -> String {
+pub(crate) fn text(checks: &[Check]) -> String {
     let mut text = String::new();
     let mut group: Option<CheckGroup> = None;
     for check in checks {
@@ -44,7 +44,7 @@ pub fn text(checks: &[Check]) -> String {
 /// The report as a JSON object: `passed`, the program's `version`, and `checks`, each with `part`, `name`, `outcome` (`ok`, `warning`, `failed`
 /// or `not checked`), `found` and `cure` (null if there is none).
 #[must_use]
-pub fn json(checks: &[Check]) -> Value {
+pub(crate) fn json(checks: &[Check]) -> Value {
     let cure = |check: &Check| (!check.cure.is_empty()).then(|| check.cure.clone());
     let one = |check: &Check| json!({"part": check.group.as_str(), "name": check.name, "outcome": check.outcome.as_str(), "found": check.found, "cure": cure(check)});
     json!({"passed": passed(checks), "version": env!("CARGO_PKG_VERSION"), "checks": checks.iter().map(one).collect::<Vec<_>>()})

@@ -8,7 +8,7 @@ use crate::table::Table;
 
 /// A match or target, with a rule that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RuleProbe {
+pub(crate) struct RuleProbe {
     /// The name after `-m` or `-j`.
     pub name: &'static str,
     /// The table of the rule.
@@ -61,7 +61,7 @@ pub(crate) const PROBES: [RuleProbe; 16] = [
 impl RuleProbe {
     /// The input of iptables-restore that tries the rule. It adds a chain that no rule jumps to.
     #[must_use]
-    pub fn text(&self, family: Family, random_fully: bool) -> String {
+    pub(crate) fn text(&self, family: Family, random_fully: bool) -> String {
         let to = if family == Family::V4 { "192.0.2.1:80" } else { "[2001:db8::1]:80" };
         let rule = self.rule.replace("{to}", to).replace("{random}", if random_fully { " --random-fully" } else { "" });
         let mut text = String::new();

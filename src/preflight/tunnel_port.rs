@@ -14,10 +14,10 @@ const GROUP: CheckGroup = CheckGroup::PodNetwork;
 /// Checks the port. `tried` holds the result of binding it, for each family of the external network. VXLAN links share a port if they have the
 /// same `external` and `gbp` flags (`vxlan_find_sock` in `drivers/net/vxlan/vxlan_core.c`). No other sockets share it.
 #[must_use]
-pub fn tunnel_port(tried: &[(Family, io::Result<()>)], links: &[Link], conf: &NetConf) -> Option<Check> {
-    let asked = conf.backend.vxlan()?;
+pub(crate) fn tunnel_port(tried: &[(Family, io::Result<()>)], links: &[Link], conf: &NetConf) -> Option<Check> {
+    let desired = conf.backend.vxlan()?;
     let name = "tunnel port";
-    let port = format!("UDP port {}", asked.port);
+    let port = format!("UDP port {}", desired.port);
     let mut in_use = None;
     for (family, outcome) in tried {
         match outcome {
@@ -27,14 +27,14 @@ pub fn tunnel_port(tried: &[(Family, io::Result<()>)], links: &[Link], conf: &Ne
         }
     }
     let Some(family) = in_use else { return Some(Check::ok(GROUP, name, format!("{port} is free"))) };
-    let own: Vec<String> = conf.networks.families().map(|family| link_name(family, asked.vni)).collect();
+    let own: Vec<String> = conf.networks.families().map(|family| link_name(family, desired.vni)).collect();
     // A link that is down holds no port.
-    let users = || links.iter().filter(|link| link.up && matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == asked.port));
+    let users = || links.iter().filter(|link| link.up && matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == desired.port));
     if let Some(link) = users().find(|link| own.contains(&link.name)) {
         return Some(Check::ok(GROUP, name, format!("{port} belongs to {}", link.name)));
     }
     let other_port = "set another Backend.Port in every node's net-conf.json";
-    Some(match (users().find(|link| !shares(link, asked)), users().next()) {
+    Some(match (users().find(|link| !shares(link, desired)), users().next()) {
         (Some(link), _) => Check::failed(
             GROUP,
             name,
@@ -46,13 +46,13 @@ pub fn tunnel_port(tried: &[(Family, io::Result<()>)], links: &[Link], conf: &Ne
             GROUP,
             name,
             format!("a program has {port} of {family}, so the tunnel cannot be set up"),
-            format!("end it (ss -lunp 'sport = {}'), or {other_port}", asked.port),
+            format!("end it (ss -lunp 'sport = {}'), or {other_port}", desired.port),
         ),
     })
 }
 
-fn shares(link: &Link, asked: &VxlanConf) -> bool {
-    matches!(link.kind, LinkKind::Vxlan(vxlan) if !vxlan.external && vxlan.gbp == asked.gbp)
+fn shares(link: &Link, desired: &VxlanConf) -> bool {
+    matches!(link.kind, LinkKind::Vxlan(vxlan) if !vxlan.external && vxlan.gbp == desired.gbp)
 }
 
 #[cfg(test)]
