@@ -66,10 +66,10 @@ pub(super) async fn diff(setup: &Setup, flags: &RunFlags) -> anyhow::Result<Exit
     for &family in &setup.families {
         let saved = saved_tables(&found.exec, family).await?;
         let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
-        let rendered = plan.text(&renderer);
+        let desired_text = plan.text(&renderer);
         let (mut live, mut desired) = (Tables::default(), Tables::default());
         live.read(&saved);
-        desired.read(&rendered);
+        desired.read(&desired_text);
         let applied = since.as_deref().map(|text| {
             let mut applied = Tables::default();
             applied.read(of_family(text, family));

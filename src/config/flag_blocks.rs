@@ -108,9 +108,13 @@ pub(super) fn with_default(help: &str, default: &dyn std::fmt::Display) -> Strin
     if help.contains("[default:") { help.to_owned() } else { format!("{help} [default: {default}]") }
 }
 
+/// An example of a flag: its name, its value, and a check of the settings that follow from it.
+#[cfg(test)]
+pub(super) type Example<S> = (&'static str, &'static str, fn(&S) -> bool);
+
 /// Checks the examples of flags: each holds with its arguments, and does not hold without them.
 #[cfg(test)]
-pub(super) fn check_examples<F: clap::Args, S>(examples: &[(&str, &str, fn(&S) -> bool)], settings: impl Fn(&F) -> S) {
+pub(super) fn check_examples<F: clap::Args, S>(examples: &[Example<S>], settings: impl Fn(&F) -> S) {
     let parse = |arguments: &str| {
         let command = F::augment_args(clap::Command::new("flags"));
         let matches = command.try_get_matches_from(std::iter::once("flags").chain(arguments.split_whitespace()));

@@ -12,14 +12,14 @@ use crate::error_text::error_text;
 use crate::kubernetes::api;
 use crate::kubernetes::permission::{ApiUses, NeededPermission, is_allowed, needed};
 use crate::pod_network::sync::node_name::NodeNameSource;
-use crate::preflight::cluster::{self, Wanted};
-use crate::preflight::{Check, Part};
+use crate::preflight::cluster::{self, NodeNeeds};
+use crate::preflight::{Check, CheckGroup};
 use crate::proxy::settings::DetectLocal;
 
 use super::run_setup::RunSetup;
 use crate::daemon::network_setup::NetworkSetup;
 
-const PART: Part = Part::Cluster;
+const PART: CheckGroup = CheckGroup::Cluster;
 /// Time limit for an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,7 +58,7 @@ pub(super) async fn read(run: &RunSetup<'_>) -> Answers {
     let found = timeout(TIMEOUT, api::node(&client, &name)).await;
     let node = match found.map_err(|_| no_answer()).flatten() {
         Ok(node) => {
-            let wanted = Wanted {
+            let wanted = NodeNeeds {
                 by_pod_cidr: run.flags.network.proxy && run.setup.requested.settings.detect_local == DetectLocal::NodeCidr,
                 subnet: run.network.is_some(),
                 leased: run.network.as_ref().is_some_and(NetworkSetup::assigns_subnets),

@@ -21,7 +21,7 @@ use crate::pod_network::settings::NetworkSettings;
 use crate::pod_network::sync::cni_install::{CONFLIST_NAME, conf_files, conflist};
 use crate::pod_network::vxlan::link_name;
 use crate::preflight::tunnel_port::tunnel_port;
-use crate::preflight::{Check, Part, kernel, network, node};
+use crate::preflight::{Check, CheckGroup, kernel, network, node};
 use crate::proxy::rules::view::needs_route_localnet;
 
 use super::processes;
@@ -63,7 +63,7 @@ pub(super) fn node(run: &RunSetup<'_>) -> Vec<Check> {
     let mut checks = vec![node::programs(&processes::others(), std::process::id(), run.roles())];
     checks.push(match Kernel.links() {
         Ok(links) => node::interfaces(links.iter().map(|link| link.name.as_str())),
-        Err(error) => Check::not_checked(Part::Node, "interfaces of others", error.to_string()),
+        Err(error) => Check::not_checked(CheckGroup::Node, "interfaces of others", error.to_string()),
     });
     let roles = run.roles();
     let others = [
@@ -90,7 +90,7 @@ pub(super) fn pod_network(run: &RunSetup<'_>, node: Option<&Node>) -> Vec<Check>
     let Some(NetworkSetup { conf, settings, .. }) = &run.network else { return Vec::new() };
     let live = match Kernel.dump() {
         Ok(live) => live,
-        Err(error) => return vec![Check::not_checked(Part::PodNetwork, "external interface", error.to_string())],
+        Err(error) => return vec![Check::not_checked(CheckGroup::PodNetwork, "external interface", error.to_string())],
     };
     let families: Vec<Family> = conf.networks.families().collect();
     let node_ips: Vec<IpAddr> = node.map(|node| node.addresses.clone()).unwrap_or_default();

@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::config::flags::RunFlags;
 use crate::error_text::error_text;
-use crate::preflight::{Check, Part, passed, print};
+use crate::preflight::{Check, CheckGroup, passed, print};
 
 use crate::daemon::network_setup::NetworkSetup;
 use crate::daemon::setup::Setup;
@@ -44,7 +44,7 @@ pub(super) async fn preflight(PreflightFlags { output: format, run: flags }: Pre
 }
 
 async fn checks(flags: &RunFlags) -> Vec<Check> {
-    let failed = |error: anyhow::Error| vec![Check::failed(Part::Configuration, "flags and files", error_text(error.as_ref()), "")];
+    let failed = |error: anyhow::Error| vec![Check::failed(CheckGroup::Configuration, "flags and files", error_text(error.as_ref()), "")];
     let setup = match Setup::new(flags) {
         Ok(setup) => setup,
         Err(error) => return failed(error),
@@ -66,22 +66,22 @@ async fn checks(flags: &RunFlags) -> Vec<Check> {
 
 /// Checks the flags and files.
 fn configuration(run: &RunSetup<'_>) -> Vec<Check> {
-    let notes = run.setup.effective.notes.iter().map(|note| Check::warning(Part::Configuration, "read past", note, ""));
+    let notes = run.setup.effective.notes.iter().map(|note| Check::warning(CheckGroup::Configuration, "read past", note, ""));
     let what = match (run.flags.network.proxy, &run.network) {
         (true, None) => "service proxy",
         (true, Some(_)) => "service proxy and pod network",
         (false, Some(_)) => "pod network",
         (false, None) => {
             let found = "--proxy=false without --pod-network leaves nothing to do";
-            return vec![Check::failed(Part::Configuration, "flags and files", found, "")];
+            return vec![Check::failed(CheckGroup::Configuration, "flags and files", found, "")];
         }
     };
     let name = "flags and files";
     let judged = match &run.conf_error {
-        None => Check::ok(Part::Configuration, name, format!("make sense, for: {what}")),
+        None => Check::ok(CheckGroup::Configuration, name, format!("make sense, for: {what}")),
         Some(error) => {
             let others = "the other checks take flannel's default: IPv4, VXLAN with VNI 1 on UDP port 8472";
-            Check::failed(Part::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
+            Check::failed(CheckGroup::Configuration, name, format!("{}; {others}", error_text(error.as_ref())), "")
         }
     };
     std::iter::once(judged).chain(notes).collect()

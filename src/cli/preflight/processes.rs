@@ -4,25 +4,25 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::preflight::node::{Holder, Process};
+use crate::preflight::node::{PortHolder, RunningProgram};
 
 /// State of a socket that listens, in `/proc/net/tcp`.
 const LISTENING: &str = "0A";
 
 /// The processes that are visible here, except those that run sepal under any name.
-pub(super) fn others() -> Vec<Process> {
+pub(super) fn others() -> Vec<RunningProgram> {
     all().filter(|(_, folder)| !is_sepal(folder)).filter_map(named).collect()
 }
 
 /// The process that listens on a TCP port of this network namespace, if it is visible here.
-pub(super) fn holder(port: u16) -> Option<Holder> {
+pub(super) fn holder(port: u16) -> Option<PortHolder> {
     let sockets: Vec<PathBuf> = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().flat_map(|table| listening(table, port)).collect();
     let has_one = |folder: &Path| {
         let files = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| sockets.contains(&file))
     };
     let (number, folder) = all().find(|(_, folder)| has_one(folder))?;
-    if is_sepal(&folder) { Some(Holder::Sepal(number)) } else { named((number, folder)).map(Holder::Other) }
+    if is_sepal(&folder) { Some(PortHolder::Sepal(number)) } else { named((number, folder)).map(PortHolder::Other) }
 }
 
 /// The listening sockets of a port in a table such as `/proc/net/tcp`, as the links in `/proc/PID/fd` name them.
@@ -42,9 +42,9 @@ fn all() -> impl Iterator<Item = (u32, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
 }
 
-fn named((number, folder): (u32, PathBuf)) -> Option<Process> {
+fn named((number, folder): (u32, PathBuf)) -> Option<RunningProgram> {
     let name = fs::read_to_string(folder.join("comm")).ok()?;
-    Some((number, name.trim_end().to_owned()))
+    Some(RunningProgram { pid: number, name: name.trim_end().to_owned() })
 }
 
 /// True if a process runs sepal: its program is the file of this process, or is named sepal.

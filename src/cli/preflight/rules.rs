@@ -12,9 +12,9 @@ use crate::iptables::exec::Exec;
 use crate::iptables::{Runner, lock};
 use crate::netlink::scratch::within_new_namespace;
 use crate::netlink::{Host, Kernel};
-use crate::preflight::iptables::{self, Lock, Tried};
+use crate::preflight::iptables::{self, LockState, ProbeResult};
 use crate::preflight::probes::PROBES;
-use crate::preflight::{Check, Part};
+use crate::preflight::{Check, CheckGroup};
 use crate::table::Table;
 use crate::table::chain_names;
 use crate::table::cleanup::Owner;
@@ -30,13 +30,13 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
     let found = match detect::find(run.flags.iptables_variant.variant()).await {
         Ok(found) => found,
-        Err(error) => return vec![Check::failed(Part::Iptables, "version", error.to_string(), "")],
+        Err(error) => return vec![Check::failed(CheckGroup::Iptables, "version", error.to_string(), "")],
     };
     let mut checks = vec![iptables::version(found.variant, &found.version, &found.reason)];
     let lock = lock_now().await;
     checks.push(iptables::lock(&lock, found.variant));
     // Each call of iptables would wait for the lock for seconds, and there are many calls.
-    if found.variant == Variant::Legacy && matches!(lock, Lock::Held(_)) {
+    if found.variant == Variant::Legacy && matches!(lock, LockState::Held(_)) {
         return checks;
     }
     let support = detect::support(&found, Kernel.ipv6_enabled()).await;
@@ -58,15 +58,15 @@ pub(super) async fn checks(run: &RunSetup<'_>) -> Vec<Check> {
 }
 
 /// Reads the state of the lock. Waits a while if a program holds it.
-async fn lock_now() -> Lock {
+async fn lock_now() -> LockState {
     let mut tries_left = LOCK_TRIES;
     loop {
         tries_left -= 1;
         match lock::held() {
-            Ok(None) => return Lock::Free,
+            Ok(None) => return LockState::Free,
             Ok(Some(_)) if tries_left > 0 => sleep(LOCK_PAUSE).await,
-            Ok(Some(holder)) => return Lock::Held(holder),
-            Err(error) => return Lock::Shut(format!("{} cannot be opened: {error}", lock::path().display())),
+            Ok(Some(holder)) => return LockState::Held(holder),
+            Err(error) => return LockState::Unavailable(format!("{} cannot be opened: {error}", lock::path().display())),
         }
     }
 }
@@ -92,12 +92,12 @@ async fn probes(found: &Found, families: &[Family]) -> Vec<Check> {
     }
 }
 
-async fn try_all(exec: &Exec, families: &[Family], random_fully: bool, parse_only: bool) -> Vec<Tried> {
+async fn try_all(exec: &Exec, families: &[Family], random_fully: bool, parse_only: bool) -> Vec<ProbeResult> {
     let mut all = Vec::new();
     for &family in families {
         for probe in PROBES {
             let refused = exec.try_rules(family, &probe.text(family, random_fully), parse_only).await.err().map(|error| error.to_string());
-            all.push(Tried { probe, family, refused });
+            all.push(ProbeResult { probe, family, refused });
         }
     }
     all

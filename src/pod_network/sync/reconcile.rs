@@ -17,7 +17,7 @@ use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::readiness::Part;
 use crate::pod_network::backoff::doubling;
 use crate::pod_network::bridge;
-use crate::pod_network::desired::{DesiredInputs, DesiredLink};
+use crate::pod_network::desired::{DesiredEntries, DesiredInputs, DesiredLink};
 use crate::pod_network::interface::{self, ExternalInterface, InterfaceOptions};
 use crate::pod_network::mtu::{Mtu, compute_mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
@@ -51,14 +51,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             let Some(lost) = taken else { return Err(PodNetworkError::NoNode(self.inputs.node.clone())) };
             return Err(self.leave(lost, &conf).await?);
         };
-        let status = match taken {
-            Some(lost) => SubnetStatus::Lost(lost),
-            None if self.awaits_new_pod_cidr(&node) => {
-                let pending = || SubnetStatus::Pending(NodeCondition::pod_cidr_missing(&node.name));
-                self.taken_by_other_node(&conf).map_or_else(pending, SubnetStatus::Lost)
-            }
-            None => self.inputs.source.status(&node, &conf, &self.in_use()),
-        };
+        let status = taken.map_or_else(|| self.subnet_status(&node, &conf), SubnetStatus::Lost);
         let live = self.dump().await;
         // Do this first, so that a later error does not keep subnet.env with a lost subnet.
         self.release_lost_subnets(&status, &conf, live.as_ref().unwrap_or(&Live::default()));
@@ -100,16 +93,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
         let uid_before = self.acknowledged.as_ref().map(|acknowledged| acknowledged.node_uid.clone());
         let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
-        let mut repaired = ChangeCounts::new();
-        if let Some(before) = &before {
-            let unchanged = |group: &&EntryGroup| match &group.node {
-                Some(node) => before.entries.get(node) == entries.peers.get(node),
-                None => true,
-            };
-            for change in plan.groups.iter().filter(unchanged).flat_map(|group| &group.changes) {
-                *repaired.entry(change.kind()).or_default() += 1;
-            }
-        }
+        let repaired = before.map(|before| count_repairs(&before, &entries, &plan.groups)).unwrap_or_default();
         let mut failed = self.write(plan.groups, &names).await?;
         failed.extend(diverted);
         self.report.repaired(&repaired);
@@ -134,6 +118,15 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.readiness.ready(Part::Links);
         self.readiness.ready(Part::Peers);
         Ok(())
+    }
+
+    /// The status of this node's subnets, from its Node or its leases.
+    fn subnet_status(&self, node: &NetworkNode, conf: &NetConf) -> SubnetStatus {
+        if !self.awaits_new_pod_cidr(node) {
+            return self.inputs.source.status(node, conf, &self.in_use());
+        }
+        let pending = || SubnetStatus::Pending(NodeCondition::pod_cidr_missing(&node.name));
+        self.taken_by_other_node(conf).map_or_else(pending, SubnetStatus::Lost)
     }
 
     /// This node's own lease, the external interface, and the MTUs.
@@ -314,6 +307,16 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report.entries_failed(&errors);
         Ok(errors.into_keys().flatten().collect())
     }
+}
+
+/// Counts the changes of peers that nothing has changed: another program changed their entries.
+fn count_repairs(before: &Acknowledged, entries: &DesiredEntries, groups: &[EntryGroup]) -> ChangeCounts {
+    let mut repaired = ChangeCounts::new();
+    let unchanged = |group: &&EntryGroup| group.node.as_ref().is_none_or(|node| before.entries.get(node) == entries.peers.get(node));
+    for change in groups.iter().filter(unchanged).flat_map(|group| &group.changes) {
+        *repaired.entry(change.kind()).or_default() += 1;
+    }
+    repaired
 }
 
 /// Runs a blocking call on a thread for blocking work.

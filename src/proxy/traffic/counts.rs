@@ -26,10 +26,10 @@ impl CounterReading {
     pub fn line(&self, line: &str, now: &mut Self, since: &mut TrafficDelta) {
         match counted(line) {
             Some((rule, count, Leads::ServiceAddress(address))) => {
-                note(rule, count, address, &self.addresses, &mut now.addresses, &mut since.addresses)
+                note(rule, count, address, &self.addresses, &mut now.addresses, &mut since.addresses);
             }
             Some((rule, count, Leads::ServiceEndpoint(endpoint))) => {
-                note(rule, count, endpoint, &self.endpoints, &mut now.endpoints, &mut since.endpoints)
+                note(rule, count, endpoint, &self.endpoints, &mut now.endpoints, &mut since.endpoints);
             }
             None => {}
         }
@@ -40,10 +40,10 @@ impl CounterReading {
     pub fn ended(&mut self, line: &str, now: &mut Self, since: &mut TrafficDelta) {
         match counted(line) {
             Some((rule, count, Leads::ServiceAddress(address))) => {
-                end(rule, count, address, &mut self.addresses, &mut now.addresses, &mut since.addresses)
+                end(rule, count, address, &mut self.addresses, &mut now.addresses, &mut since.addresses);
             }
             Some((rule, count, Leads::ServiceEndpoint(endpoint))) => {
-                end(rule, count, endpoint, &mut self.endpoints, &mut now.endpoints, &mut since.endpoints)
+                end(rule, count, endpoint, &mut self.endpoints, &mut now.endpoints, &mut since.endpoints);
             }
             None => {}
         }

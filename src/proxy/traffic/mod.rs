@@ -1,8 +1,7 @@
-//! CounterReading of Services, from the counters of their rules: read again and again, each time once that is cheap enough; and those of rules
-//! that a sync ends, by that sync.
+//! Counts the traffic of Services from the counters of their rules.
 //!
-//! The nat table sees the first packet of each connection, so these are the packets and bytes with which connections begin. What rules had
-//! counted before the first reading is not told: the counts of a program begin with it.
+//! The counters are read at a pace that costs little. A sync that removes rules saves their final counters. The nat table sees only the first
+//! packet of each connection, so the counts are the packets and bytes with which connections begin. They start at zero with the first reading.
 
 pub mod counts;
 
