@@ -122,7 +122,7 @@ fn place(inputs: &Inputs, live: bool) -> anyhow::Result<LocalNode> {
 /// Gets a pod's address from the API server.
 async fn pod_ip(flags: &ExplainFlags, setup: &Setup, pod: &str, family: Family) -> anyhow::Result<IpAddr> {
     let (namespace, name) = pod.split_once('/').context("--from pod/NAMESPACE/NAME is needed")?;
-    ensure!(flags.run.manifests.is_none(), "manifests have no addresses of pods: give the IP of pod {pod}");
+    ensure!(flags.run.manifests.is_none(), "manifests say nothing of pods' addresses: give the IP of pod {pod}");
     let client = setup.connection.client()?;
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
     let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
