@@ -17,7 +17,7 @@ use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::readiness::Part;
 use crate::pod_network::backoff::doubling;
 use crate::pod_network::bridge;
-use crate::pod_network::desired::{DesiredInputs, DesiredLink};
+use crate::pod_network::desired::{DesiredInputs, DesiredLink, Entry};
 use crate::pod_network::interface::{self, ExternalInterface, InterfaceOptions};
 use crate::pod_network::mtu::{Mtu, compute_mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
@@ -30,7 +30,7 @@ use crate::pod_network::vxlan::link_name;
 use super::error::PodNetworkError;
 use super::node_writes::NodeCondition;
 use super::report::ChangeCounts;
-use super::state::{Acknowledged, NetworkLoop, Retry};
+use super::state::{AcknowledgedNetwork, NetworkLoop, Retry};
 use super::subnets::SubnetStatus;
 
 /// Links are dumped again after a change. If they still differ after this many passes, another program keeps changing them.
@@ -51,14 +51,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
             let Some(lost) = taken else { return Err(PodNetworkError::NoNode(self.inputs.node.clone())) };
             return Err(self.leave(lost, &conf).await?);
         };
-        let status = match taken {
-            Some(lost) => SubnetStatus::Lost(lost),
-            None if self.awaits_new_pod_cidr(&node) => {
-                let pending = || SubnetStatus::Pending(NodeCondition::pod_cidr_missing(&node.name));
-                self.taken_by_other_node(&conf).map_or_else(pending, SubnetStatus::Lost)
-            }
-            None => self.inputs.source.status(&node, &conf, &self.in_use()),
-        };
+        let status = taken.map_or_else(|| self.subnet_status(&node, &conf), SubnetStatus::Lost);
         let live = self.dump().await;
         // Do this first, so that a later error does not keep subnet.env with a lost subnet.
         self.release_lost_subnets(&status, &conf, live.as_ref().unwrap_or(&Live::default()));
@@ -89,7 +82,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let inputs = DesiredInputs { conf: &conf, settings: &settings, own: &own, external: &external, mtu: &mtu };
 
         let desired = inputs.links();
-        let (live, trouble) = self.apply_links(&inputs, &desired, &of_others, live).await?;
+        let (live, error) = self.apply_links(&inputs, &desired, &of_others, live).await?;
         let links = plan::our_links(&desired, &live);
         let peers = check_all(self.nodes.values().map(|node| &**node), &own, &conf, &LiveSubnets::of_live(&live));
         let entries = inputs.entries(&peers, &links, &live.routes);
@@ -100,16 +93,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
         let uid_before = self.acknowledged.as_ref().map(|acknowledged| acknowledged.node_uid.clone());
         let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
-        let mut repaired = ChangeCounts::new();
-        if let Some(before) = &before {
-            let unchanged = |group: &&EntryGroup| match &group.node {
-                Some(node) => before.entries.get(node) == entries.peers.get(node),
-                None => true,
-            };
-            for change in plan.groups.iter().filter(unchanged).flat_map(|group| &group.changes) {
-                *repaired.entry(change.kind()).or_default() += 1;
-            }
-        }
+        let repaired = before.map_or_else(ChangeCounts::new, |before| count_repairs(&plan.groups, &before.entries, &entries.peers));
         let mut failed = self.write(plan.groups, &names).await?;
         failed.extend(diverted);
         self.report.repaired(&repaired);
@@ -126,14 +110,23 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         };
         let off_link = entries.refused;
         self.acknowledged =
-            Some(Acknowledged { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
+            Some(AcknowledgedNetwork { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
         // If a subnet is lost, other errors follow from that.
-        if let Some(trouble) = missing.or(trouble) {
-            return Err(trouble);
+        if let Some(error) = missing.or(error) {
+            return Err(error);
         }
         self.readiness.ready(Part::Links);
         self.readiness.ready(Part::Peers);
         Ok(())
+    }
+
+    /// The status of this node's subnets. A Node that was registered anew keeps its subnet until another node has it.
+    fn subnet_status(&self, node: &NetworkNode, conf: &NetConf) -> SubnetStatus {
+        if !self.awaits_new_pod_cidr(node) {
+            return self.inputs.source.status(node, conf, &self.in_use());
+        }
+        let pending = || SubnetStatus::Pending(NodeCondition::pod_cidr_missing(&node.name));
+        self.taken_by_other_node(conf).map_or_else(pending, SubnetStatus::Lost)
     }
 
     /// This node's own lease, the external interface, and the MTUs.
@@ -217,7 +210,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut failed = None;
         let mut before = Vec::new();
         let mut passes = 0..PASSES;
-        let trouble = loop {
+        let error = loop {
             let DesiredInputs { conf, own, mtu, .. } = inputs;
             let mut plan = plan::links(desired, &conf.networks, &live, &self.offloads);
             plan.changes.extend(bridge::mtu_change(&live.links, own, mtu.pods));
@@ -246,7 +239,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         for link in desired {
             self.report.metrics.network().mtu(&link.name, link.mtu);
         }
-        Ok((live, trouble))
+        Ok((live, error))
     }
 
     /// Applies link changes and gives the first error. A failed change does not stop the others.
@@ -314,6 +307,16 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         self.report.entries_failed(&errors);
         Ok(errors.into_keys().flatten().collect())
     }
+}
+
+/// Counts the changes that correct entries whose desired state is the same as before: another program changed them.
+fn count_repairs(groups: &[EntryGroup], before: &BTreeMap<Box<str>, Vec<Entry>>, desired: &BTreeMap<Box<str>, Vec<Entry>>) -> ChangeCounts {
+    let is_unchanged = |group: &&EntryGroup| group.node.as_ref().is_none_or(|node| before.get(node) == desired.get(node));
+    let mut repaired = ChangeCounts::new();
+    for change in groups.iter().filter(is_unchanged).flat_map(|group| &group.changes) {
+        *repaired.entry(change.kind()).or_default() += 1;
+    }
+    repaired
 }
 
 /// Runs a blocking call on a thread for blocking work.
