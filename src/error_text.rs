@@ -1,6 +1,6 @@
-//! The text of an error for operators: one line, each cause once, no dumps of library values and no advice meant for programmers.
+//! Formats errors for operators: one line, each cause once, without dumps of library values and without advice for programmers.
 //!
-//! Logs, Events, exit messages and HTTP answers print errors of libraries and of `anyhow` with [`error_text`], never with `{:#}` or `{:?}`:
+//! Print errors of libraries and of `anyhow` with [`error_text`] in logs, Events, exit messages and HTTP answers, not with `{:#}` or `{:?}`:
 //! many libraries repeat the cause in their own text.
 
 use std::any::Any;
@@ -13,10 +13,10 @@ use notify::ErrorKind;
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 use tokio::task::JoinError;
 
-/// Longest text of an answer that does not come from a Kubernetes API server, such as the HTML page of a proxy.
+/// Characters that are shown of an answer that does not come from a Kubernetes API server, such as the HTML page of a proxy.
 const FOREIGN_ANSWER: usize = 200;
 
-/// Texts of libraries, and what they mean for an operator.
+/// Texts of libraries, and the words for operators.
 const PHRASES: [(&str, &str); 4] = [
     ("client error (Connect): tcp connect error", "cannot connect"),
     ("client error (Connect)", "cannot connect"),
@@ -24,7 +24,8 @@ const PHRASES: [(&str, &str); 4] = [
     ("buffer's worker closed unexpectedly", "the task that holds the connection has ended"),
 ];
 
-/// The error and its causes, from the outside in, separated by colons. What an outer error says already is not repeated.
+/// The error and its causes, from the outermost to the innermost, separated by colons. A cause that an outer error has in its text is not
+/// repeated.
 pub(crate) fn error_text(error: &(dyn Error + 'static)) -> String {
     let mut text = with_causes(error);
     for (phrase, words) in PHRASES {
@@ -36,13 +37,13 @@ pub(crate) fn error_text(error: &(dyn Error + 'static)) -> String {
 }
 
 fn with_causes(error: &(dyn Error + 'static)) -> String {
-    if let Some(text) = known(error) {
+    if let Some(text) = special_text(error) {
         return text;
     }
     let own = error.to_string();
     let Some(source) = error.source() else { return one_line(&own) };
     let cause = with_causes(source);
-    // Many errors print their cause in their own text.
+    // Many errors have their cause in their own text.
     if let Some(at) = position(&own, &source.to_string()) {
         return one_line(&format!("{}{cause}{}", &own[..at.start], &own[at.end..]));
     }
@@ -51,8 +52,8 @@ fn with_causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The whole text of an error whose own text is not for operators.
-fn known(error: &(dyn Error + 'static)) -> Option<String> {
+/// The text of an error whose own text is not for operators; `None` for other errors.
+fn special_text(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<kube::Error>() {
         return match error {
             kube::Error::Api(status) => Some(status_text(status)),
@@ -69,7 +70,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<String> {
         return Some(place + &yaml_problem(error));
     }
     if let Some(error) = error.downcast_ref::<regex::Error>() {
-        // The lines before are a drawing of the pattern.
+        // The lines before it show the pattern, with a mark below the error.
         let text = error.to_string();
         return text.lines().last().map(|line| line.trim_start_matches("error: ").to_owned());
     }
@@ -86,10 +87,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<String> {
     Some(format!("{} (this is a defect of sepal, please report it)", one_line(why)))
 }
 
-/// What an API server answered in place of what was asked for.
+/// The text of an error status of an API server.
 pub(crate) fn status_text(status: &Status) -> String {
     let Status { code, reason, message, .. } = status;
-    // This is what kube makes of an answer that is no Status.
+    // kube sets this reason if the answer is not a Status.
     if reason == "Failed to parse error data" {
         let start: String = one_line(message).chars().take(FOREIGN_ANSWER).collect();
         let start = if start.is_empty() { String::new() } else { format!(": {start}") };
@@ -108,20 +109,20 @@ pub(crate) fn status_text(status: &Status) -> String {
     }
 }
 
-/// What is wrong with a text that is no YAML; without the place.
+/// The cause of a YAML error, without the line number.
 pub(crate) fn yaml_problem(error: &serde_saphyr::Error) -> String {
     one_line(&UserMessageFormatter.format_message(error.without_snippet()))
 }
 
-/// Texts with line breaks, in one line.
+/// Joins the lines of a text.
 fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Adds a cause, as far as it is news.
+/// Appends a cause, except for words that the text has already.
 fn add(text: &mut String, cause: &str) {
     let cause = cause.trim();
-    if cause.is_empty() || says(text, cause) {
+    if cause.is_empty() || contains_words(text, cause) {
         return;
     }
     // The outer text may end with the beginning of the cause.
@@ -135,18 +136,18 @@ fn add(text: &mut String, cause: &str) {
     text.push_str(cause);
 }
 
-/// Whether a text begins with whole words of another, whatever their case.
+/// True if a text begins with these whole words. Upper and lower case are equal.
 fn starts_with(text: &str, start: &str) -> bool {
     let ends = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric());
     text.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start)) && ends(&text[start.len()..])
 }
 
-/// Whether a text has the same words in it already, whatever their case.
-fn says(text: &str, cause: &str) -> bool {
+/// True if a text contains these whole words. Upper and lower case are equal.
+fn contains_words(text: &str, cause: &str) -> bool {
     position(&text.to_ascii_lowercase(), &cause.to_ascii_lowercase()).is_some()
 }
 
-/// Where a text has these words, not as a part of longer ones.
+/// The first place of these whole words in a text.
 fn position(text: &str, words: &str) -> Option<Range<usize>> {
     let is_whole = |at: &usize| {
         let around = [text[..*at].chars().next_back(), text[at + words.len()..].chars().next()];
@@ -156,7 +157,7 @@ fn position(text: &str, words: &str) -> Option<Range<usize>> {
     Some(found..found + words.len())
 }
 
-/// Why a task has no result.
+/// The text for a task that has ended without a result.
 #[must_use]
 pub(crate) fn task_failure(error: JoinError) -> String {
     match error.try_into_panic() {
@@ -165,7 +166,7 @@ pub(crate) fn task_failure(error: JoinError) -> String {
     }
 }
 
-/// What a panic said.
+/// The text of a panic.
 #[must_use]
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
@@ -189,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_the_api_server_is_told_once_and_is_no_dump() {
+    fn the_answer_of_the_api_server_appears_once_and_as_a_sentence() {
         let denied = || status(403, "Forbidden", "services is forbidden: User \"a\" cannot list resource \"services\"");
-        let wanted = "services is forbidden: User \"a\" cannot list resource \"services\" (403 Forbidden)";
-        assert_eq!(error_text(&denied()), wanted);
-        assert_eq!(of(&anyhow::Error::from(denied()).context("cannot list services")), format!("cannot list services: {wanted}"));
+        let expected = "services is forbidden: User \"a\" cannot list resource \"services\" (403 Forbidden)";
+        assert_eq!(error_text(&denied()), expected);
+        assert_eq!(of(&anyhow::Error::from(denied()).context("cannot list services")), format!("cannot list services: {expected}"));
         let twice = Err::<(), _>(denied()).context("cannot list services").context("no rules");
-        assert_eq!(of(&twice.expect_err("denied")), format!("no rules: cannot list services: {wanted}"));
+        assert_eq!(of(&twice.expect_err("denied")), format!("no rules: cannot list services: {expected}"));
         assert_eq!(error_text(&status(500, "", "")), "the API server answered 500");
         assert_eq!(error_text(&status(0, "", "")), "the API server answered with an error that has no text");
         let page = status(502, "Failed to parse error data", "<html>\n<title>Bad gateway</title>\n</html>");
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_is_told_in_one_line_without_a_drawing_and_without_names_of_functions() {
+    fn yaml_errors_are_one_line_without_an_excerpt_and_without_function_names() {
         let of = |text: &str| error_text(&serde_saphyr::from_str::<serde_json::Value>(text).expect_err(text));
         assert_eq!(of("a: 1\n---\na: 2\n"), "line 3: only single YAML document expected but multiple found");
         let text = of("a: 1\nb: [1, 2\nc: 3\n");
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_around_contexts_name_each_cause_once() {
+    fn nested_contexts_name_each_cause_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot read {path}: {source}")]
         struct Unreadable {
@@ -246,9 +247,9 @@ mod tests {
         #[error("{0}")]
         struct Same(#[from] Unreadable);
         let missing = || Unreadable { path: "/a", source: io::Error::from_raw_os_error(2) };
-        let wanted = "cannot read /a: No such file or directory (os error 2)";
-        assert_eq!(error_text(&missing()), wanted);
-        assert_eq!(of(&anyhow::Error::from(Same(missing())).context("no settings")), format!("no settings: {wanted}"));
+        let expected = "cannot read /a: No such file or directory (os error 2)";
+        assert_eq!(error_text(&missing()), expected);
+        assert_eq!(of(&anyhow::Error::from(Same(missing())).context("no settings")), format!("no settings: {expected}"));
         // The outer text ends where the cause begins.
         let error = anyhow::anyhow!("permission denied (os error 13)").context("cannot open /b: Permission denied");
         assert_eq!(of(&error), "cannot open /b: permission denied (os error 13)");
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_and_watched_files_are_told_without_a_drawing() {
+    fn errors_of_patterns_and_watched_files_are_one_line() {
         #[allow(clippy::invalid_regex, reason = "it is broken on purpose")]
         let broken = regex::Regex::new("eth(").expect_err("broken");
         assert_eq!(error_text(&broken), "unclosed group");
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_of_a_task_is_a_defect() {
+    async fn a_panic_of_a_task_asks_for_a_report() {
         let error = tokio::spawn(async { panic!("index 7 of 3") }).await.map(|(): ()| ()).expect_err("it panics");
         assert_eq!(error_text(&error), "index 7 of 3 (this is a defect of sepal, please report it)");
     }

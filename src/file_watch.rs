@@ -15,7 +15,7 @@ use crate::error_text::error_text;
 #[derive(Debug)]
 pub struct FileWatch {
     /// Keeps the kernel's watches open.
-    _watcher: RecommendedWatcher,
+    _watcher: Option<RecommendedWatcher>,
     events: mpsc::UnboundedReceiver<notify::Result<Event>>,
     /// The watched file; `None` if a folder is watched. Writes to other files in its folder are ignored.
     file: Option<PathBuf>,
@@ -45,7 +45,17 @@ impl FileWatch {
             }
         }
         let file = (!path.is_dir()).then(|| path.to_owned());
-        Ok(Self { _watcher: watcher, events, file, writing: HashSet::new(), last: None })
+        Ok(Self { _watcher: Some(watcher), events, file, writing: HashSet::new(), last: None })
+    }
+
+    /// Starts to watch a file or folder. If that fails, logs a warning, and the watch never reports a change.
+    #[must_use]
+    pub fn new_or_warn(path: &Path) -> Self {
+        Self::new(path).unwrap_or_else(|error| {
+            tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
+            let (_, events) = mpsc::unbounded_channel();
+            Self { _watcher: None, events, file: None, writing: HashSet::new(), last: None }
+        })
     }
 
     /// Waits until a change is complete: no event came for a while and no file is open for writing. Cancelling loses nothing: the next call

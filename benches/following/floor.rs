@@ -9,7 +9,7 @@ use std::time::Instant;
 use sepal::cluster::host_facts::HostFacts;
 use sepal::cluster::{Family, ServiceKey};
 use sepal::config::manifests::Manifests;
-use sepal::config::settings::Asked;
+use sepal::config::settings::RequestedSettings;
 use sepal::kubernetes::convert;
 use sepal::kubernetes::object::{Kind, ObjectId};
 use sepal::netlink::record::FakeHost;
@@ -18,7 +18,7 @@ use sepal::proxy::rules::{self, Renderer};
 use sepal::proxy::sync::facts::described_facts;
 use sepal::table::jumps::{JUMPS, Table};
 use sepal::table::plan::Variant;
-use sepal::table::rules::{Chain, RuleSource, ServicePortRules};
+use sepal::table::rules::{ChainRules, RuleSource, ServicePortRules};
 use sepal_lab::{Cluster, Netns};
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ impl Floor {
     pub(crate) fn fill(cluster: Cluster, variant: Variant) -> (Self, f64) {
         let mut manifests = Manifests::default();
         manifests.add("cluster", &cluster.manifest()).expect("the manifest is well formed");
-        let inputs = manifests.into_inputs(&Asked { host_name: "bench".into(), ..Asked::default() });
+        let inputs = manifests.into_inputs(&RequestedSettings { host_name: "bench".into(), ..RequestedSettings::default() });
         let facts = described_facts(&inputs, &FakeHost::default(), true).expect("the facts can be read");
         let groups = if variant == Variant::Nft { &GROUP_SIZES[..] } else { &[usize::MAX] };
         let filled = groups.iter().map(|&group| {
@@ -159,10 +159,10 @@ fn service_chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chai
 fn full_input(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
     let all = rules::compute(inputs, facts, Family::V4);
     let jumps = |table| -> String {
-        let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.wants(jump));
+        let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.has_jump(jump));
         of_table.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect()
     };
-    let declared = |chains: &[Chain<&'static str>]| -> String {
+    let declared = |chains: &[ChainRules]| -> String {
         let rules: String = chains.iter().map(|chain| chain.rules.as_str()).collect();
         chains.iter().map(|chain| format!(":{} - [0:0]\n", chain.name)).collect::<String>() + &rules
     };

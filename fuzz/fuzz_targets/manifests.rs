@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sepal::cluster::Family;
-use sepal::config::settings::Asked;
+use sepal::config::settings::RequestedSettings;
 use sepal::cluster::host_facts::HostFacts;
 use sepal::proxy::rules;
 use sepal::config::manifests::Manifests;
@@ -13,7 +13,7 @@ use sepal::config::manifests::Manifests;
 fuzz_target!(|text: &str| {
     let mut manifests = Manifests::default();
     if manifests.add("fuzz", text).is_ok() {
-        let inputs = manifests.into_inputs(&Asked::default());
+        let inputs = manifests.into_inputs(&RequestedSettings::default());
         for family in Family::ALL {
             let _ = rules::compute(&inputs, &HostFacts::default(), family);
         }

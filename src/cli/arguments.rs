@@ -1,14 +1,13 @@
-//! The command line of kube-proxy, with its spelling and its errors (spec section 1.1).
+//! The command line of kube-proxy, with its spelling and its error texts [kube-proxy 1.1] [kube-proxy 1.2].
 
 use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::config::flags::{Face, RunFlags};
+use super::usage_error::{self, CalledCommand};
+use crate::config::flag_listing::flag_values;
+use crate::config::flags::{RunAs, RunFlags};
 use crate::config::proxy_flags::ProxyFlags;
-
-use super::usage_error::{self, Called};
-use crate::config::typed_flags;
 use crate::versions::KUBE_PROXY;
 
 /// Network proxy of a Kubernetes node, in iptables mode (this is sepal under the name of kube-proxy).
@@ -21,7 +20,7 @@ struct KubeProxy {
     arguments: Vec<String>,
 }
 
-/// Flags may be written with `_` for `-`.
+/// Replaces `_` by `-` in the names of flags, as kube-proxy allows both.
 pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut flags = true;
     let normalize = |argument: OsString| {
@@ -37,7 +36,7 @@ pub(super) fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
     arguments.map(normalize).collect()
 }
 
-/// Lets every flag that takes a value take one that starts with a dash, as kube-proxy does: the next argument is its value.
+/// Allows values that start with a dash: as in kube-proxy, the argument after a flag is its value.
 pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
     command.mut_args(|argument| {
         let takes = argument.get_action().takes_values() && !argument.is_require_equals_set() && argument.get_long().is_some();
@@ -45,8 +44,8 @@ pub(super) fn with_any_values(command: clap::Command) -> clap::Command {
     })
 }
 
-/// Reads the command line of kube-proxy: flags to run with, or a text to print.
-pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
+/// Parses the command line of kube-proxy. The error is a text to print: the help, or what is wrong.
+pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, ExitText> {
     let parsed = with_any_values(KubeProxy::command())
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((KubeProxy::from_arg_matches(&matches)?, matches)));
@@ -54,44 +53,44 @@ pub(super) fn kube_proxy(arguments: &[OsString]) -> Result<RunFlags, Ending> {
         Ok((KubeProxy { arguments, .. }, _)) if !arguments.is_empty() => {
             let quoted: Vec<String> = arguments.iter().map(|argument| format!("{argument:?}")).collect();
             let error = format!("\"kube-proxy\" does not take any arguments, got [{}]", quoted.join(" "));
-            Err(Ending { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
+            Err(ExitText { text: usage_error::with_hint(&error, "kube-proxy"), failed: true })
         }
         Ok((KubeProxy { proxy, .. }, matches)) => {
-            Ok(RunFlags { proxy, typed: typed_flags::values(&matches), face: Face::KubeProxy, ..RunFlags::default() })
+            Ok(RunFlags { proxy, values: flag_values(&matches), run_as: RunAs::KubeProxy, ..RunFlags::default() })
         }
-        Err(error) => Err(Ending::of(&error, &KubeProxy::command(), arguments)),
+        Err(error) => Err(ExitText::of(&error, &KubeProxy::command(), arguments)),
     }
 }
 
-/// A text that is printed before the program ends.
+/// A text to print before the program ends.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct ExitText {
     /// The text.
     pub text: String,
-    /// It goes to standard error, and the exit status is 1.
+    /// True for an error: the text goes to standard error, and the exit status is 1.
     pub failed: bool,
 }
 
-impl Ending {
-    /// The help that was asked for, or what is wrong with the arguments of a program.
+impl ExitText {
+    /// The text for an error of `clap`, which may also be a request for help.
     pub(super) fn of(error: &clap::Error, program: &clap::Command, arguments: &[OsString]) -> Self {
         if error.use_stderr() {
-            Self { text: usage_error::text(error, &Called::new(program, arguments)), failed: true }
+            Self { text: usage_error::text(error, &CalledCommand::new(program, arguments)), failed: true }
         } else {
             Self { text: error.render().ansi().to_string(), failed: false }
         }
     }
 }
 
-/// What `sepal version` prints, and `sepal --version`.
+/// The output of `sepal version` and `sepal --version`.
 pub(super) fn own_version() -> String {
     format!("sepal {} (in place of kube-proxy {KUBE_PROXY})\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// What `--version` prints; `None` if it was not asked for.
-pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
+/// The output of `--version`; `None` if the flag is not given.
+pub(super) fn version(value: &str, kube_proxy: bool) -> Option<String> {
     let own = env!("CARGO_PKG_VERSION");
-    match asked {
+    match value {
         "true" if kube_proxy => Some(format!("Kubernetes {KUBE_PROXY}\n")),
         "true" => Some(own_version()),
         "raw" => {
@@ -105,12 +104,12 @@ pub(super) fn version(asked: &str, kube_proxy: bool) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn parse(arguments: &str) -> Result<RunFlags, Ending> {
+    fn parse(arguments: &str) -> Result<RunFlags, ExitText> {
         kube_proxy(&normalized(std::iter::once("kube-proxy").chain(arguments.split_whitespace()).map(OsString::from)))
     }
 
     #[test]
-    fn flags_have_kube_proxys_names_spellings_and_defaults() {
+    fn flags_have_the_names_spellings_and_defaults_of_kube_proxy() {
         let flags = parse("").expect("no flags").proxy;
         let config = flags.configuration();
         assert_eq!(config, crate::config::kubeproxy::KubeProxyConfiguration::built_in());
@@ -123,7 +122,7 @@ mod tests {
         .proxy
         .configuration();
         assert_eq!((config.bind_address.as_str(), config.cluster_cidr.as_str()), ("10.0.0.1", "10.0.0.0/8,fd00::/64"));
-        assert_eq!((config.iptables.min_sync_period.0, config.paced, config.iptables.masquerade_all), (0, true, true));
+        assert_eq!((config.iptables.min_sync_period.0, config.min_sync_period_is_set, config.iptables.masquerade_all), (0, true, true));
         assert_eq!(config.iptables.localhost_node_ports, Some(false));
         assert_eq!(config.node_port_addresses.as_ref().map(Vec::len), Some(3));
         assert_eq!((config.oom_score_adj, config.healthz_bind_address.as_str()), (Some(-5), "10.0.0.2:10256"));
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_kube_proxys_and_come_first() {
+    fn errors_are_worded_as_in_kube_proxy() {
         for (arguments, want) in [
             ("foo bar", "\"kube-proxy\" does not take any arguments, got [\"foo\" \"bar\"]"),
             ("--cleanup false", "\"kube-proxy\" does not take any arguments, got [\"false\"]"),

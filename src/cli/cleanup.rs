@@ -1,5 +1,5 @@
-//! `sepal cleanup`: takes away what kube-proxy and this program leave on a node (spec section 1.8); or what the pod network leaves, and
-//! that only if asked for.
+//! `sepal cleanup`: deletes the rules of kube-proxy and of this program from a node [kube-proxy 1.8]. With `--pod-network` it deletes what the
+//! pod network leaves behind instead.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -15,11 +15,11 @@ use crate::table::cleanup::Owner;
 
 use super::cleanup_pod_network::PodNetworkFlags;
 
-/// What `sepal cleanup` takes; `kube-proxy --cleanup` is the same without any of it.
+/// The flags of `sepal cleanup`. `kube-proxy --cleanup` is the same with their defaults.
 #[derive(Args, Clone, Debug)]
 pub(super) struct CleanupFlags {
     /// iptables variant to clean up; `auto` chooses the one that this node's rules are in
-    #[arg(long, value_name = "VARIANT", default_value = "auto")]
+    #[arg(long, value_name = "VARIANT", value_enum, default_value_t)]
     iptables_variant: VariantFlag,
     /// Clean up only the variant that this node does not use: rules that stayed behind when the variant changed
     #[arg(long)]
@@ -29,26 +29,26 @@ pub(super) struct CleanupFlags {
 }
 
 impl CleanupFlags {
-    /// Clean up this variant.
+    /// The flags for a cleanup of this variant.
     pub(super) fn of_variant(iptables_variant: VariantFlag) -> Self {
         Self { iptables_variant, other_variant: false, network: PodNetworkFlags::default() }
     }
 }
 
-/// Deletes the rules of all of kube-proxy's modes, or everything of the pod network's. What fails is logged, and the rest goes on.
-/// Sysctls, nfacct counters and tracked connections stay as they are.
+/// Deletes the rules of all modes of kube-proxy, or everything of the pod network. Logs each failure and goes on. Sysctls, nfacct counters and
+/// tracked connections stay as they are.
 ///
 /// # Errors
-/// Something is still there that should not be.
+/// Something could not be deleted.
 pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
     let mut clean = true;
-    let mut complain = |error: &dyn Display| {
+    let mut report = |error: &dyn Display| {
         tracing::error!("{error}");
         clean = false;
     };
     let owner = if flags.network.pod_network { Owner::PodNetwork } else { Owner::Proxy };
-    if let Err(error) = clean_iptables(flags, owner, &mut complain).await {
-        complain(&error);
+    if let Err(error) = clean_iptables(flags, owner, &mut report).await {
+        report(&error);
     }
     let rest = match (flags.other_variant, owner) {
         (true, _) => Vec::new(),
@@ -58,13 +58,13 @@ pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
             left
         }
         (false, Owner::PodNetwork) => {
-            flags.network.clean_node(&mut complain).await;
-            flags.network.clean_api(&mut complain).await;
+            flags.network.clean_node(&mut report).await;
+            flags.network.clean_api(&mut report).await;
             ipvs_nftables::delete_nftables(NftTables::Flannel).await
         }
     };
     for error in &rest {
-        complain(error);
+        report(error);
     }
     if !clean {
         bail!("encountered an error while tearing down {}", if owner == Owner::PodNetwork { "the pod network" } else { "rules" });
@@ -72,16 +72,16 @@ pub(super) async fn cleanup(flags: &CleanupFlags) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn clean_iptables(flags: &CleanupFlags, owner: Owner, complain: &mut impl FnMut(&dyn Display)) -> Result<(), IptablesError> {
-    let mut found = detect::find(flags.iptables_variant.wanted()).await?;
+async fn clean_iptables(flags: &CleanupFlags, owner: Owner, report: &mut impl FnMut(&dyn Display)) -> Result<(), IptablesError> {
+    let mut found = detect::find(flags.iptables_variant.variant()).await?;
     if flags.other_variant {
         found = detect::find(Some(found.variant.other())).await?;
     }
-    // IPv6 that is switched off may have left rules all the same.
+    // There may be IPv6 rules even if IPv6 is switched off now.
     let support = detect::support(&found, true).await;
     for family in support.usable()? {
         let cleaned = clean(&found.exec, *family, owner).await;
-        cleaned.errors.iter().for_each(|error| complain(error));
+        cleaned.errors.iter().for_each(|error| report(error));
         match (cleaned.jumps, cleaned.chains) {
             (0, 0) => tracing::info!("{family}: iptables {} holds nothing to delete", found.variant),
             (jumps, chains) => tracing::info!("{family}: {jumps} jumps and {chains} chains deleted from iptables {}", found.variant),

@@ -31,18 +31,18 @@ enum CniCommand {
     },
 }
 
-/// Installs, and prints the files that were written.
+/// Runs the command, and prints the files that it has written.
 pub(super) fn run(flags: CniFlags) -> anyhow::Result<ExitCode> {
     let CniCommand::Install { bin_dir, conf_dir, names } = flags.command;
-    let program = std::env::current_exe().context("cannot find out where this program is")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let mut written = install(&program, &bin_dir, &names.map_or(PluginNames::Missing, PluginNames::These))?;
-    // The runtime may use the plugin as soon as its configuration is there, so the plugin comes first.
+    // The plugin is written first: the runtime may use it as soon as its configuration is there.
     if let Some(folder) = conf_dir
         && write_conflist(&folder, CONFLIST_NAME, CONFLIST)?
     {
         written.push(folder.join(CONFLIST_NAME));
     }
     let text: String = written.iter().map(|path| format!("{}\n", path.display())).collect();
-    std::io::stdout().write_all(text.as_bytes()).context("cannot print what was written")?;
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print the files that were written")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,10 @@
-//! `sepal explain`: which way a packet goes through this node's rules, as they should be or as they are.
+//! `sepal explain`: shows the path of a packet through this node's rules, desired or live.
 
-use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
@@ -14,19 +13,21 @@ use serde_json::Value;
 use crate::cluster::Family;
 use crate::cluster::ip::parse_ip;
 use crate::config::flags::RunFlags;
+use crate::daemon::setup::Setup;
+use crate::explain::ending::{Ending, Fate, Walk};
 use crate::explain::output;
-use crate::explain::packet::Place;
+use crate::explain::packet::LocalNode;
 use crate::explain::question;
 use crate::explain::ruleset::Ruleset;
-use crate::explain::walk::{Ending, Fate, Walk, walk};
-use crate::iptables::detect;
+use crate::explain::walk::walk;
+use crate::iptables::detect::{self, Found};
 use crate::netlink::{Host, Kernel, NetworkKernel};
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::sync::facts::{described_facts, whole};
-use crate::table::Table;
 use crate::table::planner;
 
-use crate::daemon::setup::Setup;
+use super::live_rules::saved_tables;
+use super::output::{OutputFormat, print};
 
 /// Exit status for a packet that is dropped or refused.
 const STOPPED: u8 = 2;
@@ -45,18 +46,10 @@ pub(super) struct ExplainFlags {
     #[arg(long)]
     live: bool,
     /// Format of the output
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t)]
+    output: OutputFormat,
     #[command(flatten)]
     run: RunFlags,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Text for people
-    Text,
-    /// JSON for programs
-    Json,
 }
 
 /// Prints the path. The exit status is 2 if every such packet is dropped or refused.
@@ -71,54 +64,48 @@ pub(super) async fn explain(flags: ExplainFlags) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let packet = question::packet(pod.as_deref().unwrap_or(&flags.from), to, &inputs, &place).context("--from")?;
-    let found = if flags.live { Some(detect::find(flags.run.iptables_variant.wanted()).await?) } else { None };
-    let random_fully = found.as_ref().is_none_or(detect::Found::random_fully);
+    let found = if flags.live { Some(detect::find(flags.run.iptables_variant.variant()).await?) } else { None };
+    let random_fully = found.as_ref().is_none_or(Found::random_fully);
     let host = described_facts(&inputs, &Kernel, random_fully)?;
-    let (plan, renderer) = whole(&inputs, &host, family, &planner::unknown());
+    let (plan, renderer) = whole(&inputs, &host, family, &planner::dry_run_tables());
     let desired = walk(&Ruleset::desired(&plan.text(&renderer)), packet, &place);
-    let words = |ending: &Ending| {
+    let describe = |ending: &Ending| {
         let ip = ending.to.ip();
-        let way = if flags.live { way(ip).map(|way| format!(", by {way}")).unwrap_or_default() } else { String::new() };
-        question::whereabouts(ip, &inputs, &place) + &way
+        let route = if flags.live { route(ip).map(|route| format!(", by {route}")).unwrap_or_default() } else { String::new() };
+        question::location(ip, &inputs, &place) + &route
     };
-    let (counts, other) = match found {
+    // With --live, the desired path is only shown if it differs.
+    let (shown, other) = match found {
         Some(found) => {
-            let mut saved = String::new();
-            for table in Table::ALL {
-                saved += &found.exec.save_table(family, table.as_str()).await?;
-            }
-            let live = walk(&Ruleset::live(&saved), packet, &place);
+            let live = walk(&Ruleset::live(&saved_tables(&found.exec, family).await?), packet, &place);
             let differs = outcomes(&live) != outcomes(&desired);
             (live, differs.then_some(desired))
         }
         None => (desired, None),
     };
     let text = match flags.output {
-        Output::Text => {
-            let mut text = output::text(&packet, &counts, &words);
+        OutputFormat::Text => {
+            let mut text = output::text(&packet, &shown, &describe);
             if let Some(other) = &other {
                 text += "\nWith the rules that sepal would write it is different:\n";
-                text += &output::text(&packet, other, &words);
+                text += &output::text(&packet, other, &describe);
             }
             text
         }
-        Output::Json => {
-            let mut object = output::json(&packet, &counts, &words);
+        OutputFormat::Json => {
+            let mut object = output::json(&packet, &shown, &describe);
             if flags.live {
-                object["desired"] = other.as_ref().map(|other| output::json(&packet, other, &words)).into();
+                object["desired"] = other.as_ref().map(|other| output::json(&packet, other, &describe)).into();
             }
             format!("{object:#}\n")
         }
     };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
-        _ => {}
-    }
-    let gets_through = counts.endings.iter().any(|ending| ending.fate == Fate::Passed);
+    print(&text)?;
+    let gets_through = shown.endings.iter().any(|ending| ending.fate == Fate::Passed);
     Ok(if gets_through { ExitCode::SUCCESS } else { ExitCode::from(STOPPED) })
 }
 
-/// What the sender can notice: the fate, the destination, the probability, and which source address the destination sees.
+/// The parts of a path by which live and desired rules are compared: the fate, the destination, masquerading and the probability.
 fn outcomes(walk: &Walk) -> Vec<(Fate, SocketAddr, bool, String)> {
     let mut all: Vec<_> =
         walk.endings.iter().map(|ending| (ending.fate, ending.to, ending.masqueraded, format!("{:.6}", ending.probability))).collect();
@@ -126,16 +113,16 @@ fn outcomes(walk: &Walk) -> Vec<(Fate, SocketAddr, bool, String)> {
     all
 }
 
-/// What rules may ask about the node.
-fn place(inputs: &Inputs, live: bool) -> anyhow::Result<Place> {
+/// Facts about the node that rules may test.
+fn place(inputs: &Inputs, live: bool) -> anyhow::Result<LocalNode> {
     let host = if live { Kernel.addresses().context("cannot list this host's addresses")? } else { question::written_addresses(inputs) };
-    Ok(question::place(inputs, host))
+    Ok(question::local_node(inputs, host))
 }
 
-/// A pod's address, as the API server has it.
+/// Gets a pod's address from the API server.
 async fn pod_ip(flags: &ExplainFlags, setup: &Setup, pod: &str, family: Family) -> anyhow::Result<IpAddr> {
     let (namespace, name) = pod.split_once('/').context("--from pod/NAMESPACE/NAME is needed")?;
-    ensure!(flags.run.manifests.is_none(), "manifests say nothing of pods' addresses: give the IP of pod {pod}");
+    ensure!(flags.run.manifests.is_none(), "manifests have no addresses of pods: give the IP of pod {pod}");
     let client = setup.connection.client()?;
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
     let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
@@ -145,8 +132,8 @@ async fn pod_ip(flags: &ExplainFlags, setup: &Setup, pod: &str, family: Family) 
     ips.into_iter().find(|ip| Family::of(*ip) == family).ok_or_else(|| anyhow!("pod {pod} has no {family} address yet"))
 }
 
-/// The link and the next hop to an address, and how large packets may be.
-fn way(ip: IpAddr) -> Option<String> {
+/// The link and the next hop to an address, and the MTU.
+fn route(ip: IpAddr) -> Option<String> {
     let route = Kernel.route_to(ip).ok()?;
     let live = Kernel.dump().ok()?;
     let link = live.links.iter().find(|link| Some(link.index) == route.link)?;

@@ -1,177 +1,300 @@
-//! The command line of flanneld, with its spelling and its environment (network spec section 2).
+//! The command line of flanneld, with its spelling and its environment variables [flannel 2].
 //!
-//! Flags are Go's: one dash or two, `-flag=value` or `-flag value`, and a bool takes its value only with `=`. A command line that cannot
-//! be read ends the program with status 0, as flanneld does.
+//! Flags follow Go's rules: one dash or two, `-flag=value` or `-flag value`, and a bool takes a value only after `=`. As with flanneld, an
+//! invalid command line ends the program with exit status 0.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use crate::config::flag_values::go_bool;
-use crate::config::flags::{Face, HostPort, RunFlags};
+use crate::config::flags::{HostPort, RunAs, RunFlags};
 use crate::config::network_flags::NetworkFlags;
+use crate::pod_network::settings::defaults;
+use crate::versions;
 
 use super::arguments;
 
-/// The name under which the program takes exactly flanneld's command line.
+/// The name under which the program takes flanneld's command line.
 pub(super) const FLANNELD: &str = "flanneld";
 
-/// The flags of the daemon that this process's command line and environment amount to, and what was read past.
+/// Reads this process's command line and environment: the flags of the daemon, and notes for the log.
 ///
 /// # Errors
-/// There is nothing to run.
-pub(super) fn run_flags() -> Result<(RunFlags, Vec<String>), Ended> {
+/// The text to print before the program ends.
+pub(super) fn run_flags() -> Result<(RunFlags, Vec<String>), FlanneldExit> {
     let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
     let program = arguments.next().unwrap_or_else(|| FLANNELD.into());
     let arguments: Vec<String> = arguments.collect();
-    let Flanneld { network, kubeconfig, master, healthz, verbosity, notes } = parse(&program, &arguments, |key| std::env::var(key).ok())?;
+    let flanneld = parse(&program, &arguments, |key| std::env::var(key).ok())?;
+    let healthz = flanneld.healthz().map_err(refused)?;
+    let Flanneld { network, kubeconfig, master, verbosity, notes, .. } = flanneld;
     let proxy = ["kube-proxy".into(), format!("--kubeconfig={kubeconfig}"), format!("--master={master}"), format!("--v={verbosity}")];
-    let flags = arguments::kube_proxy(&proxy.map(OsString::from)).map_err(|ending| Ended { text: ending.text, status: 1 })?;
-    Ok((RunFlags { network, face: Face::Flanneld { healthz }, ..flags }, notes))
+    let flags = arguments::kube_proxy(&proxy.map(OsString::from)).map_err(|ending| FlanneldExit { text: ending.text, status: 1 })?;
+    Ok((RunFlags { network, run_as: RunAs::Flanneld { healthz }, ..flags }, notes))
 }
 
-/// What flanneld's command line and environment ask for.
+/// The end of a program that does not start the daemon: a text for standard error, and the exit status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Flanneld {
-    /// The pod network; the service proxy is off.
-    pub network: NetworkFlags,
-    /// `--kubeconfig-file`; empty for none.
-    pub kubeconfig: String,
-    /// `--kube-api-url`; empty for none.
-    pub master: String,
-    /// Where `/healthz` and `/readyz` are answered; `None` for nowhere.
-    pub healthz: Option<HostPort>,
-    /// `--v`: how much is logged.
-    pub verbosity: u32,
-    /// What was read past and is worth a line in the log.
-    pub notes: Vec<String>,
-}
-
-/// What is printed on standard error before the program ends at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ended {
+pub(super) struct FlanneldExit {
     /// The text.
     pub text: String,
     /// The exit status.
     pub status: u8,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Bool,
-    Int,
-    Text,
-    /// May be given more than once.
-    List,
+/// The values of flanneld's flags.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Flanneld {
+    network: NetworkFlags,
+    kubeconfig: String,
+    master: String,
+    healthz_ip: String,
+    healthz_port: i64,
+    kube_subnet_mgr: bool,
+    renew_margin: i64,
+    verbosity: u32,
+    version: bool,
+    /// Invalid environment variables, for the log.
+    notes: Vec<String>,
 }
 
-/// A flag: its name, what it takes, its default and what it is for.
-struct Flag(&'static str, Kind, &'static str, &'static str);
+impl Flanneld {
+    /// The address of the health server; `None` if there is none.
+    fn healthz(&self) -> Result<Option<HostPort>, String> {
+        if self.healthz_port <= 0 {
+            return Ok(None);
+        }
+        let port = u16::try_from(self.healthz_port).map_err(|_| format!("healthz-port: {} is not a port", self.healthz_port))?;
+        Ok(Some(HostPort { host: self.healthz_ip.clone(), port }))
+    }
+}
+
+/// A flag of flanneld.
+struct Flag {
+    name: &'static str,
+    /// The text of its default.
+    default: &'static str,
+    help: &'static str,
+    effect: Effect,
+}
+
+/// The type of a flag, and where its value goes.
+enum Effect {
+    Bool(fn(&mut Flanneld, bool)),
+    Int(fn(&mut Flanneld, i64)),
+    Text(fn(&mut Flanneld, &str)),
+    /// May be given more than once.
+    List(fn(&mut Flanneld, &[String])),
+}
+
+use Effect::{Bool, Int, List, Text};
+
+/// The effect of a flag whose text has none.
+const UNUSED: Effect = Text(|_, _| ());
+const UNUSED_ETCD: &str = "accepted and ignored: subnets come from the Kubernetes API";
 
 /// Every flag of flanneld, in the order of its usage.
 const FLAGS: [Flag; 31] = [
-    Flag("etcd-cafile", Kind::Text, "", UNUSED_ETCD),
-    Flag("etcd-certfile", Kind::Text, "", UNUSED_ETCD),
-    Flag("etcd-endpoints", Kind::Text, "http://127.0.0.1:4001,http://127.0.0.1:2379", UNUSED_ETCD),
-    Flag("etcd-keyfile", Kind::Text, "", UNUSED_ETCD),
-    Flag("etcd-password", Kind::Text, "", UNUSED_ETCD),
-    Flag("etcd-prefix", Kind::Text, "/coreos.com/network", UNUSED_ETCD),
-    Flag("etcd-username", Kind::Text, "", UNUSED_ETCD),
-    Flag("healthz-ip", Kind::Text, "0.0.0.0", "address or name of the health server; empty for every address"),
-    Flag("healthz-port", Kind::Int, "0", "port of the health server; 0 for none"),
-    Flag(
-        "iface",
-        Kind::List,
-        "",
-        "interface to other nodes, by name or address, empty for that of the default route; may be repeated, the first one that exists is used",
-    ),
-    Flag(
-        "iface-can-reach",
-        Kind::Text,
-        "",
-        "use the interface by which packets reach this address, with the source address that the kernel takes; tried last",
-    ),
-    Flag(
-        "iface-regex",
-        Kind::List,
-        "",
-        "regular expression for the addresses or the name of that interface; may be repeated, tried after iface",
-    ),
-    Flag("ip-blackhole-route", Kind::Bool, "false", "add a blackhole route for addresses of this node's subnet that no pod has"),
-    Flag("ip-masq", Kind::Bool, "false", "masquerade packets that leave the pod network: they get this node's address as their source"),
-    Flag("ip-masq-fully-random-disable", Kind::Bool, "false", "with ip-masq: do not choose random source ports"),
-    Flag("iptables-forward-rules", Kind::Bool, "true", "accept forwarded packets from and to pods"),
-    Flag("iptables-resync", Kind::Int, "5", "accepted and ignored: rules are checked when they change, and from time to time"),
-    Flag("kube-annotation-prefix", Kind::Text, "flannel.alpha.coreos.com", "prefix of the names of the annotations on Nodes"),
-    Flag("kube-api-url", Kind::Text, "", "address of the API server"),
-    Flag("kube-subnet-mgr", Kind::Bool, "false", "take subnets from the Kubernetes API; required, as etcd is not supported"),
-    Flag("kubeconfig-file", Kind::Text, "", "path of the kubeconfig; in-cluster if neither this nor kube-api-url is given"),
-    Flag("log_backtrace_at", Kind::Text, "", "accepted, and has no effect"),
-    Flag("net-config-path", Kind::Text, "/etc/kube-flannel/net-conf.json", "the network's configuration"),
-    Flag("public-ip", Kind::Text, "", "IPv4 address of this node that other nodes send to"),
-    Flag("public-ipv6", Kind::Text, "", "IPv6 address of this node that other nodes send to"),
-    Flag("set-node-network-unavailable", Kind::Bool, "true", "set the Node's condition NetworkUnavailable"),
-    Flag("subnet-file", Kind::Text, "/run/flannel/subnet.env", "file that tells the CNI plugin this node's subnet"),
-    Flag("subnet-lease-renew-margin", Kind::Int, "60", "accepted (1 to 1439); for etcd only"),
-    Flag("v", Kind::Int, "0", "verbosity of the log: 0 to 6"),
-    Flag("version", Kind::Bool, "false", "print the version and exit"),
-    Flag("vmodule", Kind::Text, "", "accepted, and has no effect"),
+    Flag { name: "etcd-cafile", default: "", help: UNUSED_ETCD, effect: UNUSED },
+    Flag { name: "etcd-certfile", default: "", help: UNUSED_ETCD, effect: UNUSED },
+    Flag { name: "etcd-endpoints", default: "http://127.0.0.1:4001,http://127.0.0.1:2379", help: UNUSED_ETCD, effect: UNUSED },
+    Flag { name: "etcd-keyfile", default: "", help: UNUSED_ETCD, effect: UNUSED },
+    Flag { name: "etcd-password", default: "", help: UNUSED_ETCD, effect: UNUSED },
+    Flag { name: "etcd-prefix", default: "/coreos.com/network", help: UNUSED_ETCD, effect: UNUSED },
+    Flag { name: "etcd-username", default: "", help: UNUSED_ETCD, effect: UNUSED },
+    Flag {
+        name: "healthz-ip",
+        default: "0.0.0.0",
+        help: "address or name of the health server; empty for every address",
+        effect: Text(|flags, text| text.clone_into(&mut flags.healthz_ip)),
+    },
+    Flag {
+        name: "healthz-port",
+        default: "0",
+        help: "port of the health server; 0 for none",
+        effect: Int(|flags, number| flags.healthz_port = number),
+    },
+    Flag {
+        name: "iface",
+        default: "",
+        help: "interface to other nodes, by name or address, empty for that of the default route; may be repeated, the first one that exists is used",
+        effect: List(|flags, items| flags.network.iface = items.to_vec()),
+    },
+    Flag {
+        name: "iface-can-reach",
+        default: "",
+        help: "use the interface by which packets reach this address, with the source address that the kernel takes; tried last",
+        effect: Text(|flags, text| text.clone_into(&mut flags.network.iface_can_reach)),
+    },
+    Flag {
+        name: "iface-regex",
+        default: "",
+        help: "regular expression for the addresses or the name of that interface; may be repeated, tried after iface",
+        effect: List(|flags, items| flags.network.iface_regex = items.to_vec()),
+    },
+    Flag {
+        name: "ip-blackhole-route",
+        default: "false",
+        help: "add a blackhole route for addresses of this node's subnet that no pod has",
+        effect: Bool(|flags, on| flags.network.ip_blackhole_route = on),
+    },
+    Flag {
+        name: "ip-masq",
+        default: "false",
+        help: "masquerade packets that leave the pod network: they get this node's address as their source",
+        effect: Bool(|flags, on| flags.network.ip_masq = on),
+    },
+    Flag {
+        name: "ip-masq-fully-random-disable",
+        default: "false",
+        help: "with ip-masq: do not choose random source ports",
+        effect: Bool(|flags, on| flags.network.ip_masq_fully_random_disable = on),
+    },
+    Flag {
+        name: "iptables-forward-rules",
+        default: "true",
+        help: "accept forwarded packets from and to pods",
+        effect: Bool(|flags, on| flags.network.iptables_forward_rules = on),
+    },
+    Flag {
+        name: "iptables-resync",
+        default: "5",
+        help: "accepted and ignored: rules are checked when they change, and from time to time",
+        effect: Int(|_, _| ()),
+    },
+    Flag {
+        name: "kube-annotation-prefix",
+        default: defaults::ANNOTATION_PREFIX,
+        help: "prefix of the names of the annotations on Nodes",
+        effect: Text(|flags, text| text.clone_into(&mut flags.network.kube_annotation_prefix)),
+    },
+    Flag {
+        name: "kube-api-url",
+        default: "",
+        help: "address of the API server",
+        effect: Text(|flags, text| text.clone_into(&mut flags.master)),
+    },
+    Flag {
+        name: "kube-subnet-mgr",
+        default: "false",
+        help: "take subnets from the Kubernetes API; required, as etcd is not supported",
+        effect: Bool(|flags, on| flags.kube_subnet_mgr = on),
+    },
+    Flag {
+        name: "kubeconfig-file",
+        default: "",
+        help: "path of the kubeconfig; in-cluster if neither this nor kube-api-url is given",
+        effect: Text(|flags, text| text.clone_into(&mut flags.kubeconfig)),
+    },
+    Flag { name: "log_backtrace_at", default: "", help: "accepted, and has no effect", effect: UNUSED },
+    Flag {
+        name: "net-config-path",
+        default: defaults::NET_CONFIG_PATH,
+        help: "the network's configuration",
+        effect: Text(|flags, text| text.clone_into(&mut flags.network.net_config_path)),
+    },
+    Flag {
+        name: "public-ip",
+        default: "",
+        help: "IPv4 address of this node that other nodes send to",
+        effect: Text(|flags, text| text.clone_into(&mut flags.network.public_ip)),
+    },
+    Flag {
+        name: "public-ipv6",
+        default: "",
+        help: "IPv6 address of this node that other nodes send to",
+        effect: Text(|flags, text| text.clone_into(&mut flags.network.public_ipv6)),
+    },
+    Flag {
+        name: "set-node-network-unavailable",
+        default: "true",
+        help: "set the Node's condition NetworkUnavailable",
+        effect: Bool(|flags, on| flags.network.set_node_network_unavailable = on),
+    },
+    Flag {
+        name: "subnet-file",
+        default: defaults::SUBNET_FILE,
+        help: "file that tells the CNI plugin this node's subnet",
+        effect: Text(|flags, text| text.clone_into(&mut flags.network.subnet_file)),
+    },
+    Flag {
+        name: "subnet-lease-renew-margin",
+        default: "60",
+        help: "accepted (1 to 1439); for etcd only",
+        effect: Int(|flags, number| flags.renew_margin = number),
+    },
+    Flag {
+        name: "v",
+        default: "0",
+        help: "verbosity of the log: 0 to 6",
+        effect: Int(|flags, number| flags.verbosity = u32::try_from(number).unwrap_or_default()),
+    },
+    Flag { name: "version", default: "false", help: "print the version and exit", effect: Bool(|flags, on| flags.version = on) },
+    Flag { name: "vmodule", default: "", help: "accepted, and has no effect", effect: UNUSED },
 ];
 
-const UNUSED_ETCD: &str = "accepted and ignored: subnets come from the Kubernetes API";
-
-/// Takes a command line without the program's name, and the environment.
+/// Parses a command line without the program's name, and the environment variables.
 ///
 /// # Errors
-/// There is nothing to run. What to print on standard error: the help, the version, or what is wrong.
-fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Option<String>) -> Result<Flanneld, Ended> {
+/// The text to print before the program ends: the help, the version, or an error.
+fn parse(program: &str, arguments: &[String], environment: impl Fn(&str) -> Option<String>) -> Result<Flanneld, FlanneldExit> {
     let mut values = Values::default();
     values.read_arguments(arguments).map_err(|error| error.map_or_else(|| usage(program), |error| unreadable(&error)))?;
-    if values.bool("version") {
-        return Err(Ended { text: format!("sepal {} (in place of flanneld 0.28.9)\n", env!("CARGO_PKG_VERSION")), status: 0 });
+    if values.flags().version {
+        let (own, flannel) = (env!("CARGO_PKG_VERSION"), versions::FLANNELD.trim_start_matches('v'));
+        return Err(FlanneldExit { text: format!("sepal {own} (in place of flanneld {flannel})\n"), status: 0 });
     }
     let notes = values.read_environment(environment);
-    let refuse = |text: String| Ended { text: text + "\n", status: 1 };
-    if !(1..=1439).contains(&values.int("subnet-lease-renew-margin")) {
-        return Err(refuse(
+    let flags = values.flags();
+    if !(1..=1439).contains(&flags.renew_margin) {
+        return Err(refused(
             "Invalid subnet-lease-renew-margin option, out of acceptable range: it has to be from 1 to 1439 minutes".into(),
         ));
     }
-    if !values.bool("kube-subnet-mgr") {
-        return Err(refuse(
-            "Failed to create SubnetManager: subnets come from the Kubernetes API here, not from etcd: give --kube-subnet-mgr".into(),
-        ));
+    if !flags.kube_subnet_mgr {
+        let cause = "Failed to create SubnetManager: subnets come from the Kubernetes API here, not from etcd: give --kube-subnet-mgr";
+        return Err(refused(cause.into()));
     }
-    values.resolve(notes).map_err(refuse)
+    flags.healthz().map_err(refused)?;
+    Ok(Flanneld { notes, ..flags })
 }
 
-/// The error, and where the help is.
-fn unreadable(error: &str) -> Ended {
-    Ended { text: format!("{error}\nSee '{FLANNELD} --help'.\n"), status: 0 }
+/// An error after which the program ends with status 1.
+fn refused(error: String) -> FlanneldExit {
+    FlanneldExit { text: error + "\n", status: 1 }
+}
+
+/// An error of the command line, and where the help is.
+fn unreadable(error: &str) -> FlanneldExit {
+    FlanneldExit { text: format!("{error}\nSee '{FLANNELD} --help'.\n"), status: 0 }
 }
 
 /// The help.
-fn usage(program: &str) -> Ended {
+fn usage(program: &str) -> FlanneldExit {
     let mut text = format!("Usage: {program} [OPTION]...\n");
-    for Flag(name, kind, default, what) in &FLAGS {
-        let (takes, quote) = match kind {
-            Kind::Bool => ("", ""),
-            Kind::Int => (" int", ""),
-            Kind::Text => (" string", "\""),
-            Kind::List => (" value", ""),
+    for Flag { name, default, help, effect } in &FLAGS {
+        let (takes, quote) = match effect {
+            Bool(_) => ("", ""),
+            Int(_) => (" int", ""),
+            Text(_) => (" string", "\""),
+            List(_) => (" value", ""),
         };
         let shown = if matches!(*default, "" | "0" | "false") { String::new() } else { format!(" (default {quote}{default}{quote})") };
-        let _ = writeln!(text, "  -{name}{takes}\n    \t{what}{shown}");
+        let _ = writeln!(text, "  -{name}{takes}\n    \t{help}{shown}");
     }
-    Ended { text, status: 0 }
+    FlanneldExit { text, status: 0 }
 }
 
-/// What flags are given.
+/// The values that are given, by the name of the flag.
 #[derive(Default)]
 struct Values(BTreeMap<&'static str, Vec<String>>);
 
 impl Values {
-    /// Reads flags. What is wrong is the error; `None` stands for a flag that asks for help.
+    /// Reads the arguments.
+    ///
+    /// # Errors
+    /// An invalid argument, or `None` for a flag that asks for the help.
     fn read_arguments(&mut self, arguments: &[String]) -> Result<(), Option<String>> {
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
@@ -184,28 +307,30 @@ impl Values {
                 return Err(Some(format!("bad flag syntax: {argument}")));
             }
             let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value.to_owned())));
-            let Some(flag) = FLAGS.iter().find(|flag| flag.0 == name) else {
+            let Some(flag) = FLAGS.iter().find(|flag| flag.name == name) else {
                 return Err((!matches!(name, "help" | "h")).then(|| format!("flag provided but not defined: -{name}")));
             };
-            let value = match (value, flag.1) {
-                (Some(value), _) => value,
-                (None, Kind::Bool) => "true".into(),
-                (None, _) => rest.next().cloned().ok_or_else(|| Some(format!("flag needs an argument: -{name}")))?,
+            let is_bool = matches!(flag.effect, Bool(_));
+            let value = match value {
+                Some(value) => value,
+                None if is_bool => "true".into(),
+                None => rest.next().cloned().ok_or_else(|| Some(format!("flag needs an argument: -{name}")))?,
             };
-            self.set(flag, &value).map_err(|cause| match flag.1 {
-                Kind::Bool => Some(format!("invalid boolean value {value:?} for -{name}: {cause}")),
-                _ => Some(format!("invalid value {value:?} for flag -{name}: {cause}")),
+            self.set(flag, &value).map_err(|cause| {
+                let start =
+                    if is_bool { format!("invalid boolean value {value:?} for") } else { format!("invalid value {value:?} for flag") };
+                Some(format!("{start} -{name}: {cause}"))
             })?;
         }
         Ok(())
     }
 
-    /// The environment has its say where the command line has none; what is wrong there is told and passed over.
+    /// Reads the environment variables of flags that the command line does not set. Returns a note for each invalid value.
     fn read_environment(&mut self, environment: impl Fn(&str) -> Option<String>) -> Vec<String> {
         let mut notes = Vec::new();
         for flag in &FLAGS {
-            let key = format!("FLANNELD_{}", flag.0.to_uppercase().replace('-', "_"));
-            let value = environment(&key).filter(|value| !value.is_empty() && !self.0.contains_key(flag.0));
+            let key = format!("FLANNELD_{}", flag.name.to_uppercase().replace('-', "_"));
+            let value = environment(&key).filter(|value| !value.is_empty() && !self.0.contains_key(flag.name));
             if let Some(value) = value
                 && let Err(cause) = self.set(flag, &value)
             {
@@ -216,76 +341,39 @@ impl Values {
     }
 
     fn set(&mut self, flag: &Flag, value: &str) -> Result<(), &'static str> {
-        match flag.1 {
-            Kind::Bool => drop(go_bool(value).map_err(|_| "parse error")?),
-            Kind::Int => drop(go_int(value).ok_or("parse error")?),
-            Kind::Text | Kind::List => {}
+        match flag.effect {
+            Bool(_) => drop(go_bool(value).map_err(|_| "parse error")?),
+            Int(_) => drop(go_int(value).ok_or("parse error")?),
+            Text(_) | List(_) => {}
         }
-        let values = self.0.entry(flag.0).or_default();
-        if flag.1 != Kind::List {
+        let values = self.0.entry(flag.name).or_default();
+        if !matches!(flag.effect, List(_)) {
             values.clear();
         }
         values.push(value.to_owned());
         Ok(())
     }
 
-    fn list(&self, name: &str) -> Vec<String> {
-        self.0.get(name).cloned().unwrap_or_default()
-    }
-
-    fn text(&self, name: &str) -> String {
-        let default = || FLAGS.iter().find(|flag| flag.0 == name).map_or("", |flag| flag.2).to_owned();
-        self.0.get(name).and_then(|values| values.last().cloned()).unwrap_or_else(default)
-    }
-
-    fn bool(&self, name: &str) -> bool {
-        go_bool(&self.text(name)).unwrap_or_default()
-    }
-
-    fn int(&self, name: &str) -> i64 {
-        go_int(&self.text(name)).unwrap_or_default()
-    }
-
-    fn resolve(&self, notes: Vec<String>) -> Result<Flanneld, String> {
-        let network = NetworkFlags {
-            pod_network: true,
-            proxy: false,
-            net_config_path: self.text("net-config-path"),
-            subnet_file: self.text("subnet-file"),
-            iface: self.list("iface"),
-            iface_regex: self.list("iface-regex"),
-            iface_can_reach: self.text("iface-can-reach"),
-            public_ip: self.text("public-ip"),
-            public_ipv6: self.text("public-ipv6"),
-            ip_masq: self.bool("ip-masq"),
-            ip_masq_fully_random_disable: self.bool("ip-masq-fully-random-disable"),
-            iptables_forward_rules: self.bool("iptables-forward-rules"),
-            ip_blackhole_route: self.bool("ip-blackhole-route"),
-            kube_annotation_prefix: self.text("kube-annotation-prefix"),
-            set_node_network_unavailable: self.bool("set-node-network-unavailable"),
-            ..NetworkFlags::default()
-        };
-        Ok(Flanneld {
-            network,
-            kubeconfig: self.text("kubeconfig-file"),
-            master: self.text("kube-api-url"),
-            healthz: self.healthz()?,
-            verbosity: u32::try_from(self.int("v")).unwrap_or_default(),
-            notes,
-        })
-    }
-
-    fn healthz(&self) -> Result<Option<HostPort>, String> {
-        let port = self.int("healthz-port");
-        if port <= 0 {
-            return Ok(None);
+    /// The flags with these values, and with the defaults of the others.
+    fn flags(&self) -> Flanneld {
+        let network = NetworkFlags { pod_network: true, proxy: false, ..NetworkFlags::default() };
+        let mut flags = Flanneld { network, ..Flanneld::default() };
+        for flag in &FLAGS {
+            let values = self.0.get(flag.name).map(Vec::as_slice).unwrap_or_default();
+            let text = values.last().map_or(flag.default, String::as_str);
+            // `set` has refused every text that is not a bool or a number.
+            match flag.effect {
+                Bool(effect) => effect(&mut flags, go_bool(text).unwrap_or_default()),
+                Int(effect) => effect(&mut flags, go_int(text).unwrap_or_default()),
+                Text(effect) => effect(&mut flags, text),
+                List(effect) => effect(&mut flags, values),
+            }
         }
-        let port = u16::try_from(port).map_err(|_| format!("healthz-port: {port} is not a port"))?;
-        Ok(Some(HostPort { host: self.text("healthz-ip"), port }))
+        flags
     }
 }
 
-/// A number as Go's flags take it: decimal, or with 0x, 0o, 0b, or a plain 0 before an octal one; `_` may stand between digits.
+/// Parses a number as Go's flags do: decimal, with 0x, 0o or 0b, or octal after a plain 0. `_` may stand between digits.
 fn go_int(text: &str) -> Option<i64> {
     let (negative, digits) = match text.strip_prefix(['-', '+']) {
         Some(digits) => (text.starts_with('-'), digits),
@@ -308,21 +396,21 @@ mod tests {
     use crate::cluster::families::PerFamily;
     use crate::pod_network::settings::NetworkSettings;
 
-    fn run(arguments: &str, environment: &[(&str, &str)]) -> Result<Flanneld, Ended> {
+    fn run(arguments: &str, environment: &[(&str, &str)]) -> Result<Flanneld, FlanneldExit> {
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
         parse("flanneld", &arguments, |key| environment.iter().find(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
-    fn the_shipped_manifests_arguments() {
+    fn the_arguments_of_flannels_manifest_give_the_default_settings() {
         let flanneld = run("--ip-masq --kube-subnet-mgr --healthz-port=8081", &[]).expect("good");
-        assert_eq!(flanneld.healthz, Some(HostPort { host: "0.0.0.0".into(), port: 8081 }));
+        assert_eq!(flanneld.healthz(), Ok(Some(HostPort { host: "0.0.0.0".into(), port: 8081 })));
         assert!(flanneld.network.pod_network && !flanneld.network.proxy);
         assert_eq!(flanneld.network.settings(), Ok(NetworkSettings { masquerade: true, ..NetworkSettings::default() }));
     }
 
     #[test]
-    fn flags_are_gos() {
+    fn flags_follow_gos_rules() {
         let flanneld = run(
             "-kube-subnet-mgr=T -iface eth1 --iface=eth2 -iface-regex ^e --iface-can-reach 10.0.0.1 -public-ip=192.0.2.1 --public-ipv6 fd00::1 \
              --ip-masq-fully-random-disable --iptables-forward-rules=0 -ip-blackhole-route --set-node-network-unavailable=false --subnet-file /s \
@@ -344,13 +432,13 @@ mod tests {
             ("192.0.2.1", "fd00::1", "10.0.0.1")
         );
         assert_eq!((flanneld.kubeconfig.as_str(), flanneld.master.as_str(), flanneld.verbosity), ("/k", "https://x", 4));
-        assert_eq!(flanneld.healthz, Some(HostPort { host: "::1".into(), port: 1 }));
+        assert_eq!(flanneld.healthz(), Ok(Some(HostPort { host: "::1".into(), port: 1 })));
     }
 
-    /// flanneld listens at whatever Go makes of it: an empty host is every address, and a name is looked up.
+    /// As Go does, flanneld listens on every address if the host is empty, and looks up a name.
     #[test]
-    fn the_health_server_s_host_is_text_and_its_port_may_be_off() {
-        let healthz = |arguments: &str| run(&format!("--kube-subnet-mgr {arguments}"), &[]).expect("good").healthz;
+    fn the_host_of_the_health_server_may_be_empty_or_a_name_and_port_0_means_no_server() {
+        let healthz = |arguments: &str| run(&format!("--kube-subnet-mgr {arguments}"), &[]).expect("good").healthz().expect("a port");
         let at = |host: &str| Some(HostPort { host: host.into(), port: 8081 });
         assert_eq!(healthz("--healthz-port=8081 --healthz-ip=localhost"), at("localhost"));
         assert_eq!(healthz("--healthz-port=8081 --healthz-ip="), at(""));
@@ -360,12 +448,12 @@ mod tests {
         let flanneld = run("--kube-subnet-mgr --iface= --iface=eth1 --iface-regex= --public-ip= --public-ipv6= --iface-can-reach=", &[]);
         let network = flanneld.expect("good").network;
         assert_eq!((network.iface.as_slice(), network.iface_regex.as_slice()), (&[String::new(), "eth1".into()][..], &[String::new()][..]));
-        let settings = network.settings().expect("empty means not given");
+        let settings = network.settings().expect("an empty value counts as not given");
         assert_eq!((settings.interface.can_reach, settings.interface.public), (None, PerFamily::default()));
     }
 
     #[test]
-    fn the_environment_counts_where_the_command_line_is_silent() {
+    fn environment_variables_set_what_the_command_line_does_not() {
         let environment = [
             ("FLANNELD_KUBE_SUBNET_MGR", "true"),
             ("FLANNELD_IP_MASQ", "true"),
@@ -380,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_first_with_one_line_of_hint_and_status_0() {
+    fn an_invalid_command_line_prints_the_error_then_a_hint_and_exits_with_0() {
         for (arguments, error) in [
             ("--bogus", "flag provided but not defined: -bogus"),
             ("-iface", "flag needs an argument: -iface"),
@@ -389,7 +477,7 @@ mod tests {
             ("---x", "bad flag syntax: ---x"),
         ] {
             let text = format!("{error}\nSee 'flanneld --help'.\n");
-            assert_eq!(run(arguments, &[]).expect_err(arguments), Ended { text, status: 0 }, "{arguments}");
+            assert_eq!(run(arguments, &[]).expect_err(arguments), FlanneldExit { text, status: 0 }, "{arguments}");
         }
         for arguments in ["--help", "-h", "-help"] {
             let ended = run(arguments, &[]).expect_err(arguments);
@@ -399,12 +487,12 @@ mod tests {
             ));
         }
         assert!(run("--version", &[]).is_err_and(|ended| ended.status == 0 && ended.text.starts_with("sepal ")));
-        // A bool without = takes nothing, and what is no flag ends the flags.
+        // A bool takes a value only after =. The first argument that is not a flag ends the flags.
         assert!(run("--kube-subnet-mgr false --bogus", &[]).is_ok());
     }
 
     #[test]
-    fn what_makes_no_sense_is_a_failure() {
+    fn a_command_line_without_an_effect_exits_with_1() {
         for (arguments, start) in [
             ("--ip-masq", "Failed to create SubnetManager: subnets come from the Kubernetes API here"),
             ("--kube-subnet-mgr --subnet-lease-renew-margin=0", "Invalid subnet-lease-renew-margin option, out of acceptable range"),
@@ -416,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_gos() {
+    fn numbers_follow_gos_rules() {
         for (text, want) in [
             ("10", Some(10)),
             ("-5", Some(-5)),

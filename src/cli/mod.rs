@@ -7,27 +7,28 @@ mod cni;
 mod dry_run;
 mod explain;
 mod flanneld;
+mod live_rules;
+mod output;
 mod preflight;
 mod usage_error;
 
-use crate::daemon::logs;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-
 use tokio::task::LocalSet;
 
+use crate::config::flag_listing::flag_values;
 use crate::config::flags::RunFlags;
 use crate::config::settings::LogFormat;
+use crate::daemon;
+use crate::daemon::logs;
+use crate::daemon::setup::Setup;
 use crate::error_text::error_text;
 
-use crate::config::typed_flags;
-use crate::daemon;
-use crate::daemon::setup::Setup;
-use arguments::Ending;
+use arguments::ExitText;
 
 /// Services, endpoints and leases: one daemon per Kubernetes node in place of kube-proxy (iptables mode).
 ///
@@ -62,24 +63,21 @@ enum Command {
 const EXPLAIN_STATUS: &str = "Exit status: 0 if the packet passes, 2 if every such packet is dropped or refused, 1 if there is an error.";
 const PREFLIGHT_STATUS: &str = "Exit status: 0 if nothing has failed, 1 if a check has failed or there is an error.";
 
-/// Exit status for "the rules differ".
-const DIFFERENT: u8 = 2;
-
-/// The name under which the program takes exactly kube-proxy's command line.
+/// The name under which the program takes kube-proxy's command line.
 const KUBE_PROXY: &str = "kube-proxy";
 
-/// Runs the command of the command line, and gives the exit status.
+/// Runs the command that the command line names, and returns the exit status.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = arguments::normalized(std::env::args_os());
-    let kube_proxy = name(&arguments) == KUBE_PROXY;
-    if name(&arguments) == flanneld::FLANNELD {
+    let kube_proxy = program_name(&arguments) == KUBE_PROXY;
+    if program_name(&arguments) == flanneld::FLANNELD {
         return flanneld();
     }
     let command = if kube_proxy { arguments::kube_proxy(&arguments).map(|flags| Command::Run(Box::new(flags))) } else { sepal(&arguments) };
     let outcome = match command {
-        Err(ending) => return end(&ending),
-        Ok(Command::Version) => return end(&Ending { text: arguments::own_version(), failed: false }),
+        Err(ending) => return print_and_exit(&ending),
+        Ok(Command::Version) => return print_and_exit(&ExitText { text: arguments::own_version(), failed: false }),
         Ok(Command::Cleanup(flags)) => {
             logs::init(0, LogFormat::Text);
             block_on(cleanup::cleanup(&flags))
@@ -95,26 +93,26 @@ pub fn main() -> ExitCode {
         }
         Ok(Command::Run(flags)) => {
             if let Some(text) = arguments::version(&flags.proxy.version, kube_proxy) {
-                return end(&Ending { text, failed: false });
+                return print_and_exit(&ExitText { text, failed: false });
             }
             set_up(*flags, &[])
         }
     };
-    ended(outcome)
+    exit_code(outcome)
 }
 
 /// Runs the daemon under the name of flanneld.
 fn flanneld() -> ExitCode {
     match flanneld::run_flags() {
-        Ok((flags, notes)) => ended(set_up(flags, &notes)),
-        Err(last) => {
-            let _ = anstream::stderr().write_all(last.text.as_bytes());
-            ExitCode::from(last.status)
+        Ok((flags, notes)) => exit_code(set_up(flags, &notes)),
+        Err(exit) => {
+            let _ = anstream::stderr().write_all(exit.text.as_bytes());
+            ExitCode::from(exit.status)
         }
     }
 }
 
-/// Resolves the flags and starts the daemon; notes about the command line are logged.
+/// Resolves the flags, starts the log, and runs what the flags say.
 fn set_up(flags: RunFlags, notes: &[String]) -> anyhow::Result<ExitCode> {
     let setup = Setup::new(&flags);
     match &setup {
@@ -127,20 +125,22 @@ fn set_up(flags: RunFlags, notes: &[String]) -> anyhow::Result<ExitCode> {
     start(setup?, flags)
 }
 
-fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
+/// The exit status of an outcome. Logs an error.
+fn exit_code(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
         tracing::error!("{}", error_text(error.as_ref()));
         ExitCode::FAILURE
     })
 }
 
-/// The name the program was called by.
-fn name(arguments: &[OsString]) -> String {
+/// The name by which the program was called.
+fn program_name(arguments: &[OsString]) -> String {
     let called = arguments.first().map(Path::new).and_then(Path::file_name);
     called.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
+/// Parses the command line of `sepal`.
+fn sepal(arguments: &[OsString]) -> Result<Command, ExitText> {
     let parsed = arguments::with_any_values(Cli::command())
         .mut_subcommand("run", arguments::with_any_values)
         .mut_subcommand("preflight", arguments::with_any_values)
@@ -148,18 +148,18 @@ fn sepal(arguments: &[OsString]) -> Result<Command, Ending> {
         .try_get_matches_from(arguments)
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     match parsed {
-        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { typed: typed_flags::values(&matches), ..run }))),
+        Ok((Cli { command: None, run }, matches)) => Ok(Command::Run(Box::new(RunFlags { values: flag_values(&matches), ..run }))),
         Ok((Cli { command: Some(Command::Run(mut run)), .. }, matches)) => {
-            run.typed = matches.subcommand().map(|(_, matches)| typed_flags::values(matches)).unwrap_or_default();
+            run.values = matches.subcommand().map(|(_, matches)| flag_values(matches)).unwrap_or_default();
             Ok(Command::Run(run))
         }
         Ok((Cli { command: Some(command), .. }, _)) => Ok(command),
-        Err(error) => Err(Ending::of(&error, &Cli::command(), arguments)),
+        Err(error) => Err(ExitText::of(&error, &Cli::command(), arguments)),
     }
 }
 
-/// Prints a text and ends. A closed pipe is no failure.
-fn end(ending: &Ending) -> ExitCode {
+/// Prints a text, and returns the exit status. A closed pipe is not an error.
+fn print_and_exit(ending: &ExitText) -> ExitCode {
     let text = ending.text.as_bytes();
     if ending.failed {
         let _ = anstream::stderr().write_all(text);
@@ -170,12 +170,13 @@ fn end(ending: &Ending) -> ExitCode {
     }
 }
 
+/// Runs the daemon, or what other flags ask for: writing the configuration, a cleanup or a dry run.
 fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
     for note in &setup.effective.notes {
         tracing::warn!("{note}");
     }
     if setup.effective.daemon.verbosity > 0 {
-        flags.typed.iter().for_each(|(name, value)| tracing::info!("FLAG: --{name}={value:?}"));
+        flags.values.iter().for_each(|(name, value)| tracing::info!("FLAG: --{name}={value:?}"));
     }
     if !flags.proxy.write_config_to.is_empty() {
         setup.write_config(Path::new(&flags.proxy.write_config_to))?;
@@ -194,7 +195,7 @@ fn start(setup: Setup, flags: RunFlags) -> anyhow::Result<ExitCode> {
 fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = LocalSet::new().block_on(&runtime, work);
-    // A read of standard input or a slow parse may still be going on in the background; it has no say any more.
+    // A read of standard input or a slow parse may still run in the background. Its result is not needed.
     runtime.shutdown_background();
     code
 }
@@ -203,7 +204,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Res
 mod tests {
     use super::*;
 
-    /// What the command line of `sepal` is refused with; without a part that every error has.
+    /// The error text of a command line of `sepal` that is refused.
     fn refused(arguments: &str) -> String {
         let arguments: Vec<OsString> = std::iter::once("sepal").chain(arguments.split_whitespace()).map(OsString::from).collect();
         let ending = sepal(&arguments::normalized(arguments.into_iter())).expect_err("refused");
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_says_what_is_wrong_first_and_where_its_help_is() {
+    fn every_command_prints_its_error_and_then_where_its_help_is() {
         for (arguments, want) in [
             ("--bogus", "unknown flag: --bogus\nSee 'sepal --help'."),
             ("run --bogus", "unknown flag: --bogus\nSee 'sepal run --help'."),
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn help_that_is_asked_for_is_no_error() {
+    fn help_on_request_is_not_an_error() {
         for arguments in [&["sepal", "--help"][..], &["sepal", "run", "--help"], &["sepal", "help", "cni"]] {
             let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
             let ending = sepal(&arguments).expect_err("help");

@@ -1,33 +1,33 @@
-//! Errors of the command line: the error in one line, as kube-proxy words it, and one line that says where the help is.
+//! Words errors of the command line: one line with the error, as kube-proxy words it, and one line that says where the help is.
 
 use std::error::Error;
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// The text for a command line that cannot be used. `command` is what was called: `sepal run`.
+/// The text for an invalid command line. `command` is the command that was called, such as `sepal run`.
 pub(super) fn with_hint(error: &str, command: &str) -> String {
     format!("Error: {error}\nSee '{command} --help'.\n")
 }
 
-/// The text for a command line that clap refuses. `called` is the command that it belongs to.
-pub(super) fn text(error: &clap::Error, called: &Called<'_>) -> String {
+/// The text for a command line that clap refuses.
+pub(super) fn text(error: &clap::Error, called: &CalledCommand<'_>) -> String {
     let suggested = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand].into_iter().find_map(|kind| list(error, kind).pop());
     match suggested {
-        Some(suggested) => format!("Error: {}\nDid you mean {suggested}? See '{} --help'.\n", complaint(error, called), called.path),
-        None => with_hint(&complaint(error, called), &called.path),
+        Some(suggested) => format!("Error: {}\nDid you mean {suggested}? See '{} --help'.\n", error_line(error, called), called.path),
+        None => with_hint(&error_line(error, called), &called.path),
     }
 }
 
-/// A command as it was called.
-pub(super) struct Called<'a> {
-    /// Its name with those of the commands above it: `sepal cni install`.
+/// The command that was called.
+pub(super) struct CalledCommand<'a> {
+    /// Its name and those of the commands above it: `sepal cni install`.
     path: String,
     command: &'a clap::Command,
 }
 
-impl<'a> Called<'a> {
-    /// The command that arguments call: subcommands stand before all flags.
+impl<'a> CalledCommand<'a> {
+    /// Finds the command that the arguments call. Subcommands stand before all flags.
     pub(super) fn new(program: &'a clap::Command, arguments: &[OsString]) -> Self {
         let mut called = Self { path: program.get_name().to_owned(), command: program };
         for argument in arguments.iter().skip(1) {
@@ -38,8 +38,8 @@ impl<'a> Called<'a> {
     }
 }
 
-/// What kube-proxy would say of a command line that cannot be read.
-fn complaint(error: &clap::Error, called: &Called<'_>) -> String {
+/// The error as kube-proxy would word it.
+fn error_line(error: &clap::Error, called: &CalledCommand<'_>) -> String {
     let first = |kind| list(error, kind).into_iter().next();
     let argument = first(ContextKind::InvalidArg);
     let flag = argument.as_deref().map(|flag| flag.split([' ', '[', '=']).next().unwrap_or(flag));
@@ -72,7 +72,7 @@ fn complaint(error: &clap::Error, called: &Called<'_>) -> String {
     }
 }
 
-/// All texts of one kind that an error carries.
+/// All texts of one kind that an error has.
 fn list(error: &clap::Error, kind: ContextKind) -> Vec<String> {
     match error.get(kind) {
         Some(ContextValue::String(text)) => vec![text.clone()],
@@ -81,7 +81,7 @@ fn list(error: &clap::Error, kind: ContextKind) -> Vec<String> {
     }
 }
 
-/// Causes that the standard library and clap word for programmers, in plain words.
+/// Rewords causes of the standard library and of clap, which are for programmers.
 fn in_words(cause: &str) -> String {
     match cause {
         "invalid digit found in string" | "cannot parse integer from empty string" => "it is not a whole number".to_owned(),

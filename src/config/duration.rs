@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A signed number of nanoseconds, Go's `time.Duration`. Negative ones can be written, so that they can be refused by name.
+/// A signed number of nanoseconds, Go's `time.Duration`. It can be negative, so that validation can refuse a negative field by its name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GoDuration(pub i64);
 
@@ -20,7 +20,13 @@ impl GoDuration {
         Self(seconds * 1_000_000_000)
     }
 
-    /// Reads a duration; `None` if it is none, or does not fit.
+    /// This duration.
+    #[must_use]
+    pub const fn of(duration: Duration) -> Self {
+        Self(duration.as_nanos() as i64)
+    }
+
+    /// Parses a duration; `None` if the text is invalid or the number is too large.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (negative, mut rest) = match text.strip_prefix('-') {
@@ -41,17 +47,17 @@ impl GoDuration {
             total += digits.parse::<f64>().ok()? * nanoseconds;
             rest = tail;
         }
-        // Just below 2^63: what is larger does not fit, as in Go.
+        // Just below 2^63. Larger numbers do not fit, as in Go.
         (total < 9.223_372_036e18).then_some(Self(total.round() as i64 * if negative { -1 } else { 1 }))
     }
 
-    /// As an unsigned duration; `None` if it is negative.
+    /// The unsigned duration; `None` if it is negative.
     #[must_use]
     pub fn positive(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
     }
 
-    /// This one, unless it is zero: zero means "the default" in most of Kubernetes.
+    /// This duration, or the default if it is zero. In most of Kubernetes, zero means "the default".
     #[must_use]
     pub const fn or(self, default: Self) -> Self {
         if self.0 == 0 { default } else { self }
@@ -84,7 +90,7 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// A number of units with as many decimals as it takes.
+/// Writes a number of units with as many decimals as it needs.
 fn fraction(f: &mut fmt::Formatter<'_>, nanoseconds: u64, size: u64, unit: &str) -> fmt::Result {
     write!(f, "{}", nanoseconds / size)?;
     let rest = nanoseconds % size;
@@ -113,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_and_printed_as_go_does() {
+    fn durations_are_parsed_and_printed_as_in_go() {
         for (text, nanoseconds, printed) in [
             ("0", 0, "0s"),
             ("0s", 0, "0s"),

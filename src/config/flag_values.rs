@@ -1,10 +1,10 @@
-//! Values of flags, read as kube-proxy reads them.
+//! Parsers for values of flags, as in kube-proxy.
 
 use super::duration::GoDuration;
 use super::kubeproxy::document::VModule;
 use crate::cluster::ip::parse_ip;
 
-/// A bool as Go takes it.
+/// Parses a bool as Go does.
 pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -13,18 +13,18 @@ pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A duration, like `30s` or `1m30s`.
+/// Parses a duration, like `30s` or `1m30s`.
 pub(super) fn duration(text: &str) -> Result<GoDuration, String> {
     GoDuration::parse(text).ok_or_else(|| format!("time: invalid duration {text:?} (it is written like 30s or 1m30s)"))
 }
 
-/// An IP; empty for the default.
+/// Parses an IP; empty means the default.
 pub(super) fn ip(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty() || parse_ip(text).is_some() { Ok(text.into()) } else { Err(format!("{text:?} is not a valid IP address")) }
 }
 
-/// An IP, or an IP and a port; empty for the default.
+/// Parses an IP, or an IP and a port; empty means the default.
 pub(super) fn address_and_port(text: &str) -> Result<String, String> {
     let text = text.trim();
     let with_port = || {
@@ -38,36 +38,42 @@ pub(super) fn address_and_port(text: &str) -> Result<String, String> {
     Err(format!("{text:?} is neither an IP nor IP:port"))
 }
 
-/// Feature gates of one flag.
+/// The value of one `--feature-gates`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gates(pub Vec<(String, bool)>);
 
-/// Feature gates, separated by commas; empty items count for nothing.
+/// Parses feature gates, separated by commas. Empty items are skipped.
 pub(super) fn gates(text: &str) -> Result<Gates, String> {
     items(text).map(gate).collect::<Result<_, _>>().map(Gates)
 }
 
-/// Patterns of one `--vmodule`.
+/// The value of one `--vmodule`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns(pub Vec<VModule>);
 
-/// Patterns, separated by commas; empty items count for nothing.
+/// Parses patterns, separated by commas. Empty items are skipped.
 pub(super) fn patterns(text: &str) -> Result<Patterns, String> {
     items(text).map(vmodule).collect::<Result<_, _>>().map(Patterns)
+}
+
+/// The items of a list that are not empty; `None` if there are none.
+pub(super) fn filled(items: &[String]) -> Option<Vec<String>> {
+    let items: Vec<String> = items.iter().filter(|item| !item.is_empty()).cloned().collect();
+    (!items.is_empty()).then_some(items)
 }
 
 fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-/// A feature gate, `NAME=true|false`.
+/// Parses a feature gate, `NAME=true|false`.
 fn gate(text: &str) -> Result<(String, bool), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("missing bool value for {text}"))?;
     let value = go_bool(value.trim()).map_err(|error| format!("invalid value of {name}={value}, err: {error}"))?;
     Ok((name.trim().to_owned(), value))
 }
 
-/// One entry of `--vmodule`, `PATTERN=LEVEL`.
+/// Parses one entry of `--vmodule`, `PATTERN=LEVEL`.
 fn vmodule(text: &str) -> Result<VModule, String> {
     let (pattern, level) = text
         .split_once('=')
@@ -77,7 +83,7 @@ fn vmodule(text: &str) -> Result<VModule, String> {
     Ok(VModule { file_pattern: pattern.into(), verbosity })
 }
 
-/// What `--version` takes.
+/// Parses the value of `--version`.
 pub(super) fn version(text: &str) -> Result<String, String> {
     match text {
         "raw" => Ok(text.into()),
@@ -90,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_read_as_go_reads_them() {
+    fn values_are_parsed_as_in_go() {
         assert_eq!((go_bool("T"), go_bool("0")), (Ok(true), Ok(false)));
         assert!(go_bool("yes").is_err());
         assert_eq!(ip(" 010.0.0.1"), Ok("010.0.0.1".into()));

@@ -1,4 +1,5 @@
-//! The command line as typed: flags of sepal's own; those of kube-proxy are in [`super::proxy_flags`].
+//! The command line of `sepal run`: sepal's own flags, and those of kube-proxy ([`super::proxy_flags`]) and of the pod network
+//! ([`super::network_flags`]).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use super::proxy_flags::ProxyFlags;
 use crate::cluster::Family;
 use crate::table::plan::Variant;
 
-/// Everything `sepal run` takes; without a command it is the same.
+/// Every flag of `sepal run`, which is also what `sepal` takes without a command.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunFlags {
     /// Print the rules as input for iptables-restore, and change nothing
@@ -26,13 +27,13 @@ pub struct RunFlags {
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
     /// IP families to write or print
-    #[arg(long, value_name = "FAMILY", default_value = "all")]
+    #[arg(long, value_name = "FAMILY", value_enum, default_value_t)]
     pub ip_family: FamilyFlag,
     /// iptables variant to use; `auto` chooses the one that this node's rules are in
-    #[arg(long, value_name = "VARIANT", default_value = "auto")]
+    #[arg(long, value_name = "VARIANT", value_enum, default_value_t)]
     pub iptables_variant: VariantFlag,
     /// Count connections per Service address and per endpoint. `auto` turns this off above 2000 of either
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub service_traffic: TrafficFlag,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
@@ -40,39 +41,39 @@ pub struct RunFlags {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
     pub network: NetworkFlags,
-    /// Under which name the program runs.
+    /// The name under which the program runs.
     #[arg(skip)]
-    pub face: Face,
-    /// Every flag with its value as text, for `/flagz`.
+    pub run_as: RunAs,
+    /// The value of every flag, as text, for `/flagz`.
     #[arg(skip)]
-    pub typed: BTreeMap<String, String>,
+    pub values: BTreeMap<String, String>,
 }
 
-/// Names under which the daemon runs.
+/// The program that the daemon takes the place of, by the name under which it runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Face {
-    /// Its own.
+pub enum RunAs {
+    /// `sepal`.
     #[default]
     Sepal,
-    /// kube-proxy's: what kube-proxy does not answer is not answered.
+    /// `kube-proxy`: HTTP paths that kube-proxy does not have are not answered.
     KubeProxy,
-    /// flanneld's: health is answered as flanneld does, at this address, and nothing else is.
+    /// `flanneld`: only the health server of flanneld runs.
     Flanneld {
-        /// `--healthz-ip` and `--healthz-port`; `None` for nowhere.
+        /// `--healthz-ip` and `--healthz-port`; `None` if there is no health server.
         healthz: Option<HostPort>,
     },
 }
 
-/// A host by name or address, and a port.
+/// A host and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
-    /// The host; empty for every address of this one.
+    /// Name or address of the host; empty for every address of this host.
     pub host: String,
     /// The port.
     pub port: u16,
 }
 
-/// When traffic of Services is counted.
+/// Values of `--service-traffic`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum TrafficFlag {
     /// If there are at most 2000.
@@ -84,7 +85,7 @@ pub enum TrafficFlag {
     Off,
 }
 
-/// IP families on the command line.
+/// Values of `--ip-family`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum FamilyFlag {
     /// IPv4 only.
@@ -97,7 +98,7 @@ pub enum FamilyFlag {
 }
 
 impl FamilyFlag {
-    /// The families it stands for.
+    /// The families of this value.
     #[must_use]
     pub fn families(self) -> Vec<Family> {
         match self {
@@ -108,7 +109,7 @@ impl FamilyFlag {
     }
 }
 
-/// iptables variants on the command line.
+/// Values of `--iptables-variant`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum VariantFlag {
     /// The variant that the node uses.
@@ -121,9 +122,9 @@ pub enum VariantFlag {
 }
 
 impl VariantFlag {
-    /// The variant asked for, if one is.
+    /// The variant that the flag names; `None` for `auto`.
     #[must_use]
-    pub const fn wanted(self) -> Option<Variant> {
+    pub const fn variant(self) -> Option<Variant> {
         match self {
             Self::Auto => None,
             Self::Nft => Some(Variant::Nft),

@@ -1,7 +1,6 @@
-//! Manifest files that change: `sepal run --manifests`.
+//! Reads manifest files, and reads them again when they change: `sepal run --manifests`.
 //!
-//! A change is taken when writing has come to rest: no event for a moment, and no file still open for writing. A file that is broken or
-//! only half there changes nothing; what it said before holds until it is whole again.
+//! A file that cannot be read, or that is only partly written, changes nothing: its previous content stays in force.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,38 +8,39 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::manifests::Manifests;
-use crate::config::settings::Asked;
+use crate::config::settings::RequestedSettings;
 use crate::kubernetes::ProblemLog;
 use crate::kubernetes::manifests::{self, ManifestError};
 use crate::proxy::rules::inputs::Inputs;
 
-/// Manifests, read file by file so that a broken one can be told from the others.
+/// The manifest files at a path. Each file is parsed separately, so that an error in one file leaves the others in force.
 #[derive(Debug)]
-pub struct Files {
+pub struct ManifestFiles {
     path: PathBuf,
-    asked: Asked,
-    good: BTreeMap<PathBuf, Manifests>,
+    requested: RequestedSettings,
+    /// The last valid content of each file.
+    valid: BTreeMap<PathBuf, Manifests>,
     complaints: ProblemLog,
-    /// Complaints about whole files, so that each is made once.
+    /// Errors of whole files, so that each is logged once.
     broken: BTreeSet<String>,
     /// The KubeProxyConfiguration among the manifests, as it was at the start.
     configuration: Option<Value>,
-    /// Its fields that have changed since, and count only after a restart.
+    /// Its fields that have changed since then and need a restart.
     pending: Vec<String>,
 }
 
-/// The fields of a KubeProxyConfiguration whose change counts at once: rules follow from them.
-const OF_RULES: [&str; 9] =
+/// The fields of a KubeProxyConfiguration that apply without a restart: rules follow from them.
+const RULE_FIELDS: [&str; 9] =
     ["apiVersion", "kind", "clusterCIDR", "detectLocal", "detectLocalMode", "iptables", "mode", "nodePortAddresses", "hostnameOverride"];
 
-impl Files {
-    /// Manifests at a path; nothing is read yet.
+impl ManifestFiles {
+    /// The manifests at a path; nothing is read yet.
     #[must_use]
-    pub fn new(path: PathBuf, asked: Asked) -> Self {
+    pub fn new(path: PathBuf, requested: RequestedSettings) -> Self {
         Self {
             path,
-            asked,
-            good: BTreeMap::new(),
+            requested,
+            valid: BTreeMap::new(),
             complaints: ProblemLog::default(),
             broken: BTreeSet::new(),
             configuration: None,
@@ -48,7 +48,7 @@ impl Files {
         }
     }
 
-    /// The KubeProxyConfiguration among the manifests, as it was when they were read for the first time.
+    /// The KubeProxyConfiguration among the manifests, from the first read.
     #[must_use]
     pub const fn configuration(&self) -> Option<&Value> {
         self.configuration.as_ref()
@@ -57,28 +57,28 @@ impl Files {
     /// Reads everything for the first time.
     ///
     /// # Errors
-    /// Any file that cannot be read.
+    /// A file cannot be read.
     pub fn read(&mut self) -> Result<Inputs, ManifestError> {
         for file in manifests::files(&self.path)? {
-            let mut of_file = Manifests::default();
-            of_file.add(&file.display().to_string(), &manifests::read_text(&file)?)?;
-            self.good.insert(file, of_file);
+            let mut content = Manifests::default();
+            content.add(&file.display().to_string(), &manifests::read_text(&file)?)?;
+            self.valid.insert(file, content);
         }
         let all = self.all();
         self.configuration = all.configuration().cloned();
         Ok(self.inputs(all))
     }
 
-    /// Reads everything again. What cannot be read is reported, and stays as it was.
+    /// Reads everything again. The previous content of a file with an error stays in force, and the error is logged.
     pub fn reread(&mut self) -> Inputs {
         let mut broken = BTreeSet::new();
         match manifests::files(&self.path) {
             Ok(files) => {
-                self.good.retain(|file, _| files.contains(file));
+                self.valid.retain(|file, _| files.contains(file));
                 for file in files {
-                    match whole(&file) {
-                        Ok(of_file) => {
-                            self.good.insert(file, of_file);
+                    match read_complete(&file) {
+                        Ok(content) => {
+                            self.valid.insert(file, content);
                         }
                         Err(error) => {
                             broken.insert(error.to_string());
@@ -105,27 +105,27 @@ impl Files {
 
     fn all(&self) -> Manifests {
         let mut all = Manifests::default();
-        self.good.values().for_each(|of_file| all.absorb(of_file.clone()));
+        self.valid.values().for_each(|content| all.absorb(content.clone()));
         all
     }
 
     fn inputs(&mut self, all: Manifests) -> Inputs {
         all.complain(&mut self.complaints);
-        all.into_inputs(&self.asked)
+        all.into_inputs(&self.requested)
     }
 }
 
-/// The fields that differ between two configurations, but for those that rules follow from.
+/// The fields that differ between two configurations and need a restart.
 fn changed_fields(before: Option<&Value>, now: Option<&Value>) -> Vec<String> {
     let fields = |config: Option<&Value>| config.and_then(Value::as_object).cloned().unwrap_or_default();
     let (before, now) = (fields(before), fields(now));
     let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-    let counts_later = |name: &&String| before.get(*name) != now.get(*name) && !OF_RULES.contains(&name.as_str());
-    names.into_iter().filter(counts_later).cloned().collect()
+    let needs_restart = |name: &&String| before.get(*name) != now.get(*name) && !RULE_FIELDS.contains(&name.as_str());
+    names.into_iter().filter(needs_restart).cloned().collect()
 }
 
-/// Reads one file that may be in the middle of being written. YAML that was cut off is mostly still YAML; but it seldom ends with a newline.
-fn whole(file: &Path) -> Result<Manifests, ManifestError> {
+/// Reads one file, unless it looks partly written. YAML that is cut off is mostly still valid, but it seldom ends with a newline.
+fn read_complete(file: &Path) -> Result<Manifests, ManifestError> {
     let path = file.display().to_string();
     let text = manifests::read_text(file)?;
     let json = file.extension().is_some_and(|extension| extension == "json");
@@ -139,11 +139,10 @@ fn whole(file: &Path) -> Result<Manifests, ManifestError> {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]
-    fn a_configuration_that_counts_after_a_restart_is_named() {
+    fn changed_fields_that_need_a_restart_are_named() {
         let config = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
         let before = config(r#"{"clusterCIDR": "10.0.0.0/8", "conntrack": {"min": 1}}"#);
         let now = config(r#"{"clusterCIDR": "10.1.0.0/16", "conntrack": {"min": 2}, "healthzBindAddress": "127.0.0.1:1"}"#);

@@ -1,10 +1,10 @@
-//! What manifest files say: the cluster, and the configuration objects among its objects.
+//! The content of manifest files: the objects of the cluster, and the configuration objects among them.
 
 use serde_json::Value;
 
 use super::kubeproxy;
 use super::network_facts::{self, NetworkFacts};
-use super::settings::Asked;
+use super::settings::RequestedSettings;
 use crate::bad_setting::BadSetting;
 use crate::cluster::host_facts::{self, HostFacts, HostFactsOverrides};
 use crate::kubernetes::ProblemLog;
@@ -12,20 +12,20 @@ use crate::kubernetes::manifests::{Document, ManifestError, Objects, documents};
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::settings::ProxySettings;
 
-/// Everything the manifests say.
+/// The content of manifest files.
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
     objects: Objects,
-    config: Option<Config>,
+    config: Option<ManifestConfig>,
     host_facts: Option<HostFactsOverrides>,
     network_facts: Option<NetworkFacts>,
 }
 
 impl Manifests {
-    /// Adds the text of one file. Of two objects of one name the later one counts.
+    /// Adds the text of one file. Of two objects with one name, the later one counts.
     ///
     /// # Errors
-    /// A document that cannot be read, or a configuration object that makes no sense.
+    /// A document cannot be read, or a configuration object is invalid.
     pub fn add(&mut self, path: &str, text: &str) -> Result<(), ManifestError> {
         let documents = documents(text).map_err(|bad| ManifestError::Document { path: path.into(), bad })?;
         for document in documents {
@@ -45,7 +45,7 @@ impl Manifests {
                 (kubeproxy::API_VERSION, kubeproxy::KIND) => {
                     let config = kubeproxy::decode::value(&value).map_err(setting(kubeproxy::KIND))?;
                     let settings = config.resolve().map_err(setting(kubeproxy::KIND))?;
-                    self.config = Some(Config { settings, node_name: config.node_name(), document: value });
+                    self.config = Some(ManifestConfig { settings, node_name: config.node_name(), document: value });
                 }
                 (_, kubeproxy::KIND) => {
                     let cause = format!("{api_version:?} cannot be read here, only {}", kubeproxy::API_VERSION);
@@ -66,12 +66,12 @@ impl Manifests {
         Ok(())
     }
 
-    /// Tells what could not be used, object by object, and what was not needed.
+    /// Logs the objects that cannot be used, and counts those of kinds that are not needed.
     pub fn complain(&self, complaints: &mut ProblemLog) {
         self.objects.log_problems(complaints);
     }
 
-    /// Adds what other manifests say; of two objects of one name theirs counts.
+    /// Adds other manifests. Of two objects with one name, theirs counts.
     pub fn absorb(&mut self, other: Self) {
         self.objects.absorb(other.objects);
         self.config = other.config.or(self.config.take());
@@ -79,32 +79,32 @@ impl Manifests {
         self.network_facts = other.network_facts.or(self.network_facts.take());
     }
 
-    /// What rules are computed from, with what the manifests leave open filled in. This node is the one that was asked for, else the one
-    /// the configuration among the manifests names, else their only Node, else the host.
+    /// The inputs of the rules. This node's name comes from flags or the configuration file, else from the configuration among the manifests,
+    /// else from their only Node, else from the host.
     #[must_use]
-    pub fn into_inputs(self, asked: &Asked) -> Inputs {
+    pub fn into_inputs(self, requested: &RequestedSettings) -> Inputs {
         let only_node = self.objects.only_node().map(str::to_owned);
         let (settings, configured) =
-            self.config.map_or_else(|| (asked.settings.clone(), None), |config| (config.settings, config.node_name));
-        let node_name = asked.node_name.clone().or(configured).or(only_node).unwrap_or_else(|| asked.host_name.clone());
+            self.config.map_or_else(|| (requested.settings.clone(), None), |config| (config.settings, config.node_name));
+        let node_name = requested.node_name.clone().or(configured).or(only_node).unwrap_or_else(|| requested.host_name.clone());
         let snapshot = self.objects.into_snapshot(&node_name);
         let without_proxy = self.network_facts.as_ref().is_some_and(|facts| facts.without_proxy);
         let pod_rules = self.network_facts.map(|facts| facts.rules);
         Inputs { snapshot, node_name, settings, written_facts: self.host_facts, pod_rules, without_proxy }
     }
 
-    /// The KubeProxyConfiguration among the manifests, as it is written.
+    /// The KubeProxyConfiguration among the manifests, as the file has it.
     #[must_use]
     pub fn configuration(&self) -> Option<&Value> {
         self.config.as_ref().map(|config| &config.document)
     }
 }
 
-/// What a configuration among the manifests says.
+/// A KubeProxyConfiguration among the manifests.
 #[derive(Clone, Debug)]
-struct Config {
+struct ManifestConfig {
     settings: ProxySettings,
     node_name: Option<String>,
-    /// As it is written.
+    /// The object, as the file has it.
     document: Value,
 }

@@ -1,4 +1,4 @@
-//! `NetworkFacts` (`sepal/v1alpha1`): a node's part of the pod network, written down, so that its rules can be rendered anywhere.
+//! `NetworkFacts` (`sepal/v1alpha1`): a manifest with a node's part of the pod network, so that another host can compute its rules.
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -9,22 +9,23 @@ use crate::cluster::Family;
 use crate::cluster::families::PerFamily;
 use crate::cluster::ip::parse_cidr;
 use crate::cluster::pod_rules::{PodRanges, PodRules};
+use crate::pod_network::settings::defaults;
 
 /// `kind` of the object; its `apiVersion` is that of `HostFacts`.
 pub const KIND: &str = "NetworkFacts";
 
-/// A node's part of the pod network, as far as rules depend on it.
+/// A node's part of the pod network that rules depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkFacts {
-    /// What the rules are made from.
+    /// The input of the pod network's rules.
     pub rules: PodRules,
-    /// The service proxy is somebody else's.
+    /// Another program runs the service proxy.
     pub without_proxy: bool,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Written {
+struct NetworkFields {
     networks: Vec<String>,
     subnets: Vec<String>,
     ip_masq: bool,
@@ -33,15 +34,15 @@ struct Written {
     proxy: bool,
 }
 
-impl Default for Written {
-    /// The defaults of flags.
+impl Default for NetworkFields {
+    /// The defaults of the flags.
     fn default() -> Self {
         Self {
             networks: Vec::new(),
             subnets: Vec::new(),
-            ip_masq: false,
-            ip_masq_fully_random_disable: false,
-            iptables_forward_rules: true,
+            ip_masq: defaults::MASQUERADE,
+            ip_masq_fully_random_disable: !defaults::RANDOM_FULLY,
+            iptables_forward_rules: defaults::FORWARD_RULES,
             proxy: true,
         }
     }
@@ -51,22 +52,22 @@ impl NetworkFacts {
     /// Reads the object.
     ///
     /// # Errors
-    /// A field of the wrong type, or one that makes no sense, by its path.
+    /// A field is invalid or has the wrong type. The error has its path.
     pub fn from_value(value: &Value) -> Result<Self, BadSetting> {
-        let read: Result<Option<Written>, _> = serde_path_to_error::deserialize(value.get("network").unwrap_or(&Value::Null));
-        let written = read.map_err(|error| BadSetting { field: format!("network.{}", error.path()), cause: error.inner().to_string() })?;
-        let written = written.unwrap_or_default();
-        let networks = cidrs("network.networks", &written.networks)?;
-        let subnets = cidrs("network.subnets", &written.subnets)?;
+        let read: Result<Option<NetworkFields>, _> = serde_path_to_error::deserialize(value.get("network").unwrap_or(&Value::Null));
+        let fields = read.map_err(|error| BadSetting { field: format!("network.{}", error.path()), cause: error.inner().to_string() })?;
+        let fields = fields.unwrap_or_default();
+        let networks = cidrs("network.networks", &fields.networks)?;
+        let subnets = cidrs("network.subnets", &fields.subnets)?;
         let ranges =
             |(family, network): (Family, &IpNetwork)| Some((family, PodRanges { network: *network, subnet: *subnets.get(family)? }));
         let rules = PodRules {
             ranges: networks.iter().filter_map(ranges).collect(),
-            masquerade: written.ip_masq,
-            random_fully: !written.ip_masq_fully_random_disable,
-            forward: written.iptables_forward_rules,
+            masquerade: fields.ip_masq,
+            random_fully: !fields.ip_masq_fully_random_disable,
+            forward: fields.iptables_forward_rules,
         };
-        Ok(Self { rules, without_proxy: !written.proxy })
+        Ok(Self { rules, without_proxy: !fields.proxy })
     }
 }
 

@@ -1,88 +1,177 @@
-//! The pod network's flags: flannel's names and defaults (spec section 2), and a few of sepal's own.
+//! The flags of the pod network: flannel's, with its names and defaults [flannel 2], and a few of sepal's own. Each flag is one block, see
+//! [`super::flag_blocks`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 use regex::Regex;
 
+use super::duration::GoDuration;
+use super::flag_blocks::flags;
 use super::flag_values::{duration, go_bool};
 use crate::bad_setting::BadSetting;
-use crate::cluster::families::PerFamily;
 use crate::error_text::error_text;
 use crate::pod_network::allocation::LeaseTerms;
-use crate::pod_network::annotations::{DEFAULT_PREFIX, Prefix};
-use crate::pod_network::interface::InterfaceOptions;
-use crate::pod_network::settings::{NetworkSettings, SubnetSource};
+use crate::pod_network::annotations::Prefix;
+use crate::pod_network::settings::{NetworkSettings, SubnetSource, defaults};
 
-/// A lease has to outlast a few tries to renew it.
+/// The shortest duration of a lease: the holder needs time for a few attempts to renew it.
 const SHORTEST_LEASE: Duration = Duration::from_secs(10);
 
-/// Every flag about the pod network.
-#[derive(Args, Clone, Debug, PartialEq, Eq)]
-#[command(next_help_heading = "Flags of the pod network")]
-pub struct NetworkFlags {
+flags! {
+    /// Every flag about the pod network.
+    #[command(next_help_heading = "Flags of the pod network")]
+    pub struct NetworkFlags for NetworkSettings, error BadSetting;
+
     /// Run the pod network, too: what flannel does
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub pod_network: bool,
+    pod_network: bool = false, alone "true";
+
     /// Run the service proxy: what kube-proxy does
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub proxy: bool,
+    proxy: bool = true, alone "true";
+
     /// Source of this node's subnet: the podCIDRs of its Node, or a Lease that sepal takes
-    #[arg(long, value_name = "SOURCE", default_value = "node")]
-    pub subnet_source: SubnetSourceFlag,
+    #[arg(value_name = "SOURCE", value_enum)]
+    subnet_source: SubnetSourceFlag = SubnetSourceFlag::default();
+    |flags, settings| settings.subnet_source = match flags.subnet_source {
+        SubnetSourceFlag::Node => SubnetSource::Node,
+        SubnetSourceFlag::Lease => SubnetSource::Lease,
+    };
+    example "--subnet-source=lease" => |settings| settings.subnet_source == SubnetSource::Lease;
+
     /// With --subnet-source=lease: how long a node that is down keeps its subnet
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lease_duration)]
-    pub subnet_lease_duration: Duration,
+    #[arg(value_name = "DURATION", value_parser = lease_duration)]
+    subnet_lease_duration: GoDuration = GoDuration::of(LeaseTerms::DURATION);
+    |flags, settings| settings.lease_terms = LeaseTerms::of(flags.subnet_lease_duration.positive().unwrap_or(LeaseTerms::DURATION));
+    example "--subnet-lease-duration=10m" => |settings| settings.lease_terms.duration == Duration::from_secs(600);
+
     /// Path of flannel's net-conf.json
-    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json")]
-    pub net_config_path: String,
+    #[arg(value_name = "FILE")]
+    net_config_path: String = defaults::NET_CONFIG_PATH.to_owned();
+    |flags, settings| settings.net_config_path = flags.net_config_path.clone().into();
+    example "--net-config-path=/n" => |settings| settings.net_config_path.as_os_str() == "/n";
+
     /// File that tells the CNI plugin this node's subnet (subnet.env)
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
-    pub subnet_file: String,
+    #[arg(value_name = "FILE")]
+    subnet_file: String = defaults::SUBNET_FILE.to_owned();
+    |flags, settings| settings.subnet_file = flags.subnet_file.clone().into();
+    example "--subnet-file /s" => |settings| settings.subnet_file.as_os_str() == "/s";
+
     /// Folder for the CNI configuration, usually /etc/cni/net.d; it is written once the pod network works
-    #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true)]
-    pub cni_conf_dir: String,
+    #[arg(value_name = "DIR")]
+    cni_conf_dir: String, unset "";
+    |flags, settings| settings.cni_conf_dir = (!flags.cni_conf_dir.is_empty()).then(|| flags.cni_conf_dir.clone().into());
+    example "--cni-conf-dir=/c" => |settings| settings.cni_conf_dir.as_ref().is_some_and(|folder| folder.as_os_str() == "/c");
+
     /// Interface to other nodes, by name or address. May be repeated: the first one that exists is used
-    #[arg(long, value_name = "INTERFACE")]
-    pub iface: Vec<String>,
+    #[arg(value_name = "INTERFACE")]
+    iface: Vec<String>;
+    |flags, settings| settings.interface.names.clone_from(&flags.iface);
+    example "--iface=eth1 --iface 10.0.0.1" => |settings| settings.interface.names == ["eth1", "10.0.0.1"];
+
     /// Regular expression for the addresses or the name of the interface to other nodes; tried after --iface
-    #[arg(long, value_name = "REGEX")]
-    pub iface_regex: Vec<String>,
+    #[arg(value_name = "REGEX")]
+    iface_regex: Vec<String>;
+    |flags, settings| {
+        for pattern in &flags.iface_regex {
+            Regex::new(pattern).map_err(|error| {
+                bad("--iface-regex", format!("could not compile the IP address regex '{pattern}': {}", error_text(&error)))
+            })?;
+        }
+        settings.interface.patterns.clone_from(&flags.iface_regex);
+    };
+    example "--iface-regex ^eth" => |settings| settings.interface.patterns == ["^eth"];
+
     /// Use the interface by which packets reach this address; tried last
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
-    pub iface_can_reach: String,
+    #[arg(value_name = "IP")]
+    iface_can_reach: String, unset "";
+    |flags, settings| {
+        let ip = optional::<IpAddr>(&flags.iface_can_reach);
+        let ip = ip.map_err(|text| bad("--iface-can-reach", format!("{text:?} is not an IP address")))?;
+        settings.interface.can_reach = ip.map(|ip| ip.to_canonical());
+    };
+    example "--iface-can-reach=::ffff:10.0.0.9" => |settings| settings.interface.can_reach == "10.0.0.9".parse().ok();
+
     /// IPv4 address of this node that other nodes send to [default: that of the interface]
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
-    pub public_ip: String,
+    #[arg(value_name = "IP")]
+    public_ip: String, unset "";
+    |flags, settings| {
+        let ip = optional::<Ipv4Addr>(&flags.public_ip);
+        let ip = ip.map_err(|text| bad("--public-ip", format!("invalid public IP address: {text}")))?;
+        settings.interface.public.v4 = ip.map(IpAddr::V4);
+    };
+    example "--public-ip=192.0.2.1" => |settings| settings.interface.public.v4 == "192.0.2.1".parse().ok();
+
     /// IPv6 address of this node that other nodes send to [default: that of the interface]
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
-    pub public_ipv6: String,
+    #[arg(value_name = "IP")]
+    public_ipv6: String, unset "";
+    |flags, settings| {
+        let ip = optional::<Ipv6Addr>(&flags.public_ipv6);
+        let ip = ip.map_err(|text| bad("--public-ipv6", format!("invalid public IPv6 address: {text}")))?;
+        settings.interface.public.v6 = ip.map(IpAddr::V6);
+    };
+    example "--public-ipv6=fd00::1" => |settings| settings.interface.public.v6 == "fd00::1".parse().ok();
+
     /// Masquerade packets that leave the pod network: they get this node's address as their source
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub ip_masq: bool,
+    ip_masq: bool = defaults::MASQUERADE, alone "true";
+    |flags, settings| settings.masquerade = flags.ip_masq;
+    example "--ip-masq" => |settings| settings.masquerade;
+
     /// With --ip-masq: do not choose random source ports
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub ip_masq_fully_random_disable: bool,
+    ip_masq_fully_random_disable: bool = !defaults::RANDOM_FULLY, alone "true";
+    |flags, settings| settings.random_fully = !flags.ip_masq_fully_random_disable;
+    example "--ip-masq-fully-random-disable=true" => |settings| !settings.random_fully;
+
     /// Accept forwarded packets from and to pods (chain FLANNEL-FWD)
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub iptables_forward_rules: bool,
+    iptables_forward_rules: bool = defaults::FORWARD_RULES, alone "true";
+    |flags, settings| settings.forward_rules = flags.iptables_forward_rules;
+    example "--iptables-forward-rules=false" => |settings| !settings.forward_rules;
+
     /// Add a blackhole route for addresses of this node's subnet that no pod has
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub ip_blackhole_route: bool,
+    ip_blackhole_route: bool = defaults::BLACKHOLE_ROUTE, alone "true";
+    |flags, settings| settings.blackhole_route = flags.ip_blackhole_route;
+    example "--ip-blackhole-route" => |settings| settings.blackhole_route;
+
     /// Prefix of the names of flannel's annotations on Nodes
-    #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX)]
-    pub kube_annotation_prefix: String,
+    #[arg(value_name = "PREFIX")]
+    kube_annotation_prefix: String = defaults::ANNOTATION_PREFIX.to_owned();
+    |flags, settings| {
+        let text = &flags.kube_annotation_prefix;
+        settings.prefix = Prefix::new(text).map_err(|error| bad("--kube-annotation-prefix", error.to_string()))?;
+        settings.annotation_prefix.clone_from(text);
+    };
+    example "--kube-annotation-prefix=a.b/c" => |settings| settings.annotation_prefix == "a.b/c" && settings.prefix != Prefix::default();
+
     /// Set the Node's condition NetworkUnavailable
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = clap::ArgAction::Set)]
-    pub set_node_network_unavailable: bool,
+    set_node_network_unavailable: bool = defaults::SET_NETWORK_UNAVAILABLE, alone "true";
+    |flags, settings| settings.set_network_unavailable = flags.set_node_network_unavailable;
+    example "--set-node-network-unavailable=F" => |settings| !settings.set_network_unavailable;
+
     /// Checksum offload of VXLAN links; `off` helps if the hardware computes wrong checksums and connections stall
-    #[arg(long, value_name = "SETTING", default_value = "kernel")]
-    pub vxlan_checksum_offload: ChecksumOffloadFlag,
+    #[arg(value_name = "SETTING", value_enum)]
+    vxlan_checksum_offload: ChecksumOffloadFlag = ChecksumOffloadFlag::default();
+    |flags, settings| settings.checksum_offload = match flags.vxlan_checksum_offload {
+        ChecksumOffloadFlag::Kernel => None,
+        ChecksumOffloadFlag::On => Some(true),
+        ChecksumOffloadFlag::Off => Some(false),
+    };
+    example "--vxlan-checksum-offload=off" => |settings| settings.checksum_offload == Some(false);
 }
 
-/// Sources of subnets on the command line.
+impl NetworkFlags {
+    /// The settings that follow from these flags.
+    ///
+    /// # Errors
+    /// A flag is invalid. The error names it.
+    pub fn settings(&self) -> Result<NetworkSettings, BadSetting> {
+        let mut settings = NetworkSettings::default();
+        self.apply(&mut settings)?;
+        Ok(settings)
+    }
+}
+
+/// Values of `--subnet-source`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SubnetSourceFlag {
     /// podCIDRs of the Node.
@@ -92,7 +181,7 @@ pub enum SubnetSourceFlag {
     Lease,
 }
 
-/// What to do about checksum offload, on the command line.
+/// Values of `--vxlan-checksum-offload`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ChecksumOffloadFlag {
     /// Keep the kernel's setting.
@@ -104,89 +193,18 @@ pub enum ChecksumOffloadFlag {
     Off,
 }
 
-impl Default for NetworkFlags {
-    fn default() -> Self {
-        Self {
-            pod_network: false,
-            proxy: true,
-            subnet_source: SubnetSourceFlag::Node,
-            subnet_lease_duration: LeaseTerms::DURATION,
-            net_config_path: "/etc/kube-flannel/net-conf.json".into(),
-            subnet_file: "/run/flannel/subnet.env".into(),
-            cni_conf_dir: String::new(),
-            iface: Vec::new(),
-            iface_regex: Vec::new(),
-            iface_can_reach: String::new(),
-            public_ip: String::new(),
-            public_ipv6: String::new(),
-            ip_masq: false,
-            ip_masq_fully_random_disable: false,
-            iptables_forward_rules: true,
-            ip_blackhole_route: false,
-            kube_annotation_prefix: DEFAULT_PREFIX.into(),
-            set_node_network_unavailable: true,
-            vxlan_checksum_offload: ChecksumOffloadFlag::Kernel,
-        }
-    }
+fn bad(flag: &str, cause: String) -> BadSetting {
+    BadSetting { field: flag.into(), cause }
 }
 
-impl NetworkFlags {
-    /// The settings these flags amount to.
-    ///
-    /// # Errors
-    /// One that makes no sense, by its name.
-    pub fn settings(&self) -> Result<NetworkSettings, BadSetting> {
-        let bad = |flag: &str, cause: String| BadSetting { field: flag.into(), cause };
-        for pattern in &self.iface_regex {
-            Regex::new(pattern).map_err(|error| {
-                bad("--iface-regex", format!("could not compile the IP address regex '{pattern}': {}", error_text(&error)))
-            })?;
-        }
-        let v4 = optional::<Ipv4Addr>(&self.public_ip).map_err(|text| bad("--public-ip", format!("invalid public IP address: {text}")))?;
-        let v6 =
-            optional::<Ipv6Addr>(&self.public_ipv6).map_err(|text| bad("--public-ipv6", format!("invalid public IPv6 address: {text}")))?;
-        let can_reach =
-            optional::<IpAddr>(&self.iface_can_reach).map_err(|text| bad("--iface-can-reach", format!("{text:?} is not an IP address")))?;
-        let prefix = Prefix::new(&self.kube_annotation_prefix).map_err(|error| bad("--kube-annotation-prefix", error.to_string()))?;
-        Ok(NetworkSettings {
-            subnet_source: match self.subnet_source {
-                SubnetSourceFlag::Node => SubnetSource::Node,
-                SubnetSourceFlag::Lease => SubnetSource::Lease,
-            },
-            lease_terms: LeaseTerms::of(self.subnet_lease_duration),
-            net_config_path: self.net_config_path.clone().into(),
-            subnet_file: self.subnet_file.clone().into(),
-            cni_conf_dir: (!self.cni_conf_dir.is_empty()).then(|| self.cni_conf_dir.clone().into()),
-            interface: InterfaceOptions {
-                names: self.iface.clone(),
-                patterns: self.iface_regex.clone(),
-                can_reach: can_reach.map(|ip| ip.to_canonical()),
-                reached: None,
-                public: PerFamily { v4: v4.map(IpAddr::V4), v6: v6.map(IpAddr::V6) },
-            },
-            masquerade: self.ip_masq,
-            random_fully: !self.ip_masq_fully_random_disable,
-            forward_rules: self.iptables_forward_rules,
-            blackhole_route: self.ip_blackhole_route,
-            annotation_prefix: self.kube_annotation_prefix.clone(),
-            prefix,
-            set_network_unavailable: self.set_node_network_unavailable,
-            checksum_offload: match self.vxlan_checksum_offload {
-                ChecksumOffloadFlag::Kernel => None,
-                ChecksumOffloadFlag::On => Some(true),
-                ChecksumOffloadFlag::Off => Some(false),
-            },
-        })
-    }
+/// Parses the duration of a lease.
+fn lease_duration(text: &str) -> Result<GoDuration, String> {
+    let long_enough = |duration: &GoDuration| duration.positive().is_some_and(|duration| duration >= SHORTEST_LEASE);
+    let too_short = || format!("{text} is less than {} s, in which no lease could be renewed", SHORTEST_LEASE.as_secs());
+    Some(duration(text)?).filter(long_enough).ok_or_else(too_short)
 }
 
-/// A duration that a lease can have.
-fn lease_duration(text: &str) -> Result<Duration, String> {
-    let asked = duration(text)?.positive().filter(|asked| *asked >= SHORTEST_LEASE);
-    asked.ok_or_else(|| format!("{text} is less than {} s, in which no lease could be renewed", SHORTEST_LEASE.as_secs()))
-}
-
-/// What a text says, if it says anything; the text, if that is nonsense.
+/// Parses a value that may be empty. The error is the text itself.
 fn optional<T: FromStr>(text: &str) -> Result<Option<T>, &str> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| text) }
 }
@@ -196,6 +214,9 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cluster::families::PerFamily;
+    use crate::config::flag_blocks::check_examples;
+    use crate::pod_network::interface::InterfaceOptions;
 
     #[derive(Parser)]
     struct OnlyFlags {
@@ -207,6 +228,11 @@ mod tests {
         OnlyFlags::try_parse_from(std::iter::once("x").chain(arguments.split_whitespace()))
             .unwrap_or_else(|error| panic!("{error}"))
             .network
+    }
+
+    #[test]
+    fn each_flag_has_the_effect_of_its_examples() {
+        check_examples(&NetworkFlags::examples(), |flags: &NetworkFlags| flags.settings().expect("valid"));
     }
 
     #[test]
@@ -249,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_by_the_flags_name() {
+    fn an_invalid_value_is_refused_and_its_flag_is_named() {
         for (arguments, want) in [
             ("--iface-regex=(", "--iface-regex: could not compile the IP address regex '('"),
             ("--public-ip=fd00::1", "--public-ip: invalid public IP address: fd00::1"),

@@ -1,65 +1,50 @@
-//! What the operator asked for and what the host is like, resolved: plain data, no parsing left to do.
+//! Settings of the daemon, and what was requested before manifests are read. Plain values: `config` has parsed and checked them. PURE.
+
+use std::net::SocketAddr;
 
 use crate::netlink::kernel_settings::ConntrackSettings;
 use crate::proxy::settings::ProxySettings;
-use std::net::{Ipv4Addr, SocketAddr};
 
-/// Everything about the daemon that is not about rules (spec section 1.4).
+/// Settings of the daemon that do not change rules [kube-proxy 1.4].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaemonSettings {
-    /// Where the health server listens; `None` for nowhere.
+    /// Address of the health server; `None` if there is none.
     pub healthz: Option<SocketAddr>,
-    /// Where the metrics server listens.
+    /// Address of the metrics server.
     pub metrics: SocketAddr,
-    /// A server that cannot listen ends the program; if not, it is tried again.
+    /// If a server cannot listen, the program ends. Otherwise it tries again.
     pub hard_fail: bool,
-    /// The metrics server answers for profiling, too.
+    /// The metrics server answers profiling paths.
     pub profiling: bool,
     /// Score for the kernel's out-of-memory killer, -1000 to 1000.
     pub oom_score_adj: i32,
-    /// The operator asked for that score.
-    pub oom_score_asked: bool,
+    /// The operator set that score; it is not the default.
+    pub oom_score_is_set: bool,
     /// Settings of the kernel's connection tracking.
     pub conntrack: ConntrackSettings,
-    /// How much is logged, as klog counts: 0 for what matters, 10 for everything.
+    /// Verbosity of the log, as in klog: 0 for events that matter, 10 for everything.
     pub verbosity: u32,
-    /// How it is logged.
+    /// Format of the log.
     pub log_format: LogFormat,
 }
 
-impl Default for DaemonSettings {
-    fn default() -> Self {
-        Self {
-            healthz: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
-            metrics: (Ipv4Addr::LOCALHOST, 10249).into(),
-            hard_fail: false,
-            profiling: false,
-            oom_score_adj: -999,
-            oom_score_asked: false,
-            conntrack: ConntrackSettings::default(),
-            verbosity: 0,
-            log_format: LogFormat::Text,
-        }
-    }
-}
-
-/// How log lines look.
+/// Formats of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Lines of text, for people.
     #[default]
     Text,
-    /// An object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What was asked for before any manifest has had its say.
+/// What flags, the configuration file and the host say. Manifests may override some of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct RequestedSettings {
     /// Settings from flags or a configuration file.
     pub settings: ProxySettings,
-    /// This node's name, where flags or a configuration file say it.
+    /// This node's name, if flags or a configuration file give one.
     pub node_name: Option<String>,
-    /// The host's name, in lower case: this node's name where nothing else says it.
+    /// The host's name, in lower case: this node's name if nothing else gives one.
     pub host_name: String,
 }

@@ -1,17 +1,17 @@
-//! YAML as kube-proxy reads a configuration file: the first document of the text, and error texts that name a line and a cause. PURE.
+//! Parses YAML as kube-proxy does in a configuration file: only the first document counts. Errors name a line and a cause. PURE.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
 
-/// A text that cannot be parsed.
+/// The error of a text that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {cause}")]
 pub struct BadYaml {
     /// The line of the text, counted from 1.
     pub line: usize,
-    /// What is wrong there.
+    /// The cause.
     pub cause: String,
 }
 
@@ -32,7 +32,7 @@ pub fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, BadYaml> {
     text.ok_or_else(|| BadYaml { line: 1, cause: "the file is not UTF-8 text".into() })
 }
 
-/// The text up to the end of its first document. A `---` begins the first document, unless content came before it; the next `---` or
+/// The text up to the end of its first document. A `---` begins the first document, unless content stands before it. The next `---` or
 /// `...` ends it. Comments, blank lines and directives do not begin a document.
 #[must_use]
 pub fn first_document(text: &str) -> &str {
@@ -66,7 +66,7 @@ pub fn parse(text: &str, duplicates: DuplicateKeyPolicy) -> Result<Value, BadYam
     })
 }
 
-/// The parser's message without the place that it names and without its drawing of the text.
+/// The parser's message without the line number and without the excerpt of the text.
 fn without_place(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
     match line.split_once(": ") {

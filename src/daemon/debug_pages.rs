@@ -1,11 +1,11 @@
-//! What the metrics server shows of this program (spec section 9.3).
+//! The pages of the metrics server that show this process [kube-proxy 9.3].
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::config::effective::Effective;
+use crate::config::effective::EffectiveConfig;
 use crate::config::flags::RunFlags;
 use crate::config::kubeproxy::gates::enabled;
 use crate::observe::metrics::{Format, Metrics};
@@ -13,12 +13,13 @@ use crate::serve::metrics_server::{Exposition, MetricsPages, SetVerbosity};
 use crate::serve::status::server::StatusPage;
 use crate::serve::zpages::BuildInfo;
 
-use super::logs;
 use crate::versions;
 
-/// The pages of a program that runs with this configuration and these flags.
+use super::logs;
+
+/// Builds the pages for this configuration and these flags.
 pub(crate) fn pages(
-    effective: &Effective,
+    effective: &EffectiveConfig,
     flags: &RunFlags,
     metrics: Arc<Metrics>,
     configz: watch::Receiver<serde_json::Value>,
@@ -39,7 +40,7 @@ pub(crate) fn pages(
             Exposition { content_type: content_type.to_owned(), text }
         }),
         configz,
-        flags: gate("ComponentFlagz").then(|| flags.typed.clone()),
+        flags: gate("ComponentFlagz").then(|| flags.values.clone()),
         build: gate("ComponentStatusz").then(|| BuildInfo {
             binary_version: format!("{}+sepal-{}", versions::KUBE_PROXY.trim_start_matches('v'), env!("CARGO_PKG_VERSION")),
             emulation_version: "1.36".into(),

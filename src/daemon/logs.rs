@@ -1,4 +1,4 @@
-//! The log, on standard error: standard output is for rules. Lines of text, or one JSON object per line as components of Kubernetes write it.
+//! Writes the log to standard error; standard output is for rules. A line is text, or a JSON object like those of Kubernetes components.
 
 use std::fmt::{self, Debug, Write};
 use std::sync::OnceLock;
@@ -18,11 +18,12 @@ use crate::config::settings::LogFormat;
 use crate::error_text::panic_text;
 use crate::proxy::sync::sync_log::V2;
 
-/// Filters in the syntax of `tracing-subscriber` (`debug`, `sepal::iptables=trace,hyper=debug`); the first one that is set counts.
+/// Environment variables with a filter in the syntax of `tracing-subscriber` (`debug`, `sepal::iptables=trace,hyper=debug`). The first one
+/// that is set counts.
 const OWN_VARIABLE: &str = "SEPAL_LOG";
 const RUST_VARIABLE: &str = "RUST_LOG";
 
-/// The filter, so that it can be changed while the program runs.
+/// The filter in force. It can be replaced while the program runs.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts the log.
@@ -43,7 +44,7 @@ pub(crate) fn init(verbosity: u32, format: LogFormat) {
     }
 }
 
-/// Changes how much is logged from now on.
+/// Changes the verbosity of the log.
 pub(crate) fn set_verbosity(verbosity: u32) {
     if let Some(handle) = FILTER.get()
         && let Err(error) = handle.reload(filter(verbosity))
@@ -55,36 +56,36 @@ pub(crate) fn set_verbosity(verbosity: u32) {
 /// The filter of a verbosity and of the environment.
 fn filter(verbosity: u32) -> EnvFilter {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let asked = match (variable(OWN_VARIABLE), variable(RUST_VARIABLE)) {
-        (Some(directives), _) => Asked::Own(directives),
-        (None, Some(directives)) => Asked::All(directives),
-        (None, None) => Asked::Nothing,
+    let environment = match (variable(OWN_VARIABLE), variable(RUST_VARIABLE)) {
+        (Some(directives), _) => EnvFilterText::Own(directives),
+        (None, Some(directives)) => EnvFilterText::All(directives),
+        (None, None) => EnvFilterText::None,
     };
-    EnvFilter::builder().parse_lossy(directives(verbosity, &asked))
+    EnvFilter::builder().parse_lossy(directives(verbosity, &environment))
 }
 
-/// What the environment asks for.
-enum Asked {
-    /// `SEPAL_LOG`: a level without a target is for this program alone.
+/// The filter in the environment.
+enum EnvFilterText {
+    /// `SEPAL_LOG`: a level without a target applies to this program only.
     Own(String),
-    /// `RUST_LOG`: a level without a target is for libraries, too.
+    /// `RUST_LOG`: a level without a target applies also to libraries.
     All(String),
-    Nothing,
+    None,
 }
 
-/// The directives of a verbosity, which has the levels of klog: from 0 on what happens, from 2 on each sync, from 4 on each decision, from
-/// 6 on everything. Libraries log only what the environment asks for: their errors reach the log through this program.
-fn directives(verbosity: u32, asked: &Asked) -> String {
+/// The directives for a verbosity. The levels are those of klog: from 0 on events, from 2 on each sync, from 4 on each decision, from 6 on
+/// everything. Libraries log only if the environment says so: this program logs their errors itself.
+fn directives(verbosity: u32, environment: &EnvFilterText) -> String {
     let own = match verbosity {
         0..2 => "sepal=info".to_owned(),
         2..4 => format!("sepal=info,{V2}=debug"),
         4..6 => "sepal=debug".to_owned(),
         _ => "sepal=trace".to_owned(),
     };
-    let (text, all) = match asked {
-        Asked::Own(text) => (text.as_str(), false),
-        Asked::All(text) => (text.as_str(), true),
-        Asked::Nothing => ("", false),
+    let (text, all) = match environment {
+        EnvFilterText::Own(text) => (text.as_str(), false),
+        EnvFilterText::All(text) => (text.as_str(), true),
+        EnvFilterText::None => ("", false),
     };
     let (levels, targets): (Vec<&str>, Vec<&str>) =
         text.split(',').map(str::trim).filter(|item| !item.is_empty()).partition(|item| item.parse::<LevelFilter>().is_ok());
@@ -93,18 +94,18 @@ fn directives(verbosity: u32, asked: &Asked) -> String {
         Some(level) => format!("off,sepal={level}"),
         None => format!("off,{own}"),
     };
-    // A later directive of the same target takes the place of an earlier one.
+    // A later directive overrides an earlier one for the same target.
     std::iter::once(base.as_str()).chain(targets).collect::<Vec<_>>().join(",")
 }
 
-/// `{"ts":1764111155000.123,"level":"info","v":0,"msg":"..."}`: `ts` in milliseconds since 1970, `v` on everything but errors, as
-/// Kubernetes' components have it.
+/// Formats an event like Kubernetes components: `{"ts":1764111155000.123,"level":"info","v":0,"msg":"..."}`. `ts` is in milliseconds since
+/// 1970. Errors have no `v`.
 struct JsonLines;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N> for JsonLines {
     fn format_event(&self, _context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let level = *event.metadata().level();
-        let mut fields = Fields(Map::new());
+        let mut fields = EventFields(Map::new());
         fields.0.insert("ts".into(), (jiff::Timestamp::now().as_microsecond() as f64 / 1000.0).into());
         fields.0.insert("level".into(), level.as_str().to_lowercase().into());
         let verbosity = match level {
@@ -122,10 +123,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
     }
 }
 
-/// The fields of an event; its message is `msg`.
-struct Fields(Map<String, Value>);
+/// The fields of an event. Its message is in `msg`.
+struct EventFields(Map<String, Value>);
 
-impl Visit for Fields {
+impl Visit for EventFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put(field, value.into());
     }
@@ -138,7 +139,7 @@ impl Visit for Fields {
     }
 }
 
-impl Fields {
+impl EventFields {
     fn put(&mut self, field: &Field, text: String) {
         let name = if field.name() == "message" { "msg" } else { field.name() };
         self.0.insert(name.into(), text.into());
@@ -182,7 +183,7 @@ mod tests {
         assert!(lines[0]["ts"].as_f64().is_some_and(|ts| ts > 1.7e12));
     }
 
-    /// The lines that a filter lets through, by what they say.
+    /// The messages that pass a filter.
     fn logged(directives: &str) -> Vec<String> {
         let written = Written::default();
         let to = written.clone();
@@ -205,8 +206,8 @@ mod tests {
     }
 
     #[test]
-    fn verbosity_is_klogs_and_of_this_program_alone() {
-        let of = |verbosity| logged(&directives(verbosity, &Asked::Nothing));
+    fn verbosity_has_the_levels_of_klog_and_applies_to_this_program_only() {
+        let of = |verbosity| logged(&directives(verbosity, &EnvFilterText::None));
         for (verbosity, want) in [
             (0, &["info"][..]),
             (1, &["info"]),
@@ -221,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn libraries_log_where_the_environment_asks_for_it() {
-        let own = |text: &str| logged(&directives(0, &Asked::Own(text.into())));
+    fn libraries_log_if_the_environment_says_so() {
+        let own = |text: &str| logged(&directives(0, &EnvFilterText::Own(text.into())));
         assert_eq!(own("debug"), ["info", "sync", "decision"]);
         assert_eq!(own("off"), Vec::<String>::new());
         assert_eq!(own("hyper_util=debug"), ["info", "hyper"]);
         assert_eq!(own("sepal::proxy=debug,tower=debug"), ["info", "decision", "tower"]);
         assert_eq!(own("debug, h2=trace ,"), ["info", "sync", "decision", "h2"]);
-        let all = |text: &str| logged(&directives(4, &Asked::All(text.into())));
+        let all = |text: &str| logged(&directives(4, &EnvFilterText::All(text.into())));
         assert_eq!(all("debug"), ["info", "sync", "decision", "kube", "rustls", "tower", "hyper"]);
         assert_eq!(all("kube_client=error"), ["info", "sync", "decision", "kube"]);
         assert_eq!(all("warn,sepal=debug"), ["info", "sync", "decision", "kube", "rustls"]);

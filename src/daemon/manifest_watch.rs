@@ -2,15 +2,15 @@
 
 use tokio::sync::mpsc;
 
-use crate::config::manifest_files::Files;
+use crate::config::manifest_files::ManifestFiles;
 use crate::file_watch::FileWatch;
 use crate::proxy::sync::update::Update;
 
-/// Sends new inputs for as long as somebody takes them.
-pub async fn follow(mut files: Files, mut watch: FileWatch, updates: mpsc::Sender<Update>) {
+/// Sends new inputs after each change, until the channel closes.
+pub async fn follow(mut files: ManifestFiles, mut watch: FileWatch, updates: mpsc::Sender<Update>) {
     loop {
         watch.changed().await;
-        // Parsing a large cluster takes a while, and the loop must not wait for it.
+        // Parsing a large cluster takes a while. It runs on another thread, so that the loop can go on.
         let reread = tokio::task::spawn_blocking(move || {
             let inputs = files.reread();
             (files, inputs)
@@ -18,7 +18,7 @@ pub async fn follow(mut files: Files, mut watch: FileWatch, updates: mpsc::Sende
         let inputs;
         (files, inputs) = match reread.await {
             Ok(done) => done,
-            // A panic there is one here: this task is supervised.
+            // Pass a panic on: this task is supervised.
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => return,

@@ -1,35 +1,30 @@
-//! The pod network's part of the daemon: what is asked for, and how its loop is joined with the rest.
+//! Runs the pod network as a part of the daemon: watches Nodes and Leases, and runs the loop of [`crate::pod_network::sync`].
 
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::bail;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use ipnetwork::IpNetwork;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::network_setup::NetworkSetup;
 use super::supervise::Tasks;
 use crate::cluster::Family;
 use crate::cluster::families::PerFamily;
 use crate::cluster::pod_rules::PodRules;
-use crate::config::flags::{Face, RunFlags};
 use crate::kubernetes::api::Watches;
 use crate::kubernetes::client::Connections;
 use crate::kubernetes::events::Events;
 use crate::netlink::Kernel;
 use crate::observe::metrics::Metrics;
-use crate::observe::readiness::{Part, Readiness};
+use crate::observe::readiness::Readiness;
 use crate::pod_network::claim::LeaseStatus;
-use crate::pod_network::masquerade;
-use crate::pod_network::net_conf::NetConf;
-use crate::pod_network::own_lease::{OwnLease, is_inside};
-use crate::pod_network::settings::{NetworkSettings, SubnetSource};
+use crate::pod_network::settings::SubnetSource;
 use crate::pod_network::sync::leases::{LeaseData, LeaseStore};
-use crate::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use crate::pod_network::sync::node_writes::NodeWrites;
 use crate::pod_network::sync::nodes::{self, NodeUpdate};
 use crate::pod_network::sync::publisher::Publisher;
@@ -38,129 +33,18 @@ use crate::pod_network::sync::state::{NetworkInputs, NetworkLoop};
 use crate::pod_network::sync::subnet_lease::{SubnetHolder, show_subnets};
 use crate::pod_network::sync::subnets::SubnetProvider;
 use crate::pod_network::sync::{net_conf_watch, subnet_file};
-use crate::proxy::rules::inputs::Inputs;
 use crate::serve;
 use crate::serve::status::StatusSources;
 
-use super::setup::Setup;
+/// Node updates that the channel to the loop holds. The watch waits when it is full.
+const NODE_UPDATES: usize = 1024;
 
-/// Updates of Nodes that may wait for the loop before their source has to wait, too.
-const WAITING_NODES: usize = 1024;
+/// The name of the network on its Leases.
+pub(crate) const NETWORK: &str = "pods";
 
-/// A pod network that is asked for.
-#[derive(Debug)]
-pub(crate) struct PodNetwork {
-    pub(crate) conf: NetConf,
-    pub(crate) settings: NetworkSettings,
-    /// The node's name comes from the environment alone, as flanneld has it.
-    strict: bool,
-}
-
-impl PodNetwork {
-    /// What a command line asks for; `None` if the pod network is somebody else's.
-    ///
-    /// # Errors
-    /// A flag or net-conf.json makes no sense.
-    pub(crate) fn asked(flags: &RunFlags) -> anyhow::Result<Option<Self>> {
-        if !flags.network.pod_network {
-            return Ok(None);
-        }
-        let settings = flags.network.settings()?;
-        let conf = read_conf(&settings)?;
-        Ok(Some(Self { conf, settings, strict: matches!(flags.face, Face::Flanneld { .. }) }))
-    }
-
-    /// The same with the configuration that flannel ships where net-conf.json cannot be used; and why it cannot.
-    ///
-    /// # Errors
-    /// A flag makes no sense.
-    pub(crate) fn asked_or_shipped(flags: &RunFlags) -> anyhow::Result<(Option<Self>, Option<anyhow::Error>)> {
-        if !flags.network.pod_network {
-            return Ok((None, None));
-        }
-        let settings = flags.network.settings()?;
-        let (conf, error) = match read_conf(&settings) {
-            Ok(conf) => (conf, None),
-            Err(error) => (NetConf::shipped(), Some(error)),
-        };
-        Ok((Some(Self { conf, settings, strict: matches!(flags.face, Face::Flanneld { .. }) }), error))
-    }
-
-    /// The families to run where there is no service proxy: those of the network, if this host can program them.
-    ///
-    /// # Errors
-    /// It cannot.
-    pub(crate) fn families(&self, usable: &[Family]) -> anyhow::Result<Vec<Family>> {
-        let families: Vec<Family> = self.conf.networks.families().collect();
-        self.check(usable)?;
-        Ok(families)
-    }
-
-    /// Whether this host can run it with these families.
-    ///
-    /// # Errors
-    /// It cannot.
-    pub(crate) fn check(&self, usable: &[Family]) -> anyhow::Result<()> {
-        match self.conf.networks.families().find(|family| !usable.contains(family)) {
-            Some(family) => Err(anyhow!(
-                "net-conf.json switches {family} on, and this program does not write {family} rules here: either iptables cannot, or \
-                 --ip-family says so. Switch it off in net-conf.json, or mend that"
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether it gives this node its subnets, so that nobody else has to.
-    pub(crate) fn assigns_subnets(&self) -> bool {
-        self.settings.subnet_source == SubnetSource::Lease
-    }
-
-    /// Adds its rules to what rules are computed from, as far as its subnets are known from the Node.
-    pub(crate) fn describe(&self, inputs: &mut Inputs) {
-        let Some(node) = inputs.snapshot.node() else { return };
-        let inside = |(family, network): (Family, &IpNetwork)| {
-            let subnet = node.pod_cidrs.iter().find(|cidr| Family::of_net(**cidr) == family)?;
-            is_inside(*subnet, *network).then_some((family, *subnet))
-        };
-        let own = OwnLease { subnets: self.conf.networks.iter().filter_map(inside).collect(), ..OwnLease::default() };
-        inputs.pod_rules = Some(masquerade::pod_rules(&self.settings, &self.conf, &own));
-    }
-
-    /// The parts of the daemon that belong to it.
-    pub(crate) fn parts(&self) -> Vec<Part> {
-        let rules = self.conf.networks.families().map(Part::PodRules);
-        let parts = [Part::Subnet, Part::Interface, Part::Links, Part::Peers, Part::Registration, Part::SubnetFile];
-        let cni_config = self.settings.cni_conf_dir.as_ref().map(|_| Part::CniConfig);
-        parts.into_iter().chain(rules).chain(cni_config).collect()
-    }
-
-    /// The name of this node's Node: as asked for, else as the environment says, else the host's.
-    ///
-    /// # Errors
-    /// As flanneld, the program needs the environment to say something.
-    pub(crate) async fn node_name(&self, client: &Client, setup: &Setup) -> anyhow::Result<String> {
-        if let Some(name) = setup.asked.node_name.clone().filter(|_| !self.strict) {
-            return Ok(name);
-        }
-        match NodeNameSource::from_environment(|name| std::env::var(name).ok()) {
-            Ok(source) => Ok(source.awaited_node_name(client).await),
-            Err(NodeNameError::Unset) if !self.strict => Ok(setup.asked.host_name.clone()),
-            Err(error) => Err(anyhow!("Failed to create SubnetManager: {error}")),
-        }
-    }
-}
-
-fn read_conf(settings: &NetworkSettings) -> anyhow::Result<NetConf> {
-    let conf = net_conf_watch::read(&settings.net_config_path)?;
-    for (family, _) in conf.networks.iter().filter(|_| settings.subnet_source == SubnetSource::Lease) {
-        conf.subnet_space(family).with_context(|| format!("error parsing subnet config {}", settings.net_config_path.display()))?;
-    }
-    Ok(conf)
-}
-
-/// What the pod network's loop is made from, as often as it has to be started.
+/// The pod network as a part of the daemon. Each start of the part makes a new loop from it.
 pub(crate) struct NetworkPart {
-    pub network: PodNetwork,
+    pub setup: NetworkSetup,
     pub client: Client,
     pub connections: Connections,
     pub watches: Watches,
@@ -170,18 +54,18 @@ pub(crate) struct NetworkPart {
     pub events: Events,
     pub readiness: Readiness,
     pub board: StatusSources,
-    /// Whoever owns the rules is told there.
+    /// Sends the input of the pod network's rules to the service proxy, which writes all rules.
     pub pod_rules: watch::Sender<Option<PodRules>>,
 }
 
 impl NetworkPart {
-    /// Runs until it fails.
+    /// Runs the loop and its tasks until one of them fails.
     ///
     /// # Errors
-    /// The source of Nodes has ended, or something that it is made of.
+    /// The watch of Nodes or another task has ended.
     pub(crate) async fn run(self: Rc<Self>) -> anyhow::Result<()> {
-        let PodNetwork { settings, conf, .. } = &self.network;
-        // They end with this.
+        let NetworkSetup { settings, conf, .. } = &self.setup;
+        // Dropping `tasks` ends the tasks.
         let mut tasks = Tasks::default();
         let (writes, writing) = NodeWrites::new(&self.client, &self.node, &self.events);
         tasks.spawn("writes to the Node", writing);
@@ -197,8 +81,8 @@ impl NetworkPart {
         let report = NetworkReport::new(Arc::clone(&self.metrics), self.events.clone());
         let network = NetworkLoop::new(Arc::new(Kernel), asked, publisher, self.readiness.clone(), report);
         let network = network.with_connections(self.connections.clone()).with_queries(&self.board.peers, serve::status::peers::list);
-        let (sender, nodes) = mpsc::channel(WAITING_NODES);
-        tasks.spawn("watch of Nodes", follow_nodes(nodes::watch_nodes(&self.watches, &settings.prefix), sender));
+        let (sender, nodes) = mpsc::channel(NODE_UPDATES);
+        tasks.spawn("watch of Nodes", forward_nodes(nodes::watch_nodes(&self.watches, &settings.prefix), sender));
         tokio::select! {
             never = net_conf_watch::follow(&settings.net_config_path, conf) => match never {},
             () = network.run(nodes) => bail!("the source of Nodes has ended"),
@@ -206,9 +90,9 @@ impl NetworkPart {
         }
     }
 
-    /// Holds a subnet of each family by a Lease.
+    /// Starts a task per family that takes a Lease of a subnet and renews it.
     fn hold_subnets(&self, data: &watch::Sender<LeaseData>, writes: &Arc<NodeWrites>, tasks: &mut Tasks) -> anyhow::Result<SubnetProvider> {
-        let PodNetwork { settings, conf, .. } = &self.network;
+        let NetworkSetup { settings, conf, .. } = &self.setup;
         let node = watch::Sender::new(None);
         let previous = subnet_file::subnets(&settings.subnet_file);
         let mut statuses = PerFamily::default();
@@ -236,8 +120,8 @@ impl NetworkPart {
     }
 }
 
-/// Passes on what is told of Nodes, each with the moment at which it came in.
-async fn follow_nodes(mut nodes: BoxStream<'static, NodeUpdate>, sender: mpsc::Sender<(Instant, NodeUpdate)>) {
+/// Sends each Node update to the loop, with the time at which it arrived.
+async fn forward_nodes(mut nodes: BoxStream<'static, NodeUpdate>, sender: mpsc::Sender<(Instant, NodeUpdate)>) {
     while let Some(update) = nodes.next().await {
         if sender.send((Instant::now(), update)).await.is_err() {
             return;
@@ -245,11 +129,8 @@ async fn follow_nodes(mut nodes: BoxStream<'static, NodeUpdate>, sender: mpsc::S
     }
 }
 
-/// The name of the network on its leases.
-pub(crate) const NETWORK: &str = "pods";
-
-/// Without this setting what pods of one node send to each other passes no rules, and their answers through a Service come from the wrong
-/// address (network spec section 2).
+/// Warns if bridged packets do not pass iptables. Packets between pods of one node pass no rules then, and the answer of a Service's
+/// endpoint has the wrong source address [flannel 2].
 pub(crate) fn check_bridge_filter(families: &[Family]) {
     for family in families {
         let name = if *family == Family::V4 { "bridge-nf-call-iptables" } else { "bridge-nf-call-ip6tables" };

@@ -1,5 +1,5 @@
-//! The service proxy's part of the daemon: its source of objects and its loop, started as often as it takes. It owns the rules; those of
-//! the pod network are written by it, too, and where the proxy is off only those.
+//! Runs the service proxy as a part of the daemon: opens the source of its objects, and runs the loop of [`crate::proxy::sync`]. The loop
+//! writes all rules, also those of the pod network. With `--proxy=false` it writes only those.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use super::supervise::Tasks;
 use crate::cluster::Family;
 use crate::cluster::pod_rules::PodRules;
 use crate::config::flags::TrafficFlag;
-use crate::config::manifest_files::Files;
-use crate::config::settings::Asked;
+use crate::config::manifest_files::ManifestFiles;
+use crate::config::settings::RequestedSettings;
 use crate::file_watch::FileWatch;
 use crate::iptables::exec::Exec;
 use crate::kubernetes::api::Watches;
@@ -36,22 +36,22 @@ use crate::proxy::sync::flow_loop;
 use crate::proxy::sync::proxy_loop::ProxyLoop;
 use crate::proxy::sync::report::Report;
 use crate::proxy::sync::update::Update;
-use crate::proxy::traffic::{self, Harvest};
+use crate::proxy::traffic::{self, FinalCounters};
 use crate::serve;
 use crate::serve::status::StatusSources;
 
-/// Updates that may wait for the loop before their source has to wait, too.
-const WAITING_UPDATES: usize = 1024;
+/// Updates that the channel to the loop holds. Their source waits when it is full.
+const UPDATES: usize = 1024;
 
-/// Where objects come from.
+/// The source of Services, EndpointSlices and the Node.
 #[derive(Clone)]
-pub(crate) enum Source {
+pub(crate) enum ObjectSource {
     /// Manifests.
     Manifests {
         /// Their path; `-` for standard input.
         path: PathBuf,
-        /// What is asked for beside them.
-        asked: Box<Asked>,
+        /// Settings that the manifests may override.
+        requested: Box<RequestedSettings>,
     },
     /// An API server.
     Cluster {
@@ -61,140 +61,146 @@ pub(crate) enum Source {
         node: String,
     },
     /// No objects are needed.
-    Nothing,
+    None,
 }
 
-/// A source that is being followed.
-pub(crate) struct Opened {
+/// An open source, with the tasks that follow it.
+pub(crate) struct OpenSource {
     updates: mpsc::Receiver<Update>,
     sender: mpsc::Sender<Update>,
     tasks: Tasks,
 }
 
-impl Source {
-    /// Begins to follow an API server, or nothing.
-    pub(crate) fn follow(&self) -> Opened {
-        let (sender, updates) = mpsc::channel(WAITING_UPDATES);
+impl ObjectSource {
+    /// Opens an API server, or the empty source.
+    pub(crate) fn open(&self) -> OpenSource {
+        let (sender, updates) = mpsc::channel(UPDATES);
         let mut tasks = Tasks::default();
         match self {
-            Self::Cluster { watches, node } => tasks.spawn("watch of the cluster", pass_on(watches.cluster(node), sender.clone())),
-            Self::Manifests { .. } | Self::Nothing => tell_complete(&sender),
+            Self::Cluster { watches, node } => tasks.spawn("watch of the cluster", forward_updates(watches.cluster(node), sender.clone())),
+            Self::Manifests { .. } | Self::None => send_complete(&sender),
         }
-        Opened { updates, sender, tasks }
+        OpenSource { updates, sender, tasks }
     }
 
-    /// Begins to follow manifests, and gives what they say now: what rules are computed from, and the KubeProxyConfiguration among them.
+    /// Opens manifests. Returns also the inputs of the rules, and the KubeProxyConfiguration among the manifests.
     ///
     /// # Errors
     /// They cannot be read.
-    pub(crate) fn read(path: &Path, asked: &Asked) -> anyhow::Result<(Opened, Inputs, Option<Value>)> {
-        let (sender, updates) = mpsc::channel(WAITING_UPDATES);
+    pub(crate) fn open_manifests(path: &Path, requested: &RequestedSettings) -> anyhow::Result<(OpenSource, Inputs, Option<Value>)> {
+        let (sender, updates) = mpsc::channel(UPDATES);
         let mut tasks = Tasks::default();
         let standard_input = path == Path::new("-");
         let watch =
             if standard_input { None } else { Some(FileWatch::new(path).with_context(|| format!("cannot watch {}", path.display()))?) };
-        let mut files = Files::new(path.to_owned(), asked.clone());
+        let mut files = ManifestFiles::new(path.to_owned(), requested.clone());
         let inputs = files.read()?;
         let configuration = files.configuration().cloned();
-        tell_complete(&sender);
-        // Standard input says it once, and that holds.
+        send_complete(&sender);
+        // Standard input is read once.
         if let Some(watch) = watch {
             tasks.spawn("watch of the manifests", follow(files, watch, sender.clone()));
         }
-        Ok((Opened { updates, sender, tasks }, inputs, configuration))
+        Ok((OpenSource { updates, sender, tasks }, inputs, configuration))
     }
 }
 
-/// Every object has been told. The channel is empty, so there is room.
-fn tell_complete(sender: &mpsc::Sender<Update>) {
+/// Reports that every object is listed. The channel is empty, so there is room.
+fn send_complete(sender: &mpsc::Sender<Update>) {
     for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
         let _ = sender.try_send(Update::Cluster(kubernetes::ClusterUpdate::Complete(kind)));
     }
 }
 
-/// What the loop is made from.
+/// The service proxy as a part of the daemon. Each start of the part makes a new loop from it.
 pub(crate) struct ProxyPart {
-    pub source: Source,
-    /// What is known at the start.
+    pub source: ObjectSource,
+    /// The inputs of the rules at the start of the daemon.
     pub inputs: Inputs,
-    /// The source as it is followed already; where that has failed it is opened anew.
-    pub first: RefCell<Option<Opened>>,
+    /// The source that was opened at the start of the daemon. The first start of the part takes it; later ones open the source again.
+    pub opened: RefCell<Option<OpenSource>>,
     pub exec: Exec,
     pub random_fully: bool,
     pub families: Vec<Family>,
-    /// When traffic of Services is counted.
+    /// `--service-traffic`.
     pub traffic: TrafficFlag,
-    /// There is a health server.
+    /// The daemon has a health server.
     pub health_server: bool,
     pub metrics: Arc<Metrics>,
     pub health: SharedHealth,
     pub events: Events,
     pub readiness: Readiness,
     pub board: StatusSources,
-    /// New settings from the configuration file.
+    /// Receives settings when the configuration file changes.
     pub settings: watch::Receiver<Option<ProxySettings>>,
-    /// The input of the pod network's rules, once it is known.
+    /// Receives the input of the pod network's rules.
     pub pod_rules: watch::Receiver<Option<PodRules>>,
 }
 
 impl ProxyPart {
-    /// Runs until it fails.
+    /// Runs the loop and its tasks until one of them fails.
     ///
     /// # Errors
-    /// The source of objects has ended, or something that it is made of.
+    /// The source of objects or another task has ended.
     pub(crate) async fn run(self: Rc<Self>) -> anyhow::Result<()> {
         let (opened, mut inputs) = self.open()?;
-        let Opened { updates, sender, mut tasks } = opened;
+        let OpenSource { updates, sender, mut tasks } = opened;
         let (mut settings, mut pod_rules) = (self.settings.clone(), self.pod_rules.clone());
         inputs.settings = settings.borrow_and_update().clone().unwrap_or(inputs.settings);
         inputs.pod_rules = pod_rules.borrow_and_update().clone().or(inputs.pod_rules);
-        tasks.spawn("watch of the settings", pass_values(settings, sender.clone(), |settings| Update::Settings(Box::new(settings))));
-        tasks.spawn("watch of the pod network's rules", pass_values(pod_rules, sender, |rules| Update::PodRules(Box::new(rules))));
-        let with_proxy = !inputs.without_proxy;
-        let report =
-            Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
-        let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
-        let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
-        for family in &self.families {
-            let teller = with_proxy.then(|| {
-                let (teller, unheard) = flow_loop::channel();
-                let cleanup = flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard);
-                tasks.spawn("conntrack cleanup", cleanup);
-                teller
-            });
-            proxy_loop = proxy_loop.with_family(*family, teller);
-        }
-        if with_proxy && self.traffic != TrafficFlag::Off {
-            let (harvest, any_size) = (Harvest::default(), self.traffic == TrafficFlag::On);
-            proxy_loop = proxy_loop.with_harvest(&harvest);
-            let (exec, families, metrics) = (self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics));
-            tasks.spawn_local("traffic counters", traffic::run(exec, families, harvest, metrics, any_size));
-        }
-        if with_proxy {
-            proxy_loop = proxy_loop.with_health_checks(self.health_server);
-        }
+        tasks.spawn("watch of the settings", forward_values(settings, sender.clone(), |settings| Update::Settings(Box::new(settings))));
+        tasks.spawn("watch of the pod network's rules", forward_values(pod_rules, sender, |rules| Update::PodRules(Box::new(rules))));
+        let proxy_loop = self.build_loop(inputs, &mut tasks);
         tokio::select! {
             () = proxy_loop.run(updates) => bail!("the source of updates has ended"),
             error = tasks.ended() => Err(error),
         }
     }
 
-    fn open(&self) -> anyhow::Result<(Opened, Inputs)> {
+    /// Makes the loop, and starts the tasks for connection tracking and traffic counters.
+    fn build_loop(&self, inputs: Inputs, tasks: &mut Tasks) -> ProxyLoop<Exec, Kernel> {
+        let with_proxy = !inputs.without_proxy;
+        let report =
+            Report::new(Arc::clone(&self.metrics), self.health.clone(), self.events.clone()).with_readiness(self.readiness.clone());
+        let proxy_loop = ProxyLoop::new(self.exec.clone(), Kernel, self.random_fully, inputs, report);
+        let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
+        for family in &self.families {
+            let sender = with_proxy.then(|| {
+                let (sender, unheard) = flow_loop::channel();
+                let cleanup = flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard);
+                tasks.spawn("conntrack cleanup", cleanup);
+                sender
+            });
+            proxy_loop = proxy_loop.with_family(*family, sender);
+        }
+        if with_proxy && self.traffic != TrafficFlag::Off {
+            let (final_counters, any_size) = (FinalCounters::default(), self.traffic == TrafficFlag::On);
+            proxy_loop = proxy_loop.with_final_counters(&final_counters);
+            let (exec, families, metrics) = (self.exec.clone(), self.families.clone(), Arc::clone(&self.metrics));
+            tasks.spawn_local("traffic counters", traffic::run(exec, families, final_counters, metrics, any_size));
+        }
+        if with_proxy {
+            proxy_loop = proxy_loop.with_health_checks(self.health_server);
+        }
+        proxy_loop
+    }
+
+    fn open(&self) -> anyhow::Result<(OpenSource, Inputs)> {
         let inputs = self.inputs.clone();
-        if let Some(opened) = self.first.take() {
+        if let Some(opened) = self.opened.take() {
             return Ok((opened, inputs));
         }
         match &self.source {
-            Source::Manifests { path, asked } if path != Path::new("-") => {
-                Source::read(path, asked).map(|(opened, inputs, _)| (opened, inputs))
+            ObjectSource::Manifests { path, requested } if path != Path::new("-") => {
+                ObjectSource::open_manifests(path, requested).map(|(opened, inputs, _)| (opened, inputs))
             }
-            source => Ok((source.follow(), inputs)),
+            source => Ok((source.open(), inputs)),
         }
     }
 }
 
-/// Passes updates on for as long as somebody takes them.
-async fn pass_on(mut updates: BoxStream<'static, kubernetes::ClusterUpdate>, sender: mpsc::Sender<Update>) {
+/// Sends each update to the loop, until the channel closes.
+async fn forward_updates(mut updates: BoxStream<'static, kubernetes::ClusterUpdate>, sender: mpsc::Sender<Update>) {
     while let Some(update) = updates.next().await {
         if sender.send(update.into()).await.is_err() {
             return;
@@ -202,8 +208,8 @@ async fn pass_on(mut updates: BoxStream<'static, kubernetes::ClusterUpdate>, sen
     }
 }
 
-/// Sends each new value to the loop, for good.
-async fn pass_values<T: Clone>(mut values: watch::Receiver<Option<T>>, sender: mpsc::Sender<Update>, update: impl Fn(T) -> Update) {
+/// Sends each new value to the loop. Does not end when the sender of the values is gone.
+async fn forward_values<T: Clone>(mut values: watch::Receiver<Option<T>>, sender: mpsc::Sender<Update>, update: impl Fn(T) -> Update) {
     while values.changed().await.is_ok() {
         let value = values.borrow_and_update().clone();
         if let Some(value) = value

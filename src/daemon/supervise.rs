@@ -1,33 +1,32 @@
-//! Keeps the parts of the daemon running. A part that ends or panics is started again after a wait; the other parts go on.
+//! Keeps the parts of the daemon running. A part that ends or panics is restarted after a wait. The other parts go on.
 
-use crate::error_text::task_failure;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::task::{Id, JoinSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
-use crate::error_text::error_text;
-
+use crate::error_text::{error_text, task_failure};
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::observe::readiness::{Part, Readiness};
 
-/// The first wait before a part is started again; it doubles up to the longest.
+/// The first wait before a part is restarted. Each wait doubles, up to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// After a part ran for this time, the next wait is the first one again.
+/// After a part has run for this time, the next wait is the first one again.
 const WELL: Duration = Duration::from_secs(300);
-/// A part that was started again works once it has run for this time. Until then `/livez` says that it failed.
+/// A restarted part counts as working once it has run for this time. Until then `/livez` reports it as failed.
 const PROVEN: Duration = Duration::from_secs(10);
 
-/// A part of the daemon, and where its failures are reported.
+/// A part of the daemon, and where it reports failures.
 #[derive(Clone, Debug)]
 pub struct Supervised {
-    /// Its name, for people.
+    /// Its name, for logs and Events.
     pub name: &'static str,
-    /// What is not ready while it does not run.
+    /// The entries of the readiness table that are not ready while it does not run.
     pub parts: Vec<Part>,
     /// The table for `/readyz` and `/livez`.
     pub readiness: Readiness,
@@ -35,12 +34,12 @@ pub struct Supervised {
     pub events: Events,
 }
 
-/// Runs a part for good. Has to be called within a `LocalSet`.
+/// Runs a part forever, and restarts it when it fails. Has to be called within a `LocalSet`.
 pub async fn supervise<F>(part: Supervised, mut start: impl FnMut() -> F) -> Infallible
 where
     F: Future<Output = anyhow::Result<()>> + 'static,
 {
-    let mut wait = FIRST_WAIT;
+    let mut waits = backoff();
     loop {
         let started = Instant::now();
         let mut task = spawn_local(start());
@@ -57,21 +56,26 @@ where
             Err(error) => task_failure(error),
         };
         if started.elapsed() >= WELL {
-            wait = FIRST_WAIT;
+            waits = backoff();
         }
+        let wait = waits.next().unwrap_or(LONGEST_WAIT);
         let note = format!("{} failed: {why}, restarted in {} s", part.name, wait.as_secs());
         tracing::error!("{note}");
         part.readiness.liveness().failed(part.name, &note);
-        for of_it in &part.parts {
-            part.readiness.not_ready(*of_it, &note);
+        for entry in &part.parts {
+            part.readiness.not_ready(*entry, &note);
         }
         part.events.tell(Event { regarding: Regarding::Node, reason: "PartFailed", action: "RestartPart", warning: true, note });
         sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
-/// The tasks of a part, each with a name. They end with this. If one of them ends, the part has failed.
+/// The waits before restarts.
+fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::new().with_min_delay(FIRST_WAIT).with_max_delay(LONGEST_WAIT).with_factor(2.0).without_max_times().build()
+}
+
+/// The tasks of a part, each with a name. Dropping this ends them. If one of them ends, the part has failed.
 #[derive(Debug, Default)]
 pub struct Tasks {
     tasks: JoinSet<()>,
@@ -91,7 +95,7 @@ impl Tasks {
         self.names.insert(handle.id(), name);
     }
 
-    /// Waits until a task ends. The error names it, and says what a panic said.
+    /// Waits until a task ends. The error has its name, and the text of a panic.
     pub async fn ended(&mut self) -> anyhow::Error {
         match self.tasks.join_next_with_id().await {
             Some(Ok((id, ()))) => anyhow!("{} ended", self.name(id)),
@@ -118,7 +122,7 @@ mod tests {
     use crate::observe::readiness::show;
 
     #[tokio::test(start_paused = true)]
-    async fn a_part_that_fails_is_started_again_ever_later() {
+    async fn a_part_that_fails_is_restarted_after_waits_that_grow() {
         let readiness = Readiness::new([Part::Links, Part::Proxy(Family::V4)]);
         let part = Supervised { name: "pod network", parts: vec![Part::Links], readiness: readiness.clone(), events: Events::none() };
         let starts = Rc::new(RefCell::new(Vec::new()));
@@ -133,7 +137,7 @@ mod tests {
                 match number {
                     1 => panic!("start {number}"),
                     2 => anyhow::bail!("no"),
-                    // It runs for a while before it fails, and is well.
+                    // It runs long enough to reset the wait.
                     4 => sleep(WELL).await,
                     _ => {}
                 }
@@ -141,15 +145,15 @@ mod tests {
             }
         });
         let ended = local.run_until(timeout(Duration::from_secs(320), supervised)).await;
-        assert!(ended.is_err(), "it runs for good");
+        assert!(ended.is_err(), "supervise does not end");
         assert_eq!(*starts.borrow(), [0, 1, 3, 7, 308, 310, 314]);
         let shown = show(&readiness.states());
         assert!(shown.contains("[-]links failed: pod network failed: it ended, restarted in 8 s"), "{shown}");
-        assert!(shown.contains("[-]proxy-ipv4 not yet"), "other parts are not concerned: {shown}");
+        assert!(shown.contains("[-]proxy-ipv4 not yet"), "other entries stay as they are: {shown}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_part_is_not_alive_from_its_panic_until_it_has_run_again() {
+    async fn a_part_counts_as_failed_from_its_panic_until_it_has_run_again() {
         let readiness = Readiness::new([]);
         let part = Supervised { name: "event sender", parts: Vec::new(), readiness: readiness.clone(), events: Events::none() };
         let mut starts = 0;
@@ -170,7 +174,7 @@ mod tests {
             };
             assert_eq!(problems(29).await, Vec::<String>::new());
             let failed = "event sender failed: index 7 of 3 (this is a defect of sepal, please report it), restarted in 1 s";
-            // It is started again a second later, and has to run for ten more.
+            // It is restarted a second later, and has to run for ten seconds.
             assert_eq!(problems(2).await, [failed]);
             assert_eq!(problems(9).await, [failed]);
             assert_eq!(problems(2).await, Vec::<String>::new());
@@ -186,14 +190,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_part_that_cannot_be_started_again_stays_dead() {
+    async fn a_part_that_fails_again_after_each_restart_stays_failed() {
         let readiness = Readiness::new([]);
         let part = Supervised { name: "pod network", parts: Vec::new(), readiness: readiness.clone(), events: Events::none() };
         let supervised = supervise(part, || async {
             sleep(Duration::from_secs(1)).await;
             panic!("again")
         });
-        let dead = async {
+        let failed = async {
             sleep(Duration::from_secs(2)).await;
             for _ in 0..600 {
                 assert_eq!(readiness.liveness().problems().len(), 1);
@@ -204,14 +208,14 @@ mod tests {
             .run_until(async {
                 tokio::select! {
                     never = supervised => match never {},
-                    () = dead => {}
+                    () = failed => {}
                 }
             })
             .await;
     }
 
     #[tokio::test]
-    async fn the_task_that_ended_is_named() {
+    async fn the_error_names_the_task_that_ended() {
         let mut tasks = Tasks::default();
         tasks.spawn("watch", std::future::pending());
         tasks.spawn("conntrack cleanup", async { panic!("index 7 of 3") });

@@ -1,11 +1,15 @@
-//! `sepal explain`: the path of a packet through the rules, and why it takes it. Pure: rules as text and a packet in, endings out.
+//! `sepal explain`: computes the path of a packet through the iptables rules and names the rule that decides it. Pure: takes the rules as
+//! text and a packet, and returns every ending with its probability.
 //!
-//! - [`question`]: the sender and the destination, as people name them.
-//! - [`packet`]: the packet, and the node that it comes to.
-//! - [`rule`], [`ruleset`]: rules as conditions and actions.
-//! - [`walk`]: the path through the rules as the kernel takes it, in all its branches.
-//! - [`story`]: the result, as text and as JSON.
+//! - [`question`]: reads the sender and the destination that the operator typed.
+//! - [`packet`]: the packet, and what the rules need to know about this node.
+//! - [`rule`], [`ruleset`]: parsed rules, as matches and a target.
+//! - [`walk`], [`chains`]: take the packet through the hooks, and through the chains of a hook, like the kernel does.
+//! - [`ending`]: the result: every ending of the packet.
+//! - [`output`]: prints the result as text and as JSON.
 
+mod chains;
+pub mod ending;
 pub mod output;
 pub mod packet;
 pub mod question;

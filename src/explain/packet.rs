@@ -1,4 +1,4 @@
-//! A packet that opens a connection, and the node that it comes to.
+//! The packet that is explained, and the node whose rules it meets.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,59 +10,59 @@ use crate::cluster::Protocol;
 /// The first packet of a connection (conntrack state NEW).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Its sender.
+    /// The source address.
     pub source: IpAddr,
-    /// Its destination.
+    /// The destination address and port.
     pub to: SocketAddr,
-    /// Its protocol.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Where it comes from, as the node sees it.
+    /// Where it was sent.
     pub origin: Origin,
 }
 
-/// Where a packet comes from, as the node sees it.
+/// Where a packet was sent, relative to this node. It decides which hooks and which interface the packet passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A pod of this node.
+    /// In a pod of this node.
     Pod,
-    /// The node itself.
+    /// On the node itself.
     Node,
-    /// Another host, by the external interface.
+    /// On another host. The packet comes in by the external interface.
     Outside,
 }
 
 impl fmt::Display for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = match self.origin {
+        let origin = match self.origin {
             Origin::Pod => "a pod of this node",
             Origin::Node => "this node",
             Origin::Outside => "outside",
         };
-        write!(f, "{} ({who}) to {}/{}", self.source, self.to, self.protocol.as_str())
+        write!(f, "{} ({origin}) to {}/{}", self.source, self.to, self.protocol.as_str())
     }
 }
 
-/// What rules may ask about the node.
+/// What the rules need to know about this node: its addresses, its pod subnets and its interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Its own addresses, beside loopback.
+pub struct LocalNode {
+    /// The addresses of the node, without loopback.
     pub addresses: Vec<IpAddr>,
-    /// Its pods' subnets.
+    /// The subnets of the pods on this node.
     pub subnets: Vec<IpNetwork>,
-    /// The name of the interface that pods' packets come in by.
+    /// The name of the interface that packets of pods come in by.
     pub pod_interface: String,
     /// The name of the interface to other hosts.
     pub external_interface: String,
 }
 
-impl Place {
-    /// Whether packets to this address are for the node itself.
+impl LocalNode {
+    /// True for an address of the node itself, loopback included.
     #[must_use]
     pub fn is_local(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.addresses.contains(&ip)
     }
 
-    /// The name of the interface that packets of this origin come in by; empty for the node's own.
+    /// The name of the interface that packets of this origin come in by. Empty for packets of the node itself.
     #[must_use]
     pub fn interface(&self, origin: Origin) -> &str {
         match origin {

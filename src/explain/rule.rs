@@ -1,5 +1,5 @@
-//! One rule, taken apart: all the matches and targets that sepal writes, and those that other programs use most. A match or target that is
-//! not known is kept as text.
+//! Parses one iptables rule into its matches and its target. Understands everything that sepal writes and what other programs use most. Keeps
+//! any other match or target as text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,27 +12,27 @@ use ipnetwork::IpNetwork;
 use crate::cluster::ip::{host_net, parse_cidr, parse_ip};
 use crate::table::rule::words;
 
-/// A condition of a rule, and whether it is turned round.
+/// A match of a rule.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Condition {
-    /// It holds where the rest does not.
+pub struct RuleMatch {
+    /// True after `!`: the match is inverted.
     pub negated: bool,
-    /// What is asked.
-    pub asks: Asks,
+    /// What is compared, and with what.
+    pub kind: MatchKind,
 }
 
-/// What a condition asks.
+/// What a match compares, and with what.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Asks {
+pub enum MatchKind {
     /// `-s`.
     Source(IpNetwork),
     /// `-d`.
     Destination(IpNetwork),
-    /// `-p`, in small letters.
+    /// `-p`, in lower case.
     Protocol(String),
-    /// `-i`; a `+` at the end stands for any rest.
+    /// `-i`. A `+` at the end matches any suffix.
     InInterface(String),
-    /// `-o`, likewise.
+    /// `-o`. A `+` at the end matches any suffix.
     OutInterface(String),
     /// `--dport`, `--dports`.
     Ports(Vec<RangeInclusive<u16>>),
@@ -41,22 +41,22 @@ pub enum Asks {
     /// `addrtype --src-type LOCAL`.
     SourceIsLocal,
     /// `conntrack --ctstate`.
-    State(Vec<String>),
+    ConntrackState(Vec<String>),
     /// `mark --mark`: value and mask.
     Mark(u32, u32),
     /// `statistic --mode random`.
-    Chance(f64),
-    /// `recent --rcheck` or `--update`: the source is on a list. That of a client that was never there before is not.
-    Remembered,
-    /// Something else.
+    Probability(f64),
+    /// `recent --rcheck` or `--update`: the source address is in a list. The walk assumes a new client, which is in no list.
+    Recent,
+    /// Any other match, as text.
     Unknown(String),
 }
 
-/// What a rule does with packets that meet its conditions.
+/// What a rule does with the packets that it matches.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Nothing: it counts, or remembers.
-    Count,
+pub enum RuleTarget {
+    /// No verdict: the rule only counts, logs or adds to a list.
+    Continue,
     /// `ACCEPT`.
     Accept,
     /// `DROP`.
@@ -70,30 +70,30 @@ pub enum Action {
     /// `-g CHAIN`.
     Goto(String),
     /// `MARK`: the mark becomes `(mark & !mask) ^ value`.
-    Mark(u32, u32),
+    SetMark(u32, u32),
     /// `MASQUERADE`.
     Masquerade,
-    /// `DNAT`: address, and port where it changes.
-    Destination(IpAddr, Option<u16>),
-    /// Something else.
+    /// `DNAT`: the new address, and the new port if it changes.
+    Dnat(IpAddr, Option<u16>),
+    /// Any other target, as text.
     Unknown(String),
 }
 
-/// A rule.
+/// A rule, parsed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    /// All have to hold.
-    pub conditions: Vec<Condition>,
-    /// What happens then.
-    pub action: Action,
-    /// Its comment; empty for none.
+pub struct ParsedRule {
+    /// The matches. The rule applies if all of them match.
+    pub matches: Vec<RuleMatch>,
+    /// What the rule does then.
+    pub target: RuleTarget,
+    /// The comment. Empty for none.
     pub comment: String,
-    /// Its arguments as they were read: all after the chain's name.
+    /// The arguments as given: everything after the name of the chain.
     pub text: Arc<str>,
 }
 
-/// As iptables writes it.
-impl fmt::Display for Asks {
+/// Prints the match as iptables does.
+impl fmt::Display for MatchKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Source(net) => write!(f, "-s {net}"),
@@ -110,46 +110,46 @@ impl fmt::Display for Asks {
             }
             Self::DestinationIsLocal => f.write_str("--dst-type LOCAL"),
             Self::SourceIsLocal => f.write_str("--src-type LOCAL"),
-            Self::State(states) => write!(f, "--ctstate {}", states.join(",")),
+            Self::ConntrackState(states) => write!(f, "--ctstate {}", states.join(",")),
             Self::Mark(value, mask) => write!(f, "--mark {value:#x}/{mask:#x}"),
-            Self::Chance(chance) => write!(f, "--mode random --probability {chance}"),
-            Self::Remembered => f.write_str("-m recent --rcheck"),
+            Self::Probability(chance) => write!(f, "--mode random --probability {chance}"),
+            Self::Recent => f.write_str("-m recent --rcheck"),
             Self::Unknown(text) => f.write_str(text),
         }
     }
 }
 
-impl Rule {
-    /// Reads a rule's arguments: all after the chain's name.
+impl ParsedRule {
+    /// Parses the arguments of a rule: everything after the name of the chain.
     #[must_use]
-    pub fn read(arguments: &str) -> Self {
-        let mut reader = Reader { words: words(arguments).collect(), at: 0 };
-        let mut rule = Self { conditions: Vec::new(), action: Action::Count, comment: String::new(), text: arguments.into() };
+    pub fn parse(arguments: &str) -> Self {
+        let mut words = Words { all: words(arguments).collect(), next: 0 };
+        let mut rule = Self { matches: Vec::new(), target: RuleTarget::Continue, comment: String::new(), text: arguments.into() };
         let mut module = Cow::default();
         let mut negated = false;
-        while let Some(word) = reader.next() {
-            let asks = match &*word {
+        while let Some(word) = words.take() {
+            let kind = match &*word {
                 "!" => {
                     negated = true;
                     continue;
                 }
                 "-m" => {
-                    module = reader.next().unwrap_or_default();
+                    module = words.take().unwrap_or_default();
                     negated = false;
                     continue;
                 }
                 "-j" | "-g" => {
-                    rule.action = action(&word, &mut reader);
+                    rule.target = target(&word, &mut words);
                     break;
                 }
                 "--comment" => {
-                    rule.comment = reader.next().unwrap_or_default().into_owned();
+                    rule.comment = words.take().unwrap_or_default().into_owned();
                     continue;
                 }
-                word => condition(word, &module, &mut reader),
+                word => match_kind(word, &module, &mut words),
             };
-            if let Some(asks) = asks {
-                rule.conditions.push(Condition { negated, asks });
+            if let Some(kind) = kind {
+                rule.matches.push(RuleMatch { negated, kind });
             }
             negated = false;
         }
@@ -157,84 +157,88 @@ impl Rule {
     }
 }
 
-struct Reader<'a> {
-    words: Vec<Cow<'a, str>>,
-    at: usize,
+/// The words of a rule, read one after another.
+struct Words<'a> {
+    all: Vec<Cow<'a, str>>,
+    next: usize,
 }
 
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Option<Cow<'a, str>> {
-        let word = self.words.get(self.at).cloned();
-        self.at += 1;
+impl<'a> Words<'a> {
+    /// Takes the next word.
+    fn take(&mut self) -> Option<Cow<'a, str>> {
+        let word = self.all.get(self.next).cloned();
+        self.next += 1;
         word
     }
 
+    /// The next word, not taken. Empty at the end.
     fn peek(&self) -> &str {
-        self.words.get(self.at).map(|word| &**word).unwrap_or_default()
+        self.all.get(self.next).map(|word| &**word).unwrap_or_default()
     }
 }
 
-/// What an option asks; `None` if it asks nothing by itself.
-fn condition(option: &str, module: &str, reader: &mut Reader<'_>) -> Option<Asks> {
-    let unknown = |value: &str| Asks::Unknown(format!("{option} {value}").trim_end().to_owned());
-    // These take no value.
+/// The match of an option. `None` for an option that matches nothing by itself.
+fn match_kind(option: &str, module: &str, words: &mut Words<'_>) -> Option<MatchKind> {
+    let unknown = |value: &str| MatchKind::Unknown(format!("{option} {value}").trim_end().to_owned());
+    // These options take no value.
     match (module, option) {
         ("recent", "--set" | "--reap" | "--rsource") => return None,
-        ("recent", "--rcheck" | "--update") => return Some(Asks::Remembered),
+        ("recent", "--rcheck" | "--update") => return Some(MatchKind::Recent),
         _ => {}
     }
-    let value = if reader.peek().starts_with('-') { Cow::default() } else { reader.next().unwrap_or_default() };
+    let value = if words.peek().starts_with('-') { Cow::default() } else { words.take().unwrap_or_default() };
     let known = match (module, option) {
-        (_, "-s") => net(&value).map(Asks::Source),
-        (_, "-d") => net(&value).map(Asks::Destination),
-        (_, "-p") => Some(Asks::Protocol(value.to_lowercase())),
-        (_, "-i") => Some(Asks::InInterface(value.clone().into_owned())),
-        (_, "-o") => Some(Asks::OutInterface(value.clone().into_owned())),
-        ("tcp" | "udp" | "sctp" | "multiport" | "", "--dport" | "--dports") => ports(&value).map(Asks::Ports),
-        ("addrtype", "--dst-type") if &*value == "LOCAL" => Some(Asks::DestinationIsLocal),
-        ("addrtype", "--src-type") if &*value == "LOCAL" => Some(Asks::SourceIsLocal),
-        ("conntrack" | "state", "--ctstate" | "--state") => Some(Asks::State(value.split(',').map(str::to_owned).collect())),
-        ("mark", "--mark") => pair(&value).map(|(value, mask)| Asks::Mark(value, mask)),
+        (_, "-s") => net(&value).map(MatchKind::Source),
+        (_, "-d") => net(&value).map(MatchKind::Destination),
+        (_, "-p") => Some(MatchKind::Protocol(value.to_lowercase())),
+        (_, "-i") => Some(MatchKind::InInterface(value.clone().into_owned())),
+        (_, "-o") => Some(MatchKind::OutInterface(value.clone().into_owned())),
+        ("tcp" | "udp" | "sctp" | "multiport" | "", "--dport" | "--dports") => ports(&value).map(MatchKind::Ports),
+        ("addrtype", "--dst-type") if &*value == "LOCAL" => Some(MatchKind::DestinationIsLocal),
+        ("addrtype", "--src-type") if &*value == "LOCAL" => Some(MatchKind::SourceIsLocal),
+        ("conntrack" | "state", "--ctstate" | "--state") => Some(MatchKind::ConntrackState(value.split(',').map(str::to_owned).collect())),
+        ("mark", "--mark") => value_and_mask(&value).map(|(value, mask)| MatchKind::Mark(value, mask)),
         ("statistic", "--mode") if &*value == "random" => return None,
-        ("statistic", "--probability") => value.parse().ok().map(Asks::Chance),
+        ("statistic", "--probability") => value.parse().ok().map(MatchKind::Probability),
         ("recent", "--name" | "--seconds" | "--mask" | "--hitcount") | ("nfacct", "--nfacct-name") => return None,
         _ => None,
     };
     Some(known.unwrap_or_else(|| unknown(&value)))
 }
 
-fn action(how: &str, reader: &mut Reader<'_>) -> Action {
-    let target = reader.next().unwrap_or_default();
-    let option = reader.next().unwrap_or_default();
-    let value = reader.next().unwrap_or_default();
-    let known = match (&*target, &*option) {
-        _ if how == "-g" => Some(Action::Goto(target.clone().into_owned())),
-        ("ACCEPT", _) => Some(Action::Accept),
-        ("DROP", _) => Some(Action::Drop),
-        ("REJECT", _) => Some(Action::Reject),
-        ("RETURN", _) => Some(Action::Return),
-        ("MASQUERADE", _) => Some(Action::Masquerade),
-        ("MARK", "--or-mark") => number(&value).map(|value| Action::Mark(value, value)),
-        ("MARK", "--xor-mark") => number(&value).map(|value| Action::Mark(value, 0)),
-        ("MARK", "--set-xmark") => pair(&value).map(|(value, mask)| Action::Mark(value, mask)),
-        ("DNAT", "--to-destination") => destination(&value),
-        ("LOG" | "NFLOG" | "TRACE", _) => Some(Action::Count),
-        // Chains are called in many ways; targets of modules are not in small letters, and take options.
-        (name, "") => Some(Action::Jump(name.to_owned())),
+/// The target after `-j` or `-g`.
+fn target(flag: &str, words: &mut Words<'_>) -> RuleTarget {
+    let name = words.take().unwrap_or_default();
+    let option = words.take().unwrap_or_default();
+    let value = words.take().unwrap_or_default();
+    let known = match (&*name, &*option) {
+        _ if flag == "-g" => Some(RuleTarget::Goto(name.clone().into_owned())),
+        ("ACCEPT", _) => Some(RuleTarget::Accept),
+        ("DROP", _) => Some(RuleTarget::Drop),
+        ("REJECT", _) => Some(RuleTarget::Reject),
+        ("RETURN", _) => Some(RuleTarget::Return),
+        ("MASQUERADE", _) => Some(RuleTarget::Masquerade),
+        ("MARK", "--or-mark") => number(&value).map(|value| RuleTarget::SetMark(value, value)),
+        ("MARK", "--xor-mark") => number(&value).map(|value| RuleTarget::SetMark(value, 0)),
+        ("MARK", "--set-xmark") => value_and_mask(&value).map(|(value, mask)| RuleTarget::SetMark(value, mask)),
+        ("DNAT", "--to-destination") => dnat(&value),
+        ("LOG" | "NFLOG" | "TRACE", _) => Some(RuleTarget::Continue),
+        // A target with options belongs to a module. Without options it is taken for a chain.
+        (chain, "") => Some(RuleTarget::Jump(chain.to_owned())),
         _ => None,
     };
-    known.unwrap_or_else(|| Action::Unknown([&*target, &*option, &*value].join(" ").trim_end().to_owned()))
+    known.unwrap_or_else(|| RuleTarget::Unknown([&*name, &*option, &*value].join(" ").trim_end().to_owned()))
 }
 
 fn net(text: &str) -> Option<IpNetwork> {
     parse_cidr(text).or_else(|| parse_ip(text).map(host_net))
 }
 
-fn destination(text: &str) -> Option<Action> {
+fn dnat(text: &str) -> Option<RuleTarget> {
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Some(Action::Destination(address.ip(), Some(address.port())));
+        return Some(RuleTarget::Dnat(address.ip(), Some(address.port())));
     }
-    parse_ip(text).map(|ip| Action::Destination(ip, None))
+    parse_ip(text).map(|ip| RuleTarget::Dnat(ip, None))
 }
 
 fn ports(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
@@ -249,7 +253,8 @@ fn number(text: &str) -> Option<u32> {
     text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u32::from_str_radix(hex, 16).ok())
 }
 
-fn pair(text: &str) -> Option<(u32, u32)> {
+/// A value and its mask: `VALUE/MASK`, or `VALUE` for the full mask.
+fn value_and_mask(text: &str) -> Option<(u32, u32)> {
     match text.split_once('/') {
         Some((value, mask)) => Some((number(value)?, number(mask)?)),
         None => Some((number(text)?, u32::MAX)),
@@ -261,54 +266,58 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_is_taken_apart_as_written_and_as_saved() {
+    fn a_rule_parses_the_same_as_written_and_as_saved() {
         let written = "-m comment --comment \"a/b cluster IP\" -m tcp -p tcp -d 10.96.0.1 --dport 80 ! -s 10.0.0.0/8 -j KUBE-MARK-MASQ";
         let saved = "! -s 10.0.0.0/8 -d 10.96.0.1/32 -p tcp -m comment --comment \"a/b cluster IP\" -m tcp --dport 80 -j KUBE-MARK-MASQ";
         for text in [written, saved] {
-            let rule = Rule::read(text);
-            assert_eq!((rule.comment.as_str(), &rule.action), ("a/b cluster IP", &Action::Jump("KUBE-MARK-MASQ".into())));
-            for (negated, asks) in [
-                (true, Asks::Source("10.0.0.0/8".parse().expect("a CIDR"))),
-                (false, Asks::Destination("10.96.0.1/32".parse().expect("a CIDR"))),
-                (false, Asks::Protocol("tcp".into())),
-                (false, Asks::Ports(vec![80..=80])),
+            let rule = ParsedRule::parse(text);
+            assert_eq!((rule.comment.as_str(), &rule.target), ("a/b cluster IP", &RuleTarget::Jump("KUBE-MARK-MASQ".into())));
+            for (negated, kind) in [
+                (true, MatchKind::Source("10.0.0.0/8".parse().expect("a CIDR"))),
+                (false, MatchKind::Destination("10.96.0.1/32".parse().expect("a CIDR"))),
+                (false, MatchKind::Protocol("tcp".into())),
+                (false, MatchKind::Ports(vec![80..=80])),
             ] {
-                assert!(rule.conditions.contains(&Condition { negated, asks }), "{rule:?}");
+                assert!(rule.matches.contains(&RuleMatch { negated, kind }), "{rule:?}");
             }
-            assert_eq!(rule.conditions.len(), 4);
+            assert_eq!(rule.matches.len(), 4);
         }
     }
 
     #[test]
-    fn actions_and_conditions_of_all_kinds_are_known() {
-        for (text, asks, action) in [
-            ("-m mark ! --mark 0x4000/0x4000 -j RETURN", Some(Asks::Mark(0x4000, 0x4000)), Action::Return),
-            ("-j MARK --xor-mark 0x00004000", None, Action::Mark(0x4000, 0)),
-            ("-j MARK --set-xmark 0x4000/0x4000", None, Action::Mark(0x4000, 0x4000)),
-            ("-j MASQUERADE --random-fully", None, Action::Masquerade),
-            ("-m statistic --mode random --probability 0.5 -j A", Some(Asks::Chance(0.5)), Action::Jump("A".into())),
+    fn all_kinds_of_targets_and_matches_are_parsed() {
+        for (text, kind, target) in [
+            ("-m mark ! --mark 0x4000/0x4000 -j RETURN", Some(MatchKind::Mark(0x4000, 0x4000)), RuleTarget::Return),
+            ("-j MARK --xor-mark 0x00004000", None, RuleTarget::SetMark(0x4000, 0)),
+            ("-j MARK --set-xmark 0x4000/0x4000", None, RuleTarget::SetMark(0x4000, 0x4000)),
+            ("-j MASQUERADE --random-fully", None, RuleTarget::Masquerade),
+            ("-m statistic --mode random --probability 0.5 -j A", Some(MatchKind::Probability(0.5)), RuleTarget::Jump("A".into())),
             (
                 "-m recent --name S --rcheck --seconds 9 --reap --mask 255.255.255.255 --rsource -g A",
-                Some(Asks::Remembered),
-                Action::Goto("A".into()),
+                Some(MatchKind::Recent),
+                RuleTarget::Goto("A".into()),
             ),
             (
                 "-m recent --name S --set -j DNAT --to-destination [fd00::1]:80",
                 None,
-                Action::Destination("fd00::1".parse().expect("an IP"), Some(80)),
+                RuleTarget::Dnat("fd00::1".parse().expect("an IP"), Some(80)),
             ),
-            ("-m conntrack --ctstate INVALID -m nfacct --nfacct-name x -j DROP", Some(Asks::State(vec!["INVALID".into()])), Action::Drop),
-            ("-p tcp -m multiport --dports 80,90:99", Some(Asks::Protocol("tcp".into())), Action::Count),
-            ("-j REJECT --reject-with icmp-port-unreachable", None, Action::Reject),
-            ("-m addrtype ! --src-type LOCAL -j ACCEPT", Some(Asks::SourceIsLocal), Action::Accept),
-            ("-m socket --transparent -j ACCEPT", Some(Asks::Unknown("--transparent".into())), Action::Accept),
-            ("-j TPROXY --on-port 1", None, Action::Unknown("TPROXY --on-port 1".into())),
-            ("", None, Action::Count),
+            (
+                "-m conntrack --ctstate INVALID -m nfacct --nfacct-name x -j DROP",
+                Some(MatchKind::ConntrackState(vec!["INVALID".into()])),
+                RuleTarget::Drop,
+            ),
+            ("-p tcp -m multiport --dports 80,90:99", Some(MatchKind::Protocol("tcp".into())), RuleTarget::Continue),
+            ("-j REJECT --reject-with icmp-port-unreachable", None, RuleTarget::Reject),
+            ("-m addrtype ! --src-type LOCAL -j ACCEPT", Some(MatchKind::SourceIsLocal), RuleTarget::Accept),
+            ("-m socket --transparent -j ACCEPT", Some(MatchKind::Unknown("--transparent".into())), RuleTarget::Accept),
+            ("-j TPROXY --on-port 1", None, RuleTarget::Unknown("TPROXY --on-port 1".into())),
+            ("", None, RuleTarget::Continue),
         ] {
-            let rule = Rule::read(text);
-            assert_eq!(rule.action, action, "{text}");
-            assert_eq!(rule.conditions.first().map(|condition| condition.asks.clone()), asks, "{text}");
+            let rule = ParsedRule::parse(text);
+            assert_eq!(rule.target, target, "{text}");
+            assert_eq!(rule.matches.first().map(|rule_match| rule_match.kind.clone()), kind, "{text}");
         }
-        assert_eq!(Rule::read("-p tcp -m multiport --dports 80,90:99").conditions[1].asks, Asks::Ports(vec![80..=80, 90..=99]));
+        assert_eq!(ParsedRule::parse("-p tcp -m multiport --dports 80,90:99").matches[1].kind, MatchKind::Ports(vec![80..=80, 90..=99]));
     }
 }

@@ -2,7 +2,7 @@
 //! section 1.8).
 
 use crate::cluster::Family;
-use crate::table::cleanup::{Keeper, Owner, TABLES};
+use crate::table::cleanup::{ForeignRule, Owner, TABLES};
 
 use super::exec::Exec;
 use super::runner::{IptablesError, Runner};
@@ -34,15 +34,15 @@ pub enum CleanError {
     /// A rule of somebody else's leads to a chain.
     #[error(
         "chain {} of table {table} stays, empty: the rule {:?} leads to it and is somebody else's. Delete that rule ({program} -t {table} -D {}) and clean up again",
-        keeper.chain, keeper.rule, keeper.rule.trim_start_matches("-A ")
+        foreign.chain, foreign.rule, foreign.rule.trim_start_matches("-A ")
     )]
-    Kept {
+    ChainKept {
         /// The program that can delete the rule.
         program: String,
         /// The table.
         table: &'static str,
         /// The chain and the rule.
-        keeper: Keeper,
+        foreign: ForeignRule,
     },
 }
 
@@ -74,7 +74,11 @@ pub async fn clean(exec: &Exec, family: Family, owner: Owner) -> Cleaned {
             }
         }
         let program = || exec.program(family, "");
-        cleaned.errors.extend(left.keepers().iter().map(|keeper| CleanError::Kept { program: program(), table, keeper: keeper.clone() }));
+        cleaned.errors.extend(left.foreign_rules().iter().map(|foreign| CleanError::ChainKept {
+            program: program(),
+            table,
+            foreign: foreign.clone(),
+        }));
     }
     cleaned
 }

@@ -40,8 +40,8 @@ impl Found {
     }
 
     /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so.
-    pub async fn find_doubles(&mut self) -> Vec<Family> {
-        let doubles = self.in_other(chain_names::SERVICES).await.families;
+    pub async fn find_other_variant(&mut self) -> Vec<Family> {
+        let doubles = self.in_other_variant(chain_names::SERVICES).await.families;
         if !doubles.is_empty() {
             self.reason.extend(["; there are KUBE-* rules in ", self.variant.other().as_str(), ", too"]);
         }
@@ -49,9 +49,9 @@ impl Found {
     }
 
     /// What the other variant has in a chain of the table `nat`. Looking makes no tables, as legacy iptables otherwise does.
-    pub async fn in_other(&self, chain: &str) -> InOther {
+    pub async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
         let other = self.variant.other();
-        let mut found = InOther::default();
+        let mut found = OtherVariantRules::default();
         for family in Family::ALL {
             let tables = match family {
                 Family::V4 => "/proc/net/ip_tables_names",
@@ -76,7 +76,7 @@ impl Found {
 
 /// What the variant that is not used has in one chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct InOther {
+pub struct OtherVariantRules {
     /// Families in which there are rules.
     pub families: Vec<Family>,
     /// Why that cannot be told of some family, although its kernel has tables of that variant.

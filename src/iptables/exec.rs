@@ -16,8 +16,8 @@ use crate::table::live::jumps_of;
 use crate::table::plan::{Plan, Variant};
 use crate::table::rules::RuleSource;
 
-use super::lock::{self, Watched};
-use super::runner::{IptablesError, Restored, Runner};
+use super::lock::{self, LockWatch};
+use super::runner::{IptablesError, RestoreResult, Runner};
 
 /// No command may take longer. iptables-nft-save alone can take 20 s on a large cluster (design.md, Writing), on a fast machine.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -83,15 +83,15 @@ impl Exec {
         family: Family,
         texts: impl Iterator<Item = Cow<'t, str>>,
         line: impl FnOnce(usize) -> Option<(String, Option<ServicePortName>)>,
-    ) -> Result<Restored, IptablesError> {
+    ) -> Result<RestoreResult, IptablesError> {
         let program = self.program(family, "-restore");
         let texts = texts.inspect(|text| tracing::trace!("input of {program}:\n{text}"));
-        let Fed { written, output, locked } = fed(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
+        let RunOutput { written, output, locked } = run_with_input(&program, &["-w", LOCK_WAIT, "--noflush", "--counters"], texts).await?;
         if !output.status.success() {
             return Err(refusal(&program, &output, line));
         }
         written.map_err(|cause| IptablesError::Run { command: program, cause })?;
-        Ok(Restored { locked, listed: String::from_utf8_lossy(&output.stdout).into_owned() })
+        Ok(RestoreResult { locked, listed: String::from_utf8_lossy(&output.stdout).into_owned() })
     }
 
     /// What `iptables -S` prints of some chains of a table.
@@ -112,7 +112,7 @@ impl Exec {
                 let program = self.program(family, "-restore");
                 let lists: String = chains.iter().map(|chain| format!("-S {chain}\n")).collect();
                 let input = format!("*{table}\n{lists}COMMIT\n");
-                let Fed { output, .. } = fed(&program, &["--noflush", "--test"], std::iter::once(input.into())).await?;
+                let RunOutput { output, .. } = run_with_input(&program, &["--noflush", "--test"], std::iter::once(input.into())).await?;
                 if output.status.success() {
                     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
                 } else {
@@ -171,7 +171,7 @@ impl Runner for Exec {
         self.saved(family, &["-t", table.as_str()], line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
         self.feed(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
     }
 
@@ -187,7 +187,7 @@ impl Runner for Exec {
         Some(saved.lines().any(|line| line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(chain_names::CANARY))))
     }
 
-    async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+    async fn builtin_jumps(&self, family: Family, table: Table) -> Result<String, IptablesError> {
         let chains: BTreeSet<&str> = jumps_of(table).map(|(_, jump)| jump.from).collect();
         let chains: Vec<&str> = chains.into_iter().collect();
         let rules = self.list(family, table, &chains).await?;
@@ -217,7 +217,7 @@ fn is_incompatible(line: &str) -> bool {
 }
 
 /// What came of a program that was run with input.
-pub(super) struct Fed {
+pub(super) struct RunOutput {
     /// How the writing went.
     pub written: std::io::Result<()>,
     pub output: Output,
@@ -226,10 +226,14 @@ pub(super) struct Fed {
 }
 
 /// Runs a program with input.
-pub(super) async fn fed<'t>(program: &str, arguments: &[&str], texts: impl Iterator<Item = Cow<'t, str>>) -> Result<Fed, IptablesError> {
+pub(super) async fn run_with_input<'t>(
+    program: &str,
+    arguments: &[&str],
+    texts: impl Iterator<Item = Cow<'t, str>>,
+) -> Result<RunOutput, IptablesError> {
     let mut child = command(program).args(arguments).stdin(Stdio::piped()).spawn().map_err(|cause| start_error(program, cause))?;
     let stdin = child.stdin.take();
-    let mut watched = Watched::new(child.id());
+    let mut watched = LockWatch::new(child.id());
     let work = async {
         // Told nothing of a broken pipe: a program that stops reading says why on its way out.
         let (written, output) = tokio::join!(write_all(stdin, texts), child.wait_with_output());
@@ -239,7 +243,7 @@ pub(super) async fn fed<'t>(program: &str, arguments: &[&str], texts: impl Itera
         done = timed(program, work) => done?,
         never = watched.watch() => match never {},
     };
-    Ok(Fed { written, output, locked: watched.waited() })
+    Ok(RunOutput { written, output, locked: watched.waited() })
 }
 
 async fn write_all<'t>(stdin: Option<ChildStdin>, texts: impl Iterator<Item = Cow<'t, str>>) -> std::io::Result<()> {

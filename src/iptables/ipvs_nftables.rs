@@ -59,7 +59,7 @@ const SET_NAME_LEN: usize = 31;
 /// Something that another mode left and that is still there.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} stays: {why}")]
-pub struct LeftBehind {
+pub struct NotRemoved {
     what: String,
     why: Why,
 }
@@ -80,7 +80,7 @@ impl fmt::Display for Why {
 }
 
 /// Deletes tables of nftables, in both families. Where nft is not there or not usable nothing happens.
-pub async fn delete_nftables(which: NftTables) -> Vec<LeftBehind> {
+pub async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
     let mut left = Vec::new();
     let tables = match output("nft", &["list", "tables"]).await {
         Ok(tables) => tables,
@@ -101,7 +101,7 @@ pub async fn delete_nftables(which: NftTables) -> Vec<LeftBehind> {
 
 /// Takes away what the IPVS mode leaves beside iptables. IPVS services are flushed only where the mode's device tells that they are
 /// kube-proxy's. Rules that name a set have to be gone before it can be.
-pub async fn clean_ipvs() -> Vec<LeftBehind> {
+pub async fn clean_ipvs() -> Vec<NotRemoved> {
     let mut left = Vec::new();
     if if_nametoindex(DEVICE).is_ok() {
         let services = remove("the table of IPVS services", "ipvsadm", &["-C"]).await;
@@ -126,7 +126,7 @@ pub async fn clean_ipvs() -> Vec<LeftBehind> {
 }
 
 /// Runs a program that removes something; gives what keeps it there.
-async fn remove(what: &str, program: &'static str, arguments: &[&str]) -> Option<LeftBehind> {
+async fn remove(what: &str, program: &'static str, arguments: &[&str]) -> Option<NotRemoved> {
     let why = match output(program, arguments).await {
         Ok(_) => {
             tracing::info!("{what} is removed");
@@ -135,7 +135,7 @@ async fn remove(what: &str, program: &'static str, arguments: &[&str]) -> Option
         Err(IptablesError::Missing(_)) => Why::NoTool(program),
         Err(error) => Why::Failed(error),
     };
-    Some(LeftBehind { what: what.to_owned(), why })
+    Some(NotRemoved { what: what.to_owned(), why })
 }
 
 /// The names of all sets, IPv4's and IPv6's; kube-proxy cuts off what is too long for the kernel.

@@ -63,13 +63,13 @@ pub fn held() -> std::io::Result<Option<String>> {
 
 /// A process, and how long it has waited for a lock on a file: on legacy iptables that is the one all take turns with. Looked at from
 /// outside, again and again, for the programs do not say; where the kernel does not say either (proc(5), `/proc/PID/wchan`), it is nothing.
-pub(super) struct Watched {
+pub(super) struct LockWatch {
     /// Where the kernel says what the process waits for.
     place: Option<PathBuf>,
     waited: Duration,
 }
 
-impl Watched {
+impl LockWatch {
     /// `None` is a process that has ended.
     pub(super) fn new(pid: Option<u32>) -> Self {
         Self { place: pid.map(|pid| Path::new("/proc").join(pid.to_string()).join("wchan")), waited: Duration::ZERO }

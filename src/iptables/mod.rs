@@ -9,4 +9,4 @@ mod probe;
 pub mod record;
 pub mod runner;
 
-pub use runner::{IptablesError, Restored, Runner};
+pub use runner::{IptablesError, RestoreResult, Runner};

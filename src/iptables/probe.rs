@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::cluster::Family;
 
-use super::exec::{Exec, Fed, LOCK_WAIT, failure, fed};
+use super::exec::{Exec, LOCK_WAIT, RunOutput, failure, run_with_input};
 use super::runner::IptablesError;
 
 impl Exec {
@@ -17,7 +17,7 @@ impl Exec {
         let program = self.program(family, "-restore");
         let arguments = ["-w", LOCK_WAIT, "--noflush", "--test"];
         let arguments = if parse_only { &arguments[..] } else { &arguments[..3] };
-        let Fed { written, output, .. } = fed(&program, arguments, std::iter::once(Cow::from(text))).await?;
+        let RunOutput { written, output, .. } = run_with_input(&program, arguments, std::iter::once(Cow::from(text))).await?;
         if !output.status.success() {
             return Err(failure(&program, &output));
         }

@@ -8,7 +8,7 @@ use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 use crate::table::rules::RuleSource;
 
-use super::runner::{IptablesError, Restored, Runner};
+use super::runner::{IptablesError, RestoreResult, Runner};
 
 /// Writes restore input to `out` instead of the kernel. What it reads is empty.
 #[derive(Debug)]
@@ -46,12 +46,12 @@ impl<W: Write> Runner for Recorder<W> {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
         let mut out = self.out.borrow_mut();
         plan.texts(renderer)
             .try_for_each(|(text, _)| out.write_all(text.as_bytes()))
             .and_then(|()| out.flush())
-            .map(|()| Restored::default())
+            .map(|()| RestoreResult::default())
             .map_err(IptablesError::Print)
     }
 
@@ -59,7 +59,7 @@ impl<W: Write> Runner for Recorder<W> {
         Some(true)
     }
 
-    async fn entrances(&self, _family: Family, _table: Table) -> Result<String, IptablesError> {
+    async fn builtin_jumps(&self, _family: Family, _table: Table) -> Result<String, IptablesError> {
         Ok(String::new())
     }
 

@@ -24,7 +24,8 @@ pub trait Runner {
     ///
     /// # Errors
     /// A transaction was refused; those before it hold.
-    fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> impl Future<Output = Result<Restored, IptablesError>>;
+    fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource)
+    -> impl Future<Output = Result<RestoreResult, IptablesError>>;
 
     /// Whether the chain is still there by which one can tell that tables were flushed (spec section 7.3); `None` if that cannot be
     /// told now.
@@ -35,7 +36,7 @@ pub trait Runner {
     ///
     /// # Errors
     /// They cannot be read now.
-    fn entrances(&self, family: Family, table: Table) -> impl Future<Output = Result<String, IptablesError>>;
+    fn builtin_jumps(&self, family: Family, table: Table) -> impl Future<Output = Result<String, IptablesError>>;
 
     /// A number that moves by one with every transaction that changes rules, whoever makes it and in whichever family; `None` where
     /// there is no such number.
@@ -50,7 +51,7 @@ pub trait Runner {
 
 /// What came of a plan that was carried out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Restored {
+pub struct RestoreResult {
     /// The time that was spent waiting for the xtables lock.
     pub locked: Duration,
     /// What the plan's lists printed, as `iptables -v -S` has it.

@@ -1,22 +1,22 @@
-//! Entries of the kernel's tables: routes, neighbours, the forwarding database (FDB) of VXLAN links.
+//! Entries of the kernel's network tables (routes, neighbours, the forwarding database of VXLAN links), and the changes to them and to links.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::link::{LinkId, LinkNames, Vxlan};
+use super::link::{Link, LinkId, LinkNames, Vxlan};
 use super::mac::Mac;
 
-/// `rtm_protocol` of the routes that are ours (`/etc/iproute2/rt_protos` has nothing there). flannel's own say `boot`.
+/// `rtm_protocol` of the routes that sepal adds. No other program uses this number (`/etc/iproute2/rt_protos`).
 pub const OUR_PROTOCOL: u8 = 83;
-/// `rtm_protocol` of routes that administrators, and flannel, add (`RTPROT_BOOT`).
+/// `rtm_protocol` of the routes that flannel and administrators add (`RTPROT_BOOT`).
 pub const BOOT_PROTOCOL: u8 = 3;
 
-/// `rtm_protocol` of routes that the kernel makes with addresses (`RTPROT_KERNEL`).
+/// `rtm_protocol` of the routes that the kernel adds with an address (`RTPROT_KERNEL`).
 pub const KERNEL_PROTOCOL: u8 = 2;
 
-/// What is said of making a VXLAN link.
+/// The name of the request that creates a VXLAN link, for errors.
 pub const CREATE_VXLAN: &str = "create VXLAN link";
 
 /// What a route does with packets (`rtm_type`).
@@ -36,7 +36,7 @@ pub enum RouteKind {
 }
 
 impl RouteKind {
-    /// Its name, as `ip route` has it; empty for unicast.
+    /// The name in `ip route`. Empty for unicast.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -52,55 +52,55 @@ impl RouteKind {
 /// A route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
-    /// Where to; host bits are zero. A prefix of length 0 is the default route.
+    /// The destination, with host bits zero. A prefix of length 0 is the default route.
     pub destination: IpNetwork,
-    /// The next hop, if there is one.
+    /// The next hop, if the route has one.
     pub gateway: Option<IpAddr>,
-    /// The link to leave by, by index; `None` for several next hops and for every kind but unicast.
+    /// The index of the output link. `None` for several next hops and for every kind except unicast.
     pub link: Option<u32>,
-    /// The next hop counts as reachable over the link, whatever other routes say.
+    /// The kernel takes the next hop as reachable over the link, even if no route says so (`RTNH_F_ONLINK`).
     pub onlink: bool,
-    /// What it does with packets.
+    /// What the route does with packets.
     pub kind: RouteKind,
-    /// The source address that this host's own packets prefer.
+    /// The preferred source address for packets that this host sends.
     pub source: Option<IpAddr>,
-    /// Who made it (`RTPROT_*`).
+    /// The program or kernel part that added the route (`RTPROT_*`).
     pub protocol: u8,
-    /// Of two routes to one destination the lower counts; 0 is printed as none for IPv4, and IPv6 makes it 1024.
+    /// Of several routes to one destination the kernel uses the lowest metric. IPv6 turns 0 into 1024.
     pub metric: u32,
 }
 
 /// A neighbour (ARP or NDP entry) of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Neighbour {
-    /// The link, by number.
+    /// The index of the link.
     pub link: u32,
-    /// The neighbour's address.
+    /// The IP address of the neighbour.
     pub ip: IpAddr,
-    /// Its hardware address.
+    /// The hardware address of the neighbour.
     pub mac: Mac,
-    /// It is never probed and never forgotten (`NUD_PERMANENT`).
+    /// The kernel neither probes nor expires the entry (`NUD_PERMANENT`).
     pub permanent: bool,
 }
 
-/// An entry of a VXLAN link's forwarding database: frames to this hardware address go to that host.
+/// An entry in the forwarding database (FDB) of a VXLAN link: frames to this hardware address go to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FdbEntry {
-    /// The link, by number.
+    /// The index of the link.
     pub link: u32,
     /// The hardware address.
     pub mac: Mac,
-    /// The host.
+    /// The host, as the destination of the outer packets.
     pub host: IpAddr,
-    /// It is never forgotten (`NUD_PERMANENT`).
+    /// The kernel does not expire the entry (`NUD_PERMANENT`).
     pub permanent: bool,
 }
 
-/// Everything of the kernel's that the pod network looks at.
+/// The live network state: all links, routes, neighbours and FDB entries that the pod network reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Live {
-    /// Every link, in the kernel's order of numbers, with its addresses.
-    pub links: Vec<super::link::Link>,
+    /// Every link with its addresses, ordered by index.
+    pub links: Vec<Link>,
     /// Every route of the main table.
     pub routes: Vec<Route>,
     /// Every neighbour of VXLAN links.
@@ -109,55 +109,55 @@ pub struct Live {
     pub fdb: Vec<FdbEntry>,
 }
 
-/// One step of the kernel's tables. What is to be there replaces what is in its way; what is to go and is gone already has gone.
+/// One change of the network tables. Adding replaces an existing entry. Deleting an entry that does not exist succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EntryChange {
-    /// A route that should be there; it takes the place of one to the same destination with the same metric.
+    /// Adds a route. Replaces a route to the same destination with the same metric.
     Route(Route),
-    /// A route that should go.
+    /// Deletes a route.
     NoRoute(Route),
-    /// A neighbour that should be there.
+    /// Adds a neighbour.
     Neighbour(Neighbour),
-    /// A neighbour that should go.
+    /// Deletes a neighbour.
     NoNeighbour(Neighbour),
-    /// An FDB entry that should be there; it takes the place of one for the same hardware address.
+    /// Adds an FDB entry. Replaces an entry for the same hardware address.
     Fdb(FdbEntry),
-    /// An FDB entry that should go.
+    /// Deletes an FDB entry.
     NoFdb(FdbEntry),
 }
 
-/// One step of the links.
+/// One change of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkChange {
-    /// Make a VXLAN link with these attributes, a hardware address and an MTU.
+    /// Creates a VXLAN link.
     CreateVxlan {
-        /// Its name.
+        /// The name of the link.
         name: String,
-        /// Its attributes.
+        /// The VXLAN attributes.
         vxlan: Vxlan,
-        /// Its hardware address, set while it is made so that nobody else gets to choose one.
+        /// The hardware address. It is part of the request, because systemd would choose another one otherwise [flannel 5.2].
         mac: Mac,
-        /// Largest packet, in bytes.
+        /// The MTU in bytes.
         mtu: u32,
     },
-    /// Delete a link.
+    /// Deletes a link.
     Delete(LinkId),
-    /// Set the MTU.
+    /// Sets the MTU.
     Mtu(LinkId, u32),
-    /// Set the hardware address.
+    /// Sets the hardware address.
     Mac(LinkId, Mac),
-    /// Set it up.
+    /// Sets the link up.
     Up(LinkId),
-    /// Add an address.
+    /// Adds an address.
     AddAddress(LinkId, IpNetwork),
-    /// Delete an address.
+    /// Deletes an address.
     DeleteAddress(LinkId, IpNetwork),
-    /// Switch transmit checksum offload (`tx-checksum-ip-generic`) off or on.
+    /// Switches transmit checksum offload (`tx-checksum-ip-generic`) on or off.
     ChecksumOffload(LinkId, bool),
 }
 
 impl Route {
-    /// The route in the words of `ip route`.
+    /// The route as `ip route` prints it.
     #[must_use]
     pub fn text(&self, names: &LinkNames) -> String {
         let Self { destination, gateway, link, kind, metric, .. } = self;
@@ -185,7 +185,7 @@ impl Route {
 }
 
 impl Neighbour {
-    /// The neighbour in the words of `ip neigh`.
+    /// The neighbour as `ip neigh` prints it.
     #[must_use]
     pub fn text(&self, names: &LinkNames) -> String {
         format!("{} lladdr {} dev {}", self.ip, self.mac, names.name(self.link))
@@ -193,7 +193,7 @@ impl Neighbour {
 }
 
 impl FdbEntry {
-    /// The entry in the words of `bridge fdb`.
+    /// The entry as `bridge fdb` prints it.
     #[must_use]
     pub fn text(&self, names: &LinkNames) -> String {
         format!("{} dst {} dev {}", self.mac, self.host, names.name(self.link))
@@ -201,7 +201,7 @@ impl FdbEntry {
 }
 
 impl EntryChange {
-    /// A word for what it changes, for metrics.
+    /// The kind of the change, as a label of metrics.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -213,7 +213,7 @@ impl EntryChange {
 }
 
 impl LinkChange {
-    /// A word for what it changes, for metrics.
+    /// The kind of the change, as a label of metrics.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -225,7 +225,7 @@ impl LinkChange {
         }
     }
 
-    /// The call, and what it is made with.
+    /// The request and its object, for errors and logs.
     #[must_use]
     pub fn words(&self) -> (&'static str, String) {
         match self {

@@ -1,10 +1,10 @@
-//! Which numbers the kernel should keep on a node with these settings (spec sections 1.7 and 1.10). PURE.
+//! The kernel settings that sepal writes: connection tracking [kube-proxy 1.10] and loopback NodePorts [kube-proxy 1.7]. Pure.
 
 use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
-/// The limit of tracked connections that cores can add up to; a larger `min` is ignored then (spec section 12.46).
+/// The highest limit of tracked connections that is computed from the number of cores. Above it, `min` is ignored [kube-proxy 12.46].
 const MAX_SCALED: u64 = 1_048_576;
 
 const SYSCTLS: &str = "/proc/sys/";
@@ -16,47 +16,80 @@ const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_libera
 const UDP: &str = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout";
 const UDP_STREAM: &str = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream";
 
-/// The limit of tracked connections: one number for the whole host.
+/// The limit of tracked connections. It applies to the whole host, not to a network namespace.
 pub const CONNTRACK_MAX: &str = MAX;
 
-/// Lets 127.0.0.0/8 be routed, which NodePorts on loopback need.
+/// Lets the kernel route 127.0.0.0/8. NodePorts on loopback addresses need it.
 pub const ROUTE_LOCALNET: KernelSetting = exactly("/proc/sys/net/ipv4/conf/all/route_localnet", 1);
 
-/// A number the kernel keeps in a file, and what it should be.
+/// The settings of connection tracking [kube-proxy 1.10]. Zero leaves the live value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackSettings {
+    /// The limit of tracked connections per hardware thread. Zero leaves the live limit, even if `min` is set.
+    pub max_per_core: u32,
+    /// The lowest limit of tracked connections, if a limit is set.
+    pub min: u32,
+    /// The timeout of an established TCP connection. Truncated to whole seconds.
+    pub tcp_established_timeout: Duration,
+    /// The timeout of a TCP connection in `CLOSE_WAIT`. Truncated to whole seconds.
+    pub tcp_close_wait_timeout: Duration,
+    /// Accept TCP packets outside the window. False leaves the live value.
+    pub tcp_be_liberal: bool,
+    /// The timeout of a UDP flow without replies. Truncated to whole seconds: less than a second becomes zero [kube-proxy 12.47].
+    pub udp_timeout: Duration,
+    /// The timeout of a UDP flow with replies. Truncated to whole seconds: less than a second becomes zero.
+    pub udp_stream_timeout: Duration,
+}
+
+impl Default for ConntrackSettings {
+    fn default() -> Self {
+        Self {
+            max_per_core: 32_768,
+            min: 131_072,
+            tcp_established_timeout: Duration::from_secs(24 * 60 * 60),
+            tcp_close_wait_timeout: Duration::from_secs(60 * 60),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
+        }
+    }
+}
+
+/// A kernel setting with its desired value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelSetting {
-    /// The file.
+    /// The file of the setting.
     pub path: &'static str,
-    /// The number that is written.
+    /// The desired value.
     pub value: u64,
-    /// Whether a larger number is as good.
+    /// True if a larger value is kept.
     pub or_more: bool,
 }
 
 impl KernelSetting {
-    /// Whether nothing has to be written where the kernel has this number.
+    /// True if the live value `current` needs no write.
     #[must_use]
     pub fn is_met_by(&self, current: u64) -> bool {
         current == self.value || self.or_more && current > self.value
     }
 
-    /// Whether the whole host has this number only once: a nested node (kind, LXC, rootless) can read it and never write it.
+    /// True if the setting applies to the whole host. A nested node (kind, LXC, rootless) can read it but not write it.
     #[must_use]
     pub fn is_of_host(&self) -> bool {
         matches!(self.path, MAX | HASH_SIZE)
     }
 
-    /// Whether sepal leaves this number at `current` after a write was refused, instead of failing. `read_only` is true where the
-    /// kernel shows [`CONNTRACK_MAX`] as a file that no program may write: the network namespace is not the host's.
+    /// True if sepal goes on with the live value `current` after a write failed with `refused`. `read_only` is true if the kernel offers
+    /// [`CONNTRACK_MAX`] as a read-only file, which it does in every network namespace except the host's.
     #[must_use]
     pub fn may_stay(&self, current: u64, refused: io::ErrorKind, read_only: bool) -> bool {
-        // The kernel refuses these two to a nested node however privileged a container is. A read-only file system is only the
-        // container's: a privileged one could write.
+        // The kernel refuses host-wide settings to every container of a nested node. A read-only file system belongs to this container only:
+        // a privileged container could write.
         let by_kernel = read_only || matches!(refused, io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported);
         self.is_of_host() && refused != io::ErrorKind::NotFound && (by_kernel || current > self.value)
     }
 
-    /// What it is called: `sysctl net/netfilter/nf_conntrack_max`, or the path of what is no sysctl.
+    /// The name in messages: `sysctl net/netfilter/nf_conntrack_max`, or the path if the setting is no sysctl.
     #[must_use]
     pub fn name(&self) -> Cow<'static, str> {
         match self.path.strip_prefix(SYSCTLS) {
@@ -65,7 +98,7 @@ impl KernelSetting {
         }
     }
 
-    /// The command that sets it on a host.
+    /// The command that an operator runs on the host to set it.
     #[must_use]
     pub fn command(&self) -> String {
         match self.path.strip_prefix(SYSCTLS) {
@@ -75,32 +108,33 @@ impl KernelSetting {
     }
 }
 
+/// A setting that must have exactly this value.
 const fn exactly(path: &'static str, value: u64) -> KernelSetting {
     KernelSetting { path, value, or_more: false }
 }
 
-/// What connection tracking wants of the kernel, in the order in which it is set. `cores` are hardware threads.
+/// The desired connection tracking settings, in the order in which they are written [kube-proxy 1.10]. `cores` counts hardware threads.
 #[must_use]
 pub fn conntrack(settings: &ConntrackSettings, cores: usize) -> Vec<KernelSetting> {
-    let mut wanted = Vec::new();
+    let mut desired = Vec::new();
     let max = max_connections(settings, cores);
     if max > 0 {
-        wanted.push(exactly(MAX, max));
-        // Four connections per bucket, as the kernel has it by default.
-        wanted.push(KernelSetting { path: HASH_SIZE, value: max / 4, or_more: true });
+        desired.push(exactly(MAX, max));
+        // Four connections per hash bucket, like the default of the kernel.
+        desired.push(KernelSetting { path: HASH_SIZE, value: max / 4, or_more: true });
     }
     let timeouts = |pairs: [(&'static str, Duration); 2]| {
         pairs.into_iter().filter(|(_, timeout)| !timeout.is_zero()).map(|(path, timeout)| exactly(path, timeout.as_secs()))
     };
-    wanted.extend(timeouts([(TCP_ESTABLISHED, settings.tcp_established_timeout), (TCP_CLOSE_WAIT, settings.tcp_close_wait_timeout)]));
+    desired.extend(timeouts([(TCP_ESTABLISHED, settings.tcp_established_timeout), (TCP_CLOSE_WAIT, settings.tcp_close_wait_timeout)]));
     if settings.tcp_be_liberal {
-        wanted.push(exactly(TCP_BE_LIBERAL, 1));
+        desired.push(exactly(TCP_BE_LIBERAL, 1));
     }
-    wanted.extend(timeouts([(UDP, settings.udp_timeout), (UDP_STREAM, settings.udp_stream_timeout)]));
-    wanted
+    desired.extend(timeouts([(UDP, settings.udp_timeout), (UDP_STREAM, settings.udp_stream_timeout)]));
+    desired
 }
 
-/// The limit of tracked connections; zero for none to set.
+/// The limit of tracked connections. Zero leaves the live value.
 fn max_connections(settings: &ConntrackSettings, cores: usize) -> u64 {
     if settings.max_per_core == 0 {
         return 0;
@@ -125,16 +159,16 @@ mod tests {
         assert_eq!(max(32_768, 131_072, 32), 1_048_576);
         assert_eq!(max(32_768, 131_072, 33), 1_048_576);
         assert_eq!(max(32_768, 0, 1), 32_768);
-        // Only what is scaled is capped, and then a larger min does not count.
+        // The cap applies to the scaled value only. A larger min is ignored then.
         assert_eq!(max(1, 2_000_000, 1), 2_000_000);
         assert_eq!(max(32_768, 2_000_000, 33), 1_048_576);
         assert_eq!(max(u32::MAX, u32::MAX, usize::MAX), 1_048_576);
-        // Zero per core leaves it alone, whatever min says.
+        // Zero per core leaves the live value, even if min is set.
         assert_eq!(max(0, 131_072, 64), 0);
     }
 
     #[test]
-    fn defaults_set_the_limit_the_buckets_and_tcp_in_this_order() {
+    fn defaults_set_limit_buckets_and_tcp_timeouts_in_this_order() {
         assert_eq!(
             conntrack(&ConntrackSettings::default(), 8),
             [
@@ -147,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_leaves_everything_alone_and_fractions_are_cut_off() {
+    fn zero_changes_nothing_and_fractions_of_seconds_are_truncated() {
         let zero = ConntrackSettings {
             max_per_core: 0,
             min: 131_072,
@@ -172,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_knows_its_names_and_when_it_is_met() {
+    fn a_setting_has_a_name_a_command_and_a_desired_value() {
         let max = exactly(MAX, 131_072);
         assert_eq!(max.name(), "sysctl net/netfilter/nf_conntrack_max");
         assert_eq!(max.command(), "sysctl -w net.netfilter.nf_conntrack_max=131072");
@@ -184,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn only_numbers_of_the_host_may_stay() {
+    fn only_host_wide_settings_may_stay() {
         use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, Unsupported};
         let max = exactly(MAX, 131_072);
         for (current, refused, read_only, stays) in [
@@ -200,38 +234,5 @@ mod tests {
             assert_eq!(max.may_stay(current, refused, read_only), stays, "{current} {refused:?} {read_only}");
         }
         assert!(!exactly(TCP_CLOSE_WAIT, 60).may_stay(3_600, PermissionDenied, true));
-    }
-}
-
-/// What connection tracking is to be like on this node (spec section 1.10). Zero means: leave the kernel's own value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConntrackSettings {
-    /// Tracked connections per hardware thread; zero leaves the limit alone, whatever `min` says.
-    pub max_per_core: u32,
-    /// Tracked connections at least, where the limit is set at all.
-    pub min: u32,
-    /// How long an idle TCP connection is remembered. Whole seconds; fractions are cut off.
-    pub tcp_established_timeout: Duration,
-    /// How long a TCP connection is remembered in `CLOSE_WAIT`. Whole seconds; fractions are cut off.
-    pub tcp_close_wait_timeout: Duration,
-    /// Let TCP packets outside the window pass. False leaves the kernel's own value.
-    pub tcp_be_liberal: bool,
-    /// How long a UDP flow without an answer is remembered. Whole seconds; less than one becomes zero (spec section 12.47).
-    pub udp_timeout: Duration,
-    /// How long a UDP flow with answers is remembered. Whole seconds; less than one becomes zero.
-    pub udp_stream_timeout: Duration,
-}
-
-impl Default for ConntrackSettings {
-    fn default() -> Self {
-        Self {
-            max_per_core: 32_768,
-            min: 131_072,
-            tcp_established_timeout: Duration::from_secs(24 * 60 * 60),
-            tcp_close_wait_timeout: Duration::from_secs(60 * 60),
-            tcp_be_liberal: false,
-            udp_timeout: Duration::ZERO,
-            udp_stream_timeout: Duration::ZERO,
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Links, as the kernel shows them and as they should be.
+//! Links (network interfaces): their attributes and addresses.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,29 +9,29 @@ use ipnetwork::IpNetwork;
 
 use super::mac::Mac;
 
-/// A link of this network namespace, in the parts that matter here.
+/// A link of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// The kernel's number of it.
+    /// The index of the link.
     pub index: u32,
-    /// Its name, at most 15 bytes.
+    /// The name, at most 15 bytes.
     pub name: String,
-    /// Its hardware address; `None` if it has none, or one of another length.
+    /// The hardware address. `None` if the link has none, or one that is not 6 bytes long.
     pub mac: Option<Mac>,
-    /// Largest packet, in bytes.
+    /// The MTU in bytes.
     pub mtu: u32,
-    /// It is set up (`IFF_UP`).
+    /// True if the link is set up (`IFF_UP`).
     pub up: bool,
-    /// The bridge it is a port of, by number.
+    /// The index of the bridge that the link is a port of.
     pub master: Option<u32>,
-    /// What it is.
+    /// The kind of link.
     pub kind: LinkKind,
-    /// Its addresses, each with its prefix length, in the kernel's order.
+    /// The addresses, in the order of the kernel.
     pub addresses: Vec<LinkAddress>,
 }
 
 impl Link {
-    /// Its index and its name.
+    /// The index and the name.
     #[must_use]
     pub fn id(&self) -> LinkId {
         LinkId { index: self.index, name: self.name.as_str().into() }
@@ -41,9 +41,9 @@ impl Link {
 /// A link that exists. Requests use its index, messages its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkId {
-    /// Its index.
+    /// The index.
     pub index: u32,
-    /// Its name when it was listed.
+    /// The name when the link was listed.
     pub name: Box<str>,
 }
 
@@ -76,30 +76,30 @@ impl LinkNames {
 pub struct LinkAddress {
     /// Address and prefix length, host bits included.
     pub net: IpNetwork,
-    /// How far it is valid.
+    /// The scope in which the address is valid.
     pub scope: Scope,
-    /// It was not assigned for a limited time (`IFA_F_PERMANENT`).
+    /// True if the address has no limited lifetime (`IFA_F_PERMANENT`).
     pub permanent: bool,
-    /// It is one of those that change for privacy (`IFA_F_TEMPORARY`).
+    /// True for a temporary address of the IPv6 privacy extensions (`IFA_F_TEMPORARY`).
     pub temporary: bool,
-    /// It should not be used for new connections (`IFA_F_DEPRECATED`).
+    /// True if new connections should not use the address (`IFA_F_DEPRECATED`).
     pub deprecated: bool,
 }
 
-/// How far an address is valid (`RT_SCOPE_*`).
+/// The scope in which an address is valid (`RT_SCOPE_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// Everywhere.
     Universe,
-    /// On its link.
+    /// On the link.
     Link,
     /// On this host.
     Host,
-    /// Something else.
+    /// Any other scope.
     Other(u8),
 }
 
-/// What a link is.
+/// The kind of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// A VXLAN tunnel end point.
@@ -108,30 +108,30 @@ pub enum LinkKind {
     Bridge,
     /// A loopback.
     Loopback,
-    /// Anything else, by the kernel's word for it; empty for hardware.
+    /// Any other kind, by its name in the kernel. Empty for a hardware interface.
     Other(String),
 }
 
-/// A VXLAN tunnel end point (RFC 7348), in the attributes that are set when it is made.
+/// The attributes of a VXLAN link (RFC 7348), as they are set when the link is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vxlan {
-    /// The network's identifier, 0 to 2^24-1.
+    /// The network identifier (VNI), 0 to 2^24-1.
     pub vni: u32,
-    /// UDP port of the outer packets.
+    /// The UDP port of the outer packets.
     pub port: u16,
-    /// Source address of the outer packets.
+    /// The source address of the outer packets.
     pub local: Option<IpAddr>,
-    /// The link that outer packets leave by, by number.
+    /// The index of the link that the outer packets leave by.
     pub underlay: Option<u32>,
-    /// It learns where hardware addresses are from packets that come in.
+    /// The link learns FDB entries from the packets that it receives.
     pub learning: bool,
-    /// It has the group-based policy extension.
+    /// The link uses the group-based policy extension.
     pub gbp: bool,
-    /// It has no VNI of its own, but what routes and rules say of each packet (`IFLA_VXLAN_COLLECT_METADATA`).
+    /// The link has no VNI of its own: routes and programs set it for each packet (`IFLA_VXLAN_COLLECT_METADATA`).
     pub external: bool,
-    /// Misses of the forwarding table or the neighbour table are reported to user space.
+    /// The kernel reports misses in the FDB or the neighbour table to user space.
     pub reports_misses: bool,
-    /// Outer UDP packets over IPv4 have a checksum.
+    /// Outer IPv4 packets have a UDP checksum.
     pub checksum: bool,
 }
 

@@ -5,24 +5,24 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A 48-bit hardware address. Prints in lower case, `02:00:5e:10:00:01`.
+/// A 48-bit hardware address. Prints in lower case, like `02:00:5e:10:00:01`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
-/// A text that is no hardware address.
+/// The error for a text that is not a hardware address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a hardware address (like 02:00:5e:10:00:01)")]
 pub struct BadMac(pub String);
 
 impl Mac {
-    /// Makes a unicast, locally administered address of any six bytes.
+    /// Turns any six bytes into a unicast, locally administered address.
     #[must_use]
     pub const fn local(mut bytes: [u8; 6]) -> Self {
         bytes[0] = (bytes[0] & 0xfe) | 0x02;
         Self(bytes)
     }
 
-    /// Whether one station can have it: it is neither a group's nor zero.
+    /// True for the address of a single station: neither multicast nor zero.
     #[must_use]
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
@@ -41,7 +41,7 @@ impl fmt::Display for Mac {
 impl FromStr for Mac {
     type Err = BadMac;
 
-    /// Reads `02:00:5e:10:00:01`, `02-00-5e-10-00-01` or `0200.5e10.0001`, as Go's `net.ParseMAC` does. A byte between colons may have one
+    /// Parses `02:00:5e:10:00:01`, `02-00-5e-10-00-01` or `0200.5e10.0001`, as Go's `net.ParseMAC` does. A byte between colons may have one
     /// digit.
     fn from_str(text: &str) -> Result<Self, BadMac> {
         let (separator, digits, bytes_each) = match text {
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_and_printed() {
+    fn addresses_are_parsed_and_printed() {
         assert_eq!("02:00:5E:10:0:1".parse(), Ok(Mac([2, 0, 0x5e, 0x10, 0, 1])));
         assert_eq!(Mac([2, 0, 0x5e, 0x10, 0, 1]).to_string(), "02:00:5e:10:00:01");
         for text in ["02-00-5e-10-00-01", "02-00-5E-10-00-01", "0200.5e10.0001", "0200.5E10.0001"] {

@@ -5,9 +5,9 @@ use std::hash::Hash;
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-/// By which door of a Service connections come.
+/// By which address of a Service connections come.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Door {
+pub struct ServiceAddress {
     /// The Service's namespace.
     pub namespace: String,
     /// The Service's name.
@@ -20,7 +20,7 @@ pub struct Door {
 
 /// To which endpoint of a Service connections go.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Target {
+pub struct ServiceEndpoint {
     /// The Service's namespace.
     pub namespace: String,
     /// The Service's name.
@@ -33,14 +33,14 @@ pub struct Target {
 
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
+pub struct PacketCount {
     /// Packets.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
 }
 
-impl Count {
+impl PacketCount {
     fn add(&mut self, other: Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -55,24 +55,24 @@ impl Count {
 
 /// What has come, by what it came by.
 #[derive(Debug)]
-pub struct Sums<K> {
-    by: HashMap<K, Count>,
+pub struct TrafficSums<K> {
+    by: HashMap<K, PacketCount>,
     limit: usize,
 }
 
-impl<K: Hash + Eq> Sums<K> {
+impl<K: Hash + Eq> TrafficSums<K> {
     pub(crate) fn new(limit: usize) -> Self {
         Self { by: HashMap::new(), limit }
     }
 
-    pub(crate) fn add(&mut self, key: K, count: Count) {
+    pub(crate) fn add(&mut self, key: K, count: PacketCount) {
         // One more tells that there are too many.
         if self.by.len() <= self.limit || self.by.contains_key(&key) {
             self.by.entry(key).or_default().add(count);
         }
     }
 
-    pub(crate) fn take_back(&mut self, key: &K, count: Count) {
+    pub(crate) fn take_back(&mut self, key: &K, count: PacketCount) {
         if let Some(sum) = self.by.get_mut(key) {
             sum.packets = sum.packets.saturating_sub(count.packets);
             sum.bytes = sum.bytes.saturating_sub(count.bytes);
@@ -93,24 +93,24 @@ impl<K: Hash + Eq> Sums<K> {
 
     /// Each, unless there are too many.
     #[must_use]
-    pub fn counts(&self) -> HashMap<&K, Count> {
+    pub fn counts(&self) -> HashMap<&K, PacketCount> {
         if self.is_over() { HashMap::new() } else { self.by.iter().map(|(key, count)| (key, *count)).collect() }
     }
 }
 
 /// What has come since the reading before.
 #[derive(Debug)]
-pub struct Since {
-    /// By doors.
-    pub doors: Sums<Door>,
+pub struct TrafficDelta {
+    /// By addresses.
+    pub addresses: TrafficSums<ServiceAddress>,
     /// To endpoints.
-    pub targets: Sums<Target>,
+    pub endpoints: TrafficSums<ServiceEndpoint>,
 }
 
-impl Since {
+impl TrafficDelta {
     /// Nothing has come yet. What there are more of than this is not counted.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { doors: Sums::new(limit), targets: Sums::new(limit) }
+        Self { addresses: TrafficSums::new(limit), endpoints: TrafficSums::new(limit) }
     }
 }

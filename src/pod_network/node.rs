@@ -42,7 +42,7 @@ pub struct NetworkNode {
     pub pod_cidrs: Result<PerFamily<IpNetwork>, BadPodCidrs>,
     /// Its annotations.
     pub annotations: NodeAnnotations,
-    /// Its addresses of type `InternalIP`, in order.
+    /// Its `InternalIP` addresses, in order.
     pub internal_ips: Vec<IpAddr>,
 }
 

@@ -1,41 +1,42 @@
-//! The settings of the pod network, parsed and complete. The keys of net-conf.json are in [`super::net_conf`]. PURE.
+//! What the operator asked for about the pod network, resolved: plain data, no parsing left to do. What is in net-conf.json is in
+//! [`super::net_conf`].
 
 use std::path::PathBuf;
 
 use super::allocation::LeaseTerms;
-use super::annotations::{DEFAULT_PREFIX, Prefix};
+use super::annotations::Prefix;
 use super::interface::InterfaceOptions;
 
-/// All settings of the pod network that are not in net-conf.json.
+/// Everything about the pod network that is not in net-conf.json.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// Where this node's subnets come from.
     pub subnet_source: SubnetSource,
-    /// How long leases of subnets last, with [`SubnetSource::Lease`].
+    /// How long leases of subnets last, where this node takes one.
     pub lease_terms: LeaseTerms,
-    /// Path of net-conf.json.
+    /// net-conf.json.
     pub net_config_path: PathBuf,
-    /// Path of subnet.env.
+    /// subnet.env.
     pub subnet_file: PathBuf,
-    /// Folder in which the CNI configuration is written when the network is ready; `None` writes none.
+    /// Where the CNI configuration is written once pods can have a network; `None` for nowhere.
     pub cni_conf_dir: Option<PathBuf>,
-    /// The options that select the external interface.
+    /// What is asked for about the external interface.
     pub interface: InterfaceOptions,
-    /// Packets that leave the network get this node's address.
+    /// What leaves the network has this node's address.
     pub masquerade: bool,
-    /// Masquerading chooses a random source port, if iptables supports that.
+    /// It has a random source port, where iptables can do that.
     pub random_fully: bool,
-    /// Forwarded packets from and to pods are accepted.
+    /// What is forwarded from or to pods is accepted.
     pub forward_rules: bool,
-    /// Packets to addresses of this node's subnet that no pod has are dropped by a blackhole route.
+    /// What no pod of this node has is swallowed.
     pub blackhole_route: bool,
-    /// The prefix of annotation names, as the operator typed it.
+    /// What names of annotations start with, as typed.
     pub annotation_prefix: String,
-    /// The same prefix, completed.
+    /// The same, completed.
     pub prefix: Prefix,
-    /// The daemon writes the Node's condition `NetworkUnavailable`.
+    /// The Node's condition NetworkUnavailable says whether the network works.
     pub set_network_unavailable: bool,
-    /// Transmit checksum offload of VXLAN links; `None` leaves it unchanged.
+    /// Transmit checksum offload of VXLAN links, if it is not to be left as it is.
     pub checksum_offload: Option<bool>,
 }
 
@@ -44,28 +45,42 @@ impl Default for NetworkSettings {
         Self {
             subnet_source: SubnetSource::Node,
             lease_terms: LeaseTerms::of(LeaseTerms::DURATION),
-            net_config_path: "/etc/kube-flannel/net-conf.json".into(),
-            subnet_file: "/run/flannel/subnet.env".into(),
+            net_config_path: defaults::NET_CONFIG_PATH.into(),
+            subnet_file: defaults::SUBNET_FILE.into(),
             cni_conf_dir: None,
             interface: InterfaceOptions::default(),
-            masquerade: false,
-            random_fully: true,
-            forward_rules: true,
-            blackhole_route: false,
-            annotation_prefix: DEFAULT_PREFIX.into(),
+            masquerade: defaults::MASQUERADE,
+            random_fully: defaults::RANDOM_FULLY,
+            forward_rules: defaults::FORWARD_RULES,
+            blackhole_route: defaults::BLACKHOLE_ROUTE,
+            annotation_prefix: defaults::ANNOTATION_PREFIX.into(),
             prefix: Prefix::default(),
-            set_network_unavailable: true,
+            set_network_unavailable: defaults::SET_NETWORK_UNAVAILABLE,
             checksum_offload: None,
         }
     }
 }
 
-/// The source of a node's subnets.
+/// The defaults, which are also those of the flags.
+#[allow(missing_docs, reason = "each has the name of its field in NetworkSettings")]
+pub mod defaults {
+    pub use crate::pod_network::annotations::DEFAULT_PREFIX as ANNOTATION_PREFIX;
+
+    pub const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
+    pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+    pub const MASQUERADE: bool = false;
+    pub const RANDOM_FULLY: bool = true;
+    pub const FORWARD_RULES: bool = true;
+    pub const BLACKHOLE_ROUTE: bool = false;
+    pub const SET_NETWORK_UNAVAILABLE: bool = true;
+}
+
+/// Where a node's subnets come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SubnetSource {
-    /// `spec.podCIDRs` of its Node, assigned by the cluster.
+    /// `spec.podCIDRs` of its Node, which the cluster assigns.
     #[default]
     Node,
-    /// A Lease that the node takes itself.
+    /// A Lease of its own, which it takes.
     Lease,
 }

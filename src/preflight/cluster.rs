@@ -1,4 +1,4 @@
-//! What the API server allows, and what it says of this node.
+//! Checks of the API server: permissions, and the Node object of this node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -6,25 +6,24 @@ use std::fmt::Write as _;
 use crate::cluster::Node;
 use crate::kubernetes::permission::{NeededPermission, Permission};
 
-use super::{Check, Part};
+use super::{Check, CheckGroup};
 
-const PART: Part = Part::Cluster;
+const GROUP: CheckGroup = CheckGroup::Cluster;
 
-/// What is asked of the API server, and what it does not allow.
+/// Checks that the API server grants every permission that sepal needs.
 #[must_use]
 pub fn permissions(needed: &[NeededPermission], missing: &[NeededPermission]) -> Check {
     let name = "permissions";
     if missing.is_empty() {
-        return Check::ok(PART, name, format!("all {} that are needed", needed.len()));
+        return Check::ok(GROUP, name, format!("all {} needed permissions are granted", needed.len()));
     }
     let listed: Vec<String> =
         missing.iter().map(|NeededPermission { permission, .. }| format!("{} {}", permission.verb, permission.resource)).collect();
-    Check::failed(PART, name, format!("not allowed: {}", listed.join(", ")), rules(missing))
+    Check::failed(GROUP, name, format!("not allowed: {}", listed.join(", ")), role_rules(missing))
 }
 
-/// The rules that are missing, as they stand in roles. What is needed in one namespace belongs in a Role there.
-#[must_use]
-pub fn rules(missing: &[NeededPermission]) -> String {
+/// The missing rules as YAML for a `ClusterRole`, and for a Role if the permission is needed in one namespace only.
+fn role_rules(missing: &[NeededPermission]) -> String {
     let mut text = String::new();
     let namespaces: BTreeSet<Option<&str>> = missing.iter().map(|needed| needed.namespace).collect();
     for namespace in namespaces {
@@ -46,41 +45,40 @@ pub fn rules(missing: &[NeededPermission]) -> String {
     text
 }
 
-/// What is needed of this node's Node.
+/// What sepal needs to find in the Node object of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Local traffic is told apart by its pod CIDR (`detectLocalMode: NodeCIDR`).
+pub struct NodeNeeds {
+    /// The service proxy detects local traffic by the pod CIDR (`detectLocalMode: NodeCIDR`).
     pub by_pod_cidr: bool,
-    /// The pod network takes its subnet from there.
+    /// The pod network takes its subnet from the pod CIDR.
     pub subnet: bool,
-    /// sepal gives it one by itself.
+    /// sepal assigns a subnet by a Lease if the Node has no pod CIDR.
     pub leased: bool,
 }
 
-/// Whether the Node is there and says what is needed.
+/// Checks that the Node object exists and has an address, and a pod CIDR if one is needed.
 #[must_use]
-pub fn node(name: &str, node: Option<&Node>, wanted: Wanted) -> Vec<Check> {
+pub fn node(name: &str, node: Option<&Node>, needs: NodeNeeds) -> Vec<Check> {
     let Some(node) = node else {
-        let cure = "kubelet makes it; if it has another name, say --hostname-override, or NODE_NAME by the downward API";
-        return vec![Check::failed(PART, "Node", format!("there is no Node {name}"), cure)];
+        let cure = "kubelet creates it. If it has another name, set --hostname-override, or NODE_NAME by the downward API";
+        return vec![Check::failed(GROUP, "Node", format!("there is no Node {name}"), cure)];
     };
     let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
     let mut checks = vec![if addresses.is_empty() {
-        let cure = "kubelet sets it; see its --node-ip, or what the cloud provider says";
-        Check::warning(PART, "Node", format!("{name} has no address"), cure)
+        let cure = "kubelet or the cloud provider sets it. See --node-ip of kubelet";
+        Check::warning(GROUP, "Node", format!("{name} has no address"), cure)
     } else {
-        Check::ok(PART, "Node", format!("{name} with {}", addresses.join(" and ")))
+        Check::ok(GROUP, "Node", format!("{name} with {}", addresses.join(" and ")))
     }];
-    let needs_cidr = wanted.by_pod_cidr || wanted.subnet;
-    if needs_cidr {
+    if needs.by_pod_cidr || needs.subnet {
         let cidrs: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
-        checks.push(match (cidrs.is_empty(), wanted.leased) {
-            (false, _) => Check::ok(PART, "pod CIDR", cidrs.join(" and ")),
-            (true, true) => Check::ok(PART, "pod CIDR", "none yet; this node takes one by a Lease"),
+        checks.push(match (cidrs.is_empty(), needs.leased) {
+            (false, _) => Check::ok(GROUP, "pod CIDR", cidrs.join(" and ")),
+            (true, true) => Check::ok(GROUP, "pod CIDR", "none yet. sepal assigns one by a Lease"),
             (true, false) => Check::failed(
-                PART,
+                GROUP,
                 "pod CIDR",
-                format!("Node {name} has none"),
+                format!("Node {name} has no pod CIDR"),
                 "start kube-controller-manager with --allocate-node-cidrs and --cluster-cidr (kubeadm: --pod-network-cidr), or let sepal assign \
                  subnets: --subnet-source=lease",
             ),
@@ -91,7 +89,7 @@ pub fn node(name: &str, node: Option<&Node>, wanted: Wanted) -> Vec<Check> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::CheckOutcome;
     use super::*;
 
     fn needed(verb: &'static str, group: &'static str, resource: &'static str, namespace: Option<&'static str>) -> NeededPermission {
@@ -99,29 +97,29 @@ mod tests {
     }
 
     #[test]
-    fn missing_rules_can_be_pasted() {
+    fn missing_rules_are_printed_as_yaml() {
         let missing = [
             needed("list", "", "nodes", None),
             needed("watch", "", "nodes", None),
             needed("create", "coordination.k8s.io", "leases", Some("kube-system")),
         ];
         let check = permissions(&missing, &missing);
-        assert_eq!(check.outcome, Outcome::Failed);
-        let wanted = "# add to its ClusterRole\nrules:\n  - {apiGroups: [\"\"], resources: [nodes], verbs: [list, watch]}\n\
+        assert_eq!(check.outcome, CheckOutcome::Failed);
+        let expected = "# add to its ClusterRole\nrules:\n  - {apiGroups: [\"\"], resources: [nodes], verbs: [list, watch]}\n\
                       # add to its Role in namespace kube-system\nrules:\n  - {apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [create]}";
-        assert_eq!(check.cure, wanted);
-        assert_eq!(permissions(&missing, &[]).outcome, Outcome::Ok);
+        assert_eq!(check.cure, expected);
+        assert_eq!(permissions(&missing, &[]).outcome, CheckOutcome::Ok);
     }
 
     #[test]
-    fn a_node_without_what_is_needed_is_told_of() {
-        let wanted = Wanted { by_pod_cidr: false, subnet: true, leased: false };
+    fn a_node_without_a_pod_cidr_or_address_is_reported() {
+        let needs = NodeNeeds { by_pod_cidr: false, subnet: true, leased: false };
         let bare = Node { addresses: vec!["192.0.2.1".parse().expect("an address")], ..Node::default() };
-        let outcomes = |node: Option<&Node>, wanted| super::node("a", node, wanted).iter().map(|check| check.outcome).collect::<Vec<_>>();
-        assert_eq!(outcomes(None, wanted), [Outcome::Failed]);
-        assert_eq!(outcomes(Some(&bare), wanted), [Outcome::Ok, Outcome::Failed]);
-        assert_eq!(outcomes(Some(&bare), Wanted { leased: true, ..wanted }), [Outcome::Ok, Outcome::Ok]);
-        assert_eq!(outcomes(Some(&bare), Wanted { subnet: false, ..wanted }), [Outcome::Ok]);
-        assert_eq!(outcomes(Some(&Node::default()), Wanted { subnet: false, ..wanted }), [Outcome::Warning]);
+        let outcomes = |node: Option<&Node>, needs| super::node("a", node, needs).iter().map(|check| check.outcome).collect::<Vec<_>>();
+        assert_eq!(outcomes(None, needs), [CheckOutcome::Failed]);
+        assert_eq!(outcomes(Some(&bare), needs), [CheckOutcome::Ok, CheckOutcome::Failed]);
+        assert_eq!(outcomes(Some(&bare), NodeNeeds { leased: true, ..needs }), [CheckOutcome::Ok, CheckOutcome::Ok]);
+        assert_eq!(outcomes(Some(&bare), NodeNeeds { subnet: false, ..needs }), [CheckOutcome::Ok]);
+        assert_eq!(outcomes(Some(&Node::default()), NodeNeeds { subnet: false, ..needs }), [CheckOutcome::Warning]);
     }
 }

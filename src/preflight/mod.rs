@@ -1,9 +1,9 @@
-//! What sepal needs of a node, and what was found of it: `sepal preflight`. Pure: readings in, checks out. Whoever takes the readings is in
-//! [`crate::cli`].
+//! `sepal preflight`: decides what a node lacks, and names the cure. Pure: takes values that [`crate::cli`] read from the node, and returns
+//! checks.
 //!
-//! - [`probes`]: a rule for each match and target that sepal writes, to be tried.
-//! - [`iptables`], [`kernel`], [`node`], [`network`], [`tunnel_port`], [`cluster`]: what readings mean.
-//! - [`print`]: checks as text and as JSON.
+//! - [`probes`]: one test rule for each match and target that sepal writes.
+//! - [`iptables`], [`kernel`], [`node`], [`network`], [`tunnel_port`], [`cluster`]: one function per check.
+//! - [`print`]: prints the checks as text and as JSON.
 
 pub mod cluster;
 pub mod iptables;
@@ -14,40 +14,40 @@ pub mod print;
 pub mod probes;
 pub mod tunnel_port;
 
-/// One thing that was looked at, and what came of it.
+/// One check with its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// Where it belongs.
-    pub part: Part,
-    /// What was looked at, in a few words that do not change from release to release.
+    /// The group of the report that the check belongs to.
+    pub group: CheckGroup,
+    /// What was checked. Programs may rely on this name, so it does not change from release to release.
     pub name: String,
-    /// What came of it.
-    pub outcome: Outcome,
-    /// What was found.
+    /// Whether the node passes the check.
+    pub outcome: CheckOutcome,
+    /// What was found on the node.
     pub found: String,
-    /// What to do about it; empty where there is nothing to do, or where `found` says so already. May have several lines.
+    /// How to fix it. May have several lines. Empty if there is nothing to fix, or if `found` says how.
     pub cure: String,
 }
 
-/// Parts of the report, in its order.
+/// The groups of the report, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// Flags and files.
+pub enum CheckGroup {
+    /// Flags and configuration files.
     Configuration,
-    /// The iptables programs, and what the kernel knows for them.
+    /// The iptables programs and the kernel support for them.
     Iptables,
-    /// Settings of the kernel.
+    /// Kernel settings.
     Kernel,
-    /// The rest of the node.
+    /// Other programs on the node, their interfaces, files and ports.
     Node,
-    /// The API server, and this node's Node.
+    /// The API server and this node's Node object.
     Cluster,
-    /// VXLAN and the interface below it.
+    /// VXLAN and the external interface.
     PodNetwork,
 }
 
-impl Part {
-    /// A word for it.
+impl CheckGroup {
+    /// The name of the group in the report.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -61,21 +61,21 @@ impl Part {
     }
 }
 
-/// What came of a check.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is as it should be.
+pub enum CheckOutcome {
+    /// Nothing to fix.
     Ok,
-    /// sepal runs with it, but something will not be as one may expect.
+    /// sepal runs, but some feature does not work as expected.
     Warning,
-    /// sepal, or what it is there for, does not work like this.
+    /// sepal does not start, or does not work.
     Failed,
-    /// It could not be looked at; `found` says why.
+    /// The check could not be made. `found` says why.
     NotChecked,
 }
 
-impl Outcome {
-    /// A word for it.
+impl CheckOutcome {
+    /// The name of the outcome in the report.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -88,33 +88,33 @@ impl Outcome {
 }
 
 impl Check {
-    /// It is as it should be.
+    /// A check with nothing to fix.
     #[must_use]
-    pub fn ok(part: Part, name: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { part, name: name.into(), outcome: Outcome::Ok, found: found.into(), cure: String::new() }
+    pub fn ok(group: CheckGroup, name: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { group, name: name.into(), outcome: CheckOutcome::Ok, found: found.into(), cure: String::new() }
     }
 
-    /// It works, but.
+    /// A check with a problem that sepal can run with.
     #[must_use]
-    pub fn warning(part: Part, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Warning, cure: cure.into(), ..Self::ok(part, name, found) }
+    pub fn warning(group: CheckGroup, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { outcome: CheckOutcome::Warning, cure: cure.into(), ..Self::ok(group, name, found) }
     }
 
-    /// It does not work.
+    /// A check with a problem that keeps sepal from working.
     #[must_use]
-    pub fn failed(part: Part, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Failed, cure: cure.into(), ..Self::ok(part, name, found) }
+    pub fn failed(group: CheckGroup, name: impl Into<String>, found: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { outcome: CheckOutcome::Failed, cure: cure.into(), ..Self::ok(group, name, found) }
     }
 
-    /// It could not be looked at.
+    /// A check that could not be made.
     #[must_use]
-    pub fn not_checked(part: Part, name: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { outcome: Outcome::NotChecked, ..Self::ok(part, name, why) }
+    pub fn not_checked(group: CheckGroup, name: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { outcome: CheckOutcome::NotChecked, ..Self::ok(group, name, why) }
     }
 }
 
-/// Whether nothing has failed.
+/// True if no check failed.
 #[must_use]
 pub fn passed(checks: &[Check]) -> bool {
-    checks.iter().all(|check| check.outcome != Outcome::Failed)
+    checks.iter().all(|check| check.outcome != CheckOutcome::Failed)
 }

@@ -1,36 +1,36 @@
-//! A rule for each match and each target that sepal writes into iptables: for Services, for the pod network, and as a CNI plugin. Whether
-//! the program and the kernel know them is found out by writing them.
+//! One test rule for each iptables match and target that sepal writes: for Services, for the pod network, and as the CNI plugin. `preflight`
+//! writes them to find out whether the iptables program and the kernel support them.
 
 use std::fmt::Write as _;
 
 use crate::cluster::Family;
 use crate::table::Table;
 
-/// A match or a target, and a rule that has it.
+/// A match or target, with a rule that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// Its name, as after `-m` or `-j`.
+pub struct RuleProbe {
+    /// The name after `-m` or `-j`.
     pub name: &'static str,
-    /// The table that the rule is for.
+    /// The table of the rule.
     pub table: Table,
     rule: &'static str,
-    /// What does not work without it; empty where nothing does.
+    /// What does not work without it. Empty if nothing works.
     pub without: &'static str,
 }
 
-/// The chain that rules are tried in.
+/// The chain of the test rules.
 const CHAIN: &str = "SEPAL-PREFLIGHT";
 
-const fn nat(name: &'static str, rule: &'static str) -> Probe {
-    Probe { name, table: Table::Nat, rule, without: "" }
+const fn nat(name: &'static str, rule: &'static str) -> RuleProbe {
+    RuleProbe { name, table: Table::Nat, rule, without: "" }
 }
 
-const fn filter(name: &'static str, rule: &'static str) -> Probe {
-    Probe { name, table: Table::Filter, rule, without: "" }
+const fn filter(name: &'static str, rule: &'static str) -> RuleProbe {
+    RuleProbe { name, table: Table::Filter, rule, without: "" }
 }
 
-/// All of them. Words in braces stand for what differs by family and by version.
-pub const PROBES: [Probe; 16] = [
+/// All matches and targets. The words in braces differ by IP family and by iptables version.
+pub const PROBES: [RuleProbe; 16] = [
     nat("comment", "-m comment --comment \"sepal preflight\" -j RETURN"),
     nat("tcp", "-p tcp -m tcp --dport 80 -j RETURN"),
     nat("udp", "-p udp -m udp --dport 53 -j RETURN"),
@@ -43,23 +43,23 @@ pub const PROBES: [Probe; 16] = [
     nat("MARK", "-j MARK --or-mark 0x4000"),
     filter("REJECT", "-j REJECT"),
     filter("DROP", "-j DROP"),
-    Probe {
-        without: "Services with sessionAffinity are not written",
+    RuleProbe {
+        without: "sepal writes no rules for Services with sessionAffinity",
         ..nat("recent", "-m recent --name SEPAL-PREFLIGHT --rcheck --seconds 10800 --reap -j RETURN")
     },
-    Probe { without: "Services with protocol SCTP are not written", ..nat("sctp", "-p sctp -m sctp --dport 80 -j RETURN") },
-    Probe {
-        without: "the CNI plugin cannot map ports of the host to pods",
+    RuleProbe { without: "sepal writes no rules for Services with protocol SCTP", ..nat("sctp", "-p sctp -m sctp --dport 80 -j RETURN") },
+    RuleProbe {
+        without: "the CNI plugin cannot map host ports to pods",
         ..nat("multiport", "-p tcp -m multiport --dports 80,443 -j RETURN")
     },
-    Probe {
-        without: "packets that are dropped for their state, and NodePort traffic on loopback, go uncounted",
+    RuleProbe {
+        without: "sepal does not count packets dropped for their state, nor NodePort traffic on loopback",
         ..filter("nfacct", "-m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j RETURN")
     },
 ];
 
-impl Probe {
-    /// What iptables-restore gets to try it, in a chain of its own that nothing leads to.
+impl RuleProbe {
+    /// The input of iptables-restore that tries the rule. It adds a chain that no rule jumps to.
     #[must_use]
     pub fn text(&self, family: Family, random_fully: bool) -> String {
         let to = if family == Family::V4 { "192.0.2.1:80" } else { "[2001:db8::1]:80" };
@@ -70,7 +70,7 @@ impl Probe {
     }
 }
 
-/// The matches and targets in rules, for tests that all of them are tried. Verdicts that are no modules, and chains, are left out.
+/// The matches and targets in rules, without chains and without the verdicts ACCEPT and RETURN. For tests that compare them with the probes.
 #[cfg(test)]
 pub(crate) fn used(rules: &str) -> std::collections::BTreeSet<&str> {
     let words = |flag| rules.split(flag).skip(1).filter_map(|rest: &str| rest.split_whitespace().next());
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_written_is_tried() {
+    fn every_match_and_target_of_the_golden_files_has_a_probe() {
         let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
         let mut used = BTreeSet::new();
         let mut files = 0;
@@ -98,13 +98,13 @@ mod tests {
         }
         assert!(files > 50 && used.len() > 10, "{files} files, {used:?}");
         let tried: BTreeSet<String> = PROBES.iter().map(|probe| probe.name.to_owned()).collect();
-        let of_the_plugin = BTreeSet::from(["multiport".to_owned()]);
-        assert_eq!(tried.difference(&used).cloned().collect::<BTreeSet<_>>(), of_the_plugin, "tried for nobody");
-        assert_eq!(used.difference(&tried).collect::<Vec<_>>(), Vec::<&String>::new(), "not tried");
+        let only_cni = BTreeSet::from(["multiport".to_owned()]);
+        assert_eq!(tried.difference(&used).cloned().collect::<BTreeSet<_>>(), only_cni, "probes that no rule needs");
+        assert_eq!(used.difference(&tried).collect::<Vec<_>>(), Vec::<&String>::new(), "matches and targets without a probe");
     }
 
     #[test]
-    fn each_rule_has_what_it_is_named_for() {
+    fn each_probe_uses_the_match_or_target_of_its_name() {
         for probe in PROBES {
             let text = probe.text(Family::V6, true);
             assert!(text.contains(&format!("-m {} ", probe.name)) || text.contains(&format!("-j {}", probe.name)), "{text}");

@@ -1,32 +1,41 @@
-//! Settings of the service proxy: plain values that `config` fills in. PURE.
+//! The settings of the service proxy: plain values that `config` fills in. PURE.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-/// Everything the proxy's rules and its pace depend on (spec section 1.4).
+/// The settings that the proxy's rules and its timing depend on [kube-proxy 1.4].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxySettings {
-    /// How traffic from local pods is told apart.
+    /// How traffic of local pods is recognized.
     pub detect_local: DetectLocal,
-    /// Which node addresses answer for NodePorts.
+    /// The node addresses on which NodePorts answer.
     pub node_port_addresses: NodePortAddresses,
-    /// Masquerade all traffic to cluster IPs, not only what comes from outside the pods.
+    /// Masquerade all traffic to cluster IPs, not only traffic from outside the pods.
     pub masquerade_all: bool,
     /// The bit of the packet mark that means "masquerade", 0-31.
     pub masquerade_bit: u8,
-    /// NodePorts answer on 127.0.0.0/8 too (IPv4 only).
+    /// NodePorts also answer on 127.0.0.0/8 (IPv4 only).
     pub localhost_node_ports: bool,
     /// Feature gate `AllowServiceExternalIPs`.
     pub allow_external_ips: bool,
     /// `bindAddress`: overrides the node IP of its family unless unspecified.
     pub bind_address: Option<IpAddr>,
-    /// How long to wait before trying again after a failed sync, at most.
+    /// The longest wait before a failed sync is tried again, and the period of audits.
     pub sync_period: Duration,
-    /// Least time between the end of a sync and the start of the next, where one is asked for. If not, the pace follows from how long
-    /// syncs take.
+    /// The shortest time between the end of a sync and the start of the next. `None` if the operator set none: then the pause depends on
+    /// the duration of the sync.
     pub min_sync_period: Option<Duration>,
+}
+
+impl ProxySettings {
+    /// The default of `iptables.masqueradeBit`.
+    pub const MASQUERADE_BIT: u8 = 14;
+    /// The default of `iptables.localhostNodePorts`.
+    pub const LOCALHOST_NODE_PORTS: bool = true;
+    /// The default of `iptables.syncPeriod`.
+    pub const SYNC_PERIOD: Duration = Duration::from_secs(30);
 }
 
 impl Default for ProxySettings {
@@ -35,26 +44,26 @@ impl Default for ProxySettings {
             detect_local: DetectLocal::default(),
             node_port_addresses: NodePortAddresses::default(),
             masquerade_all: false,
-            masquerade_bit: 14,
-            localhost_node_ports: true,
+            masquerade_bit: Self::MASQUERADE_BIT,
+            localhost_node_ports: Self::LOCALHOST_NODE_PORTS,
             allow_external_ips: true,
             bind_address: None,
-            sync_period: Duration::from_secs(30),
+            sync_period: Self::SYNC_PERIOD,
             min_sync_period: None,
         }
     }
 }
 
-/// How traffic from local pods is told apart (spec section 1.7).
+/// How traffic of local pods is recognized [kube-proxy 1.7].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DetectLocal {
-    /// By source address: the first of these CIDRs of the family, if any.
+    /// By source address: the first of these CIDRs in the family, if any.
     ClusterCidr(Vec<IpNetwork>),
-    /// By source address: the first pod CIDR of the family of this Node.
+    /// By source address: the first pod CIDR of this Node in the family.
     NodeCidr,
-    /// By the bridge it comes in through.
+    /// By input interface: this bridge.
     BridgeInterface(String),
-    /// By the start of the name of the interface it comes in through.
+    /// By input interface: every interface whose name has this prefix.
     InterfaceNamePrefix(String),
 }
 
@@ -64,12 +73,12 @@ impl Default for DetectLocal {
     }
 }
 
-/// Which node addresses answer for NodePorts (spec section 1.7).
+/// The node addresses on which NodePorts answer [kube-proxy 1.7].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// Only the node's own primary addresses.
     Primary,
-    /// Addresses within these CIDRs; none of a family means all of that family.
+    /// Addresses within these CIDRs. If there is no CIDR of a family, all addresses of that family.
     Cidrs(Vec<IpNetwork>),
 }
 

@@ -1,4 +1,4 @@
-//! What the kernel is known to hold: what it acknowledged, or what was read from it.
+//! The acknowledged state: the rules that the kernel accepted from us, or that were read from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -9,46 +9,46 @@ use super::rules::Fixed;
 use crate::cluster::ServicePortName;
 
 use super::Table;
-use super::live::{FixedChain, Live};
+use super::live::{FixedChain, LiveTables};
 use super::outline::{Outline, Outlines};
 use super::rule::{Digest, split_line};
 
-/// The tables of one family as the kernel is known to hold them.
+/// The acknowledged tables of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acknowledged {
-    /// Service ports, as far as their rules are there.
+    /// The rules of each service port that are in the kernel.
     pub services: Outlines,
-    /// Fixed chains that are there, each with the digest of its fixed rules.
+    /// The fixed chains that exist, each with the digest of its fixed rules.
     pub fixed: BTreeMap<FixedChain, Digest>,
-    /// How often each jump is there, in the order of [`JUMPS`].
+    /// How many copies of each jump exist, in the order of [`JUMPS`].
     pub jumps: [usize; JUMPS.len()],
-    /// Chains with a service port's prefix that no service port has.
-    pub strange_chains: Vec<ChainName>,
-    /// Lines in shared chains that no service port has.
-    pub strange_lines: Vec<(Table, String)>,
+    /// Chains with the prefix of a service port's chain that belong to no service port.
+    pub unknown_chains: Vec<ChainName>,
+    /// Lines in shared chains that belong to no service port.
+    pub unknown_lines: Vec<(Table, String)>,
 }
 
-/// How live tables differ from what was thought of them: what somebody else did to them.
+/// The differences between the live tables and the acknowledged ones: changes that other programs made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drift {
-    /// Service ports whose rules are not what they were.
+    /// Service ports whose rules changed.
     pub services: Vec<ServicePortName>,
-    /// Fixed chains that are not what they were.
+    /// Fixed chains that changed.
     pub chains: Vec<FixedChain>,
-    /// Jumps that are missing or there more than once, by their place in [`JUMPS`].
+    /// Jumps that are missing or duplicated, as indexes into [`JUMPS`].
     pub jumps: Vec<usize>,
-    /// Chains and lines of nobody's.
-    pub strangers: usize,
+    /// The number of chains and lines that belong to no service port.
+    pub unknown: usize,
 }
 
 impl Drift {
-    /// How many things differ.
+    /// The number of differences.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.services.len() + self.chains.len() + self.jumps.len() + self.strangers
+        self.services.len() + self.chains.len() + self.jumps.len() + self.unknown
     }
 
-    /// Whether nothing differs.
+    /// Returns true if nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -56,29 +56,29 @@ impl Drift {
 }
 
 impl Acknowledged {
-    /// What live tables hold of these service ports' rules, and what else.
+    /// Sorts the live rules into those of these service ports and unknown ones.
     #[must_use]
-    pub fn of_live(mut live: Live, services: &Outlines) -> Self {
+    pub fn from_live(mut live: LiveTables, services: &Outlines) -> Self {
         let mut found = Outlines::new();
-        for (name, wanted) in services {
-            let outline = live_outline(&mut live, wanted);
-            let outline = if outline == **wanted { Rc::clone(wanted) } else { Rc::new(outline) };
+        for (name, desired) in services {
+            let outline = live_outline(&mut live, desired);
+            let outline = if outline == **desired { Rc::clone(desired) } else { Rc::new(outline) };
             found.insert(name.clone(), outline);
         }
         Self {
             services: found,
             fixed: live.fixed,
             jumps: live.jumps,
-            strange_chains: live.chains.into_keys().collect(),
-            strange_lines: live.strange_lines,
+            unknown_chains: live.chains.into_keys().collect(),
+            unknown_lines: live.unknown_lines,
         }
     }
 
-    /// How the tables, read again, differ from what was acknowledged, as far as these fixed rules are ours.
+    /// Compares the tables that were just read (`now`) with the acknowledged ones. Of the fixed chains, only those in `fixed` count.
     #[must_use]
     pub fn drift(&self, now: &Self, fixed: &Fixed) -> Drift {
         let changed = self.services.iter().filter(|(name, outline)| now.services.get(name).is_none_or(|live| live != *outline));
-        // KUBE-FIREWALL is kubelet's too: where it is not ours to fill it only has to be there.
+        // kubelet uses KUBE-FIREWALL too. If we have no rule for it, the chain only has to exist.
         let firewall = (Table::Filter, chain_names::FIREWALL);
         let mut chains: Vec<FixedChain> =
             fixed_digests(fixed).into_keys().filter(|chain| self.fixed.get(chain) != now.fixed.get(chain)).collect();
@@ -90,28 +90,28 @@ impl Acknowledged {
             services: changed.map(|(name, _)| name.clone()).collect(),
             chains,
             jumps: (0..JUMPS.len())
-                .filter(|i| self.jumps[*i] != now.jumps[*i] && (fixed.wants(&JUMPS[*i]) || fixed.drops(&JUMPS[*i])))
+                .filter(|i| self.jumps[*i] != now.jumps[*i] && (fixed.has_jump(&JUMPS[*i]) || fixed.removes_jump(&JUMPS[*i])))
                 .collect(),
-            strangers: now.strange_chains.len().saturating_sub(self.strange_chains.len()) + now.strange_lines.len(),
+            unknown: now.unknown_chains.len().saturating_sub(self.unknown_chains.len()) + now.unknown_lines.len(),
         }
     }
 
-    /// Whether a chain is there with rules in it.
+    /// Returns true if the chain exists and has rules.
     #[must_use]
     pub fn has_rules(&self, chain: &FixedChain) -> bool {
         self.fixed.get(chain).is_some_and(|digest| *digest != Digest::default())
     }
 
-    /// The kernel has taken a plan for these service ports: their rules, and everything fixed, are as desired now. Chains that could not
-    /// be deleted are still there.
-    pub fn took(&mut self, wanted: &Outlines, fixed: &Fixed, touched: &BTreeSet<ServicePortName>, spared: &[ChainName]) {
+    /// Records that the kernel accepted a plan: the rules of the `touched` service ports and all fixed rules are now the desired ones.
+    /// `spared` chains could not be deleted and still exist.
+    pub fn accept_plan(&mut self, desired: &Outlines, fixed: &Fixed, touched: &BTreeSet<ServicePortName>, spared: &[ChainName]) {
         for name in touched {
-            match wanted.get(name) {
+            match desired.get(name) {
                 Some(outline) => drop(self.services.insert(name.clone(), Rc::clone(outline))),
                 None => drop(self.services.remove(name)),
             }
         }
-        // What KUBE-FIREWALL held before it was ours alone to fill stays known as there.
+        // The plan creates KUBE-FIREWALL if it is missing. If it existed, its digest stays: its rules may be kubelet's.
         if fixed.has_proxy() {
             self.fixed.entry((Table::Filter, chain_names::FIREWALL)).or_default();
         }
@@ -119,32 +119,33 @@ impl Acknowledged {
         for chain in &fixed.unwanted {
             self.fixed.entry(*chain).and_modify(|digest| *digest = Digest::default());
         }
-        for (held, jump) in self.jumps.iter_mut().zip(&JUMPS) {
-            if fixed.wants(jump) || fixed.drops(jump) {
-                *held = usize::from(fixed.wants(jump));
+        for (copies, jump) in self.jumps.iter_mut().zip(&JUMPS) {
+            if fixed.has_jump(jump) || fixed.removes_jump(jump) {
+                *copies = usize::from(fixed.has_jump(jump));
             }
         }
-        self.strange_chains.retain(|chain| spared.contains(chain));
-        self.strange_lines.clear();
+        self.unknown_chains.retain(|chain| spared.contains(chain));
+        self.unknown_lines.clear();
     }
 }
 
-/// What of a service port's rules is there; takes it from what is live.
-fn live_outline(live: &mut Live, wanted: &Outline) -> Outline {
-    let (nat, filter) = (live_lines(live, wanted, Table::Nat), live_lines(live, wanted, Table::Filter));
-    let chains = wanted.chains.iter().filter_map(|(name, _)| live.chains.remove(name).map(|digest| (*name, digest))).collect();
-    // What is counted goes with the rules; whether they are there, their digests say.
-    Outline { chains, nat, filter, rules: wanted.rules, without_local: wanted.without_local }
+/// Removes the rules of one service port from the live tables and returns their outline.
+fn live_outline(live: &mut LiveTables, desired: &Outline) -> Outline {
+    let (nat, filter) = (live_lines(live, desired, Table::Nat), live_lines(live, desired, Table::Filter));
+    let chains = desired.chains.iter().filter_map(|(name, _)| live.chains.remove(name).map(|digest| (*name, digest))).collect();
+    // The counts are copied from the desired outline. The digests show whether the rules exist.
+    Outline { chains, nat, filter, rules: desired.rules, without_local: desired.without_local }
 }
 
-/// A service port's lines in the shared chains of a table as they are there, in desired spelling: those of one chain in their live order.
-fn live_lines(live: &mut Live, wanted: &Outline, table: Table) -> Box<str> {
+/// Returns the live lines of one service port in the shared chains of a table, in the spelling of the desired lines. Lines of the same
+/// chain keep their live order.
+fn live_lines(live: &mut LiveTables, desired: &Outline, table: Table) -> Box<str> {
     let mut found: Vec<(&str, u32, &str)> = Vec::new();
-    for line in wanted.dispatch(table).split_inclusive('\n') {
+    for line in desired.dispatch(table).split_inclusive('\n') {
         let places = live.take(table, Digest::of_line(line.trim_end()));
         found.extend(places.into_iter().map(|at| (split_line(line).0, at, line)));
     }
-    // Chains take turns as they do in what is desired.
+    // The chains alternate in the same order as in the desired lines.
     let turns: Vec<&str> = found.iter().map(|(chain, ..)| *chain).collect();
     found.sort_by_key(|(chain, at, _)| (*chain, *at));
     let next = |chain: &str| found.partition_point(|(other, ..)| *other < chain);
@@ -157,7 +158,7 @@ fn live_lines(live: &mut Live, wanted: &Outline, table: Table) -> Box<str> {
     in_turn.collect::<String>().into_boxed_str()
 }
 
-/// The fixed chains there should be, each with the digest of its fixed rules.
+/// Returns the desired fixed chains, each with the digest of its fixed rules.
 #[must_use]
 pub fn fixed_digests(fixed: &Fixed) -> BTreeMap<FixedChain, Digest> {
     let mut digests: BTreeMap<FixedChain, Digest> = Table::ALL

@@ -1,4 +1,4 @@
-//! What differs, by Service: for people who know their Services and not the names of chains.
+//! Groups the differences between two sets of tables by Service, for operators who know their Services but not the chain names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -7,39 +7,39 @@ use super::Table;
 use super::parse::Tables;
 use super::rule::{canonical, words};
 
-/// Prefixes of the chains that belong to one service port, with a hash of its name behind them.
+/// Prefixes of the chains that belong to one service port. The hash of its name follows the prefix.
 const PREFIXES: [&str; 4] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-"];
 const ENDPOINT: &str = "KUBE-SEP-";
 
-/// Services, each as `namespace/name`, by what is different about their rules.
+/// Services, each as `namespace/name`, grouped by how their rules differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ByService {
-    /// There were none before.
+    /// The Service had no rules before.
     pub added: BTreeSet<String>,
-    /// There were others before.
+    /// The Service had different rules before.
     pub changed: BTreeSet<String>,
-    /// There should be none any more.
+    /// The Service has no desired rules any more.
     pub gone: BTreeSet<String>,
-    /// They are not what was applied, though nothing else should be there since: somebody else has changed them.
+    /// The desired rules did not change since they were applied, but the live rules differ: another program changed them.
     pub drifted: BTreeSet<String>,
 }
 
-/// Compares what should be there with what is there. With `applied`, what should have been there before, it can be told who has made the
-/// difference: the cluster since then, or somebody else.
+/// Compares the desired tables with the live ones. `applied` holds the tables that sepal applied before. With it, changes of the cluster
+/// can be distinguished from changes that another program made.
 #[must_use]
 pub fn by_service(desired: &Tables<'_>, live: &Tables<'_>, applied: Option<&Tables<'_>>) -> ByService {
-    let [want, have] = [desired, live].map(of_services);
-    let before = applied.map(of_services);
+    let [desired, live] = [desired, live].map(rules_by_service);
+    let before = applied.map(rules_by_service);
     let mut found = ByService::default();
-    let names: BTreeSet<&String> = want.keys().chain(have.keys()).chain(before.iter().flat_map(BTreeMap::keys)).collect();
+    let names: BTreeSet<&String> = desired.keys().chain(live.keys()).chain(before.iter().flat_map(BTreeMap::keys)).collect();
     for name in names {
-        let (want, have) = (want.get(name), have.get(name));
-        let before = before.as_ref().map_or(have, |before| before.get(name));
-        let group = match (before, want) {
+        let (desired, live) = (desired.get(name), live.get(name));
+        let before = before.as_ref().map_or(live, |before| before.get(name));
+        let group = match (before, desired) {
             (None, Some(_)) => &mut found.added,
             (Some(_), None) => &mut found.gone,
-            (Some(before), Some(want)) if before != want => &mut found.changed,
-            _ if want != have => &mut found.drifted,
+            (Some(before), Some(desired)) if before != desired => &mut found.changed,
+            _ if desired != live => &mut found.drifted,
             _ => continue,
         };
         group.insert(name.clone());
@@ -48,7 +48,7 @@ pub fn by_service(desired: &Tables<'_>, live: &Tables<'_>, applied: Option<&Tabl
 }
 
 impl ByService {
-    /// Adds what was found in another family.
+    /// Adds the differences of another family.
     pub fn join(&mut self, other: Self) {
         self.added.extend(other.added);
         self.changed.extend(other.changed);
@@ -69,8 +69,8 @@ impl fmt::Display for ByService {
     }
 }
 
-/// The rules of each Service: canonical, by table and chain, in their order within each.
-fn of_services(tables: &Tables<'_>) -> BTreeMap<String, Vec<String>> {
+/// Returns the rules of each Service in canonical spelling, by table and chain. Rules of one chain keep their order.
+fn rules_by_service(tables: &Tables<'_>) -> BTreeMap<String, Vec<String>> {
     let mut services: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let nat = tables.chains(Table::Nat);
     let mut owners: HashMap<&str, String> = HashMap::new();
@@ -92,12 +92,12 @@ fn of_services(tables: &Tables<'_>) -> BTreeMap<String, Vec<String>> {
     services
 }
 
-/// What tells a service port's chains from others': they all end with it. Chains of endpoints have their own.
+/// Returns the hash at the end of the chain name. All chains of a service port share one hash; each endpoint chain has its own.
 fn hash(chain: &str) -> Option<&str> {
     PREFIXES.iter().chain([&ENDPOINT]).find_map(|prefix| chain.strip_prefix(prefix))
 }
 
-/// The Service that a rule names in its comment: the first word with a slash, up to the port.
+/// Returns the Service that a rule names in its comment: the first word with a slash, without the port.
 fn service(rule: &str) -> Option<String> {
     let mut words = words(rule);
     words.find(|word| word == "--comment")?;
@@ -126,15 +126,16 @@ mod tests {
     }
 
     fn found(desired: &str, live: &str, applied: Option<&str>) -> String {
-        let [mut want, mut have, mut before] = [Tables::default(), Tables::default(), Tables::default()];
-        want.read(desired);
-        have.read(live);
-        before.read(applied.unwrap_or_default());
-        by_service(&want, &have, applied.map(|_| &before)).to_string()
+        let tables = |text| {
+            let mut tables = Tables::default();
+            tables.read(text);
+            tables
+        };
+        by_service(&tables(desired), &tables(live), applied.map(tables).as_ref()).to_string()
     }
 
     #[test]
-    fn differences_are_told_by_service() {
+    fn differences_are_grouped_by_service() {
         let desired = tables(&[("a/new", "N", &["1"]), ("a/same", "S", &["1"]), ("a/other", "O", &["1", "2"])]);
         let live = tables(&[("a/same", "S", &["1"]), ("a/other", "O", &["1"]), ("a/old", "Z", &["1"])]);
         assert_eq!(
@@ -144,9 +145,9 @@ mod tests {
         assert_eq!(found(&live, &live, None), "# Services: 0 added, 0 changed, 0 gone, 0 drifted\n");
     }
 
-    /// A rule without a name counts for the Service whose chain it is in.
+    /// A rule whose comment names no Service belongs to the Service of its chain.
     #[test]
-    fn what_somebody_else_has_done_is_told_apart() {
+    fn changes_of_other_programs_are_drift() {
         let applied = tables(&[("a/b", "B", &["1"]), ("a/c", "C", &["1"])]);
         let desired = tables(&[("a/b", "B", &["1"]), ("a/c", "C", &["1", "2"])]);
         let live = applied.replace("-A KUBE-EXT-B -j KUBE-SVC-B\n", "");

@@ -1,4 +1,4 @@
-//! Chain names: kube-proxy's prefixes and its hash (spec section 6.1).
+//! Chain names: kube-proxy's prefixes and its hash [kube-proxy 6.1].
 
 use std::fmt;
 
@@ -9,44 +9,44 @@ use crate::cluster::Protocol;
 
 /// `filter` and `nat`: dispatch on cluster IPs, external IPs and load-balancer IPs.
 pub const SERVICES: &str = "KUBE-SERVICES";
-/// `filter`: traffic from outside that is refused.
+/// `filter`: refuses traffic from outside the cluster.
 pub const EXTERNAL_SERVICES: &str = "KUBE-EXTERNAL-SERVICES";
-/// `filter`: forwarded service traffic is accepted, invalid packets dropped.
+/// `filter`: accepts forwarded service traffic and drops invalid packets.
 pub const FORWARD: &str = "KUBE-FORWARD";
 /// `filter`: health-check node ports; `nat`: dispatch on NodePorts.
 pub const NODEPORTS: &str = "KUBE-NODEPORTS";
-/// `filter`: load-balancer traffic outside the source ranges.
+/// `filter`: drops load-balancer traffic that comes from outside the source ranges.
 pub const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
-/// `filter`: martian packets to 127.0.0.0/8; shared with kubelet.
+/// `filter`: drops martian packets to 127.0.0.0/8. kubelet uses the same chain.
 pub const FIREWALL: &str = "KUBE-FIREWALL";
-/// `nat`: masquerades what is marked.
+/// `nat`: masquerades marked packets.
 pub const POSTROUTING: &str = "KUBE-POSTROUTING";
-/// `nat`: marks what is to be masqueraded.
+/// `nat`: marks packets for masquerading.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
-/// `nat`: masquerades what leaves the pod network; flannel's.
+/// `nat`: flannel's chain, masquerades traffic that leaves the pod network.
 pub const FLANNEL_POSTROUTING: &str = "FLANNEL-POSTRTG";
-/// `filter`: what is forwarded for the pod network is accepted; flannel's.
+/// `filter`: flannel's chain, accepts traffic that is forwarded for the pod network.
 pub const FLANNEL_FORWARD: &str = "FLANNEL-FWD";
-/// `mangle`, `nat` and `filter`: by it one can tell that tables were flushed (spec section 7.3).
+/// `mangle`, `nat` and `filter`: an empty chain. If it is missing, another program flushed the tables [kube-proxy 7.3].
 pub const CANARY: &str = "KUBE-PROXY-CANARY";
 
-/// What a service port's own chain is for; the prefix of its name.
+/// The purpose of a service port's own chain, which decides the prefix of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChainKind {
     /// KUBE-FW-: load-balancer source ranges.
     Firewall,
     /// KUBE-EXT-: traffic from outside the cluster.
     External,
-    /// KUBE-SVC-: balancing over endpoints anywhere.
+    /// KUBE-SVC-: balances over endpoints on all nodes.
     Cluster,
-    /// KUBE-SVL-: balancing over endpoints on this node.
+    /// KUBE-SVL-: balances over endpoints on this node.
     Local,
     /// KUBE-SEP-: one endpoint.
     Endpoint,
 }
 
 impl ChainKind {
-    /// Every kind, those that jump before those they jump to: the order in which chains can be deleted.
+    /// Every kind. A chain comes before the chains that it jumps to, so chains can be deleted in this order.
     pub const ALL: [Self; 5] = [Self::Firewall, Self::External, Self::Cluster, Self::Local, Self::Endpoint];
 
     /// The prefix of the chain's name.
@@ -61,7 +61,7 @@ impl ChainKind {
         }
     }
 
-    /// The kind of a service port's chain, judged by its name; `None` for any other chain.
+    /// Returns the kind of a service port's chain by its name, and `None` for any other chain.
     #[must_use]
     pub fn of(chain: &str) -> Option<Self> {
         let rest = chain.strip_prefix("KUBE-")?;
@@ -70,10 +70,10 @@ impl ChainKind {
 }
 
 const HASH_LEN: usize = 16;
-/// What the kernel allows (`XT_EXTENSION_MAXNAMELEN` in `include/uapi/linux/netfilter/x_tables.h`, less the zero at the end).
+/// The longest name that the kernel allows (`XT_EXTENSION_MAXNAMELEN` in `include/uapi/linux/netfilter/x_tables.h`, less the zero at the end).
 const MAX_LEN: usize = 28;
 
-/// Name of a chain that belongs to a service port, kept inline: a cluster has tens of thousands of them.
+/// The name of a chain that belongs to a service port. Stored inline, because a cluster has tens of thousands of them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChainName {
     len: u8,
@@ -90,7 +90,7 @@ impl ChainName {
         Self { len: len as u8, bytes }
     }
 
-    /// The name of a live chain; `None` if it is not one of a service port's.
+    /// Parses the name of a live chain. Returns `None` if it is not a service port's chain.
     #[must_use]
     pub fn from_text(name: &str) -> Option<Self> {
         ChainKind::of(name).filter(|_| name.len() <= MAX_LEN)?;
@@ -99,17 +99,17 @@ impl ChainName {
         Some(Self { len: name.len() as u8, bytes })
     }
 
-    /// What the chain is for.
+    /// The purpose of the chain.
     #[must_use]
     pub fn kind(&self) -> ChainKind {
-        // Every way to make a name goes by a kind.
+        // Every constructor checks the kind, so the default is never used.
         ChainKind::of(self.as_str()).unwrap_or(ChainKind::Endpoint)
     }
 
     /// The KUBE-SEP- chain of one endpoint of a service port.
     ///
     /// ```
-    /// use sepal::{cluster::Protocol, rules::names::ChainName};
+    /// use sepal::{cluster::Protocol, table::chain_names::ChainName};
     /// let name = ChainName::endpoint("kube-system/kube-dns:dns", Protocol::Udp, "10.0.0.46:53");
     /// assert_eq!(name.as_str(), "KUBE-SEP-L5MHPWJPDKD7XIFG");
     /// ```
@@ -121,7 +121,7 @@ impl ChainName {
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // Always made from text.
+        // The bytes always come from a `str`.
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
     }
 }
@@ -168,13 +168,13 @@ impl ServiceChains {
 struct Hash([u8; HASH_LEN]);
 
 impl Hash {
-    /// The first 16 base32 characters of the SHA-256 of the parts joined.
+    /// Returns the first 16 base32 characters of the SHA-256 of the joined parts.
     fn of(parts: &[&str]) -> Self {
         let mut sha = Sha256::new();
         for part in parts {
             sha.update(part.as_bytes());
         }
-        // 10 bytes are 80 bits are exactly 16 characters.
+        // 10 bytes are 80 bits, which are exactly 16 base32 characters.
         let text = base32::encode(Alphabet::Rfc4648 { padding: false }, &sha.finalize()[..10]);
         let mut hash = [0; HASH_LEN];
         hash.copy_from_slice(text.as_bytes());
@@ -186,9 +186,9 @@ impl Hash {
 mod tests {
     use super::*;
 
-    /// The examples of spec section 6.1.
+    /// The examples of [kube-proxy 6.1].
     #[test]
-    fn names_are_upstreams() {
+    fn names_are_the_same_as_kube_proxys() {
         for (spn, protocol, hash) in [
             ("ns1/svc1:p80", Protocol::Tcp, "XPGD46QRK7WJZT7O"),
             ("ns5/svc5:p80", Protocol::Tcp, "NUKIZ6OKUXPJNT4C"),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_by_prefix() {
+    fn the_prefix_gives_the_kind() {
         assert_eq!(ChainKind::of("KUBE-SVC-X"), Some(ChainKind::Cluster));
         assert_eq!(ChainKind::of("KUBE-FW-X"), Some(ChainKind::Firewall));
         assert_eq!(ChainKind::of("KUBE-FIREWALL"), None);

@@ -1,8 +1,8 @@
-//! What kube-proxy's iptables and IPVS modes, and this program, leave in a table, and the restore input that takes it away (spec section
-//! 1.8), and likewise flannel (network spec section 8.1). PURE.
+//! Finds the rules in a table that sepal, kube-proxy in iptables or IPVS mode [kube-proxy 1.8], or flannel [flannel 8.1] left there, and
+//! makes the restore input that deletes them. PURE.
 //!
-//! kubelet's KUBE-FIREWALL and KUBE-KUBELET-CANARY are none of it, and neither are rules that others made. Where such a rule leads to one
-//! of our chains the kernel would refuse to delete the chain, and the whole transaction with it; so that chain is emptied and kept.
+//! kubelet's KUBE-FIREWALL and KUBE-KUBELET-CANARY stay, and so do the rules of other programs. If such a rule jumps to one of our chains,
+//! the kernel refuses to delete the chain, and the whole transaction with it. So that chain is emptied and stays.
 
 use std::collections::BTreeSet;
 
@@ -12,13 +12,13 @@ use super::jumps::JUMPS;
 use super::plan::Variant;
 use super::rule::{Digest, split_line, target};
 
-/// The tables in which something is left, in the order they are cleaned.
+/// The tables to clean, in this order.
 pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 
-/// Chains of a COMMIT: iptables-nft needs time quadratic in them.
+/// The largest number of chains in one COMMIT on nft: iptables-nft needs time quadratic in it [costs 1].
 const GROUP: usize = 256;
 
-/// Chains in `nat` beside those of service ports, in upstream's order; the last two are the IPVS mode's.
+/// Chains in `nat` that belong to no service port, in upstream's order. The last two are from the IPVS mode.
 const NAT: [&str; 7] = [
     chain_names::SERVICES,
     chain_names::NODEPORTS,
@@ -29,7 +29,7 @@ const NAT: [&str; 7] = [
     "KUBE-LOAD-BALANCER",
 ];
 
-/// Chains in `filter`, in upstream's order; the last four are the IPVS mode's.
+/// Chains in `filter`, in upstream's order. The last four are from the IPVS mode.
 const FILTER: [&str; 10] = [
     chain_names::SERVICES,
     chain_names::EXTERNAL_SERVICES,
@@ -43,13 +43,13 @@ const FILTER: [&str; 10] = [
     "KUBE-IPVS-OUT-FILTER",
 ];
 
-/// The pod network's chains in `nat`; flannel looks for the second one there, too, where it never was.
+/// The pod network's chains in `nat`. flannel never creates the second one there, but also tries to delete it.
 const POD_NETWORK_NAT: [&str; 2] = [chain_names::FLANNEL_POSTROUTING, chain_names::FLANNEL_FORWARD];
 
 /// The pod network's chains in `filter`.
 const POD_NETWORK_FILTER: [&str; 1] = [chain_names::FLANNEL_FORWARD];
 
-/// Jumps of the IPVS mode, all in `filter`, by the chain they are in; its others are the same as in iptables mode.
+/// Jumps that only the IPVS mode adds, all in `filter`, each with its chain.
 const IPVS_JUMPS: [(&str, &str); 6] = [
     ("FORWARD", "-m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD"),
     ("INPUT", "-m comment --comment \"kubernetes health check rules\" -j KUBE-NODE-PORT"),
@@ -59,7 +59,7 @@ const IPVS_JUMPS: [(&str, &str); 6] = [
     ("OUTPUT", "-m comment --comment \"kubernetes ipvs access filter\" -j KUBE-IPVS-OUT-FILTER"),
 ];
 
-/// Whose rules are looked for.
+/// The part of sepal whose rules are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The service proxy.
@@ -69,7 +69,7 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// Finds in what iptables-save prints of a table what the owner has left there.
+    /// Finds the owner's rules and chains in a table. `saved` is the output of iptables-save.
     #[must_use]
     pub fn leftovers<'t>(self, table: &'static str, saved: &'t str) -> Leftovers<'t> {
         match self {
@@ -79,43 +79,41 @@ impl Owner {
     }
 }
 
-/// A rule that somebody else made and that leads to a chain of ours.
+/// A rule of another program that jumps to one of our chains.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keeper {
-    /// The chain that stays because of it.
+pub struct ForeignRule {
+    /// The chain that stays because of the rule.
     pub chain: String,
     /// The rule, as iptables-save prints it: an `-A` line.
     pub rule: String,
 }
 
-/// What is left in one table.
+/// The leftover rules and chains in one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftovers<'t> {
     table: &'static str,
-    /// Jumps in built-in chains, `-A` lines; as often as they are there.
+    /// Jumps in built-in chains, one `-A` line for each copy.
     jumps: Vec<&'t str>,
     /// Our chains.
     chains: Vec<&'t str>,
-    keepers: Vec<Keeper>,
+    foreign_rules: Vec<ForeignRule>,
 }
 
 impl<'t> Leftovers<'t> {
-    /// Finds in what iptables-save prints of a table what the service proxy has left there.
-    #[must_use]
-    pub fn of(table: &'static str, saved: &'t str) -> Self {
+    /// Finds the leftovers of the service proxy.
+    fn of(table: &'static str, saved: &'t str) -> Self {
         Self::find(table, saved, &OwnRules::of(table))
     }
 
-    /// Finds what the pod network has left there.
-    #[must_use]
-    pub fn of_pod_network(table: &'static str, saved: &'t str) -> Self {
+    /// Finds the leftovers of the pod network.
+    fn of_pod_network(table: &'static str, saved: &'t str) -> Self {
         Self::find(table, saved, &OwnRules::of_pod_network(table))
     }
 
     fn find(table: &'static str, saved: &'t str, ours: &OwnRules) -> Self {
-        let mut left = Self { table, jumps: Vec::new(), chains: Vec::new(), keepers: Vec::new() };
+        let mut left = Self { table, jumps: Vec::new(), chains: Vec::new(), foreign_rules: Vec::new() };
         let mut of_services = Vec::new();
-        let mut there = BTreeSet::new();
+        let mut present = BTreeSet::new();
         let mut inside = false;
         for line in saved.lines() {
             if let Some(name) = line.strip_prefix('*') {
@@ -125,7 +123,7 @@ impl<'t> Leftovers<'t> {
             } else if let Some(chain) = line.strip_prefix(':').filter(|_| inside) {
                 let chain = chain.split(' ').next().unwrap_or_default();
                 if ours.fixed.contains(&chain) {
-                    there.insert(chain);
+                    present.insert(chain);
                 } else if ours.is_chain(chain) {
                     of_services.push(chain);
                 }
@@ -133,42 +131,42 @@ impl<'t> Leftovers<'t> {
                 left.rule(ours, line);
             }
         }
-        left.chains = ours.fixed.iter().filter_map(|chain| there.get(chain).copied()).chain(of_services).collect();
+        left.chains = ours.fixed.iter().filter_map(|chain| present.get(chain).copied()).chain(of_services).collect();
         left
     }
 
     fn rule(&mut self, ours: &OwnRules, line: &'t str) {
         let (chain, arguments) = split_line(line);
-        // What stands in our own chains goes with them.
-        let leads_to = target(arguments).filter(|to| !ours.is_chain(chain) && ours.is_chain(to));
-        let Some(to) = leads_to else { return };
+        // Rules in our own chains are deleted together with the chains.
+        let jumps_to = target(arguments).filter(|to| !ours.is_chain(chain) && ours.is_chain(to));
+        let Some(to) = jumps_to else { return };
         if ours.jumps.contains(&(chain, Digest::of_rule(arguments))) {
             self.jumps.push(line);
         } else {
-            self.keepers.push(Keeper { chain: to.into_owned(), rule: line.to_owned() });
+            self.foreign_rules.push(ForeignRule { chain: to.into_owned(), rule: line.to_owned() });
         }
     }
 
-    /// How many jumps go.
+    /// The number of jumps to delete.
     #[must_use]
     pub const fn jumps(&self) -> usize {
         self.jumps.len()
     }
 
-    /// The chains that go, in the order they are deleted.
+    /// The chains to delete, in this order.
     pub fn deleted(&self) -> impl Iterator<Item = &'t str> {
-        let kept: BTreeSet<&str> = self.keepers.iter().map(|keeper| keeper.chain.as_str()).collect();
+        let kept: BTreeSet<&str> = self.foreign_rules.iter().map(|foreign| foreign.chain.as_str()).collect();
         self.chains.iter().copied().filter(move |chain| !kept.contains(chain))
     }
 
-    /// Rules of others because of which chains of ours stay.
+    /// Rules of other programs that jump to our chains. Those chains stay.
     #[must_use]
-    pub fn keepers(&self) -> &[Keeper] {
-        &self.keepers
+    pub fn foreign_rules(&self) -> &[ForeignRule] {
+        &self.foreign_rules
     }
 
-    /// The restore input that takes it away; empty if there is nothing. First come the jumps and all rules, then the chains, which
-    /// are empty by then, in transactions of their own: should one be refused, what is left has no effect any more.
+    /// Returns the restore input that deletes the leftovers, or an empty text if there are none. It first deletes the jumps and all rules,
+    /// then the empty chains in their own transactions. If one of these is refused, the remaining chains have no effect.
     #[must_use]
     pub fn input(&self, variant: Variant) -> String {
         let group = match variant {
@@ -194,13 +192,13 @@ impl<'t> Leftovers<'t> {
     }
 }
 
-/// What is ours in a table.
+/// The chains and jumps of one owner in a table.
 struct OwnRules {
     table: &'static str,
     fixed: &'static [&'static str],
-    /// Jumps, each with the chain it is in.
+    /// Jumps, each with its chain.
     jumps: BTreeSet<(&'static str, Digest)>,
-    /// Service ports' chains are ours.
+    /// The chains of service ports are included.
     proxy: bool,
 }
 
@@ -211,7 +209,7 @@ impl OwnRules {
             "filter" => &FILTER,
             _ => &[chain_names::CANARY],
         };
-        // The jumps to KUBE-FIREWALL are kubelet's as well.
+        // kubelet adds the jumps to KUBE-FIREWALL too, so they stay.
         let jumps = JUMPS.iter().filter(|jump| jump.table.as_str() == table && jump.to != chain_names::FIREWALL && !jump.pod_network);
         let jumps = jumps.map(|jump| (jump.from, Digest::of_rule(&jump.arguments())));
         let ipvs = IPVS_JUMPS.iter().filter(|_| table == "filter").map(|(from, arguments)| (*from, Digest::of_rule(arguments)));
@@ -268,9 +266,9 @@ COMMIT
 ";
 
     #[test]
-    fn everything_of_ours_goes_and_nothing_else() {
+    fn exactly_our_rules_are_deleted() {
         let left = Leftovers::of("nat", NAT_SAVED);
-        assert_eq!((left.jumps(), left.keepers()), (4, &[][..]));
+        assert_eq!((left.jumps(), left.foreign_rules()), (4, &[][..]));
         let portals = "-m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES";
         let chains = [
             "KUBE-SERVICES",
@@ -303,14 +301,14 @@ COMMIT
             -A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD\n\
             -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -j DROP\nCOMMIT\n*mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n";
         let left = Leftovers::of("filter", saved);
-        assert_eq!((left.jumps(), left.keepers()), (1, &[][..]));
+        assert_eq!((left.jumps(), left.foreign_rules()), (1, &[][..]));
         // A chain with a service port's name is ours in nat only.
         assert_eq!(left.deleted().collect::<Vec<_>>(), ["KUBE-FORWARD"]);
         assert_eq!(Leftovers::of("mangle", saved).deleted().collect::<Vec<_>>(), ["KUBE-PROXY-CANARY"]);
     }
 
     #[test]
-    fn every_jump_is_known_in_the_spelling_of_either_variant() {
+    fn every_jump_is_found() {
         let mut found = 0;
         for table in TABLES {
             let mut saved = format!("*{table}\n");
@@ -321,14 +319,14 @@ COMMIT
                 saved.extend(IPVS_JUMPS.map(|(from, arguments)| format!("-A {from} {arguments}\n")));
             }
             let left = Leftovers::of(table, &saved);
-            assert_eq!(left.keepers(), []);
+            assert_eq!(left.foreign_rules(), []);
             found += left.jumps();
         }
         assert_eq!(found, 12 + IPVS_JUMPS.len());
     }
 
     #[test]
-    fn the_pod_networks_rules_are_left_to_its_own_clean_up() {
+    fn each_owner_deletes_only_its_own_rules() {
         let saved = "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n:KUBE-POSTROUTING - [0:0]\n\
             -A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING\n\
             -A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n\
@@ -345,8 +343,8 @@ COMMIT
         let portal = "-A PREROUTING -j KUBE-SERVICES";
         let saved = NAT_SAVED.replace("COMMIT", &format!("{foreign}\n{portal}\nCOMMIT"));
         let left = Leftovers::of("nat", &saved);
-        let keeper = |chain: &str, rule: &str| Keeper { chain: chain.into(), rule: rule.into() };
-        assert_eq!(left.keepers(), [keeper("KUBE-MARK-MASQ", foreign), keeper("KUBE-SERVICES", portal)]);
+        let entry = |chain: &str, rule: &str| ForeignRule { chain: chain.into(), rule: rule.into() };
+        assert_eq!(left.foreign_rules(), [entry("KUBE-MARK-MASQ", foreign), entry("KUBE-SERVICES", portal)]);
         assert_eq!((left.jumps(), left.deleted().count()), (4, 8));
         let input = left.input(Variant::Legacy);
         for kept in ["KUBE-SERVICES", "KUBE-MARK-MASQ"] {
@@ -356,14 +354,14 @@ COMMIT
     }
 
     #[test]
-    fn where_nothing_is_left_nothing_is_written() {
+    fn without_leftovers_nothing_is_written() {
         for saved in ["", "# Warning: nothing here\n*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"] {
             assert_eq!(Leftovers::of("nat", saved).input(Variant::Nft), "");
         }
     }
 
     #[test]
-    fn nft_gets_many_chains_in_groups_and_legacy_at_once() {
+    fn nft_deletes_many_chains_in_groups_and_legacy_in_one_commit() {
         let chains: String = (0..600).map(|n| format!(":KUBE-SEP-{n:016} - [0:0]\n")).collect();
         let saved = format!("*nat\n{chains}COMMIT\n");
         let left = Leftovers::of("nat", &saved);

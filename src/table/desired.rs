@@ -1,44 +1,45 @@
-//! The rules a node should have, in outline: what they are is kept as digests, and only the few lines that may have to be taken back are
-//! kept as text. The rest is rendered when it is written.
+//! The desired rules of one family, in outline. Rules are stored as digests. Only the few lines that a later plan may have to delete one
+//! by one are stored as text. All other text is rendered when it is written.
 
-use super::outline::{Outline, Outlines};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::rules::Fixed;
 use crate::cluster::{Protocol, ServiceKey, ServicePortName};
 use crate::parallel;
-use crate::table::rules::RuleSource;
 
-use super::rule_counts::Tally;
+use super::outline::{Outline, Outlines};
+use super::rule_counts::RuleTotals;
+use super::rules::{Fixed, RuleSource};
 
-/// The rules that a node should have in one family.
+/// The desired rules of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// What does not belong to a service port.
+    /// Chains and rules that belong to no service port.
     pub fixed: Fixed,
     services: Outlines,
-    /// Endpoints per Service, where there are any, and in all: they decide whether the cluster is large.
+    /// The number of endpoints of each Service that has some.
     endpoints: BTreeMap<ServiceKey, usize>,
+    /// The number of all endpoints. It decides whether the cluster is large.
     total: usize,
-    /// What the service ports come to; of nothing else.
-    counted: Tally,
+    /// The totals of the service ports, without the fixed rules.
+    service_totals: RuleTotals,
 }
 
-/// Services that one core outlines in one go, and how many such portions are in memory at once.
+/// The number of Services that one core outlines at a time.
 const PORTION: usize = 64;
+/// The number of portions whose outlines are computed in parallel.
 const PORTIONS: usize = 16;
 
 fn outlines(renderer: &dyn RuleSource, key: &ServiceKey) -> Vec<(ServicePortName, Outline)> {
     renderer.service(key).into_iter().map(|rules| (rules.name.clone(), Outline::of(&rules))).collect()
 }
 
-/// What to compute anew.
+/// The rules to compute again.
 #[derive(Clone, Copy, Debug)]
 pub enum Refresh<'a> {
-    /// Everything: the Node, the settings or the host changed.
+    /// All rules, because the Node, the settings or the host changed.
     All,
-    /// These Services.
+    /// The rules of these Services.
     Services(&'a BTreeSet<ServiceKey>),
 }
 
@@ -49,21 +50,21 @@ impl Desired {
         &self.services
     }
 
-    /// How many endpoints all service ports have: what [`Renderer::for_size`] wants to know.
+    /// The number of endpoints of all service ports.
     #[must_use]
     pub const fn endpoints(&self) -> usize {
         self.total
     }
 
-    /// What all rules come to.
+    /// The totals of all desired rules.
     #[must_use]
-    pub fn tally(&self) -> Tally {
-        let mut tally = Tally { endpoints: self.total, ..self.counted };
-        tally.add_fixed(&self.fixed);
-        tally
+    pub fn totals(&self) -> RuleTotals {
+        let mut totals = RuleTotals { endpoints: self.total, ..self.service_totals };
+        totals.add_fixed(&self.fixed);
+        totals
     }
 
-    /// Counts the endpoints of what changed, before a renderer is made for it.
+    /// Counts the endpoints again. Called before [`Self::refresh`], because the renderer depends on the number of endpoints.
     pub fn count(&mut self, counter: &dyn RuleSource, what: Refresh<'_>) {
         match what {
             Refresh::All => {
@@ -85,7 +86,7 @@ impl Desired {
         }
     }
 
-    /// Computes rules anew; gives the service ports whose rules are different now, or are gone.
+    /// Computes rules again. Returns the service ports whose rules changed or disappeared.
     pub fn refresh(&mut self, renderer: &dyn RuleSource, what: Refresh<'_>) -> BTreeSet<ServicePortName> {
         self.fixed = renderer.fixed();
         let mut changed = BTreeSet::new();
@@ -115,7 +116,7 @@ impl Desired {
         changed
     }
 
-    /// Takes the outlines of one Service's ports.
+    /// Replaces the outlines of one Service's ports and adds the changed service ports to `changed`.
     fn put(&mut self, key: &ServiceKey, outlines: Vec<(ServicePortName, Outline)>, changed: &mut BTreeSet<ServicePortName>) {
         let first = ServicePortName { service: key.clone(), port: "".into(), protocol: Protocol::Sctp };
         let mut before: BTreeSet<ServicePortName> =
@@ -134,15 +135,15 @@ impl Desired {
     }
 
     fn insert(&mut self, name: ServicePortName, outline: Outline) {
-        self.counted.add(&outline);
+        self.service_totals.add(&outline);
         if let Some(before) = self.services.insert(name, Rc::new(outline)) {
-            self.counted.remove(&before);
+            self.service_totals.remove(&before);
         }
     }
 
     fn remove(&mut self, name: &ServicePortName) {
         if let Some(before) = self.services.remove(name) {
-            self.counted.remove(&before);
+            self.service_totals.remove(&before);
         }
     }
 }

@@ -1,23 +1,21 @@
-//! What differs between the rules this node should have and the rules it has, for people to read.
+//! Prints the differences between the desired and the live rules as a unified diff.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use similar::TextDiff;
 
-use super::chain_names::{self, ChainKind};
-
 use super::Table;
+use super::chain_names::ChainKind;
+use super::live::SHARED;
 use super::parse::Tables;
 use super::rule::{canonical, owner};
 
-/// Chains in which the order of service ports means nothing, but for the NodePort rule at the end.
-const SHARED: [&str; 4] = [chain_names::SERVICES, chain_names::NODEPORTS, chain_names::EXTERNAL_SERVICES, chain_names::PROXY_FIREWALL];
-
+/// The comment of the NodePort rule, which stays at the end of its chain.
 const LAST: &str = "this must be the last rule in this chain";
 
-/// A unified diff from live to desired, grouped by chain; empty if they are the same. Rules are compared by meaning, so text that
-/// iptables spells differently makes no difference, and shown in one spelling.
+/// Returns a unified diff from live to desired, grouped by chain, or an empty text if they are the same. Rules are compared and shown in
+/// canonical spelling, so a different spelling of the same rule is no difference.
 #[must_use]
 pub fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
     let mut out = String::new();
@@ -40,11 +38,11 @@ pub fn unified(desired: &Tables<'_>, live: &Tables<'_>) -> String {
     out
 }
 
-/// A chain as text in canonical spelling, the chain's own line first: an empty chain is not a missing one. The rules of one service port
-/// stay in their order.
+/// Returns a chain as text in canonical spelling. The first line declares the chain, so that an empty chain differs from a missing one.
+/// In shared chains, rules are sorted by service port. The rules of one service port keep their order.
 fn lines(chain: &str, rules: &[&str]) -> String {
     let mut rules = rules.to_vec();
-    if SHARED.contains(&chain) {
+    if SHARED.iter().any(|(_, shared)| *shared == chain) {
         rules.sort_by_cached_key(|rule| (rule.contains(LAST), owner(rule)));
     }
     let lines = rules.iter().map(|rule| format!("-A {chain} {}\n", canonical(rule)));
@@ -58,12 +56,12 @@ fn difference(out: &mut String, table: Table, chain: &str, old: &str, new: &str)
     }
 }
 
-/// Jumps that are missing, as text by the chain they belong in: only these of a built-in chain's rules are ours to have an opinion on.
+/// Returns the missing jumps as text, by built-in chain. Other rules of built-in chains are not ours, so they are not compared.
 fn missing_jumps(table: Table, desired: &Tables<'_>, live: &Tables<'_>) -> BTreeMap<&'static str, String> {
     let mut missing: BTreeMap<_, String> = BTreeMap::new();
     for jump in live.missing_jumps(table, |table, chain| desired.chains(table).contains_key(chain)) {
         let rule = format!("-A {} {}\n", jump.from, canonical(&jump.arguments()));
-        // The last one ensured ends up first, but for those that go to the end.
+        // A jump that is inserted later ends up above the earlier ones. The pod network's jumps are appended.
         let rules = missing.entry(jump.from).or_default();
         rules.insert_str(if jump.pod_network { rules.len() } else { 0 }, &rule);
     }

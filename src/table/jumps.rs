@@ -1,4 +1,4 @@
-//! The rules in built-in chains that lead to ours (spec section 6.2; network spec section 8.1).
+//! The rules in built-in chains that jump to our chains ([kube-proxy 6.2], [flannel 8.1]).
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ impl Table {
     /// Both tables, in the order they are written.
     pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
 
-    /// The name iptables knows it by.
+    /// The name that iptables uses.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,13 +40,13 @@ pub struct Jump {
     pub table: Table,
     /// The built-in chain.
     pub from: &'static str,
-    /// The chain it leads to.
+    /// The target chain.
     pub to: &'static str,
-    /// For new connections only.
+    /// Matches new connections only.
     new_only: bool,
-    /// Comment; empty for none.
+    /// The comment, or empty for none.
     comment: &'static str,
-    /// It leads to a chain of the pod network, not of the service proxy.
+    /// The target chain belongs to the pod network, not to the service proxy.
     pub pod_network: bool,
 }
 
@@ -59,19 +59,19 @@ impl Jump {
         Self { table, from, to, new_only: false, comment, pod_network: true }
     }
 
-    /// How it gets into its chain where it is missing: at the top, or behind everything that is there.
+    /// The operation that adds a missing jump: insert at the top of its chain, or append at the end.
     #[must_use]
     pub const fn operation(&self) -> &'static str {
         if self.pod_network { "-A" } else { "-I" }
     }
 
-    /// Whether it should be there, by the chains that should. The proxy's jumps come all or not at all.
+    /// Returns true if the jump is desired. `has_chain` says which chains are desired. Either all jumps of the proxy are desired or none.
     #[must_use]
-    pub fn is_wanted(&self, has: impl Fn(Table, &'static str) -> bool) -> bool {
-        has(self.table, if self.pod_network { self.to } else { chain_names::SERVICES })
+    pub fn is_desired(&self, has_chain: impl Fn(Table, &'static str) -> bool) -> bool {
+        has_chain(self.table, if self.pod_network { self.to } else { chain_names::SERVICES })
     }
 
-    /// The rule after its chain, in restore spelling: `-m conntrack ... -j CHAIN`.
+    /// The rule without `-A CHAIN`, in the spelling of iptables-restore: `-m conntrack ... -j CHAIN`.
     #[must_use]
     pub fn arguments(&self) -> String {
         let new_only = if self.new_only { "-m conntrack --ctstate NEW " } else { "" };
@@ -84,9 +84,9 @@ const PORTALS: &str = "kubernetes service portals";
 const EXTERNAL: &str = "kubernetes externally-visible service portals";
 const BALANCER: &str = "kubernetes load balancer firewall";
 
-/// Every jump, in the order they are ensured. Each missing one goes to the *top* of its chain, so on a clean host they end up
-/// in reverse; one that is there is never moved (spec section 12.7). The pod network's go to the end of theirs: packets pass the
-/// proxy's chains first, whichever came first.
+/// Every jump, in the order in which they are added. A missing jump is inserted at the *top* of its chain, so on a clean host the jumps
+/// end up in reverse order. An existing jump is never moved [kube-proxy 12.7]. The pod network's jumps are appended at the end, so packets
+/// always pass the proxy's chains first.
 pub const JUMPS: [Jump; 16] = [
     Jump::new(Table::Filter, "INPUT", chain_names::EXTERNAL_SERVICES, true, EXTERNAL),
     Jump::new(Table::Filter, "FORWARD", chain_names::EXTERNAL_SERVICES, true, EXTERNAL),
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prepending_in_order_gives_upstreams_chains() {
+    fn inserting_all_jumps_gives_the_order_of_kube_proxy() {
         let top_down = |table, from| -> Vec<&str> {
             JUMPS.iter().rev().filter(|j| j.table == table && j.from == from && !j.pod_network).map(|j| j.to).collect()
         };

@@ -1,5 +1,5 @@
-//! What iptables-save prints, read line by line into what matters of it: digests of our chains, which of the desired lines are there,
-//! and what is there and should not be. Its text is never held as a whole.
+//! Reads the output of iptables-save line by line into digests of our chains, the places of desired lines, and unknown lines. The text is
+//! never stored as a whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,8 +11,8 @@ use super::Table;
 use super::outline::Outlines;
 use super::rule::Digest;
 
-/// The chains that all service ports share. The order of service ports in them means nothing, that of one service port's own lines
-/// does; and the end of `nat`'s KUBE-SERVICES is fixed.
+/// The chains that all service ports share. The order of service ports does not matter, the order of the lines of one service port does.
+/// The end of KUBE-SERVICES in `nat` is fixed.
 pub const SHARED: [(Table, &str); 6] = [
     (Table::Filter, chain_names::SERVICES),
     (Table::Filter, chain_names::EXTERNAL_SERVICES),
@@ -22,7 +22,7 @@ pub const SHARED: [(Table, &str); 6] = [
     (Table::Nat, chain_names::NODEPORTS),
 ];
 
-/// The chains with fixed rules only.
+/// The chains that only have fixed rules.
 const FIXED: [(Table, &str); 6] = [
     (Table::Filter, chain_names::FORWARD),
     (Table::Filter, chain_names::FIREWALL),
@@ -35,38 +35,38 @@ const FIXED: [(Table, &str); 6] = [
 /// A fixed chain: its table and its name.
 pub type FixedChain = (Table, &'static str);
 
-/// The live tables of one family, as far as they matter.
+/// The live tables of one family, reduced to what the plan needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Live {
+pub struct LiveTables {
     /// Chains that belong, or belonged, to service ports.
     pub chains: HashMap<ChainName, Digest>,
-    /// Fixed chains that are there, each with the digest of its fixed rules. A shared chain whose fixed rules are not at its end is
-    /// left out: it has to be written anew.
+    /// Existing fixed chains, each with the digest of its fixed rules. A shared chain whose fixed rules are not at its end is missing here,
+    /// so that the plan writes it again.
     pub fixed: BTreeMap<FixedChain, Digest>,
-    /// Desired lines, with where each was found.
-    pub lines: HashMap<(Table, Digest), Places>,
-    /// Lines in shared chains that are not desired: `-A` lines in their table.
-    pub strange_lines: Vec<(Table, String)>,
-    /// How often each jump is there, in the order of [`JUMPS`].
+    /// The places of each desired line.
+    pub lines: HashMap<(Table, Digest), LinePlaces>,
+    /// Lines in shared chains that are not desired, each an `-A` line with its table.
+    pub unknown_lines: Vec<(Table, String)>,
+    /// How many copies of each jump exist, in the order of [`JUMPS`].
     pub jumps: [usize; JUMPS.len()],
 }
 
-/// Where a desired line was found in a text.
+/// The places of a desired line in the output of iptables-save. Several service ports can desire the same line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Places {
-    /// How many times it is desired and not yet somebody's.
-    wanted: u32,
-    /// Where it was found, counted in lines, and not yet somebody's.
+pub struct LinePlaces {
+    /// How many service ports desire the line and did not take a place yet.
+    desired: u32,
+    /// The line numbers of the places that no service port took yet.
     at: Vec<u32>,
 }
 
-impl Live {
-    /// Takes away the places of a desired line for one service port: one place if others want the same line, too, else all there are.
-    /// Of a line that is there too often all places are its owner's: which of them is deleted matters for the order.
+impl LiveTables {
+    /// Removes and returns the places of a desired line for one service port: one place if other service ports desire the same line, else
+    /// all places. A duplicated line belongs to its owner with all its places, because the order depends on which copy is deleted.
     pub fn take(&mut self, table: Table, line: Digest) -> Vec<u32> {
         let Some(places) = self.lines.get_mut(&(table, line)) else { return Vec::new() };
-        if places.wanted > 1 && !places.at.is_empty() {
-            places.wanted -= 1;
+        if places.desired > 1 && !places.at.is_empty() {
+            places.desired -= 1;
             return vec![places.at.remove(0)];
         }
         std::mem::take(&mut places.at)
@@ -75,31 +75,31 @@ impl Live {
 
 /// Reads the output of iptables-save.
 #[derive(Debug)]
-pub struct Reader {
-    live: Live,
-    /// Lines read so far.
+pub struct LiveReader {
+    live: LiveTables,
+    /// The number of lines read so far.
     read: u32,
     table: Option<Table>,
-    /// Service ports' chains and lines are ours.
+    /// The service proxy is on, so the chains and lines of service ports are ours.
     proxy: bool,
-    /// The service port's chain that is being read, and its digest so far: iptables-save prints a chain's rules one after the other.
+    /// The service port's chain that is being read and its digest so far. iptables-save prints the rules of a chain one after the other.
     current: Option<(ChainName, Digest)>,
-    /// Fixed rules in shared chains: the way on to the NodePorts.
+    /// The fixed rules at the end of KUBE-SERVICES that jump to KUBE-NODEPORTS.
     tail: BTreeSet<Digest>,
-    /// Shared chains in which something follows the fixed rules.
+    /// Shared chains in which other lines follow the fixed rules.
     out_of_order: BTreeSet<FixedChain>,
     jumps: [Digest; JUMPS.len()],
 }
 
-impl Reader {
-    /// A reader that knows what is desired.
+impl LiveReader {
+    /// Creates a reader that recognizes the lines of these service ports and these fixed rules.
     #[must_use]
     pub fn new(services: &Outlines, fixed: &Fixed) -> Self {
-        let mut live = Live::default();
+        let mut live = LiveTables::default();
         for outline in services.values() {
             for table in Table::ALL {
                 for line in outline.dispatch(table).lines() {
-                    live.lines.entry((table, Digest::of_line(line))).or_default().wanted += 1;
+                    live.lines.entry((table, Digest::of_line(line))).or_default().desired += 1;
                 }
             }
         }
@@ -115,8 +115,7 @@ impl Reader {
         }
     }
 
-    /// Takes one line. Other tables than ours and lines that are none of `*table`, `:chain`, `-A` are passed over: iptables prints
-    /// warnings among its output.
+    /// Reads one line. Skips other tables, and lines other than `*table`, `:chain` and `-A`, because iptables also prints warnings.
     pub fn line(&mut self, line: &str) {
         self.read += 1;
         if let Some(name) = line.strip_prefix('*') {
@@ -148,7 +147,7 @@ impl Reader {
                 return;
             }
             if let Some(name) = ChainName::from_text(chain) {
-                self.put_back();
+                self.store_current();
                 let digest = self.live.chains.get(&name).copied().unwrap_or_default();
                 self.current = Some((name, digest.then(Digest::of_rule(arguments))));
                 return;
@@ -167,8 +166,8 @@ impl Reader {
         }
     }
 
-    /// Notes the digest of the chain that was being read.
-    fn put_back(&mut self) {
+    /// Stores the digest of the chain that was read last.
+    fn store_current(&mut self) {
         self.live.chains.extend(self.current.take());
     }
 
@@ -184,14 +183,14 @@ impl Reader {
         }
         match self.live.lines.get_mut(&(shared.0, digest)) {
             Some(places) => places.at.push(self.read),
-            None => self.live.strange_lines.push((shared.0, line.to_owned())),
+            None => self.live.unknown_lines.push((shared.0, line.to_owned())),
         }
     }
 
-    /// What was read.
+    /// Returns the tables.
     #[must_use]
-    pub fn finish(mut self) -> Live {
-        self.put_back();
+    pub fn finish(mut self) -> LiveTables {
+        self.store_current();
         for shared in self.out_of_order {
             self.live.fixed.remove(&shared);
         }
@@ -203,7 +202,7 @@ fn fixed_chain(table: Table, name: &str) -> Option<FixedChain> {
     SHARED.into_iter().chain(FIXED).find(|fixed| *fixed == (table, name))
 }
 
-/// The jumps into our chains that a table should have, each with its place in [`JUMPS`].
+/// Returns the jumps of a table, each with its index in [`JUMPS`].
 pub fn jumps_of(table: Table) -> impl Iterator<Item = (usize, &'static Jump)> {
     JUMPS.iter().enumerate().filter(move |(_, jump)| jump.table == table)
 }

@@ -1,7 +1,11 @@
-//! Tables as text and as values: what iptables-save prints, what iptables-restore takes, and the way from one to the other. PURE.
+//! iptables tables as values. Parses the output of iptables-save and plans the input of iptables-restore. PURE.
 //!
-//! [`desired`] is what should be there, [`live`] what is there, [`acknowledged`] what the kernel is known to hold; [`plan`] leads from the
-//! last to the first.
+//! - [`rules`]: the text of desired rules, and where a plan gets it from. [`chain_names`], [`jumps`]: the chains and the jumps to them.
+//! - [`desired`]: the desired rules as digests ([`outline`]). [`live`]: the rules in the kernel as iptables-save prints them.
+//!   [`acknowledged`]: the rules that the kernel accepted.
+//! - [`plan`], [`planner`]: the transactions that turn the acknowledged rules into the desired ones. [`final_counters`]: reads the counters
+//!   of rules that a plan deletes. [`rule_counts`]: counts rules.
+//! - [`rule`]: one spelling for every rule. [`parse`], [`diff`], [`by_service`]: compare tables as text. [`cleanup`]: finds leftovers.
 
 pub mod acknowledged;
 pub mod by_service;

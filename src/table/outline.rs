@@ -1,4 +1,5 @@
-//! The rules of one service port in outline: digests of its chains, and only the lines that may have to be deleted as text. PURE.
+//! The outline of a service port's rules: digests of its own chains, and its lines in shared chains as text, because a plan deletes these
+//! one by one.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,23 +10,23 @@ use super::rule::Digest;
 use super::rules::{ServicePortRules, WithoutLocal, lines};
 use crate::cluster::ServicePortName;
 
-/// What is known of one service port's rules without their text.
+/// The rules of one service port without their full text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outline {
     /// Its own chains in `nat`, each with the digest of its rules.
     pub chains: Box<[(ChainName, Digest)]>,
-    /// Its lines in `nat`'s shared chains, each an `-A` line.
+    /// Its lines in the shared chains of `nat`, each an `-A` line.
     pub nat: Box<str>,
-    /// Its lines in `filter`'s shared chains.
+    /// Its lines in the shared chains of `filter`.
     pub filter: Box<str>,
-    /// How many rules its own chains have together.
+    /// The number of rules in its own chains.
     pub rules: u32,
-    /// Traffic that is dropped for want of an endpoint on this node.
+    /// The traffic that is dropped because this node has no endpoint.
     pub without_local: WithoutLocal,
 }
 
 impl Outline {
-    /// The outline of rendered rules.
+    /// Makes the outline of rendered rules.
     #[must_use]
     pub fn of(rules: &ServicePortRules) -> Self {
         Self {
@@ -46,9 +47,9 @@ impl Outline {
         }
     }
 
-    /// This one's chains and lines, and the other's that this one has not.
+    /// Returns an outline with the chains and lines of both. Chains in both keep the digest of `self`.
     #[must_use]
-    pub fn with(&self, other: &Self) -> Self {
+    pub fn merge(&self, other: &Self) -> Self {
         let chains = other.chains.iter().filter(|(name, _)| self.chain(name).is_none());
         let lines = |ours: &str, theirs: &str| {
             let more = theirs.split_inclusive('\n').filter(|line| !ours.split_inclusive('\n').any(|our| our == *line));

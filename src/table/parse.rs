@@ -1,4 +1,4 @@
-//! iptables-save text, and restore input, into tables.
+//! Parses the output of iptables-save, or the input of iptables-restore, into tables.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use super::jumps::{JUMPS, Jump};
 use super::Table;
 use super::rule::canonical;
 
-/// Chains by name, each with its rules in order as they are spelled in the text: the arguments after the chain's name.
+/// Chains by name. Each has its rules in the order and spelling of the text, without `-A CHAIN`.
 pub type Chains<'a> = BTreeMap<&'a str, Vec<&'a str>>;
 
-/// The tables sepal writes, as far as a text shows them.
+/// The tables `filter` and `nat` of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables<'a> {
     filter: Chains<'a>,
@@ -18,8 +18,8 @@ pub struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    /// Adds what a text shows. Other tables than ours and lines that are none of `*table`, `:chain`, `-A` are passed over:
-    /// iptables prints warnings among its output.
+    /// Adds the chains and rules of a text. Skips other tables, and lines other than `*table`, `:chain` and `-A`, because iptables also
+    /// prints warnings.
     pub fn read(&mut self, text: &'a str) {
         let mut table = None;
         for line in text.lines() {
@@ -46,17 +46,17 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// The jumps into desired chains that a table lacks, in the order they are ensured. `has` says which chains are desired.
+    /// Returns the desired jumps that a table lacks, in the order in which they are added. `has_chain` says which chains are desired.
     pub fn missing_jumps<'b>(
         &'b self,
         table: Table,
-        has: impl Fn(Table, &'static str) -> bool + 'b,
+        has_chain: impl Fn(Table, &'static str) -> bool + 'b,
     ) -> impl Iterator<Item = &'static Jump> + 'b {
-        let is_wanted = move |jump: &&Jump| jump.is_wanted(&has);
-        JUMPS.iter().filter(move |jump| jump.table == table).filter(is_wanted).filter(move |jump| {
-            let wanted = canonical(&jump.arguments());
+        let is_desired = move |jump: &&Jump| jump.is_desired(&has_chain);
+        JUMPS.iter().filter(move |jump| jump.table == table).filter(is_desired).filter(move |jump| {
+            let desired = canonical(&jump.arguments());
             let rules = self.chains(table).get(jump.from).map(Vec::as_slice).unwrap_or_default();
-            !rules.iter().any(|rule| rule.ends_with(jump.to) && canonical(rule) == wanted)
+            !rules.iter().any(|rule| rule.ends_with(jump.to) && canonical(rule) == desired)
         })
     }
 
@@ -72,7 +72,7 @@ fn first_word(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or((text, ""))
 }
 
-/// `iptables-save -c` puts `[packets:bytes] ` before each rule.
+/// Removes `[packets:bytes] `, which `iptables-save -c` prints before each rule.
 fn without_counters(line: &str) -> &str {
     if line.starts_with('[') { line.split_once("] ").map_or(line, |(_, rest)| rest) } else { line }
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_are_read_and_the_rest_passed_over() {
+    fn other_tables_and_other_lines_are_skipped() {
         let text = "# Generated\n*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n*nat\n:PREROUTING ACCEPT [3:4]\n:KUBE-SERVICES - [0:0]\n\
                     -A PREROUTING -m comment --comment \"x y\" -j KUBE-SERVICES\n[1:60] -A KUBE-SERVICES -j RETURN\n-A KUBE-SERVICES\nCOMMIT\n# Warning\n";
         let mut tables = Tables::default();

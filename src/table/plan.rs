@@ -1,10 +1,11 @@
-//! From what the kernel holds to what it should hold: which transactions iptables-restore gets, in which order.
+//! The plan: the transactions that iptables-restore gets, in their order.
 //!
-//! On legacy iptables every COMMIT swaps the whole table, so there is one per table. iptables-nft needs time quadratic in the chains
-//! of a COMMIT, so there many chains go in groups of whole service ports; nothing reaches new chains yet. Then the shared dispatch
-//! chains, whose COMMIT is the atomic switch, and last the chains that nothing needs any more (design.md, Writing).
+//! On legacy iptables every COMMIT replaces the whole table, so there is one COMMIT per table [costs 2]. iptables-nft needs time quadratic
+//! in the number of chains in a COMMIT [costs 1]. So on nft, large changes are split: first the chains of service ports in groups, which
+//! packets do not reach yet; then the shared dispatch chains in one COMMIT, which is the atomic switch; last the deletion of unused chains.
 //!
-//! Everywhere: rules that refuse traffic are written before what served it is taken away, and taken away after what serves it is written.
+//! On both variants, rules that refuse traffic are added before the rules that served it are deleted, and deleted after the rules that
+//! serve it are added.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -12,7 +13,6 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::chain_names::ChainName;
-use super::rules::ServicePortRules;
 use crate::cluster::ServicePortName;
 use crate::table::rules::RuleSource;
 
@@ -21,12 +21,12 @@ use super::outline::Outline;
 use super::rule_counts::RuleCounts;
 use super::rules::lines;
 
-/// Which iptables is written with: they take the same text but want it cut differently.
+/// The iptables variant. Both take the same text, but different transaction sizes are fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
     /// iptables on `nf_tables`.
     Nft,
-    /// iptables on its own kernel interface.
+    /// iptables on its own, older kernel interface.
     Legacy,
 }
 
@@ -40,7 +40,7 @@ impl Variant {
         }
     }
 
-    /// The variant that this one is not.
+    /// The other variant.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -59,72 +59,72 @@ impl fmt::Display for Variant {
 /// One write within a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Print a chain's rules with their counters, before others write to it.
+    /// Print the rules of a chain with their counters, before other steps change it.
     List(String),
-    /// Create a fixed chain if it is not there, and empty it.
+    /// Create a fixed chain if it is missing, and empty it.
     Declare(&'static str),
-    /// Create a service port's chain if it is not there, and empty it.
+    /// Create a service port's chain if it is missing, and empty it.
     DeclareOwn(ChainName),
-    /// Create all chains of a service port where they are not there, and empty them.
+    /// Create all missing chains of a service port, and empty all of them.
     DeclareAll(Rc<Outline>),
     /// Lines, each `-A`, `-I` or `-D`.
     Lines(String),
     /// All lines of a service port in the shared chains of a table.
     Dispatch(Rc<Outline>, Table),
-    /// The rules in some of a service port's own chains, rendered when they are written.
+    /// The rules of some of a service port's own chains, rendered when they are written.
     Own(BTreeSet<ChainName>),
-    /// The rules in all of a service port's own chains.
+    /// The rules of all of a service port's own chains.
     OwnAll(Rc<Outline>),
     /// Delete a chain.
     Delete(ChainName),
 }
 
-/// A write, and the service port it is for.
+/// A write and the service port that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What is written.
+pub struct PlanStep {
+    /// The write.
     pub write: Write,
-    /// For whom; `None` for what all share.
+    /// The service port, or `None` for shared rules.
     pub owner: Option<ServicePortName>,
 }
 
-/// Writes that take effect together.
+/// Writes that take effect together, in one COMMIT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
     /// The table.
     pub table: Table,
-    /// The writes: lists and declarations first.
-    pub steps: Vec<Step>,
+    /// The writes. Lists and declarations come first.
+    pub steps: Vec<PlanStep>,
 }
 
-/// Transactions in the order they are to be made.
+/// Transactions in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The transactions.
     pub transactions: Vec<Transaction>,
 }
 
-/// What a plan writes, counted.
+/// The size of a plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
     /// Chains written or created.
     pub chains: usize,
     /// Chains deleted.
     pub deleted: usize,
-    /// Lines put into or taken out of shared chains one by one.
+    /// Lines added to or deleted from shared chains one by one.
     pub edits: usize,
     /// Transactions.
     pub transactions: usize,
 }
 
 impl Plan {
-    /// Whether there is nothing to do.
+    /// Returns true if there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.transactions.is_empty()
     }
 
-    /// What it writes.
+    /// Counts the writes.
     #[must_use]
     pub fn extent(&self) -> Extent {
         let mut extent = Extent { transactions: self.transactions.len(), ..Extent::default() };
@@ -133,7 +133,7 @@ impl Plan {
                 Write::Declare(_) | Write::DeclareOwn(_) => extent.chains += 1,
                 Write::DeclareAll(outline) => extent.chains += outline.chains.len(),
                 Write::Lines(lines) => extent.edits += lines.lines().filter(|line| !line.starts_with("-A ")).count(),
-                // A chain has to be declared before it is deleted; it was not written.
+                // A chain is declared before it is deleted. The declaration does not count as a write.
                 Write::Delete(_) => {
                     extent.chains -= 1;
                     extent.deleted += 1;
@@ -144,7 +144,7 @@ impl Plan {
         extent
     }
 
-    /// The chains that it writes and those that it deletes, each with its table.
+    /// Returns the chains that the plan writes and those that it deletes, each with its table.
     #[must_use]
     pub fn chains(&self) -> (BTreeSet<String>, BTreeSet<String>) {
         let (mut written, mut deleted) = (BTreeSet::new(), BTreeSet::new());
@@ -167,12 +167,12 @@ impl Plan {
                 }
             }
         }
-        // A chain has to be declared before it is deleted.
+        // A chain is declared before it is deleted.
         written.retain(|name| !deleted.contains(name));
         (written, deleted)
     }
 
-    /// How many rules it puts into chains of ours.
+    /// Counts the rules that the plan adds to our chains.
     #[must_use]
     pub fn rules(&self, renderer: &dyn RuleSource) -> RuleCounts {
         let mut counts = RuleCounts::default();
@@ -194,7 +194,7 @@ impl Plan {
         counts
     }
 
-    /// The input for iptables-restore, in pieces, each with the service port it is for.
+    /// Returns the input of iptables-restore in pieces, each with its service port.
     pub fn texts<'a>(&'a self, renderer: &'a dyn RuleSource) -> impl Iterator<Item = (Cow<'a, str>, Option<&'a ServicePortName>)> {
         self.transactions.iter().flat_map(move |transaction| {
             let start = (format!("*{}\n", transaction.table).into(), None);
@@ -203,13 +203,13 @@ impl Plan {
         })
     }
 
-    /// The input for iptables-restore as one text.
+    /// Returns the input of iptables-restore as one text.
     #[must_use]
     pub fn text(&self, renderer: &dyn RuleSource) -> String {
         self.texts(renderer).map(|(text, _)| text).collect()
     }
 
-    /// A line of the input, counted from 1, and the service port it is for.
+    /// Returns a line of the input, counted from 1, with its service port.
     #[must_use]
     pub fn line(&self, number: usize, renderer: &dyn RuleSource) -> Option<(String, Option<ServicePortName>)> {
         let mut before = 0;
@@ -224,7 +224,7 @@ impl Plan {
     }
 }
 
-impl Step {
+impl PlanStep {
     fn text<'a>(&'a self, renderer: &dyn RuleSource) -> Cow<'a, str> {
         match &self.write {
             Write::List(chain) => format!("-v -S {chain}\n").into(),
@@ -241,9 +241,9 @@ impl Step {
         }
     }
 
-    fn own(&self, renderer: &dyn RuleSource, wanted: impl Fn(&ChainName) -> bool) -> Cow<'static, str> {
+    /// Renders the rules of the owner's chains that `is_included` selects.
+    fn own(&self, renderer: &dyn RuleSource, is_included: impl Fn(&ChainName) -> bool) -> Cow<'static, str> {
         let Some(rules) = self.owner.as_ref().and_then(|owner| renderer.service_port(owner)) else { return Cow::default() };
-        let of = |rules: &ServicePortRules| rules.chains().filter(|(chain, _)| wanted(chain)).map(|(_, rules)| rules).collect::<String>();
-        of(&rules).into()
+        rules.chains().filter(|(chain, _)| is_included(chain)).map(|(_, rules)| rules).collect::<String>().into()
     }
 }

@@ -1,46 +1,53 @@
-//! Makes the plan: compares what should be with what is, and puts the difference in order.
+//! Makes the plan: compares the desired rules with the acknowledged ones and puts the differences in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::chain_names::{self, ChainKind, ChainName};
 use super::jumps::JUMPS;
-use super::rules::{Chain, Fixed};
+use super::rules::{ChainRules, Fixed};
 use crate::cluster::ServicePortName;
 
 use super::Table;
 use super::acknowledged::{Acknowledged, fixed_digests};
 use super::live::{FixedChain, SHARED, jumps_of};
 use super::outline::{Outline, Outlines};
-use super::plan::{Plan, Step, Transaction, Variant, Write};
+use super::plan::{Plan, PlanStep, Transaction, Variant, Write};
 use super::rule::{Digest, split_line};
 
-/// On nft, a transaction is closed once it mentions this many service port chains. A COMMIT costs some 5-10 ms whatever it
-/// holds, and chains cost quadratically; this is where the sum is smallest, and it is flat around there.
+/// On nft, a transaction ends once it contains this many service port chains. A COMMIT costs 5-10 ms of any size [costs 7], and its
+/// chains cost quadratic time [costs 1]. The sum is smallest near this number.
 pub const CHAINS_PER_TRANSACTION: usize = 512;
 
-/// A shared chain is written anew if it would take more single edits than this, and more than one for [`LINES_PER_EDIT`] of its lines.
+/// A shared chain is rewritten as a whole if it needs more single edits than this, and more than one edit per [`LINES_PER_EDIT`] lines.
 const EDITS: usize = 32;
 
-/// Writing this many lines costs about as much as finding and changing one.
+/// Writing this many lines costs about as much as one edit.
 const LINES_PER_EDIT: usize = 16;
 
-/// What should be: service ports and everything fixed.
+/// The desired rules that a plan leads to.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct DesiredTables<'a> {
     /// Service ports.
     pub services: &'a Outlines,
-    /// What does not belong to one.
+    /// Chains and rules that belong to no service port.
     pub fixed: &'a Fixed,
-    /// Chains that could not be deleted, and are not tried again.
+    /// Chains that could not be deleted. The plan does not try it again.
     pub spared: &'a [ChainName],
 }
 
-/// Plans the way from what the kernel holds to what is wanted, for the service ports that may differ; what is fixed and what is nobody's
-/// is always compared. On nft a transaction takes no more Services once it mentions so many chains: [`CHAINS_PER_TRANSACTION`].
+/// Plans the transactions from the acknowledged rules to the desired ones. Of the service ports, only the `touched` ones are compared.
+/// Fixed rules and unknown rules are always compared. On nft, a transaction ends once it contains `limit` chains
+/// (see [`CHAINS_PER_TRANSACTION`]).
 #[must_use]
-pub fn plan(wanted: &Wanted<'_>, held: &Acknowledged, touched: &BTreeSet<ServicePortName>, variant: Variant, limit: usize) -> Plan {
-    let planner = Planner::new(wanted, held, touched);
+pub fn plan(
+    desired: &DesiredTables<'_>,
+    acknowledged: &Acknowledged,
+    touched: &BTreeSet<ServicePortName>,
+    variant: Variant,
+    limit: usize,
+) -> Plan {
+    let planner = Planner::new(desired, acknowledged, touched);
     let nat = match variant {
         Variant::Legacy => planner.nat_whole().into_iter().collect(),
         Variant::Nft => planner.nat_nft(limit.max(1)),
@@ -49,60 +56,60 @@ pub fn plan(wanted: &Wanted<'_>, held: &Acknowledged, touched: &BTreeSet<Service
     Plan { transactions: transactions.collect() }
 }
 
-/// What differs for one service port.
+/// The differences of one service port.
 struct Difference<'a> {
     name: &'a ServicePortName,
-    wanted: Option<&'a Rc<Outline>>,
+    desired: Option<&'a Rc<Outline>>,
     /// Own chains to write.
     write: Vec<ChainName>,
     /// Own chains to delete.
     delete: Vec<ChainName>,
-    /// Lines to put into shared chains, in their order.
+    /// Lines to add to shared chains, in their order.
     add: Vec<(Table, &'a str)>,
-    /// Lines among them that are there in a place that they cannot stay in: they are taken out first.
+    /// Lines of `add` that exist in the wrong place. They are deleted before they are added.
     moved: Vec<(Table, &'a str)>,
-    /// Lines to take out of shared chains.
+    /// Lines to delete from shared chains.
     remove: Vec<(Table, &'a str)>,
 }
 
 struct Planner<'a> {
-    wanted: &'a Wanted<'a>,
-    held: &'a Acknowledged,
+    desired: &'a DesiredTables<'a>,
+    acknowledged: &'a Acknowledged,
     differences: Vec<Difference<'a>>,
-    /// Fixed chains that are written anew.
+    /// Fixed and shared chains that are rewritten as a whole.
     rewritten: BTreeSet<FixedChain>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(wanted: &'a Wanted<'a>, held: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
-        let differences: Vec<Difference<'a>> = touched.iter().filter_map(|name| difference(name, wanted, held)).collect();
-        let digests = fixed_digests(wanted.fixed);
+    fn new(desired: &'a DesiredTables<'a>, acknowledged: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
+        let differences: Vec<Difference<'a>> = touched.iter().filter_map(|name| difference(name, desired, acknowledged)).collect();
+        let digests = fixed_digests(desired.fixed);
         let mut rewritten: BTreeSet<FixedChain> =
-            digests.iter().filter(|(chain, digest)| held.fixed.get(chain) != Some(digest)).map(|(chain, _)| *chain).collect();
+            digests.iter().filter(|(chain, digest)| acknowledged.fixed.get(chain) != Some(digest)).map(|(chain, _)| *chain).collect();
         let lines_of = |shared: &FixedChain| {
             let of_difference =
                 |d: &Difference<'_>| d.add.iter().chain(&d.moved).chain(&d.remove).filter(|line| in_chain(line, *shared)).count();
             differences.iter().map(of_difference).sum::<usize>()
-                + held.strange_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
+                + acknowledged.unknown_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
         };
         let many: Vec<FixedChain> = SHARED
             .into_iter()
             .filter(|shared| {
                 let edits = lines_of(shared);
-                edits > EDITS && edits * LINES_PER_EDIT > wanted.services.len()
+                edits > EDITS && edits * LINES_PER_EDIT > desired.services.len()
             })
             .collect();
         rewritten.extend(many);
-        Self { wanted, held, differences, rewritten }
+        Self { desired, acknowledged, differences, rewritten }
     }
 
-    fn fixed(&self, table: Table) -> &'a [Chain<&'static str>] {
-        self.wanted.fixed.chains(table)
+    fn fixed(&self, table: Table) -> &'a [ChainRules] {
+        self.desired.fixed.chains(table)
     }
 
-    /// Chains that are there and should do nothing: declaring them empties them.
-    fn emptied(&self, table: Table) -> impl Iterator<Item = Step> {
-        let chains = self.wanted.fixed.unwanted.iter().filter(move |chain| chain.0 == table && self.held.has_rules(chain));
+    /// Empties unwanted chains by declaring them.
+    fn emptied(&self, table: Table) -> impl Iterator<Item = PlanStep> {
+        let chains = self.desired.fixed.unwanted.iter().filter(move |chain| chain.0 == table && self.acknowledged.has_rules(chain));
         chains.map(|(_, chain)| shared(Write::Declare(chain)))
     }
 
@@ -110,23 +117,23 @@ impl<'a> Planner<'a> {
         self.rewritten.iter().any(|rewritten| *rewritten == (table, chain))
     }
 
-    fn declarations(&self, table: Table, which: impl Fn(&Chain<&'static str>) -> bool) -> impl Iterator<Item = Step> {
+    fn declarations(&self, table: Table, which: impl Fn(&ChainRules) -> bool) -> impl Iterator<Item = PlanStep> {
         let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && which(chain));
         chains.map(|chain| shared(Write::Declare(chain.name)))
     }
 
-    fn fixed_rules(&self, table: Table) -> impl Iterator<Item = Step> {
+    fn fixed_rules(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && !chain.rules.is_empty());
         chains.map(|chain| shared(Write::Lines(chain.rules.clone())))
     }
 
-    /// Everything in `filter` but what is taken away.
+    /// The additions in `filter`, which come before the changes in `nat`.
     fn filter_before(&self) -> Option<Transaction> {
         let table = Table::Filter;
-        let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
-        // Where we have no rule for it, KUBE-FIREWALL is only there to be jumped to; declaring it would empty it.
-        let ours = self.wanted.fixed.has(table, chain_names::FIREWALL) || !self.wanted.fixed.has_proxy();
-        if !ours && !self.held.fixed.contains_key(&(table, chain_names::FIREWALL)) {
+        let mut steps: Vec<PlanStep> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
+        // If we have no rule for KUBE-FIREWALL, it only has to exist. Declaring an existing chain would delete kubelet's rules.
+        let ours = self.desired.fixed.has(table, chain_names::FIREWALL) || !self.desired.fixed.has_proxy();
+        if !ours && !self.acknowledged.fixed.contains_key(&(table, chain_names::FIREWALL)) {
             steps.push(shared(Write::Declare(chain_names::FIREWALL)));
         }
         steps.extend(self.fixed_rules(table));
@@ -136,11 +143,11 @@ impl<'a> Planner<'a> {
         (!steps.is_empty()).then_some(Transaction { table, steps })
     }
 
-    /// What is taken away in `filter`.
+    /// The deletions in `filter`, which come after the changes in `nat`.
     fn filter_after(&self) -> Option<Transaction> {
         let table = Table::Filter;
         let removals = self.differences.iter().filter_map(|difference| self.removals(difference, table));
-        let steps: Vec<Step> = removals.chain(self.strange_lines(table)).collect();
+        let steps: Vec<PlanStep> = removals.chain(self.unknown_lines(table)).collect();
         (!steps.is_empty()).then_some(Transaction { table, steps })
     }
 
@@ -148,15 +155,15 @@ impl<'a> Planner<'a> {
     fn nat_whole(&self) -> Option<Transaction> {
         let table = Table::Nat;
         let deleted = self.deleted();
-        let mut steps: Vec<Step> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
+        let mut steps: Vec<PlanStep> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
         steps.extend(self.differences.iter().flat_map(declare_own));
         steps.extend(deleted.iter().map(declare_to_delete));
         steps.extend(self.fixed_rules(table));
         let whole = SHARED.iter().filter(|(t, _)| *t == table).all(|(_, chain)| self.is_rewritten(table, chain));
         if whole {
-            // Everybody's lines are written; each service port's beside its chains.
+            // The lines of all service ports are written. Each service port's lines stand beside its chains.
             let mut differences = self.differences.iter().peekable();
-            for (name, outline) in self.wanted.services {
+            for (name, outline) in self.desired.services {
                 steps.push(owned(name, Write::Dispatch(Rc::clone(outline), table)));
                 while differences.peek().is_some_and(|difference| difference.name < name) {
                     differences.next();
@@ -170,7 +177,7 @@ impl<'a> Planner<'a> {
                 steps.extend(self.removals(difference, table));
                 steps.extend(own_rules(difference));
             }
-            steps.extend(self.strange_lines(table));
+            steps.extend(self.unknown_lines(table));
         }
         steps.extend(deleted.into_iter().map(delete));
         steps.extend(self.tail());
@@ -181,18 +188,18 @@ impl<'a> Planner<'a> {
     /// `nat` in transactions of bounded size.
     fn nat_nft(&self, limit: usize) -> Vec<Transaction> {
         let mentioned: usize = self.differences.iter().map(|difference| difference.write.len() + difference.delete.len()).sum();
-        if mentioned + self.held.strange_chains.len() <= limit {
+        if mentioned + self.acknowledged.unknown_chains.len() <= limit {
             return self.nat_whole().into_iter().collect();
         }
         let table = Table::Nat;
         let mut transactions = Vec::new();
         let mut later = Vec::new();
-        // The chains that others jump to go first.
-        let (mut declarations, mut contents): (Vec<Step>, Vec<Step>) =
+        // KUBE-MARK-MASQ and KUBE-POSTROUTING go first, because other chains jump to them.
+        let (mut declarations, mut contents): (Vec<PlanStep>, Vec<PlanStep>) =
             (self.declarations(table, |chain| !chain.rules.is_empty()).collect(), self.fixed_rules(table).collect());
         let mut mentioned = 0;
         for (i, difference) in self.differences.iter().enumerate() {
-            // A chain can only go when nothing jumps to it; what dispatch may still lead to waits until dispatch is written.
+            // A chain can only be deleted when nothing jumps to it. Chains that the dispatch chains may still jump to are deleted later.
             let at_once = difference.delete.iter().all(|chain| chain.kind() == ChainKind::Endpoint) && !difference.write.is_empty();
             declarations.extend(declare_own(difference));
             contents.extend(own_rules(difference));
@@ -204,7 +211,7 @@ impl<'a> Planner<'a> {
             } else {
                 later.extend(difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
             }
-            // The ports of one Service stay together.
+            // The ports of one Service stay in one transaction.
             let last = self.differences.get(i + 1).is_none_or(|next| next.name.service != difference.name.service);
             if mentioned >= limit && last {
                 declarations.append(&mut contents);
@@ -215,9 +222,10 @@ impl<'a> Planner<'a> {
         declarations.append(&mut contents);
         transactions.push(Transaction { table, steps: declarations });
         transactions.push(Transaction { table, steps: self.nat_dispatch() });
-        later.extend(self.strange_chains());
+        later.extend(self.unknown_chains());
         later.sort_by_key(|(_, chain)| (chain.kind(), *chain));
-        // All of them are emptied before any is deleted: within a group they may jump to each other, and to later groups only.
+        // Each group empties its chains before it deletes them, because they may jump to each other. Other than that, they only jump to
+        // chains of later groups.
         transactions.extend(later.chunks(limit).map(|group| {
             let steps = group.iter().map(declare_to_delete).chain(group.iter().map(|chain| delete(*chain))).collect();
             Transaction { table, steps }
@@ -226,26 +234,26 @@ impl<'a> Planner<'a> {
         transactions
     }
 
-    /// The shared chains of `nat`.
-    fn nat_dispatch(&self) -> Vec<Step> {
+    /// The changes of the shared chains of `nat`.
+    fn nat_dispatch(&self) -> Vec<PlanStep> {
         let table = Table::Nat;
-        let mut steps: Vec<Step> = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table)).collect();
+        let mut steps: Vec<PlanStep> = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table)).collect();
         steps.extend(self.rewritten_lines(table));
         for difference in &self.differences {
             steps.extend(self.additions(difference, table));
             steps.extend(self.removals(difference, table));
         }
-        steps.extend(self.strange_lines(table));
+        steps.extend(self.unknown_lines(table));
         steps.extend(self.tail());
         steps.extend(self.jumps(table));
         steps
     }
 
-    /// Every service port's lines in the shared chains that are written anew.
-    fn rewritten_lines(&self, table: Table) -> impl Iterator<Item = Step> {
+    /// The lines of every service port in the shared chains that are rewritten.
+    fn rewritten_lines(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let shared = || SHARED.iter().filter(move |(t, _)| *t == table).map(|(_, chain)| *chain);
         let (any, all) = (shared().any(|chain| self.is_rewritten(table, chain)), shared().all(|chain| self.is_rewritten(table, chain)));
-        let services = any.then_some(self.wanted.services).into_iter().flatten();
+        let services = any.then_some(self.desired.services).into_iter().flatten();
         services.filter_map(move |(name, outline)| {
             if all {
                 return Some(owned(name, Write::Dispatch(Rc::clone(outline), table)));
@@ -256,13 +264,14 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// Lines to put at the top of shared chains that are not written anew: one above the other, so the last one first.
-    fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
+    /// The lines to insert at the top of shared chains that are not rewritten. The last line comes first, because each insert goes above
+    /// the one before.
+    fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.moved, table, "-D ") + &self.edits(difference.add.iter().rev(), table, "-I ");
         (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
     }
 
-    fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<Step> {
+    fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.remove, table, "-D ");
         (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
     }
@@ -272,71 +281,74 @@ impl<'a> Planner<'a> {
         lines.filter_map(|(_, line)| edit(operation, line)).collect()
     }
 
-    fn strange_lines(&self, table: Table) -> Option<Step> {
-        let lines = self.held.strange_lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
+    fn unknown_lines(&self, table: Table) -> Option<PlanStep> {
+        let lines = self.acknowledged.unknown_lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
         let text: String = lines.filter_map(|(_, line)| edit("-D ", line)).collect();
         (!text.is_empty()).then(|| shared(Write::Lines(text)))
     }
 
-    fn tail(&self) -> Option<Step> {
-        let tail = &self.wanted.fixed.nat_tail;
+    fn tail(&self) -> Option<PlanStep> {
+        let tail = &self.desired.fixed.nat_tail;
         (self.is_rewritten(Table::Nat, chain_names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
     }
 
-    /// Jumps that are missing go to the top, or the end, of their chains; of several alike one is kept. Where nothing is known of the
-    /// live tables, jumps are none of the plan's business.
-    fn jumps(&self, table: Table) -> Option<Step> {
+    /// Adds missing jumps and deletes duplicated and unwanted ones.
+    fn jumps(&self, table: Table) -> Option<PlanStep> {
         let mut text = String::new();
         for (i, jump) in jumps_of(table) {
-            let fixed = self.wanted.fixed;
-            let wanted = usize::from(fixed.wants(jump));
-            // What is not there leads nowhere.
-            if wanted == 0 && !(fixed.drops(jump) && self.held.fixed.contains_key(&(table, jump.to))) {
+            let fixed = self.desired.fixed;
+            let desired = usize::from(fixed.has_jump(jump));
+            // If the chain does not exist, no jump to it can exist.
+            if desired == 0 && !(fixed.removes_jump(jump) && self.acknowledged.fixed.contains_key(&(table, jump.to))) {
                 continue;
             }
-            let there = self.held.jumps[i];
+            let copies = self.acknowledged.jumps[i];
             let line = format!("{} {}\n", jump.from, jump.arguments());
-            if there < wanted {
+            if copies < desired {
                 text.extend([jump.operation(), " ", &line]);
             }
-            for _ in wanted..there {
+            for _ in desired..copies {
                 text.extend(["-D ", &line]);
             }
         }
         (!text.is_empty()).then(|| shared(Write::Lines(text)))
     }
 
-    /// Every chain to delete, those that jump before those they jump to.
+    /// Every chain to delete. A chain comes before the chains that it jumps to.
     fn deleted(&self) -> Vec<(Option<&'a ServicePortName>, ChainName)> {
         let own = self.differences.iter().flat_map(|difference| difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
-        let mut all: Vec<_> = own.chain(self.strange_chains()).collect();
+        let mut all: Vec<_> = own.chain(self.unknown_chains()).collect();
         all.sort_by_key(|(_, chain)| (chain.kind(), *chain));
         all
     }
 
-    /// Chains of nobody's that can be deleted: not those that a service port of this plan makes its own.
-    fn strange_chains(&self) -> impl Iterator<Item = (Option<&'a ServicePortName>, ChainName)> {
+    /// The unknown chains that can be deleted. Chains that a service port of this plan writes are excluded.
+    fn unknown_chains(&self) -> impl Iterator<Item = (Option<&'a ServicePortName>, ChainName)> {
         let taken: BTreeSet<ChainName> = self.differences.iter().flat_map(|difference| difference.write.iter().copied()).collect();
-        let free =
-            self.held.strange_chains.iter().copied().filter(move |chain| !taken.contains(chain) && !self.wanted.spared.contains(chain));
+        let free = self
+            .acknowledged
+            .unknown_chains
+            .iter()
+            .copied()
+            .filter(move |chain| !taken.contains(chain) && !self.desired.spared.contains(chain));
         free.map(|chain| (None, chain))
     }
 }
 
-fn difference<'a>(name: &'a ServicePortName, wanted: &'a Wanted<'a>, held: &'a Acknowledged) -> Option<Difference<'a>> {
-    let (new, old) = (wanted.services.get(name), held.services.get(name));
+fn difference<'a>(name: &'a ServicePortName, desired: &'a DesiredTables<'a>, acknowledged: &'a Acknowledged) -> Option<Difference<'a>> {
+    let (new, old) = (desired.services.get(name), acknowledged.services.get(name));
     if let (Some(new), Some(old)) = (new, old)
         && Rc::ptr_eq(new, old)
     {
         return None;
     }
     let chains = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| &*outline.chains).unwrap_or_default();
-    let held_chain = |chain: &ChainName| old.and_then(|old| old.chain(chain));
-    let wanted_chain = |chain: &ChainName| new.is_some_and(|new| new.chain(chain).is_some());
-    let write = chains(new).iter().filter(|(chain, digest)| held_chain(chain) != Some(*digest)).map(|(chain, _)| *chain).collect();
-    let delete = chains(old).iter().filter(|(chain, _)| !wanted_chain(chain)).map(|(chain, _)| *chain);
-    let delete = delete.filter(|chain| !wanted.spared.contains(chain)).collect();
-    let mut difference = Difference { name, wanted: new, write, delete, add: Vec::new(), moved: Vec::new(), remove: Vec::new() };
+    let acknowledged_digest = |chain: &ChainName| old.and_then(|old| old.chain(chain));
+    let is_desired = |chain: &ChainName| new.is_some_and(|new| new.chain(chain).is_some());
+    let write = chains(new).iter().filter(|(chain, digest)| acknowledged_digest(chain) != Some(*digest)).map(|(chain, _)| *chain).collect();
+    let delete = chains(old).iter().filter(|(chain, _)| !is_desired(chain)).map(|(chain, _)| *chain);
+    let delete = delete.filter(|chain| !desired.spared.contains(chain)).collect();
+    let mut difference = Difference { name, desired: new, write, delete, add: Vec::new(), moved: Vec::new(), remove: Vec::new() };
     for table in Table::ALL {
         let lines = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| outline.dispatch(table)).unwrap_or_default();
         if lines(new) == lines(old) {
@@ -355,8 +367,8 @@ fn difference<'a>(name: &'a ServicePortName, wanted: &'a Wanted<'a>, held: &'a A
 }
 
 impl<'a> Difference<'a> {
-    /// Notes which of a service port's lines in one chain have to go and to come so that they are there in their order. What comes is put
-    /// at the top, and of lines alike the first one goes; so what can stay is found from the end.
+    /// Finds the lines of one chain to delete and to add, so that the chain ends up with the new lines in their order. Lines are added at
+    /// the top, and `-D` deletes the first of equal lines. So the lines that can stay are matched from the end.
     fn edit_chain(&mut self, table: Table, new: &[&'a str], old: &[&'a str]) {
         let mut kept = 0;
         let mut gone: Vec<&'a str> = Vec::new();
@@ -383,16 +395,16 @@ fn edit(operation: &str, line: &str) -> Option<String> {
     line.trim_end().strip_prefix("-A ").map(|rest| [operation, rest, "\n"].concat())
 }
 
-fn shared(write: Write) -> Step {
-    Step { write, owner: None }
+fn shared(write: Write) -> PlanStep {
+    PlanStep { write, owner: None }
 }
 
-fn owned(name: &ServicePortName, write: Write) -> Step {
-    Step { write, owner: Some(name.clone()) }
+fn owned(name: &ServicePortName, write: Write) -> PlanStep {
+    PlanStep { write, owner: Some(name.clone()) }
 }
 
-fn declare_own(difference: &Difference<'_>) -> Vec<Step> {
-    match difference.wanted {
+fn declare_own(difference: &Difference<'_>) -> Vec<PlanStep> {
+    match difference.desired {
         Some(outline) if outline.chains.len() == difference.write.len() && !difference.write.is_empty() => {
             vec![owned(difference.name, Write::DeclareAll(Rc::clone(outline)))]
         }
@@ -400,8 +412,8 @@ fn declare_own(difference: &Difference<'_>) -> Vec<Step> {
     }
 }
 
-fn own_rules(difference: &Difference<'_>) -> Option<Step> {
-    let outline = difference.wanted.filter(|_| !difference.write.is_empty())?;
+fn own_rules(difference: &Difference<'_>) -> Option<PlanStep> {
+    let outline = difference.desired.filter(|_| !difference.write.is_empty())?;
     let write = if outline.chains.len() == difference.write.len() {
         Write::OwnAll(Rc::clone(outline))
     } else {
@@ -410,17 +422,17 @@ fn own_rules(difference: &Difference<'_>) -> Option<Step> {
     Some(owned(difference.name, write))
 }
 
-fn declare_to_delete((name, chain): &(Option<&ServicePortName>, ChainName)) -> Step {
-    Step { write: Write::DeclareOwn(*chain), owner: name.cloned() }
+fn declare_to_delete((name, chain): &(Option<&ServicePortName>, ChainName)) -> PlanStep {
+    PlanStep { write: Write::DeclareOwn(*chain), owner: name.cloned() }
 }
 
-fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> Step {
-    Step { write: Write::Delete(chain), owner: name.cloned() }
+fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> PlanStep {
+    PlanStep { write: Write::Delete(chain), owner: name.cloned() }
 }
 
-/// Tables of which nothing is known but that jumps and kubelet's chain are somebody else's business: what a dry run writes into.
+/// The acknowledged tables of a dry run: empty, except that all jumps and kubelet's chain exist. So the plan writes neither.
 #[must_use]
-pub fn unknown() -> Acknowledged {
+pub fn dry_run_tables() -> Acknowledged {
     let fixed = [((Table::Filter, chain_names::FIREWALL), Digest::default())].into();
     Acknowledged { fixed, jumps: [1; JUMPS.len()], ..Acknowledged::default() }
 }

@@ -1,8 +1,8 @@
-//! One spelling for every rule, so that a rule as written and the same rule as iptables-save prints it compare equal.
+//! The canonical spelling of a rule. A rule that we wrote and the same rule as iptables-save prints it have the same canonical spelling.
 //!
-//! iptables-save moves the addresses and the protocol to the front, adds masks and defaults, writes marks and probabilities
-//! its own way; the nft and the legacy variant and their versions differ among themselves. The canonical form undoes all of that
-//! for the matches and targets that kube-proxy's rules use, and leaves every other word as it is.
+//! iptables-save moves addresses and the protocol to the front, adds masks and defaults, and prints marks and probabilities differently.
+//! The variants and their versions differ too. The canonical spelling undoes this for the matches and targets of kube-proxy's rules, and
+//! leaves every other word unchanged.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -10,35 +10,35 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::cluster::ip::{host_net, parse_cidr, parse_ip};
 
-/// Stands for a rule, or for the rules of a chain in their order: equal for equal canonical forms. 64 bits of `SipHash`; only ever compared
-/// within one process.
+/// The digest of a rule, or of the rules of a chain in their order. Rules with the same canonical spelling have the same digest. It has 64
+/// bits of `SipHash` and is only compared within one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(u64);
 
 impl Digest {
-    /// The digest of a rule's arguments (all after the chain's name).
+    /// Returns the digest of a rule's arguments: everything after the chain's name.
     #[must_use]
     pub fn of_rule(arguments: &str) -> Self {
         let mut sum = 0_u64;
-        // Parts have no order among their kind, so neither has the sum.
+        // The order of parts of the same kind does not matter. A sum does not depend on it.
         each_part(arguments, |kind, text| sum = sum.wrapping_add(hash(&(kind as u8, text))));
         Self(sum)
     }
 
-    /// The digest of a whole `-A` line: the rule in its chain.
+    /// Returns the digest of a whole `-A` line: the chain and the rule.
     #[must_use]
     pub fn of_line(line: &str) -> Self {
         let (chain, arguments) = split_line(line);
         Self(hash(&(chain, Self::of_rule(arguments).0)))
     }
 
-    /// The digest of a chain whose rules so far have this one, with another rule behind them.
+    /// Returns the digest of a chain after another rule is appended.
     #[must_use]
     pub fn then(self, rule: Self) -> Self {
         Self(hash(&(self.0, rule.0)))
     }
 
-    /// The digest of a chain from the text of its rules, each an `-A` line.
+    /// Returns the digest of a chain from the text of its rules, each an `-A` line.
     #[must_use]
     pub fn of_chain(rules: &str) -> Self {
         rules.lines().fold(Self::default(), |chain, line| chain.then(Self::of_rule(split_line(line).1)))
@@ -51,7 +51,7 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The chain and the arguments of an `-A` line; of any other line, nothing and all of it.
+/// Splits an `-A` line into chain and arguments. For any other line, the chain is empty.
 #[must_use]
 pub fn split_line(line: &str) -> (&str, &str) {
     match line.strip_prefix("-A ") {
@@ -60,14 +60,14 @@ pub fn split_line(line: &str) -> (&str, &str) {
     }
 }
 
-/// The chain or target that a rule leads to, by `-j` or `-g`; `None` if it only counts.
+/// Returns the target of a rule (`-j` or `-g`), or `None` if the rule has no target and only counts.
 #[must_use]
 pub fn target(arguments: &str) -> Option<Cow<'_, str>> {
     let mut words = Words(arguments);
     while let Some(word) = words.next() {
         match &*word {
             "-j" | "-g" => return words.next(),
-            // What a comment says is no option, whatever it says.
+            // A comment can contain `-j`.
             "--comment" => drop(words.next()),
             _ => {}
         }
@@ -75,8 +75,8 @@ pub fn target(arguments: &str) -> Option<Cow<'_, str>> {
     None
 }
 
-/// Whose a rule in a shared chain is, as far as it says so: the first word of its comment, which is a service port's name, and its
-/// protocol. Both are empty for a rule of nobody's.
+/// Returns the service port name (the first word of the comment) and the protocol of a rule in a shared chain. Both are empty if the rule
+/// belongs to no service port.
 #[must_use]
 pub fn owner(arguments: &str) -> (String, Cow<'_, str>) {
     let (mut name, mut protocol) = (String::new(), Cow::default());
@@ -91,8 +91,8 @@ pub fn owner(arguments: &str) -> (String, Cow<'_, str>) {
     (name, protocol)
 }
 
-/// The canonical form of a rule's arguments: addresses, interfaces and protocol, then matches sorted, then the target; equal texts mean
-/// equal rules.
+/// Returns a rule's arguments in canonical spelling: addresses, interfaces and protocol, then the sorted matches, then the target. Equal
+/// texts mean equal rules.
 #[must_use]
 pub fn canonical(arguments: &str) -> String {
     let mut parts: Vec<(PartKind, String)> = Vec::new();
@@ -101,7 +101,7 @@ pub fn canonical(arguments: &str) -> String {
     parts.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(" ")
 }
 
-/// What a part of a rule is; their order in the canonical form.
+/// The kind of a part of a rule. The canonical spelling sorts by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum PartKind {
     /// `-s`, `-d`, `-p`, `-i`, `-o`.
@@ -112,7 +112,7 @@ enum PartKind {
     Target,
 }
 
-/// A match or target whose options are still coming: addresses may stand between them.
+/// A match or target whose options are still being read. Addresses may stand between its options.
 struct Open<'a> {
     kind: PartKind,
     /// `-m`, `-j` or `-g`.
@@ -120,7 +120,7 @@ struct Open<'a> {
     name: Cow<'a, str>,
 }
 
-/// Gives each part of a rule in canonical spelling.
+/// Calls `part` with each part of a rule in canonical spelling.
 fn each_part(arguments: &str, mut part: impl FnMut(PartKind, &str)) {
     let mut words = Words(arguments);
     let mut open: Option<Open<'_>> = None;
@@ -135,7 +135,7 @@ fn each_part(arguments: &str, mut part: impl FnMut(PartKind, &str)) {
             }
             "-s" | "-d" | "-p" | "-i" | "-o" => {
                 let value = words.next().unwrap_or_default();
-                // Everywhere is no condition.
+                // A /0 network matches every address, so it is left out.
                 if negated || !value.ends_with("/0") {
                     text.clear();
                     text.extend([if negated { "! " } else { "" }, &*word, " "]);
@@ -164,8 +164,8 @@ fn each_part(arguments: &str, mut part: impl FnMut(PartKind, &str)) {
     close(open.as_ref(), &mut options, &mut text, &mut part);
 }
 
-/// Gives a part that has all its options. Options that stood before any match are a part of their own: what is not understood must not
-/// be taken for equal.
+/// Calls `part` with a part whose options are all read. Options before the first match are a part of their own, so that rules with
+/// options that this parser does not know still differ.
 fn close(open: Option<&Open<'_>>, options: &mut Vec<Cow<'_, str>>, text: &mut String, part: &mut impl FnMut(PartKind, &str)) {
     text.clear();
     let kind = match open {
@@ -174,8 +174,8 @@ fn close(open: Option<&Open<'_>>, options: &mut Vec<Cow<'_, str>>, text: &mut St
         Some(Open { kind, word, name }) => {
             text.extend([&**word, " "]);
             push_word(text, name);
-            let says_something = if *kind == PartKind::Match { match_options(name, options) } else { target_options(name, options) };
-            if !says_something {
+            let has_effect = if *kind == PartKind::Match { match_options(name, options) } else { target_options(name, options) };
+            if !has_effect {
                 return;
             }
             *kind
@@ -190,12 +190,12 @@ fn close(open: Option<&Open<'_>>, options: &mut Vec<Cow<'_, str>>, text: &mut St
     part(kind, text);
 }
 
-/// The words of a rule, with quotes and backslashes undone.
+/// Returns the words of a rule, without quotes and backslashes.
 pub fn words(arguments: &str) -> impl Iterator<Item = Cow<'_, str>> {
     Words(arguments)
 }
 
-/// Words of a rule, with quotes and backslashes undone.
+/// Iterates over the words of a rule, without quotes and backslashes.
 struct Words<'a>(&'a str);
 
 impl<'a> Iterator for Words<'a> {
@@ -271,10 +271,10 @@ fn push_word(text: &mut String, word: &str) {
     text.push('"');
 }
 
-/// Spells the options of a match canonically; says whether the match says anything.
+/// Rewrites the options of a match in canonical spelling. Returns false if the match has no effect.
 fn match_options(name: &str, options: &mut Vec<Cow<'_, str>>) -> bool {
     match name {
-        // `-m tcp` without options says no more than `-p tcp`, and the nft variant forgets it.
+        // `-m tcp` without options means the same as `-p tcp`, and the nft variant does not print it.
         "tcp" | "udp" | "sctp" => return !options.is_empty(),
         "mark" => each_value(options, "--mark", mark),
         "statistic" => each_value(options, "--probability", probability),
@@ -285,7 +285,7 @@ fn match_options(name: &str, options: &mut Vec<Cow<'_, str>>) -> bool {
     true
 }
 
-/// Spells the options of a target canonically; a target always says something.
+/// Rewrites the options of a target in canonical spelling. Returns true, because a target always has an effect.
 fn target_options(name: &str, options: &mut Vec<Cow<'_, str>>) -> bool {
     match (name, options.as_slice()) {
         ("MARK", [how, value]) => {
@@ -299,7 +299,7 @@ fn target_options(name: &str, options: &mut Vec<Cow<'_, str>>) -> bool {
     true
 }
 
-/// Applies `spell` to what follows each `option`.
+/// Applies `spell` to the value of each `option`.
 fn each_value(options: &mut [Cow<'_, str>], option: &str, spell: impl Fn(&str) -> Option<String>) {
     for i in 1..options.len() {
         if options[i - 1] == option
@@ -325,7 +325,7 @@ fn mark(text: &str) -> Option<String> {
     value_and_mask(text, u32::MAX).map(|(value, mask)| format!("{value:#x}/{mask:#x}"))
 }
 
-/// The kernel keeps probabilities in 31 bits; so does the canonical form.
+/// The kernel stores probabilities in 31 bits, so the canonical spelling uses 31 bits too.
 fn probability(text: &str) -> Option<String> {
     if text.ends_with("/2147483648") {
         return None;
@@ -340,7 +340,7 @@ fn sorted_list(text: &str) -> String {
     items.join(",")
 }
 
-/// `--or-mark`, `--xor-mark` and `--set-xmark` are one thing: mark = (mark & !mask) ^ value.
+/// Rewrites `--or-mark` and `--xor-mark` as the value and mask of `--set-xmark`: mark = (mark & !mask) ^ value.
 fn set_xmark(how: &str, text: &str) -> Option<String> {
     let (value, mask) = match how {
         "--set-xmark" => value_and_mask(text, u32::MAX)?,
@@ -351,7 +351,7 @@ fn set_xmark(how: &str, text: &str) -> Option<String> {
     Some(format!("{value:#x}/{mask:#x}"))
 }
 
-/// `-m recent` prints its default mask and direction; and its options in an order of its own.
+/// Removes the default mask and direction of `-m recent`, which iptables-save prints, and sorts the options.
 fn without_recent_defaults(options: &mut Vec<Cow<'_, str>>) {
     let mut groups: Vec<Vec<Cow<'_, str>>> = Vec::new();
     for word in options.drain(..) {
@@ -370,7 +370,7 @@ fn without_recent_defaults(options: &mut Vec<Cow<'_, str>>) {
 mod tests {
     use super::*;
 
-    /// Rules as they are written, and as iptables-save prints them (1.8.9, legacy and nft).
+    /// Each rule as we write it and as iptables-save prints it (1.8.9, legacy and nft).
     #[test]
     fn written_and_saved_rules_are_the_same() {
         for (written, saved) in [
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn the_target_is_told_from_what_comments_say() {
+    fn a_comment_is_not_read_as_the_target() {
         for (rule, leads_to) in [
             ("-m comment --comment \"to -j A\" -j B", Some("B")),
             ("-m comment --comment -j -g C", Some("C")),

@@ -1,17 +1,16 @@
-//! Rules counted: how many there should be, kept up to date service port by service port.
+//! Counts the desired rules. The totals are updated for each service port that changes.
 
-use super::rules::lines;
 use std::ops::AddAssign;
 
-use super::chain_names::ChainName;
-use super::rules::Fixed;
 use crate::cluster::ServicePortName;
 
 use super::Table;
+use super::chain_names::ChainName;
 use super::outline::Outline;
 use super::rule::Digest;
+use super::rules::{Fixed, lines};
 
-/// How many rules, by table.
+/// The number of rules in each table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleCounts {
     /// In `filter`.
@@ -21,7 +20,7 @@ pub struct RuleCounts {
 }
 
 impl RuleCounts {
-    /// How many in one table.
+    /// The number of rules in one table.
     #[must_use]
     pub const fn of(&self, table: Table) -> usize {
         match table {
@@ -30,7 +29,7 @@ impl RuleCounts {
         }
     }
 
-    /// Counts more rules of one table.
+    /// Adds rules of one table.
     pub const fn add(&mut self, table: Table, count: usize) {
         match table {
             Table::Filter => self.filter += count,
@@ -46,18 +45,18 @@ impl AddAssign for RuleCounts {
     }
 }
 
-/// Service ports with endpoints, but none on this node where their policy is Local (spec section 6.5).
+/// The number of service ports whose policy is Local and whose endpoints are all on other nodes [kube-proxy 6.5].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WithoutLocal {
+pub struct WithoutLocalCounts {
     /// By `internalTrafficPolicy`.
     pub internal: usize,
     /// By `externalTrafficPolicy`.
     pub external: usize,
 }
 
-/// What the desired rules of a family come to.
+/// The totals of the desired rules of a family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct RuleTotals {
     /// Rules.
     pub rules: RuleCounts,
     /// Chains.
@@ -66,17 +65,17 @@ pub struct Tally {
     pub service_ports: usize,
     /// Endpoints of all service ports, in any state.
     pub endpoints: usize,
-    /// Service ports that serve nobody here for want of an endpoint on this node.
-    pub without_local: WithoutLocal,
-    /// Memory that outlines take, in bytes: from the lengths of what they hold, without what the allocator adds.
+    /// Service ports whose traffic is dropped because this node has no endpoint.
+    pub without_local: WithoutLocalCounts,
+    /// The memory of all outlines in bytes, without the overhead of the allocator.
     pub bytes: usize,
 }
 
-/// What one service port in outline takes besides its texts and chains: itself with its two counts, and its place in the map.
+/// The memory of one outline without its texts and chains: the outline, the two counts of its `Rc`, and its entry in the map.
 const OUTLINE_BYTES: usize = size_of::<Outline>() + 3 * size_of::<usize>() + size_of::<ServicePortName>();
 
-impl Tally {
-    /// Counts a service port.
+impl RuleTotals {
+    /// Adds a service port.
     pub(super) fn add(&mut self, outline: &Outline) {
         let of = Self::of(outline);
         self.rules += of.rules;
@@ -87,7 +86,7 @@ impl Tally {
         self.bytes += of.bytes;
     }
 
-    /// Counts a service port no longer.
+    /// Subtracts a service port.
     pub(super) fn remove(&mut self, outline: &Outline) {
         let of = Self::of(outline);
         self.rules.filter -= of.rules.filter;
@@ -99,7 +98,7 @@ impl Tally {
         self.bytes -= of.bytes;
     }
 
-    /// Counts what does not belong to a service port.
+    /// Adds the chains and rules that belong to no service port.
     pub(super) fn add_fixed(&mut self, fixed: &Fixed) {
         for (table, chains) in [(Table::Filter, &fixed.filter), (Table::Nat, &fixed.nat)] {
             self.chains += chains.len();
@@ -115,7 +114,7 @@ impl Tally {
             chains: outline.chains.len(),
             service_ports: 1,
             endpoints: 0,
-            without_local: WithoutLocal {
+            without_local: WithoutLocalCounts {
                 internal: outline.without_local.internal.into(),
                 external: outline.without_local.external.into(),
             },
@@ -128,9 +127,9 @@ impl Tally {
 mod tests {
     use super::*;
 
-    /// With its two counts an outline, in its `Rc`, still takes the 80 bytes that the allocator gave it before.
+    /// With the two counts of its `Rc`, an outline fits into the 80-byte blocks of the allocator.
     #[test]
-    fn counting_costs_no_memory() {
+    fn an_outline_fits_into_80_bytes() {
         assert!(size_of::<Outline>() + 2 * size_of::<usize>() <= 72);
     }
 }

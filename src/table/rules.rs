@@ -1,37 +1,37 @@
-//! The desired rules of one IP family as text, and where a plan gets them from. PURE.
+//! The desired rules of one IP family as text, and [`RuleSource`], from which a plan gets them. PURE.
 
 use super::chain_names::{self, ChainName};
 use super::jumps::{Jump, Table};
 use crate::cluster::{ServiceKey, ServicePortName};
 
-/// A chain and its rules, as lines of iptables-restore input.
+/// A fixed chain and its rules, as lines of iptables-restore input.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chain<N> {
-    /// Name of the chain.
-    pub name: N,
+pub struct ChainRules {
+    /// The name of the chain.
+    pub name: &'static str,
     /// Its rules in order, each an `-A` line with its newline.
     pub rules: String,
 }
 
-/// The rules of one service port: chains of its own, and its lines in the chains all service ports share. Every rule is an `-A` line
+/// The rules of one service port: its own chains, and its lines in the chains that all service ports share. Every rule is an `-A` line
 /// with its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePortRules {
-    /// Whose rules these are.
+    /// The service port.
     pub name: ServicePortName,
-    /// Traffic that is dropped for want of an endpoint on this node.
+    /// The traffic that is dropped because this node has no endpoint.
     pub without_local: WithoutLocal,
-    /// Everything in one text: its chains' rules, its lines in shared chains of `nat`, then those of `filter`.
+    /// All rules in one text: those of its own chains, then its lines in shared chains of `nat`, then those of `filter`.
     text: String,
-    /// Its own chains, each with the end of its rules in the text.
+    /// Its own chains, each with the offset in the text where its rules end.
     chains: Vec<(ChainName, usize)>,
-    /// The end of its lines in shared chains of `nat`.
+    /// The offset where its lines in shared chains of `nat` end.
     nat_dispatch: usize,
 }
 
 impl ServicePortRules {
-    /// Rules from one text: first those of its chains, each of which ends at the offset beside its name, then its lines in shared chains
-    /// of `nat` up to `nat_dispatch`, then those of `filter`.
+    /// Takes all rules in one text. `chains` gives the offset where the rules of each own chain end, `nat_dispatch` the offset where the
+    /// lines in shared chains of `nat` end.
     #[must_use]
     pub const fn new(
         name: ServicePortName,
@@ -43,7 +43,7 @@ impl ServicePortRules {
         Self { name, without_local, text, chains, nat_dispatch }
     }
 
-    /// Its own chains in `nat`, each with its rules. They jump to each other and to fixed chains only.
+    /// Its own chains in `nat`, each with its rules. They only jump to each other and to fixed chains.
     #[must_use]
     pub fn chains(&self) -> impl ExactSizeIterator<Item = (&ChainName, &str)> {
         self.chains.iter().enumerate().map(|(i, (name, end))| {
@@ -58,90 +58,90 @@ impl ServicePortRules {
         &self.text[self.chains.last().map_or(0, |(_, end)| *end)..self.nat_dispatch]
     }
 
-    /// Its lines in `filter`'s shared chains.
+    /// Its lines in the shared chains of `filter`.
     #[must_use]
     pub fn filter_dispatch(&self) -> &str {
         &self.text[self.nat_dispatch..]
     }
 }
 
-/// The chains that do not belong to a service port, with the rules in them that don't either.
+/// The chains and rules that belong to no service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fixed {
     /// In `filter`.
-    pub filter: Vec<Chain<&'static str>>,
-    /// In `nat`; these rules come before any service port's.
-    pub nat: Vec<Chain<&'static str>>,
-    /// The end of KUBE-SERVICES in `nat`: on to the NodePorts. Has to stay last in its chain.
+    pub filter: Vec<ChainRules>,
+    /// In `nat`. These rules come before those of service ports.
+    pub nat: Vec<ChainRules>,
+    /// The rules at the end of KUBE-SERVICES in `nat`, which jump to KUBE-NODEPORTS.
     pub nat_tail: String,
-    /// Chains of ours that should do nothing: where they are, nothing leads to them and they are empty.
+    /// Chains of ours that must have no effect. If they exist, they are emptied and the jumps to them are deleted.
     pub unwanted: Vec<(Table, &'static str)>,
 }
 
 impl Fixed {
     /// The chains of one table.
     #[must_use]
-    pub fn chains(&self, table: Table) -> &[Chain<&'static str>] {
+    pub fn chains(&self, table: Table) -> &[ChainRules] {
         match table {
             Table::Filter => &self.filter,
             Table::Nat => &self.nat,
         }
     }
 
-    /// Whether a chain should be there.
+    /// Returns true if the chain is desired.
     #[must_use]
     pub fn has(&self, table: Table, chain: &str) -> bool {
         self.chains(table).iter().any(|fixed| fixed.name == chain)
     }
 
-    /// Whether the service proxy's chains are among them; if not, those that are there are somebody else's.
+    /// Returns true if the service proxy's chains are desired. If not, existing ones belong to another program.
     #[must_use]
     pub fn has_proxy(&self) -> bool {
         self.has(Table::Nat, chain_names::SERVICES)
     }
 
-    /// Whether a jump should be there.
+    /// Returns true if the jump is desired.
     #[must_use]
-    pub fn wants(&self, jump: &Jump) -> bool {
-        jump.is_wanted(|table, chain| self.has(table, chain))
+    pub fn has_jump(&self, jump: &Jump) -> bool {
+        jump.is_desired(|table, chain| self.has(table, chain))
     }
 
-    /// Whether a jump should not be there.
+    /// Returns true if the jump must not exist.
     #[must_use]
-    pub fn drops(&self, jump: &Jump) -> bool {
+    pub fn removes_jump(&self, jump: &Jump) -> bool {
         self.unwanted.contains(&(jump.table, jump.to))
     }
 }
 
-/// Kinds of traffic for which a service port has endpoints, but none on this node where its policy is Local: they are dropped.
+/// The kinds of traffic that are dropped because their policy is Local and all endpoints are on other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WithoutLocal {
     /// `internalTrafficPolicy: Local`.
     pub internal: bool,
-    /// `externalTrafficPolicy: Local`, also where nothing outside reaches the service port (spec section 12.21).
+    /// `externalTrafficPolicy: Local`, also if the service port cannot be reached from outside [kube-proxy 12.21].
     pub external: bool,
 }
 
-/// How many lines a text has whose every line ends.
+/// Counts the lines of a text. Every line ends with a newline.
 #[must_use]
 pub fn lines(text: &str) -> usize {
     text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
-/// Where a plan gets the desired rules of one family. The service proxy's renderer computes them from the cluster.
+/// The desired rules of one family. The service proxy's renderer computes them from the cluster.
 pub trait RuleSource: Sync {
-    /// The chains that do not belong to a service port.
+    /// The chains and rules that belong to no service port.
     fn fixed(&self) -> Fixed;
 
     /// The Services that have rules, sorted.
     fn services(&self) -> Vec<ServiceKey>;
 
-    /// How many endpoints the ports of a Service have together.
+    /// The number of endpoints of all ports of a Service.
     fn endpoints(&self, key: &ServiceKey) -> usize;
 
-    /// The rules of a Service's ports, sorted by port name then protocol.
+    /// The rules of a Service's ports, sorted by port name and protocol.
     fn service(&self, key: &ServiceKey) -> Vec<ServicePortRules>;
 
-    /// The rules of one service port; `None` if it has none.
+    /// The rules of one service port, or `None` if it has none.
     fn service_port(&self, name: &ServicePortName) -> Option<ServicePortRules>;
 }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use sepal::explain::packet::{Packet, Place};
+use sepal::explain::ending::Fate;
+use sepal::explain::packet::{LocalNode, Packet};
 use sepal::explain::ruleset::Ruleset;
-use sepal::explain::walk::{Fate, walk};
+use sepal::explain::walk::walk;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::settings::DetectLocal;
 
@@ -13,9 +14,9 @@ use sepal::proxy::settings::DetectLocal;
 pub(crate) type Endings = BTreeMap<(Fate, SocketAddr, bool), f64>;
 
 /// The endings of a packet that walks through these rules.
-pub(crate) fn by_ruleset(rules: &Ruleset, packet: Packet, place: &Place) -> Endings {
+pub(crate) fn by_ruleset(rules: &Ruleset, packet: Packet, place: &LocalNode) -> Endings {
     let walked = walk(rules, packet, place);
-    assert_eq!(walked.passed_over, BTreeSet::new(), "every rule is understood: {packet}");
+    assert_eq!(walked.not_understood, BTreeSet::new(), "every rule is understood: {packet}");
     let mut endings = Endings::new();
     for ending in walked.endings.iter().filter(|ending| ending.probability > 1e-9) {
         *endings.entry((ending.fate, ending.to, ending.masqueraded)).or_default() += ending.probability;
@@ -24,7 +25,7 @@ pub(crate) fn by_ruleset(rules: &Ruleset, packet: Packet, place: &Place) -> Endi
 }
 
 /// The node that the inputs describe.
-pub(crate) fn place(inputs: &Inputs) -> Place {
+pub(crate) fn place(inputs: &Inputs) -> LocalNode {
     let node = inputs.snapshot.node();
     let pod_interface = match &inputs.settings.detect_local {
         DetectLocal::BridgeInterface(name) => name.clone(),
@@ -32,7 +33,7 @@ pub(crate) fn place(inputs: &Inputs) -> Place {
         _ => "cni0".to_owned(),
     };
     let bound = inputs.settings.bind_address.filter(|ip| !ip.is_unspecified());
-    Place {
+    LocalNode {
         // Node ports are served at the first address.
         addresses: bound.into_iter().chain(node.map(|node| node.addresses.clone()).unwrap_or_default()).collect(),
         subnets: node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),

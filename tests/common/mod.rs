@@ -3,7 +3,7 @@
 use sepal::cluster::Family;
 use sepal::cluster::host_facts::HostFacts;
 use sepal::config::manifests::Manifests;
-use sepal::config::settings::Asked;
+use sepal::config::settings::RequestedSettings;
 use sepal::netlink::record::FakeHost;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::sync::facts::{described_facts, whole};
@@ -13,7 +13,7 @@ use sepal::table::planner;
 pub(crate) fn inputs(text: &str) -> Result<Inputs, String> {
     let mut manifests = Manifests::default();
     manifests.add("manifest", text).map_err(|error| error.to_string())?;
-    Ok(manifests.into_inputs(&Asked { host_name: "host".into(), ..Asked::default() }))
+    Ok(manifests.into_inputs(&RequestedSettings { host_name: "host".into(), ..RequestedSettings::default() }))
 }
 
 /// The facts of a host that is described by the manifest alone.
@@ -23,6 +23,6 @@ pub(crate) fn facts(inputs: &Inputs) -> HostFacts {
 
 /// The restore input of one family, in one transaction per table.
 pub(crate) fn rendered(inputs: &Inputs, family: Family) -> String {
-    let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::unknown());
+    let (plan, renderer) = whole(inputs, &facts(inputs), family, &planner::dry_run_tables());
     plan.text(&renderer)
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use sepal::cluster::{Family, Protocol};
-use sepal::explain::packet::{Origin, Packet, Place};
+use sepal::explain::ending::Fate;
+use sepal::explain::packet::{LocalNode, Origin, Packet};
 use sepal::explain::ruleset::Ruleset;
-use sepal::explain::walk::Fate;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal_lab::site::WHO_PORT;
 use sepal_lab::traffic::tcp_within;
@@ -25,7 +25,7 @@ use crate::{SEPAL, common};
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the rules do with a packet.
-fn by_rules(inputs: &Inputs, packet: Packet, place: &Place) -> Endings {
+fn by_rules(inputs: &Inputs, packet: Packet, place: &LocalNode) -> Endings {
     let rules = Ruleset::desired(&common::rendered(inputs, Family::of(packet.to.ip())));
     by_ruleset(&rules, packet, place)
 }
@@ -67,7 +67,7 @@ fn real_packets_end_as_it_is_said() {
         let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
         fs::write(file.path(), &text).expect("writable");
         let inputs = common::inputs(&text).expect("a cluster");
-        let place = Place {
+        let place = LocalNode {
             addresses: ["192.168.61.13", "10.61.3.1", "10.61.4.1"].map(|ip| ip.parse().expect("an IP")).into(),
             pod_interface: "pods1".into(),
             ..place(&inputs)

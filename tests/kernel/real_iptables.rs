@@ -206,7 +206,7 @@ fn the_generation_counts_changes() {
 
 /// The built-in chains are read without our own chains.
 #[test]
-fn entrances_are_read_alone() {
+fn built_in_chains_are_read_alone() {
     let lab = Lab::new();
     let manifests = traffic();
     for variant in [Variant::Nft, Variant::Legacy] {
@@ -217,11 +217,11 @@ fn entrances_are_read_alone() {
             lab.node.within(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 let of = |family, table| {
-                    let mut text = runtime.block_on(Exec::new(variant, false).entrances(family, table));
+                    let mut text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                     // Another program on this machine may hold the xtables lock.
                     eventually("it can be read", || {
                         if text.is_err() {
-                            text = runtime.block_on(Exec::new(variant, false).entrances(family, table));
+                            text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                         }
                         text.is_ok()
                     });

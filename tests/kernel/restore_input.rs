@@ -6,9 +6,9 @@ use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::sync::facts::whole;
 use sepal::table::acknowledged::Acknowledged;
 use sepal::table::desired::{Desired, Refresh};
-use sepal::table::live::Reader;
+use sepal::table::live::LiveReader;
 use sepal::table::plan::Variant;
-use sepal::table::planner::{self, Wanted};
+use sepal::table::planner::{self, DesiredTables};
 
 use crate::common::facts;
 
@@ -20,10 +20,10 @@ pub(crate) fn left_to_write(inputs: &Inputs, family: Family, saved: &str) -> Str
     desired.count(&counter, Refresh::All);
     let renderer = counter.for_size(desired.endpoints());
     let all = desired.refresh(&renderer, Refresh::All);
-    let mut reader = Reader::new(desired.services(), &desired.fixed);
+    let mut reader = LiveReader::new(desired.services(), &desired.fixed);
     saved.lines().for_each(|line| reader.line(line));
-    let held = Acknowledged::of_live(reader.finish(), desired.services());
-    let wanted = Wanted { services: desired.services(), fixed: &desired.fixed, spared: &[] };
+    let held = Acknowledged::from_live(reader.finish(), desired.services());
+    let wanted = DesiredTables { services: desired.services(), fixed: &desired.fixed, spared: &[] };
     planner::plan(&wanted, &held, &all, Variant::Nft, planner::CHAINS_PER_TRANSACTION).text(&renderer)
 }
 

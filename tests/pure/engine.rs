@@ -15,11 +15,11 @@ use sepal::observe::metrics::Format;
 use sepal::observe::sync_result::SyncResult;
 use sepal::proxy::rules::RuleSet;
 use sepal::proxy::rules::inputs::Inputs;
-use sepal::proxy::sync::family::{FamilyRules, Unsynced};
+use sepal::proxy::sync::family::{FamilyRules, SyncError};
 use sepal::proxy::sync::proxy_loop::ProxyLoop;
 use sepal::proxy::sync::report::Report;
 use sepal::proxy::sync::update::Update;
-use sepal::table::final_counters::Counted;
+use sepal::table::final_counters::CounterSelection;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal::table::planner::CHAINS_PER_TRANSACTION;
@@ -30,7 +30,7 @@ use crate::objects::{cluster, text};
 use crate::simulator::{Chains, Fault, Memory, Simulator};
 use crate::{block_on, rule_set};
 
-fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<SyncResult, Unsynced> {
+fn sync(rules: &mut FamilyRules, memory: &Memory, inputs: &Inputs) -> Result<SyncResult, SyncError> {
     block_on(rules.sync(memory, inputs, &common::facts(inputs)))
 }
 
@@ -165,7 +165,7 @@ fn assert_together(run: &str, after: &Inputs, family: Family) -> Result<(), Test
 }
 
 /// Each rule with a connection counter that is removed or reset was listed exactly once before; no other rule was listed.
-fn assert_harvested(held: &Simulator, run: &str, ended: &[String]) -> Result<(), TestCaseError> {
+fn assert_final_counters(held: &Simulator, run: &str, ended: &[String]) -> Result<(), TestCaseError> {
     // No rule of `filter`, which has a KUBE-SERVICES, too, counts connections.
     let run: String = run.split_inclusive("COMMIT\n").filter(|transaction| transaction.starts_with("*nat")).collect();
     let deleted = run.lines().filter_map(|line| line.strip_prefix("-D "));
@@ -206,7 +206,7 @@ proptest! {
         for family in Family::ALL {
             let memory = Memory::new(variant);
             let mut rules = FamilyRules::new(family).with_limit(limit);
-            rules.count(Counted { doors: true, endpoints: true });
+            rules.count(CounterSelection { addresses: true, endpoints: true });
             let mut before = Inputs::default();
             for objects in &steps {
                 let after = common::inputs(&text(objects)).map_err(TestCaseError::fail)?;
@@ -214,7 +214,7 @@ proptest! {
                 memory.states.borrow_mut().clear();
                 let (runs, held) = (memory.runs.borrow().len(), memory.tables.borrow().clone());
                 sync(&mut rules, &memory, &after).map_err(|error| TestCaseError::fail(error.to_string()))?;
-                assert_harvested(&held, &memory.runs.borrow()[runs..].concat(), &rules.take_ended())?;
+                assert_final_counters(&held, &memory.runs.borrow()[runs..].concat(), &rules.take_ended())?;
                 assert_kept(&memory, &before, &after, family)?;
                 memory.runs.borrow()[runs..].iter().try_for_each(|run| assert_together(run, &after, family))?;
                 prop_assert_eq!(meaning(&memory.tables.borrow()), meaning(&fresh(&after, family, variant).tables.borrow()));
@@ -238,7 +238,7 @@ proptest! {
         let memory = fresh(&before, Family::V4, variant);
         let mut rules = FamilyRules::new(Family::V4).with_limit(limit);
         sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        rules.count(Counted { doors: true, endpoints: true });
+        rules.count(CounterSelection { addresses: true, endpoints: true });
         touch(&mut rules, &before, &after);
         memory.faults.borrow_mut().push_back(Some(Fault::KilledAfter(killed)));
         if sync(&mut rules, &memory, &after).is_err() {
@@ -334,7 +334,7 @@ fn a_change_after_drift_quarantines_no_service_port() {
                 let memory = Memory::new(variant);
                 let mut rules = FamilyRules::new(Family::V4);
                 sync(&mut rules, &memory, &first).expect("a start");
-                rules.count(Counted { doors: listed, endpoints: listed });
+                rules.count(CounterSelection { addresses: listed, endpoints: listed });
                 match wiped {
                     "one rule" => {
                         let mut tables = memory.tables.borrow_mut();
@@ -367,7 +367,7 @@ fn listing_is_bounded() {
     let memory = Memory::new(Variant::Legacy);
     let mut rules = FamilyRules::new(Family::V4);
     sync(&mut rules, &memory, &before).expect("a start");
-    rules.count(Counted { doors: true, endpoints: true });
+    rules.count(CounterSelection { addresses: true, endpoints: true });
     touch(&mut rules, &before, &after);
     sync(&mut rules, &memory, &after).expect("they are deleted");
     let ended = rules.take_ended();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use sepal::cluster::Family;
-use sepal::explain::packet::{Origin, Packet, Place};
+use sepal::explain::packet::{LocalNode, Origin, Packet};
 use sepal::explain::ruleset::Ruleset;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::settings::NodePortAddresses;
@@ -21,7 +21,7 @@ fn same(a: &Endings, b: &Endings) -> bool {
 }
 
 /// The senders: pods, endpoints, the node, and outside addresses within and without the load balancers' source ranges.
-fn senders(inputs: &Inputs, place: &Place, family: Family) -> Vec<(IpAddr, Origin)> {
+fn senders(inputs: &Inputs, place: &LocalNode, family: Family) -> Vec<(IpAddr, Origin)> {
     let mut senders: Vec<(IpAddr, Origin)> = place.addresses.iter().take(2).map(|ip| (*ip, Origin::Node)).collect();
     let outside = if family == Family::V4 { "203.0.113.9" } else { "2001:db8::9" };
     senders.push((outside.parse().expect("an IP"), Origin::Outside));
@@ -41,7 +41,7 @@ fn senders(inputs: &Inputs, place: &Place, family: Family) -> Vec<(IpAddr, Origi
 }
 
 /// Every address of every service port, and one address that no Service has.
-fn destinations(inputs: &Inputs, place: &Place, family: Family) -> Vec<(SocketAddr, sepal::cluster::Protocol)> {
+fn destinations(inputs: &Inputs, place: &LocalNode, family: Family) -> Vec<(SocketAddr, sepal::cluster::Protocol)> {
     let mut all = Vec::new();
     for (_, service) in inputs.snapshot.services() {
         for port in &service.ports {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sepal::cluster::families::PerFamily;
 use sepal::cluster::pod_rules::{PodRanges, PodRules};
 use sepal::cluster::{Family, ServiceKey};
-use sepal::iptables::{IptablesError, Restored, Runner};
+use sepal::iptables::{IptablesError, RestoreResult, Runner};
 use sepal::kubernetes::events::Events;
 use sepal::kubernetes::{self, ChangeTime, Kind, ObjectId, convert};
 use sepal::netlink::nfacct::Packets;
@@ -57,7 +57,7 @@ impl Runner for Both {
         self.of(family).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
         self.of(family).restore(family, plan, renderer).await
     }
 
@@ -65,8 +65,8 @@ impl Runner for Both {
         Some(true)
     }
 
-    async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
-        self.of(family).entrances(family, table).await
+    async fn builtin_jumps(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+        self.of(family).builtin_jumps(family, table).await
     }
 
     fn generation(&self) -> Option<u32> {
@@ -540,7 +540,7 @@ fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     reached.add(Frontend::Address(service), &ServingEndpoints::new([at("10.0.0.2:53")]));
     let key = ServiceKey { namespace: "kube-system".into(), name: "dns".into() };
     let (teller, unheard) = flow_loop::channel();
-    teller.say(flow_loop::News { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() });
+    teller.say(flow_loop::FlowChanges { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() });
     block_on(async {
         let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), unheard);
         let _ = tokio::time::timeout(Duration::from_secs(20), run).await;

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use sepal::cluster::{Conditions, Family, Service, ServiceKey, ServicePort, SliceEndpoint};
-use sepal::explain::packet::{Origin, Packet, Place};
-use sepal::explain::walk::Fate;
+use sepal::explain::ending::Fate;
+use sepal::explain::packet::{LocalNode, Origin, Packet};
 use sepal::proxy::rules::inputs::Inputs;
 use sepal::proxy::settings::DetectLocal;
 
@@ -25,12 +25,12 @@ enum AddressKind {
 struct Reader<'a> {
     inputs: &'a Inputs,
     packet: Packet,
-    place: &'a Place,
+    place: &'a LocalNode,
     family: Family,
 }
 
 /// The endings that a packet should have.
-pub(crate) fn endings(inputs: &Inputs, packet: Packet, place: &Place) -> Endings {
+pub(crate) fn endings(inputs: &Inputs, packet: Packet, place: &LocalNode) -> Endings {
     let reader = Reader { inputs, packet, place, family: Family::of(packet.to.ip()) };
     reader.read().unwrap_or_else(|| Endings::from([((Fate::Passed, packet.to, false), 1.0)]))
 }

@@ -75,7 +75,7 @@ fn as_many_rules_as_upstream_generates() {
         let mut rules = FamilyRules::new(Family::V4);
         block_on(rules.sync(&memory, &inputs, &facts())).expect("a start from nothing");
         let wanted = RuleCounts { filter, nat };
-        assert_eq!(rules.tally().rules, wanted, "{services} x {endpoints}, balancer {balancer}");
+        assert_eq!(rules.totals().rules, wanted, "{services} x {endpoints}, balancer {balancer}");
         assert_eq!(rules.attempt().written, wanted, "a first sync writes them all");
     }
 }
@@ -135,13 +135,13 @@ proptest! {
                 let runs = memory.runs.borrow().len();
                 block_on(rules.sync(&memory, &after, &common::facts(&after))).map_err(|error| TestCaseError::fail(error.to_string()))?;
                 let (counts, chains) = counted(&rule_set(&after, family));
-                let tally = rules.tally();
-                prop_assert_eq!((tally.rules, tally.chains), (counts, chains));
+                let totals = rules.totals();
+                prop_assert_eq!((totals.rules, totals.chains), (counts, chains));
                 prop_assert_eq!(rules.attempt().written, written(&memory.runs.borrow()[runs..]));
                 // A restart from this state has the same counts, memory included.
                 let mut fresh = FamilyRules::new(family);
                 block_on(fresh.sync(&memory, &after, &common::facts(&after))).map_err(|error| TestCaseError::fail(error.to_string()))?;
-                prop_assert_eq!(fresh.tally(), tally);
+                prop_assert_eq!(fresh.totals(), totals);
                 before = after;
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use sepal::cluster::Family;
-use sepal::iptables::{IptablesError, Restored, Runner};
+use sepal::iptables::{IptablesError, RestoreResult, Runner};
 use sepal::table::Table;
 use sepal::table::plan::{Plan, Variant};
 use sepal::table::rule::Digest;
@@ -199,7 +199,7 @@ impl Runner for Memory {
         Ok(())
     }
 
-    async fn restore(&self, _family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
+    async fn restore(&self, _family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
         let command = || "restore".to_owned();
         let refused_at = |line: usize, output: String| {
             let (text, owner) = plan.line(line, renderer).expect("the line is there");
@@ -240,14 +240,14 @@ impl Runner for Memory {
             line += lines;
         }
         self.runs.borrow_mut().push(plan.text(renderer));
-        Ok(Restored { locked: self.locked.get(), listed })
+        Ok(RestoreResult { locked: self.locked.get(), listed })
     }
 
     async fn canary(&self, _family: Family) -> Option<bool> {
         Some(true)
     }
 
-    async fn entrances(&self, _family: Family, table: Table) -> Result<String, IptablesError> {
+    async fn builtin_jumps(&self, _family: Family, table: Table) -> Result<String, IptablesError> {
         let tables = self.tables.borrow();
         let built_in = tables.tables[table.as_str()].iter().filter(|(chain, _)| !chain.starts_with("KUBE-"));
         let rules = built_in.flat_map(|(chain, rules)| rules.iter().map(move |rule| format!("-A {chain} {rule}\n")));
@@ -273,7 +273,7 @@ impl Runner for &Memory {
         (**self).save(family, table, line).await
     }
 
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<Restored, IptablesError> {
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
         (**self).restore(family, plan, renderer).await
     }
 
@@ -281,8 +281,8 @@ impl Runner for &Memory {
         (**self).canary(family).await
     }
 
-    async fn entrances(&self, family: Family, table: Table) -> Result<String, IptablesError> {
-        (**self).entrances(family, table).await
+    async fn builtin_jumps(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+        (**self).builtin_jumps(family, table).await
     }
 
     fn generation(&self) -> Option<u32> {

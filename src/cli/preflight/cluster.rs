@@ -1,4 +1,4 @@
-//! Readings of the API server.
+//! Checks of the API server: connection, permissions and this node's Node.
 
 use std::time::Duration;
 
@@ -12,79 +12,80 @@ use crate::error_text::error_text;
 use crate::kubernetes::api;
 use crate::kubernetes::permission::{ApiUses, NeededPermission, is_allowed, needed};
 use crate::pod_network::sync::node_name::NodeNameSource;
-use crate::preflight::cluster::{self, Wanted};
-use crate::preflight::{Check, Part};
+use crate::preflight::cluster::{self, NodeNeeds};
+use crate::preflight::{Check, CheckGroup};
 use crate::proxy::settings::DetectLocal;
 
-use super::Asked;
-use crate::daemon::pod_network::PodNetwork;
+use super::run_setup::RunSetup;
+use crate::daemon::network_setup::NetworkSetup;
 
-const PART: Part = Part::Cluster;
-/// How long the server may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PART: CheckGroup = CheckGroup::Cluster;
+/// Time limit for an answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the API server says.
+/// The answers of the API server.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct Answers {
     /// This node's Node.
     pub node: Option<Node>,
-    /// What that, and the rest, means.
+    /// The results of the checks.
     pub checks: Vec<Check>,
 }
 
 /// Asks the API server.
-pub(super) async fn read(asked: &Asked<'_>) -> Seen {
-    if asked.flags.manifests.is_some() {
-        return Seen { checks: vec![Check::not_checked(PART, "API server", "none is needed with --manifests")], node: None };
+pub(super) async fn read(run: &RunSetup<'_>) -> Answers {
+    if run.flags.manifests.is_some() {
+        return Answers { checks: vec![Check::not_checked(PART, "API server", "none is needed with --manifests")], node: None };
     }
-    let (client, version) = match connect(asked).await {
+    let (client, version) = match connect(run).await {
         Ok(connected) => connected,
         Err(error) => {
             let cure = "see whether the address is right (--kubeconfig, --master, KUBERNETES_SERVICE_HOST) and reachable from this node without \
                         any Service";
             let mut checks = vec![Check::failed(PART, "API server", error_text(error.as_ref()), cure)];
-            checks.extend(["permissions", "Node"].map(|name| Check::not_checked(PART, name, "there is nobody to ask")));
-            return Seen { checks, node: None };
+            checks.extend(["permissions", "Node"].map(|name| Check::not_checked(PART, name, "the API server does not answer")));
+            return Answers { checks, node: None };
         }
     };
-    let mut checks = vec![Check::ok(PART, "API server", version), permissions(&client, asked).await];
-    let name = match node_name(&client, asked).await {
+    let mut checks = vec![Check::ok(PART, "API server", version), permissions(&client, run).await];
+    let name = match node_name(&client, run).await {
         Ok(name) => name,
         Err(why) => {
             checks.push(Check::failed(PART, "Node", why, ""));
-            return Seen { checks, node: None };
+            return Answers { checks, node: None };
         }
     };
-    let found = timeout(PATIENCE, api::node(&client, &name)).await;
-    let node = match found.map_err(|_| silent()).flatten() {
+    let found = timeout(TIMEOUT, api::node(&client, &name)).await;
+    let node = match found.map_err(|_| no_answer()).flatten() {
         Ok(node) => {
-            let wanted = Wanted {
-                by_pod_cidr: asked.flags.network.proxy && asked.setup.asked.settings.detect_local == DetectLocal::NodeCidr,
-                subnet: asked.network.is_some(),
-                leased: asked.network.as_ref().is_some_and(PodNetwork::assigns_subnets),
+            let wanted = NodeNeeds {
+                by_pod_cidr: run.flags.network.proxy && run.setup.requested.settings.detect_local == DetectLocal::NodeCidr,
+                subnet: run.network.is_some(),
+                leased: run.network.as_ref().is_some_and(NetworkSetup::assigns_subnets),
             };
             checks.extend(cluster::node(&name, node.as_ref(), wanted));
             node
         }
-        // The pod network alone lists Nodes, and may get none by name.
+        // Without the service proxy, the permission to get one Node by name is not needed: the pod network lists Nodes.
         Err(error) => {
             checks.push(Check::not_checked(PART, "Node", error_text(error.as_ref())));
             None
         }
     };
-    Seen { node, checks }
+    Answers { node, checks }
 }
 
-fn silent() -> anyhow::Error {
-    anyhow!("no answer within {} s", PATIENCE.as_secs())
+/// The error of a request without an answer.
+fn no_answer() -> anyhow::Error {
+    anyhow!("no answer within {} s", TIMEOUT.as_secs())
 }
 
-/// A client, and what the server says of itself. The first request waits for a credential plugin, too, where the kubeconfig names one.
-async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
-    let connection = &asked.setup.connection;
+/// Connects to the API server, and gets its version. If the kubeconfig names a credential plugin, the first request also waits for the plugin.
+async fn connect(run: &RunSetup<'_>) -> anyhow::Result<(Client, String)> {
+    let connection = &run.setup.connection;
     let (url, client) = (connection.url()?, connection.client()?);
-    let patience = connection.plugin_time_limit()?.map_or(PATIENCE, |limit| limit + PATIENCE);
-    let version = timeout(patience, client.apiserver_version()).await.map_err(|_| silent());
+    let limit = connection.plugin_time_limit()?.map_or(TIMEOUT, |plugin| plugin + TIMEOUT);
+    let version = timeout(limit, client.apiserver_version()).await.map_err(|_| no_answer());
     let version = version.and_then(|answer| answer.map_err(|error| anyhow!("{}", error_text(&error))));
     match version {
         Ok(version) => Ok((client, format!("{url} answers, version {}", version.git_version))),
@@ -92,11 +93,11 @@ async fn connect(asked: &Asked<'_>) -> anyhow::Result<(Client, String)> {
     }
 }
 
-async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {
-    let leases = asked.network.as_ref().is_some_and(PodNetwork::assigns_subnets);
-    let needed = needed(ApiUses { proxy: asked.flags.network.proxy, pod_network: asked.network.is_some(), leases });
-    let answers = timeout(PATIENCE, join_all(needed.iter().map(|needed| is_allowed(client, needed)))).await;
-    let Ok(answers) = answers else { return Check::not_checked(PART, "permissions", silent().to_string()) };
+async fn permissions(client: &Client, run: &RunSetup<'_>) -> Check {
+    let leases = run.network.as_ref().is_some_and(NetworkSetup::assigns_subnets);
+    let needed = needed(ApiUses { proxy: run.flags.network.proxy, pod_network: run.network.is_some(), leases });
+    let answers = timeout(TIMEOUT, join_all(needed.iter().map(|needed| is_allowed(client, needed)))).await;
+    let Ok(answers) = answers else { return Check::not_checked(PART, "permissions", no_answer().to_string()) };
     let mut missing: Vec<NeededPermission> = Vec::new();
     for (needed, answer) in needed.iter().zip(answers) {
         match answer {
@@ -108,16 +109,16 @@ async fn permissions(client: &Client, asked: &Asked<'_>) -> Check {
     cluster::permissions(&needed, &missing)
 }
 
-/// The name of this node's Node, as the daemon would find it.
-async fn node_name(client: &Client, asked: &Asked<'_>) -> Result<String, String> {
-    if let Some(name) = &asked.setup.asked.node_name {
+/// The name of this node's Node, found as the daemon finds it.
+async fn node_name(client: &Client, run: &RunSetup<'_>) -> Result<String, String> {
+    if let Some(name) = &run.setup.requested.node_name {
         return Ok(name.clone());
     }
-    let source = asked.network.as_ref().and_then(|_| NodeNameSource::from_environment(|name| std::env::var(name).ok()).ok());
+    let source = run.network.as_ref().and_then(|_| NodeNameSource::from_environment(|name| std::env::var(name).ok()).ok());
     match source {
         Some(source) => {
-            timeout(PATIENCE, source.node_name(client)).await.map_err(|_| silent().to_string())?.map_err(|error| error.to_string())
+            timeout(TIMEOUT, source.node_name(client)).await.map_err(|_| no_answer().to_string())?.map_err(|error| error.to_string())
         }
-        None => Ok(asked.setup.asked.host_name.clone()),
+        None => Ok(run.setup.requested.host_name.clone()),
     }
 }

@@ -1,4 +1,4 @@
-//! Text into a configuration: strictly first, to find unknown fields and fields that come twice, then leniently, as upstream does.
+//! Reads a configuration from text. As in kube-proxy, unknown fields and duplicate fields only cause warnings.
 
 use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
@@ -8,19 +8,19 @@ use super::{API_VERSION, KIND};
 use crate::bad_setting::BadSetting;
 use crate::config::yaml::{self, BadYaml};
 
-/// A configuration as it was read.
+/// A configuration that was read from text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
-    /// The configuration; nothing is filled in yet.
+    /// The configuration, without defaults.
     pub config: KubeProxyConfiguration,
-    /// What a strict reader would refuse: unknown and doubled fields.
-    pub leniences: Vec<String>,
+    /// Unknown and duplicate fields.
+    pub warnings: Vec<String>,
 }
 
-/// A text that is no configuration.
+/// Why a text is not a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadConfiguration {
-    /// Not YAML, or a field of the wrong type.
+    /// It is not YAML, or a field has the wrong type.
     #[error("failed to decode: {0}")]
     Text(String),
     /// The first document is empty.
@@ -44,30 +44,30 @@ impl From<BadYaml> for BadConfiguration {
     }
 }
 
-/// Reads a configuration file, YAML or JSON. As in kube-proxy, only the first document of a YAML file is read, and a file that begins
-/// with `{` is JSON and holds nothing else.
+/// Reads a configuration file, YAML or JSON. As in kube-proxy, only the first document of a YAML file is read. A file that begins with `{`
+/// is JSON and holds one object.
 ///
 /// # Errors
-/// It is neither, of another kind, or a field has the wrong type.
+/// It is neither YAML nor JSON, it is of another kind, or a field has the wrong type.
 pub fn file(bytes: &[u8]) -> Result<Decoded, BadConfiguration> {
     let json = bytes.trim_ascii_start().starts_with(b"{");
     let text = yaml::decode(bytes)?;
-    let (value, doubled) = if json { json_value(&text)? } else { yaml_value(yaml::first_document(&text))? };
+    let (value, duplicate) = if json { json_value(&text)? } else { yaml_value(yaml::first_document(&text))? };
     if value.is_null() {
         return Err(BadConfiguration::Empty);
     }
-    let mut leniences: Vec<String> = doubled.map(|bad| bad.to_string()).into_iter().collect();
+    let mut warnings: Vec<String> = duplicate.map(|bad| bad.to_string()).into_iter().collect();
     let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (field("apiVersion"), field("kind"));
     if (api_version.as_str(), kind.as_str()) != (API_VERSION, KIND) {
         return Err(BadConfiguration::Kind { kind, api_version });
     }
-    let Decoded { config, leniences: unknown } = value_with_notes(&value).map_err(|bad| BadConfiguration::Text(bad.to_string()))?;
-    leniences.extend(unknown);
-    Ok(Decoded { config, leniences })
+    let Decoded { config, warnings: unknown } = value_with_warnings(&value).map_err(|bad| BadConfiguration::Text(bad.to_string()))?;
+    warnings.extend(unknown);
+    Ok(Decoded { config, warnings })
 }
 
-/// The value of one YAML document, and the complaint about its first key that comes twice.
+/// Parses one YAML document. Returns also an error about its first duplicate key.
 fn yaml_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
     match yaml::parse(text, DuplicateKeyPolicy::Error) {
         Ok(value) => Ok((value, None)),
@@ -75,7 +75,7 @@ fn yaml_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
     }
 }
 
-/// The value of a JSON text, and the complaint about its first key that comes twice.
+/// Parses a JSON text. Returns also an error about its first duplicate key.
 fn json_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     let bad = |line, cause: String| BadYaml { line, cause };
@@ -93,37 +93,37 @@ fn json_value(text: &str) -> Result<(Value, Option<BadYaml>), BadYaml> {
         let line = before.matches('\n').count() + after[..blank].matches('\n').count() + 1;
         return Err(bad(line, "text follows the JSON object: a JSON file holds one object and nothing else".into()));
     }
-    // Nearly all JSON is YAML, too, and that reader finds keys that come twice.
-    let doubled = yaml_value(text).ok().and_then(|(_, doubled)| doubled);
-    Ok((value, doubled))
+    // Nearly all JSON is also YAML, and the YAML parser finds duplicate keys.
+    let duplicate = yaml_value(text).ok().and_then(|(_, duplicate)| duplicate);
+    Ok((value, duplicate))
 }
 
-/// Reads a configuration object, and notes its unknown fields.
+/// Reads a configuration object, and collects its unknown fields.
 ///
 /// # Errors
-/// A field of the wrong type, by its path.
-pub fn value_with_notes(value: &Value) -> Result<Decoded, BadSetting> {
-    // serde would accept a list as the fields of a section, by position.
+/// A field has the wrong type. The error has its path.
+pub fn value_with_warnings(value: &Value) -> Result<Decoded, BadSetting> {
+    // serde would accept a list in place of a section, with the fields by position.
     let list = |(name, value): (&String, &Value)| (value.is_array() && name != "nodePortAddresses").then(|| name.clone());
     if let Some(field) = value.as_object().and_then(|fields| fields.iter().find_map(list)) {
         return Err(BadSetting { field, cause: "a list, where fields are wanted".into() });
     }
-    let mut leniences = Vec::new();
-    // Where a field may be null the path has a step without a name.
+    let mut warnings = Vec::new();
+    // In a field that may be null, the path has a step without a name.
     let mut ignored = |path: serde_ignored::Path<'_>| {
-        leniences.push(format!("unknown field \"{}\"", path.to_string().replace(".?", "")));
+        warnings.push(format!("unknown field \"{}\"", path.to_string().replace(".?", "")));
     };
     let config = serde_path_to_error::deserialize(serde_ignored::Deserializer::new(value, &mut ignored))
         .map_err(|error| BadSetting { field: error.path().to_string(), cause: error.inner().to_string() })?;
-    Ok(Decoded { config, leniences })
+    Ok(Decoded { config, warnings })
 }
 
-/// Reads a configuration object; unknown fields are passed over.
+/// Reads a configuration object. Unknown fields are ignored.
 ///
 /// # Errors
-/// A field of the wrong type, by its path.
+/// A field has the wrong type. The error has its path.
 pub fn value(value: &Value) -> Result<KubeProxyConfiguration, BadSetting> {
-    value_with_notes(value).map(|decoded| decoded.config)
+    value_with_warnings(value).map(|decoded| decoded.config)
 }
 
 #[cfg(test)]
@@ -137,27 +137,27 @@ mod tests {
     const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
     #[test]
-    fn unknown_and_doubled_fields_are_told_and_passed_over() {
+    fn unknown_and_duplicate_fields_cause_warnings() {
         let read =
             file_text(&format!("{HEAD}mode: ipvs\nmode: iptables\niptables: {{masqueradeBit: 3, bogus: 1}}\nfoo: bar\n")).expect("lenient");
         assert_eq!((read.config.mode.as_str(), read.config.iptables.masquerade_bit), ("iptables", Some(3)));
-        assert_eq!(read.leniences.len(), 3, "{:?}", read.leniences);
-        assert!(read.leniences[0].contains("duplicate"), "{:?}", read.leniences);
-        assert_eq!(read.leniences[1..], ["unknown field \"foo\"", "unknown field \"iptables.bogus\""]);
+        assert_eq!(read.warnings.len(), 3, "{:?}", read.warnings);
+        assert!(read.warnings[0].contains("duplicate"), "{:?}", read.warnings);
+        assert_eq!(read.warnings[1..], ["unknown field \"foo\"", "unknown field \"iptables.bogus\""]);
     }
 
     #[test]
-    fn json_and_null_are_fine() {
+    fn json_and_null_are_accepted() {
         let json = r#"{"apiVersion":"kubeproxy.config.k8s.io/v1alpha1","kind":"KubeProxyConfiguration","iptables":null,
             "nodePortAddresses":null,"logging":{"flushFrequency":5000000000,"options":{"json":{"infoBufferSize":0}}}}"#;
         let read = file_text(json).expect("JSON");
-        assert_eq!(read.leniences, Vec::<String>::new());
+        assert_eq!(read.warnings, Vec::<String>::new());
         assert_eq!(read.config.logging.flush_frequency.to_string(), "5s");
         assert_eq!(read.config.logging.options.json.info_buffer_size, "0");
     }
 
     #[test]
-    fn what_is_no_configuration_is_refused() {
+    fn a_text_that_is_not_a_configuration_is_refused() {
         for (body, want) in [
             ("bindAddress: [", "failed to decode: "),
             ("bindAddress: ::\n", "failed to decode: "),
@@ -196,20 +196,20 @@ mod tests {
             let file = format!("{before}{HEAD}{good}{after}");
             for file in [file.clone(), file.replace('\n', "\r\n")] {
                 let read = file_text(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
-                assert_eq!((read.config.cluster_cidr.as_str(), read.leniences.len()), ("10.244.0.0/16", 0), "{file:?}");
+                assert_eq!((read.config.cluster_cidr.as_str(), read.warnings.len()), ("10.244.0.0/16", 0), "{file:?}");
             }
         }
     }
 
     #[test]
-    fn a_first_document_of_another_kind_is_refused_by_name() {
+    fn a_first_document_of_another_kind_is_refused_and_its_kind_is_named() {
         let kubelet = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
         for file in [format!("{kubelet}---\n{HEAD}"), format!("---\n{kubelet}---\n{HEAD}")] {
             let error = file_text(&file).expect_err("a kubelet's configuration").to_string();
             assert!(error.contains("\"KubeletConfiguration\" of apiVersion \"kubelet.config.k8s.io/v1beta1\""), "{error}");
             assert!(error.ends_with("Only the first document of the file is read"), "{error}");
         }
-        // As in kube-proxy, an empty document in front is a document.
+        // As in kube-proxy, an empty document counts as the first document.
         for file in [format!("---\n---\n{HEAD}"), format!("---\n# note\n---\n{HEAD}"), "# note\n".into(), String::new()] {
             assert_eq!(file_text(&file), Err(BadConfiguration::Empty), "{file:?}");
         }
@@ -221,8 +221,8 @@ mod tests {
         for good in [format!("{json}\n"), format!("\n\t{json}\n\n"), json.replace("\"mode\"", "\"mode\": \"\",\n\"mode\"")] {
             assert_eq!(file_text(&good).map(|read| read.config.mode), Ok("iptables".into()), "{good}");
         }
-        let doubled = file_text(&json.replace("\"mode\"", "\"mode\": \"\",\n\"mode\"")).expect("the last one counts");
-        assert!(doubled.leniences.len() == 1 && doubled.leniences[0].starts_with("line 2: duplicate"), "{:?}", doubled.leniences);
+        let duplicate = file_text(&json.replace("\"mode\"", "\"mode\": \"\",\n\"mode\"")).expect("the last one counts");
+        assert!(duplicate.warnings.len() == 1 && duplicate.warnings[0].starts_with("line 2: duplicate"), "{:?}", duplicate.warnings);
         for (bad, want) in [
             (
                 format!("{json}\n---\n"),

@@ -1,23 +1,48 @@
-//! What a configuration means where it says nothing (spec section 1.4), and its completed form, which is what runs.
+//! Fills in what a configuration leaves open, with upstream's defaults [kube-proxy 1.4]. The defaults are also those of the flags.
+
+#![allow(missing_docs, reason = "each constant has the name of its field in KubeProxyConfiguration")]
 
 use super::document::KubeProxyConfiguration;
 use super::{API_VERSION, KIND};
 use crate::cluster::Family;
 use crate::cluster::ip::parse_ip;
 use crate::config::duration::GoDuration;
+use crate::proxy::settings::ProxySettings;
 
-/// Port of the health server.
+pub const BIND_ADDRESS: &str = "0.0.0.0";
 pub const HEALTHZ_PORT: u16 = 10256;
-/// Port of the metrics server.
 pub const METRICS_PORT: u16 = 10249;
-/// `iptables.minSyncPeriod` as upstream has it.
+pub const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
+pub const QPS: f32 = 5.0;
+pub const BURST: i32 = 10;
+pub const LOGGING_FORMAT: &str = "text";
+pub const FLUSH_FREQUENCY: GoDuration = GoDuration::from_secs(5);
+pub const INFO_BUFFER_SIZE: &str = "0";
+pub const MASQUERADE_BIT: i32 = ProxySettings::MASQUERADE_BIT as i32;
+pub const LOCALHOST_NODE_PORTS: bool = ProxySettings::LOCALHOST_NODE_PORTS;
+pub const SYNC_PERIOD: GoDuration = GoDuration::of(ProxySettings::SYNC_PERIOD);
 pub const MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(1);
+pub const OOM_SCORE_ADJ: i32 = -999;
+pub const CONNTRACK_MAX_PER_CORE: i32 = 32_768;
+pub const CONNTRACK_MIN: i32 = 131_072;
+pub const TCP_ESTABLISHED_TIMEOUT: GoDuration = GoDuration::from_secs(24 * 3600);
+pub const TCP_CLOSE_WAIT_TIMEOUT: GoDuration = GoDuration::from_secs(3600);
+pub const CONFIG_SYNC_PERIOD: GoDuration = GoDuration::from_secs(15 * 60);
 
-const SYNC_PERIOD: GoDuration = GoDuration::from_secs(30);
-const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
+/// The default of `healthzBindAddress`, for a `bindAddress` of IPv4.
+#[must_use]
+pub fn healthz_bind_address() -> String {
+    format!("0.0.0.0:{HEALTHZ_PORT}")
+}
+
+/// The default of `metricsBindAddress`, for a `bindAddress` of IPv4.
+#[must_use]
+pub fn metrics_bind_address() -> String {
+    format!("127.0.0.1:{METRICS_PORT}")
+}
 
 impl KubeProxyConfiguration {
-    /// The configuration of a program without flags and file.
+    /// The configuration without any flag and file.
     #[must_use]
     pub fn built_in() -> Self {
         let mut config = Self::default();
@@ -25,11 +50,11 @@ impl KubeProxyConfiguration {
         config
     }
 
-    /// Puts upstream's defaults in the place of what is absent: zero and empty values mostly count as absent, explicit zeros of optional
-    /// fields do not.
+    /// Sets the fields that are not set to upstream's defaults. A zero or an empty text mostly counts as not set. For an optional field,
+    /// zero is a value.
     pub fn fill(&mut self) {
         (self.kind, self.api_version) = (KIND.into(), API_VERSION.into());
-        fill_text(&mut self.bind_address, "0.0.0.0");
+        fill_text(&mut self.bind_address, BIND_ADDRESS);
         let v4 = parse_ip(&self.bind_address).is_some_and(|ip| Family::of(ip) == Family::V4);
         let (any, loopback) = if v4 { ("0.0.0.0", "127.0.0.1") } else { ("::", "::1") };
         fill_address(&mut self.healthz_bind_address, any, HEALTHZ_PORT);
@@ -38,40 +63,40 @@ impl KubeProxyConfiguration {
         let client = &mut self.client_connection;
         fill_text(&mut client.content_type, CONTENT_TYPE);
         if client.qps == 0.0 {
-            client.qps = 5.0;
+            client.qps = QPS;
         }
         if client.burst == 0 {
-            client.burst = 10;
+            client.burst = BURST;
         }
         let logging = &mut self.logging;
-        fill_text(&mut logging.format, "text");
-        logging.flush_frequency = logging.flush_frequency.or(GoDuration::from_secs(5));
-        fill_text(&mut logging.options.text.info_buffer_size, "0");
-        fill_text(&mut logging.options.json.info_buffer_size, "0");
+        fill_text(&mut logging.format, LOGGING_FORMAT);
+        logging.flush_frequency = logging.flush_frequency.or(FLUSH_FREQUENCY);
+        fill_text(&mut logging.options.text.info_buffer_size, INFO_BUFFER_SIZE);
+        fill_text(&mut logging.options.json.info_buffer_size, INFO_BUFFER_SIZE);
 
         let iptables = &mut self.iptables;
-        iptables.masquerade_bit.get_or_insert(14);
-        iptables.localhost_node_ports.get_or_insert(true);
+        iptables.masquerade_bit.get_or_insert(MASQUERADE_BIT);
+        iptables.localhost_node_ports.get_or_insert(LOCALHOST_NODE_PORTS);
         iptables.sync_period = iptables.sync_period.or(SYNC_PERIOD);
-        self.paced = iptables.min_sync_period.0 != 0;
+        self.min_sync_period_is_set = iptables.min_sync_period.0 != 0;
         iptables.min_sync_period = iptables.min_sync_period.or(MIN_SYNC_PERIOD);
-        self.nftables.masquerade_bit.get_or_insert(14);
+        self.nftables.masquerade_bit.get_or_insert(MASQUERADE_BIT);
         self.nftables.sync_period = self.nftables.sync_period.or(SYNC_PERIOD);
         self.nftables.min_sync_period = self.nftables.min_sync_period.or(MIN_SYNC_PERIOD);
         self.ipvs.sync_period = self.ipvs.sync_period.or(SYNC_PERIOD);
 
-        self.score_asked = self.oom_score_adj.is_some();
-        self.oom_score_adj.get_or_insert(-999);
+        self.oom_score_is_set = self.oom_score_adj.is_some();
+        self.oom_score_adj.get_or_insert(OOM_SCORE_ADJ);
         let conntrack = &mut self.conntrack;
-        conntrack.max_per_core.get_or_insert(32768);
-        conntrack.min.get_or_insert(131_072);
-        conntrack.tcp_established_timeout.get_or_insert(GoDuration::from_secs(24 * 3600));
-        conntrack.tcp_close_wait_timeout.get_or_insert(GoDuration::from_secs(3600));
-        self.config_sync_period = self.config_sync_period.or(GoDuration::from_secs(15 * 60));
+        conntrack.max_per_core.get_or_insert(CONNTRACK_MAX_PER_CORE);
+        conntrack.min.get_or_insert(CONNTRACK_MIN);
+        conntrack.tcp_established_timeout.get_or_insert(TCP_ESTABLISHED_TIMEOUT);
+        conntrack.tcp_close_wait_timeout.get_or_insert(TCP_CLOSE_WAIT_TIMEOUT);
+        self.config_sync_period = self.config_sync_period.or(CONFIG_SYNC_PERIOD);
     }
 
-    /// Says what the empty mode and local-traffic mode stand for. Of the modes' sections only the chosen one keeps its periods, as
-    /// upstream has but one set of them.
+    /// Replaces the empty mode and the empty local-traffic mode by the modes that they stand for. Clears the periods of the other modes:
+    /// upstream has only one set of periods.
     pub fn complete(&mut self) {
         fill_text(&mut self.mode, "iptables");
         fill_text(&mut self.detect_local_mode, "ClusterCIDR");
@@ -95,13 +120,13 @@ fn fill_text(text: &mut String, default: &str) {
     }
 }
 
-/// An address to listen on: its default, or its default port where it is a bare IP.
+/// Completes an address to listen on: empty becomes the default, and an IP without a port gets the default port.
 fn fill_address(text: &mut String, default: &str, port: u16) {
     fill_text(text, default);
     append_port(text, port);
 }
 
-/// Puts a port behind a bare IP.
+/// Appends a port to an IP that has none.
 pub(in crate::config) fn append_port(text: &mut String, port: u16) {
     if parse_ip(text).is_some() {
         *text = if text.contains(':') { format!("[{text}]:{port}") } else { format!("{text}:{port}") };
@@ -136,7 +161,7 @@ mod tests {
             "configSyncPeriod": "15m0s", "portRange": "",
         });
         assert_eq!(serde_json::to_value(&config).expect("JSON"), want);
-        assert!(!config.paced, "nobody asked for a minSyncPeriod");
+        assert!(!config.min_sync_period_is_set, "minSyncPeriod is not set");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The configuration as it is written: every field of `v1alpha1`, in upstream's order, which is also the order of `/configz`.
+//! The fields of KubeProxyConfiguration `v1alpha1`, in upstream's order, which is also the order of `/configz`.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::duration::GoDuration;
 
-/// The whole document. A field that is absent, or `null`, is empty or zero here; [`super::defaults`] says what that means.
+/// The whole document. A field that is absent or `null` is empty or zero here. [`super::defaults`] fills in the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KubeProxyConfiguration {
@@ -19,25 +19,25 @@ pub struct KubeProxyConfiguration {
     /// Feature gates by name.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub feature_gates: BTreeMap<String, bool>,
-    /// How to reach the API server.
+    /// The connection to the API server.
     #[serde(deserialize_with = "nullable")]
     pub client_connection: ClientConnection,
-    /// What is logged, and how.
+    /// The log.
     #[serde(deserialize_with = "nullable")]
     pub logging: Logging,
-    /// Overrides the host name as the node's name.
+    /// The node's name, in place of the host name.
     #[serde(deserialize_with = "nullable")]
     pub hostname_override: String,
-    /// Overrides the node's primary IP.
+    /// The node's primary IP, in place of the Node's.
     #[serde(deserialize_with = "nullable")]
     pub bind_address: String,
-    /// Where the health server listens; IP, or IP:port.
+    /// Address of the health server: IP, or IP:port.
     #[serde(deserialize_with = "nullable")]
     pub healthz_bind_address: String,
-    /// Where the metrics server listens; IP, or IP:port.
+    /// Address of the metrics server: IP, or IP:port.
     #[serde(deserialize_with = "nullable")]
     pub metrics_bind_address: String,
-    /// A server that cannot listen ends the program.
+    /// If a server cannot listen, the program ends.
     #[serde(deserialize_with = "nullable")]
     pub bind_address_hard_fail: bool,
     /// Profiling paths on the metrics server.
@@ -70,47 +70,47 @@ pub struct KubeProxyConfiguration {
     /// CIDRs of the pods, separated by commas: at most one per family.
     #[serde(rename = "clusterCIDR", deserialize_with = "nullable")]
     pub cluster_cidr: String,
-    /// CIDRs, or the single word `primary`; `null` where there are none.
+    /// CIDRs, or the single word `primary`; `null` if there are none.
     pub node_port_addresses: Option<Vec<String>>,
     /// Score for the kernel's out-of-memory killer; absent means -999.
     pub oom_score_adj: Option<i32>,
     /// Settings of the kernel's connection tracking.
     #[serde(deserialize_with = "nullable")]
     pub conntrack: Conntrack,
-    /// How often all objects are looked at again; watches here need no such thing.
+    /// Period of a resync of all objects. Without effect: the watches here need none.
     #[serde(deserialize_with = "nullable")]
     pub config_sync_period: GoDuration,
-    /// Without effect, there as here.
+    /// Without effect, neither in kube-proxy nor here.
     #[serde(deserialize_with = "nullable")]
     pub port_range: String,
     /// Without effect outside Windows.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "is_false")]
     pub windows_run_as_service: bool,
-    /// The operator asked for a least time between syncs; if not, the pace follows from how long they take. Not part of the document.
+    /// The operator set `minSyncPeriod`. Otherwise the pace follows from the duration of syncs. Not part of the document.
     #[serde(skip)]
-    pub paced: bool,
-    /// The operator asked for `oomScoreAdj`. Not part of the document.
+    pub min_sync_period_is_set: bool,
+    /// The operator set `oomScoreAdj`. Not part of the document.
     #[serde(skip)]
-    pub score_asked: bool,
+    pub oom_score_is_set: bool,
 }
 
 /// Section `clientConnection`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientConnection {
-    /// Path of a kubeconfig; empty means in-cluster.
+    /// Path of a kubeconfig; empty means the in-cluster configuration.
     #[serde(deserialize_with = "nullable")]
     pub kubeconfig: String,
-    /// Without effect: JSON is what is read.
+    /// Without effect: requests use JSON.
     #[serde(deserialize_with = "nullable")]
     pub accept_content_types: String,
-    /// Without effect: JSON is what is read.
+    /// Without effect: requests use JSON.
     #[serde(deserialize_with = "nullable")]
     pub content_type: String,
-    /// Requests a second.
+    /// Requests per second.
     #[serde(deserialize_with = "nullable", serialize_with = "go_float")]
     pub qps: f32,
-    /// Requests at once.
+    /// Requests in one burst.
     #[serde(deserialize_with = "nullable")]
     pub burst: i32,
 }
@@ -125,7 +125,7 @@ pub struct Logging {
     /// Without effect: every line is written at once.
     #[serde(deserialize_with = "duration_or_nanoseconds")]
     pub flush_frequency: GoDuration,
-    /// How much is logged, 0 for what matters.
+    /// Verbosity: 0 for events that matter.
     #[serde(deserialize_with = "nullable")]
     pub verbosity: u32,
     /// Verbosity by source file.
@@ -140,7 +140,7 @@ pub struct Logging {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VModule {
-    /// Name of a source file without its ending; `*` and `?` stand for anything.
+    /// Name of a source file without its ending, with the wildcards `*` and `?`.
     #[serde(deserialize_with = "nullable")]
     pub file_pattern: String,
     /// Its verbosity.
@@ -160,7 +160,7 @@ pub struct LoggingOptions {
     pub json: OutputOptions,
 }
 
-/// How a log is written.
+/// Output options of one format.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutputOptions {
@@ -178,7 +178,7 @@ pub struct OutputOptions {
 pub struct Iptables {
     /// Bit of the packet mark; absent means 14.
     pub masquerade_bit: Option<i32>,
-    /// Masquerade everything that goes to a cluster IP.
+    /// Masquerade all traffic to cluster IPs.
     #[serde(deserialize_with = "nullable")]
     pub masquerade_all: bool,
     /// NodePorts answer on loopback; absent means true.
@@ -186,7 +186,7 @@ pub struct Iptables {
     /// Zero or absent means 30s.
     #[serde(deserialize_with = "nullable")]
     pub sync_period: GoDuration,
-    /// Zero or absent means that nobody asked for one.
+    /// Zero or absent means that it is not set.
     #[serde(deserialize_with = "nullable")]
     pub min_sync_period: GoDuration,
 }
@@ -194,7 +194,7 @@ pub struct Iptables {
 /// Section `ipvs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(missing_docs, reason = "fields of a mode that is not this program's; they are kept, and that is all")]
+#[allow(missing_docs, reason = "fields of a mode that sepal does not have; they are only shown in /configz")]
 pub struct Ipvs {
     #[serde(deserialize_with = "nullable")]
     pub sync_period: GoDuration,
@@ -217,7 +217,7 @@ pub struct Ipvs {
 /// Section `nftables`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(missing_docs, reason = "fields of a mode that is not this program's; they are kept, and that is all")]
+#[allow(missing_docs, reason = "fields of a mode that sepal does not have; they are only shown in /configz")]
 pub struct Nftables {
     pub masquerade_bit: Option<i32>,
     #[serde(deserialize_with = "nullable")]
@@ -231,7 +231,7 @@ pub struct Nftables {
 /// Section `winkernel`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[allow(missing_docs, reason = "fields of a system that is not this program's; they are kept, and that is all")]
+#[allow(missing_docs, reason = "fields for Windows; they are only shown in /configz")]
 pub struct Winkernel {
     #[serde(deserialize_with = "nullable")]
     pub network_name: String,
@@ -261,31 +261,31 @@ pub struct DetectLocalConfiguration {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Conntrack {
-    /// Connections per CPU core; zero leaves the limit alone, absent means 32768.
+    /// Connections per CPU core; zero keeps the kernel's limit, absent means 32768.
     pub max_per_core: Option<i32>,
     /// At least this many connections; absent means 131072.
     pub min: Option<i32>,
-    /// Zero leaves it alone, absent means 24h.
+    /// Zero keeps the kernel's value, absent means 24h.
     pub tcp_established_timeout: Option<GoDuration>,
-    /// Zero leaves it alone, absent means 1h.
+    /// Zero keeps the kernel's value, absent means 1h.
     pub tcp_close_wait_timeout: Option<GoDuration>,
-    /// Let out-of-window TCP packets pass.
+    /// Let TCP packets outside the window pass.
     #[serde(deserialize_with = "nullable")]
     pub tcp_be_liberal: bool,
-    /// Zero leaves it alone.
+    /// Zero keeps the kernel's value.
     #[serde(deserialize_with = "nullable")]
     pub udp_timeout: GoDuration,
-    /// Zero leaves it alone.
+    /// Zero keeps the kernel's value.
     #[serde(deserialize_with = "nullable")]
     pub udp_stream_timeout: GoDuration,
 }
 
-/// `null` means absent, as everywhere in Kubernetes.
+/// Reads `null` as absent, as everywhere in Kubernetes.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 const fn is_false(value: &bool) -> bool {
     !*value
 }
@@ -301,7 +301,7 @@ fn go_float<S: Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error
     }
 }
 
-/// `logging.flushFrequency` may be a duration or, as in older files, a number of nanoseconds.
+/// Reads `logging.flushFrequency`: a duration or, as in older files, a number of nanoseconds.
 fn duration_or_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoDuration, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -317,7 +317,7 @@ fn duration_or_nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     })
 }
 
-/// A quantity may be written as a number or as text.
+/// Reads a quantity, which may be a number or a text.
 fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -338,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_as_go_writes_them() {
+    fn numbers_are_written_as_in_go() {
         for (qps, want) in [(5.0, "5"), (0.0, "0"), (2.5, "2.5"), (0.1, "0.1"), (-1.0, "-1"), (1_000_000.0, "1000000")] {
             let client = ClientConnection { qps, ..ClientConnection::default() };
             let json = serde_json::to_string(&serde_json::to_value(&client).expect("JSON")).expect("JSON");

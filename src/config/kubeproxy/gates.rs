@@ -1,21 +1,21 @@
-//! Feature gates (spec section 1.9).
+//! Feature gates [kube-proxy 1.9].
 
 use std::collections::BTreeMap;
 
-/// A feature gate that means something to the proxy.
+/// A feature gate that affects the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
     /// Its name.
     pub name: &'static str,
-    /// Its stage as metrics spell it; empty for what is generally available.
+    /// Its stage as metrics spell it; empty for general availability.
     pub stage: &'static str,
-    /// Whether it is on if nobody says otherwise.
+    /// The value that it has if it is not set.
     pub default: bool,
-    /// It can no longer be changed.
+    /// It can no longer be set to another value.
     pub locked: bool,
 }
 
-/// The gates that kube-proxy's code in iptables mode asks for, sorted by name.
+/// The gates that kube-proxy reads in iptables mode, sorted by name.
 pub const GATES: [Gate; 9] = [
     Gate { name: "AllowServiceExternalIPs", stage: "", default: true, locked: false },
     Gate { name: "ComponentFlagz", stage: "BETA", default: true, locked: false },
@@ -28,21 +28,21 @@ pub const GATES: [Gate; 9] = [
     Gate { name: "PreferSameTrafficDistribution", stage: "", default: true, locked: true },
 ];
 
-/// Whether a gate is on. `AllAlpha` and `AllBeta` move those that nobody named.
+/// True if a gate is on. `AllAlpha` and `AllBeta` set the gates of their stage that are not set by name.
 #[must_use]
-pub fn enabled(asked: &BTreeMap<String, bool>, name: &str) -> bool {
+pub fn enabled(set: &BTreeMap<String, bool>, name: &str) -> bool {
     let Some(gate) = GATES.iter().find(|gate| gate.name == name) else { return false };
     let of_stage = match gate.stage {
-        "ALPHA" => asked.get("AllAlpha"),
-        "BETA" => asked.get("AllBeta"),
+        "ALPHA" => set.get("AllAlpha"),
+        "BETA" => set.get("AllBeta"),
         _ => None,
     };
-    *asked.get(name).or(of_stage).unwrap_or(&gate.default)
+    *set.get(name).or(of_stage).unwrap_or(&gate.default)
 }
 
-/// What is wrong with gates that are locked, or whose name is none; in order of their names.
+/// The errors of gates: a locked gate that is changed, or an invalid name. Sorted by name.
 #[must_use]
-pub fn problems(asked: &BTreeMap<String, bool>) -> Vec<String> {
+pub fn problems(set: &BTreeMap<String, bool>) -> Vec<String> {
     let problem = |(name, value): (&String, &bool)| match GATES.iter().find(|gate| gate.name == name) {
         Some(gate) if gate.locked && *value != gate.default => {
             Some(format!("cannot set feature gate {name} to {value}, feature is locked to {}", gate.default))
@@ -50,13 +50,13 @@ pub fn problems(asked: &BTreeMap<String, bool>) -> Vec<String> {
         None if !is_name(name) => Some(format!("unrecognized feature gate: {name}")),
         _ => None,
     };
-    asked.iter().filter_map(problem).collect()
+    set.iter().filter_map(problem).collect()
 }
 
-/// Gates that are written down but mean nothing here. Kubernetes has some hundred that do not concern a proxy, and a new one every other
-/// week, so a name is only refused if it cannot be one.
-pub fn foreign(asked: &BTreeMap<String, bool>) -> impl Iterator<Item = &str> {
-    asked.keys().map(String::as_str).filter(|name| !matches!(*name, "AllAlpha" | "AllBeta") && GATES.iter().all(|gate| gate.name != *name))
+/// Gates that are set but do not affect the proxy. Kubernetes has some hundred of them, and a new one every other week. So a name is only
+/// refused if it is not a valid name.
+pub fn unknown(set: &BTreeMap<String, bool>) -> impl Iterator<Item = &str> {
+    set.keys().map(String::as_str).filter(|name| !matches!(*name, "AllAlpha" | "AllBeta") && GATES.iter().all(|gate| gate.name != *name))
 }
 
 fn is_name(name: &str) -> bool {
@@ -67,21 +67,21 @@ fn is_name(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn asked(gates: &[(&str, bool)]) -> BTreeMap<String, bool> {
+    fn set(gates: &[(&str, bool)]) -> BTreeMap<String, bool> {
         gates.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
     }
 
     #[test]
     fn gates_have_defaults_stages_and_locks() {
-        assert!(enabled(&asked(&[]), "AllowServiceExternalIPs"));
-        assert!(!enabled(&asked(&[("AllowServiceExternalIPs", false)]), "AllowServiceExternalIPs"));
-        assert!(!enabled(&asked(&[("AllBeta", false)]), "ComponentFlagz"));
-        assert!(enabled(&asked(&[("AllBeta", false), ("ComponentFlagz", true)]), "ComponentFlagz"));
-        assert!(enabled(&asked(&[("AllAlpha", true)]), "NativeHistograms"));
+        assert!(enabled(&set(&[]), "AllowServiceExternalIPs"));
+        assert!(!enabled(&set(&[("AllowServiceExternalIPs", false)]), "AllowServiceExternalIPs"));
+        assert!(!enabled(&set(&[("AllBeta", false)]), "ComponentFlagz"));
+        assert!(enabled(&set(&[("AllBeta", false), ("ComponentFlagz", true)]), "ComponentFlagz"));
+        assert!(enabled(&set(&[("AllAlpha", true)]), "NativeHistograms"));
         assert_eq!(
-            problems(&asked(&[("MultiCIDRServiceAllocator", false), ("PreferSameTrafficDistribution", true), ("no gate", true)])),
+            problems(&set(&[("MultiCIDRServiceAllocator", false), ("PreferSameTrafficDistribution", true), ("no gate", true)])),
             ["cannot set feature gate MultiCIDRServiceAllocator to false, feature is locked to true", "unrecognized feature gate: no gate"]
         );
-        assert_eq!(foreign(&asked(&[("AllAlpha", true), ("SidecarContainers", true)])).collect::<Vec<_>>(), ["SidecarContainers"]);
+        assert_eq!(unknown(&set(&[("AllAlpha", true), ("SidecarContainers", true)])).collect::<Vec<_>>(), ["SidecarContainers"]);
     }
 }

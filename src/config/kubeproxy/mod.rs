@@ -1,7 +1,7 @@
-//! KubeProxyConfiguration `v1alpha1` (spec section 1.4): the document, its defaults, what is wrong with it, and what it comes to.
+//! KubeProxyConfiguration `v1alpha1` [kube-proxy 1.4].
 //!
-//! [`decode`] reads a file, [`defaults`] fills in what it leaves open, [`validate`] finds nonsense with upstream's paths and messages,
-//! [`resolve`] makes settings of it.
+//! [`document`] has the fields. [`decode`] reads a file, [`defaults`] fills in the defaults, [`validate`] finds invalid fields and reports them
+//! with upstream's paths and messages, and [`resolve`] makes settings. [`gates`] has the feature gates.
 
 pub mod decode;
 pub mod defaults;

@@ -1,4 +1,4 @@
-//! From a configuration to settings: texts parsed, nothing left to decide.
+//! Makes settings of a configuration: parses its texts.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -20,18 +20,18 @@ fn bad(field: &str, cause: impl Into<String>) -> BadSetting {
 }
 
 impl KubeProxyConfiguration {
-    /// What the rules and their pace depend on.
+    /// The settings of the service proxy. Fills in the defaults first.
     ///
     /// # Errors
-    /// Every problem that upstream finds too, or a setting that is right for kube-proxy and not for this program.
+    /// A field is invalid for kube-proxy, or valid for kube-proxy but not for this program.
     pub fn resolve(&self) -> Result<ProxySettings, BadSetting> {
         let mut config = self.clone();
         config.fill();
-        config.paced |= self.paced;
+        config.min_sync_period_is_set |= self.min_sync_period_is_set;
         config.proxy_settings()
     }
 
-    /// What a filled-in configuration says about the rules and their pace.
+    /// The settings of the service proxy, from a configuration with all defaults.
     ///
     /// # Errors
     /// As [`Self::resolve`].
@@ -59,14 +59,14 @@ impl KubeProxyConfiguration {
             allow_external_ips: gates::enabled(&self.feature_gates, "AllowServiceExternalIPs"),
             bind_address: parse_ip(&self.bind_address).filter(|ip| !ip.is_unspecified()),
             sync_period: positive(self.iptables.sync_period),
-            min_sync_period: self.paced.then(|| positive(self.iptables.min_sync_period)),
+            min_sync_period: self.min_sync_period_is_set.then(|| positive(self.iptables.min_sync_period)),
         })
     }
 
-    /// What a validated configuration says about everything but rules.
+    /// The settings of the daemon, from a validated configuration.
     ///
     /// # Errors
-    /// An address that cannot be listened on.
+    /// An address is not IP:port.
     pub fn daemon_settings(&self) -> Result<DaemonSettings, BadSetting> {
         let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or_default();
         let conntrack = &self.conntrack;
@@ -78,7 +78,7 @@ impl KubeProxyConfiguration {
             hard_fail: self.bind_address_hard_fail,
             profiling: self.enable_profiling,
             oom_score_adj: self.oom_score_adj.unwrap_or_default(),
-            oom_score_asked: self.score_asked,
+            oom_score_is_set: self.oom_score_is_set,
             conntrack: ConntrackSettings {
                 max_per_core: number(conntrack.max_per_core),
                 min: number(conntrack.min),
@@ -93,7 +93,7 @@ impl KubeProxyConfiguration {
         })
     }
 
-    /// This node's name, if the configuration says it: trimmed and in lower case.
+    /// This node's name, if the configuration gives one: trimmed and in lower case.
     #[must_use]
     pub fn node_name(&self) -> Option<String> {
         let name = self.hostname_override.trim().to_lowercase();
@@ -101,7 +101,7 @@ impl KubeProxyConfiguration {
     }
 
     fn detect_local(&self) -> Result<DetectLocal, BadSetting> {
-        // What stands in a rule must be the name of an interface, and nothing else.
+        // The name is put into rules, so it must not hold anything that iptables would read as more than a name.
         let interface = |field: &str, name: &str| {
             let usable = name.len() <= 15 && name.bytes().all(|b| b.is_ascii_graphic() && !b"\"'/\\+".contains(&b));
             if usable { Ok(name.to_owned()) } else { Err(bad(field, format!("{name:?} is not the name of an interface"))) }
@@ -126,12 +126,12 @@ impl KubeProxyConfiguration {
     }
 }
 
-/// Those that are CIDRs; validation has refused everything else.
+/// Parses CIDRs. Validation has refused every other text.
 fn cidrs<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<IpNetwork> {
     texts.filter_map(|text| parse_cidr(text.trim())).collect()
 }
 
-/// A period of a validated configuration.
+/// A duration of a validated configuration, which is not negative.
 fn positive(duration: GoDuration) -> Duration {
     duration.positive().unwrap_or_default()
 }
@@ -151,8 +151,22 @@ mod tests {
         decode::value(&serde_json::from_str(json).expect("JSON")).expect("a configuration")
     }
 
+    fn default_daemon_settings() -> DaemonSettings {
+        DaemonSettings {
+            healthz: "0.0.0.0:10256".parse().ok(),
+            metrics: "127.0.0.1:10249".parse().expect("an address"),
+            hard_fail: false,
+            profiling: false,
+            oom_score_adj: -999,
+            oom_score_is_set: false,
+            conntrack: ConntrackSettings::default(),
+            verbosity: 0,
+            log_format: LogFormat::Text,
+        }
+    }
+
     #[test]
-    fn an_empty_configuration_is_the_defaults() {
+    fn an_empty_configuration_gives_the_default_settings() {
         for json in [
             "{}",
             r#"{"detectLocal": null, "nodePortAddresses": null, "bindAddress": "0.0.0.0",
@@ -161,12 +175,12 @@ mod tests {
             assert_eq!(config(json).resolve(), Ok(ProxySettings::default()), "{json}");
             let mut filled = config(json);
             filled.fill();
-            assert_eq!(filled.daemon_settings(), Ok(DaemonSettings::default()), "{json}");
+            assert_eq!(filled.daemon_settings(), Ok(default_daemon_settings()), "{json}");
         }
     }
 
     #[test]
-    fn fields_are_read() {
+    fn fields_become_settings() {
         let settings = config(
             r#"{"clusterCIDR": "10.1.2.3/16, fd00::/64", "nodePortAddresses": ["primary"], "bindAddress": "::",
                 "iptables": {"masqueradeBit": 0, "localhostNodePorts": false, "syncPeriod": "1m30s", "minSyncPeriod": "250ms"},
@@ -184,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn other_modes_and_unusable_names_are_refused() {
+    fn other_modes_and_invalid_interface_names_are_refused() {
         for (json, want) in [
             (
                 r#"{"mode": "ipvs"}"#,
@@ -205,17 +219,17 @@ mod tests {
         }
     }
 
-    /// As kubeadm writes it: mostly zero values, empty strings and nulls.
+    /// The file of kubeadm has mostly zero values, empty strings and nulls.
     #[test]
-    fn a_kubeadm_file_is_the_defaults_but_for_what_it_says() {
+    fn a_file_of_kubeadm_gives_the_defaults_except_for_its_cluster_cidr() {
         let decoded = decode::file(include_bytes!("../../../testdata/config/kubeadm.yaml")).expect("kubeadm's file");
-        assert_eq!(decoded.leniences, Vec::<String>::new());
+        assert_eq!(decoded.warnings, Vec::<String>::new());
         let settings = decoded.config.resolve().expect("settings");
         let cidr = "10.244.0.0/16".parse().expect("CIDR");
         assert_eq!(settings, ProxySettings { detect_local: DetectLocal::ClusterCidr(vec![cidr]), ..ProxySettings::default() });
         let mut filled = decoded.config;
         filled.fill();
-        assert_eq!(filled.daemon_settings(), Ok(DaemonSettings::default()));
+        assert_eq!(filled.daemon_settings(), Ok(default_daemon_settings()));
         assert_eq!(filled.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
     }
 }

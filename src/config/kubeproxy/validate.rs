@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: every problem, with upstream's path and message (spec section 1.4). PURE.
+//! Validates a configuration: finds every invalid field, with upstream's path and message [kube-proxy 1.4]. PURE.
 
 use std::fmt::{Display, Write};
 
@@ -12,10 +12,10 @@ use crate::config::duration::GoDuration;
 const MODES: &str = "must be iptables, ipvs, nftables or blank (blank means the best-available proxy [currently iptables])";
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 const POSITIVE: &str = "must be greater than 0";
-/// The one version whose hidden metrics can be shown: the minor version before the one whose behaviour this is.
+/// The only version whose hidden metrics can be shown: the minor version before that of the kube-proxy that sepal replaces.
 const PREVIOUS_MINOR: &str = "1.35";
 
-/// Collects problems.
+/// The problems found so far.
 #[derive(Default)]
 struct Problems(Vec<String>);
 
@@ -31,13 +31,13 @@ impl Problems {
     }
 }
 
-/// Every problem of a configuration whose defaults are filled in; empty if there is none.
+/// Every problem of a configuration with all defaults; empty if it is valid.
 #[must_use]
 pub fn problems(config: &KubeProxyConfiguration) -> Vec<String> {
     let mut found = Problems::default();
     for problem in gates::problems(&config.feature_gates) {
-        let asked: Vec<String> = config.feature_gates.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
-        found.invalid("featureGates", format!("{{{}}}", asked.join(",")), problem);
+        let gates: Vec<String> = config.feature_gates.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        found.invalid("featureGates", format!("{{{}}}", gates.join(",")), problem);
     }
     let bit = config.iptables.masquerade_bit.unwrap_or_default();
     found.unless((0..=31).contains(&bit), "KubeProxyIPTablesConfiguration.MasqueradeBit", bit, "must be within the range [0, 31]");
@@ -73,7 +73,7 @@ pub fn problems(config: &KubeProxyConfiguration) -> Vec<String> {
     found.0
 }
 
-/// Problems as upstream prints them: one by itself, several in brackets.
+/// Joins problems as upstream does: a single one as it is, several in brackets.
 #[must_use]
 pub fn joined(problems: &[String]) -> String {
     match problems {
@@ -103,10 +103,10 @@ fn periods(found: &mut Problems, config: &KubeProxyConfiguration) {
     found.unless(config.config_sync_period.0 > 0, "ConfigSyncPeriod", duration(config.config_sync_period), POSITIVE);
     found.unless(sync.0 > 0, "SyncPeriod", duration(sync), POSITIVE);
     found.unless(least.0 >= 0, "MinSyncPeriod", duration(least), NOT_NEGATIVE);
-    // What nobody asked for is no reason to refuse a short sync period: there is no least time then.
-    let asked = config.paced || least != MIN_SYNC_PERIOD;
+    // The default of minSyncPeriod does not count: without a set minSyncPeriod, a short sync period is valid.
+    let is_set = config.min_sync_period_is_set || least != MIN_SYNC_PERIOD;
     found.unless(
-        least <= sync || !asked,
+        least <= sync || !is_set,
         "SyncPeriod",
         duration(least),
         "must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod",
@@ -121,12 +121,12 @@ fn host_and_port(found: &mut Problems, path: &str, text: &str) {
     found.unless(number(port).is_some_and(|port| port > 0), path, quoted(port), "must be a valid port");
 }
 
-/// A port number, in digits only.
+/// Parses a port number. Only digits are allowed.
 pub(super) fn number(text: &str) -> Option<u16> {
     text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// `host:port` or `[host]:port` in parts; `None` if it is neither.
+/// Splits `host:port` or `[host]:port`; `None` if the text is neither.
 pub(super) fn split_host_port(text: &str) -> Option<(&str, &str)> {
     let (host, port) = text.rsplit_once(':')?;
     match host.strip_prefix('[') {
@@ -197,7 +197,7 @@ fn duration(duration: GoDuration) -> String {
     format!("\"{duration}\"")
 }
 
-/// Text in quotes, as Go's `%q` has it for what can stand in a configuration.
+/// Quotes a text as Go's `%q` does.
 fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Every message of the table in spec section 1.4, to the letter.
+//! Checks every message of the table in [kube-proxy 1.4].
 
 use super::*;
 use crate::config::kubeproxy::decode;
@@ -10,13 +10,13 @@ fn found(json: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_defaults_are_fine() {
+fn the_defaults_are_valid() {
     assert_eq!(found("{}"), Vec::<String>::new());
 }
 
 #[test]
-#[allow(clippy::too_many_lines, reason = "the table of the spec, row by row")]
-fn every_rule_has_upstreams_path_and_words() {
+#[allow(clippy::too_many_lines, reason = "the table of the specification, row by row")]
+fn every_problem_has_upstreams_path_and_message() {
     const CONNTRACK: &str = "KubeProxyConfiguration.KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.";
     for (json, want) in [
         (
@@ -132,7 +132,7 @@ fn every_rule_has_upstreams_path_and_words() {
 }
 
 #[test]
-fn a_negative_sync_period_is_also_shorter_than_the_least_one() {
+fn a_negative_sync_period_is_also_shorter_than_the_minimum() {
     assert_eq!(
         found(r#"{"iptables":{"syncPeriod":"-1s","minSyncPeriod":"2s"}}"#),
         [

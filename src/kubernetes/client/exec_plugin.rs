@@ -1,6 +1,7 @@
 //! Gets credentials from a plugin that the kubeconfig names (`users[].user.exec`, client.authentication.k8s.io).
 
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -18,7 +19,8 @@ use tokio::time::{Instant, timeout};
 
 use super::credentials::bearer;
 use super::kubeconfig::{Cluster, Exec};
-use super::tls::Identity;
+use super::tls::{Identity, Trust, client_config};
+use crate::error_text::task_failure;
 
 /// How long the plugin may run. Some plugins ask remote servers.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -69,6 +71,12 @@ pub(super) struct PluginCredentials {
     expires: Option<Timestamp>,
 }
 
+impl PluginCredentials {
+    fn same_as(&self, other: &Self) -> bool {
+        self.authorization == other.authorization && self.identity == other.identity
+    }
+}
+
 /// A plugin, and the result of its last run.
 pub(super) struct ExecPlugin {
     exec: Exec,
@@ -117,8 +125,16 @@ impl ExecPlugin {
     ///
     /// # Errors
     /// The plugin gives none.
-    pub(super) async fn credentials(&self) -> Result<PluginCredentials, PluginError> {
+    pub(super) async fn credentials(self: &Arc<Self>) -> Result<PluginCredentials, PluginError> {
         let asked = Instant::now();
+        // A task of its own: the plugin may be in the middle of a token rotation when the request is cancelled.
+        let command = self.exec.command.clone();
+        let plugin = Arc::clone(self);
+        let run = tokio::spawn(async move { plugin.valid_credentials(asked).await });
+        run.await.unwrap_or_else(|error| Err(PluginError::Failed { command, why: task_failure(error) }))
+    }
+
+    async fn valid_credentials(&self, asked: Instant) -> Result<PluginCredentials, PluginError> {
         let mut last_run = self.last_run.lock().await;
         let valid = |given: &&PluginCredentials| given.expires.is_none_or(|expires| Timestamp::now() < expires);
         if let Some(credentials) = last_run.credentials.as_ref().filter(valid) {
@@ -134,9 +150,13 @@ impl ExecPlugin {
         ended
     }
 
-    /// Forgets the credentials because the server refused them. The next request runs the plugin again.
-    pub(super) async fn forget(&self) {
-        *self.last_run.lock().await = LastRun::default();
+    /// Forgets these credentials because the server refused them. The next request runs the plugin again. Credentials that a later run
+    /// gave are kept.
+    pub(super) async fn forget(&self, refused: &PluginCredentials) {
+        let mut last_run = self.last_run.lock().await;
+        if last_run.credentials.as_ref().is_some_and(|given| given.same_as(refused)) {
+            *last_run = LastRun::default();
+        }
     }
 
     async fn run(&self) -> Result<PluginCredentials, PluginError> {
@@ -192,6 +212,9 @@ impl ExecPlugin {
             (None, None) => None,
             _ => return Err("it gave a certificate without a key, or a key without a certificate".to_owned()),
         };
+        if let Some(identity) = &identity {
+            client_config(&Trust::Anything, Some(identity)).map_err(|error| error.to_string())?;
+        }
         if token.is_none() && identity.is_none() {
             return Err("it gave neither a token nor a certificate".to_owned());
         }
@@ -272,7 +295,7 @@ mod tests {
 
     const VERSION: &str = "client.authentication.k8s.io/v1";
 
-    fn plugin(script: &str) -> ExecPlugin {
+    fn plugin(script: &str) -> Arc<ExecPlugin> {
         let exec = Exec {
             api_version: VERSION.into(),
             command: "sh".into(),
@@ -281,7 +304,7 @@ mod tests {
             provide_cluster_info: true,
             ..Exec::default()
         };
-        ExecPlugin::new(exec, &Cluster { server: "https://k".into(), ..Cluster::default() }, Some(b"pem"))
+        Arc::new(ExecPlugin::new(exec, &Cluster { server: "https://k".into(), ..Cluster::default() }, Some(b"pem")))
     }
 
     fn prints(status: &str) -> String {
@@ -304,7 +327,11 @@ mod tests {
             assert_eq!(given.authorization.expect("a token"), "Bearer abc");
         }
         assert_eq!(count(), 1);
-        lasting.forget().await;
+        let other = PluginCredentials { authorization: Some(HeaderValue::from_static("Bearer other")), ..PluginCredentials::default() };
+        lasting.forget(&other).await;
+        let given = lasting.credentials().await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(count(), 1, "a refusal of other credentials changes nothing");
+        lasting.forget(&given).await;
         lasting.credentials().await.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(count(), 2);
         let expired = counted(r#"{"token":"TOKEN","expirationTimestamp":"2020-01-01T00:00:00Z"}"#);
@@ -312,6 +339,14 @@ mod tests {
             expired.credentials().await.unwrap_or_else(|error| panic!("{error}"));
         }
         assert_eq!(count(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_request_does_not_stop_the_plugin() {
+        let slow = plugin(&format!("sleep 0.5; {}", prints(r#"{"token":"TOKEN"}"#)));
+        timeout(Duration::from_millis(100), slow.credentials()).await.map(drop).expect_err("the request is cancelled");
+        let given = slow.credentials().await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(given.authorization.expect("a token"), "Bearer abc");
     }
 
     #[tokio::test]
@@ -330,6 +365,7 @@ mod tests {
             ("echo no", "it printed no ExecCredential"),
             (prints("{}").as_str(), "it gave neither a token nor a certificate"),
             (prints(r#"{"clientKeyData":"k"}"#).as_str(), "a certificate without a key, or a key without"),
+            (prints(r#"{"clientCertificateData":"c","clientKeyData":"k"}"#).as_str(), "certificate"),
             (prints(r#"{"token":"a\\nb"}"#).as_str(), "no HTTP header can carry"),
             (prints("null").as_str(), "has no status"),
             (r#"echo '{"kind":"Pod","apiVersion":"v1"}'"#, "it printed \"Pod\" of \"v1\""),
@@ -339,7 +375,8 @@ mod tests {
         }
         let exec =
             Exec { api_version: VERSION.into(), command: "/nowhere/x".into(), install_hint: "see the manual".into(), ..Exec::default() };
-        let missing = ExecPlugin::new(exec, &Cluster::default(), None).credentials().await.map(drop).expect_err("missing").to_string();
+        let missing =
+            Arc::new(ExecPlugin::new(exec, &Cluster::default(), None)).credentials().await.map(drop).expect_err("missing").to_string();
         assert!(
             missing.starts_with("cannot start the credential plugin /nowhere/x: ") && missing.ends_with("; see the manual"),
             "{missing}"

@@ -107,15 +107,20 @@ impl ConnectionSettings {
         Ok(server)
     }
 
-    fn of_kubeconfig(&self, Selected { path, cluster, user }: Selected) -> Result<Server, ConnectionError> {
-        let (what, address) = match &self.master {
-            Some(master) => ("--master".to_owned(), master.as_str()),
-            None => (format!("the server of {path}"), cluster.server.as_str()),
+    fn of_kubeconfig(&self, Selected { path, mut cluster, user }: Selected) -> Result<Server, ConnectionError> {
+        let what = match &self.master {
+            Some(master) => {
+                // As in client-go: the tls-server-name of the kubeconfig belongs to the kubeconfig's server.
+                cluster.server.clone_from(master);
+                cluster.tls_server_name.clear();
+                "--master".to_owned()
+            }
+            None => format!("the server of {path}"),
         };
-        if address.is_empty() {
+        if cluster.server.is_empty() {
             return Err(ConnectionError::NoServer(path));
         }
-        let url = Url::parse(address, "http", "http, https").map_err(|cause| ConnectionError::Url { what, cause })?;
+        let url = Url::parse(&cluster.server, "http", "http, https").map_err(|cause| ConnectionError::Url { what, cause })?;
         let proxy = match cluster.proxy_url.as_str() {
             "" => None,
             text => Some(proxy::parse(text).map_err(|cause| ConnectionError::Url { what: format!("proxy-url of {path}"), cause })?),
@@ -139,7 +144,8 @@ impl ConnectionSettings {
         }
         server.tls_name = Some(cluster.tls_server_name.clone()).filter(|name| !name.is_empty());
         server.sources = Sources::of_kubeconfig(&cluster, &user).map_err(bad)?;
-        if let (TokenSource::Nothing, Some(user)) = (&server.sources.token, &server.url.user) {
+        // As in Go, a user in the URL goes before a token.
+        if let Some(user) = &server.url.user {
             server.sources.token = TokenSource::Password(user.clone());
         }
         server.plugin = match (user.exec, &server.sources.token) {
@@ -149,7 +155,7 @@ impl ConnectionSettings {
                     TrustSource::Authorities(Material::Given(bytes)) => Some(bytes.clone()),
                     TrustSource::Anything | TrustSource::System => None,
                 };
-                Some(ExecPlugin::new(exec, &cluster, authorities.as_deref()))
+                Some(Arc::new(ExecPlugin::new(exec, &cluster, authorities.as_deref())))
             }
             _ => None,
         };
@@ -276,10 +282,11 @@ mod tests {
     #[test]
     fn master_overrides_the_kubeconfig() {
         let files = Files::new();
-        let mut connection = files.kubeconfig("server: \"https://a:1\"", "token: abc");
+        let mut connection = files.kubeconfig("server: \"https://a:1\", tls-server-name: a", "token: abc");
+        assert_eq!(files.resolve(&connection, &[]).expect("usable").tls_name.as_deref(), Some("a"));
         connection.master = Some("https://b:2".into());
         let server = files.resolve(&connection, &[]).expect("usable");
-        assert_eq!(server.url.to_string(), "https://b:2");
+        assert_eq!((server.url.to_string().as_str(), server.tls_name), ("https://b:2", None));
         assert!(server.sources.token == TokenSource::Token("abc".into()));
         let alone = ConnectionSettings { master: Some("b:2".into()), ..ConnectionSettings::default() };
         assert_eq!(files.resolve(&alone, &[]).expect("usable").url.to_string(), "http://b:2");

@@ -1,5 +1,7 @@
 //! The settings of connections to one API server.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue};
 
 use super::credentials::Sources;
@@ -16,7 +18,7 @@ pub(super) struct Server {
     pub tls_name: Option<String>,
     pub proxy: Option<Url>,
     pub sources: Sources,
-    pub plugin: Option<ExecPlugin>,
+    pub plugin: Option<Arc<ExecPlugin>>,
     /// `Impersonate-*` headers.
     pub impersonation: Vec<(HeaderName, HeaderValue)>,
     /// Answers may be compressed.

@@ -137,6 +137,7 @@ impl Shared {
             None => PluginCredentials::default(),
         };
         self.use_identity(given.identity.as_ref());
+        let refused = given.clone();
         let (http, open) = self.prepare(&mut request, given.authorization)?;
         let mut ends = if watches { Arc::clone(&self).until_watch_ends() } else { self.connections.until_request_ends(COMPLETE) };
         let mut http = Decompression::new(http).gzip(self.server.compress);
@@ -148,7 +149,7 @@ impl Shared {
         };
         let answer = answer.map_err(|error| plain(&error))?;
         if let (StatusCode::UNAUTHORIZED, Some(plugin)) = (answer.status(), &self.server.plugin) {
-            plugin.forget().await;
+            plugin.forget(&refused).await;
         }
         let size = if watches { Size::Line } else { Size::Whole };
         Ok(answer.map(|body| ClosedBody::new(body, size, ends)))
@@ -238,26 +239,30 @@ impl Shared {
     /// Uses the credentials that were read, if they differ from those in use.
     fn use_loaded(&self, loaded: Result<Loaded, String>) {
         let mut state = self.state();
-        let loaded = loaded.and_then(|loaded| {
-            let connector = connector(&self.server, &loaded, state.plugin_identity.as_ref()).map_err(|error| error.to_string())?;
-            Ok((loaded, connector))
-        });
-        let (loaded, connector) = match loaded {
-            Ok(loaded) => loaded,
-            Err(problem) => {
-                if state.problem.as_ref() != Some(&problem) {
-                    tracing::warn!("{}: {problem}; the credentials that were read before are used", self.server.origin);
-                }
-                state.problem = Some(problem);
-                return;
-            }
+        let changed = match loaded {
+            Ok(loaded) => difference(&state.loaded, &loaded).map(|what| (what, loaded)),
+            Err(problem) => return self.reject(&mut state, problem),
         };
-        state.problem = None;
-        if let Some(what) = difference(&state.loaded, &loaded) {
-            tracing::info!("{what} has changed: connections to the API server are opened again with what is valid now");
-            state.loaded = loaded;
-            self.install(&mut state, connector);
+        let Some((what, loaded)) = changed else {
+            state.problem = None;
+            return;
+        };
+        match connector(&self.server, &loaded, state.plugin_identity.as_ref()) {
+            Ok(connector) => {
+                tracing::info!("{what} has changed: connections to the API server are opened again with what is valid now");
+                (state.problem, state.loaded) = (None, loaded);
+                self.install(&mut state, connector);
+            }
+            Err(error) => self.reject(&mut state, error.to_string()),
         }
+    }
+
+    /// Keeps the credentials in use because the newly read ones cannot be used. Each problem is logged once.
+    fn reject(&self, state: &mut State, problem: String) {
+        if state.problem.as_ref() != Some(&problem) {
+            tracing::warn!("{}: {problem}; the credentials that were read before are used", self.server.origin);
+        }
+        state.problem = Some(problem);
     }
 
     /// Uses the client certificate that the plugin gave, if it differs from the one in use.

@@ -14,7 +14,7 @@ use crate::cluster::Family;
 use crate::netlink::nfacct::PacketCounters;
 use crate::observe::sync_result::SyncAttempt;
 use crate::table::Table;
-use crate::table::rule_counts::Tally;
+use crate::table::rule_counts::RuleTotals;
 
 use super::declare::metrics;
 use super::labels::{Count, Durations, FamilyLabel, Seconds, TableLabels, sync_durations};
@@ -86,7 +86,7 @@ fn programming_durations() -> Histogram {
 
 impl KubeProxyMetrics {
     /// A sync succeeded or failed.
-    pub(super) fn attempted(&self, family: Family, attempt: &SyncAttempt, tally: &Tally, took: Duration) {
+    pub(super) fn attempted(&self, family: Family, attempt: &SyncAttempt, totals: &RuleTotals, took: Duration) {
         let of = FamilyLabel::new(family);
         let of_kind = if attempt.full { &self.full_duration } else { &self.partial_duration };
         for durations in [&self.duration, of_kind] {
@@ -94,7 +94,7 @@ impl KubeProxyMetrics {
         }
         for table in Table::ALL {
             let of_table = TableLabels::new(family, table);
-            self.iptables_total.get_or_create(&of_table).set(tally.rules.of(table) as u64);
+            self.iptables_total.get_or_create(&of_table).set(totals.rules.of(table) as u64);
             self.iptables_last.get_or_create(&of_table).set(attempt.written.of(table) as u64);
         }
         for (counter, count) in [(&self.restore_failures, attempt.failures), (&self.partial_restore_failures, attempt.partial_failures)] {
@@ -113,9 +113,9 @@ impl KubeProxyMetrics {
     }
 
     /// A sync succeeded.
-    pub(super) fn synced(&self, family: Family, tally: &Tally) {
+    pub(super) fn synced(&self, family: Family, totals: &RuleTotals) {
         self.last_timestamp.get_or_create(&FamilyLabel::new(family)).set(now());
-        for (traffic_policy, count) in [("internal", tally.without_local.internal), ("external", tally.without_local.external)] {
+        for (traffic_policy, count) in [("internal", totals.without_local.internal), ("external", totals.without_local.external)] {
             let of = PolicyLabels { ip_family: FamilyLabel::new(family).ip_family, traffic_policy };
             self.no_local_endpoints.get_or_create(&of).set(count as u64);
         }

@@ -24,9 +24,9 @@ use crate::kubernetes::requests::{AnsweredRequest, RequestObserver};
 use crate::netlink::nfacct::{PacketCounters, Packets};
 use crate::observe::latency::{AppliedChange, SlowestChanges};
 use crate::observe::readiness::Readiness;
-use crate::observe::service_traffic::Since;
+use crate::observe::service_traffic::TrafficDelta;
 use crate::observe::sync_result::{SyncAttempt, SyncResult};
-use crate::table::rule_counts::Tally;
+use crate::table::rule_counts::RuleTotals;
 
 use component::ComponentMetrics;
 use kubeproxy::{KubeProxyMetrics, PacketCounterCollector};
@@ -35,7 +35,7 @@ use parts::PartsCollector;
 use process::ProcessCollector;
 use sepal::SepalMetrics;
 use text::Catalogue;
-use traffic::Traffic;
+use traffic::TrafficMetrics;
 
 pub use network::NetworkMetrics;
 pub use text::Format;
@@ -49,7 +49,7 @@ pub struct Metrics {
     sepal: SepalMetrics,
     network: NetworkCollector,
     parts: PartsCollector,
-    traffic: Traffic,
+    traffic: TrafficMetrics,
     slowest: SlowestChanges,
 }
 
@@ -65,7 +65,7 @@ impl Metrics {
     #[must_use]
     pub fn new(counters: impl PacketCounters) -> Self {
         let (kubeproxy, component, sepal) = (KubeProxyMetrics::default(), ComponentMetrics::default(), SepalMetrics::default());
-        let (network, parts, traffic) = (NetworkCollector::default(), PartsCollector::default(), Traffic::default());
+        let (network, parts, traffic) = (NetworkCollector::default(), PartsCollector::default(), TrafficMetrics::default());
         let mut catalogue = Catalogue::default();
         traffic.register(&mut catalogue);
         kubeproxy.register(&mut catalogue);
@@ -87,15 +87,15 @@ impl Metrics {
     }
 
     /// A sync of a family succeeded or failed after this time.
-    pub fn attempted(&self, family: Family, attempt: &SyncAttempt, tally: &Tally, took: Duration) {
-        self.kubeproxy.attempted(family, attempt, tally, took);
-        self.sepal.attempted(family, attempt, tally);
+    pub fn attempted(&self, family: Family, attempt: &SyncAttempt, totals: &RuleTotals, took: Duration) {
+        self.kubeproxy.attempted(family, attempt, totals, took);
+        self.sepal.attempted(family, attempt, totals);
     }
 
     /// A sync of a family succeeded. It may have had nothing to write.
-    pub fn synced(&self, family: Family, synced: &SyncResult, tally: &Tally) {
-        self.kubeproxy.synced(family, tally);
-        self.sepal.synced(family, synced, tally);
+    pub fn synced(&self, family: Family, synced: &SyncResult, totals: &RuleTotals) {
+        self.kubeproxy.synced(family, totals);
+        self.sepal.synced(family, synced, totals);
     }
 
     /// The rules of a changed Service are in force.
@@ -196,7 +196,7 @@ impl Metrics {
     }
 
     /// Adds the traffic of Services since the last reading. Addresses and endpoints that are gone stay exported for a while.
-    pub(crate) fn service_traffic(&self, since: &Since) {
+    pub(crate) fn service_traffic(&self, since: &TrafficDelta) {
         self.traffic.add(since, Instant::now());
     }
 
@@ -242,12 +242,12 @@ mod tests {
     #[test]
     fn syncs_audits_and_lock_timeouts_are_counted() {
         let metrics = Metrics::default();
-        let tally = Tally { chains: 10, ..Tally::default() };
+        let totals = RuleTotals { chains: 10, ..RuleTotals::default() };
         let mut synced = SyncResult::default();
-        metrics.synced(Family::V4, &synced, &tally);
+        metrics.synced(Family::V4, &synced, &totals);
         synced.extent.chains = 3;
         synced.extent.transactions = 1;
-        metrics.synced(Family::V4, &synced, &tally);
+        metrics.synced(Family::V4, &synced, &totals);
         metrics.audited(Family::V6, "jump", 2);
         metrics.audited(Family::V6, "jump", 1);
         metrics.quarantined(Family::V4, 1);

@@ -11,7 +11,7 @@ use crate::iptables::detect::Found;
 use crate::observe::latency::AppliedChange;
 use crate::observe::sync_result::{SyncAttempt, SyncResult};
 use crate::table::Table;
-use crate::table::rule_counts::Tally;
+use crate::table::rule_counts::RuleTotals;
 
 use super::declare::metrics;
 use super::labels::{Count, Durations, FamilyLabel, TableLabels, sync_durations};
@@ -116,24 +116,24 @@ fn version() -> Labelled<VersionLabel, Count> {
 
 impl SepalMetrics {
     /// A sync succeeded or failed.
-    pub(super) fn attempted(&self, family: Family, attempt: &SyncAttempt, tally: &Tally) {
+    pub(super) fn attempted(&self, family: Family, attempt: &SyncAttempt, totals: &RuleTotals) {
         for table in Table::ALL {
             let (of, written) = (TableLabels::new(family, table), attempt.written.of(table));
             self.rules_written.get_or_create(&of).inc_by(written as u64);
-            self.rules_skipped.get_or_create(&of).inc_by(tally.rules.of(table).saturating_sub(written) as u64);
+            self.rules_skipped.get_or_create(&of).inc_by(totals.rules.of(table).saturating_sub(written) as u64);
         }
         let of = FamilyLabel::new(family);
-        self.service_ports.get_or_create(&of).set(tally.service_ports as u64);
-        self.endpoints.get_or_create(&of).set(tally.endpoints as u64);
-        self.outline_bytes.get_or_create(&of).set(tally.bytes as u64);
+        self.service_ports.get_or_create(&of).set(totals.service_ports as u64);
+        self.endpoints.get_or_create(&of).set(totals.endpoints as u64);
+        self.outline_bytes.get_or_create(&of).set(totals.bytes as u64);
     }
 
     /// A sync succeeded.
-    pub(super) fn synced(&self, family: Family, synced: &SyncResult, tally: &Tally) {
+    pub(super) fn synced(&self, family: Family, synced: &SyncResult, totals: &RuleTotals) {
         let of = FamilyLabel::new(family);
         self.chains_written.get_or_create(&of).inc_by(synced.extent.chains as u64);
         self.chains_deleted.get_or_create(&of).inc_by(synced.extent.deleted as u64);
-        self.chains_skipped.get_or_create(&of).inc_by(tally.chains.saturating_sub(synced.extent.chains) as u64);
+        self.chains_skipped.get_or_create(&of).inc_by(totals.chains.saturating_sub(synced.extent.chains) as u64);
         self.edits.get_or_create(&of).inc_by(synced.extent.edits as u64);
         self.planning.get_or_create(&of).observe(synced.spent.planning().as_secs_f64());
         self.applying.get_or_create(&of).observe(synced.spent.applying().as_secs_f64());

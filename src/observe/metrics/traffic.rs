@@ -10,7 +10,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
 
-use crate::observe::service_traffic::{Door, Since, Sums, Target};
+use crate::observe::service_traffic::{ServiceAddress, ServiceEndpoint, TrafficDelta, TrafficSums};
 
 use super::text::Catalogue;
 
@@ -19,9 +19,9 @@ const GONE: Duration = Duration::from_secs(120);
 
 /// The metrics.
 #[derive(Debug, Default)]
-pub(super) struct Traffic {
-    doors: Counts<Door>,
-    targets: Counts<Target>,
+pub(super) struct TrafficMetrics {
+    addresses: Counts<ServiceAddress>,
+    endpoints: Counts<ServiceEndpoint>,
 }
 
 /// Packets and bytes by what they came by.
@@ -33,49 +33,49 @@ struct Counts<L> {
     known: Mutex<HashMap<L, Instant>>,
 }
 
-impl Traffic {
+impl TrafficMetrics {
     pub(super) fn register(&self, catalogue: &mut Catalogue) {
         let packets =
-            "Packets with which connections to a Service began, by the door they came by: each connection's first packet is counted";
-        catalogue.add("sepal_service_packets", packets, self.doors.packets.clone());
-        catalogue.add("sepal_service_bytes", "Bytes of those packets", self.doors.bytes.clone());
+            "Packets with which connections to a Service began, by the address they came by: each connection's first packet is counted";
+        catalogue.add("sepal_service_packets", packets, self.addresses.packets.clone());
+        catalogue.add("sepal_service_bytes", "Bytes of those packets", self.addresses.bytes.clone());
         let packets = "Packets with which connections to a Service began, by the endpoint they went to";
-        catalogue.add("sepal_endpoint_packets", packets, self.targets.packets.clone());
-        catalogue.add("sepal_endpoint_bytes", "Bytes of those packets", self.targets.bytes.clone());
+        catalogue.add("sepal_endpoint_packets", packets, self.endpoints.packets.clone());
+        catalogue.add("sepal_endpoint_bytes", "Bytes of those packets", self.endpoints.bytes.clone());
     }
 
-    /// Packets of each Service, by namespace and name, through all its doors.
+    /// Packets of each Service, by namespace and name, through all its addresses.
     pub(super) fn connections(&self) -> HashMap<(String, String), u64> {
-        let known = self.doors.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.addresses.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = HashMap::new();
-        for door in known.keys() {
-            let packets = self.doors.packets.get(door).map_or(0, |packets| packets.get());
-            *all.entry((door.namespace.clone(), door.service.clone())).or_default() += packets;
+        for address in known.keys() {
+            let packets = self.addresses.packets.get(address).map_or(0, |packets| packets.get());
+            *all.entry((address.namespace.clone(), address.service.clone())).or_default() += packets;
         }
         all
     }
 
     /// Packets to each endpoint of a Service.
     pub(super) fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
-        let known = self.targets.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.endpoints.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = BTreeMap::new();
-        for target in known.keys().filter(|target| target.namespace == namespace && target.service == service) {
-            let packets = self.targets.packets.get(target).map_or(0, |packets| packets.get());
-            *all.entry(target.endpoint.clone()).or_default() += packets;
+        for endpoint in known.keys().filter(|endpoint| endpoint.namespace == namespace && endpoint.service == service) {
+            let packets = self.endpoints.packets.get(endpoint).map_or(0, |packets| packets.get());
+            *all.entry(endpoint.endpoint.clone()).or_default() += packets;
         }
         all
     }
 
     /// So much has come since the last time.
-    pub(super) fn add(&self, since: &Since, now: Instant) {
-        self.doors.add(&since.doors, now);
-        self.targets.add(&since.targets, now);
+    pub(super) fn add(&self, since: &TrafficDelta, now: Instant) {
+        self.addresses.add(&since.addresses, now);
+        self.endpoints.add(&since.endpoints, now);
     }
 }
 
 impl<L: Clone + Eq + Hash + EncodeLabelSet> Counts<L> {
     /// What is not among these is shown no more after a while; at once, if there are too many of them, or with those that are gone.
-    fn add(&self, since: &Sums<L>, now: Instant) {
+    fn add(&self, since: &TrafficSums<L>, now: Instant) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for (labels, count) in since.counts() {
             self.packets.get_or_create(labels).inc_by(count.packets);
@@ -103,16 +103,16 @@ impl<L: Clone + Eq + Hash> Default for Counts<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::traffic::counts::Traffic as Rules;
+    use crate::proxy::traffic::counts::CounterReading as Rules;
 
     /// Packets of each endpoint that is shown.
-    fn shown(traffic: &Traffic) -> Vec<(String, u64)> {
+    fn shown(traffic: &TrafficMetrics) -> Vec<(String, u64)> {
         traffic.connections_of("shop", "web").into_iter().collect()
     }
 
     /// A reading of rules that lead to these endpoints, each with one packet.
-    fn reading(endpoints: &[u8], limit: usize) -> Since {
-        let mut since = Since::new(limit);
+    fn reading(endpoints: &[u8], limit: usize) -> TrafficDelta {
+        let mut since = TrafficDelta::new(limit);
         for endpoint in endpoints {
             let rule = format!("-p tcp -m comment --comment \"shop/web\" -m tcp -j DNAT --to-destination 10.244.0.{endpoint}:80");
             Rules::reading().line(&format!("[1:60] -A KUBE-SEP-{endpoint} {rule}"), &mut Rules::reading(), &mut since);
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_shown_until_it_has_been_seen() {
-        let (traffic, start) = (Traffic::default(), Instant::now());
+        let (traffic, start) = (TrafficMetrics::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let of = |endpoint: u8, count: u64| (format!("10.244.0.{endpoint}:80"), count);
         traffic.add(&reading(&[1, 2], 4), at(0));

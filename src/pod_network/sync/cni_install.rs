@@ -118,10 +118,18 @@ pub fn conf_files(folder: &Path) -> Result<Vec<ConfFile>, UnreadableFolder> {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_read(&name) && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            files.push(ConfFile { name, content: fs::read(entry.path()).map_err(|cause| cause.to_string()) });
+            files.push(ConfFile { name, content: read_regular(&entry.path()).map_err(|cause| cause.to_string()) });
         }
     }
     Ok(files)
+}
+
+/// Reads a regular file. Reading a FIFO might never end.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    fs::read(path)
 }
 
 /// Returns true if both files exist and have the same content.

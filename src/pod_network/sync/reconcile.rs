@@ -17,7 +17,7 @@ use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::readiness::Part;
 use crate::pod_network::backoff::doubling;
 use crate::pod_network::bridge;
-use crate::pod_network::desired::{DesiredInputs, DesiredLink, Entry};
+use crate::pod_network::desired::{DesiredEntries, DesiredInputs, DesiredLink};
 use crate::pod_network::interface::{self, ExternalInterface, InterfaceOptions};
 use crate::pod_network::mtu::{Mtu, compute_mtu};
 use crate::pod_network::net_conf::{Backend, NetConf};
@@ -93,7 +93,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
         let uid_before = self.acknowledged.as_ref().map(|acknowledged| acknowledged.node_uid.clone());
         let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
-        let repaired = before.map_or_else(ChangeCounts::new, |before| count_repairs(&plan.groups, &before.entries, &entries.peers));
+        let repaired = before.map(|before| count_repairs(&before, &entries, &plan.groups)).unwrap_or_default();
         let mut failed = self.write(plan.groups, &names).await?;
         failed.extend(diverted);
         self.report.repaired(&repaired);
@@ -309,11 +309,11 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 }
 
-/// Counts the changes that correct entries whose desired state is the same as before: another program changed them.
-fn count_repairs(groups: &[EntryGroup], before: &BTreeMap<Box<str>, Vec<Entry>>, desired: &BTreeMap<Box<str>, Vec<Entry>>) -> ChangeCounts {
-    let is_unchanged = |group: &&EntryGroup| group.node.as_ref().is_none_or(|node| before.get(node) == desired.get(node));
+/// Counts the changes to entries whose desired state is the same as before: another program changed them.
+fn count_repairs(before: &AcknowledgedNetwork, entries: &DesiredEntries, groups: &[EntryGroup]) -> ChangeCounts {
     let mut repaired = ChangeCounts::new();
-    for change in groups.iter().filter(is_unchanged).flat_map(|group| &group.changes) {
+    let unchanged = |group: &&EntryGroup| group.node.as_ref().is_none_or(|node| before.entries.get(node) == entries.peers.get(node));
+    for change in groups.iter().filter(unchanged).flat_map(|group| &group.changes) {
         *repaired.entry(change.kind()).or_default() += 1;
     }
     repaired

@@ -1,29 +1,29 @@
-//! Everything a node's rules are computed from, but for what the host says of itself.
+//! The inputs of a node's rules, except the facts that are read from the host.
 
 use crate::cluster::Snapshot;
 use crate::cluster::host_facts::HostFactsOverrides;
 use crate::cluster::pod_rules::PodRules;
 use crate::proxy::settings::{DetectLocal, NodePortAddresses, ProxySettings};
 
-/// The cluster, this node's name and what was asked for.
+/// The cluster, this node's name and the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
     /// The cluster.
     pub snapshot: Snapshot,
     /// This node's name.
     pub node_name: String,
-    /// What was asked for.
+    /// The settings.
     pub settings: ProxySettings,
-    /// What is written about the host; it goes before what the host says.
+    /// Facts of the host that a file states. They override the facts that are read from the host.
     pub written_facts: Option<HostFactsOverrides>,
-    /// What the pod network's rules are made from; `None` if that is not known yet, or the pod network is somebody else's.
+    /// The inputs of the pod network's rules. `None` if they are not known yet, or if another program runs the pod network.
     pub pod_rules: Option<PodRules>,
-    /// The service proxy is somebody else's: only the pod network's rules are ours.
+    /// Another program is the service proxy. sepal only writes the pod network's rules.
     pub without_proxy: bool,
 }
 
 impl Inputs {
-    /// Whether rules that name this node's IPs can: it is known, or nothing hangs on it.
+    /// Returns true if this node's IPs are known, or if no rule needs them.
     #[must_use]
     pub fn knows_node_ip(&self) -> bool {
         self.settings.node_port_addresses != NodePortAddresses::Primary
@@ -31,7 +31,7 @@ impl Inputs {
             || self.snapshot.node().is_some_and(|node| !node.addresses.is_empty())
     }
 
-    /// What rules have to wait for, if they do: in mode NodeCIDR, for the Node to get its pod CIDR (spec section 1.5).
+    /// Returns the reason why no rules can be computed yet, if any. In mode NodeCIDR, the Node needs a pod CIDR [kube-proxy 1.5].
     #[must_use]
     pub fn missing(&self) -> Option<String> {
         let has_pod_cidr = self.snapshot.node().is_some_and(|node| !node.pod_cidrs.is_empty());

@@ -1,7 +1,11 @@
-//! The rules this node should have: computed from a cluster snapshot as plain values, for one IP family at a time. PURE.
+//! Computes the desired rules of one IP family from a snapshot of the cluster. PURE.
 //!
-//! [`compute`] is the whole of it. The layout is kube-proxy's to the byte within each chain (spec section 6); where kube-proxy's
-//! order is random ours is fixed: service ports by name then protocol, addresses sorted. Same input, same bytes.
+//! [`compute`] returns all rules; [`Renderer`] computes them piece by piece. Each chain is equal to kube-proxy's to the byte
+//! [kube-proxy 6]. Where kube-proxy's order is random, ours is fixed: service ports are sorted by name and protocol, addresses are sorted.
+//! The same input gives the same bytes.
+//!
+//! - [`inputs`]: the inputs. [`view`]: the inputs resolved for one family. [`policy`]: the endpoints that serve each kind of traffic.
+//! - [`nat`], [`filter`]: the rules of both tables. [`pod_network`]: the rules of the pod network. [`render`]: the text of one rule.
 
 pub mod filter;
 pub mod inputs;
@@ -13,18 +17,15 @@ pub mod view;
 
 use crate::cluster::host_facts::HostFacts;
 use crate::cluster::pod_rules::PodRules;
-use crate::cluster::{ServiceKey, ServicePort, ServicePortName, Snapshot, endpoints};
+use crate::cluster::{Family, ServiceKey, ServicePort, ServicePortName, Snapshot, endpoints};
 use crate::table::chain_names::ServiceChains;
-use crate::table::rules::Fixed;
-use crate::table::rules::RuleSource;
-use crate::table::rules::ServicePortRules;
+use crate::table::rules::{Fixed, RuleSource, ServicePortRules};
+
 use inputs::Inputs;
 use nat::ServicePortInput;
 use view::View;
 
-use crate::cluster::Family;
-
-/// Above this many endpoints of known service ports, per family, comments on endpoint rules are left out (spec section 6.7).
+/// With more endpoints than this in one family, endpoint rules have no comments [kube-proxy 6.7].
 const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
 
 /// Every rule of one IP family.
@@ -32,9 +33,9 @@ const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
 pub struct RuleSet {
     /// The family.
     pub family: Family,
-    /// What does not belong to a service port.
+    /// Chains and rules that belong to no service port.
     pub fixed: Fixed,
-    /// Per service port, sorted by name then protocol.
+    /// The rules of each service port, sorted by name and protocol.
     pub services: Vec<ServicePortRules>,
 }
 
@@ -62,7 +63,7 @@ pub struct Renderer<'a> {
 }
 
 impl<'a> Renderer<'a> {
-    /// For a cluster whose size is not counted yet; small, until [`Self::for_size`] says otherwise.
+    /// Creates a renderer that treats the cluster as small. [`Self::for_size`] changes that.
     #[must_use]
     pub fn new(inputs: &'a Inputs, host: &HostFacts, family: Family) -> Self {
         let view = View::new(&inputs.settings, host, inputs.snapshot.node(), &inputs.node_name, family);
@@ -70,13 +71,13 @@ impl<'a> Renderer<'a> {
         Self { snapshot: &inputs.snapshot, view, large: false, proxy: !inputs.without_proxy, pod_rules: inputs.pod_rules.as_ref(), mark }
     }
 
-    /// For a cluster whose service ports have this many endpoints in all (see [`Self::endpoints`]).
+    /// Adapts the renderer to the number of endpoints of all service ports (see [`Self::endpoints`]).
     #[must_use]
     pub fn for_size(self, endpoints: usize) -> Self {
         Self { large: endpoints > LARGE_CLUSTER_ENDPOINTS, ..self }
     }
 
-    /// Whether comments on endpoint rules are left out: many endpoints make a large cluster (spec section 6.7).
+    /// Returns true for a large cluster, whose endpoint rules have no comments [kube-proxy 6.7].
     #[must_use]
     pub const fn large(&self) -> bool {
         self.large
@@ -119,12 +120,12 @@ impl RuleSource for Renderer<'_> {
         fixed
     }
 
-    /// None without the service proxy.
+    /// Returns no Services if another program is the service proxy.
     fn services(&self) -> Vec<ServiceKey> {
         self.snapshot.services().filter(|_| self.proxy).map(|(key, _)| key.clone()).collect()
     }
 
-    /// Endpoints in any state count (spec section 12.27).
+    /// Counts endpoints in any state [kube-proxy 12.27].
     fn endpoints(&self, key: &ServiceKey) -> usize {
         let ports = self
             .snapshot

@@ -1,56 +1,56 @@
-//! The `nat` table: dispatch to service ports, their chains, masquerading (spec sections 6.4-6.8).
+//! The rules of the `nat` table: dispatch to service ports, their own chains, masquerading ([kube-proxy 6.4], [kube-proxy 6.6],
+//! [kube-proxy 6.7], [kube-proxy 6.8]).
 
-use crate::cluster::{Endpoint, Service, ServicePort, ServicePortName};
+use crate::cluster::{Endpoint, Family, Service, ServicePort, ServicePortName};
+use crate::table::chain_names::{self, ChainName, ServiceChains};
+use crate::table::rules::ChainRules;
 
 use super::policy::Policy;
-use super::render::{Rule, probability};
+use super::render::{RuleLine, probability};
 use super::view::{NodePorts, View};
-use crate::cluster::Family;
-use crate::table::chain_names::{self, ChainName, ServiceChains};
-use crate::table::rules::Chain;
 
-/// One service port of one family, ready to be written.
+/// One service port of one family, with everything that its rules depend on.
 #[derive(Debug)]
 pub struct ServicePortInput<'a> {
-    /// Its identity.
+    /// Its name.
     pub name: ServicePortName,
-    /// Its identity, printed.
+    /// Its name as text, as in comments.
     pub spn: String,
     /// Its Service.
     pub service: &'a Service,
     /// Its port.
     pub port: &'a ServicePort,
-    /// The Service's cluster IP in this family, printed.
+    /// The Service's cluster IP in this family, as text.
     pub cluster_ip: String,
     /// Its endpoints in this family.
     pub endpoints: Vec<Endpoint<'a>>,
 }
 
-/// The fixed chains of `nat` and the rules in them that come before any service port's.
-pub(super) fn fixed_chains(view: &View<'_>) -> Vec<Chain<&'static str>> {
+/// Returns the fixed chains of `nat` and their rules that come before those of service ports.
+pub(super) fn fixed_chains(view: &View<'_>) -> Vec<ChainRules> {
     let mark = &view.mark;
     let mut postrouting = String::new();
-    Rule::append(&mut postrouting, chain_names::POSTROUTING).arguments(&[&format!("-m mark ! --mark {mark}/{mark}")]).jump(&["RETURN"]);
-    // The mark is cleared, so that a packet that passes POSTROUTING again, encapsulated, is not masqueraded twice.
-    Rule::append(&mut postrouting, chain_names::POSTROUTING).jump(&[&format!("MARK --xor-mark {mark}")]);
-    Rule::append(&mut postrouting, chain_names::POSTROUTING)
+    RuleLine::append(&mut postrouting, chain_names::POSTROUTING).arguments(&[&format!("-m mark ! --mark {mark}/{mark}")]).jump(&["RETURN"]);
+    // The mark is cleared. Otherwise a packet that is encapsulated and passes POSTROUTING again would be masqueraded twice.
+    RuleLine::append(&mut postrouting, chain_names::POSTROUTING).jump(&[&format!("MARK --xor-mark {mark}")]);
+    RuleLine::append(&mut postrouting, chain_names::POSTROUTING)
         .comment(&["kubernetes service traffic requiring SNAT"])
         .jump(&[if view.random_fully { "MASQUERADE --random-fully" } else { "MASQUERADE" }]);
     let mut mark_masq = String::new();
-    Rule::append(&mut mark_masq, chain_names::MARK_MASQ).jump(&[&format!("MARK --or-mark {mark}")]);
+    RuleLine::append(&mut mark_masq, chain_names::MARK_MASQ).jump(&[&format!("MARK --or-mark {mark}")]);
     vec![
-        Chain { name: chain_names::SERVICES, rules: String::new() },
-        Chain { name: chain_names::NODEPORTS, rules: String::new() },
-        Chain { name: chain_names::POSTROUTING, rules: postrouting },
-        Chain { name: chain_names::MARK_MASQ, rules: mark_masq },
+        ChainRules { name: chain_names::SERVICES, rules: String::new() },
+        ChainRules { name: chain_names::NODEPORTS, rules: String::new() },
+        ChainRules { name: chain_names::POSTROUTING, rules: postrouting },
+        ChainRules { name: chain_names::MARK_MASQ, rules: mark_masq },
     ]
 }
 
-/// The end of KUBE-SERVICES: what no service port took goes on to the NodePorts.
+/// Returns the rules at the end of KUBE-SERVICES. Packets that matched no service port jump to KUBE-NODEPORTS.
 pub(super) fn tail(view: &View<'_>) -> String {
     let mut out = String::new();
     let mut rule = |arguments: &str| {
-        Rule::append(&mut out, chain_names::SERVICES)
+        RuleLine::append(&mut out, chain_names::SERVICES)
             .comment(&["kubernetes service nodeports; NOTE: this must be the last rule in this chain"])
             .arguments(&[arguments])
             .jump(&[chain_names::NODEPORTS]);
@@ -71,17 +71,17 @@ pub(super) struct Writer<'a> {
     pub view: &'a View<'a>,
     pub policy: &'a Policy<'a>,
     pub names: &'a ServiceChains,
-    /// Leave comments on endpoint rules out.
+    /// The cluster is large, so endpoint rules have no comments.
     pub large: bool,
 }
 
 impl Writer<'_> {
-    /// Writes its lines in KUBE-SERVICES and KUBE-NODEPORTS (spec section 6.6, steps 1-5).
+    /// Writes the lines in KUBE-SERVICES and KUBE-NODEPORTS ([kube-proxy 6.6], steps 1-5).
     pub(super) fn dispatch(&self, out: &mut String) {
         let Self { input, view, policy, names, .. } = self;
         let (spn, protocol, port) = (input.spn.as_str(), input.port.protocol, input.port.port);
         let mut service = |kind: &str, address: &str, target: &ChainName| {
-            Rule::append(out, chain_names::SERVICES).comment(&[spn, kind]).frontend(protocol, address, port).jump(&[target.as_str()]);
+            RuleLine::append(out, chain_names::SERVICES).comment(&[spn, kind]).frontend(protocol, address, port).jump(&[target.as_str()]);
         };
         if policy.serves_internal() {
             service(" cluster IP", &input.cluster_ip, self.internal_chain());
@@ -102,17 +102,18 @@ impl Writer<'_> {
             let node_port = input.port.node_port;
             let external = names.external.as_str();
             if view.localhost_node_ports && view.nfacct.localhost_node_ports {
-                Rule::append(out, chain_names::NODEPORTS)
+                RuleLine::append(out, chain_names::NODEPORTS)
                     .bare_comment(spn)
                     .frontend(protocol, "127.0.0.0/8", node_port)
                     .arguments(&["-m nfacct --nfacct-name localhost_nps_accepted_pkts"])
                     .jump(&[external]);
             }
-            Rule::append(out, chain_names::NODEPORTS).bare_comment(spn).protocol(protocol).port(node_port).jump(&[external]);
+            RuleLine::append(out, chain_names::NODEPORTS).bare_comment(spn).protocol(protocol).port(node_port).jump(&[external]);
         }
     }
 
-    /// Writes its own chains, in the order kube-proxy declares them (spec section 6.7, steps 7-12); gives each with the end of its rules.
+    /// Writes the service port's own chains in the order in which kube-proxy declares them ([kube-proxy 6.7], steps 7-12). Returns each
+    /// chain with the offset where its rules end.
     pub(super) fn chains(&self, out: &mut String) -> Vec<(ChainName, usize)> {
         let Self { policy, names, .. } = self;
         let seps: Vec<(&Endpoint<'_>, ChainName)> =
@@ -145,7 +146,7 @@ impl Writer<'_> {
         if self.policy.internal_local { &self.names.local } else { &self.names.cluster }
     }
 
-    /// KUBE-FW- exists: load-balancer VIPs with source ranges, and endpoints to protect.
+    /// Returns true if the service port has a KUBE-FW- chain.
     fn uses_firewall(&self) -> bool {
         uses_firewall(self.input, self.policy, self.view.family)
     }
@@ -157,23 +158,25 @@ impl Writer<'_> {
         let cluster = names.cluster.as_str();
         if policy.external_local {
             if let Some(local) = &view.local_traffic {
-                Rule::append(out, chain)
+                RuleLine::append(out, chain)
                     .comment(&["pod traffic for ", spn, " external destinations"])
                     .arguments(&[&local.if_local])
                     .jump(&[cluster]);
             }
             for (verb, target) in [("masquerade", chain_names::MARK_MASQ), ("route", cluster)] {
-                Rule::append(out, chain)
+                RuleLine::append(out, chain)
                     .comment(&[verb, " LOCAL traffic for ", spn, " external destinations"])
                     .arguments(&["-m addrtype --src-type LOCAL"])
                     .jump(&[target]);
             }
         } else {
-            Rule::append(out, chain).comment(&["masquerade traffic for ", spn, " external destinations"]).jump(&[chain_names::MARK_MASQ]);
+            RuleLine::append(out, chain)
+                .comment(&["masquerade traffic for ", spn, " external destinations"])
+                .jump(&[chain_names::MARK_MASQ]);
         }
         if policy.serves_external() {
             let target = if policy.external_local { &names.local } else { &names.cluster };
-            Rule::append(out, chain).jump(&[target.as_str()]);
+            RuleLine::append(out, chain).jump(&[target.as_str()]);
         }
     }
 
@@ -182,28 +185,29 @@ impl Writer<'_> {
         let spn = input.spn.as_str();
         let chain = names.firewall.as_str();
         let mut allow = |source: &str| {
-            Rule::append(out, chain).comment(&[spn, " loadbalancer IP"]).source(source).jump(&[names.external.as_str()]);
+            RuleLine::append(out, chain).comment(&[spn, " loadbalancer IP"]).source(source).jump(&[names.external.as_str()]);
         };
         let ranges = input.service.source_ranges(view.family);
         for range in &ranges {
             allow(&range.to_string());
         }
-        // A node within the ranges reaches the VIP with the VIP as its source.
+        // Packets of this node to the VIP have the VIP as their source address. If the ranges contain the node, they are allowed too.
         if ranges.iter().any(|range| range.contains(view.node_ip)) {
             for vip in input.service.load_balancer_vips(view.family) {
                 allow(&vip.to_string());
             }
         }
-        Rule::append(out, chain).comment(&["other traffic to ", spn, " will be dropped by KUBE-PROXY-FIREWALL"]).end();
+        RuleLine::append(out, chain).comment(&["other traffic to ", spn, " will be dropped by KUBE-PROXY-FIREWALL"]).end();
     }
 
-    /// A KUBE-SVC- or KUBE-SVL- chain: masquerade mark where it belongs here, then affinity, then balancing.
+    /// Writes a KUBE-SVC- or KUBE-SVL- chain: the masquerade rule of the cluster IP if it uses this chain, then session affinity, then
+    /// balancing.
     fn balancing(&self, out: &mut String, chain: &ChainName, endpoints: &[&Endpoint<'_>], seps: &[(&Endpoint<'_>, ChainName)]) {
         let Self { input, .. } = self;
         if self.policy.serves_internal() && chain == self.internal_chain() {
             self.masquerade(out, chain);
         }
-        // Both lists are sorted by id, and `endpoints` is a part of `seps`.
+        // Both lists are sorted by id, and `endpoints` is a subset of `seps`.
         let names: Vec<(&Endpoint<'_>, &str)> = {
             let mut all = seps.iter();
             endpoints.iter().filter_map(|e| all.find(|(reachable, _)| reachable.id == e.id).map(|(_, name)| (*e, name.as_str()))).collect()
@@ -226,7 +230,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Traffic to the cluster IP from outside the pods is masqueraded, so that answers come back this way.
+    /// Masquerades traffic to the cluster IP that does not come from local pods, so that replies return through this node.
     fn masquerade(&self, out: &mut String, chain: &ChainName) {
         let Self { input, view, .. } = self;
         let if_not_local = match &view.local_traffic {
@@ -234,7 +238,7 @@ impl Writer<'_> {
             Some(local) => Some(local.if_not_local.as_str()),
             None => return,
         };
-        let mut rule = Rule::append(out, chain.as_str()).comment(&[&input.spn, " cluster IP"]).frontend(
+        let mut rule = RuleLine::append(out, chain.as_str()).comment(&[&input.spn, " cluster IP"]).frontend(
             input.port.protocol,
             &input.cluster_ip,
             input.port.port,
@@ -245,15 +249,15 @@ impl Writer<'_> {
         rule.jump(&[chain_names::MARK_MASQ]);
     }
 
-    /// Starts a rule that leads to an endpoint; large clusters go without the comment.
-    fn toward<'r>(&self, out: &'r mut String, chain: &ChainName, endpoint: &Endpoint<'_>) -> Rule<'r> {
-        let rule = Rule::append(out, chain.as_str());
+    /// Starts a rule that jumps to an endpoint chain. In a large cluster it has no comment.
+    fn toward<'r>(&self, out: &'r mut String, chain: &ChainName, endpoint: &Endpoint<'_>) -> RuleLine<'r> {
+        let rule = RuleLine::append(out, chain.as_str());
         if self.large { rule } else { rule.comment(&[&self.input.spn, " -> ", &endpoint.id]) }
     }
 
-    /// A KUBE-SEP- chain.
+    /// Writes a KUBE-SEP- chain.
     fn endpoint(&self, out: &mut String, endpoint: &Endpoint<'_>, chain: &str) {
-        // An endpoint that reaches itself through the Service would see its own address as the source.
+        // If an endpoint connects to itself through the Service, the source is masqueraded. Otherwise it would be its own address.
         self.within(out, chain).source(endpoint.ip()).jump(&[chain_names::MARK_MASQ]);
         let mut rule = self.within(out, chain);
         if self.input.service.affinity_seconds.is_some() {
@@ -262,14 +266,15 @@ impl Writer<'_> {
         rule.protocol(self.input.port.protocol).jump(&["DNAT --to-destination ", &endpoint.id]);
     }
 
-    /// Starts a rule within an endpoint's chain; large clusters go without the comment.
-    fn within<'r>(&self, out: &'r mut String, chain: &str) -> Rule<'r> {
-        let rule = Rule::append(out, chain);
+    /// Starts a rule of an endpoint chain. In a large cluster it has no comment.
+    fn within<'r>(&self, out: &'r mut String, chain: &str) -> RuleLine<'r> {
+        let rule = RuleLine::append(out, chain);
         if self.large { rule } else { rule.bare_comment(&self.input.spn) }
     }
 }
 
-/// Whether load-balancer traffic is filtered by source (spec section 6.5, `useFW`).
+/// Returns true if load-balancer traffic is filtered by source ([kube-proxy 6.5], `useFW`): there are load-balancer VIPs, source ranges
+/// and endpoints.
 pub(super) fn uses_firewall(input: &ServicePortInput<'_>, policy: &Policy<'_>, family: Family) -> bool {
     policy.has_endpoints && input.service.load_balancer_vips(family).next().is_some() && !input.service.source_ranges(family).is_empty()
 }

@@ -1,27 +1,26 @@
-//! The pod network's chains: what leaves it is masqueraded, what is forwarded for it accepted. flannel's, to the byte (network spec,
-//! section 8.1).
+//! The pod network's chains. They masquerade traffic that leaves the pod network and accept traffic that is forwarded for it. They are
+//! equal to flannel's to the byte [flannel 8.1].
 
 use std::fmt::Write as _;
 
-use crate::cluster::pod_rules::{PodRanges, PodRules};
-
 use crate::cluster::Family;
+use crate::cluster::pod_rules::{PodRanges, PodRules};
 use crate::table::chain_names::{FLANNEL_FORWARD, FLANNEL_POSTROUTING};
 use crate::table::jumps::Table;
-use crate::table::rules::{Chain, Fixed};
+use crate::table::rules::{ChainRules, Fixed};
 
-/// Puts the pod network's chains into a family's; those that it should not have are noted as unwanted.
+/// Adds the pod network's chains to the fixed chains of a family. Chains that it must not have are added to the unwanted ones.
 pub(super) fn add(fixed: &mut Fixed, rules: &PodRules, mark: u32, random_fully: bool, family: Family) {
     let ranges = rules.ranges.get(family);
     match ranges.filter(|_| rules.masquerade) {
         Some(ranges) => {
             let rules = postrouting(ranges, mark, rules.random_fully && random_fully, family);
-            fixed.nat.push(Chain { name: FLANNEL_POSTROUTING, rules });
+            fixed.nat.push(ChainRules { name: FLANNEL_POSTROUTING, rules });
         }
         None => fixed.unwanted.push((Table::Nat, FLANNEL_POSTROUTING)),
     }
     match ranges.filter(|_| rules.forward) {
-        Some(ranges) => fixed.filter.push(Chain { name: FLANNEL_FORWARD, rules: forward(ranges) }),
+        Some(ranges) => fixed.filter.push(ChainRules { name: FLANNEL_FORWARD, rules: forward(ranges) }),
         None => fixed.unwanted.push((Table::Filter, FLANNEL_FORWARD)),
     }
 }
@@ -33,11 +32,11 @@ fn postrouting(PodRanges { network, subnet }: &PodRanges, mark: u32, random_full
     let mut rule = |matches: &str, target: &str| {
         let _ = writeln!(out, "-A {FLANNEL_POSTROUTING} {matches} -m comment --comment \"flanneld masq\" -j {target}");
     };
-    // What the service proxy has marked it masquerades itself.
+    // KUBE-POSTROUTING already masquerades packets that the service proxy marked.
     rule(&format!("-m mark --mark {mark:#x}/{mark:#x}"), "RETURN");
     rule(&format!("-s {subnet} -d {network}"), "RETURN");
     rule(&format!("-s {network} -d {subnet}"), "RETURN");
-    // The client's address is kept where a service wants it kept.
+    // Traffic from outside to local pods keeps the client's address.
     rule(&format!("! -s {network} -d {subnet}"), "RETURN");
     rule(&format!("-s {network} ! -d {multicast}"), masquerade);
     rule(&format!("! -s {network} -d {network}"), masquerade);

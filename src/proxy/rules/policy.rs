@@ -1,4 +1,4 @@
-//! Which endpoints serve which traffic (spec section 5) and what follows from that for the rules (spec section 6.5).
+//! Selects the endpoints that serve each kind of traffic [kube-proxy 5] and decides which chains and rules exist [kube-proxy 6.5].
 
 use crate::cluster::topology::Topology;
 use crate::cluster::{Endpoint, Service, ServicePort};
@@ -6,29 +6,31 @@ use crate::table::rules::WithoutLocal;
 
 use super::view::View;
 
-/// The endpoints of one service port by kind of traffic, and the decisions that hang on them.
+/// The endpoints of one service port by kind of traffic, and the decisions that depend on them.
 #[derive(Debug)]
 pub struct Policy<'a> {
     /// Endpoints for traffic with the Cluster policy.
     pub cluster: Vec<&'a Endpoint<'a>>,
     /// Endpoints on this node, for traffic with the Local policy.
     pub local: Vec<&'a Endpoint<'a>>,
-    /// Every endpoint some traffic can reach, sorted by id.
+    /// Every endpoint that some traffic can reach, sorted by id.
     pub reachable: Vec<&'a Endpoint<'a>>,
-    /// Some endpoint exists, here or elsewhere.
+    /// There is an endpoint on any node.
     pub has_endpoints: bool,
-    /// NodePort, load-balancer VIP or external IP in this family.
+    /// The service port has a NodePort, load-balancer VIP or external IP in this family.
     pub externally_accessible: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
-    /// `externalTrafficPolicy: Local`, where it applies.
+    /// `externalTrafficPolicy: Local`, if it applies.
     pub external_local: bool,
+    /// Some traffic has the Cluster policy.
     uses_cluster: bool,
+    /// Some traffic has the Local policy.
     uses_local: bool,
 }
 
 impl<'a> Policy<'a> {
-    /// Sorts the endpoints of a service port into kinds of traffic.
+    /// Selects the endpoints of a service port for each kind of traffic.
     #[must_use]
     pub fn new(service: &Service, port: &ServicePort, endpoints: &'a [Endpoint<'a>], view: &View<'_>) -> Self {
         let externally_accessible = service.externally_accessible(port, view.family);
@@ -69,48 +71,48 @@ impl<'a> Policy<'a> {
         Self { cluster, local, reachable, has_endpoints, externally_accessible, internal_local, external_local, uses_cluster, uses_local }
     }
 
-    /// KUBE-SVC- exists.
+    /// Returns true if the KUBE-SVC- chain exists.
     #[must_use]
     pub const fn has_cluster_chain(&self) -> bool {
         self.uses_cluster && !self.cluster.is_empty()
     }
 
-    /// KUBE-SVL- exists.
+    /// Returns true if the KUBE-SVL- chain exists.
     #[must_use]
     pub const fn has_local_chain(&self) -> bool {
         self.uses_local && !self.local.is_empty()
     }
 
-    /// KUBE-EXT- exists.
+    /// Returns true if the KUBE-EXT- chain exists.
     #[must_use]
     pub const fn has_external_chain(&self) -> bool {
         self.has_endpoints && self.externally_accessible
     }
 
-    /// Traffic to the cluster IP has somewhere to go.
+    /// Returns true if an endpoint serves traffic to the cluster IP.
     #[must_use]
     pub const fn serves_internal(&self) -> bool {
         self.has_endpoints && !(self.internal_local && self.local.is_empty())
     }
 
-    /// Traffic from outside has somewhere to go.
+    /// Returns true if an endpoint serves traffic from outside the cluster.
     #[must_use]
     pub const fn serves_external(&self) -> bool {
         self.has_endpoints && !(self.external_local && self.local.is_empty())
     }
 
-    /// Traffic that is dropped here for want of an endpoint on this node.
+    /// Returns the kinds of traffic that are dropped because this node has no endpoint.
     #[must_use]
     pub const fn without_local(&self) -> WithoutLocal {
         WithoutLocal { internal: self.has_endpoints && !self.serves_internal(), external: self.has_endpoints && !self.serves_external() }
     }
 }
 
-fn select<'a>(endpoints: &'a [Endpoint<'a>], wanted: impl Fn(&Endpoint<'_>) -> bool) -> Vec<&'a Endpoint<'a>> {
-    endpoints.iter().filter(|e| wanted(e)).collect()
+fn select<'a>(endpoints: &'a [Endpoint<'a>], is_selected: impl Fn(&Endpoint<'_>) -> bool) -> Vec<&'a Endpoint<'a>> {
+    endpoints.iter().filter(|e| is_selected(e)).collect()
 }
 
-/// Both lists without duplicates; kube-proxy's order is undefined here, ours is by id.
+/// Returns both lists without duplicates, sorted by id. kube-proxy's order is undefined here.
 fn union<'a>(a: &[&'a Endpoint<'a>], b: &[&'a Endpoint<'a>]) -> Vec<&'a Endpoint<'a>> {
     let mut all = [a, b].concat();
     all.sort_by(|x, y| x.id.cmp(&y.id));

@@ -1,16 +1,16 @@
-//! How a rule becomes a line of iptables-restore input: tokens joined by single spaces (spec section 6.1).
+//! Writes a rule as a line of iptables-restore input: tokens separated by single spaces [kube-proxy 6.1].
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use crate::cluster::Protocol;
 
-/// One `-A` line under construction; [`Rule::jump`] or [`Rule::end`] finishes it.
+/// One `-A` line under construction; [`RuleLine::jump`] or [`RuleLine::end`] finishes it.
 ///
-/// Nothing is escaped: whatever reaches a comment was checked when its object was read.
-pub struct Rule<'a>(&'a mut String);
+/// Nothing is escaped, because names and addresses are validated when their object is read.
+pub struct RuleLine<'a>(&'a mut String);
 
-impl<'a> Rule<'a> {
+impl<'a> RuleLine<'a> {
     /// Starts a rule at the end of `chain`.
     pub fn append(out: &'a mut String, chain: &str) -> Self {
         Self(out).words(&["-A ", chain])
@@ -23,62 +23,62 @@ impl<'a> Rule<'a> {
         self
     }
 
-    /// A comment of several words, put together from parts; quoted.
+    /// Adds a quoted comment of several words, joined from parts.
     #[must_use]
     pub fn comment(self, parts: &[&str]) -> Self {
         self.words(&[" -m comment --comment \""]).words(parts).words(&["\""])
     }
 
-    /// A comment of one word; unquoted, as kube-proxy writes it.
+    /// Adds a comment of one word, unquoted as kube-proxy writes it.
     #[must_use]
     pub fn bare_comment(self, word: &str) -> Self {
         self.words(&[" -m comment --comment ", word])
     }
 
-    /// The protocol match: the module first, then the protocol.
+    /// Adds the protocol match: the module first, then the protocol.
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
         let name = protocol.as_str();
         self.words(&[" -m ", name, " -p ", name])
     }
 
-    /// Destination address or CIDR.
+    /// Adds the destination address or CIDR.
     #[must_use]
     pub fn destination(self, address: &str) -> Self {
         self.words(&[" -d ", address])
     }
 
-    /// Source address or CIDR.
+    /// Adds the source address or CIDR.
     #[must_use]
     pub fn source(self, address: &str) -> Self {
         self.words(&[" -s ", address])
     }
 
-    /// Destination port.
+    /// Adds the destination port.
     #[must_use]
     pub fn port(self, port: u16) -> Self {
         let mut digits = [0; 5];
         self.words(&[" --dport ", decimal(port, &mut digits)])
     }
 
-    /// Any other match, as iptables takes it; put together from parts.
+    /// Adds any other match in iptables spelling, joined from parts.
     #[must_use]
     pub fn arguments(self, parts: &[&str]) -> Self {
         self.words(&[" "]).words(parts)
     }
 
-    /// Destination port and what else tells a frontend apart, for the usual `-d ADDRESS --dport PORT`.
+    /// Adds protocol, destination address and destination port.
     #[must_use]
     pub fn frontend(self, protocol: Protocol, address: &str, port: u16) -> Self {
         self.protocol(protocol).destination(address).port(port)
     }
 
-    /// Ends the rule with a target, whose options may follow it after a space; put together from parts.
+    /// Ends the rule with a target and its options, joined from parts.
     pub fn jump(self, target: &[&str]) {
         self.words(&[" -j "]).words(target).words(&["\n"]);
     }
 
-    /// Ends a rule that only counts.
+    /// Ends a rule that has no target and only counts packets.
     pub fn end(self) {
         self.words(&["\n"]);
     }
@@ -97,16 +97,16 @@ fn decimal(mut number: u16, digits: &mut [u8; 5]) -> &str {
     std::str::from_utf8(&digits[start..]).unwrap_or_default()
 }
 
-/// The packet mark of a masquerade bit, as restore input spells it: eight hex digits (spec section 12.1).
+/// Returns the packet mark of a masquerade bit as iptables-restore input: eight hex digits [kube-proxy 12.1].
 #[must_use]
 pub fn mark(bit: u8) -> String {
     format!("{:#010x}", 1_u32.checked_shl(u32::from(bit)).unwrap_or_default())
 }
 
-/// The probability that picks one of `n` endpoints, ten decimals (spec section 6.1).
+/// Returns the probability that selects one of `n` endpoints, with ten decimals [kube-proxy 6.1].
 #[must_use]
 pub fn probability(n: usize) -> Cow<'static, str> {
-    /// Printing a float exactly takes longer than the rest of a rule; most services have few endpoints.
+    /// The texts for small numbers. Formatting a float takes longer than the rest of a rule, and most Services have few endpoints.
     static FEW: LazyLock<Vec<String>> = LazyLock::new(|| (0..128).map(exactly).collect());
     fn exactly(n: usize) -> String {
         format!("{:.10}", 1.0 / n as f64)
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_print_as_upstream() {
+    fn numbers_are_formatted_as_in_kube_proxy() {
         assert_eq!(mark(14), "0x00004000");
         assert_eq!(mark(0), "0x00000001");
         assert_eq!(mark(31), "0x80000000");
@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_tokens_joined_by_single_spaces() {
+    fn tokens_are_separated_by_single_spaces() {
         let mut out = String::new();
-        Rule::append(&mut out, "A")
+        RuleLine::append(&mut out, "A")
             .comment(&["x", " y"])
             .frontend(Protocol::Udp, "10.0.0.1", 53)
             .arguments(&["! -s 10.0.0.0/8"])
             .jump(&["B"]);
-        Rule::append(&mut out, "A").bare_comment("x/y").source("fd00::/64").end();
+        RuleLine::append(&mut out, "A").bare_comment("x/y").source("fd00::/64").end();
         assert_eq!(
             out,
             "-A A -m comment --comment \"x y\" -m udp -p udp -d 10.0.0.1 --dport 53 ! -s 10.0.0.0/8 -j B\n-A A -m comment --comment x/y -s fd00::/64\n"

@@ -1,4 +1,4 @@
-//! What the rules of one family depend on besides Services: this node, the host, the settings, resolved for that family.
+//! Resolves Node, host facts and settings for one family. The rules depend on the result and on the Services.
 
 use std::net::IpAddr;
 
@@ -11,57 +11,57 @@ use crate::proxy::settings::{DetectLocal, NodePortAddresses, ProxySettings};
 
 use super::render;
 
-/// One family's view of this node.
+/// The Node, host facts and settings of one family.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     /// The family.
     pub family: Family,
-    /// This node's name, as slices and hints spell it.
+    /// This node's name, as in EndpointSlices and hints.
     pub node_name: &'a str,
-    /// This node's zone; empty if unknown.
+    /// This node's zone, or empty if unknown.
     pub zone: &'a str,
-    /// This node's IP, loopback if unknown.
+    /// This node's IP, or the loopback address if unknown.
     pub node_ip: IpAddr,
-    /// How to tell traffic of local pods; `None` where that cannot be told.
+    /// The matches for traffic of local pods. `None` if that traffic cannot be recognized.
     pub local_traffic: Option<LocalTraffic>,
-    /// Where NodePorts answer.
+    /// The addresses on which NodePorts answer.
     pub node_ports: NodePorts,
-    /// NodePorts answer on loopback too.
+    /// NodePorts also answer on loopback.
     pub localhost_node_ports: bool,
-    /// Masquerade everything that goes to a cluster IP.
+    /// Masquerade all traffic to cluster IPs.
     pub masquerade_all: bool,
-    /// The "masquerade" mark, as restore input spells it.
+    /// The "masquerade" mark in the spelling of iptables-restore.
     pub mark: String,
-    /// Whether `spec.externalIPs` produce rules.
+    /// Addresses in `spec.externalIPs` get rules.
     pub allow_external_ips: bool,
-    /// MASQUERADE takes `--random-fully`.
+    /// MASQUERADE supports `--random-fully`.
     pub random_fully: bool,
-    /// Packets of unknown connections are dropped.
+    /// Drop packets with conntrack state INVALID.
     pub drop_invalid: bool,
-    /// Usable nfacct counters.
+    /// The nfacct counters that the kernel has.
     pub nfacct: NfacctCounters,
 }
 
-/// Matches that tell traffic of local pods (spec section 1.7).
+/// Matches for traffic of local pods [kube-proxy 1.7].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalTraffic {
-    /// iptables arguments that match it.
+    /// iptables arguments that match traffic of local pods.
     pub if_local: String,
-    /// iptables arguments that match everything else.
+    /// iptables arguments that match all other traffic.
     pub if_not_local: String,
 }
 
-/// Where NodePorts answer (spec section 6.8).
+/// The addresses on which NodePorts answer [kube-proxy 6.8].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePorts {
-    /// On every local address.
+    /// Every local address.
     AllLocal,
-    /// On these addresses of this node, sorted, without duplicates.
+    /// These addresses of this node, sorted, without duplicates.
     Addresses(Vec<IpAddr>),
 }
 
 impl<'a> View<'a> {
-    /// Resolves settings, host and Node for one family.
+    /// Resolves settings, host facts and Node for one family.
     #[must_use]
     pub fn new(settings: &ProxySettings, host: &HostFacts, node: Option<&'a Node>, node_name: &'a str, family: Family) -> Self {
         let cidrs = node_port_cidrs(settings, node, family);
@@ -83,7 +83,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The loopback block that NodePort rules leave out in this family, if any.
+    /// Returns the loopback block on which NodePorts of this family do not answer, if any.
     #[must_use]
     pub const fn excluded_loopback(&self) -> Option<&'static str> {
         match self.family {
@@ -94,14 +94,14 @@ impl<'a> View<'a> {
     }
 }
 
-/// Whether NodePorts answer on IPv4 loopback with these settings: what `route_localnet` is needed for (spec section 1.7).
+/// Returns true if NodePorts answer on IPv4 loopback, which needs the sysctl `route_localnet` [kube-proxy 1.7].
 #[must_use]
 pub fn needs_route_localnet(settings: &ProxySettings, node: Option<&Node>) -> bool {
     settings.localhost_node_ports && contains_ipv4_loopback(&node_port_cidrs(settings, node, Family::V4))
 }
 
-/// Where the health checks of load balancers answer in one family: as NodePorts do, but on loopback, too, where the settings name it.
-/// Everywhere if this host's addresses could not be listed (spec section 9.2).
+/// Returns the addresses on which health-check node ports answer in one family [kube-proxy 9.2]: those of NodePorts, and also loopback if
+/// the settings contain it. All local addresses if this host's addresses could not be listed (`None`).
 #[must_use]
 pub fn health_check_addresses(settings: &ProxySettings, addresses: Option<&[IpAddr]>, node: Option<&Node>, family: Family) -> NodePorts {
     addresses.map_or(NodePorts::AllLocal, |addresses| node_ports(&node_port_cidrs(settings, node, family), addresses, family, true))
@@ -121,7 +121,8 @@ fn node_port_cidrs(settings: &ProxySettings, node: Option<&Node>, family: Family
     }
 }
 
-/// No CIDR means every address. CIDRs after a /0 are not looked at, which makes no difference: it holds loopback anyway.
+/// Returns true if the CIDRs contain 127.0.0.0. No CIDR means every address. kube-proxy ignores CIDRs after a /0; the result is the same,
+/// because a /0 contains loopback.
 fn contains_ipv4_loopback(cidrs: &[IpNetwork]) -> bool {
     let start: IpAddr = IpAddr::from([127, 0, 0, 0]);
     cidrs.is_empty() || cidrs.iter().any(|net| net.network().is_loopback() || net.contains(start))
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn health_checks_answer_on_loopback_where_it_is_named() {
+    fn health_checks_answer_on_loopback_if_the_settings_contain_it() {
         let local: Vec<IpAddr> = ["127.0.0.1", "::1", "192.168.0.2", "10.0.0.1"].iter().map(|ip| ip.parse().expect("an address")).collect();
         let node = Node { addresses: vec![local[2]], ..Node::default() };
         let limited = |cidrs: &[&str]| ProxySettings {

@@ -59,7 +59,7 @@ impl Round {
 
 /// When one family's tables are looked at.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(super) struct AuditSchedule {
     /// Looking for the canary and the jumps.
     look: Round,
     /// Reading all live tables.
@@ -69,7 +69,7 @@ pub(super) struct Lookout {
     disturbed: Option<bool>,
 }
 
-impl Lookout {
+impl AuditSchedule {
     /// Canaries are looked for at once; the first sync reads the tables.
     pub(super) fn new(period: Duration) -> Self {
         let now = Instant::now();
@@ -131,7 +131,7 @@ impl Lookout {
             self.audit.done(start, period);
             match outcome {
                 Ok(drift) => {
-                    if rules.is_settled() {
+                    if rules.knows_kernel_state() {
                         let outcome = if drift.is_empty() { "as expected" } else { "they differ" };
                         tracing::debug!("{}: the live tables were read: {outcome}", rules.family());
                     }
@@ -156,7 +156,7 @@ impl Lookout {
         let family = rules.family();
         let mut own = 0;
         // While syncs fail, they read the tables themselves.
-        let settled = rules.is_settled() && rules.attempt().failures == 0;
+        let settled = rules.knows_kernel_state() && rules.attempt().failures == 0;
         if canary && runner.canary(family).await == Some(false) {
             if settled {
                 report.flushed(family);
@@ -168,7 +168,7 @@ impl Lookout {
             }
         }
         for table in Table::ALL.into_iter().filter(|_| settled) {
-            let text = match runner.entrances(family, table).await {
+            let text = match runner.builtin_jumps(family, table).await {
                 Ok(text) => text,
                 Err(error) => {
                     tracing::debug!("{family}: the jumps in {table} were not looked at: {error}");
@@ -177,7 +177,7 @@ impl Lookout {
             };
             let mut tables = Tables::default();
             tables.read(&text);
-            let missing: Vec<&Jump> = tables.missing_jumps(table, |table, chain| rules.wants_chain(table, chain)).collect();
+            let missing: Vec<&Jump> = tables.missing_jumps(table, |table, chain| rules.has_chain(table, chain)).collect();
             if !missing.is_empty() {
                 report.cut_off(family, &missing);
                 self.audit.next = Instant::now();

@@ -10,7 +10,7 @@ use crate::proxy::settings::NodePortAddresses;
 use crate::table::acknowledged::Acknowledged;
 use crate::table::desired::{Desired, Refresh};
 use crate::table::plan::{Plan, Variant};
-use crate::table::planner::{self, Wanted};
+use crate::table::planner::{self, DesiredTables};
 
 /// The host's facts for printing rules: what is written goes before what the host says.
 ///
@@ -60,7 +60,7 @@ fn ask(inputs: &Inputs, host: &dyn Host, random_fully: bool, create: bool) -> Ho
 }
 
 /// The plan that writes all of a family's rules into tables that hold something else, in one transaction per table; and what renders
-/// them. With [`planner::unknown`] it is what a dry run prints.
+/// them. With [`planner::dry_run_tables`] it is what a dry run prints.
 #[must_use]
 pub fn whole<'a>(inputs: &'a Inputs, host: &HostFacts, family: Family, held: &Acknowledged) -> (Plan, Renderer<'a>) {
     let mut desired = Desired::default();
@@ -68,6 +68,6 @@ pub fn whole<'a>(inputs: &'a Inputs, host: &HostFacts, family: Family, held: &Ac
     desired.count(&counter, Refresh::All);
     let renderer = counter.for_size(desired.endpoints());
     let all = desired.refresh(&renderer, Refresh::All);
-    let wanted = Wanted { services: desired.services(), fixed: &desired.fixed, spared: &[] };
+    let wanted = DesiredTables { services: desired.services(), fixed: &desired.fixed, spared: &[] };
     (planner::plan(&wanted, held, &all, Variant::Legacy, planner::CHAINS_PER_TRANSACTION), renderer)
 }

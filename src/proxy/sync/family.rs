@@ -18,12 +18,12 @@ use crate::table::Table;
 use crate::table::acknowledged::{Acknowledged, Drift};
 use crate::table::chain_names::ChainName;
 use crate::table::desired::{Desired, Refresh};
-use crate::table::final_counters::{self, Counted};
-use crate::table::live::Reader;
+use crate::table::final_counters::{self, CounterSelection};
+use crate::table::live::LiveReader;
 use crate::table::outline::{Outline, Outlines};
 use crate::table::plan::{Plan, Variant};
-use crate::table::planner::{self, CHAINS_PER_TRANSACTION, Wanted};
-use crate::table::rule_counts::Tally;
+use crate::table::planner::{self, CHAINS_PER_TRANSACTION, DesiredTables};
+use crate::table::rule_counts::RuleTotals;
 use crate::table::rules::RuleSource;
 
 use super::decisions;
@@ -49,7 +49,7 @@ enum Stale {
 /// A sync that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct Unsynced {
+pub struct SyncError {
     /// Why.
     pub error: IptablesError,
     /// Service ports that iptables refused before that.
@@ -88,7 +88,7 @@ pub struct FamilyRules {
     /// What the last sync came to.
     attempt: SyncAttempt,
     /// Whose counters somebody wants to know before they end.
-    counted: Counted,
+    counted: CounterSelection,
     /// Rules that ended since that was asked, each as `iptables-save -c` would print it.
     ended: Vec<String>,
 }
@@ -114,7 +114,7 @@ impl FamilyRules {
             limit: CHAINS_PER_TRANSACTION,
             spared: Vec::new(),
             attempt: SyncAttempt::default(),
-            counted: Counted::default(),
+            counted: CounterSelection::default(),
             ended: Vec::new(),
         }
     }
@@ -157,7 +157,7 @@ impl FamilyRules {
 
     /// Whether what the kernel holds is known.
     #[must_use]
-    pub const fn is_settled(&self) -> bool {
+    pub const fn knows_kernel_state(&self) -> bool {
         self.held.is_some()
     }
 
@@ -174,7 +174,7 @@ impl FamilyRules {
     }
 
     /// From now on, rules whose counters a sync ends are listed before, as far as these are wanted.
-    pub const fn count(&mut self, counted: Counted) {
+    pub const fn count(&mut self, counted: CounterSelection) {
         self.counted = counted;
     }
 
@@ -191,14 +191,14 @@ impl FamilyRules {
 
     /// Whether a chain that is no service port's should be there.
     #[must_use]
-    pub fn wants_chain(&self, table: Table, chain: &str) -> bool {
+    pub fn has_chain(&self, table: Table, chain: &str) -> bool {
         self.desired.fixed.has(table, chain)
     }
 
     /// What the desired rules come to, as of the last sync.
     #[must_use]
-    pub fn tally(&self) -> Tally {
-        self.desired.tally()
+    pub fn totals(&self) -> RuleTotals {
+        self.desired.totals()
     }
 
     /// Makes the kernel hold what is desired. Where it refuses many service ports, what is left is for the next call.
@@ -206,7 +206,7 @@ impl FamilyRules {
     /// # Errors
     /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
     /// next call tries everything that is not acknowledged. Service ports that were refused before that are told of with the error.
-    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<SyncResult, Unsynced> {
+    pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<SyncResult, SyncError> {
         let mut synced = SyncResult { pod_rules: inputs.pod_rules.is_some(), ..SyncResult::default() };
         self.attempt = SyncAttempt::default();
         match self.try_sync(runner, inputs, host, &mut synced).await {
@@ -214,7 +214,7 @@ impl FamilyRules {
                 synced.service_ports = self.desired.services().len();
                 Ok(synced)
             }
-            Err(error) => Err(Unsynced { error, refused: synced.refused }),
+            Err(error) => Err(SyncError { error, refused: synced.refused }),
         }
     }
 
@@ -263,7 +263,7 @@ impl FamilyRules {
                     let unlisted = lists && matches!(error, IptablesError::Refused { .. } | IptablesError::Failed { .. });
                     if unlisted || !fresh && matches!(error, IptablesError::Refused { .. }) {
                         self.attempt.unlisted |= unlisted;
-                        counted = Counted::default();
+                        counted = CounterSelection::default();
                         self.distrust();
                         continue;
                     }
@@ -402,18 +402,18 @@ impl FamilyRules {
 
     async fn read(&self, runner: &impl Runner) -> Result<Acknowledged, IptablesError> {
         let claimed = self.claimed();
-        let mut reader = Reader::new(&claimed, &self.desired.fixed);
+        let mut reader = LiveReader::new(&claimed, &self.desired.fixed);
         for table in Table::ALL {
             runner.save(self.family, table, &mut |line| reader.line(line)).await?;
         }
-        Ok(Acknowledged::of_live(reader.finish(), &claimed))
+        Ok(Acknowledged::from_live(reader.finish(), &claimed))
     }
 
     /// Whose rules are not strange in the live tables: what is desired, and for service ports in quarantine what they last had.
     fn claimed(&self) -> Cow<'_, Outlines> {
         let mut claimed = Cow::Borrowed(self.desired.services());
         for (name, former) in &self.former {
-            let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.with(former)));
+            let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.merge(former)));
             overlay(claimed.to_mut(), name, Some(&outline));
         }
         for (name, kept) in self.quarantine.kept() {
@@ -444,13 +444,13 @@ impl FamilyRules {
         for later in self.touched.difference(now).filter(|name| !self.quarantine.holds(name)) {
             overlay(services.to_mut(), later, held.services.get(later));
         }
-        let wanted = Wanted { services: &services, fixed: &self.desired.fixed, spared: &self.spared };
+        let wanted = DesiredTables { services: &services, fixed: &self.desired.fixed, spared: &self.spared };
         planner::plan(&wanted, held, now, variant, self.limit)
     }
 
     fn acknowledge(&mut self, now: &BTreeSet<ServicePortName>) {
         if let Some(held) = &mut self.held {
-            held.took(self.desired.services(), &self.desired.fixed, now, &self.spared);
+            held.accept_plan(self.desired.services(), &self.desired.fixed, now, &self.spared);
         }
         // Those in quarantine wait for their time, or for their change.
         self.touched.retain(|name| !now.contains(name) && !self.quarantine.holds(name));

@@ -14,14 +14,14 @@ use crate::netlink::Host;
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::rules::view::health_check_addresses;
 
-use super::audit_schedule::Lookout;
-use super::family::{FamilyRules, Unsynced};
-use super::flow_loop::Teller;
+use super::audit_schedule::AuditSchedule;
+use super::family::{FamilyRules, SyncError};
+use super::flow_loop::FlowSender;
 use super::report::Report;
 use super::service_health::ServiceHealth;
 use crate::observe::latency::WaitingChanges;
 use crate::observe::sync_result::SyncResult;
-use crate::proxy::traffic::Harvest;
+use crate::proxy::traffic::FinalCounters;
 
 /// The first wait after a failed sync; it doubles from there up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -33,18 +33,18 @@ const CHECKS_RETRY: Duration = Duration::from_secs(1);
 const TRIGGERS: usize = 64;
 
 /// One family's rules and when they are looked after.
-pub(super) struct Kept {
+pub(super) struct FamilyLoop {
     pub(super) rules: FamilyRules,
     /// No sync before this.
     pub(super) not_before: Instant,
     retry: Duration,
-    pub(super) lookout: Lookout,
+    pub(super) audits: AuditSchedule,
     /// When what is not written yet happened, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
     /// The same for what changes wait for.
     pub(super) pending: WaitingChanges,
     /// Tells whoever looks after UDP flows.
-    pub(super) flows: Option<Teller>,
+    pub(super) flows: Option<FlowSender>,
     /// When rules followed a change of a Service last; of those that there are.
     pub(super) followed: HashMap<ServiceKey, Timestamp>,
     /// Answers load balancers' health checks, where that is wanted.
@@ -52,24 +52,24 @@ pub(super) struct Kept {
     /// When health checks whose port could not be opened are tried again.
     pub(super) checks_again: Option<Instant>,
     /// Where counters go whose rules end, where they are wanted.
-    pub(super) harvest: Option<Harvest>,
+    pub(super) final_counters: Option<FinalCounters>,
 }
 
-impl Kept {
+impl FamilyLoop {
     /// Nothing is known of a family's rules yet.
-    pub(super) fn new(family: Family, sync_period: Duration, flows: Option<Teller>) -> Self {
+    pub(super) fn new(family: Family, sync_period: Duration, flows: Option<FlowSender>) -> Self {
         Self {
             rules: FamilyRules::new(family),
             not_before: Instant::now(),
             retry: FIRST_RETRY,
-            lookout: Lookout::new(sync_period),
+            audits: AuditSchedule::new(sync_period),
             triggers: HashMap::new(),
             pending: WaitingChanges::default(),
             followed: HashMap::new(),
             flows,
             checks: None,
             checks_again: None,
-            harvest: None,
+            final_counters: None,
         }
     }
 
@@ -77,7 +77,7 @@ impl Kept {
     pub(super) fn next(&self) -> Instant {
         let trial = self.rules.next_trial().map(|trial| trial.max(self.not_before));
         let sync = self.rules.is_due().then_some(self.not_before);
-        [trial, sync, self.checks_again].into_iter().flatten().fold(self.lookout.next(), Instant::min)
+        [trial, sync, self.checks_again].into_iter().flatten().fold(self.audits.next(), Instant::min)
     }
 
     /// Notes when something happened to Services. A slice that goes takes what was noted of its Service along (spec section 4).
@@ -162,14 +162,14 @@ impl Kept {
     }
 
     /// Writes what differs, and leaves what the counters said that this ends to who counts.
-    async fn write(&mut self, runner: &impl Runner, inputs: &Inputs, facts: &HostFacts) -> Result<SyncResult, Unsynced> {
-        let Some(harvest) = &self.harvest else { return self.rules.sync(runner, inputs, facts).await };
-        let mut basket = harvest.hold().await;
-        self.rules.count(basket.wanted());
+    async fn write(&mut self, runner: &impl Runner, inputs: &Inputs, facts: &HostFacts) -> Result<SyncResult, SyncError> {
+        let Some(final_counters) = &self.final_counters else { return self.rules.sync(runner, inputs, facts).await };
+        let mut pending = final_counters.hold().await;
+        self.rules.count(pending.wanted());
         let outcome = self.rules.sync(runner, inputs, facts).await;
-        basket.put(self.rules.family(), self.rules.take_ended());
+        pending.put(self.rules.family(), self.rules.take_ended());
         if self.rules.attempt().unlisted {
-            basket.pause();
+            pending.pause();
         }
         outcome
     }

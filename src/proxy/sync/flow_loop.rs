@@ -30,7 +30,7 @@ const LEAST_REST: Duration = Duration::from_secs(1);
 
 /// What changed in the rules, and the addresses that are this node's own.
 #[derive(Clone, Debug)]
-pub struct News {
+pub struct FlowChanges {
     /// Where UDP services are reached now, and their backends.
     pub changes: FrontendChanges,
     /// This node's addresses.
@@ -39,42 +39,42 @@ pub struct News {
 
 /// What the loop has not heard of yet. It grows with the Services that changed, not with how often they did.
 #[derive(Debug, Default)]
-pub struct Unheard(Mutex<Option<News>>);
+pub struct PendingChanges(Mutex<Option<FlowChanges>>);
 
-impl Unheard {
-    fn add(&mut self, news: News) {
-        let unheard = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(unheard) = unheard {
-            unheard.changes.add(news.changes);
-            unheard.local = news.local;
+impl PendingChanges {
+    fn add(&mut self, changes: FlowChanges) {
+        let pending = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pending) = pending {
+            pending.changes.add(changes.changes);
+            pending.local = changes.local;
         } else {
-            *unheard = Some(news);
+            *pending = Some(changes);
         }
     }
 
-    fn take(&self) -> Option<News> {
+    fn take(&self) -> Option<FlowChanges> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// Tells the loop what the rules say about UDP, once they are written.
 #[derive(Debug)]
-pub struct Teller {
-    told: watch::Sender<Unheard>,
+pub struct FlowSender {
+    changes: watch::Sender<PendingChanges>,
     /// Anything may have changed.
     everything: bool,
-    /// Services with UDP ports, or that had some, that changed since the loop was last told.
+    /// Services with UDP ports, or that had some, that changed since the loop was last changes.
     services: BTreeSet<ServiceKey>,
 }
 
-/// A way to tell a loop, and where it hears of it. The first thing it is told is everything.
+/// A way to tell a loop, and where it hears of it. The first thing it is changes is everything.
 #[must_use]
-pub fn channel() -> (Teller, watch::Receiver<Unheard>) {
-    let (told, unheard) = watch::channel(Unheard::default());
-    (Teller { told, everything: true, services: BTreeSet::new() }, unheard)
+pub fn channel() -> (FlowSender, watch::Receiver<PendingChanges>) {
+    let (changes, pending) = watch::channel(PendingChanges::default());
+    (FlowSender { changes, everything: true, services: BTreeSet::new() }, pending)
 }
 
-impl Teller {
+impl FlowSender {
     /// These Services changed, and have or had UDP ports.
     pub fn touch(&mut self, services: &[ServiceKey]) {
         if !self.everything {
@@ -104,12 +104,12 @@ impl Teller {
             tracing::warn!("cannot list this host's addresses, so stale flows to NodePorts stay: {error}");
             Vec::new()
         });
-        self.say(News { changes, local: Arc::new(local.into_iter().collect()) });
+        self.say(FlowChanges { changes, local: Arc::new(local.into_iter().collect()) });
     }
 
     /// Tells this.
-    pub fn say(&self, news: News) {
-        self.told.send_modify(|unheard| unheard.add(news));
+    pub fn say(&self, changes: FlowChanges) {
+        self.changes.send_modify(|pending| pending.add(changes));
     }
 }
 
@@ -117,18 +117,18 @@ impl Teller {
 ///
 /// The first change after quiet is looked after at once. Those that come in during a round, or while the loop rests from one, are looked
 /// after together.
-pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc<Metrics>, mut unheard: watch::Receiver<Unheard>) {
+pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc<Metrics>, mut pending: watch::Receiver<PendingChanges>) {
     let family = reconciler.family();
     let mut local = Arc::new(LocalAddresses::default());
     let mut retry = FIRST_RETRY;
     let mut not_before = Instant::now();
     loop {
         tokio::select! {
-            changed = unheard.changed() => match changed {
+            changed = pending.changed() => match changed {
                 Ok(()) => {
-                    if let Some(news) = unheard.borrow_and_update().take() {
-                        local = news.local;
-                        reconciler.update(news.changes);
+                    if let Some(changes) = pending.borrow_and_update().take() {
+                        local = changes.local;
+                        reconciler.update(changes.changes);
                     }
                     continue;
                 }
@@ -198,12 +198,12 @@ mod tests {
         }
     }
 
-    fn backend(last: u8) -> News {
+    fn backend(last: u8) -> FlowChanges {
         let mut reached = ServiceFrontends::default();
         let backend = SocketAddr::from(([10, 0, 0, last], 53));
         reached.add(Frontend::NodePort(30053), &ServingEndpoints::new([backend]));
         let key = ServiceKey { namespace: "ns".into(), name: "dns".into() };
-        News { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() }
+        FlowChanges { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() }
     }
 
     /// Endpoints that change 50 times a second make no more rounds than rest allows, and the last change gets one.
@@ -211,14 +211,14 @@ mod tests {
     async fn rounds_take_a_fifth_of_the_time_at_most() {
         const SECONDS: usize = 50;
         for (listing, period) in [(Duration::from_millis(500), 2500), (Duration::from_millis(2), 1002)] {
-            let (table, (teller, unheard)) = (LongTable(Arc::default(), listing), channel());
+            let (table, (sender, pending)) = (LongTable(Arc::default(), listing), channel());
             let listings = || table.0.load(Ordering::Relaxed);
-            let looping = tokio::spawn(run(Reconciler::new(Family::V4), table.clone(), Arc::default(), unheard));
-            teller.say(backend(0));
+            let looping = tokio::spawn(run(Reconciler::new(Family::V4), table.clone(), Arc::default(), pending));
+            sender.say(backend(0));
             tokio::time::sleep(Duration::from_millis(1)).await;
             assert_eq!(listings(), 1, "the first is looked after at once");
             for change in 0..50 * SECONDS {
-                teller.say(backend((change % 2) as u8 + 1));
+                sender.say(backend((change % 2) as u8 + 1));
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             let most = SECONDS * 1000 / period + 1;
@@ -226,12 +226,12 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(10)).await;
             let before = listings();
             assert!(before <= most + 1, "the last change got one");
-            teller.say(backend(3));
+            sender.say(backend(3));
             tokio::time::sleep(Duration::from_millis(1)).await;
             assert_eq!(listings(), before + 1, "after quiet there is no wait");
             tokio::time::sleep(Duration::from_secs(60)).await;
             assert_eq!(listings(), before + 1);
-            drop(teller);
+            drop(sender);
             looping.await.expect("it ends with whoever tells it");
         }
     }

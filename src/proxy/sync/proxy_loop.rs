@@ -22,15 +22,15 @@ use crate::proxy::settings::NodePortAddresses;
 
 use super::decisions;
 use super::facts::usable_facts;
-use super::family_loop::Kept;
-use super::flow_loop::Teller;
+use super::family_loop::FamilyLoop;
+use super::flow_loop::FlowSender;
 use super::report::Report;
 use super::service_health::ServiceHealth;
 use super::status::{StatusAnswer, StatusView};
 use super::update::Update;
 use crate::observe::query::ProxyQuery;
 use crate::observe::query::{PendingQuery, QueryChannel};
-use crate::proxy::traffic::Harvest;
+use crate::proxy::traffic::FinalCounters;
 
 /// How long rules that depend on the node's IPs wait for the Node to have one (spec section 1.5).
 const NODE_IP_PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ pub struct ProxyLoop<R, H> {
     started: Timestamp,
     inputs: Inputs,
     facts: Option<HostFacts>,
-    families: Vec<Kept>,
+    families: Vec<FamilyLoop>,
     /// The generation of the tables as of what is known of them, where there is such a thing.
     generation: Option<u32>,
     report: Report,
@@ -108,8 +108,8 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// Looks after a family, too; tells what its rules say about UDP to whoever looks after its flows.
     #[must_use]
-    pub fn with_family(mut self, family: Family, flows: Option<Teller>) -> Self {
-        self.families.push(Kept::new(family, self.inputs.settings.sync_period, flows));
+    pub fn with_family(mut self, family: Family, flows: Option<FlowSender>) -> Self {
+        self.families.push(FamilyLoop::new(family, self.inputs.settings.sync_period, flows));
         self
     }
 
@@ -117,23 +117,23 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     /// health server all counts as healthy.
     #[must_use]
     pub fn with_health_checks(mut self, health_server: bool) -> Self {
-        for kept in &mut self.families {
+        for family_loop in &mut self.families {
             let health = health_server.then(|| self.report.health.clone());
-            kept.checks = Some(ServiceHealth::new(kept.rules.family(), NodePorts::AllLocal, health));
+            family_loop.checks = Some(ServiceHealth::new(family_loop.rules.family(), NodePorts::AllLocal, health));
         }
         self
     }
 
     /// Leaves there what counters say whose rules end, too; after the families.
     #[must_use]
-    pub fn with_harvest(mut self, harvest: &Harvest) -> Self {
-        self.families.iter_mut().for_each(|kept| kept.harvest = Some(harvest.clone()));
+    pub fn with_final_counters(mut self, final_counters: &FinalCounters) -> Self {
+        self.families.iter_mut().for_each(|family_loop| family_loop.final_counters = Some(final_counters.clone()));
         self
     }
 
     /// Runs until the updates end.
     pub async fn run(mut self, mut updates: Receiver<Update>) {
-        self.families.iter().for_each(|kept| self.report.started(kept.rules.family()));
+        self.families.iter().for_each(|family_loop| self.report.started(family_loop.rules.family()));
         self.note_node();
         let patience = Instant::now() + NODE_IP_PATIENCE;
         let mut glance = Instant::now();
@@ -144,7 +144,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             let next = self.next().filter(|_| ready).map(|next| patience.map_or(next, |patience| next.max(patience)));
             if ready && !self.begun && patience.is_none_or(|patience| patience <= Instant::now()) {
                 self.begun = true;
-                self.families.iter().for_each(|kept| self.report.first_due(kept.rules.family()));
+                self.families.iter().for_each(|family_loop| self.report.first_due(family_loop.rules.family()));
             }
             tokio::select! {
                 // Updates first: whatever has come in belongs in the next sync.
@@ -172,9 +172,10 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// What the status page asks for.
     fn tell(&self, question: ProxyQuery) -> Value {
-        let refused: BTreeSet<_> = self.families.iter().flat_map(|kept| kept.rules.quarantined()).collect();
-        let families: Vec<_> = self.families.iter().map(|kept| (kept.rules.family(), kept.rules.tally().endpoints)).collect();
-        let changed = |key: &ServiceKey| self.families.iter().filter_map(|kept| kept.followed.get(key)).max().copied();
+        let refused: BTreeSet<_> = self.families.iter().flat_map(|family_loop| family_loop.rules.quarantined()).collect();
+        let families: Vec<_> =
+            self.families.iter().map(|family_loop| (family_loop.rules.family(), family_loop.rules.totals().endpoints)).collect();
+        let changed = |key: &ServiceKey| self.families.iter().filter_map(|family_loop| family_loop.followed.get(key)).max().copied();
         let view = StatusView {
             inputs: &self.inputs,
             families: &families,
@@ -189,21 +190,21 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// When there is something to do.
     fn next(&self) -> Option<Instant> {
-        self.families.iter().map(Kept::next).min()
+        self.families.iter().map(FamilyLoop::next).min()
     }
 
     /// Looks whether tables were changed by anybody but ourselves, who made at most so many transactions since the last time.
     fn glance(&mut self, own: usize) {
         let before = std::mem::replace(&mut self.generation, self.runner.generation());
         let Some(now) = self.generation else {
-            self.families.iter_mut().for_each(|kept| kept.lookout.blind());
+            self.families.iter_mut().for_each(|family_loop| family_loop.audits.blind());
             return;
         };
         if before.is_none_or(|before| now.wrapping_sub(before) as usize > own) {
             if before.is_some() {
                 tracing::debug!("another program has changed nf_tables: the tables will be read again");
             }
-            self.families.iter_mut().for_each(|kept| kept.lookout.disturb());
+            self.families.iter_mut().for_each(|family_loop| family_loop.audits.disturb());
         }
     }
 
@@ -264,9 +265,11 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 self.touch(&touched, before, family);
                 // What happened before the start does not count.
                 let moment = ChangeTime { happened: moment.happened.filter(|happened| *happened > self.started), ..moment };
-                for kept in self.families.iter_mut().filter(|kept| family.is_none_or(|family| family == kept.rules.family())) {
-                    kept.note_trigger(&touched.services, moment.happened, deleted);
-                    kept.pending.note(&touched.services, moment);
+                for family_loop in
+                    self.families.iter_mut().filter(|family_loop| family.is_none_or(|family| family == family_loop.rules.family()))
+                {
+                    family_loop.note_trigger(&touched.services, moment.happened, deleted);
+                    family_loop.pending.note(&touched.services, moment);
                 }
             }
             ClusterUpdate::Listed(known) => {
@@ -325,7 +328,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     }
 
     fn looks_after(&self, family: Family) -> bool {
-        self.families.iter().any(|kept| kept.rules.family() == family)
+        self.families.iter().any(|family_loop| family_loop.rules.family() == family)
     }
 
     /// Takes note of what is different, for one family or for all.
@@ -337,27 +340,27 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             return;
         }
         let serving: Vec<ServiceKey> = touched.services.iter().filter(|key| udp || self.serves_udp(key)).cloned().collect();
-        for kept in &mut self.families {
-            kept.rules.touch(&touched.services);
-            if let Some(flows) = &mut kept.flows {
+        for family_loop in &mut self.families {
+            family_loop.rules.touch(&touched.services);
+            if let Some(flows) = &mut family_loop.flows {
                 flows.touch(&serving);
             }
-            let asked = family.is_none_or(|family| family == kept.rules.family());
+            let asked = family.is_none_or(|family| family == family_loop.rules.family());
             if asked && self.begun {
-                self.report.queued(kept.rules.family());
+                self.report.queued(family_loop.rules.family());
             }
         }
     }
 
     fn touch_everything(&mut self) {
         self.facts = None;
-        for kept in &mut self.families {
-            kept.rules.touch_everything();
-            if let Some(flows) = &mut kept.flows {
+        for family_loop in &mut self.families {
+            family_loop.rules.touch_everything();
+            if let Some(flows) = &mut family_loop.flows {
                 flows.touch_everything();
             }
             if self.begun {
-                self.report.queued(kept.rules.family());
+                self.report.queued(family_loop.rules.family());
             }
         }
     }
@@ -368,7 +371,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// The first sync waits for this.
     fn wait_for(&self, what: &str) {
-        self.families.iter().for_each(|kept| self.report.waits(kept.rules.family(), what));
+        self.families.iter().for_each(|family_loop| self.report.waits(family_loop.rules.family(), what));
     }
 
     /// Whether the inputs suffice; if not, says once what is missing.
@@ -387,12 +390,12 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         let facts = match self.facts() {
             Ok(facts) => facts,
             Err(error) => {
-                for kept in &mut self.families {
-                    self.report.waits(kept.rules.family(), &error.to_string());
-                    let pause = kept.failed(self.inputs.settings.sync_period);
-                    kept.lookout.put_off(kept.not_before);
-                    kept.checks_again = kept.checks_again.map(|again| again.max(kept.not_before));
-                    tracing::error!("{}: no sync for now, next try in {} s: {error}", kept.rules.family(), pause.as_secs_f32());
+                for family_loop in &mut self.families {
+                    self.report.waits(family_loop.rules.family(), &error.to_string());
+                    let pause = family_loop.failed(self.inputs.settings.sync_period);
+                    family_loop.audits.put_off(family_loop.not_before);
+                    family_loop.checks_again = family_loop.checks_again.map(|again| again.max(family_loop.not_before));
+                    tracing::error!("{}: no sync for now, next try in {} s: {error}", family_loop.rules.family(), pause.as_secs_f32());
                 }
                 return;
             }
@@ -401,18 +404,19 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         for i in 0..self.families.len() {
             // What changes while tables are read is seen the next time.
             self.glance(0);
-            let kept = &mut self.families[i];
+            let family_loop = &mut self.families[i];
             let period = self.inputs.settings.sync_period;
-            let mut own = kept.lookout.look_after(&mut kept.rules, &self.runner, period, !self.inputs.without_proxy, &self.report).await;
-            if kept.rules.is_due() && kept.not_before <= Instant::now() {
+            let mut own =
+                family_loop.audits.look_after(&mut family_loop.rules, &self.runner, period, !self.inputs.without_proxy, &self.report).await;
+            if family_loop.rules.is_due() && family_loop.not_before <= Instant::now() {
                 self.changed = HashSet::new();
                 self.report.metrics.sync_began();
                 self.report.metrics.updates_waiting(std::mem::take(&mut self.waiting));
                 self.report.metrics.snapshot_changed(&self.inputs.snapshot);
-                failed |= !kept.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
-                own += kept.rules.attempt().transactions;
-            } else if kept.checks_again.is_some_and(|again| again <= Instant::now()) {
-                kept.answer_checks(&self.host, &self.inputs, &self.report).await;
+                failed |= !family_loop.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
+                own += family_loop.rules.attempt().transactions;
+            } else if family_loop.checks_again.is_some_and(|again| again <= Instant::now()) {
+                family_loop.answer_checks(&self.host, &self.inputs, &self.report).await;
             }
             self.glance(own);
         }
@@ -427,7 +431,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         if let Some(facts) = known.clone().filter(|_| !limited) {
             return Ok(facts);
         }
-        let v4 = self.families.iter().any(|kept| kept.rules.family() == Family::V4);
+        let v4 = self.families.iter().any(|family_loop| family_loop.rules.family() == Family::V4);
         if v4 && !self.inputs.without_proxy && needs_route_localnet(&self.inputs.settings, self.inputs.snapshot.node()) {
             allow_route_localnet(&self.host)?;
         }

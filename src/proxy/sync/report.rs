@@ -8,7 +8,7 @@ use crate::iptables::IptablesError;
 use crate::table::acknowledged::Drift;
 use crate::table::jumps::{JUMPS, Jump};
 
-use super::family::{FamilyRules, Unsynced};
+use super::family::{FamilyRules, SyncError};
 use super::sync_log::{SyncLog, written};
 use crate::kubernetes::events::{Event, Events, Regarding};
 use crate::observe::health::SharedHealth;
@@ -91,7 +91,7 @@ impl Report {
 
     /// A sync ended, well or not, after so long.
     pub fn attempted(&self, rules: &FamilyRules, took: Duration) {
-        self.metrics.attempted(rules.family(), rules.attempt(), &rules.tally(), took);
+        self.metrics.attempted(rules.family(), rules.attempt(), &rules.totals(), took);
         self.metrics.quarantined(rules.family(), rules.quarantined().len());
     }
 
@@ -105,7 +105,7 @@ impl Report {
     pub fn synced(&self, rules: &FamilyRules, synced: &SyncResult) {
         let family = rules.family();
         self.health.synced(family);
-        self.metrics.synced(family, synced, &rules.tally());
+        self.metrics.synced(family, synced, &rules.totals());
         self.refused(family, &synced.refused);
         self.readiness.ready(Part::Proxy(family));
         if synced.pod_rules {
@@ -151,8 +151,8 @@ impl Report {
     }
 
     /// A sync failed as a whole.
-    pub fn failed(&self, family: Family, unsynced: &Unsynced, seconds: f32) {
-        let Unsynced { error, refused } = unsynced;
+    pub fn failed(&self, family: Family, unsynced: &SyncError, seconds: f32) {
+        let SyncError { error, refused } = unsynced;
         self.refused(family, refused);
         self.metrics.failed(family);
         if let IptablesError::Locked { seconds, .. } = error {
@@ -176,12 +176,12 @@ impl Report {
                 told.push(format!("{what}: {}", some(&names)));
             }
         }
-        self.metrics.audited(family, "stranger", drift.strangers);
+        self.metrics.audited(family, "stranger", drift.unknown);
         if drift.is_empty() {
             return;
         }
-        if drift.strangers > 0 {
-            told.push(format!("{} unknown rules or chains", drift.strangers));
+        if drift.unknown > 0 {
+            told.push(format!("{} unknown rules or chains", drift.unknown));
         }
         let note = format!("{family}: another program changed rules of sepal, they are put right: {}", told.join("; "));
         tracing::warn!("{note}");

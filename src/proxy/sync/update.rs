@@ -7,6 +7,7 @@ use crate::proxy::settings::ProxySettings;
 
 /// One input of the loop.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all updates are changes of the cluster, and each is moved twice")]
 pub enum Update {
     /// The cluster changed.
     Cluster(kubernetes::ClusterUpdate),

@@ -1,10 +1,10 @@
-//! From lines of `iptables-save -c` to what has come since the last reading, by doors and by endpoints.
+//! From lines of `iptables-save -c` to what has come since the last reading, by addresses and by endpoints.
 
-use crate::observe::service_traffic::Count;
-use crate::observe::service_traffic::Door;
-use crate::observe::service_traffic::Since;
-use crate::observe::service_traffic::Sums;
-use crate::observe::service_traffic::Target;
+use crate::observe::service_traffic::PacketCount;
+use crate::observe::service_traffic::ServiceAddress;
+use crate::observe::service_traffic::ServiceEndpoint;
+use crate::observe::service_traffic::TrafficDelta;
+use crate::observe::service_traffic::TrafficSums;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -12,31 +12,39 @@ use crate::table::chain_names;
 use crate::table::rule::words;
 
 /// What rules said when they were last read, by a hash of the rule; `None` where nobody knows what has come since.
-type Said = Option<HashMap<u64, Count>>;
+type Said = Option<HashMap<u64, PacketCount>>;
 
 /// What the rules of a family said when they were last read.
 #[derive(Debug, Default)]
-pub struct Traffic {
-    doors: Said,
-    targets: Said,
+pub struct CounterReading {
+    addresses: Said,
+    endpoints: Said,
 }
 
-impl Traffic {
+impl CounterReading {
     /// Takes one line of `iptables-save -c`. `now` becomes what is known from this reading on.
-    pub fn line(&self, line: &str, now: &mut Self, since: &mut Since) {
+    pub fn line(&self, line: &str, now: &mut Self, since: &mut TrafficDelta) {
         match counted(line) {
-            Some((rule, count, Leads::Door(door))) => note(rule, count, door, &self.doors, &mut now.doors, &mut since.doors),
-            Some((rule, count, Leads::Target(target))) => note(rule, count, target, &self.targets, &mut now.targets, &mut since.targets),
+            Some((rule, count, Leads::ServiceAddress(address))) => {
+                note(rule, count, address, &self.addresses, &mut now.addresses, &mut since.addresses);
+            }
+            Some((rule, count, Leads::ServiceEndpoint(endpoint))) => {
+                note(rule, count, endpoint, &self.endpoints, &mut now.endpoints, &mut since.endpoints);
+            }
             None => {}
         }
     }
 
     /// Takes what a rule said last that ended since the reading before, as a line of `iptables-save -c`. Whether what this reading says of
     /// it is of that rule, or of one alike in its place, nobody knows: that counts the next time, and a new rule begins at zero.
-    pub fn ended(&mut self, line: &str, now: &mut Self, since: &mut Since) {
+    pub fn ended(&mut self, line: &str, now: &mut Self, since: &mut TrafficDelta) {
         match counted(line) {
-            Some((rule, count, Leads::Door(door))) => end(rule, count, door, &mut self.doors, &mut now.doors, &mut since.doors),
-            Some((rule, count, Leads::Target(target))) => end(rule, count, target, &mut self.targets, &mut now.targets, &mut since.targets),
+            Some((rule, count, Leads::ServiceAddress(address))) => {
+                end(rule, count, address, &mut self.addresses, &mut now.addresses, &mut since.addresses);
+            }
+            Some((rule, count, Leads::ServiceEndpoint(endpoint))) => {
+                end(rule, count, endpoint, &mut self.endpoints, &mut now.endpoints, &mut since.endpoints);
+            }
             None => {}
         }
     }
@@ -44,15 +52,15 @@ impl Traffic {
     /// Nothing has been read yet of what is known next.
     #[must_use]
     pub fn reading() -> Self {
-        Self { doors: Some(HashMap::new()), targets: Some(HashMap::new()) }
+        Self { addresses: Some(HashMap::new()), endpoints: Some(HashMap::new()) }
     }
 }
 
 /// A rule says this now. Of too many nothing is kept.
-fn note<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &Said, now: &mut Said, since: &mut Sums<K>) {
+fn note<K: Hash + Eq>(rule: &str, count: PacketCount, key: K, before: &Said, now: &mut Said, since: &mut TrafficSums<K>) {
     let id = id(rule);
     // A rule that is new began at zero.
-    let new = before.as_ref().map_or_else(Count::default, |before| count.since(before.get(&id).copied().unwrap_or_default()));
+    let new = before.as_ref().map_or_else(PacketCount::default, |before| count.since(before.get(&id).copied().unwrap_or_default()));
     since.add(key, new);
     if since.is_over() {
         *now = None;
@@ -62,7 +70,7 @@ fn note<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &Said, now: &mut
 }
 
 /// A rule said this last. Of too many nothing is kept.
-fn end<K: Hash + Eq>(rule: &str, count: Count, key: K, before: &mut Said, now: &mut Said, since: &mut Sums<K>) {
+fn end<K: Hash + Eq>(rule: &str, count: PacketCount, key: K, before: &mut Said, now: &mut Said, since: &mut TrafficSums<K>) {
     let (Some(before), Some(now)) = (before, now) else { return };
     let id = id(rule);
     let had = before.remove(&id).unwrap_or_default();
@@ -80,17 +88,17 @@ fn id(rule: &str) -> u64 {
 
 /// What a rule is counted for.
 enum Leads {
-    Door(Door),
-    Target(Target),
+    ServiceAddress(ServiceAddress),
+    ServiceEndpoint(ServiceEndpoint),
 }
 
 /// Rule, counter and what that is for, of a line like `[3:180] -A KUBE-SERVICES ...`.
-fn counted(line: &str) -> Option<(&str, Count, Leads)> {
+fn counted(line: &str) -> Option<(&str, PacketCount, Leads)> {
     let (counters, rule) = line.strip_prefix('[')?.split_once("] -A ")?;
     let (packets, bytes) = counters.split_once(':')?;
-    let count = Count { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? };
+    let count = PacketCount { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? };
     let (chain, arguments) = rule.split_once(' ')?;
-    let leads = door(chain, arguments).map(Leads::Door).or_else(|| target(chain, arguments).map(Leads::Target))?;
+    let leads = address(chain, arguments).map(Leads::ServiceAddress).or_else(|| endpoint(chain, arguments).map(Leads::ServiceEndpoint))?;
     Some((rule, count, leads))
 }
 
@@ -101,8 +109,8 @@ fn parts(name: &str) -> Option<(String, String, String)> {
     Some((namespace.to_owned(), service.to_owned(), port.to_owned()))
 }
 
-/// The door that a rule is, if it is one.
-fn door(chain: &str, arguments: &str) -> Option<Door> {
+/// The address that a rule is, if it is one.
+fn address(chain: &str, arguments: &str) -> Option<ServiceAddress> {
     if chain != chain_names::SERVICES && chain != chain_names::NODEPORTS {
         return None;
     }
@@ -119,11 +127,11 @@ fn door(chain: &str, arguments: &str) -> Option<Door> {
         _ => return None,
     };
     let (namespace, service, port) = parts(name)?;
-    Some(Door { namespace, service, port, kind })
+    Some(ServiceAddress { namespace, service, port, kind })
 }
 
 /// The endpoint that a rule leads to, if it does.
-fn target(chain: &str, arguments: &str) -> Option<Target> {
+fn endpoint(chain: &str, arguments: &str) -> Option<ServiceEndpoint> {
     if !chain.starts_with("KUBE-SEP-") {
         return None;
     }
@@ -133,7 +141,7 @@ fn target(chain: &str, arguments: &str) -> Option<Target> {
     words.find(|word| word == "--to-destination")?;
     let endpoint = words.next()?.into_owned();
     let (namespace, service, port) = parts(&comment)?;
-    Some(Target { namespace, service, port, endpoint })
+    Some(ServiceEndpoint { namespace, service, port, endpoint })
 }
 
 #[cfg(test)]
@@ -152,26 +160,27 @@ mod tests {
         [7:420] -A KUBE-SEP-A -p tcp -m comment --comment \"shop/web:http\" -m tcp -j DNAT --to-destination 10.244.0.5:8080\n\
         [1:60] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/web\" -m recent --set --name KUBE-SEP-B --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination [fd00::5]:8080\nCOMMIT\n";
 
-    fn read(traffic: &mut Traffic, text: &str, limit: usize) -> Vec<String> {
-        let mut since = Since::new(limit);
-        let mut now = Traffic::reading();
+    fn read(traffic: &mut CounterReading, text: &str, limit: usize) -> Vec<String> {
+        let mut since = TrafficDelta::new(limit);
+        let mut now = CounterReading::reading();
         text.lines().for_each(|line| traffic.line(line, &mut now, &mut since));
         *traffic = now;
-        let line = |namespace: &str, service: &str, port: &str, what: &str, count: Count| {
+        let line = |namespace: &str, service: &str, port: &str, what: &str, count: PacketCount| {
             format!("{namespace}/{service}:{port} {what} {}/{}", count.packets, count.bytes)
         };
-        let doors = since.doors.counts();
-        let doors = doors.iter().map(|(door, count)| line(&door.namespace, &door.service, &door.port, door.kind, *count));
-        let targets = since.targets.counts();
-        let targets = targets.iter().map(|(to, count)| line(&to.namespace, &to.service, &to.port, &to.endpoint, *count));
-        let mut all: Vec<String> = doors.chain(targets).collect();
+        let addresses = since.addresses.counts();
+        let addresses =
+            addresses.iter().map(|(address, count)| line(&address.namespace, &address.service, &address.port, address.kind, *count));
+        let endpoints = since.endpoints.counts();
+        let endpoints = endpoints.iter().map(|(to, count)| line(&to.namespace, &to.service, &to.port, &to.endpoint, *count));
+        let mut all: Vec<String> = addresses.chain(endpoints).collect();
         all.sort_unstable();
         all
     }
 
     #[test]
     fn each_door_is_counted_and_what_went_back_began_anew() {
-        let mut traffic = Traffic::default();
+        let mut traffic = CounterReading::default();
         let first =
             ["shop/dns: cluster_ip 0/0", "shop/web:http cluster_ip 0/0", "shop/web:http load_balancer 0/0", "shop/web:http node_port 0/0"];
         assert_eq!(read(&mut traffic, SAVED, 4), first, "nobody knows when that came");
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn each_endpoint_is_counted_by_the_rule_that_leads_to_it() {
-        let mut traffic = Traffic::default();
+        let mut traffic = CounterReading::default();
         read(&mut traffic, "*nat\nCOMMIT\n", 2);
         assert_eq!(read(&mut traffic, ENDPOINTS, 2), ["shop/web: [fd00::5]:8080 1/60", "shop/web:http 10.244.0.5:8080 7/420"]);
         assert_eq!(read(&mut traffic, ENDPOINTS, 1), Vec::<String>::new(), "there are too many");
@@ -208,19 +217,19 @@ mod tests {
             let rule = "-A KUBE-SEP-A -p tcp -m comment --comment \"shop/web\" -m tcp -j DNAT --to-destination 10.244.0.5:80";
             format!("[{packets}:{}] {rule}", packets * 60)
         };
-        let packets = |since: &Since| since.targets.counts().values().map(|count| count.packets).sum();
-        let mut before = Traffic::reading();
-        Traffic::default().line(&line(3), &mut before, &mut Since::new(9));
+        let packets = |since: &TrafficDelta| since.endpoints.counts().values().map(|count| count.packets).sum();
+        let mut before = CounterReading::reading();
+        CounterReading::default().line(&line(3), &mut before, &mut TrafficDelta::new(9));
 
-        let (mut now, mut since) = (Traffic::reading(), Since::new(9));
+        let (mut now, mut since) = (CounterReading::reading(), TrafficDelta::new(9));
         if let Some(read) = read {
             before.line(&line(read), &mut now, &mut since);
         }
         for end in ends {
             before.ended(&line(*end), &mut now, &mut since);
         }
-        let mut later = Since::new(9);
-        now.line(&line(next), &mut Traffic::reading(), &mut later);
+        let mut later = TrafficDelta::new(9);
+        now.line(&line(next), &mut CounterReading::reading(), &mut later);
         (packets(&since), packets(&later))
     }
 
@@ -234,8 +243,8 @@ mod tests {
 
     #[test]
     fn nobody_knows_how_much_of_it_came_since() {
-        let (mut before, mut now, mut since) = (Traffic::default(), Traffic::reading(), Since::new(9));
+        let (mut before, mut now, mut since) = (CounterReading::default(), CounterReading::reading(), TrafficDelta::new(9));
         ENDPOINTS.lines().for_each(|line| before.ended(line, &mut now, &mut since));
-        assert!(since.targets.counts().is_empty());
+        assert!(since.endpoints.counts().is_empty());
     }
 }

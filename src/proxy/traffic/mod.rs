@@ -1,8 +1,7 @@
-//! Traffic of Services, from the counters of their rules: read again and again, each time once that is cheap enough; and those of rules
-//! that a sync ends, by that sync.
+//! Counts the traffic of Services from the counters of their rules.
 //!
-//! The nat table sees the first packet of each connection, so these are the packets and bytes with which connections begin. What rules had
-//! counted before the first reading is not told: the counts of a program begin with it.
+//! The counters are read at a pace that costs little. A sync that removes rules saves their final counters. The nat table sees only the first
+//! packet of each connection, so the counts are the packets and bytes with which connections begin. They start at zero with the first reading.
 
 pub mod counts;
 
@@ -15,43 +14,43 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::Family;
 use crate::iptables::exec::Exec;
-use crate::table::final_counters::Counted;
+use crate::table::final_counters::CounterSelection;
 
 use crate::observe::metrics::Metrics;
-use crate::observe::service_traffic::Since;
-use counts::Traffic;
+use crate::observe::service_traffic::TrafficDelta;
+use counts::CounterReading;
 
 /// Reading may take one part in this many of the time.
 const SHARE: u32 = 200;
 /// No more often than this, however quick it is.
 const PERIOD: Duration = Duration::from_secs(10);
-/// With more doors than this none is counted unless that is asked for, and so with endpoints: each costs whoever scrapes a few lines.
+/// With more addresses than this none is counted unless that is asked for, and so with endpoints: each costs whoever scrapes a few lines.
 pub const LIMIT: usize = 2_000;
 
 /// Where those who write rules leave what counters said that they ended, for who reads the others. A writer holds it while he writes, so
 /// whoever takes what is there knows of every rule that is gone.
 #[derive(Clone, Debug, Default)]
-pub struct Harvest(Rc<Mutex<Basket>>);
+pub struct FinalCounters(Rc<Mutex<PendingCounters>>);
 
-impl Harvest {
+impl FinalCounters {
     /// Waits until nobody writes.
-    pub(super) async fn hold(&self) -> MutexGuard<'_, Basket> {
+    pub(super) async fn hold(&self) -> MutexGuard<'_, PendingCounters> {
         self.0.lock().await
     }
 }
 
 /// What is left there.
 #[derive(Debug, Default)]
-pub(super) struct Basket {
+pub(super) struct PendingCounters {
     /// What is wanted.
-    counted: Counted,
+    counted: CounterSelection,
     /// Rules that ended since the last reading, as `iptables-save -c` would print them.
     ended: Vec<(Family, String)>,
 }
 
-impl Basket {
+impl PendingCounters {
     /// Which counters are wanted before they end.
-    pub(super) const fn wanted(&self) -> Counted {
+    pub(super) const fn wanted(&self) -> CounterSelection {
         self.counted
     }
 
@@ -62,33 +61,33 @@ impl Basket {
 
     /// They could not be listed, or the others not be read: none are wanted before the next reading.
     pub(super) fn pause(&mut self) {
-        self.counted = Counted::default();
+        self.counted = CounterSelection::default();
     }
 }
 
 /// What has been read of the families' counters, and how.
 struct Counting {
     exec: Exec,
-    families: Vec<(Family, Traffic)>,
-    harvest: Harvest,
+    families: Vec<(Family, CounterReading)>,
+    final_counters: FinalCounters,
     /// Whether it is known that rules can be listed by who ends them.
     can_list: bool,
 }
 
-/// Reads the counters of these families for good. Of more than [`LIMIT`] doors, or endpoints, it counts none, unless `any_size`.
-pub async fn run(exec: Exec, families: Vec<Family>, harvest: Harvest, metrics: Arc<Metrics>, any_size: bool) {
+/// Reads the counters of these families for good. Of more than [`LIMIT`] addresses, or endpoints, it counts none, unless `any_size`.
+pub async fn run(exec: Exec, families: Vec<Family>, final_counters: FinalCounters, metrics: Arc<Metrics>, any_size: bool) {
     let limit = if any_size { usize::MAX } else { LIMIT };
     let mut next = Instant::now() + PERIOD;
     let mut told = false;
-    let families = families.into_iter().map(|family| (family, Traffic::default())).collect();
-    let mut counting = Counting { exec, families, harvest, can_list: false };
+    let families = families.into_iter().map(|family| (family, CounterReading::default())).collect();
+    let mut counting = Counting { exec, families, final_counters, can_list: false };
     loop {
         sleep_until(next).await;
         let start = Instant::now();
-        let mut since = Since::new(limit);
+        let mut since = TrafficDelta::new(limit);
         if counting.read(&mut since).await {
-            if (since.doors.is_over() || since.targets.is_over()) && !std::mem::replace(&mut told, true) {
-                let what = if since.doors.is_over() { "doors of Services" } else { "endpoints" };
+            if (since.addresses.is_over() || since.endpoints.is_over()) && !std::mem::replace(&mut told, true) {
+                let what = if since.addresses.is_over() { "addresses of Services" } else { "endpoints" };
                 tracing::info!("there are more than {LIMIT} {what}: their traffic is not counted, but with --service-traffic=on");
             }
             metrics.service_traffic(&since);
@@ -99,29 +98,32 @@ pub async fn run(exec: Exec, families: Vec<Family>, harvest: Harvest, metrics: A
 
 impl Counting {
     /// Reads all counters; says whether it could. What it could not read is part of the next reading.
-    async fn read(&mut self, since: &mut Since) -> bool {
+    async fn read(&mut self, since: &mut TrafficDelta) -> bool {
         let mut all = Vec::new();
         for (family, before) in &self.families {
-            let mut now = Traffic::reading();
+            let mut now = CounterReading::reading();
             if let Err(error) = self.exec.save_counted(*family, &mut |line| before.line(line, &mut now, since)).await {
                 tracing::debug!("{family}: the counters of rules were not read: {error}");
                 // Nothing is collected that nobody may ever take.
-                self.harvest.hold().await.pause();
+                self.final_counters.hold().await.pause();
                 return false;
             }
             all.push(now);
         }
-        let is_some_wanted = !(since.doors.is_over() && since.targets.is_over());
+        let is_some_wanted = !(since.addresses.is_over() && since.endpoints.is_over());
         if is_some_wanted && !self.can_list {
             self.can_list = self.try_list().await;
         }
-        let mut basket = self.harvest.hold().await;
-        for (family, line) in basket.ended.drain(..) {
+        let mut pending = self.final_counters.hold().await;
+        for (family, line) in pending.ended.drain(..) {
             for ((_, before), now) in self.families.iter_mut().zip(&mut all).filter(|((of, _), _)| *of == family) {
                 before.ended(&line, now, since);
             }
         }
-        basket.counted = Counted { doors: self.can_list && !since.doors.is_over(), endpoints: self.can_list && !since.targets.is_over() };
+        pending.counted = CounterSelection {
+            addresses: self.can_list && !since.addresses.is_over(),
+            endpoints: self.can_list && !since.endpoints.is_over(),
+        };
         self.families.iter_mut().zip(all).for_each(|((_, before), now)| *before = now);
         true
     }

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use crate::bad_setting::BadSetting;
 use crate::cluster::{Change, Family, Service, SliceKey, Snapshot};
+use crate::explain::ending::Ending;
 use crate::explain::output;
-use crate::explain::question::{self, Unclear};
+use crate::explain::question::{self, QuestionError};
 use crate::explain::ruleset::Ruleset;
-use crate::explain::walk::{Ending, walk};
+use crate::explain::walk::walk;
 use crate::netlink::Host;
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::sync::facts::{described_facts, whole};
@@ -26,7 +27,7 @@ enum ExplainError {
     #[error("give the pod's IP: only the command `sepal explain` gets it from the API server")]
     Pod,
     #[error("{0}")]
-    Unclear(#[from] Unclear),
+    Unclear(#[from] QuestionError),
     #[error("{0}")]
     Setting(#[from] BadSetting),
 }
@@ -47,13 +48,13 @@ fn path(from: &str, to: &str, inputs: &Inputs, host: &dyn Host, random_fully: bo
         return Err(ExplainError::Pod);
     }
     let to = question::destination(to, inputs)?;
-    let place = question::place(inputs, host.addresses().unwrap_or_default());
+    let place = question::local_node(inputs, host.addresses().unwrap_or_default());
     let packet = question::packet(from, to, inputs, &place)?;
     let concerned = concerned(inputs, to.0);
     let facts = described_facts(&concerned, host, random_fully)?;
-    let (plan, renderer) = whole(&concerned, &facts, Family::of(to.0.ip()), &planner::unknown());
+    let (plan, renderer) = whole(&concerned, &facts, Family::of(to.0.ip()), &planner::dry_run_tables());
     let walk = walk(&Ruleset::desired(&plan.text(&renderer)), packet, &place);
-    let words = |ending: &Ending| question::whereabouts(ending.to.ip(), inputs, &place);
+    let words = |ending: &Ending| question::location(ending.to.ip(), inputs, &place);
     Ok(json!({"text": output::text(&packet, &walk, &words), "way": output::json(&packet, &walk, &words)}))
 }
 
@@ -104,16 +105,15 @@ mod tests {
         assert_eq!(concerned(&inputs, ([10, 96, 0, 10], 80).into()).snapshot.service_count(), 1);
 
         let facts = described_facts(&inputs, &FakeHost::default(), true).expect("plain settings");
-        let (plan, renderer) = whole(&inputs, &facts, Family::V4, &planner::unknown());
+        let (plan, renderer) = whole(&inputs, &facts, Family::V4, &planner::dry_run_tables());
         let all = Ruleset::desired(&plan.text(&renderer));
         for (from, to) in
             [("node", "10.96.0.10:80"), ("external", "192.168.1.1:30080"), ("10.244.0.7", "10.96.0.11:80"), ("external", "10.96.0.10:81")]
         {
             let whom = question::destination(to, &inputs).expect("an address");
-            let place = question::place(&inputs, []);
+            let place = question::local_node(&inputs, []);
             let packet = question::packet(from, whom, &inputs, &place).expect("a packet");
-            let wanted =
-                output::json(&packet, &walk(&all, packet, &place), &|ending| question::whereabouts(ending.to.ip(), &inputs, &place));
+            let wanted = output::json(&packet, &walk(&all, packet, &place), &|ending| question::location(ending.to.ip(), &inputs, &place));
             assert_eq!(ask(from, to)["way"], wanted, "{from} to {to}");
         }
         assert_eq!(ask("elsewhere", "10.0.0.1:1")["error"], "\"elsewhere\" is none of IP, node, external, external/IP, pod/NAMESPACE/NAME");

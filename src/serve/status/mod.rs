@@ -45,7 +45,7 @@ pub(crate) fn answer(view: &StatusView<'_>, query: ProxyQuery) -> Value {
 #[cfg(test)]
 mod tests {
     use crate::config::manifests::Manifests;
-    use crate::config::settings::Asked;
+    use crate::config::settings::RequestedSettings;
     use crate::proxy::rules::inputs::Inputs;
 
     /// Two Services, one with three endpoints of which two are ready.
@@ -64,6 +64,6 @@ mod tests {
     pub(super) fn inputs(text: &str) -> Inputs {
         let mut manifests = Manifests::default();
         manifests.add("manifest", text).expect("a manifest");
-        manifests.into_inputs(&Asked { host_name: "host".into(), ..Asked::default() })
+        manifests.into_inputs(&RequestedSettings { host_name: "host".into(), ..RequestedSettings::default() })
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cluster::host_facts::HostFacts;
 use crate::cluster::{Family, Service, ServiceKey, ServicePort};
-use crate::explain::rule::{Action, Asks, Rule};
+use crate::explain::rule::{MatchKind, ParsedRule, RuleTarget};
 use crate::proxy::rules::Renderer;
 use crate::proxy::sync::status::StatusView;
 use crate::table::rules::{RuleSource, ServicePortRules};
@@ -99,23 +99,23 @@ fn edges(rules: &ServicePortRules) -> Vec<Value> {
     let service = rules.name.to_string();
     let words = |comment: &str| comment.strip_prefix(&service).unwrap_or(comment).trim().to_owned();
     for (chain, rule) in rules.nat_dispatch().lines().chain(rules.filter_dispatch().lines()).filter_map(read) {
-        let to = target(&rule.action).unwrap_or_else(|| "refused or dropped".to_owned());
+        let to = target(&rule.target).unwrap_or_else(|| "refused or dropped".to_owned());
         edges.push(json!({"from": chain, "to": to, "words": words(&rule.comment)}));
     }
     for (chain, text) in rules.chains() {
         let mut left = 1.0;
         for (_, rule) in text.lines().filter_map(read) {
-            let Some(to) = target(&rule.action).filter(|to| to != MARK) else { continue };
-            let chance = rule.conditions.iter().find_map(|condition| match condition.asks {
-                Asks::Chance(chance) => Some(chance),
+            let Some(to) = target(&rule.target).filter(|to| to != MARK) else { continue };
+            let chance = rule.matches.iter().find_map(|rule_match| match rule_match.kind {
+                MatchKind::Probability(chance) => Some(chance),
                 _ => None,
             });
-            let words = match rule.conditions.iter().any(|condition| condition.asks == Asks::Remembered) {
+            let words = match rule.matches.iter().any(|rule_match| rule_match.kind == MatchKind::Recent) {
                 true => "clients that were there before".to_owned(),
                 false if to.starts_with("KUBE-SEP-") => String::new(),
                 false => words(&rule.comment),
             };
-            let is_last = rule.conditions.iter().all(|condition| matches!(condition.asks, Asks::Protocol(_)));
+            let is_last = rule.matches.iter().all(|rule_match| matches!(rule_match.kind, MatchKind::Protocol(_)));
             let share = chance.or_else(|| is_last.then_some(1.0)).map(|chance| chance * left);
             left -= share.unwrap_or_default();
             edges.push(json!({"from": chain.as_str(), "to": to, "share": share, "words": words}));
@@ -128,16 +128,16 @@ fn edges(rules: &ServicePortRules) -> Vec<Value> {
 const MARK: &str = "KUBE-MARK-MASQ";
 
 /// The chain and the rule of an `-A` line.
-fn read(line: &str) -> Option<(&str, Rule)> {
+fn read(line: &str) -> Option<(&str, ParsedRule)> {
     let (chain, arguments) = line.strip_prefix("-A ")?.split_once(' ')?;
-    Some((chain, Rule::read(arguments)))
+    Some((chain, ParsedRule::parse(arguments)))
 }
 
-fn target(action: &Action) -> Option<String> {
+fn target(action: &RuleTarget) -> Option<String> {
     match action {
-        Action::Jump(to) | Action::Goto(to) => Some(to.clone()),
-        Action::Destination(ip, Some(port)) => Some(std::net::SocketAddr::new(*ip, *port).to_string()),
-        Action::Destination(ip, None) => Some(ip.to_string()),
+        RuleTarget::Jump(to) | RuleTarget::Goto(to) => Some(to.clone()),
+        RuleTarget::Dnat(ip, Some(port)) => Some(std::net::SocketAddr::new(*ip, *port).to_string()),
+        RuleTarget::Dnat(ip, None) => Some(ip.to_string()),
         _ => None,
     }
 }
@@ -150,9 +150,9 @@ mod tests {
     use crate::cluster::ServicePortName;
     use crate::netlink::Kernel;
     use crate::observe::metrics::Metrics;
-    use crate::observe::service_traffic::Since;
+    use crate::observe::service_traffic::TrafficDelta;
     use crate::proxy::rules::inputs::Inputs;
-    use crate::proxy::traffic::counts::Traffic;
+    use crate::proxy::traffic::counts::CounterReading;
     use crate::serve::status::tests::{SHOP, inputs};
     use jiff::Timestamp;
 
@@ -212,17 +212,17 @@ mod tests {
                 .is_some_and(|rules| rules.iter().any(|rule| rule.as_str().is_some_and(|rule| rule.contains("-j DNAT"))))
         );
         assert_eq!((&web["connectionsTo"], one("nothing")), (&json!({}), Value::Null));
-        let mut since = Since::new(9);
+        let mut since = TrafficDelta::new(9);
         let rule = "[7:420] -A KUBE-SEP-A -p tcp -m comment --comment \"shop/web:http\" -m tcp -j DNAT --to-destination 10.244.1.5:8080";
         let other = "[9:540] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/other\" -m tcp -j DNAT --to-destination 10.244.1.6:8080";
-        let read = |traffic: &Traffic, since: &mut Since, lines: &[&str]| {
-            let mut now = Traffic::reading();
+        let read = |traffic: &CounterReading, since: &mut TrafficDelta, lines: &[&str]| {
+            let mut now = CounterReading::reading();
             for line in lines {
                 traffic.line(line, &mut now, since);
             }
             now
         };
-        let before = read(&Traffic::default(), &mut since, &[]);
+        let before = read(&CounterReading::default(), &mut since, &[]);
         read(&before, &mut since, &[rule, other]);
         metrics.service_traffic(&since);
         assert_eq!(one("web")["connectionsTo"], json!({"10.244.1.5:8080": 7}));
