@@ -18,4 +18,4 @@ pub use endpoints::{Conditions, Endpoint, Hints, Slice, SliceEndpoint, SliceKey,
 pub use ip::Family;
 pub use node::Node;
 pub use service::{Protocol, Service, ServiceKey, ServicePort, ServicePortName, ServiceType};
-pub use snapshot::{Change, Snapshot, Touched};
+pub use snapshot::{AffectedObjects, Change, Snapshot};

@@ -36,14 +36,14 @@ pub enum Change {
 
 /// The objects whose rules may differ after a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
+pub struct AffectedObjects {
     /// Services whose rules may differ.
     pub services: Vec<ServiceKey>,
     /// The Node has changed, so the rules of every Service may differ.
     pub node: bool,
 }
 
-impl Touched {
+impl AffectedObjects {
     /// Returns true if no rule changes.
     #[must_use]
     pub(crate) fn is_nothing(&self) -> bool {
@@ -53,8 +53,8 @@ impl Touched {
 
 impl Snapshot {
     /// Applies one change and gives the objects whose rules may differ.
-    pub fn apply(&mut self, change: Change) -> Touched {
-        let mut touched = Touched::default();
+    pub fn apply(&mut self, change: Change) -> AffectedObjects {
+        let mut touched = AffectedObjects::default();
         match change {
             Change::Service(key, service) => {
                 let key = self.shared(key);
@@ -92,7 +92,7 @@ impl Snapshot {
         known.clone()
     }
 
-    fn apply_slice(&mut self, mut key: SliceKey, mut slice: Option<Slice>, touched: &mut Touched) {
+    fn apply_slice(&mut self, mut key: SliceKey, mut slice: Option<Slice>, touched: &mut AffectedObjects) {
         let service = slice.as_mut().map(|slice| {
             let service = self.shared(ServiceKey { namespace: key.namespace.clone(), name: slice.service.clone() });
             slice.service = service.name.clone();
@@ -131,20 +131,20 @@ impl Snapshot {
     }
 
     /// Removes every Service that is not in the set, and gives the removed ones.
-    pub(crate) fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> Touched {
-        let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
-        for key in &gone {
+    pub fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> AffectedObjects {
+        let removed: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
+        for key in &removed {
             self.bytes -= self.services.remove(key).map_or(0, |service| service.bytes());
             self.checked.remove(key);
         }
-        Touched { services: gone, node: false }
+        AffectedObjects { services: removed, node: false }
     }
 
     /// Removes every slice that is not in the set, and gives the Services of the removed ones.
-    pub(crate) fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> Touched {
-        let gone: Vec<SliceKey> = self.owners.keys().filter(|key| !known.contains(key)).cloned().collect();
-        let mut touched = Touched::default();
-        for key in gone {
+    pub fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> AffectedObjects {
+        let removed: Vec<SliceKey> = self.owners.keys().filter(|key| !known.contains(key)).cloned().collect();
+        let mut touched = AffectedObjects::default();
+        for key in removed {
             self.apply_slice(key, None, &mut touched);
         }
         touched
@@ -234,8 +234,8 @@ mod tests {
         Slice { service: service.into(), family: Family::V4, ports: vec![], endpoints: vec![] }
     }
 
-    fn of(services: &[&str]) -> Touched {
-        Touched { services: services.iter().map(|name| key(name)).collect(), node: false }
+    fn of(services: &[&str]) -> AffectedObjects {
+        AffectedObjects { services: services.iter().map(|name| key(name)).collect(), node: false }
     }
 
     #[test]

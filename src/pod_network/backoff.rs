@@ -5,10 +5,10 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 /// An endless series of pauses.
-pub(super) type Backoff = <ExponentialBuilder as BackoffBuilder>::Backoff;
+pub(super) type Pauses = <ExponentialBuilder as BackoffBuilder>::Backoff;
 
 /// Pauses that start at `first` and double up to `longest`.
-pub(super) fn doubling(first: Duration, longest: Duration) -> Backoff {
+pub(super) fn doubling(first: Duration, longest: Duration) -> Pauses {
     ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).with_factor(2.0).without_max_times().build()
 }
 

@@ -18,7 +18,7 @@ use ipnetwork::IpNetwork;
 use super::allocation::{
     AllocationInputs, Claimant, Decision, LeaseTerms, Now, ObservedLease, Random, Shortage, SubnetLease, SubnetSpace, decide,
 };
-use super::backoff::{Backoff, doubling};
+use super::backoff::{Pauses, doubling};
 use crate::cluster::Family;
 use crate::cluster::ip::overlap;
 
@@ -187,7 +187,7 @@ pub struct Claim {
     /// Nothing is sent before this time.
     pause: Duration,
     /// Pauses after failures in a row.
-    pauses: Backoff,
+    pauses: Pauses,
     events: Vec<ClaimEvent>,
 }
 

@@ -1,6 +1,6 @@
 //! Selects the external interface, which sends packets to other nodes, and its address [flannel 5.1].
 //!
-//! Without options it is the interface that has the Node's InternalIP, because other nodes and kubelet use that address. flannel takes the
+//! Without options it is the interface that has the Node's `InternalIP`, because other nodes and kubelet use that address. flannel takes the
 //! interface of the default route, which is often the wrong one on hosts with several interfaces [flannel 12].
 
 use std::cmp::Reverse;

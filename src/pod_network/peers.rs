@@ -199,7 +199,7 @@ fn remote(node: &NetworkNode, family: Family, network: IpNetwork, own: &OwnLease
         return Err(RefusalReason::ClaimsOurAddress(public_ip));
     }
     if subnet.contains(public_ip) {
-        return Err(RefusalReason::SwallowsNode(subnet, public_ip));
+        return Err(RefusalReason::ContainsNodeAddress(subnet, public_ip));
     }
     let mac = match &conf.backend.vxlan() {
         None => None,
@@ -258,7 +258,7 @@ impl<'a> Taken<'a> {
             return Some(RefusalReason::SameAddress(public_ip, (*other).into()));
         }
         if let Some((ip, _)) = self.addresses.range(subnet.network()..=subnet.broadcast()).next() {
-            return Some(RefusalReason::SwallowsNode(subnet, *ip));
+            return Some(RefusalReason::ContainsNodeAddress(subnet, *ip));
         }
         if let Some((_, other)) = before(public_ip).filter(|(theirs, _)| theirs.contains(public_ip)) {
             return Some(RefusalReason::InsideSubnet(public_ip, other.into()));

@@ -349,7 +349,7 @@ mod tests {
         };
         let group = |group: &EntryGroup| {
             let changes: Vec<String> = group.changes.iter().map(shown).collect();
-            format!("{}: {}", group.node.as_deref().unwrap_or("nobody"), changes.join(", "))
+            format!("{}: {}", group.node.as_deref().unwrap_or("no peer"), changes.join(", "))
         };
         plan.groups.iter().map(group).collect()
     }
@@ -363,13 +363,13 @@ mod tests {
     #[test]
     fn entries_are_added_in_order_and_deleted_in_reverse() {
         let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
-        let gone = tunnelled("10.244.9.0/24", "192.168.0.9", 9);
+        let former = tunnelled("10.244.9.0/24", "192.168.0.9", 9);
         let want = desired(&[("n2", two.clone())]);
         assert_eq!(
-            steps(&plan(&want, &live(&gone, &[]))),
+            steps(&plan(&want, &live(&former, &[]))),
             [
                 "n2: +neighbour 10.244.2.0, +fdb 2 192.168.0.2, +route 10.244.2.0/24",
-                "nobody: -route 10.244.9.0/24, -fdb 9 192.168.0.9, -neighbour 10.244.9.0"
+                "no peer: -route 10.244.9.0/24, -fdb 9 192.168.0.9, -neighbour 10.244.9.0"
             ]
         );
         assert!(plan(&want, &live(&two, &["10.244.7.0/24 via 10.0.0.1 dev 2", "0.0.0.0/0 via 10.0.0.1 dev 2 proto 16"])).is_empty());
@@ -393,7 +393,7 @@ mod tests {
         let two = tunnelled("10.244.2.0/24", "192.168.0.2", 2);
         let want = desired(&[("n2", two.clone())]);
         let by_flannel = live(&two[..2], &["10.244.2.0/24 via 10.244.2.0 dev 7 onlink", "10.244.8.0/24 via 10.244.8.0 dev 7 onlink"]);
-        assert_eq!(steps(&plan(&want, &by_flannel)), ["n2: +route 10.244.2.0/24", "nobody: -route 10.244.8.0/24"]);
+        assert_eq!(steps(&plan(&want, &by_flannel)), ["n2: +route 10.244.2.0/24", "no peer: -route 10.244.8.0/24"]);
         let direct = live(&two[..2], &["10.244.2.0/24 via 192.168.0.2 dev 2"]);
         assert_eq!(steps(&plan(&want, &direct)), ["n2: +route 10.244.2.0/24"]);
     }
@@ -467,9 +467,9 @@ mod tests {
 
     #[test]
     fn the_blackhole_route_has_a_higher_metric_than_the_bridges() {
-        let swallow = Route { protocol: OUR_PROTOCOL, ..route("10.244.1.0/24 blackhole metric 4096") };
-        let want = DesiredEntries { own: vec![Entry::Route(swallow)], ..DesiredEntries::default() };
+        let blackhole = Route { protocol: OUR_PROTOCOL, ..route("10.244.1.0/24 blackhole metric 4096") };
+        let want = DesiredEntries { own: vec![Entry::Route(blackhole)], ..DesiredEntries::default() };
         let plan = plan(&want, &live(&[], &["10.244.1.0/24 dev 4 proto 2", "10.244.1.0/24 blackhole"]));
-        assert_eq!((steps(&plan), plan.in_the_way), (vec!["nobody: +route 10.244.1.0/24, -route 10.244.1.0/24".to_owned()], vec![]));
+        assert_eq!((steps(&plan), plan.in_the_way), (vec!["no peer: +route 10.244.1.0/24, -route 10.244.1.0/24".to_owned()], vec![]));
     }
 }

@@ -42,7 +42,7 @@ pub enum RefusalReason {
     /// Its pod CIDR overlaps another node's.
     Overlaps(IpNetwork, IpNetwork, Box<str>),
     /// Its pod CIDR contains the address of a node.
-    SwallowsNode(IpNetwork, IpAddr),
+    ContainsNodeAddress(IpNetwork, IpAddr),
     /// Its address is inside another node's pod CIDR.
     InsideSubnet(IpAddr, Box<str>),
     /// It publishes no address.
@@ -77,7 +77,7 @@ impl RefusalReason {
             Self::PodCidrs(_) | Self::NoPodCidr => "pod_cidr",
             Self::OutsideNetwork(..) | Self::WholeNetwork(_) => "outside_network",
             Self::OverlapsOurs(..) | Self::Overlaps(..) => "overlap",
-            Self::SwallowsNode(..) | Self::InsideSubnet(..) => "address_in_subnet",
+            Self::ContainsNodeAddress(..) | Self::InsideSubnet(..) => "address_in_subnet",
             Self::NoPublicIp | Self::BadPublicIp(_) => "public_ip",
             Self::ClaimsOurAddress(_) | Self::SameAddress(..) => "same_address",
             Self::NoBackendData | Self::OtherVni(..) | Self::Annotation(_) => "annotation",
@@ -88,8 +88,11 @@ impl RefusalReason {
 
     /// Returns true if the reason may depend on another node, so that a change of that node can end it.
     #[must_use]
-    pub(crate) const fn depends_on_others(&self) -> bool {
-        matches!(self, Self::Overlaps(..) | Self::SwallowsNode(..) | Self::InsideSubnet(..) | Self::SameAddress(..) | Self::SameMac(..))
+    pub const fn depends_on_others(&self) -> bool {
+        matches!(
+            self,
+            Self::Overlaps(..) | Self::ContainsNodeAddress(..) | Self::InsideSubnet(..) | Self::SameAddress(..) | Self::SameMac(..)
+        )
     }
 
     /// Returns true if the refusal is logged and reported as an Event. Nodes that are not part of the network, or wait for a pod CIDR, are normal.
@@ -122,7 +125,7 @@ impl fmt::Display for PeerRefusal {
             RefusalReason::Overlaps(subnet, theirs, other) => {
                 write!(f, "its pod CIDR {subnet} overlaps {theirs} of node {other}, which keeps it")
             }
-            RefusalReason::SwallowsNode(subnet, ip) => write!(f, "its pod CIDR {subnet} holds {ip}, which is a node's own address"),
+            RefusalReason::ContainsNodeAddress(subnet, ip) => write!(f, "its pod CIDR {subnet} holds {ip}, which is a node's own address"),
             RefusalReason::InsideSubnet(ip, other) => write!(f, "its address {ip} is inside the pod CIDR of node {other}"),
             RefusalReason::NoPublicIp => f.write_str("it publishes no address (annotation public-ip or public-ipv6)"),
             RefusalReason::BadPublicIp(ip) => write!(f, "it publishes the address {ip}, which no node can have"),

@@ -275,11 +275,13 @@ impl ObjectTracker for LeaseTracker {
     }
 
     fn listed(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
-        let told = self.applied(object);
+        let observations = self.applied(object);
         self.seen.extend(
-            told.iter().filter_map(|observed| if let LeaseObservation::Changed(lease) = observed { Some(lease.subnet) } else { None }),
+            observations
+                .iter()
+                .filter_map(|observed| if let LeaseObservation::Changed(lease) = observed { Some(lease.subnet) } else { None }),
         );
-        told
+        observations
     }
 
     fn complete(&mut self) -> Vec<LeaseObservation> {
@@ -291,10 +293,10 @@ impl ObjectTracker for LeaseTracker {
     }
 
     fn deleted(&mut self, object: &RawObject) -> Vec<LeaseObservation> {
-        let gone = object.metadata.name.as_deref().and_then(parse_lease_name);
-        if let Some(subnet) = &gone {
+        let subnet = object.metadata.name.as_deref().and_then(parse_lease_name);
+        if let Some(subnet) = &subnet {
             self.seen.remove(subnet);
         }
-        gone.map(LeaseObservation::Deleted).into_iter().collect()
+        subnet.map(LeaseObservation::Deleted).into_iter().collect()
     }
 }

@@ -12,7 +12,7 @@ use crate::pod_network::peers::{LiveSubnets, Peers, check_all};
 use crate::pod_network::plan;
 use crate::pod_network::refusal::PeerRefusal;
 
-use super::state::{Acknowledged, NetworkLoop};
+use super::state::{AcknowledgedNetwork, NetworkLoop};
 
 /// With more changed nodes, all nodes are checked, which is faster then.
 const MAX_SINGLE_UPDATES: usize = 64;
@@ -72,7 +72,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Compares the desired with the acknowledged entries of changed nodes, or of all nodes if others are affected.
-    fn difference(&self, acknowledged: &Acknowledged, changed: &BTreeSet<Box<str>>) -> Difference {
+    fn difference(&self, acknowledged: &AcknowledgedNetwork, changed: &BTreeSet<Box<str>>) -> Difference {
         let conf = self.inputs.conf.borrow();
         let inputs = DesiredInputs {
             conf: &conf,

@@ -19,16 +19,16 @@ use crate::pod_network::settings::NetworkSettings;
 use crate::pod_network::subnet_env::SubnetEnv;
 
 use super::error::PodNetworkError;
-use super::state::{Acknowledged, NetworkLoop};
+use super::state::{AcknowledgedNetwork, NetworkLoop};
 use super::subnet_file::{self, FileChange};
 use super::subnets::SubnetProvider;
 
 impl<K: NetworkKernel> NetworkLoop<K> {
     /// Publishes the result of a full reconcile.
     pub(super) fn publish_outcome(&mut self, error: Option<&PodNetworkError>) {
-        self.report.trouble(error.map(ToString::to_string));
+        self.report.outcome(error.map(ToString::to_string));
         self.publisher.is_final = matches!(error, Some(PodNetworkError::Lost(_)));
-        self.publisher.trouble = error.map(|error| {
+        self.publisher.error = error.map(|error| {
             let (part, reason) = error.part();
             let message = error.to_string();
             self.readiness.not_ready(part, &message);
@@ -45,7 +45,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 
     /// Publishes what follows from the acknowledged state. `is_complete` is true if the last reconcile had no error.
-    pub(super) fn publish(&mut self, acknowledged: &Acknowledged, is_complete: bool) {
+    pub(super) fn publish(&mut self, acknowledged: &AcknowledgedNetwork, is_complete: bool) {
         let conf = self.inputs.conf.borrow().clone();
         let settings = self.inputs.settings.clone();
         // Publish links only if they exist as published.
@@ -84,7 +84,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Removes the annotations that make this node part of the network, after a leased subnet was lost. Its Node still has the lost subnet as
     /// podCIDR.
-    fn withdraw_annotations(&mut self, acknowledged: &Acknowledged, conf: &NetConf) {
+    fn withdraw_annotations(&mut self, acknowledged: &AcknowledgedNetwork, conf: &NetConf) {
         let (SubnetProvider::Leases { .. }, Some(node)) = (&self.inputs.source, &self.own_node) else { return };
         let left = &acknowledged.own.subnets;
         let lost: Vec<Family> = conf.networks.families().filter(|family| left.get(*family).is_none()).collect();
@@ -204,9 +204,9 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 PartState::Degraded(why) => Some(NodeCondition::down("NetworkDegraded", format!("{}: {why}", part.as_str()))),
                 PartState::Starting(_) | PartState::Ready | PartState::Noted(_) => None,
             });
-            self.publisher.trouble.clone().or(degraded)
+            self.publisher.error.clone().or(degraded)
         };
-        let changed = if all_ready(&states) && self.publisher.trouble.is_none() {
+        let changed = if all_ready(&states) && self.publisher.error.is_none() {
             self.publisher.set_condition(NodeCondition::up())
         } else if let Some(broken) = broken() {
             let now = Instant::now();

@@ -37,7 +37,7 @@ pub struct Publisher {
     /// subnet.env was deleted because it named a subnet that this node has lost.
     pub(super) withdrawn: bool,
     /// The condition for the error of the last reconcile.
-    pub(super) trouble: Option<NodeCondition>,
+    pub(super) error: Option<NodeCondition>,
     /// The subnet is definitely lost, so the condition changes without a grace period.
     pub(super) is_final: bool,
 }
@@ -55,7 +55,7 @@ impl Publisher {
             due: None,
             file: None,
             withdrawn: false,
-            trouble: None,
+            error: None,
             is_final: false,
         }
     }

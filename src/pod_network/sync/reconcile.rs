@@ -30,7 +30,7 @@ use crate::pod_network::vxlan::link_name;
 use super::error::PodNetworkError;
 use super::node_writes::NodeCondition;
 use super::report::ChangeCounts;
-use super::state::{Acknowledged, NetworkLoop, Retry};
+use super::state::{AcknowledgedNetwork, NetworkLoop, Retry};
 use super::subnets::SubnetStatus;
 
 /// Links are dumped again after a change. If they still differ after this many passes, another program keeps changing them.
@@ -82,7 +82,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let inputs = DesiredInputs { conf: &conf, settings: &settings, own: &own, external: &external, mtu: &mtu };
 
         let desired = inputs.links();
-        let (live, trouble) = self.apply_links(&inputs, &desired, &of_others, live).await?;
+        let (live, error) = self.apply_links(&inputs, &desired, &of_others, live).await?;
         let links = plan::our_links(&desired, &live);
         let peers = check_all(self.nodes.values().map(|node| &**node), &own, &conf, &LiveSubnets::of_live(&live));
         let entries = inputs.entries(&peers, &links, &live.routes);
@@ -110,17 +110,17 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         };
         let off_link = entries.refused;
         self.acknowledged =
-            Some(Acknowledged { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
+            Some(AcknowledgedNetwork { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
         // If a subnet is lost, other errors follow from that.
-        if let Some(trouble) = missing.or(trouble) {
-            return Err(trouble);
+        if let Some(error) = missing.or(error) {
+            return Err(error);
         }
         self.readiness.ready(Part::Links);
         self.readiness.ready(Part::Peers);
         Ok(())
     }
 
-    /// The status of this node's subnets, from its Node or its leases.
+    /// The status of this node's subnets. A Node that was registered anew keeps its subnet until another node has it.
     fn subnet_status(&self, node: &NetworkNode, conf: &NetConf) -> SubnetStatus {
         if !self.awaits_new_pod_cidr(node) {
             return self.inputs.source.status(node, conf, &self.in_use());
@@ -210,7 +210,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         let mut failed = None;
         let mut before = Vec::new();
         let mut passes = 0..PASSES;
-        let trouble = loop {
+        let error = loop {
             let DesiredInputs { conf, own, mtu, .. } = inputs;
             let mut plan = plan::links(desired, &conf.networks, &live, &self.offloads);
             plan.changes.extend(bridge::mtu_change(&live.links, own, mtu.pods));
@@ -239,7 +239,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
         for link in desired {
             self.report.metrics.network().mtu(&link.name, link.mtu);
         }
-        Ok((live, trouble))
+        Ok((live, error))
     }
 
     /// Applies link changes and gives the first error. A failed change does not stop the others.
@@ -309,8 +309,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
     }
 }
 
-/// Counts the changes of peers that nothing has changed: another program changed their entries.
-fn count_repairs(before: &Acknowledged, entries: &DesiredEntries, groups: &[EntryGroup]) -> ChangeCounts {
+/// Counts the changes to entries whose desired state is the same as before: another program changed them.
+fn count_repairs(before: &AcknowledgedNetwork, entries: &DesiredEntries, groups: &[EntryGroup]) -> ChangeCounts {
     let mut repaired = ChangeCounts::new();
     let unchanged = |group: &&EntryGroup| group.node.as_ref().is_none_or(|node| before.entries.get(node) == entries.peers.get(node));
     for change in groups.iter().filter(unchanged).flat_map(|group| &group.changes) {

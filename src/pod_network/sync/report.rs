@@ -25,7 +25,7 @@ pub struct NetworkReport {
     pub metrics: Arc<Metrics>,
     events: Events,
     /// The error of the last reconcile, as it was logged.
-    trouble: Option<String>,
+    error: Option<String>,
     /// The note of the last Event about lost subnets.
     lost_subnets: Option<String>,
     /// The text that was logged for each refused node.
@@ -47,7 +47,7 @@ impl NetworkReport {
         Self {
             metrics,
             events,
-            trouble: None,
+            error: None,
             lost_subnets: None,
             refusals: BTreeMap::new(),
             obstacles: BTreeSet::new(),
@@ -68,13 +68,13 @@ impl NetworkReport {
     }
 
     /// Logs the error of a reconcile when it changes, and its end.
-    pub(super) fn trouble(&mut self, what: Option<String>) {
-        match (&what, &self.trouble) {
+    pub(super) fn outcome(&mut self, what: Option<String>) {
+        match (&what, &self.error) {
             (Some(what), before) if before.as_ref() != Some(what) => tracing::error!("pod network: {what}"),
             (None, Some(_)) => tracing::info!("pod network: the error is resolved"),
             _ => {}
         }
-        self.trouble = what;
+        self.error = what;
     }
 
     /// Reports that this node has lost subnets, or that it has none lost any more.

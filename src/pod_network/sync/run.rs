@@ -127,8 +127,8 @@ impl<K: NetworkKernel> NetworkLoop<K> {
                 }
             }
             NodeUpdate::Listed(listed) => {
-                let gone: Vec<Box<str>> = self.nodes.keys().filter(|name| !listed.contains(*name)).cloned().collect();
-                for name in gone {
+                let deleted: Vec<Box<str>> = self.nodes.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                for name in deleted {
                     self.nodes.remove(&name);
                     self.peer_changed(at, name);
                 }

@@ -23,7 +23,7 @@ use crate::netlink::{NetlinkError, NetworkKernel};
 use crate::observe::paging::PageQuery;
 use crate::observe::query::{PendingQuery, QueryChannel};
 use crate::observe::readiness::Readiness;
-use crate::pod_network::backoff::Backoff;
+use crate::pod_network::backoff::Pauses;
 use crate::pod_network::desired::{DesiredLink, Entry};
 use crate::pod_network::interface::ExternalInterface;
 use crate::pod_network::mtu::Mtu;
@@ -49,7 +49,7 @@ pub struct NetworkInputs {
 
 /// The state that the kernel has acknowledged, and the values it was computed from.
 #[derive(Clone, Debug)]
-pub(super) struct Acknowledged {
+pub(super) struct AcknowledgedNetwork {
     pub(super) own: OwnLease,
     /// `metadata.uid` of the Node that the subnets come from.
     pub(super) node_uid: Box<str>,
@@ -84,7 +84,7 @@ pub struct NetworkLoop<K> {
     /// That Node was deleted.
     pub(super) own_node_is_deleted: bool,
     /// The acknowledged state; `None` before the first complete reconcile.
-    pub(super) acknowledged: Option<Acknowledged>,
+    pub(super) acknowledged: Option<AcknowledgedNetwork>,
     /// Transmit checksum offload that was set, by link index.
     pub(super) offloads: BTreeMap<u32, bool>,
     /// Peers whose entries the kernel refused; `None` for entries of no peer.
@@ -114,7 +114,7 @@ pub struct NetworkLoop<K> {
 pub(super) struct Retry {
     pub(super) at: Instant,
     /// The pauses after further failures.
-    pub(super) pauses: Backoff,
+    pub(super) pauses: Pauses,
     /// The last error.
     pub(super) error: NetlinkError,
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::host_facts::HostFacts;
-use crate::cluster::{Change, Family, Protocol, ServiceKey, Touched};
+use crate::cluster::{AffectedObjects, Change, Family, Protocol, ServiceKey};
 use crate::iptables::Runner;
 use crate::kubernetes::{self, ChangeTime, Kind, ListedNames};
 use crate::netlink::Host;
@@ -321,7 +321,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// Counts so many Service events as kube-proxy does: each family is told of each, and Services that changed wait for the next sync
     /// (spec section 10).
-    fn note_services(&mut self, events: usize, touched: &Touched) {
+    fn note_services(&mut self, events: usize, touched: &AffectedObjects) {
         let hashes: Vec<u64> = touched.services.iter().map(|key| self.changed.hasher().hash_one(key)).collect();
         self.changed.extend(hashes);
         self.report.metrics.service_events(events * self.families.len(), self.changed.len());
@@ -332,7 +332,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
     }
 
     /// Takes note of what is different, for one family or for all.
-    fn touch(&mut self, touched: &Touched, udp: bool, family: Option<Family>) {
+    fn touch(&mut self, touched: &AffectedObjects, udp: bool, family: Option<Family>) {
         if touched.node {
             self.touch_everything();
         }
