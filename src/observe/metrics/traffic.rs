@@ -111,23 +111,24 @@ impl<L: Clone + Eq + Hash> Default for LabelledCounters<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::traffic::counts::CounterReading;
+    use crate::observe::service_traffic::PacketCount;
 
     /// The packets of each endpoint that is shown.
     fn shown(traffic: &TrafficMetrics) -> Vec<(String, u64)> {
         traffic.connections_of("shop", "web").into_iter().collect()
     }
 
-    /// The traffic of a reading with a rule for each of these endpoints, each with one new packet.
+    /// The traffic of a reading in which each of these endpoints got one packet.
     fn reading(endpoints: &[u8], limit: usize) -> TrafficDelta {
         let mut delta = TrafficDelta::new(limit);
         for endpoint in endpoints {
-            let rule = format!("-p tcp -m comment --comment \"shop/web\" -m tcp -j DNAT --to-destination 10.244.0.{endpoint}:80");
-            CounterReading::empty().compare_line(
-                &format!("[1:60] -A KUBE-SEP-{endpoint} {rule}"),
-                &mut CounterReading::empty(),
-                &mut delta,
-            );
+            let endpoint = ServiceEndpoint {
+                namespace: "shop".to_owned(),
+                service: "web".to_owned(),
+                port: String::new(),
+                endpoint: format!("10.244.0.{endpoint}:80"),
+            };
+            delta.endpoints.add(endpoint, PacketCount { packets: 1, bytes: 60 });
         }
         delta
     }
