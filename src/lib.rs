@@ -13,7 +13,7 @@
 //! 6. [`observe`]: what the parts report. [`kubernetes`]: the API.
 //! 7. [`iptables`]: runs the programs. [`table`]: iptables tables as values. [`netlink`]: the rest of the kernel.
 //! 8. [`http_server`]: the HTTP server of all ports. [`cluster`]: Services, endpoints and the Node as this node needs them.
-//! 9. Single files without imports from the layers: `atomic_file`, `bad_setting`, `error_text`, `file_watch`, `json_keys`, `parallel`, `versions`.
+//! 9. Single files without imports from the layers: `atomic_file`, `bad_setting`, `duty_cycle`, `error_text`, `file_watch`, `json_keys`, `parallel`, `versions`.
 
 mod atomic_file;
 mod bad_setting;
@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod daemon;
+mod duty_cycle;
 mod error_text;
 pub mod explain;
 pub mod file_watch;

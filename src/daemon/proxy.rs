@@ -166,8 +166,8 @@ impl ProxyPart {
         let mut proxy_loop = proxy_loop.with_queries(&self.board.proxy, serve::status::answer);
         for family in &self.families {
             let sender = with_proxy.then(|| {
-                let (sender, unheard) = flow_loop::channel();
-                let cleanup = flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), unheard);
+                let (sender, pending) = flow_loop::channel();
+                let cleanup = flow_loop::run(Reconciler::new(*family), KernelFlows, Arc::clone(&self.metrics), pending);
                 tasks.spawn("conntrack cleanup", cleanup);
                 sender
             });

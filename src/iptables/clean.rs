@@ -1,5 +1,5 @@
-//! Taking away what is left of kube-proxy's or the pod network's rules, table by table; a failure is noted and the rest goes on (spec
-//! section 1.8).
+//! Deletes leftover rules of kube-proxy or of the pod network, table by table. If one table fails, the others are still cleaned
+//! [kube-proxy 1.8].
 
 use crate::cluster::Family;
 use crate::table::cleanup::{ForeignRule, Owner, TABLES};
@@ -7,18 +7,18 @@ use crate::table::cleanup::{ForeignRule, Owner, TABLES};
 use super::exec::Exec;
 use super::runner::{IptablesError, Runner};
 
-/// What came of cleaning up one family.
+/// The result of cleaning up one family.
 #[derive(Debug, Default)]
 pub struct Cleaned {
-    /// How many jumps from built-in chains were deleted.
+    /// The number of deleted jumps from built-in chains.
     pub jumps: usize,
-    /// How many chains were deleted.
+    /// The number of deleted chains.
     pub chains: usize,
-    /// What is still there, and why.
+    /// The rules and chains that could not be deleted.
     pub errors: Vec<CleanError>,
 }
 
-/// Something of ours that is still there.
+/// A leftover that could not be deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanError {
     /// A table could not be read or written.
@@ -28,12 +28,12 @@ pub enum CleanError {
         family: Family,
         /// The table.
         table: &'static str,
-        /// Why.
+        /// The error of iptables.
         cause: IptablesError,
     },
-    /// A rule of somebody else's leads to a chain.
+    /// A rule of another program jumps to a chain, so the chain stays.
     #[error(
-        "chain {} of table {table} stays, empty: the rule {:?} leads to it and is somebody else's. Delete that rule ({program} -t {table} -D {}) and clean up again",
+        "chain {} of table {table} stays, empty: another program's rule {:?} jumps to it. Delete that rule ({program} -t {table} -D {}) and clean up again",
         foreign.chain, foreign.rule, foreign.rule.trim_start_matches("-A ")
     )]
     ChainKept {
@@ -46,15 +46,15 @@ pub enum CleanError {
     },
 }
 
-/// Deletes every jump and chain of an owner in one family. What others made stays.
+/// Deletes every jump and chain of an owner in one family. Rules of other programs stay.
 pub async fn clean(exec: &Exec, family: Family, owner: Owner) -> Cleaned {
     let mut cleaned = Cleaned::default();
     for table in TABLES {
         let saved = match exec.save_table(family, table).await {
             Ok(saved) => saved,
-            // All that can be in it is an empty chain, and not every kernel has it.
+            // Only an empty canary chain can be in `mangle`, and not every kernel has this table.
             Err(error) if table == "mangle" => {
-                tracing::debug!("{family}: table {table} is left alone: {error}");
+                tracing::debug!("{family}: table {table} is skipped: {error}");
                 continue;
             }
             Err(cause) => {

@@ -1,7 +1,7 @@
-//! Which iptables this host uses, which families it can program, and what its version can do.
+//! Finds the iptables variant of this host, its version, and the families that it supports.
 //!
-//! The choice is made the way the iptables-wrapper of upstream's images makes it: where kubelet left its mark, that variant; else
-//! where the rules are; else nft.
+//! The variant is chosen as in the iptables-wrapper of upstream's images: the variant in which kubelet made its chains, else the one with
+//! more rules, else nft.
 
 use iptables::IPTables;
 
@@ -13,43 +13,45 @@ use crate::table::plan::Variant;
 use super::exec::{Exec, LOCK_WAIT, failure, output};
 use super::runner::IptablesError;
 
-/// Chains by which kubelet tells which variant the node uses.
-const MARKS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
+/// Chains that kubelet makes in the variant that the node uses.
+const KUBELET_CHAINS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
-/// How often the xtables lock is waited for before a family counts as not usable.
+/// The number of waits for the xtables lock before a family counts as not supported.
 const LOCK_TRIES: u32 = 12;
 
-/// iptables as it was found.
+/// The iptables of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The programs to use.
     pub exec: Exec,
     /// Their variant.
     pub variant: Variant,
-    /// Why that one.
+    /// The reason why this variant was chosen.
     pub reason: String,
-    /// Their version, like `1.8.9`.
+    /// The version, like `1.8.9`.
     pub version: String,
 }
 
 impl Found {
-    /// MASQUERADE has `--random-fully` since 1.6.2.
+    /// Returns true if MASQUERADE supports `--random-fully`: since 1.6.2.
     #[must_use]
     pub fn random_fully(&self) -> bool {
         random_fully(&self.version)
     }
 
-    /// Families in which the other variant has rules in KUBE-SERVICES, too: packets go through both. The reason then says so.
-    pub(crate) async fn find_other_variant(&mut self) -> Vec<Family> {
-        let doubles = self.in_other_variant(chain_names::SERVICES).await.families;
-        if !doubles.is_empty() {
+    /// Returns the families in which the other variant also has rules in KUBE-SERVICES. Packets pass the rules of both variants. If there are
+    /// any, the reason mentions them.
+    pub async fn find_other_variant(&mut self) -> Vec<Family> {
+        let families = self.in_other_variant(chain_names::SERVICES).await.families;
+        if !families.is_empty() {
             self.reason.extend(["; there are KUBE-* rules in ", self.variant.other().as_str(), ", too"]);
         }
-        doubles
+        families
     }
 
-    /// What the other variant has in a chain of the table `nat`. Looking makes no tables, as legacy iptables otherwise does.
-    pub(crate) async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
+    /// Looks for rules of the other variant in a chain of the table `nat`. legacy iptables creates a table when it reads it, so it is only run
+    /// if the table exists.
+    pub async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
         let other = self.variant.other();
         let mut found = OtherVariantRules::default();
         for family in Family::ALL {
@@ -57,14 +59,15 @@ impl Found {
                 Family::V4 => "/proc/net/ip_tables_names",
                 Family::V6 => "/proc/net/ip6_tables_names",
             };
-            let there = other == Variant::Nft || std::fs::read_to_string(tables).is_ok_and(|names| names.lines().any(|name| name == "nat"));
+            let exists =
+                other == Variant::Nft || std::fs::read_to_string(tables).is_ok_and(|names| names.lines().any(|name| name == "nat"));
             let program = Exec::new(other, false).program(family, "");
-            if !there {
+            if !exists {
                 continue;
             }
             match output(&program, &["-w", LOCK_WAIT, "-t", "nat", "-S", chain]).await {
                 Ok(rules) if rules.contains("\n-A ") => found.families.push(family),
-                // Where the chain is not there, or the variant does not work in this kernel, there is nothing to tell of.
+                // The chain does not exist, or the variant does not work in this kernel.
                 Ok(_) | Err(IptablesError::Failed { .. }) => {}
                 Err(IptablesError::Missing(_)) if other == Variant::Nft && generation::of_nf_tables().is_none() => {}
                 Err(error) => found.unknown = found.unknown.or(Some(error.to_string())),
@@ -74,45 +77,45 @@ impl Found {
     }
 }
 
-/// What the variant that is not used has in one chain.
+/// The rules of the unused variant in one chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OtherVariantRules {
-    /// Families in which there are rules.
+    /// The families in which the chain has rules.
     pub families: Vec<Family>,
-    /// Why that cannot be told of some family, although its kernel has tables of that variant.
+    /// The error, if the chain of a family could not be read although the kernel has tables of that variant.
     pub unknown: Option<String>,
 }
 
-/// Whether MASQUERADE has `--random-fully` in an iptables of this version, like `1.8.9`.
+/// Returns true if MASQUERADE of this iptables version supports `--random-fully`.
 #[must_use]
 pub fn random_fully(version: &str) -> bool {
     at_least(version, [1, 6, 2])
 }
 
-/// The version of iptables on this host, or of one variant; `None` if there is none. Needs no permissions.
-pub async fn version(wanted: Option<Variant>) -> Option<String> {
-    let candidates = match wanted {
+/// Returns the version of iptables on this host, or of one variant. `None` if it is not installed. Needs no permissions.
+pub async fn version(variant: Option<Variant>) -> Option<String> {
+    let candidates = match variant {
         Some(variant) => vec![Exec::new(variant, false)],
         None => vec![Exec::new(Variant::Nft, false), Exec::new(Variant::Legacy, false), Exec::new(Variant::Nft, true)],
     };
     for exec in candidates {
-        if let Ok(Some(text)) = says(&exec).await {
+        if let Ok(Some(text)) = version_output(&exec).await {
             return Some(number(&text));
         }
     }
     None
 }
 
-/// Finds the iptables to use: the variant asked for, or the one that the host's rules point to.
+/// Finds the iptables to use: the requested variant, or the one that the host's rules suggest.
 ///
 /// # Errors
-/// No iptables, not the variant asked for, or no permission to look.
-pub async fn find(wanted: Option<Variant>) -> Result<Found, IptablesError> {
-    let nft = says(&Exec::new(Variant::Nft, false)).await?;
-    let legacy = says(&Exec::new(Variant::Legacy, false)).await?;
-    let (variant, reason) = match (wanted, &nft, &legacy) {
-        (_, None, None) => return plain(wanted).await,
-        (Some(variant), _, _) => (variant, "asked for".to_owned()),
+/// iptables or the requested variant is not installed, or there is no permission to read the rules.
+pub async fn find(requested: Option<Variant>) -> Result<Found, IptablesError> {
+    let nft = version_output(&Exec::new(Variant::Nft, false)).await?;
+    let legacy = version_output(&Exec::new(Variant::Legacy, false)).await?;
+    let (variant, reason) = match (requested, &nft, &legacy) {
+        (_, None, None) => return plain(requested).await,
+        (Some(variant), _, _) => (variant, "requested by a flag".to_owned()),
         (None, Some(_), Some(_)) => by_rules().await?,
         (None, Some(_), None) => (Variant::Nft, "the only one installed".to_owned()),
         (None, None, Some(_)) => (Variant::Legacy, "the only one installed".to_owned()),
@@ -128,15 +131,15 @@ pub async fn find(wanted: Option<Variant>) -> Result<Found, IptablesError> {
     }
 }
 
-/// Without the variants' own names there is only `iptables`, which is the one it says it is.
-async fn plain(wanted: Option<Variant>) -> Result<Found, IptablesError> {
+/// Finds `iptables` if the programs with the names of the variants are missing. Its version text contains the variant.
+async fn plain(requested: Option<Variant>) -> Result<Found, IptablesError> {
     let probe = Exec::new(Variant::Nft, true);
     let program = probe.program(Family::V4, "");
-    let Some(text) = says(&probe).await? else { return Err(IptablesError::Missing(program)) };
+    let Some(text) = version_output(&probe).await? else { return Err(IptablesError::Missing(program)) };
     let variant = if text.contains("nf_tables") { Variant::Nft } else { Variant::Legacy };
-    match wanted {
-        Some(wanted) if wanted != variant => Err(no_variant(wanted, Exec::new(wanted, false).program(Family::V4, ""))),
-        _ => Ok(Found { exec: Exec::new(variant, true), variant, reason: format!("what {program} is here"), version: number(&text) }),
+    match requested {
+        Some(requested) if requested != variant => Err(no_variant(requested, Exec::new(requested, false).program(Family::V4, ""))),
+        _ => Ok(Found { exec: Exec::new(variant, true), variant, reason: format!("the variant of {program}"), version: number(&text) }),
     }
 }
 
@@ -144,8 +147,8 @@ fn no_variant(wanted: Variant, missing: String) -> IptablesError {
     IptablesError::NoVariant { wanted, missing, other: wanted.other() }
 }
 
-/// What a program says of its version; `None` if it is not there.
-async fn says(exec: &Exec) -> Result<Option<String>, IptablesError> {
+/// Returns the output of `--version`, or `None` if the program is not installed.
+async fn version_output(exec: &Exec) -> Result<Option<String>, IptablesError> {
     match output(&exec.program(Family::V4, ""), &["--version"]).await {
         Ok(text) => Ok(Some(text)),
         Err(IptablesError::Missing(_)) => Ok(None),
@@ -157,8 +160,8 @@ async fn by_rules() -> Result<(Variant, String), IptablesError> {
     for variant in [Variant::Nft, Variant::Legacy] {
         for family in Family::ALL {
             let mangle = saved(variant, family, "mangle").await?;
-            if let Some(mark) = MARKS.into_iter().find(|mark| mangle.contains(&format!("\n:{mark} "))) {
-                return Ok((variant, format!("kubelet's chain {mark} is there")));
+            if let Some(chain) = KUBELET_CHAINS.into_iter().find(|chain| mangle.contains(&format!("\n:{chain} "))) {
+                return Ok((variant, format!("kubelet's chain {chain} exists")));
             }
         }
     }
@@ -181,7 +184,7 @@ async fn rule_count(variant: Variant) -> Result<usize, IptablesError> {
     Ok(count)
 }
 
-/// What is saved of a table; nothing where the variant does not work in this kernel.
+/// Returns the output of iptables-save for a table, or an empty text if the variant does not work in this kernel.
 async fn saved(variant: Variant, family: Family, table: &str) -> Result<String, IptablesError> {
     match Exec::new(variant, false).save_table(family, table).await {
         Err(IptablesError::Failed { .. } | IptablesError::Missing(_)) => Ok(String::new()),
@@ -189,7 +192,7 @@ async fn saved(variant: Variant, family: Family, table: &str) -> Result<String, 
     }
 }
 
-/// Which families iptables can program on a host, and why it cannot program the others (spec section 1.6).
+/// The families that iptables supports on a host, and the reasons why it does not support the others [kube-proxy 1.6].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Support {
     usable: Vec<Family>,
@@ -197,10 +200,10 @@ pub struct Support {
 }
 
 impl Support {
-    /// The families that can be programmed, IPv4 first.
+    /// The supported families, IPv4 first.
     ///
     /// # Errors
-    /// Not even one of them.
+    /// No family is supported.
     pub fn usable(&self) -> Result<&[Family], IptablesError> {
         if self.usable.is_empty() {
             let why: Vec<&str> = self.unusable.iter().map(|(_, why)| why.as_str()).collect();
@@ -209,16 +212,16 @@ impl Support {
         Ok(&self.usable)
     }
 
-    /// The families that cannot be programmed, and why.
+    /// The families that are not supported, with the reasons.
     #[must_use]
     pub fn unusable(&self) -> &[(Family, String)] {
         &self.unusable
     }
 
-    /// The families to run: both where both can be programmed, else the primary one alone.
+    /// The families to run: both if both are supported, else only the primary one.
     ///
     /// # Errors
-    /// The primary family cannot be programmed.
+    /// The primary family is not supported.
     pub fn to_run(&self, primary: Family) -> Result<Vec<Family>, IptablesError> {
         let usable = self.usable()?;
         match self.unusable.iter().find(|(family, _)| *family == primary) {
@@ -229,7 +232,7 @@ impl Support {
     }
 }
 
-/// Finds out which families this iptables can program here. `ipv6_enabled` is what the kernel says of itself.
+/// Finds the families that this iptables supports. `ipv6_enabled` is true if the kernel has IPv6.
 pub async fn support(found: &Found, ipv6_enabled: bool) -> Support {
     let mut support = Support::default();
     for family in Family::ALL {
@@ -246,24 +249,25 @@ pub async fn support(found: &Found, ipv6_enabled: bool) -> Support {
     support
 }
 
-/// A lock that somebody else holds says nothing about support: it is waited for, for about a minute.
+/// Tries to list the table `nat`. If another program holds the xtables lock, waits for about a minute, because a held lock does not mean
+/// that the family is not supported.
 async fn nat_works(program: String) -> Result<(), String> {
-    // The crate looks programs up by static names; the few there can be live as long as the process.
+    // The iptables crate needs static names. There are only a few, so they may live as long as the process.
     let program: &'static str = Box::leak(program.into_boxed_str());
     let mut tries_left = LOCK_TRIES;
     loop {
         tries_left -= 1;
         match list_nat(program).await {
-            Err(locked @ IptablesError::Locked { .. }) if tries_left > 0 => tracing::warn!("{locked}; waiting on"),
+            Err(locked @ IptablesError::Locked { .. }) if tries_left > 0 => tracing::warn!("{locked}; still waiting"),
             listed => return listed.map_err(|error| error.to_string()),
         }
     }
 }
 
 async fn list_nat(program: &'static str) -> Result<(), IptablesError> {
-    // The crate's own `--wait` would have no end.
-    let door = IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
-    let list = move || door.execute("nat", &format!("-w {LOCK_WAIT} -S POSTROUTING")).map_err(|error| error.to_string());
+    // `--wait` of the iptables crate has no time limit.
+    let tables = IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
+    let list = move || tables.execute("nat", &format!("-w {LOCK_WAIT} -S POSTROUTING")).map_err(|error| error.to_string());
     let listed = tokio::task::spawn_blocking(list).await.map_err(|error| error.to_string()).flatten();
     match listed {
         Ok(output) if output.status.success() => Ok(()),
@@ -272,16 +276,16 @@ async fn list_nat(program: &'static str) -> Result<(), IptablesError> {
     }
 }
 
-/// The number in `iptables v1.8.9 (nf_tables)`.
+/// Returns the number in `iptables v1.8.9 (nf_tables)`.
 fn number(version: &str) -> String {
     let digits =
         version.split_whitespace().find_map(|word| word.strip_prefix('v').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())));
     digits.unwrap_or_default().trim_end_matches(|c: char| !c.is_ascii_digit()).to_owned()
 }
 
-fn at_least(version: &str, wanted: [u32; 3]) -> bool {
+fn at_least(version: &str, least: [u32; 3]) -> bool {
     let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
-    std::array::from_fn::<u32, 3, _>(|_| parts.next().unwrap_or(0)) >= wanted
+    std::array::from_fn::<u32, 3, _>(|_| parts.next().unwrap_or(0)) >= least
 }
 
 #[cfg(test)]
@@ -299,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_family_has_to_work_and_the_other_one_joins_it() {
+    fn the_primary_family_is_required_and_the_other_one_optional() {
         let (v4, v6) = (Family::V4, Family::V6);
         let support = |usable: &[Family]| Support {
             usable: usable.to_vec(),
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_rules_win_and_nft_wins_a_tie() {
+    fn the_variant_with_more_rules_is_chosen_and_nft_if_equal() {
         assert_eq!(by_count(3, 4).0, Variant::Legacy);
         assert_eq!(by_count(4, 4).0, Variant::Nft);
         assert_eq!(by_count(5, 4), (Variant::Nft, "5 rules in nft, 4 in legacy".to_owned()));

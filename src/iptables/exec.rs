@@ -1,4 +1,4 @@
-//! Running the real programs: `iptables-save` and `iptables-restore` of one variant, for both families.
+//! Runs the programs `iptables`, `iptables-save` and `iptables-restore` of one variant, for both families.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,22 +19,22 @@ use crate::table::rules::RuleSource;
 use super::lock::{self, LockWatch};
 use super::runner::{IptablesError, RestoreResult, Runner};
 
-/// No command may take longer. iptables-nft-save alone can take 20 s on a large cluster (design.md, Writing), on a fast machine.
+/// The time limit of every command. On a large cluster, iptables-nft-save takes tens of seconds.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long a program waits for the xtables lock, in seconds, as upstream has it.
+/// How long a program waits for the xtables lock, in seconds. The same as in kube-proxy.
 pub(super) const LOCK_WAIT: &str = "5";
 
 /// The programs of one variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exec {
     variant: Variant,
-    /// `-nft` or `-legacy`, or nothing where only the plain names are installed.
+    /// `-nft` or `-legacy`, or empty if only the plain names are installed.
     infix: &'static str,
 }
 
 impl Exec {
-    /// The programs of a variant by their own names (`iptables-nft-restore`), or by the plain ones.
+    /// The programs of a variant by the names of the variant (`iptables-nft-restore`), or by the plain names.
     #[must_use]
     pub const fn new(variant: Variant, plain: bool) -> Self {
         let infix = match (plain, variant) {
@@ -45,7 +45,7 @@ impl Exec {
         Self { variant, infix }
     }
 
-    /// The name of a program: the operation is `""`, `-save` or `-restore`.
+    /// Returns the name of a program. The operation is `""`, `-save` or `-restore`.
     #[must_use]
     pub fn program(&self, family: Family, operation: &str) -> String {
         let base = match family {
@@ -55,10 +55,10 @@ impl Exec {
         format!("{base}{}{operation}", self.infix)
     }
 
-    /// What `iptables-save` prints of one table.
+    /// Returns the output of `iptables-save` for one table.
     ///
     /// # Errors
-    /// It cannot be run, or fails.
+    /// The program cannot be run, or fails.
     pub async fn save_table(&self, family: Family, table: &str) -> Result<String, IptablesError> {
         let program = self.program(family, "-save");
         let text = output(&program, &["-t", table]).await?;
@@ -68,17 +68,17 @@ impl Exec {
         }
     }
 
-    /// Gives text as it is to `iptables-restore`.
+    /// Runs `iptables-restore` with this input.
     ///
     /// # Errors
-    /// It was refused; transactions before the refused one hold.
+    /// The input was refused. Transactions before the refused one are applied.
     pub(super) async fn restore_text(&self, family: Family, text: &str) -> Result<(), IptablesError> {
         let line = |number: usize| text.lines().nth(number.checked_sub(1)?).map(|line| (line.to_owned(), None));
-        self.feed(family, std::iter::once(Cow::from(text)), line).await.map(drop)
+        self.restore_input(family, std::iter::once(Cow::from(text)), line).await.map(drop)
     }
 
-    /// Gives restore input to the program that takes it; `line` finds what stands in a line of it, and for whom.
-    async fn feed<'t>(
+    /// Runs `iptables-restore` with this input. `line` returns a line of the input and its service port, for errors.
+    async fn restore_input<'t>(
         &self,
         family: Family,
         texts: impl Iterator<Item = Cow<'t, str>>,
@@ -94,11 +94,11 @@ impl Exec {
         Ok(RestoreResult { locked, listed: String::from_utf8_lossy(&output.stdout).into_owned() })
     }
 
-    /// What `iptables -S` prints of some chains of a table.
+    /// Returns the output of `iptables -S` for some chains of a table.
     async fn list(&self, family: Family, table: Table, chains: &[&str]) -> Result<String, IptablesError> {
         let table = table.as_str();
         match self.variant {
-            // It reads no chain but the one that is asked for.
+            // It only reads the requested chain.
             Variant::Nft => {
                 let program = self.program(family, "");
                 let mut text = String::new();
@@ -107,7 +107,7 @@ impl Exec {
                 }
                 Ok(text)
             }
-            // It reads the whole table each time, so this is one run: iptables-restore lists chains, too. Nobody waits for the lock.
+            // `iptables -S` reads the whole table each time. iptables-restore lists all chains in one run, and without waiting for the lock.
             Variant::Legacy => {
                 let program = self.program(family, "-restore");
                 let lists: String = chains.iter().map(|chain| format!("-S {chain}\n")).collect();
@@ -122,20 +122,23 @@ impl Exec {
         }
     }
 
-    /// Whether `iptables-restore` prints rules with their counters where its input asks for that.
-    pub(crate) async fn can_list(&self, family: Family) -> bool {
+    /// Returns true if `iptables-restore` can print rules with their counters.
+    pub async fn can_list(&self, family: Family) -> bool {
         let input = format!("*{}\n-v -S OUTPUT\nCOMMIT\n", Table::Nat);
-        self.feed(family, std::iter::once(input.into()), |_| None).await.is_ok_and(|restored| restored.listed.contains("-P OUTPUT"))
+        self.restore_input(family, std::iter::once(input.into()), |_| None)
+            .await
+            .is_ok_and(|restored| restored.listed.contains("-P OUTPUT"))
     }
 
-    /// Gives every line of the table `nat` as `iptables-save -c` prints it: with counters.
+    /// Calls `line` with each line of `iptables-save -c` for the table `nat`, which has counters.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub(crate) async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+    /// The table cannot be read.
+    pub async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
         self.saved(family, &["-c", "-t", Table::Nat.as_str()], line).await
     }
 
+    /// Calls `line` with each line that `iptables-save` prints.
     async fn saved(&self, family: Family, arguments: &[&str], line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
         let program = self.program(family, "-save");
         let mut child = command(&program).args(arguments).stdin(Stdio::null()).spawn().map_err(|cause| start_error(&program, cause))?;
@@ -172,17 +175,17 @@ impl Runner for Exec {
     }
 
     async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
-        self.feed(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
+        self.restore_input(family, plan.texts(renderer).map(|(text, _)| text), |number| plan.line(number, renderer)).await
     }
 
     async fn canary(&self, family: Family) -> Option<bool> {
-        // iptables-nft-save reads all tables even for one of them that is nearly empty; `-S` of one chain does not.
-        let there =
+        // `-S` only reads one chain. iptables-nft-save reads all tables, even if it prints an almost empty one.
+        let exists =
             self.variant == Variant::Nft && output(&self.program(family, ""), &["-t", "mangle", "-S", chain_names::CANARY]).await.is_ok();
-        if there {
+        if exists {
             return Some(true);
         }
-        // `-S` of a chain that is not there is told in other words by every version, and by iptables-nft 1.8.9 in misleading ones.
+        // For a missing chain, the error of `-S` differs between versions. That of iptables-nft 1.8.9 is misleading.
         let saved = self.save_table(family, "mangle").await.ok()?;
         Some(saved.lines().any(|line| line.strip_prefix(':').is_some_and(|chain| chain.split(' ').next() == Some(chain_names::CANARY))))
     }
@@ -191,7 +194,7 @@ impl Runner for Exec {
         let chains: BTreeSet<&str> = jumps_of(table).map(|(_, jump)| jump.from).collect();
         let chains: Vec<&str> = chains.into_iter().collect();
         let rules = self.list(family, table, &chains).await?;
-        // Each has a policy; one that is not told of was not read.
+        // Every built-in chain has a policy. If its line is missing, the chain was not read.
         match chains.iter().find(|chain| !rules.lines().any(|line| line.starts_with(&format!("-P {chain} ")))) {
             None => Ok(format!("*{table}\n{rules}COMMIT\n")),
             Some(chain) => {
@@ -207,21 +210,21 @@ impl Runner for Exec {
 
     async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
         let input = ["mangle", "nat", "filter"].map(|table| format!("*{table}\n:{} - [0:0]\nCOMMIT\n", chain_names::CANARY));
-        self.feed(family, input.into_iter().map(Cow::from), |_| None).await.map(drop)
+        self.restore_input(family, input.into_iter().map(Cow::from), |_| None).await.map(drop)
     }
 }
 
-/// Said where somebody used nft on the table; and then the program ends as if the table were empty.
+/// Returns true for the line that iptables-save prints if another program changed the table with nft. It then prints no rules, but succeeds.
 fn is_incompatible(line: &str) -> bool {
     line.starts_with('#') && line.contains("is incompatible")
 }
 
-/// What came of a program that was run with input.
+/// The result of a program that was run with input.
 pub(super) struct RunOutput {
-    /// How the writing went.
+    /// The result of writing the input.
     pub written: std::io::Result<()>,
     pub output: Output,
-    /// How long it waited for the xtables lock.
+    /// How long the program waited for the xtables lock.
     pub locked: Duration,
 }
 
@@ -235,7 +238,7 @@ pub(super) async fn run_with_input<'t>(
     let stdin = child.stdin.take();
     let mut watched = LockWatch::new(child.id());
     let work = async {
-        // Told nothing of a broken pipe: a program that stops reading says why on its way out.
+        // A broken pipe is not an error yet. A program that stops reading prints the reason before it ends.
         let (written, output) = tokio::join!(write_all(stdin, texts), child.wait_with_output());
         output.map(|output| (written, output))
     };
@@ -269,10 +272,10 @@ async fn each_line(stdout: Option<ChildStdout>, line: &mut dyn FnMut(&str)) -> s
     Ok(())
 }
 
-/// Runs a program and gives what it prints.
+/// Runs a program and returns its output.
 ///
 /// # Errors
-/// It cannot be started, fails, or takes too long.
+/// The program cannot be started, fails, or takes too long.
 pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, IptablesError> {
     let child = command(program).args(arguments).stdin(Stdio::null()).spawn().map_err(|cause| start_error(program, cause))?;
     let output = timed(program, child.wait_with_output()).await?;
@@ -298,7 +301,8 @@ fn start_error(program: &str, cause: std::io::Error) -> IptablesError {
     }
 }
 
-fn said(output: &Output) -> String {
+/// Returns the output and the errors of a program in one line.
+fn one_line(output: &Output) -> String {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
@@ -306,7 +310,7 @@ fn said(output: &Output) -> String {
 }
 
 pub(super) fn failure(program: &str, output: &Output) -> IptablesError {
-    let text = said(output);
+    let text = one_line(output);
     let command = program.to_owned();
     if text.contains("holding the xtables lock") {
         IptablesError::Locked { command, holder: lock::holder(), seconds: LOCK_WAIT.parse().unwrap_or_default() }
@@ -326,7 +330,7 @@ fn refusal(program: &str, output: &Output, find: impl FnOnce(usize) -> Option<(S
     }
 }
 
-/// The line of its input that iptables-restore complains about: `line 7 failed`, `Error occurred at line: 7`, `line 7: ...`.
+/// Returns the input line that an error of iptables-restore names: `line 7 failed`, `Error occurred at line: 7`, `line 7: ...`.
 fn named_line(output: &str) -> Option<usize> {
     output.match_indices("line").find_map(|(at, word)| {
         let rest = output[at + word.len()..].trim_start_matches([':', ' ']);
@@ -340,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_is_found_in_what_every_variant_prints() {
+    fn the_line_is_found_in_the_errors_of_every_variant() {
         for (output, line) in [
             ("iptables-restore: line 7 failed", Some(7)),
             ("iptables-restore v1.8.9 (legacy): unknown option \"--foo\"; Error occurred at line: 12", Some(12)),

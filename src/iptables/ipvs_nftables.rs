@@ -1,6 +1,7 @@
-//! What kube-proxy's other modes leave beside iptables: the nftables table, and of IPVS its services, device and sets (spec section 1.8).
+//! Deletes leftovers of kube-proxy's other modes [kube-proxy 1.8]: the tables of the nftables mode; the services, the device and the sets of
+//! the IPVS mode.
 //!
-//! Their own tools take it away, where there are any. What is not there is nobody's concern, and needs no tool.
+//! The programs `nft`, `ipvsadm`, `ip` and `ipset` do that. A program is only needed if there is something to delete.
 
 use std::fmt;
 
@@ -12,17 +13,17 @@ use super::runner::IptablesError;
 /// The device that holds all service IPs in IPVS mode.
 const DEVICE: &str = "kube-ipvs0";
 
-/// Tables of nftables that take the place of chains here.
+/// nftables tables that another mode uses instead of iptables chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NftTables {
-    /// Those of kube-proxy's nftables mode.
+    /// The tables of kube-proxy's nftables mode.
     KubeProxy,
-    /// Those of flannel with `EnableNFTables` (network spec section 8.2).
+    /// The tables of flannel with `EnableNFTables` [flannel 8.2].
     Flannel,
 }
 
 impl NftTables {
-    /// Their names, one in each family.
+    /// The names, one in each family.
     #[must_use]
     pub const fn names(self) -> [&'static str; 2] {
         match self {
@@ -53,10 +54,10 @@ const SETS: [&str; 17] = [
     "IPVS-IPS",
 ];
 
-/// What the kernel allows for the name of a set (`IPSET_MAXNAMELEN` in `include/uapi/linux/netfilter/ipset/ip_set.h`, less the zero).
+/// The longest set name that the kernel allows (`IPSET_MAXNAMELEN` in `include/uapi/linux/netfilter/ipset/ip_set.h`, less the zero).
 const SET_NAME_LEN: usize = 31;
 
-/// Something that another mode left and that is still there.
+/// A leftover that could not be deleted.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} stays: {why}")]
 pub struct NotRemoved {
@@ -73,14 +74,14 @@ enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTool(program) => write!(f, "there is no program {program} here to remove it with. Install it, or restart the node"),
+            Self::NoTool(program) => write!(f, "the program {program} that removes it is not installed. Install it, or restart the node"),
             Self::Failed(error) => error.fmt(f),
         }
     }
 }
 
-/// Deletes tables of nftables, in both families. Where nft is not there or not usable nothing happens.
-pub(crate) async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
+/// Deletes nftables tables in both families. Does nothing if `nft` is missing or fails.
+pub async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
     let mut left = Vec::new();
     let tables = match output("nft", &["list", "tables"]).await {
         Ok(tables) => tables,
@@ -99,13 +100,13 @@ pub(crate) async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
     left
 }
 
-/// Takes away what the IPVS mode leaves beside iptables. IPVS services are flushed only where the mode's device tells that they are
-/// kube-proxy's. Rules that name a set have to be gone before it can be.
-pub(crate) async fn clean_ipvs() -> Vec<NotRemoved> {
+/// Deletes the leftovers of the IPVS mode, except its iptables rules. IPVS services are only deleted if kube-proxy's device exists, because
+/// other programs can use IPVS too. Rules that use a set must be deleted before the set.
+pub async fn clean_ipvs() -> Vec<NotRemoved> {
     let mut left = Vec::new();
     if if_nametoindex(DEVICE).is_ok() {
         let services = remove("the table of IPVS services", "ipvsadm", &["-C"]).await;
-        // While services may be left, the device has to go on telling whose they are.
+        // If the services could not be deleted, the device stays, because it shows that they are kube-proxy's.
         left.extend(match services {
             None => remove(&format!("interface {DEVICE}"), "ip", &["link", "delete", DEVICE]).await,
             failed => failed,
@@ -125,7 +126,7 @@ pub(crate) async fn clean_ipvs() -> Vec<NotRemoved> {
     left
 }
 
-/// Runs a program that removes something; gives what keeps it there.
+/// Runs a program that removes something. Returns an error if it stays.
 async fn remove(what: &str, program: &'static str, arguments: &[&str]) -> Option<NotRemoved> {
     let why = match output(program, arguments).await {
         Ok(_) => {
@@ -138,7 +139,7 @@ async fn remove(what: &str, program: &'static str, arguments: &[&str]) -> Option
     Some(NotRemoved { what: what.to_owned(), why })
 }
 
-/// The names of all sets, IPv4's and IPv6's; kube-proxy cuts off what is too long for the kernel.
+/// Returns the names of all sets for IPv4 and IPv6. kube-proxy truncates names that are too long for the kernel.
 fn set_names() -> impl Iterator<Item = String> {
     let prefixed = |prefix: &'static str| {
         SETS.iter().map(move |set| {
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_have_the_names_that_fit_the_kernel() {
+    fn set_names_are_truncated_for_the_kernel() {
         let names: Vec<String> = set_names().collect();
         for name in [
             "KUBE-LOOP-BACK",

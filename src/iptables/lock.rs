@@ -1,4 +1,4 @@
-//! Who holds the lock that all programs of legacy iptables take turns with.
+//! The xtables lock of legacy iptables: its holder, and the time that a program waits for it.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -9,33 +9,34 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The lock's file, where the environment names no other one; `iptables -w` locks it with flock(2).
+/// The default lock file. `iptables -w` locks it with flock(2).
 const LOCK: &str = "/run/xtables.lock";
 
-/// Part of the name of the kernel's function in which flock(2) sleeps (fs/locks.c).
+/// Part of the name of the kernel function in which flock(2) waits (fs/locks.c).
 const WAITING: &str = "lock_inode_wait";
 
-/// A waiting program is looked at this often, and less often the longer it takes.
-const CLOSEST: Duration = Duration::from_millis(1);
-const FARTHEST: Duration = Duration::from_millis(16);
+/// The shortest time between two looks at a program. It grows the longer the program runs.
+const SHORTEST_POLL: Duration = Duration::from_millis(1);
+/// The longest time between two looks.
+const LONGEST_POLL: Duration = Duration::from_millis(16);
 
-/// The lock's file, as the programs find it.
+/// Returns the lock file that the programs use. The environment can name another one.
 #[must_use]
 pub fn path() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| LOCK.into(), PathBuf::from)
 }
 
-/// The program that holds the lock, by process and name, as far as this process may see it.
+/// Returns the process ID and name of the program that holds the lock, if this process can see it.
 pub(super) fn holder() -> String {
     let found = || {
         let inode = std::fs::metadata(path()).ok()?.ino();
         process(&std::fs::read_to_string("/proc/locks").ok()?, inode)
     };
-    // Programs of other process namespaces are not listed.
+    // Processes of other PID namespaces are not listed.
     found().map_or_else(|| "a program that cannot be told from here".into(), name)
 }
 
-/// A process, by number and name.
+/// Returns the ID and name of a process as text.
 fn name(pid: u32) -> String {
     let mut text = format!("process {pid}");
     if let Ok(name) = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm")) {
@@ -44,10 +45,10 @@ fn name(pid: u32) -> String {
     text
 }
 
-/// The program that holds the lock now; `None` if nobody does. To find out, it is taken for a moment, along with others who only look.
+/// Returns the program that holds the lock now, or `None` if the lock is free. Takes a shared lock for a moment to find out.
 ///
 /// # Errors
-/// Its file is there and cannot be opened for writing, as the programs do.
+/// The lock file exists and cannot be opened for writing.
 pub fn held() -> std::io::Result<Option<String>> {
     match std::fs::OpenOptions::new().append(true).open(path()) {
         Ok(file) => match file.try_lock_shared() {
@@ -55,34 +56,34 @@ pub fn held() -> std::io::Result<Option<String>> {
             Err(TryLockError::WouldBlock) => Ok(Some(holder())),
             Err(TryLockError::Error(error)) => Err(error),
         },
-        // Whoever is the first to need it makes it.
+        // The first program that needs the lock creates the file.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// A process, and how long it has waited for a lock on a file: on legacy iptables that is the one all take turns with. Looked at from
-/// outside, again and again, for the programs do not say; where the kernel does not say either (proc(5), `/proc/PID/wchan`), it is nothing.
+/// Measures how long a process waits for a file lock, which for legacy iptables is the xtables lock. The programs do not report it, so
+/// `/proc/PID/wchan` (proc(5)) is read at intervals. If the kernel does not have that file, the time is zero.
 pub(super) struct LockWatch {
-    /// Where the kernel says what the process waits for.
-    place: Option<PathBuf>,
+    /// The file that names the kernel function in which the process waits.
+    wchan: Option<PathBuf>,
     waited: Duration,
 }
 
 impl LockWatch {
-    /// `None` is a process that has ended.
+    /// Watches a process. `None` if it ended already.
     pub(super) fn new(pid: Option<u32>) -> Self {
-        Self { place: pid.map(|pid| Path::new("/proc").join(pid.to_string()).join("wchan")), waited: Duration::ZERO }
+        Self { wchan: pid.map(|pid| Path::new("/proc").join(pid.to_string()).join("wchan")), waited: Duration::ZERO }
     }
 
-    /// Looks at it for as long as it is asked to.
+    /// Measures until the future is dropped.
     pub(super) async fn watch(&mut self) -> Infallible {
         let start = Instant::now();
         let mut last = start;
-        while let Some(place) = &self.place {
-            tokio::time::sleep((start.elapsed() / 16).clamp(CLOSEST, FARTHEST)).await;
+        while let Some(wchan) = &self.wchan {
+            tokio::time::sleep((start.elapsed() / 16).clamp(SHORTEST_POLL, LONGEST_POLL)).await;
             let now = Instant::now();
-            match std::fs::read_to_string(place) {
+            match std::fs::read_to_string(wchan) {
                 Ok(function) if function.contains(WAITING) => self.waited += now - last,
                 Ok(_) => {}
                 Err(_) => break,
@@ -92,13 +93,13 @@ impl LockWatch {
         std::future::pending().await
     }
 
-    /// How long it has waited, within a few milliseconds.
+    /// How long the process waited, within a few milliseconds.
     pub(super) const fn waited(&self) -> Duration {
         self.waited
     }
 }
 
-/// The process that holds a lock on a file, in a text like `/proc/locks` (proc(5)): `1: FLOCK ADVISORY WRITE 713 00:15:1180 0 EOF`.
+/// Returns the process that holds a lock on a file. `locks` is a text like `/proc/locks` (proc(5)): `1: FLOCK ADVISORY WRITE 713 00:15:1180 0 EOF`.
 fn process(locks: &str, inode: u64) -> Option<u32> {
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_is_found_among_all_locks() {
+    fn the_holder_is_found_among_other_locks() {
         let locks = "1: POSIX  ADVISORY  WRITE 5 00:15:1180 0 EOF\n2: FLOCK  ADVISORY  WRITE 713 00:15:1180 0 EOF\n2: -> FLOCK  ADVISORY  WRITE 714 00:15:1180 0 EOF\n";
         assert_eq!(process(locks, 1180), Some(713));
         assert_eq!(process(locks, 118), None);

@@ -1,4 +1,8 @@
-//! The door to iptables. Everything that reads or writes rules of the kernel goes through [`Runner`].
+//! Runs iptables. All reads and writes of the kernel's rules go through [`Runner`].
+//!
+//! - [`runner`]: the interface and its errors. [`exec`]: runs the programs. [`record`]: writes to a text instead, for dry runs.
+//! - [`detect`]: finds the variant and version. [`lock`]: the xtables lock.
+//! - [`clean`]: deletes leftover rules. [`ipvs_nftables`]: deletes the leftovers of kube-proxy's other modes.
 
 pub mod clean;
 pub mod detect;

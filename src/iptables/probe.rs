@@ -1,4 +1,4 @@
-//! Trying rules: whether the program knows them, and where it may ask, the kernel.
+//! Tests whether iptables and the kernel accept rules, without keeping them.
 
 use std::borrow::Cow;
 
@@ -8,12 +8,12 @@ use super::exec::{Exec, LOCK_WAIT, RunOutput, failure, run_with_input};
 use super::runner::IptablesError;
 
 impl Exec {
-    /// Gives text to `iptables-restore`, in the network namespace of the thread that runs this: one where it may stay. With `parse_only`
-    /// it is read and not written.
+    /// Runs `iptables-restore` with this input in the network namespace of the calling thread, which is thrown away afterwards. With
+    /// `parse_only` the input is only parsed.
     ///
     /// # Errors
-    /// It was refused.
-    pub(crate) async fn try_rules(&self, family: Family, text: &str, parse_only: bool) -> Result<(), IptablesError> {
+    /// The input was refused.
+    pub async fn try_rules(&self, family: Family, text: &str, parse_only: bool) -> Result<(), IptablesError> {
         let program = self.program(family, "-restore");
         let arguments = ["-w", LOCK_WAIT, "--noflush", "--test"];
         let arguments = if parse_only { &arguments[..] } else { &arguments[..3] };

@@ -1,4 +1,4 @@
-//! A runner that looks at no kernel and keeps what it is told to write: the dry run, and a stand-in for tests.
+//! A runner that writes to a text instead of the kernel, for dry runs and tests.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -10,7 +10,7 @@ use crate::table::rules::RuleSource;
 
 use super::runner::{IptablesError, RestoreResult, Runner};
 
-/// Writes restore input to `out` instead of the kernel. What it reads is empty.
+/// Writes the input of iptables-restore to `out` instead of the kernel. Its live tables are empty.
 #[derive(Debug)]
 pub struct Recorder<W> {
     variant: Variant,
@@ -18,20 +18,20 @@ pub struct Recorder<W> {
 }
 
 impl<W: Write> Recorder<W> {
-    /// A recorder that writes as it would for a variant.
+    /// A recorder that writes the input for a variant.
     pub const fn new(variant: Variant, out: W) -> Self {
         Self { variant, out: RefCell::new(out) }
     }
 
-    /// Writes a line of its own, a comment for people.
+    /// Writes a comment line.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The line cannot be written.
     pub fn note(&self, line: &str) -> Result<(), IptablesError> {
         self.out.borrow_mut().write_all(line.as_bytes()).map_err(IptablesError::Print)
     }
 
-    /// What was written to.
+    /// Returns the output.
     pub fn into_inner(self) -> W {
         self.out.into_inner()
     }

@@ -1,4 +1,4 @@
-//! What it takes to read and write a family's tables, and how that can fail.
+//! The interface that reads and writes the tables of a family, and its errors.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,58 +8,57 @@ use crate::table::Table;
 use crate::table::plan::{Plan, Variant};
 use crate::table::rules::RuleSource;
 
-/// Reads and writes tables.
+/// Reads and writes the tables of the kernel.
 pub trait Runner {
-    /// Which iptables it writes with.
+    /// The iptables variant.
     fn variant(&self) -> Variant;
 
-    /// Gives every line of the family's table as iptables-save prints it.
+    /// Calls `line` with each line that iptables-save prints for a table.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The table cannot be read.
     fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> impl Future<Output = Result<(), IptablesError>>;
 
-    /// Carries out a plan, whose rules the renderer knows. Its transactions take effect one after the other; the first that fails
-    /// ends it.
+    /// Applies a plan. `renderer` renders its rules. The transactions are applied one after the other, until one fails.
     ///
     /// # Errors
-    /// A transaction was refused; those before it hold.
+    /// A transaction was refused. The transactions before it are applied.
     fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource)
     -> impl Future<Output = Result<RestoreResult, IptablesError>>;
 
-    /// Whether the chain is still there by which one can tell that tables were flushed (spec section 7.3); `None` if that cannot be
-    /// told now.
+    /// Returns true if the canary chain exists. If it does not, another program flushed the tables [kube-proxy 7.3]. `None` if the tables
+    /// cannot be read now.
     fn canary(&self, family: Family) -> impl Future<Output = Option<bool>>;
 
-    /// The rules of the built-in chains of a table that have jumps of ours in them, as iptables-save prints them. Unlike [`Runner::save`]
-    /// it costs little where there are many rules: on nft nearly nothing, on legacy half.
+    /// Returns the rules of the built-in chains of a table that contain our jumps, as iptables-save prints them. For many rules this is faster
+    /// than [`Runner::save`]: on nft it takes almost no time, on legacy half the time.
     ///
     /// # Errors
-    /// They cannot be read now.
+    /// The chains cannot be read now.
     fn builtin_jumps(&self, family: Family, table: Table) -> impl Future<Output = Result<String, IptablesError>>;
 
-    /// A number that moves by one with every transaction that changes rules, whoever makes it and in whichever family; `None` where
-    /// there is no such number.
+    /// Returns the generation number, which increases by one with every transaction of any program in any family. `None` if the kernel has no
+    /// such number.
     fn generation(&self) -> Option<u32>;
 
-    /// Puts that chain into every table of the family, where it is not there: three transactions.
+    /// Creates the canary chain in every table of the family that lacks it, in three transactions.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The chain cannot be written.
     fn set_canary(&self, family: Family) -> impl Future<Output = Result<(), IptablesError>>;
 }
 
-/// What came of a plan that was carried out.
+/// The result of a plan that was applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestoreResult {
-    /// The time that was spent waiting for the xtables lock.
+    /// The time spent waiting for the xtables lock.
     pub locked: Duration,
-    /// What the plan's lists printed, as `iptables -v -S` has it.
+    /// The output of the plan's list steps, in the format of `iptables -v -S`.
     pub listed: String,
 }
 
 impl IptablesError {
-    /// The time that was spent waiting for the xtables lock, before that was given up.
+    /// The time spent waiting for the xtables lock, if the wait failed.
     #[must_use]
     pub const fn waited(&self) -> Duration {
         match self {
@@ -69,31 +68,31 @@ impl IptablesError {
     }
 }
 
-/// How reading or writing tables can fail.
+/// An error of reading or writing tables.
 #[derive(Debug, thiserror::Error)]
 pub enum IptablesError {
-    /// No iptables at all.
+    /// iptables is not installed.
     #[error("cannot run {0}: no such program. Install iptables (on Debian: apt-get install iptables)")]
     Missing(String),
-    /// The variant asked for is not installed.
+    /// The requested variant is not installed.
     #[error("iptables variant {wanted} is not installed: there is no {missing} in PATH. Install it, or use --iptables-variant={other}")]
     NoVariant {
         /// The variant.
         wanted: Variant,
-        /// The program that was looked for.
+        /// The missing program.
         missing: String,
-        /// The variant that may be there.
+        /// The other variant, which may be installed.
         other: Variant,
     },
-    /// Neither family can be programmed.
+    /// No family is supported.
     #[error("iptables is not available on this host : {0}")]
     Unusable(String),
-    /// The family of the node's first address cannot be programmed.
+    /// The family of the node's first address is not supported.
     #[error("no support for primary IP family \"{}\": {why}", match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
     NoPrimary {
         /// The family.
         family: Family,
-        /// What keeps it from being programmed.
+        /// The reason.
         why: String,
     },
     /// No permission.
@@ -104,15 +103,15 @@ pub enum IptablesError {
     Run {
         /// The program.
         command: String,
-        /// Why.
+        /// The error.
         cause: std::io::Error,
     },
-    /// It took too long and was stopped.
+    /// The program took too long and was stopped.
     #[error("{command} did not finish within {seconds} s and was stopped; it may be waiting for another program's xtables lock")]
     Timeout {
         /// The program.
         command: String,
-        /// The time it was given.
+        /// The time limit.
         seconds: u64,
     },
     /// Another program holds the lock of legacy iptables.
@@ -120,31 +119,31 @@ pub enum IptablesError {
     Locked {
         /// The program.
         command: String,
-        /// Who holds it, as far as that can be told.
+        /// The program that holds it, if it is visible.
         holder: String,
-        /// How long it waited.
+        /// The time waited for it.
         seconds: u64,
     },
-    /// It failed.
+    /// The program failed.
     #[error("{command} failed: {output}")]
     Failed {
         /// The program.
         command: String,
-        /// What it printed.
+        /// The output.
         output: String,
     },
-    /// It refused a line of its input.
+    /// iptables-restore refused a line of its input.
     #[error("{command} refused line {line}, {text:?}{}: {output}", owner.as_ref().map(|name| format!(", of service port {name}")).unwrap_or_default())]
     Refused {
         /// The program.
         command: String,
-        /// Line of the input, counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
-        /// That line.
+        /// The line.
         text: String,
-        /// The service port it is for.
+        /// The service port that the line belongs to.
         owner: Option<Box<ServicePortName>>,
-        /// What the program printed.
+        /// The output of the program.
         output: String,
     },
     /// The dry run's output could not be written.

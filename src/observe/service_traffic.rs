@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-/// By which address of a Service connections come.
+/// An address of a service port, by its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ServiceAddress {
     /// The Service's namespace.
@@ -18,7 +18,7 @@ pub struct ServiceAddress {
     pub kind: &'static str,
 }
 
-/// To which endpoint of a Service connections go.
+/// An endpoint of a service port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ServiceEndpoint {
     /// The Service's namespace.
@@ -46,14 +46,14 @@ impl PacketCount {
         self.bytes += other.bytes;
     }
 
-    /// What has come since the counter stood there. One that went back began anew.
+    /// Returns the difference to an earlier count. If the count is smaller, the counter was reset, and all of it is new.
     pub(crate) const fn since(self, before: Self) -> Self {
         let grown = self.packets >= before.packets && self.bytes >= before.bytes;
         if grown { Self { packets: self.packets - before.packets, bytes: self.bytes - before.bytes } } else { self }
     }
 }
 
-/// What has come, by what it came by.
+/// Packet counts by address or by endpoint. Above the limit nothing is shown.
 #[derive(Debug)]
 pub struct TrafficSums<K> {
     by: HashMap<K, PacketCount>,
@@ -66,49 +66,49 @@ impl<K: Hash + Eq> TrafficSums<K> {
     }
 
     pub(crate) fn add(&mut self, key: K, count: PacketCount) {
-        // One more tells that there are too many.
+        // One key more than the limit is stored, which shows that there are too many.
         if self.by.len() <= self.limit || self.by.contains_key(&key) {
             self.by.entry(key).or_default().add(count);
         }
     }
 
-    pub(crate) fn take_back(&mut self, key: &K, count: PacketCount) {
+    pub(crate) fn subtract(&mut self, key: &K, count: PacketCount) {
         if let Some(sum) = self.by.get_mut(key) {
             sum.packets = sum.packets.saturating_sub(count.packets);
             sum.bytes = sum.bytes.saturating_sub(count.bytes);
         }
     }
 
-    /// Whether so many may be shown.
+    /// Returns true if this number of keys is within the limit.
     #[must_use]
     pub(crate) const fn has_room_for(&self, all: usize) -> bool {
         all <= self.limit
     }
 
-    /// Whether there are too many.
+    /// Returns true if there are more keys than the limit.
     #[must_use]
     pub(crate) fn is_over(&self) -> bool {
         self.by.len() > self.limit
     }
 
-    /// Each, unless there are too many.
+    /// Returns all counts, or none if there are more keys than the limit.
     #[must_use]
     pub fn counts(&self) -> HashMap<&K, PacketCount> {
         if self.is_over() { HashMap::new() } else { self.by.iter().map(|(key, count)| (key, *count)).collect() }
     }
 }
 
-/// What has come since the reading before.
+/// The traffic since the reading before.
 #[derive(Debug)]
 pub struct TrafficDelta {
-    /// By addresses.
+    /// By Service address.
     pub addresses: TrafficSums<ServiceAddress>,
-    /// To endpoints.
+    /// By endpoint.
     pub endpoints: TrafficSums<ServiceEndpoint>,
 }
 
 impl TrafficDelta {
-    /// Nothing has come yet. What there are more of than this is not counted.
+    /// No traffic yet. Addresses and endpoints are each counted up to this limit.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { addresses: TrafficSums::new(limit), endpoints: TrafficSums::new(limit) }

@@ -10,6 +10,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::AddAssign;
 use std::rc::Rc;
 
 use super::chain_names::ChainName;
@@ -115,6 +116,15 @@ pub struct Extent {
     pub edits: usize,
     /// Transactions.
     pub transactions: usize,
+}
+
+impl AddAssign for Extent {
+    fn add_assign(&mut self, other: Self) {
+        self.chains += other.chains;
+        self.deleted += other.deleted;
+        self.edits += other.edits;
+        self.transactions += other.transactions;
+    }
 }
 
 impl Plan {

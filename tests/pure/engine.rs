@@ -206,7 +206,7 @@ proptest! {
         for family in Family::ALL {
             let memory = Memory::new(variant);
             let mut rules = FamilyRules::new(family).with_limit(limit);
-            rules.count(CounterSelection { addresses: true, endpoints: true });
+            rules.select_final_counters(CounterSelection { addresses: true, endpoints: true });
             let mut before = Inputs::default();
             for objects in &steps {
                 let after = common::inputs(&text(objects)).map_err(TestCaseError::fail)?;
@@ -238,7 +238,7 @@ proptest! {
         let memory = fresh(&before, Family::V4, variant);
         let mut rules = FamilyRules::new(Family::V4).with_limit(limit);
         sync(&mut rules, &memory, &before).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        rules.count(CounterSelection { addresses: true, endpoints: true });
+        rules.select_final_counters(CounterSelection { addresses: true, endpoints: true });
         touch(&mut rules, &before, &after);
         memory.faults.borrow_mut().push_back(Some(Fault::KilledAfter(killed)));
         if sync(&mut rules, &memory, &after).is_err() {
@@ -334,7 +334,7 @@ fn a_change_after_drift_quarantines_no_service_port() {
                 let memory = Memory::new(variant);
                 let mut rules = FamilyRules::new(Family::V4);
                 sync(&mut rules, &memory, &first).expect("a start");
-                rules.count(CounterSelection { addresses: listed, endpoints: listed });
+                rules.select_final_counters(CounterSelection { addresses: listed, endpoints: listed });
                 match wiped {
                     "one rule" => {
                         let mut tables = memory.tables.borrow_mut();
@@ -367,7 +367,7 @@ fn listing_is_bounded() {
     let memory = Memory::new(Variant::Legacy);
     let mut rules = FamilyRules::new(Family::V4);
     sync(&mut rules, &memory, &before).expect("a start");
-    rules.count(CounterSelection { addresses: true, endpoints: true });
+    rules.select_final_counters(CounterSelection { addresses: true, endpoints: true });
     touch(&mut rules, &before, &after);
     sync(&mut rules, &memory, &after).expect("they are deleted");
     let ended = rules.take_ended();

@@ -539,13 +539,13 @@ fn flows(metrics: &Arc<Metrics>, count: u32, fault: Option<record::Fault>) {
     let mut reached = ServiceFrontends::default();
     reached.add(Frontend::Address(service), &ServingEndpoints::new([at("10.0.0.2:53")]));
     let key = ServiceKey { namespace: "kube-system".into(), name: "dns".into() };
-    let (teller, unheard) = flow_loop::channel();
-    teller.say(flow_loop::FlowChanges { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() });
+    let (sender, pending) = flow_loop::channel();
+    sender.send(flow_loop::FlowChanges { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() });
     block_on(async {
-        let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), unheard);
+        let run = flow_loop::run(Reconciler::new(Family::V4), table, Arc::clone(metrics), pending);
         let _ = tokio::time::timeout(Duration::from_secs(20), run).await;
     });
-    drop(teller);
+    drop(sender);
 }
 
 /// A reconciliation that cannot delete all stale flows is counted, too; one that cannot list them is not.

@@ -1,4 +1,4 @@
-//! Traffic of Services.
+//! The metrics of Service traffic.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
@@ -14,77 +14,85 @@ use crate::observe::service_traffic::{ServiceAddress, ServiceEndpoint, TrafficDe
 
 use super::text::Catalogue;
 
-/// What is gone is shown for so long: until whoever collects metrics has seen what it came to.
-const GONE: Duration = Duration::from_secs(120);
+/// How long the counters of a removed address or endpoint are still shown, so that a scrape collects their final values.
+const SHOWN_AFTER_REMOVAL: Duration = Duration::from_secs(120);
 
-/// The metrics.
+/// The metrics of Service traffic.
 #[derive(Debug, Default)]
 pub(super) struct TrafficMetrics {
-    addresses: Counts<ServiceAddress>,
-    endpoints: Counts<ServiceEndpoint>,
+    addresses: LabelledCounters<ServiceAddress>,
+    endpoints: LabelledCounters<ServiceEndpoint>,
 }
 
-/// Packets and bytes by what they came by.
+/// Packet and byte counters by address or by endpoint.
 #[derive(Debug)]
-struct Counts<L> {
+struct LabelledCounters<L> {
     packets: Labelled<L, Counter>,
     bytes: Labelled<L, Counter>,
-    /// What is shown, and when it was there last.
-    known: Mutex<HashMap<L, Instant>>,
+    /// The labels that are shown, each with the time of its last reading.
+    shown: Mutex<HashMap<L, Instant>>,
 }
 
 impl TrafficMetrics {
     pub(super) fn register(&self, catalogue: &mut Catalogue) {
-        let packets =
-            "Packets with which connections to a Service began, by the address they came by: each connection's first packet is counted";
+        let packets = "First packets of connections to a Service, by the address of the Service";
         catalogue.add("sepal_service_packets", packets, self.addresses.packets.clone());
-        catalogue.add("sepal_service_bytes", "Bytes of those packets", self.addresses.bytes.clone());
-        let packets = "Packets with which connections to a Service began, by the endpoint they went to";
+        catalogue.add(
+            "sepal_service_bytes",
+            "Bytes of the first packets of connections to a Service, by the address of the Service",
+            self.addresses.bytes.clone(),
+        );
+        let packets = "First packets of connections to a Service, by endpoint";
         catalogue.add("sepal_endpoint_packets", packets, self.endpoints.packets.clone());
-        catalogue.add("sepal_endpoint_bytes", "Bytes of those packets", self.endpoints.bytes.clone());
+        catalogue.add(
+            "sepal_endpoint_bytes",
+            "Bytes of the first packets of connections to a Service, by endpoint",
+            self.endpoints.bytes.clone(),
+        );
     }
 
-    /// Packets of each Service, by namespace and name, through all its addresses.
+    /// Returns the packets to each Service, by namespace and name, over all its addresses.
     pub(super) fn connections(&self) -> HashMap<(String, String), u64> {
-        let known = self.addresses.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = self.addresses.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = HashMap::new();
-        for address in known.keys() {
+        for address in shown.keys() {
             let packets = self.addresses.packets.get(address).map_or(0, |packets| packets.get());
             *all.entry((address.namespace.clone(), address.service.clone())).or_default() += packets;
         }
         all
     }
 
-    /// Packets to each endpoint of a Service.
+    /// Returns the packets to each endpoint of a Service.
     pub(super) fn connections_of(&self, namespace: &str, service: &str) -> BTreeMap<String, u64> {
-        let known = self.endpoints.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = self.endpoints.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = BTreeMap::new();
-        for endpoint in known.keys().filter(|endpoint| endpoint.namespace == namespace && endpoint.service == service) {
+        for endpoint in shown.keys().filter(|endpoint| endpoint.namespace == namespace && endpoint.service == service) {
             let packets = self.endpoints.packets.get(endpoint).map_or(0, |packets| packets.get());
             *all.entry(endpoint.endpoint.clone()).or_default() += packets;
         }
         all
     }
 
-    /// So much has come since the last time.
-    pub(super) fn add(&self, since: &TrafficDelta, now: Instant) {
-        self.addresses.add(&since.addresses, now);
-        self.endpoints.add(&since.endpoints, now);
+    /// Adds the traffic since the last reading.
+    pub(super) fn add(&self, delta: &TrafficDelta, now: Instant) {
+        self.addresses.add(&delta.addresses, now);
+        self.endpoints.add(&delta.endpoints, now);
     }
 }
 
-impl<L: Clone + Eq + Hash + EncodeLabelSet> Counts<L> {
-    /// What is not among these is shown no more after a while; at once, if there are too many of them, or with those that are gone.
-    fn add(&self, since: &TrafficSums<L>, now: Instant) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        for (labels, count) in since.counts() {
+impl<L: Clone + Eq + Hash + EncodeLabelSet> LabelledCounters<L> {
+    /// Adds the traffic since the last reading. Labels without a rule are hidden after [`SHOWN_AFTER_REMOVAL`], or at once if there are more
+    /// labels than the limit.
+    fn add(&self, delta: &TrafficSums<L>, now: Instant) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for (labels, count) in delta.counts() {
             self.packets.get_or_create(labels).inc_by(count.packets);
             self.bytes.get_or_create(labels).inc_by(count.bytes);
-            known.insert(labels.clone(), now);
+            shown.insert(labels.clone(), now);
         }
-        let patience = if !since.is_over() && since.has_room_for(known.len()) { GONE } else { Duration::ZERO };
-        known.retain(|labels, seen| {
-            let stays = *seen == now || now.duration_since(*seen) < patience;
+        let shown_for = if !delta.is_over() && delta.has_room_for(shown.len()) { SHOWN_AFTER_REMOVAL } else { Duration::ZERO };
+        shown.retain(|labels, seen| {
+            let stays = *seen == now || now.duration_since(*seen) < shown_for;
             if !stays {
                 self.packets.remove(labels);
                 self.bytes.remove(labels);
@@ -94,34 +102,39 @@ impl<L: Clone + Eq + Hash + EncodeLabelSet> Counts<L> {
     }
 }
 
-impl<L: Clone + Eq + Hash> Default for Counts<L> {
+impl<L: Clone + Eq + Hash> Default for LabelledCounters<L> {
     fn default() -> Self {
-        Self { packets: Labelled::default(), bytes: Labelled::default(), known: Mutex::default() }
+        Self { packets: Labelled::default(), bytes: Labelled::default(), shown: Mutex::default() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::traffic::counts::CounterReading as Rules;
+    use crate::observe::service_traffic::PacketCount;
 
-    /// Packets of each endpoint that is shown.
+    /// The packets of each endpoint that is shown.
     fn shown(traffic: &TrafficMetrics) -> Vec<(String, u64)> {
         traffic.connections_of("shop", "web").into_iter().collect()
     }
 
-    /// A reading of rules that lead to these endpoints, each with one packet.
+    /// The traffic of a reading in which each of these endpoints got one packet.
     fn reading(endpoints: &[u8], limit: usize) -> TrafficDelta {
-        let mut since = TrafficDelta::new(limit);
+        let mut delta = TrafficDelta::new(limit);
         for endpoint in endpoints {
-            let rule = format!("-p tcp -m comment --comment \"shop/web\" -m tcp -j DNAT --to-destination 10.244.0.{endpoint}:80");
-            Rules::reading().line(&format!("[1:60] -A KUBE-SEP-{endpoint} {rule}"), &mut Rules::reading(), &mut since);
+            let endpoint = ServiceEndpoint {
+                namespace: "shop".to_owned(),
+                service: "web".to_owned(),
+                port: String::new(),
+                endpoint: format!("10.244.0.{endpoint}:80"),
+            };
+            delta.endpoints.add(endpoint, PacketCount { packets: 1, bytes: 60 });
         }
-        since
+        delta
     }
 
     #[test]
-    fn what_is_gone_is_shown_until_it_has_been_seen() {
+    fn removed_endpoints_are_shown_for_two_minutes() {
         let (traffic, start) = (TrafficMetrics::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let of = |endpoint: u8, count: u64| (format!("10.244.0.{endpoint}:80"), count);
@@ -131,9 +144,9 @@ mod tests {
         traffic.add(&reading(&[2], 4), at(130));
         assert_eq!(shown(&traffic), [of(2, 3)]);
         traffic.add(&reading(&[1], 4), at(140));
-        assert_eq!(shown(&traffic), [of(1, 1), of(2, 3)], "what comes back begins anew");
+        assert_eq!(shown(&traffic), [of(1, 1), of(2, 3)], "an endpoint that returns starts at zero");
         traffic.add(&reading(&[3, 4, 5], 4), at(150));
-        assert_eq!(shown(&traffic), [of(3, 1), of(4, 1), of(5, 1)], "there is no room for more");
+        assert_eq!(shown(&traffic), [of(3, 1), of(4, 1), of(5, 1)], "there is no room for removed endpoints");
         traffic.add(&reading(&[1, 2, 3, 4, 5], 4), at(160));
         assert_eq!(shown(&traffic), []);
     }

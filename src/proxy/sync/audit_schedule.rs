@@ -1,7 +1,8 @@
-//! When to look whether somebody else changed the tables, and what to look at: neither more often than it is worth, nor later than it hurts.
+//! Decides when the live tables are checked for changes of other programs.
 //!
-//! On nft the kernel keeps a number that every change of tables moves, so tables are read when somebody else has moved it, and at once if
-//! they were not read lately. On legacy they are read every sync period. Either way what a look costs decides how soon the next one comes.
+//! There are two checks. The quick check looks for the canary chain and the jumps to our chains. The audit reads all tables. On nft, the
+//! kernel has a generation number that increases with every change of the tables. So both checks run when another program increased it. On
+//! legacy iptables, they run every sync period. In both cases, a check that takes long runs less often.
 
 use std::time::Duration;
 
@@ -14,27 +15,29 @@ use crate::table::parse::Tables;
 
 use super::family::FamilyRules;
 use super::report::Report;
+use crate::duty_cycle::DutyCycle;
 
-/// Reading all live tables may take one part in this many of the time, and so may reading the chains that lead to ours.
-const SHARE: u32 = 200;
+/// Each check rests for this many times its own duration, so it takes at most 1/200 of the time.
+const CYCLE: DutyCycle = DutyCycle::new(200, Duration::ZERO);
 
-/// Tables that nobody changes are read this rarely.
-const TRUST: Duration = Duration::from_secs(3600);
+/// If the generation number shows no change of another program, the tables are only read this often.
+const UNCHANGED_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Transactions that canaries take.
-const CANARIES: usize = 3;
+/// The number of transactions that set the canary chain.
+const CANARY_TRANSACTIONS: usize = 3;
 
-/// Something that is done again and again.
+/// The times of one repeated check.
 #[derive(Debug)]
-struct Round {
-    /// When it is done next, and from when on that is cheap enough.
+struct CheckTimer {
+    /// When the check runs next.
     next: Instant,
+    /// The earliest time that keeps the check within its part of the time.
     affordable: Instant,
-    /// How long it took the last time.
+    /// How long the check took the last time.
     took: Duration,
 }
 
-impl Round {
+impl CheckTimer {
     fn new(next: Instant) -> Self {
         Self { next, affordable: Instant::now(), took: Duration::MAX }
     }
@@ -43,69 +46,69 @@ impl Round {
         self.next <= Instant::now()
     }
 
-    /// It was done, begun then; next time after a period, or later if it takes long. One time that took long on a busy machine is no measure.
+    /// The check that began at `start` is done. The next one is due after `period`, or later if the check took long. Of the last two
+    /// durations the shorter one counts, because a busy machine can delay a single check.
     fn done(&mut self, start: Instant, period: Duration) {
         let took = start.elapsed();
-        self.affordable = Instant::now() + took.min(self.took) * SHARE;
+        self.affordable = Instant::now() + CYCLE.rest(took.min(self.took));
         self.took = took;
         self.next = self.affordable.max(Instant::now() + period);
     }
 
-    /// It is done as soon as it is cheap enough.
+    /// The check is due as soon as it is affordable.
     fn hurry(&mut self) {
         self.next = self.next.min(self.affordable);
     }
 }
 
-/// When one family's tables are looked at.
+/// When the tables of one family are checked.
 #[derive(Debug)]
 pub(super) struct AuditSchedule {
-    /// Looking for the canary and the jumps.
-    look: Round,
-    /// Reading all live tables.
-    audit: Round,
-    /// Whether somebody else may have changed tables since they were last read; `None` where that cannot be told. Until somebody has there
-    /// is little to look at.
-    disturbed: Option<bool>,
+    /// The check of the canary and the jumps.
+    quick_check: CheckTimer,
+    /// The audit, which reads all live tables.
+    audit: CheckTimer,
+    /// Another program may have changed the tables since they were last read. `None` if there is no generation number.
+    changed: Option<bool>,
 }
 
 impl AuditSchedule {
-    /// Canaries are looked for at once; the first sync reads the tables.
+    /// The canary is checked at once. The audit waits for a period, because the first sync reads the tables.
     pub(super) fn new(period: Duration) -> Self {
         let now = Instant::now();
-        Self { look: Round::new(now), audit: Round::new(now + period), disturbed: None }
+        Self { quick_check: CheckTimer::new(now), audit: CheckTimer::new(now + period), changed: None }
     }
 
-    /// When there is something to look at.
+    /// When the next check is due.
     pub(super) fn next(&self) -> Instant {
-        self.look.next.min(self.audit.next)
+        self.quick_check.next.min(self.audit.next)
     }
 
-    /// Nothing is looked at before this.
+    /// Delays all checks until this time.
     pub(super) fn put_off(&mut self, until: Instant) {
-        for round in [&mut self.look, &mut self.audit] {
-            round.next = round.next.max(until);
+        for timer in [&mut self.quick_check, &mut self.audit] {
+            timer.next = timer.next.max(until);
         }
     }
 
-    /// It cannot be told whether somebody else changes tables.
-    pub(super) fn blind(&mut self) {
-        if self.disturbed.take() == Some(false) {
-            self.look.hurry();
+    /// There is no generation number, so changes of other programs only show in the checks.
+    pub(super) fn generation_unknown(&mut self) {
+        if self.changed.take() == Some(false) {
+            self.quick_check.hurry();
             self.audit.hurry();
         }
     }
 
-    /// Somebody else has changed tables: they are looked at as soon as that is affordable.
-    pub(super) fn disturb(&mut self) {
-        self.disturbed = Some(true);
-        self.look.hurry();
+    /// Another program changed tables: both checks run as soon as they are affordable.
+    pub(super) fn generation_changed(&mut self) {
+        self.changed = Some(true);
+        self.quick_check.hurry();
         self.audit.hurry();
     }
 
-    /// Looks at the tables, where it is time; every `period`, where nothing tells whether that is needed. The canary is kube-proxy's, and
-    /// only set where the service proxy is ours (`canary`). Gives the transactions it made.
-    pub(super) async fn look_after(
+    /// Runs the checks that are due. Without a generation number each runs every `period`. The canary is kube-proxy's chain, so it is only
+    /// set if sepal is the service proxy (`canary`). Returns the number of transactions made.
+    pub(super) async fn run_due_checks(
         &mut self,
         rules: &mut FamilyRules,
         runner: &impl Runner,
@@ -113,65 +116,71 @@ impl AuditSchedule {
         canary: bool,
         report: &Report,
     ) -> usize {
-        let mut own = 0;
-        if self.look.is_due() && self.disturbed == Some(false) {
-            // That nobody has changed anything is as good as having looked.
+        let mut transactions = 0;
+        if self.quick_check.is_due() && self.changed == Some(false) {
+            // An unchanged generation number proves the same as the check.
             if !rules.is_due() {
                 report.confirmed(rules.family());
             }
-            self.look.next = Instant::now() + period;
-        } else if self.look.is_due() {
+            self.quick_check.next = Instant::now() + period;
+        } else if self.quick_check.is_due() {
             let start = Instant::now();
-            own = self.look(rules, runner, canary, report).await;
-            self.look.done(start, period);
+            transactions = self.check_canary_and_jumps(rules, runner, canary, report).await;
+            self.quick_check.done(start, period);
         }
         if self.audit.is_due() {
-            let start = Instant::now();
-            let outcome = rules.audit(runner).await;
-            self.audit.done(start, period);
-            match outcome {
-                Ok(drift) => {
-                    if rules.knows_kernel_state() {
-                        let outcome = if drift.is_empty() { "as expected" } else { "they differ" };
-                        tracing::debug!("{}: the live tables were read: {outcome}", rules.family());
-                    }
-                    report.audited(rules.family(), &drift);
-                    if drift.is_empty() && !rules.is_due() {
-                        report.confirmed(rules.family());
-                    }
-                    if let Some(disturbed) = &mut self.disturbed {
-                        *disturbed = false;
-                        self.audit.next = Instant::now() + TRUST;
-                    }
-                }
-                Err(error) => tracing::warn!("{}: the live tables were not looked at: {error}", rules.family()),
-            }
+            self.run_audit(rules, runner, period, report).await;
         }
-        own
+        transactions
     }
 
-    /// Looks for what is lost when tables are flushed: the canary, and the jumps into our chains. Without them all tables are read at once,
-    /// whatever that costs. Gives the transactions it made.
-    async fn look(&mut self, rules: &FamilyRules, runner: &impl Runner, canary: bool, report: &Report) -> usize {
+    async fn run_audit(&mut self, rules: &mut FamilyRules, runner: &impl Runner, period: Duration, report: &Report) {
+        let start = Instant::now();
+        let outcome = rules.audit(runner).await;
+        self.audit.done(start, period);
+        let drift = match outcome {
+            Ok(drift) => drift,
+            Err(error) => {
+                tracing::warn!("{}: the live tables could not be read for an audit: {error}", rules.family());
+                return;
+            }
+        };
+        if rules.knows_kernel_state() {
+            let outcome = if drift.is_empty() { "no changes" } else { "another program changed them" };
+            tracing::debug!("{}: audit of the live tables: {outcome}", rules.family());
+        }
+        report.audited(rules.family(), &drift);
+        if drift.is_empty() && !rules.is_due() {
+            report.confirmed(rules.family());
+        }
+        if let Some(changed) = &mut self.changed {
+            *changed = false;
+            self.audit.next = Instant::now() + UNCHANGED_PERIOD;
+        }
+    }
+
+    /// Checks for the canary and the jumps to our chains, which are lost when another program flushes tables. If one is missing, the audit is
+    /// due at once. Returns the number of transactions made.
+    async fn check_canary_and_jumps(&mut self, rules: &FamilyRules, runner: &impl Runner, canary: bool, report: &Report) -> usize {
         let family = rules.family();
-        let mut own = 0;
-        // While syncs fail, they read the tables themselves.
-        let settled = rules.knows_kernel_state() && rules.attempt().failures == 0;
+        let mut transactions = 0;
+        // A sync after a failed one reads the tables itself.
+        let acknowledged = rules.knows_kernel_state() && rules.attempt().failures == 0;
         if canary && runner.canary(family).await == Some(false) {
-            if settled {
+            if acknowledged {
                 report.flushed(family);
                 self.audit.next = Instant::now();
             }
-            own = CANARIES;
+            transactions = CANARY_TRANSACTIONS;
             if let Err(error) = runner.set_canary(family).await {
                 tracing::warn!("{family}: {error}");
             }
         }
-        for table in Table::ALL.into_iter().filter(|_| settled) {
+        for table in Table::ALL.into_iter().filter(|_| acknowledged) {
             let text = match runner.builtin_jumps(family, table).await {
                 Ok(text) => text,
                 Err(error) => {
-                    tracing::debug!("{family}: the jumps in {table} were not looked at: {error}");
+                    tracing::debug!("{family}: the jumps in {table} could not be read: {error}");
                     continue;
                 }
             };
@@ -179,10 +188,10 @@ impl AuditSchedule {
             tables.read(&text);
             let missing: Vec<&Jump> = tables.missing_jumps(table, |table, chain| rules.has_chain(table, chain)).collect();
             if !missing.is_empty() {
-                report.cut_off(family, &missing);
+                report.jumps_missing(family, &missing);
                 self.audit.next = Instant::now();
             }
         }
-        own
+        transactions
     }
 }

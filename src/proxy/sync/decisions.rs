@@ -1,5 +1,5 @@
-//! Log lines about what the loop of the rules decides: why each sync runs and how much it writes (`-v=2`), every update that it gets and
-//! the chains of each plan (`-v=4`). Their texts are only made when they are logged.
+//! Log lines about the decisions of the loop: the reason and size of each sync (`-v=2`), and each update and the chains of each plan
+//! (`-v=4`). The texts are only made if they are logged.
 
 use std::fmt::Display;
 
@@ -12,15 +12,15 @@ use crate::table::plan::Plan;
 
 use super::sync_log::V2;
 
-/// Names in one line; the others are counted.
+/// The largest number of names in one line. The others are only counted.
 const NAMED: usize = 20;
 
-/// Whether lines about single syncs are logged.
+/// Returns true if lines about single syncs are logged.
 pub(super) fn enabled() -> bool {
     tracing::enabled!(target: V2, Level::DEBUG)
 }
 
-/// A sync has its plan, or a part of it.
+/// Logs the plan of a sync, or of a part of it.
 pub(super) fn planned(family: Family, reason: &str, plan: &Plan) {
     if plan.is_empty() {
         tracing::debug!(target: V2, "{family}: sync, because {reason}: nothing to write");
@@ -38,9 +38,9 @@ pub(super) fn planned(family: Family, reason: &str, plan: &Plan) {
     }
 }
 
-/// The loop got an update.
+/// Logs an update that the loop received.
 pub(super) fn received(update: &Update) {
-    let what = |is_there: bool| if is_there { "is new or has changed" } else { "is gone" };
+    let what = |is_there: bool| if is_there { "was added or changed" } else { "was deleted" };
     match update {
         Update::Cluster(kubernetes::ClusterUpdate::Change(Change::Service(key, now), _)) => {
             tracing::debug!("Service {key} {}", what(now.is_some()));
@@ -53,7 +53,7 @@ pub(super) fn received(update: &Update) {
         }
         Update::Inputs(_) => tracing::debug!("the manifests were read"),
         Update::Settings(_) => tracing::debug!("the settings were read"),
-        Update::PodRules(_) => tracing::debug!("the pod network gives its rules"),
+        Update::PodRules(_) => tracing::debug!("the pod network sent the inputs of its rules"),
         Update::Cluster(kubernetes::ClusterUpdate::Listed(ListedNames::Services(known))) => {
             tracing::debug!("all {} Services are listed", known.len());
         }
@@ -65,7 +65,7 @@ pub(super) fn received(update: &Update) {
     }
 }
 
-/// The first names, and how many more there are.
+/// Returns the first names and the number of the others.
 pub(super) fn names(all: impl ExactSizeIterator<Item = impl Display>) -> String {
     let count = all.len();
     if count == 0 {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_lists_of_names_are_cut() {
+    fn long_lists_of_names_are_shortened() {
         assert_eq!(names(std::iter::empty::<u8>()), "none");
         assert_eq!(names(["a", "b"].iter()), "a, b");
         let many = names(0..NAMED + 3);

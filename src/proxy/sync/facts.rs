@@ -1,4 +1,4 @@
-//! What a sync needs to know of the host; and the plan that a dry run prints.
+//! Reads the facts of the host that rules depend on, and makes the plan that a dry run prints.
 
 use crate::bad_setting::BadSetting;
 use crate::cluster::Family;
@@ -12,25 +12,25 @@ use crate::table::desired::{Desired, Refresh};
 use crate::table::plan::{Plan, Variant};
 use crate::table::planner::{self, DesiredTables};
 
-/// The host's facts for printing rules: what is written goes before what the host says.
+/// Returns the host's facts for printing rules. Facts that a file states override those of the host.
 ///
 /// # Errors
-/// What is written makes no sense.
+/// A stated fact is invalid.
 pub fn described_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<HostFacts, BadSetting> {
     match &inputs.written_facts {
         Some(written) if written.complete() => written.over(HostFacts::default()),
-        Some(written) => written.over(ask(inputs, host, random_fully, false)),
-        None => Ok(ask(inputs, host, random_fully, false)),
+        Some(written) => written.over(read_facts(inputs, host, random_fully, false)),
+        None => Ok(read_facts(inputs, host, random_fully, false)),
     }
 }
 
-/// The host's facts for writing rules. Here the kernel has a veto: a match that it does not have would make it refuse everything,
-/// whatever is written about it. Missing nfacct counters are made, where the service proxy is ours.
+/// Returns the host's facts for writing rules. A stated feature is only used if the kernel has it, because the kernel refuses all rules of a
+/// transaction with an unknown match. Missing nfacct counters are created if sepal is the service proxy.
 ///
 /// # Errors
-/// What is written makes no sense.
-pub(crate) fn usable_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<HostFacts, BadSetting> {
-    let real = ask(inputs, host, random_fully, !inputs.without_proxy);
+/// A stated fact is invalid.
+pub fn usable_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<HostFacts, BadSetting> {
+    let real = read_facts(inputs, host, random_fully, !inputs.without_proxy);
     let Some(written) = &inputs.written_facts else { return Ok(real) };
     let mut facts = written.over(real.clone())?;
     facts.nfacct.ct_state_invalid &= real.nfacct.ct_state_invalid;
@@ -42,15 +42,16 @@ pub(crate) fn usable_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool)
     Ok(facts)
 }
 
-/// Addresses come and go with every pod; rules only depend on them where NodePorts are limited to some.
+/// Returns true if rules depend on the host's addresses, which is if NodePorts are limited to some. Otherwise they are left out, because
+/// they change with every pod.
 fn addresses_matter(inputs: &Inputs) -> bool {
     !matches!(&inputs.settings.node_port_addresses, NodePortAddresses::Cidrs(cidrs) if cidrs.is_empty())
 }
 
-fn ask(inputs: &Inputs, host: &dyn Host, random_fully: bool, create: bool) -> HostFacts {
+fn read_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool, create: bool) -> HostFacts {
     let addresses = if addresses_matter(inputs) {
         host.addresses().unwrap_or_else(|error| {
-            tracing::warn!("cannot list this host's addresses, so NodePorts limited to some of them answer nowhere: {error}");
+            tracing::warn!("cannot list this host's addresses, so NodePorts that are limited to some addresses answer on none: {error}");
             Vec::new()
         })
     } else {
@@ -59,15 +60,15 @@ fn ask(inputs: &Inputs, host: &dyn Host, random_fully: bool, create: bool) -> Ho
     HostFacts { addresses, tcp_be_liberal: host.tcp_be_liberal(), nfacct: host.counters(create), random_fully }
 }
 
-/// The plan that writes all of a family's rules into tables that hold something else, in one transaction per table; and what renders
-/// them. With [`planner::dry_run_tables`] it is what a dry run prints.
+/// Returns the plan that writes all rules of a family in one transaction per table, and the renderer of the rules. A dry run prints it with
+/// [`planner::dry_run_tables`].
 #[must_use]
-pub fn whole<'a>(inputs: &'a Inputs, host: &HostFacts, family: Family, held: &Acknowledged) -> (Plan, Renderer<'a>) {
+pub fn whole<'a>(inputs: &'a Inputs, host: &HostFacts, family: Family, acknowledged: &Acknowledged) -> (Plan, Renderer<'a>) {
     let mut desired = Desired::default();
     let counter = Renderer::new(inputs, host, family);
     desired.count(&counter, Refresh::All);
     let renderer = counter.for_size(desired.endpoints());
     let all = desired.refresh(&renderer, Refresh::All);
-    let wanted = DesiredTables { services: desired.services(), fixed: &desired.fixed, spared: &[] };
-    (planner::plan(&wanted, held, &all, Variant::Legacy, planner::CHAINS_PER_TRANSACTION), renderer)
+    let tables = DesiredTables { services: desired.services(), fixed: &desired.fixed, spared: &[] };
+    (planner::plan(&tables, acknowledged, &all, Variant::Legacy, planner::CHAINS_PER_TRANSACTION), renderer)
 }

@@ -1,8 +1,6 @@
-//! One family's rules: from what the cluster wants to what the kernel has acknowledged. Nothing is taken as done before the kernel said
-//! so: what is desired is computed from the inputs, and whatever differs from what was acknowledged is written.
+//! The rules of one family. Computes the desired rules from the inputs and writes the differences to the acknowledged rules. A rule only
+//! counts as acknowledged after the kernel accepted it.
 
-use crate::observe::sync_result::SyncAttempt;
-use crate::observe::sync_result::SyncResult;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -12,6 +10,8 @@ use tokio::time::Instant;
 use crate::cluster::host_facts::HostFacts;
 use crate::cluster::{Family, ServiceKey, ServicePortName};
 use crate::iptables::{IptablesError, Runner};
+use crate::observe::latency::SyncPhases;
+use crate::observe::sync_result::{RefusedPort, SyncAttempt, SyncResult};
 use crate::proxy::rules::Renderer;
 use crate::proxy::rules::inputs::Inputs;
 use crate::table::Table;
@@ -28,19 +28,18 @@ use crate::table::rules::RuleSource;
 
 use super::decisions;
 use super::quarantine::Quarantine;
-use crate::observe::latency::SyncPhases;
-use crate::observe::sync_result::RefusedPort;
 
-/// After so many refusals a sync ends and leaves the rest to the next one: other changes do not wait for it longer.
+/// After this many refusals, a sync ends and the next one continues, so that other changes do not wait longer.
 const MOST_REFUSALS: usize = 16;
 
-/// After so many refusals in a row there may be hundreds; smaller portions let pass what is between them.
+/// After this many refusals without a success there may be hundreds. Then portions get smaller, so that the accepted service ports between
+/// them are written.
 const IN_A_ROW: usize = 8;
 
-/// What has changed since the rules were last computed.
+/// The inputs that changed since the rules were last computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stale {
-    /// The Node, the settings, the host: anything may be different.
+    /// The Node, the settings or the host. All rules may be different.
     Everything,
     /// These Services.
     Services(BTreeSet<ServiceKey>),
@@ -50,9 +49,9 @@ enum Stale {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct SyncError {
-    /// Why.
+    /// The error that ended the sync.
     pub error: IptablesError,
-    /// Service ports that iptables refused before that.
+    /// Service ports that iptables refused before the error.
     pub refused: Vec<RefusedPort>,
 }
 
@@ -63,38 +62,40 @@ pub struct FamilyRules {
     stale: Stale,
     desired: Desired,
     large: bool,
-    /// What the kernel holds; `None` if that has to be read first.
-    held: Option<Acknowledged>,
-    /// What touched service ports had when the tables were last known: those rules are theirs still, not strangers'.
+    /// The acknowledged rules. `None` if the live tables have to be read first.
+    acknowledged: Option<Acknowledged>,
+    /// The last acknowledged rules of touched service ports, from before the acknowledged rules became unknown. When the live tables are
+    /// read, these rules still belong to the service ports and are not unknown rules.
     former: Outlines,
-    /// Service ports whose desired rules may differ from what the kernel holds.
+    /// Service ports whose desired rules may differ from the acknowledged ones.
     touched: BTreeSet<ServicePortName>,
-    /// Something that is no service port's differs from what the kernel holds.
-    unsettled: bool,
+    /// Fixed rules may differ from the acknowledged ones, or there may be unknown rules.
+    fixed_is_due: bool,
     /// Service ports whose rules iptables refused.
     quarantine: Quarantine,
-    /// Service ports that were part of something that was refused; all others go before them.
+    /// Service ports of refused transactions. All other service ports are written before them.
     suspects: BTreeSet<ServicePortName>,
-    /// How many suspects are written in one go: fewer while it is not known which of them iptables refuses.
-    at_once: usize,
-    /// Whether what is nobody's was taken without them in this sync; `None` while that is not in question.
-    cleared: Option<bool>,
-    /// Refusals with nothing taken between them.
-    in_a_row: usize,
-    /// On nft, how many chains a transaction mentions.
-    limit: usize,
-    /// Chains that iptables refused to delete: something foreign jumps to them.
+    /// The number of suspects to write at once. It is small until the refused ones are found.
+    portion: usize,
+    /// After iptables refused a transaction as a whole: false until the fixed rules are accepted without any service port, then true. `None`
+    /// if that did not happen in this sync.
+    fixed_accepted: Option<bool>,
+    /// The number of refusals since the last success.
+    refusals_in_a_row: usize,
+    /// The largest number of chains in a transaction, on nft.
+    chains_per_transaction: usize,
+    /// Chains that iptables refused to delete, because rules of other programs jump to them.
     spared: Vec<ChainName>,
-    /// What the last sync came to.
+    /// The counts of the last sync.
     attempt: SyncAttempt,
-    /// Whose counters somebody wants to know before they end.
-    counted: CounterSelection,
-    /// Rules that ended since that was asked, each as `iptables-save -c` would print it.
+    /// The rules whose final counters are read before a sync removes them.
+    counter_selection: CounterSelection,
+    /// Removed rules with their final counters, in the format of `iptables-save -c`.
     ended: Vec<String>,
 }
 
 impl FamilyRules {
-    /// Nothing is known of the kernel yet.
+    /// The first sync reads the live tables.
     #[must_use]
     pub fn new(family: Family) -> Self {
         Self {
@@ -102,27 +103,27 @@ impl FamilyRules {
             stale: Stale::Everything,
             desired: Desired::default(),
             large: false,
-            held: None,
+            acknowledged: None,
             former: Outlines::new(),
             touched: BTreeSet::new(),
-            unsettled: false,
+            fixed_is_due: false,
             quarantine: Quarantine::default(),
             suspects: BTreeSet::new(),
-            at_once: usize::MAX,
-            cleared: None,
-            in_a_row: 0,
-            limit: CHAINS_PER_TRANSACTION,
+            portion: usize::MAX,
+            fixed_accepted: None,
+            refusals_in_a_row: 0,
+            chains_per_transaction: CHAINS_PER_TRANSACTION,
             spared: Vec::new(),
             attempt: SyncAttempt::default(),
-            counted: CounterSelection::default(),
+            counter_selection: CounterSelection::default(),
             ended: Vec::new(),
         }
     }
 
-    /// On nft, writes in transactions that take no more Services once they mention so many chains.
+    /// On nft, ends a transaction once it contains this many chains.
     #[must_use]
     pub fn with_limit(mut self, limit: usize) -> Self {
-        self.limit = limit;
+        self.chains_per_transaction = limit;
         self
     }
 
@@ -132,80 +133,80 @@ impl FamilyRules {
         self.family
     }
 
-    /// These Services changed.
+    /// Notes that these Services changed.
     pub fn touch(&mut self, services: &[ServiceKey]) {
         if let Stale::Services(stale) = &mut self.stale {
             stale.extend(services.iter().cloned());
         }
     }
 
-    /// Anything may have changed.
+    /// Notes that anything may have changed.
     pub fn touch_everything(&mut self) {
         self.stale = Stale::Everything;
     }
 
-    /// Whether there may be something to write.
+    /// Returns true if a sync may have something to write.
     #[must_use]
     pub fn is_due(&self) -> bool {
         let trial = self.next_trial().is_some_and(|trial| trial <= Instant::now());
         trial
             || !matches!(&self.stale, Stale::Services(services) if services.is_empty())
-            || self.held.is_none()
-            || self.unsettled
+            || self.acknowledged.is_none()
+            || self.fixed_is_due
             || !self.touched.is_empty()
     }
 
-    /// Whether what the kernel holds is known.
+    /// Returns true if the acknowledged rules are known.
     #[must_use]
-    pub(crate) const fn knows_kernel_state(&self) -> bool {
-        self.held.is_some()
+    pub const fn knows_kernel_state(&self) -> bool {
+        self.acknowledged.is_some()
     }
 
-    /// The service ports that are left as they are because iptables refuses their rules.
+    /// The service ports that keep their old rules because iptables refuses the new ones.
     #[must_use]
     pub fn quarantined(&self) -> impl ExactSizeIterator<Item = &ServicePortName> {
         self.quarantine.names()
     }
 
-    /// When the next of them is tried again.
+    /// When a quarantined service port is tried again.
     #[must_use]
     pub fn next_trial(&self) -> Option<Instant> {
         self.quarantine.next_trial()
     }
 
-    /// From now on, rules whose counters a sync ends are listed before, as far as these are wanted.
-    pub const fn count(&mut self, counted: CounterSelection) {
-        self.counted = counted;
+    /// Sets the rules whose final counters are read before a sync removes them.
+    pub const fn select_final_counters(&mut self, selection: CounterSelection) {
+        self.counter_selection = selection;
     }
 
-    /// Rules that ended since this was asked last and that had counted something, each as `iptables-save -c` would print it.
+    /// Returns the removed rules with a counter above zero since the last call, in the format of `iptables-save -c`.
     pub fn take_ended(&mut self) -> Vec<String> {
         std::mem::take(&mut self.ended)
     }
 
-    /// What the last sync came to, well or not.
+    /// The counts of the last sync, also if it failed.
     #[must_use]
     pub const fn attempt(&self) -> &SyncAttempt {
         &self.attempt
     }
 
-    /// Whether a chain that is no service port's should be there.
+    /// Returns true if a fixed chain is desired.
     #[must_use]
     pub fn has_chain(&self, table: Table, chain: &str) -> bool {
         self.desired.fixed.has(table, chain)
     }
 
-    /// What the desired rules come to, as of the last sync.
+    /// The totals of the desired rules at the last sync.
     #[must_use]
     pub fn totals(&self) -> RuleTotals {
         self.desired.totals()
     }
 
-    /// Makes the kernel hold what is desired. Where it refuses many service ports, what is left is for the next call.
+    /// Writes the desired rules. If iptables refuses many service ports, the next call continues.
     ///
     /// # Errors
-    /// The live tables cannot be read, or the plan cannot be carried out and no single service port is to blame. Nothing is lost: the
-    /// next call tries everything that is not acknowledged. Service ports that were refused before that are told of with the error.
+    /// The live tables cannot be read, or iptables fails for a reason other than the rules of one service port. The next call tries all
+    /// rules again that are not acknowledged. The error contains the service ports that were refused before.
     pub async fn sync(&mut self, runner: &impl Runner, inputs: &Inputs, host: &HostFacts) -> Result<SyncResult, SyncError> {
         let mut synced = SyncResult { pod_rules: inputs.pod_rules.is_some(), ..SyncResult::default() };
         self.attempt = SyncAttempt::default();
@@ -228,23 +229,19 @@ impl FamilyRules {
         let start = Instant::now();
         let reason = decisions::enabled().then(|| self.reason());
         let renderer = self.refresh(inputs, host);
-        self.release();
-        // What is fixed may have changed, too; that has no service port to be touched.
-        self.unsettled = true;
-        self.cleared = None;
+        self.release_quarantined();
+        // The fixed rules may have changed. They are not part of `touched`, which only has service ports.
+        self.fixed_is_due = true;
+        self.fixed_accepted = None;
         synced.spent.render += start.elapsed();
-        // Whether what is held was read since the last failure: nobody is to blame for tables that somebody else has changed.
+        // True if the live tables were read since the last failure. If they were not, another program may have caused a refusal.
         let mut fresh = false;
-        let mut counted = self.counted;
+        let mut selection = self.counter_selection;
         loop {
             let start = Instant::now();
-            if self.held.is_none() {
+            if self.acknowledged.is_none() {
                 synced.read = true;
-                self.attempt.full = true;
-                let held = self.read(runner).await?;
-                self.quarantine.keep(&held.services);
-                self.touch_different(&held);
-                self.held = Some(held);
+                self.read_acknowledged(runner).await?;
                 fresh = true;
             }
             synced.spent.read += start.elapsed();
@@ -252,34 +249,31 @@ impl FamilyRules {
             let start = Instant::now();
             let mut now = self.next_portion();
             let mut plan = self.plan(&now, runner.variant());
-            let lists = self.held.as_ref().is_some_and(|held| final_counters::list(&mut plan, held, counted));
+            let lists = self.acknowledged.as_ref().is_some_and(|acknowledged| final_counters::list(&mut plan, acknowledged, selection));
             synced.spent.plan += start.elapsed();
             if let Some(reason) = &reason {
                 decisions::planned(self.family, reason, &plan);
             }
             if !plan.is_empty() {
                 if let Err(error) = self.restore(runner, &plan, &renderer, &mut synced.spent).await {
-                    // A chain to list may be gone, and not every program says so by its line. Rules are not to blame before.
+                    // A chain to list may be missing, and not every iptables version names the line. So lists are left out before rules
+                    // are suspected.
                     let unlisted = lists && matches!(error, IptablesError::Refused { .. } | IptablesError::Failed { .. });
                     if unlisted || !fresh && matches!(error, IptablesError::Refused { .. }) {
                         self.attempt.unlisted |= unlisted;
-                        counted = CounterSelection::default();
-                        self.distrust();
+                        selection = CounterSelection::default();
+                        self.forget_acknowledged();
                         continue;
                     }
-                    self.learn(error, &plan, &now, &mut synced.refused)?;
-                    synced.unfinished = self.touched.iter().filter(|name| !self.quarantine.holds(name)).count();
+                    self.handle_refusal(error, &plan, &now, &mut synced.refused)?;
+                    synced.unfinished = self.touched.iter().filter(|name| !self.quarantine.contains(name)).count();
                     if self.attempt.failures >= MOST_REFUSALS && synced.unfinished > 0 {
                         return Ok(());
                     }
                     continue;
                 }
                 self.attempt.written += plan.rules(&renderer);
-                let extent = plan.extent();
-                synced.extent.chains += extent.chains;
-                synced.extent.deleted += extent.deleted;
-                synced.extent.edits += extent.edits;
-                synced.extent.transactions += extent.transactions;
+                synced.extent += plan.extent();
             }
             self.acknowledge(&now);
             if !plan.is_empty() {
@@ -292,21 +286,31 @@ impl FamilyRules {
         }
     }
 
-    /// Why a sync is due, for the log.
+    /// Takes the live rules as the acknowledged ones. The service ports that differ from the desired rules are written next.
+    async fn read_acknowledged(&mut self, runner: &impl Runner) -> Result<(), IptablesError> {
+        self.attempt.full = true;
+        let acknowledged = self.read_live(runner).await?;
+        self.quarantine.set_former(&acknowledged.services);
+        self.touch_different(&acknowledged);
+        self.acknowledged = Some(acknowledged);
+        Ok(())
+    }
+
+    /// Returns why a sync is due, for the log.
     fn reason(&self) -> String {
         match &self.stale {
-            _ if self.held.is_none() => "the live tables have to be read".to_owned(),
+            _ if self.acknowledged.is_none() => "the live tables have to be read".to_owned(),
             Stale::Everything => "the Node, the settings or the host may have changed".to_owned(),
             Stale::Services(services) if !services.is_empty() => format!("Services have changed: {}", decisions::names(services.iter())),
             Stale::Services(_) if !self.touched.is_empty() => {
-                format!("the rules of service ports are not as they should be: {}", decisions::names(self.touched.iter()))
+                format!("the rules of service ports differ: {}", decisions::names(self.touched.iter()))
             }
-            Stale::Services(_) if self.unsettled => "shared chains are not as they should be".to_owned(),
+            Stale::Services(_) if self.fixed_is_due => "fixed chains or shared chains differ".to_owned(),
             Stale::Services(_) => "service ports that iptables refused are tried again".to_owned(),
         }
     }
 
-    /// Has a plan carried out, and keeps what its lists say.
+    /// Applies a plan, and keeps the final counters that it prints.
     async fn restore(
         &mut self,
         runner: &impl Runner,
@@ -333,30 +337,31 @@ impl FamilyRules {
         }
     }
 
-    /// Reads the live tables and compares them with what was acknowledged; what differs is written by the next sync.
+    /// Reads the live tables and compares them with the acknowledged rules. The next sync writes the differences.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// The tables cannot be read.
     pub async fn audit(&mut self, runner: &impl Runner) -> Result<Drift, IptablesError> {
-        let Some(held) = &self.held else { return Ok(Drift::default()) };
-        let now = self.read(runner).await?;
+        let Some(acknowledged) = &self.acknowledged else { return Ok(Drift::default()) };
+        let now = self.read_live(runner).await?;
         if self.is_due() {
-            // What is still to be written differs, and is nobody's doing.
+            // Rules that are not written yet also differ. They are no drift.
             self.touch_different(&now);
-            self.held = Some(now);
+            self.acknowledged = Some(now);
             return Ok(Drift::default());
         }
-        let drift = held.drift(&now, &self.desired.fixed);
+        let drift = acknowledged.drift(&now, &self.desired.fixed);
         if !drift.is_empty() {
             self.touched.extend(drift.services.iter().cloned());
-            self.unsettled = true;
-            // What could not be deleted may have lost what kept it.
+            self.fixed_is_due = true;
+            // The rules that prevented the deletion of chains may be gone.
             self.spared.clear();
         }
-        self.held = Some(now);
+        self.acknowledged = Some(now);
         Ok(drift)
     }
 
+    /// Computes the desired rules again from the stale inputs.
     fn refresh<'a>(&mut self, inputs: &'a Inputs, host: &HostFacts) -> Renderer<'a> {
         let stale = std::mem::replace(&mut self.stale, Stale::Services(BTreeSet::new()));
         let what = match &stale {
@@ -366,164 +371,170 @@ impl FamilyRules {
         let counter = Renderer::new(inputs, host, self.family);
         self.desired.count(&counter, what);
         let renderer = counter.for_size(self.desired.endpoints());
-        // A cluster that becomes large, or is no longer, looks different everywhere.
+        // If the cluster becomes large or small, the comments of all endpoint rules change.
         let what = if renderer.large() == self.large { what } else { Refresh::All };
         self.large = renderer.large();
         self.attempt.full = matches!(what, Refresh::All);
         let changed = self.desired.refresh(&renderer, what);
-        // What changed may be acceptable now.
+        // iptables may accept the changed rules.
         self.quarantine.forget(&changed);
         self.touched.extend(changed);
         renderer
     }
 
-    /// Lets those out of quarantine whose time has come.
-    fn release(&mut self) {
+    /// Releases service ports from quarantine that are due for another try.
+    fn release_quarantined(&mut self) {
         self.touched.extend(self.quarantine.release(Instant::now()));
     }
 
-    /// Notes the service ports whose rules are not the desired ones in what was read.
-    fn touch_different(&mut self, held: &Acknowledged) {
-        let same = |name, outline| held.services.get(name).is_some_and(|held| Rc::ptr_eq(held, outline));
+    /// Notes the service ports whose live rules differ from the desired ones.
+    fn touch_different(&mut self, live: &Acknowledged) {
+        let same = |name, outline| live.services.get(name).is_some_and(|live| Rc::ptr_eq(live, outline));
         let different = self.desired.services().iter().filter(|(name, outline)| !same(name, outline));
         self.touched.extend(different.map(|(name, _)| name.clone()));
     }
 
-    /// The service ports to write next: none to see whether what is refused is theirs at all; all that nothing speaks against; else some
-    /// suspects.
+    /// Returns the service ports to write next: all that are not suspects, else some suspects. If a transaction was refused as a whole,
+    /// first none, which shows whether a service port is the cause at all.
     fn next_portion(&self) -> BTreeSet<ServicePortName> {
-        if self.cleared == Some(false) {
+        if self.fixed_accepted == Some(false) {
             return BTreeSet::new();
         }
-        let free = || self.touched.iter().filter(|name| !self.quarantine.holds(name));
-        let innocent: BTreeSet<ServicePortName> = free().filter(|name| !self.suspects.contains(*name)).cloned().collect();
-        if innocent.is_empty() { free().take(self.at_once).cloned().collect() } else { innocent }
+        let free = || self.touched.iter().filter(|name| !self.quarantine.contains(name));
+        let others: BTreeSet<ServicePortName> = free().filter(|name| !self.suspects.contains(*name)).cloned().collect();
+        if others.is_empty() { free().take(self.portion).cloned().collect() } else { others }
     }
 
-    async fn read(&self, runner: &impl Runner) -> Result<Acknowledged, IptablesError> {
-        let claimed = self.claimed();
-        let mut reader = LiveReader::new(&claimed, &self.desired.fixed);
+    /// Reads the live tables.
+    async fn read_live(&self, runner: &impl Runner) -> Result<Acknowledged, IptablesError> {
+        let known = self.known_outlines();
+        let mut reader = LiveReader::new(&known, &self.desired.fixed);
         for table in Table::ALL {
             runner.save(self.family, table, &mut |line| reader.line(line)).await?;
         }
-        Ok(Acknowledged::from_live(reader.finish(), &claimed))
+        Ok(Acknowledged::from_live(reader.finish(), &known))
     }
 
-    /// Whose rules are not strange in the live tables: what is desired, and for service ports in quarantine what they last had.
-    fn claimed(&self) -> Cow<'_, Outlines> {
-        let mut claimed = Cow::Borrowed(self.desired.services());
+    /// Returns the rules that belong to service ports in the live tables: the desired rules, the former rules of touched service ports, and
+    /// the former rules of quarantined ones.
+    fn known_outlines(&self) -> Cow<'_, Outlines> {
+        let mut known = Cow::Borrowed(self.desired.services());
         for (name, former) in &self.former {
-            let outline = claimed.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.merge(former)));
-            overlay(claimed.to_mut(), name, Some(&outline));
+            let outline = known.get(name).map_or_else(|| Rc::clone(former), |desired| Rc::new(desired.merge(former)));
+            overlay(known.to_mut(), name, Some(&outline));
         }
-        for (name, kept) in self.quarantine.kept() {
-            overlay(claimed.to_mut(), name, kept);
+        for (name, former) in self.quarantine.former() {
+            overlay(known.to_mut(), name, former);
         }
-        claimed
+        known
     }
 
-    /// What is to be written: what is desired, and for service ports in quarantine what they have.
-    fn wanted(&self) -> Cow<'_, Outlines> {
-        let mut wanted = Cow::Borrowed(self.desired.services());
-        for (name, kept) in self.quarantine.kept() {
-            overlay(wanted.to_mut(), name, kept);
+    /// Returns the rules to write: the desired rules, except that quarantined service ports keep their former rules.
+    fn outlines_to_write(&self) -> Cow<'_, Outlines> {
+        let mut outlines = Cow::Borrowed(self.desired.services());
+        for (name, former) in self.quarantine.former() {
+            overlay(outlines.to_mut(), name, former);
         }
-        wanted
+        outlines
     }
 
-    /// The tables may be other than they were thought to be: they are read before anything else is written.
-    fn distrust(&mut self) {
-        let Some(held) = self.held.take() else { return };
-        let had = self.touched.iter().filter_map(|name| Some((name.clone(), Rc::clone(held.services.get(name)?))));
-        self.former.extend(had);
+    /// The live tables may differ from the acknowledged ones. They are read before the next write.
+    fn forget_acknowledged(&mut self) {
+        let Some(acknowledged) = self.acknowledged.take() else { return };
+        let outlines = self.touched.iter().filter_map(|name| Some((name.clone(), Rc::clone(acknowledged.services.get(name)?))));
+        self.former.extend(outlines);
     }
 
+    /// Plans the rules of these service ports and all fixed rules. Other touched service ports keep their acknowledged rules.
     fn plan(&self, now: &BTreeSet<ServicePortName>, variant: Variant) -> Plan {
-        let Some(held) = &self.held else { return Plan::default() };
-        let mut services = self.wanted();
-        for later in self.touched.difference(now).filter(|name| !self.quarantine.holds(name)) {
-            overlay(services.to_mut(), later, held.services.get(later));
+        let Some(acknowledged) = &self.acknowledged else { return Plan::default() };
+        let mut services = self.outlines_to_write();
+        for later in self.touched.difference(now).filter(|name| !self.quarantine.contains(name)) {
+            overlay(services.to_mut(), later, acknowledged.services.get(later));
         }
-        let wanted = DesiredTables { services: &services, fixed: &self.desired.fixed, spared: &self.spared };
-        planner::plan(&wanted, held, now, variant, self.limit)
+        let desired = DesiredTables { services: &services, fixed: &self.desired.fixed, spared: &self.spared };
+        planner::plan(&desired, acknowledged, now, variant, self.chains_per_transaction)
     }
 
+    /// Records that the kernel accepted the rules of these service ports and all fixed rules.
     fn acknowledge(&mut self, now: &BTreeSet<ServicePortName>) {
-        if let Some(held) = &mut self.held {
-            held.accept_plan(self.desired.services(), &self.desired.fixed, now, &self.spared);
+        if let Some(acknowledged) = &mut self.acknowledged {
+            acknowledged.accept_plan(self.desired.services(), &self.desired.fixed, now, &self.spared);
         }
-        // Those in quarantine wait for their time, or for their change.
-        self.touched.retain(|name| !now.contains(name) && !self.quarantine.holds(name));
-        self.former.retain(|name, _| !now.contains(name) && !self.quarantine.holds(name));
-        self.touched.extend(self.quarantine.took(now));
-        self.unsettled = false;
-        self.in_a_row = 0;
-        if self.cleared == Some(false) {
-            self.cleared = Some(true);
+        // Quarantined service ports wait until they change or are due for another try.
+        self.touched.retain(|name| !now.contains(name) && !self.quarantine.contains(name));
+        self.former.retain(|name, _| !now.contains(name) && !self.quarantine.contains(name));
+        self.touched.extend(self.quarantine.accepted(now));
+        self.fixed_is_due = false;
+        self.refusals_in_a_row = 0;
+        if self.fixed_accepted == Some(false) {
+            self.fixed_accepted = Some(true);
         } else if self.touched.is_empty() {
             self.suspects.clear();
-            self.at_once = usize::MAX;
+            self.portion = usize::MAX;
         } else if now.iter().any(|name| self.suspects.remove(name)) {
-            self.at_once = self.at_once.saturating_mul(2);
+            self.portion = self.portion.saturating_mul(2);
         }
     }
 
-    /// Draws the conclusion from a plan that failed; an error if there is none but to try again later.
-    fn learn(
+    /// Finds out which rules iptables refused, so that the next portion leaves them out. Returns the error if no service port is the cause.
+    fn handle_refusal(
         &mut self,
         error: IptablesError,
         plan: &Plan,
         now: &BTreeSet<ServicePortName>,
         refused: &mut Vec<RefusedPort>,
     ) -> Result<(), IptablesError> {
-        // One transaction takes effect as a whole or not at all; of several, nobody knows how far they got.
+        // A single transaction is applied as a whole or not at all. Of several, some may have been applied.
         let atomic = plan.transactions.len() == 1 && matches!(error, IptablesError::Refused { .. } | IptablesError::Locked { .. });
-        let had: Outlines = self.held.as_ref().map(|held| held.services.clone()).unwrap_or_default();
+        let former: Outlines = self.acknowledged.as_ref().map(|acknowledged| acknowledged.services.clone()).unwrap_or_default();
         if !atomic {
-            self.distrust();
+            self.forget_acknowledged();
         }
         let IptablesError::Refused { text, owner, output, .. } = &error else { return Err(error) };
         if let Some(chain) = text.strip_prefix("-X ").and_then(ChainName::from_text) {
-            tracing::warn!("chain {chain} cannot be deleted, it stays behind empty: {output}");
+            tracing::warn!("cannot delete chain {chain}; it stays empty: {output}");
             self.spared.push(chain);
             return Ok(());
         }
         tracing::debug!("{}: iptables refused one of {} service ports in a transaction at {text:?}", self.family, now.len());
         let culprit = match owner {
             Some(owner) => (**owner).clone(),
-            // What the kernel refuses as a whole has no line to its name. First, is it any service port? Then, which half of them?
-            None if text == "COMMIT" && self.cleared != Some(false) => match now.iter().next() {
-                Some(only) if now.len() == 1 && self.cleared == Some(true) => only.clone(),
+            // The kernel refused the transaction as a whole, so no line is named. The next portion has no service port, which shows whether
+            // a service port is the cause. After that, each portion has half of the suspects.
+            None if text == "COMMIT" && self.fixed_accepted != Some(false) => match now.iter().next() {
+                Some(only) if now.len() == 1 && self.fixed_accepted == Some(true) => only.clone(),
                 Some(_) => {
-                    self.cleared.get_or_insert(false);
-                    self.suspect(now, now.len() / 2);
+                    self.fixed_accepted.get_or_insert(false);
+                    self.add_suspects(now, now.len() / 2);
                     return Ok(());
                 }
                 None => return Err(error),
             },
             None => return Err(error),
         };
-        if self.quarantine.holds(&culprit) {
-            // Not even what it had is taken any more.
-            let gave_up = self.quarantine.give_up(&culprit);
-            self.distrust();
-            return if gave_up { Ok(()) } else { Err(error) };
+        if self.quarantine.contains(&culprit) {
+            // iptables does not accept the former rules any more either.
+            let had_rules = self.quarantine.drop_former(&culprit);
+            self.forget_acknowledged();
+            return if had_rules { Ok(()) } else { Err(error) };
         }
-        self.in_a_row += 1;
-        self.suspect(now, if self.in_a_row < IN_A_ROW { self.at_once } else { now.len() / 2 });
+        self.refusals_in_a_row += 1;
+        self.add_suspects(now, if self.refusals_in_a_row < IN_A_ROW { self.portion } else { now.len() / 2 });
         self.suspects.remove(&culprit);
-        self.quarantine.put(&culprit, had.get(&culprit).cloned(), output, Instant::now());
+        self.quarantine.add(&culprit, former.get(&culprit).cloned(), output, Instant::now());
         refused.push(RefusedPort { name: culprit, cause: error.to_string() });
         Ok(())
     }
 
-    /// These were part of what was refused; so many of them are tried next.
-    fn suspect(&mut self, now: &BTreeSet<ServicePortName>, at_once: usize) {
+    /// Adds the service ports of a refused transaction to the suspects. `portion` is the number of suspects to write next.
+    fn add_suspects(&mut self, now: &BTreeSet<ServicePortName>, portion: usize) {
         self.suspects.extend(now.iter().cloned());
-        self.at_once = at_once.max(1);
+        self.portion = portion.max(1);
     }
 }
 
+/// Sets the outline of a service port, or removes it.
 fn overlay(services: &mut Outlines, name: &ServicePortName, outline: Option<&Rc<Outline>>) {
     match outline {
         Some(outline) => drop(services.insert(name.clone(), Rc::clone(outline))),

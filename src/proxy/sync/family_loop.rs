@@ -1,8 +1,9 @@
-//! One family's rules in the hands of the loop: when they are synced, looked at and tried again, and who is told of it.
+//! The part of the loop that belongs to one family: decides when its rules are synced, audited and tried again, and reports the results.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -11,61 +12,63 @@ use crate::cluster::host_facts::HostFacts;
 use crate::cluster::{Family, ServiceKey};
 use crate::iptables::Runner;
 use crate::netlink::Host;
+use crate::observe::latency::WaitingChanges;
+use crate::observe::sync_result::SyncResult;
 use crate::proxy::rules::inputs::Inputs;
 use crate::proxy::rules::view::health_check_addresses;
+use crate::proxy::traffic::FinalCounters;
 
 use super::audit_schedule::AuditSchedule;
 use super::family::{FamilyRules, SyncError};
 use super::flow_loop::FlowSender;
 use super::report::Report;
 use super::service_health::ServiceHealth;
-use crate::observe::latency::WaitingChanges;
-use crate::observe::sync_result::SyncResult;
-use crate::proxy::traffic::FinalCounters;
 
-/// The first wait after a failed sync; it doubles from there up to the sync period.
+/// The first wait after a failed sync. It doubles with each failure, up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// Health check ports that somebody else has are tried this often: until then load balancers count the node as down.
+/// If another program uses a health-check node port, opening it is tried again this often. Load balancers see the node as unhealthy until
+/// then.
 const CHECKS_RETRY: Duration = Duration::from_secs(1);
 
-/// Changes of one Service whose time is noted while they wait to be written; more say nothing new.
+/// The largest number of trigger times that are kept for one Service until its rules are written.
 const TRIGGERS: usize = 64;
 
-/// One family's rules and when they are looked after.
+/// The rules of one family, and the times at which they are synced and audited.
 pub(super) struct FamilyLoop {
     pub(super) rules: FamilyRules,
-    /// No sync before this.
+    /// The next sync does not start before this time.
     pub(super) not_before: Instant,
-    retry: Duration,
+    /// The waits after failed syncs.
+    retries: ExponentialBackoff,
     pub(super) audits: AuditSchedule,
-    /// When what is not written yet happened, by Service.
+    /// The times of changes whose rules are not written yet, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
-    /// The same for what changes wait for.
+    /// The same changes, with the causes of their wait.
     pub(super) pending: WaitingChanges,
-    /// Tells whoever looks after UDP flows.
+    /// Sends changes to the loop that deletes stale UDP flows.
     pub(super) flows: Option<FlowSender>,
-    /// When rules followed a change of a Service last; of those that there are.
-    pub(super) followed: HashMap<ServiceKey, Timestamp>,
-    /// Answers load balancers' health checks, where that is wanted.
+    /// The last time that a change of each existing Service took effect.
+    pub(super) applied: HashMap<ServiceKey, Timestamp>,
+    /// Answers load balancers' health checks, if enabled.
     pub(super) checks: Option<ServiceHealth>,
-    /// When health checks whose port could not be opened are tried again.
+    /// When health-check node ports that could not be opened are tried again.
     pub(super) checks_again: Option<Instant>,
-    /// Where counters go whose rules end, where they are wanted.
+    /// Receives the final counters of rules that a sync removes, if Service traffic is counted.
     pub(super) final_counters: Option<FinalCounters>,
 }
 
 impl FamilyLoop {
-    /// Nothing is known of a family's rules yet.
+    /// Nothing is known about the kernel's rules yet.
     pub(super) fn new(family: Family, sync_period: Duration, flows: Option<FlowSender>) -> Self {
         Self {
             rules: FamilyRules::new(family),
             not_before: Instant::now(),
-            retry: FIRST_RETRY,
+            retries: backoff(),
             audits: AuditSchedule::new(sync_period),
             triggers: HashMap::new(),
             pending: WaitingChanges::default(),
-            followed: HashMap::new(),
+            applied: HashMap::new(),
             flows,
             checks: None,
             checks_again: None,
@@ -73,14 +76,19 @@ impl FamilyLoop {
         }
     }
 
-    /// When there is something to do.
+    pub(super) const fn family(&self) -> Family {
+        self.rules.family()
+    }
+
+    /// When the next sync, check or retry is due.
     pub(super) fn next(&self) -> Instant {
         let trial = self.rules.next_trial().map(|trial| trial.max(self.not_before));
         let sync = self.rules.is_due().then_some(self.not_before);
         [trial, sync, self.checks_again].into_iter().flatten().fold(self.audits.next(), Instant::min)
     }
 
-    /// Notes when something happened to Services. A slice that goes takes what was noted of its Service along (spec section 4).
+    /// Stores the time of a change of Services. When an EndpointSlice is deleted, the stored times of its Service are dropped
+    /// [kube-proxy 4].
     pub(super) fn note_trigger(&mut self, services: &[ServiceKey], trigger: Option<Timestamp>, deleted: bool) {
         for service in services {
             match trigger {
@@ -96,15 +104,14 @@ impl FamilyLoop {
         }
     }
 
-    /// Notes a failure; gives the wait until the next try.
+    /// Delays the next sync after a failure. Returns the wait.
     pub(super) fn failed(&mut self, longest: Duration) -> Duration {
-        let pause = self.retry.min(longest);
-        self.retry = pause * 2;
+        let pause = self.retries.next().map_or(longest, |pause| pause.min(longest));
         self.not_before = Instant::now() + pause;
         pause
     }
 
-    /// Writes what differs, and tells what came of it; false if that failed.
+    /// Writes the differences and reports the result. Returns false if the sync failed.
     pub(super) async fn sync(
         &mut self,
         runner: &impl Runner,
@@ -120,73 +127,85 @@ impl FamilyLoop {
             Ok(synced) if synced.unfinished > 0 => {
                 let end = Instant::now();
                 self.not_before = end + inputs.settings.min_sync_period.unwrap_or(end - start);
-                report.unfinished(self.rules.family(), &synced, (self.not_before - end).as_secs_f32());
+                report.unfinished(self.family(), &synced, (self.not_before - end).as_secs_f32());
                 true
             }
             Ok(synced) => {
                 report.synced(&self.rules, &synced);
-                for change in self.pending.written(self.rules.family(), start, synced.spent, &synced.written) {
-                    report.followed(&change);
-                    if inputs.snapshot.service(&change.service).is_some() {
-                        self.followed.insert(change.service, change.at);
-                    } else {
-                        self.followed.remove(&change.service);
-                    }
-                }
-                self.retry = FIRST_RETRY;
-                let now = Timestamp::now();
-                for trigger in self.triggers.drain().flat_map(|(_, triggers)| triggers) {
-                    report.metrics.programmed(self.rules.family(), now.duration_since(trigger).as_secs_f64());
-                }
+                self.report_applied_changes(start, &synced, inputs, report);
+                self.retries = backoff();
                 let end = Instant::now();
-                // Without an order from outside, writing may take two thirds of the time, but not all of it.
+                // If the operator set no pause, syncs take at most two thirds of the time.
                 self.not_before = end + inputs.settings.min_sync_period.unwrap_or((end - start) / 2);
                 tracing::debug!(
                     "{}: synced in {} ms; the next sync starts in {} ms or later",
-                    self.rules.family(),
+                    self.family(),
                     (end - start).as_millis(),
                     (self.not_before - end).as_millis()
                 );
+                let family = self.family();
                 if let Some(flows) = &mut self.flows {
-                    flows.tell(host, inputs, self.rules.family());
+                    flows.send_touched(host, inputs, family);
                 }
                 self.answer_checks(host, inputs, report).await;
                 true
             }
             Err(error) => {
                 let pause = self.failed(inputs.settings.sync_period);
-                report.failed(self.rules.family(), &error, pause.as_secs_f32());
+                report.failed(self.family(), &error, pause.as_secs_f32());
                 false
             }
         }
     }
 
-    /// Writes what differs, and leaves what the counters said that this ends to who counts.
+    /// Reports how long the changes waited whose rules were written.
+    fn report_applied_changes(&mut self, start: Instant, synced: &SyncResult, inputs: &Inputs, report: &Report) {
+        let family = self.family();
+        for change in self.pending.written(family, start, synced.spent, &synced.written) {
+            report.change_applied(&change);
+            if inputs.snapshot.service(&change.service).is_some() {
+                self.applied.insert(change.service, change.at);
+            } else {
+                self.applied.remove(&change.service);
+            }
+        }
+        let now = Timestamp::now();
+        for trigger in self.triggers.drain().flat_map(|(_, triggers)| triggers) {
+            report.metrics.programmed(family, now.duration_since(trigger).as_secs_f64());
+        }
+    }
+
+    /// Writes the differences, and saves the final counters of the rules that this removes.
     async fn write(&mut self, runner: &impl Runner, inputs: &Inputs, facts: &HostFacts) -> Result<SyncResult, SyncError> {
         let Some(final_counters) = &self.final_counters else { return self.rules.sync(runner, inputs, facts).await };
-        let mut pending = final_counters.hold().await;
-        self.rules.count(pending.wanted());
+        let mut pending = final_counters.lock().await;
+        self.rules.select_final_counters(pending.selection());
         let outcome = self.rules.sync(runner, inputs, facts).await;
-        pending.put(self.rules.family(), self.rules.take_ended());
+        pending.add(self.rules.family(), self.rules.take_ended());
         if self.rules.attempt().unlisted {
             pending.pause();
         }
         outcome
     }
 
-    /// Answers the health checks of this family as the cluster wants it now.
+    /// Opens and closes health-check node ports so that they match the Services, and updates their answers.
     pub(super) async fn answer_checks(&mut self, host: &impl Host, inputs: &Inputs, report: &Report) {
-        let family = self.rules.family();
+        let family = self.family();
         let Some(checks) = &mut self.checks else { return };
-        let wanted = health_checks::of_family(&inputs.snapshot, family, &inputs.node_name);
-        if !wanted.is_empty() {
+        let desired = health_checks::of_family(&inputs.snapshot, family, &inputs.node_name);
+        if !desired.is_empty() {
             let local = host.addresses().inspect_err(|error| tracing::warn!("cannot list this host's addresses: {error}")).ok();
             checks.move_to(health_check_addresses(&inputs.settings, local.as_deref(), inputs.snapshot.node(), family)).await;
         }
-        for failed in checks.sync(&wanted).await {
+        for failed in checks.sync(&desired).await {
             tracing::error!("node {} {failed}; it is tried again every second", inputs.node_name);
-            report.tell(failed.event(&inputs.node_name));
+            report.send_event(failed.event(&inputs.node_name));
         }
-        self.checks_again = checks.is_refused().then(|| Instant::now() + CHECKS_RETRY);
+        self.checks_again = checks.has_refused_ports().then(|| Instant::now() + CHECKS_RETRY);
     }
+}
+
+/// The waits after failed syncs. The caller limits them to the sync period.
+fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::new().with_min_delay(FIRST_RETRY).with_factor(2.0).without_max_delay().without_max_times().build()
 }

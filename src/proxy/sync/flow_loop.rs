@@ -1,14 +1,18 @@
-//! Keeps one family's UDP flows in line with its rules: a loop of its own, so that a long conntrack table holds up no rules.
+//! Deletes stale UDP flows of one family after each change of its rules. It is a loop of its own, so that a long conntrack table does not
+//! delay rules.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::{Family, ServiceKey};
+use crate::duty_cycle::DutyCycle;
 use crate::netlink::Host;
+use crate::observe::metrics::Metrics;
 use crate::proxy::conntrack::Reconciler;
 use crate::proxy::conntrack::flows::{FlowError, FlowTable};
 use crate::proxy::conntrack::frontends::{FrontendChanges, ServiceFrontends};
@@ -16,28 +20,26 @@ use crate::proxy::conntrack::stale::LocalAddresses;
 use crate::proxy::rules::inputs::Inputs;
 
 use super::sync_log::V2;
-use crate::observe::metrics::Metrics;
 
-/// The first wait after a failed round; it doubles from there.
+/// The first wait after a failed pass. It doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// The longest wait after a failed round.
+/// The longest wait after a failed pass.
 const LAST_RETRY: Duration = Duration::from_secs(60);
-/// After a round, this many times its own length passes before the next: however long the table is and however fast backends change,
-/// a fifth of one core at most goes into reading it.
-const REST: u32 = 4;
-/// And at least this: the kernel walks all of its hash table for a listing, which takes milliseconds also where it is empty.
-const LEAST_REST: Duration = Duration::from_secs(1);
+/// A pass rests for four times its own duration, so reading the conntrack table takes at most a fifth of one core. It rests for at least a
+/// second: the kernel walks its whole hash table for each listing, which takes milliseconds even if the table is empty.
+const CYCLE: DutyCycle = DutyCycle::new(4, Duration::from_secs(1));
 
-/// What changed in the rules, and the addresses that are this node's own.
+/// Changed UDP frontends, and the addresses of this node.
 #[derive(Clone, Debug)]
 pub struct FlowChanges {
-    /// Where UDP services are reached now, and their backends.
+    /// The changed frontends of UDP Services and their endpoints.
     pub changes: FrontendChanges,
     /// This node's addresses.
     pub local: Arc<LocalAddresses>,
 }
 
-/// What the loop has not heard of yet. It grows with the Services that changed, not with how often they did.
+/// Changes that the loop has not received yet. Several changes of one Service are merged, so the size is limited by the number of
+/// Services.
 #[derive(Debug, Default)]
 pub struct PendingChanges(Mutex<Option<FlowChanges>>);
 
@@ -57,39 +59,39 @@ impl PendingChanges {
     }
 }
 
-/// Tells the loop what the rules say about UDP, once they are written.
+/// Collects changed Services and sends their UDP frontends to the loop once their rules are written.
 #[derive(Debug)]
 pub struct FlowSender {
-    changes: watch::Sender<PendingChanges>,
-    /// Anything may have changed.
+    pending: watch::Sender<PendingChanges>,
+    /// Any Service may have changed.
     everything: bool,
-    /// Services with UDP ports, or that had some, that changed since the loop was last changes.
+    /// Services that changed since the last send and that have, or had, UDP ports.
     services: BTreeSet<ServiceKey>,
 }
 
-/// A way to tell a loop, and where it hears of it. The first thing it is changes is everything.
+/// Returns the sender and the receiver of changes. The first send covers all Services.
 #[must_use]
 pub fn channel() -> (FlowSender, watch::Receiver<PendingChanges>) {
-    let (changes, pending) = watch::channel(PendingChanges::default());
-    (FlowSender { changes, everything: true, services: BTreeSet::new() }, pending)
+    let (pending, receiver) = watch::channel(PendingChanges::default());
+    (FlowSender { pending, everything: true, services: BTreeSet::new() }, receiver)
 }
 
 impl FlowSender {
-    /// These Services changed, and have or had UDP ports.
+    /// Notes that these Services changed. They have, or had, UDP ports.
     pub fn touch(&mut self, services: &[ServiceKey]) {
         if !self.everything {
             self.services.extend(services.iter().cloned());
         }
     }
 
-    /// Anything may have changed.
+    /// Notes that any Service may have changed.
     pub fn touch_everything(&mut self) {
         self.everything = true;
         self.services = BTreeSet::new();
     }
 
-    /// Tells what is new, if anything is: the rules of these inputs are written.
-    pub fn tell(&mut self, host: &impl Host, inputs: &Inputs, family: Family) {
+    /// Sends the noted changes, if any. Called when the rules of these inputs are written.
+    pub fn send_touched(&mut self, host: &impl Host, inputs: &Inputs, family: Family) {
         let touched = std::mem::take(&mut self.services);
         let (snapshot, external_ips) = (&inputs.snapshot, inputs.settings.allow_external_ips);
         let changes = if std::mem::take(&mut self.everything) {
@@ -97,30 +99,30 @@ impl FlowSender {
         } else if touched.is_empty() {
             return;
         } else {
-            let reached = |key| ServiceFrontends::of_service(snapshot, &key, family, external_ips);
-            FrontendChanges::of(touched.into_iter().map(|key| (key.clone(), reached(key))))
+            let frontends = |key| ServiceFrontends::of_service(snapshot, &key, family, external_ips);
+            FrontendChanges::of(touched.into_iter().map(|key| (key.clone(), frontends(key))))
         };
         let local = host.addresses().unwrap_or_else(|error| {
-            tracing::warn!("cannot list this host's addresses, so stale flows to NodePorts stay: {error}");
+            tracing::warn!("cannot list this host's addresses, so stale flows to NodePorts are not deleted: {error}");
             Vec::new()
         });
-        self.say(FlowChanges { changes, local: Arc::new(local.into_iter().collect()) });
+        self.send(FlowChanges { changes, local: Arc::new(local.into_iter().collect()) });
     }
 
-    /// Tells this.
-    pub fn say(&self, changes: FlowChanges) {
-        self.changes.send_modify(|pending| pending.add(changes));
+    /// Sends changes.
+    pub fn send(&self, changes: FlowChanges) {
+        self.pending.send_modify(|pending| pending.add(changes));
     }
 }
 
-/// Runs until whoever tells it what changed is gone.
+/// Runs until the sender is dropped.
 ///
-/// The first change after quiet is looked after at once. Those that come in during a round, or while the loop rests from one, are looked
-/// after together.
+/// The first change after a quiet time starts a pass at once. Changes that arrive during a pass or during the rest after it are handled
+/// together in the next pass.
 pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc<Metrics>, mut pending: watch::Receiver<PendingChanges>) {
     let family = reconciler.family();
     let mut local = Arc::new(LocalAddresses::default());
-    let mut retry = FIRST_RETRY;
+    let mut retries = backoff();
     let mut not_before = Instant::now();
     loop {
         tokio::select! {
@@ -138,7 +140,7 @@ pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc
         }
         let start = Instant::now();
         let outcome = reconciler.reconcile(&table, &local).await;
-        let rest = LEAST_REST.max(start.elapsed() * REST);
+        let rest = CYCLE.rest(start.elapsed());
         let pause = match outcome {
             Ok(cleaned) => {
                 if let Some(cleaned) = cleaned {
@@ -153,23 +155,26 @@ pub async fn run(mut reconciler: Reconciler, table: impl FlowTable, metrics: Arc
                         );
                     }
                 }
-                retry = FIRST_RETRY;
-                // A table that is never at rest is not read to its end; it may be calmer later.
-                if reconciler.pending() { rest.max(retry) } else { rest }
+                retries = backoff();
+                rest
             }
             Err(error) => {
-                // The listing went well, and so did a part of the rest.
+                // The listing succeeded, and some flows were deleted.
                 if let FlowError::Delete { deleted, .. } = &error {
                     metrics.flows_cleaned(family, start.elapsed(), *deleted);
                 }
-                let pause = rest.max(retry);
+                let pause = rest.max(retries.next().unwrap_or(LAST_RETRY));
                 tracing::warn!("conntrack: {error}; next try in {} s", pause.as_secs());
-                retry = (retry * 2).min(LAST_RETRY);
                 pause
             }
         };
         not_before = Instant::now() + pause;
     }
+}
+
+/// The waits after failed passes.
+fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::new().with_min_delay(FIRST_RETRY).with_max_delay(LAST_RETRY).with_factor(2.0).without_max_times().build()
 }
 
 #[cfg(test)]
@@ -182,7 +187,7 @@ mod tests {
     use crate::proxy::conntrack::frontends::{Frontend, ServingEndpoints};
     use crate::proxy::conntrack::stale::Flow;
 
-    /// A table in which nothing is stale, and what a listing of it takes. Clones count together.
+    /// A table without stale flows. It counts its listings, each of which takes the given time. Clones share the count.
     #[derive(Clone)]
     struct LongTable(Arc<AtomicUsize>, Duration);
 
@@ -206,33 +211,33 @@ mod tests {
         FlowChanges { changes: FrontendChanges::of([(key, reached)]), local: Arc::default() }
     }
 
-    /// Endpoints that change 50 times a second make no more rounds than rest allows, and the last change gets one.
+    /// If endpoints change 50 times a second, the rest limits the number of passes. The last change still gets a pass.
     #[tokio::test(start_paused = true)]
-    async fn rounds_take_a_fifth_of_the_time_at_most() {
+    async fn passes_take_at_most_a_fifth_of_the_time() {
         const SECONDS: usize = 50;
         for (listing, period) in [(Duration::from_millis(500), 2500), (Duration::from_millis(2), 1002)] {
             let (table, (sender, pending)) = (LongTable(Arc::default(), listing), channel());
             let listings = || table.0.load(Ordering::Relaxed);
             let looping = tokio::spawn(run(Reconciler::new(Family::V4), table.clone(), Arc::default(), pending));
-            sender.say(backend(0));
+            sender.send(backend(0));
             tokio::time::sleep(Duration::from_millis(1)).await;
-            assert_eq!(listings(), 1, "the first is looked after at once");
+            assert_eq!(listings(), 1, "the first change starts a pass at once");
             for change in 0..50 * SECONDS {
-                sender.say(backend((change % 2) as u8 + 1));
+                sender.send(backend((change % 2) as u8 + 1));
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             let most = SECONDS * 1000 / period + 1;
             assert!((most - 1..=most).contains(&listings()), "{} listings", listings());
             tokio::time::sleep(Duration::from_secs(10)).await;
             let before = listings();
-            assert!(before <= most + 1, "the last change got one");
-            sender.say(backend(3));
+            assert!(before <= most + 1, "the last change got a pass");
+            sender.send(backend(3));
             tokio::time::sleep(Duration::from_millis(1)).await;
-            assert_eq!(listings(), before + 1, "after quiet there is no wait");
+            assert_eq!(listings(), before + 1, "after a quiet time there is no wait");
             tokio::time::sleep(Duration::from_secs(60)).await;
             assert_eq!(listings(), before + 1);
             drop(sender);
-            looping.await.expect("it ends with whoever tells it");
+            looping.await.expect("the loop ends when the sender is dropped");
         }
     }
 }

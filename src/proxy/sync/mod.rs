@@ -1,10 +1,11 @@
-//! The loop of the service proxy: takes updates, computes the desired rules, writes what differs, and repairs what other programs change.
+//! The loop of the service proxy: receives updates, computes the desired rules, writes the differences, and repairs changes that other
+//! programs make.
 //!
 //! - [`proxy_loop`]: receives updates and decides when to sync. [`update`]: the updates. [`facts`]: facts of the host that rules depend on.
-//! - [`family_loop`]: one IP family: when its rules are synced, audited and tried again. [`family`]: one sync. [`quarantine`]: service ports
-//!   whose rules iptables refuses. [`audit_schedule`]: when the live tables are read and compared.
+//! - [`family_loop`]: when the rules of one family are synced, audited and tried again. [`family`]: one sync. [`quarantine`]: service ports
+//!   whose rules iptables refuses. [`audit_schedule`]: when the live tables are checked.
 //! - [`flow_loop`]: deletes stale UDP flows. [`service_health`]: health-check node ports.
-//! - [`report`], [`sync_log`], [`decisions`], [`status`]: what it reports.
+//! - [`report`], [`sync_log`], [`decisions`], [`status`]: metrics, Events, log lines, and the state for the status page.
 
 pub mod audit_schedule;
 pub mod decisions;

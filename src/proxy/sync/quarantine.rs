@@ -1,7 +1,7 @@
-//! Service ports whose rules iptables refuses: they keep what they had, and are tried again when they change and every few minutes.
+//! Service ports whose rules iptables refuses. They keep their former rules and are tried again when they change, and every few minutes.
 //!
-//! What refuses one of them may refuse hundreds in the same words: a kernel without a match that they all use. Of those that were
-//! refused for the same cause only some are tried each time, and the rest as soon as one of these was taken.
+//! One cause, such as a kernel without a match that all of them use, can refuse hundreds of service ports with the same message. Only a
+//! few service ports of the same cause are tried each time. When one of them is accepted, all others are tried too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -12,81 +12,81 @@ use tokio::time::Instant;
 use crate::cluster::ServicePortName;
 use crate::table::outline::{Outline, Outlines};
 
-/// Service ports refused for one cause are tried again this often.
+/// How often service ports of one cause are tried again.
 const PAUSE: Duration = Duration::from_secs(240);
 
-/// So many of them each time.
+/// The number of service ports of one cause that are tried each time.
 const TRIALS: usize = 8;
 
-/// A service port that is left alone for a while.
+/// A service port in quarantine.
 #[derive(Clone, Debug)]
 struct Quarantined {
-    /// When it was refused last.
+    /// The time of the last refusal.
     since: Instant,
     cause: Rc<str>,
-    /// The rules it had before; the kernel still holds them.
-    kept: Option<Rc<Outline>>,
+    /// The rules from before the refusal, which are still in the kernel.
+    former: Option<Rc<Outline>>,
 }
 
-/// All of them, of one family.
+/// All quarantined service ports of one family.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quarantine {
     members: BTreeMap<ServicePortName, Quarantined>,
-    /// When some of those with a cause are tried next.
+    /// When some service ports of each cause are tried next.
     trials: BTreeMap<Rc<str>, Instant>,
-    /// Those that are being tried, with the cause they were refused for.
+    /// The service ports that are being tried again, with the cause of their refusal.
     on_trial: BTreeMap<ServicePortName, Rc<str>>,
 }
 
 impl Quarantine {
-    /// Who is in it.
+    /// The service ports in quarantine.
     pub(super) fn names(&self) -> impl ExactSizeIterator<Item = &ServicePortName> {
         self.members.keys()
     }
 
-    /// Whether a service port is in it.
-    pub(super) fn holds(&self, name: &ServicePortName) -> bool {
+    /// Returns true if the service port is in quarantine.
+    pub(super) fn contains(&self, name: &ServicePortName) -> bool {
         self.members.contains_key(name)
     }
 
-    /// What they had before, which is what they keep.
-    pub(super) fn kept(&self) -> impl Iterator<Item = (&ServicePortName, Option<&Rc<Outline>>)> {
-        self.members.iter().map(|(name, member)| (name, member.kept.as_ref()))
+    /// The former rules of each service port, which stay in the kernel.
+    pub(super) fn former(&self) -> impl Iterator<Item = (&ServicePortName, Option<&Rc<Outline>>)> {
+        self.members.iter().map(|(name, member)| (name, member.former.as_ref()))
     }
 
-    /// They keep what was read of them.
-    pub(super) fn keep(&mut self, held: &Outlines) {
+    /// Replaces the former rules by the live ones.
+    pub(super) fn set_former(&mut self, live: &Outlines) {
         for (name, member) in &mut self.members {
-            member.kept = held.get(name).cloned();
+            member.former = live.get(name).cloned();
         }
     }
 
-    /// A service port does not keep what it had; says whether it had anything.
-    pub(super) fn give_up(&mut self, name: &ServicePortName) -> bool {
-        self.members.get_mut(name).is_some_and(|member| member.kept.take().is_some())
+    /// Drops the former rules of a service port. Returns true if it had some.
+    pub(super) fn drop_former(&mut self, name: &ServicePortName) -> bool {
+        self.members.get_mut(name).is_some_and(|member| member.former.take().is_some())
     }
 
-    /// When the next of them are tried again.
+    /// When the next service ports are tried again.
     pub(super) fn next_trial(&self) -> Option<Instant> {
         self.trials.values().min().copied()
     }
 
-    /// Takes in a service port, with what it had before and what iptables said of it.
-    pub(super) fn put(&mut self, name: &ServicePortName, kept: Option<Rc<Outline>>, output: &str, now: Instant) {
-        let cause: Rc<str> = essence(output).into();
+    /// Adds a service port with its former rules and the message of iptables.
+    pub(super) fn add(&mut self, name: &ServicePortName, former: Option<Rc<Outline>>, output: &str, now: Instant) {
+        let cause: Rc<str> = cause(output).into();
         self.on_trial.remove(name);
         self.trials.entry(Rc::clone(&cause)).or_insert(now + PAUSE);
-        self.members.insert(name.clone(), Quarantined { since: now, cause, kept });
+        self.members.insert(name.clone(), Quarantined { since: now, cause, former });
     }
 
-    /// These changed, so they may be acceptable now.
+    /// Removes changed service ports, because iptables may accept their new rules.
     pub(super) fn forget(&mut self, changed: &BTreeSet<ServicePortName>) {
         self.members.retain(|name, _| !changed.contains(name));
         self.on_trial.retain(|name, _| !changed.contains(name));
         self.drop_causes();
     }
 
-    /// Lets out some of each cause whose time has come: those that have waited longest.
+    /// Releases some service ports of each cause that is due. Those that waited longest come first.
     pub(super) fn release(&mut self, now: Instant) -> Vec<ServicePortName> {
         let mut released = Vec::new();
         for (cause, next) in self.trials.iter_mut().filter(|(_, next)| **next <= now) {
@@ -104,12 +104,12 @@ impl Quarantine {
         released.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// The kernel has taken these. If one of them was on trial, whatever it was refused for may refuse nobody any more: lets out all others
-    /// with that cause.
-    pub(super) fn took(&mut self, names: &BTreeSet<ServicePortName>) -> Vec<ServicePortName> {
+    /// Records that the kernel accepted these service ports. If one of them was refused before, its cause may be gone, so all other service
+    /// ports of that cause are released.
+    pub(super) fn accepted(&mut self, names: &BTreeSet<ServicePortName>) -> Vec<ServicePortName> {
         let mut released = Vec::new();
-        let taken: Vec<ServicePortName> = self.on_trial.keys().filter(|name| names.contains(*name)).cloned().collect();
-        for name in taken {
+        let accepted: Vec<ServicePortName> = self.on_trial.keys().filter(|name| names.contains(*name)).cloned().collect();
+        for name in accepted {
             let Some(cause) = self.on_trial.remove(&name) else { continue };
             let alike = self.members.iter().filter(|(_, member)| member.cause == cause);
             released.extend(alike.map(|(name, _)| name.clone()));
@@ -125,8 +125,9 @@ impl Quarantine {
     }
 }
 
-/// What iptables said, without what is different for each service port: lines, chains, addresses.
-fn essence(output: &str) -> String {
+/// Returns the cause of a refusal: the message of iptables without the words that differ for each service port, such as lines, chains and
+/// addresses.
+fn cause(output: &str) -> String {
     let words = output.split_whitespace().filter(|word| !word.bytes().any(|b| b.is_ascii_digit()) && !word.contains("KUBE-"));
     words.collect::<Vec<_>>().join(" ")
 }
@@ -141,27 +142,26 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_what_is_said_of_all_alike() {
-        let first = essence(
-            "ip6tables-restore v1.8.9 (nf_tables): line 3: RULE_APPEND failed (No such file or directory): rule in chain KUBE-SVC-A",
-        );
+    fn the_cause_is_the_same_for_all_service_ports() {
+        let first =
+            cause("ip6tables-restore v1.8.9 (nf_tables): line 3: RULE_APPEND failed (No such file or directory): rule in chain KUBE-SVC-A");
         assert_eq!(
             first,
-            essence(
+            cause(
                 "ip6tables-restore v1.8.9 (nf_tables): line 91: RULE_APPEND failed (No such file or directory): rule in chain KUBE-SVC-B"
             )
         );
-        assert_ne!(first, essence("line 3: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SVC-A"));
+        assert_ne!(first, cause("line 3: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SVC-A"));
     }
 
     #[test]
-    fn of_one_cause_some_are_tried_and_all_when_one_was_taken() {
+    fn some_of_one_cause_are_tried_and_all_when_one_is_accepted() {
         let mut quarantine = Quarantine::default();
         let now = Instant::now();
         for number in 0..20 {
-            quarantine.put(&name(&format!("s{number:02}")), None, "line 1: no match", now);
+            quarantine.add(&name(&format!("s{number:02}")), None, "line 1: no match", now);
         }
-        quarantine.put(&name("other"), None, "something else", now);
+        quarantine.add(&name("other"), None, "something else", now);
         assert!(quarantine.release(now).is_empty());
         let due = now + PAUSE;
         assert_eq!(quarantine.next_trial(), Some(due));
@@ -170,15 +170,15 @@ mod tests {
         assert!(quarantine.release(due).is_empty() && quarantine.next_trial() == Some(due + PAUSE));
         for refused in &first {
             let output = if *refused == name("other") { "something else" } else { "line 2: no match" };
-            quarantine.put(refused, None, output, due);
+            quarantine.add(refused, None, output, due);
         }
         let second = quarantine.release(due + PAUSE);
         let same = second.iter().filter(|name| first.contains(name));
-        assert!(same.eq([&name("other")]), "others have waited longer: {second:?}");
-        quarantine.put(&name("other"), None, "something else", due + PAUSE);
+        assert!(same.eq([&name("other")]), "the others waited longer: {second:?}");
+        quarantine.add(&name("other"), None, "something else", due + PAUSE);
         let taken = second.iter().find(|again| **again != name("other")).expect("one of many").clone();
-        assert_eq!(quarantine.took(&[taken].into()).len(), 20 - TRIALS);
-        assert_eq!(quarantine.names().len(), 1, "the other cause holds on to its own");
+        assert_eq!(quarantine.accepted(&[taken].into()).len(), 20 - TRIALS);
+        assert_eq!(quarantine.names().len(), 1, "the other cause keeps its service port");
         quarantine.forget(&[name("other")].into());
         assert_eq!(quarantine.next_trial(), None);
     }

@@ -1,4 +1,4 @@
-//! Reports what the service proxy does: log lines, metrics, Events, readiness and health.
+//! Reports the work of the service proxy in log lines, metrics, Events, readiness and health.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +19,15 @@ use crate::observe::readiness::{Part, PartState, Readiness};
 use crate::observe::sync_result::RefusedPort;
 use crate::observe::sync_result::SyncResult;
 
-/// Names of single things in one log line or Event; the rest is counted.
+/// The largest number of names in one log line or Event. The others are only counted.
 const NAMED: usize = 5;
 
-/// Reports what happens.
+/// Reports the work of the service proxy.
 #[derive(Debug)]
 pub struct Report {
-    /// The counts.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// How well rules keep up.
+    /// The health of the service proxy: whether its rules are up to date.
     pub health: SharedHealth,
     events: Events,
     readiness: Readiness,
@@ -35,26 +35,26 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts in these metrics and sends these Events.
+    /// A report without readiness.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
         Self { metrics, health, events, readiness: Readiness::new([]), syncs: SyncLog::default() }
     }
 
-    /// Sets in this table which families' rules are in force.
+    /// Also updates this readiness with the families whose rules are in force.
     #[must_use]
     pub fn with_readiness(mut self, readiness: Readiness) -> Self {
         self.readiness = readiness;
         self
     }
 
-    /// The loop has begun to look after a family.
+    /// The loop started for a family.
     pub fn started(&self, family: Family) {
         self.metrics.queued(family);
         self.health.updated(family);
     }
 
-    /// A family's first sync waits for something.
+    /// The first sync of a family cannot start yet.
     pub fn waits(&self, family: Family, why: &str) {
         let states = self.readiness.states();
         for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(PartState::Starting(_)))) {
@@ -62,41 +62,41 @@ impl Report {
         }
     }
 
-    /// The loop begins a step, which lasts until the result is dropped.
+    /// The loop begins a step. The step ends when the returned value is dropped.
     #[must_use]
     pub fn busy(&self) -> RunningStep {
         self.readiness.liveness().busy(SERVICE_PROXY)
     }
 
-    /// Time passes: a summary of the syncs may be due.
-    pub(crate) fn summarize(&self) {
+    /// Logs a summary of the syncs if it is due.
+    pub fn summarize(&self) {
         self.syncs.summarize();
     }
 
-    /// The first sync of a family is due. kube-proxy does not count it as asked for.
-    pub(crate) fn first_due(&self, family: Family) {
+    /// The first sync of a family is due. kube-proxy does not count it as a queued sync.
+    pub fn first_due(&self, family: Family) {
         self.health.queued(family);
     }
 
-    /// The loop is asked to sync a family.
+    /// A change of the inputs queued a sync of a family.
     pub fn queued(&self, family: Family) {
         self.metrics.queued(family);
         self.health.queued(family);
     }
 
-    /// Something is worth an Event.
-    pub fn tell(&self, event: Event) {
+    /// Sends an Event.
+    pub fn send_event(&self, event: Event) {
         self.events.tell(event);
     }
 
-    /// A sync ended, well or not, after so long.
+    /// A sync succeeded or failed after this time.
     pub fn attempted(&self, rules: &FamilyRules, took: Duration) {
         self.metrics.attempted(rules.family(), rules.attempt(), &rules.totals(), took);
         self.metrics.quarantined(rules.family(), rules.quarantined().len());
     }
 
-    /// The live tables were read and are as they should be.
-    pub(crate) fn confirmed(&self, family: Family) {
+    /// The live tables are the desired ones.
+    pub fn confirmed(&self, family: Family) {
         self.health.updated(family);
         self.metrics.confirmed(family);
     }
@@ -121,8 +121,8 @@ impl Report {
         self.syncs.synced(family, synced, rules.attempt().full);
     }
 
-    /// A change of a Service is in force.
-    pub fn followed(&self, change: &AppliedChange) {
+    /// The rules of a changed Service are in force.
+    pub fn change_applied(&self, change: &AppliedChange) {
         self.metrics.change_applied(change);
     }
 
@@ -151,8 +151,8 @@ impl Report {
     }
 
     /// A sync failed as a whole.
-    pub fn failed(&self, family: Family, unsynced: &SyncError, seconds: f32) {
-        let SyncError { error, refused } = unsynced;
+    pub fn failed(&self, family: Family, failure: &SyncError, seconds: f32) {
+        let SyncError { error, refused } = failure;
         self.refused(family, refused);
         self.metrics.failed(family);
         if let IptablesError::Locked { seconds, .. } = error {
@@ -164,16 +164,16 @@ impl Report {
         tracing::error!("{family}: sync failed, next try in {seconds} s: {error}");
     }
 
-    /// The live tables were looked at. If rules were not what they had been, they are about to be put right.
-    pub(crate) fn audited(&self, family: Family, drift: &Drift) {
+    /// An audit read the live tables. If another program changed rules, the next sync repairs them.
+    pub fn audited(&self, family: Family, drift: &Drift) {
         let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
         let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
         let jumps: Vec<String> = drift.jumps.iter().map(|i| name(&JUMPS[*i])).collect();
-        let mut told = Vec::new();
+        let mut changes = Vec::new();
         for (kind, what, names) in [("service", "service ports", services), ("chain", "chains", chains), ("jump", "jumps", jumps)] {
             self.metrics.audited(family, kind, names.len());
             if !names.is_empty() {
-                told.push(format!("{what}: {}", some(&names)));
+                changes.push(format!("{what}: {}", first(names.iter(), names.len())));
             }
         }
         self.metrics.audited(family, "stranger", drift.unknown);
@@ -181,26 +181,26 @@ impl Report {
             return;
         }
         if drift.unknown > 0 {
-            told.push(format!("{} unknown rules or chains", drift.unknown));
+            changes.push(format!("{} unknown rules or chains", drift.unknown));
         }
-        let note = format!("{family}: another program changed rules of sepal, they are put right: {}", told.join("; "));
+        let note = format!("{family}: another program changed rules of sepal, they are put right: {}", changes.join("; "));
         tracing::warn!("{note}");
         self.events.tell(Event { regarding: Regarding::Node, reason: "RulesRepaired", action: "Audit", warning: true, note });
     }
 
-    /// All tables of a family were flushed.
+    /// Another program flushed the tables of a family.
     pub fn flushed(&self, family: Family) {
-        tracing::warn!("{family}: chain KUBE-PROXY-CANARY is gone: another program flushed the tables; they are read again and put right");
+        tracing::warn!("{family}: chain KUBE-PROXY-CANARY is missing: another program flushed the tables. sepal reads and repairs them");
     }
 
-    /// Jumps into our chains are gone.
-    pub(crate) fn cut_off(&self, family: Family, missing: &[&Jump]) {
+    /// Jumps to our chains are missing.
+    pub fn jumps_missing(&self, family: Family, missing: &[&Jump]) {
         let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
-        tracing::warn!("{family}: jumps are gone: {}; the live tables are read again and put right", some(&jumps));
+        tracing::warn!("{family}: jumps are missing: {}. sepal reads the live tables and repairs them", first(jumps.iter(), jumps.len()));
     }
 }
 
-/// What is ready when a family's rules are in force.
+/// The parts that are ready when a family's rules are in force.
 const fn parts(family: Family) -> [Part; 2] {
     [Part::Proxy(family), Part::PodRules(family)]
 }
@@ -209,11 +209,7 @@ fn name(jump: &Jump) -> String {
     format!("{} {} to {}", jump.table, jump.from, jump.to)
 }
 
-fn some(all: &[String]) -> String {
-    first(all.iter(), all.len())
-}
-
-/// The first of so many.
+/// Returns the first names and the number of the others.
 fn first(all: impl Iterator<Item = impl ToString>, count: usize) -> String {
     let named = all.take(NAMED).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
     if count > NAMED { format!("{named} and {} more", count - NAMED) } else { named }

@@ -1,4 +1,4 @@
-//! What the status page can see of the service proxy.
+//! The state of the service proxy that the status page shows.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::query::ProxyQuery;
 use crate::proxy::rules::inputs::Inputs;
 
-/// Answers a question about the service proxy, as JSON.
+/// Answers a query about the service proxy, as JSON.
 pub type StatusAnswer = fn(&StatusView<'_>, ProxyQuery) -> Value;
 
 /// The state of the service proxy.
@@ -19,16 +19,16 @@ pub type StatusAnswer = fn(&StatusView<'_>, ProxyQuery) -> Value;
 pub struct StatusView<'a> {
     /// The cluster and the settings.
     pub inputs: &'a Inputs,
-    /// The families that have rules, each with the number of its endpoints.
+    /// The families, each with the number of its endpoints.
     pub families: &'a [(Family, usize)],
     /// Service ports whose rules iptables refuses.
     pub refused: &'a BTreeSet<&'a ServicePortName>,
-    /// The last time that rules followed a change of a Service, since the start.
+    /// Returns the last time since the start that a change of a Service took effect.
     pub changed: &'a dyn Fn(&ServiceKey) -> Option<Timestamp>,
     /// The metrics.
     pub metrics: &'a Metrics,
     /// The host.
     pub host: &'a dyn Host,
-    /// MASQUERADE understands `--random-fully`.
+    /// MASQUERADE supports `--random-fully`.
     pub random_fully: bool,
 }

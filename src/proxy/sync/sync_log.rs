@@ -1,4 +1,4 @@
-//! Log lines about syncs. Every node makes thousands of them a day, so most are only logged with `-v=2`, and counted for a summary line.
+//! Log lines about syncs. A node makes thousands of syncs a day, so most are only logged with `-v=2` and counted in a summary line.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::cluster::Family;
 
 use crate::observe::sync_result::SyncResult;
 
-/// The target of log lines that klog would show from `-v=2` on. Their level is `debug`.
-pub(crate) const V2: &str = "sepal::v2";
+/// The target of log lines that are logged with `-v=2` and above. Their level is `debug`.
+pub const V2: &str = "sepal::v2";
 
 /// A sync that takes longer is always logged.
 const SLOW: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ pub(super) struct SyncLog(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// The first sync that the next summary counts.
+    /// The time of the first sync that the next summary counts.
     since: Option<Instant>,
     /// By family.
     v4: Count,
@@ -34,7 +34,7 @@ struct Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
     syncs: usize,
-    /// Those among them that had no line of their own without `-v=2`.
+    /// The syncs without a line of their own.
     unlogged: usize,
     chains: usize,
     deleted: usize,
@@ -42,7 +42,7 @@ struct Count {
 }
 
 impl SyncLog {
-    /// Logs a sync that succeeded: always if it was a full one or slow, else with `-v=2`.
+    /// Logs a successful sync: always if it was full or slow, else with `-v=2`.
     pub(super) fn synced(&self, family: Family, synced: &SyncResult, full: bool) {
         let took = synced.spent.planning() + synced.spent.applying();
         let always = full || synced.read || took >= SLOW;
@@ -68,7 +68,7 @@ impl SyncLog {
         count.slowest = count.slowest.max(took);
     }
 
-    /// Logs a line for each family that had syncs without a line of their own, once in [`SUMMARY`].
+    /// Every [`SUMMARY`], logs a line for each family that had syncs without a line of their own.
     pub(super) fn summarize(&self) {
         let counts = {
             let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +88,7 @@ impl SyncLog {
     }
 }
 
-/// The line about a sync; `None` if there is nothing to say.
+/// Returns the line about a sync, or `None` if it neither read nor wrote anything.
 fn line(family: Family, synced: &SyncResult, full: bool, took: Duration) -> Option<String> {
     let (extent, milliseconds, ports) = (synced.extent, took.as_millis(), synced.service_ports);
     Some(if extent.transactions > 0 {
@@ -103,7 +103,7 @@ fn line(family: Family, synced: &SyncResult, full: bool, took: Duration) -> Opti
     })
 }
 
-/// What a sync wrote, in short.
+/// Summarizes the writes of a sync.
 pub(super) fn written(family: Family, synced: &SyncResult) -> String {
     let (extent, milliseconds) = (synced.extent, (synced.spent.planning() + synced.spent.applying()).as_millis());
     format!(
@@ -138,7 +138,7 @@ mod tests {
     }
 
     impl Written {
-        /// The lines since the last call.
+        /// Returns the lines since the last call.
         fn take(&self) -> Vec<String> {
             let bytes = std::mem::take(&mut *self.0.lock().expect("not poisoned"));
             String::from_utf8(bytes).expect("UTF-8").lines().map(|line| line.trim().to_owned()).collect()
@@ -162,7 +162,7 @@ mod tests {
         let log = SyncLog::default();
         log.synced(Family::V4, &synced(90, 12), true);
         assert_eq!(written.take(), ["INFO ipv4: 90 chains written, 0 deleted, 0 lines edited in 1 transactions, 12 ms; 7 service ports"]);
-        // A full sync has had its line: there is nothing to sum up.
+        // The full sync had its own line, so there is nothing to sum up.
         advance(SUMMARY).await;
         log.summarize();
         assert_eq!(written.take(), Vec::<String>::new());
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(written.take(), ["INFO ipv4: 3 syncs in 300 s: 12 chains written, 0 deleted, the slowest took 1500 ms"]);
         advance(SUMMARY).await;
         log.summarize();
-        assert_eq!(written.take(), Vec::<String>::new(), "nothing was written since");
+        assert_eq!(written.take(), Vec::<String>::new(), "no sync wrote anything since");
         log.synced(Family::V6, &SyncResult { read: true, ..synced(0, 9) }, true);
         assert_eq!(written.take(), ["INFO ipv6: the live tables are as they should be, 9 ms; 7 service ports"]);
     }

@@ -1,4 +1,4 @@
-//! What the loop of the service proxy receives.
+//! The updates that the loop of the service proxy receives.
 
 use crate::cluster::pod_rules::PodRules;
 use crate::kubernetes;
@@ -11,11 +11,11 @@ use crate::proxy::settings::ProxySettings;
 pub enum Update {
     /// The cluster changed.
     Cluster(kubernetes::ClusterUpdate),
-    /// All inputs, from manifests.
+    /// All inputs, read again from manifests.
     Inputs(Box<Inputs>),
     /// New settings.
     Settings(Box<ProxySettings>),
-    /// New input of the pod network's rules.
+    /// New inputs of the pod network's rules.
     PodRules(Box<PodRules>),
 }
 

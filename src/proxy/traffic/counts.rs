@@ -1,115 +1,121 @@
-//! From lines of `iptables-save -c` to what has come since the last reading, by addresses and by endpoints.
+//! Compares two readings of `iptables-save -c` and sums up the new traffic by Service address and by endpoint.
 
-use crate::observe::service_traffic::PacketCount;
-use crate::observe::service_traffic::ServiceAddress;
-use crate::observe::service_traffic::ServiceEndpoint;
-use crate::observe::service_traffic::TrafficDelta;
-use crate::observe::service_traffic::TrafficSums;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::observe::service_traffic::{PacketCount, ServiceAddress, ServiceEndpoint, TrafficDelta, TrafficSums};
 use crate::table::chain_names;
 use crate::table::rule::words;
 
-/// What rules said when they were last read, by a hash of the rule; `None` where nobody knows what has come since.
-type Said = Option<HashMap<u64, PacketCount>>;
+/// The counters of one reading, by a hash of the rule. `None` if they were not stored, so that the next reading has nothing to compare
+/// with.
+type Counters = Option<HashMap<u64, PacketCount>>;
 
-/// What the rules of a family said when they were last read.
+/// The counters that one reading found in the rules of a family.
 #[derive(Debug, Default)]
 pub struct CounterReading {
-    addresses: Said,
-    endpoints: Said,
+    addresses: Counters,
+    endpoints: Counters,
 }
 
 impl CounterReading {
-    /// Takes one line of `iptables-save -c`. `now` becomes what is known from this reading on.
-    pub fn line(&self, line: &str, now: &mut Self, since: &mut TrafficDelta) {
-        match counted(line) {
-            Some((rule, count, Leads::ServiceAddress(address))) => {
-                note(rule, count, address, &self.addresses, &mut now.addresses, &mut since.addresses);
-            }
-            Some((rule, count, Leads::ServiceEndpoint(endpoint))) => {
-                note(rule, count, endpoint, &self.endpoints, &mut now.endpoints, &mut since.endpoints);
-            }
-            None => {}
-        }
-    }
-
-    /// Takes what a rule said last that ended since the reading before, as a line of `iptables-save -c`. Whether what this reading says of
-    /// it is of that rule, or of one alike in its place, nobody knows: that counts the next time, and a new rule begins at zero.
-    pub fn ended(&mut self, line: &str, now: &mut Self, since: &mut TrafficDelta) {
-        match counted(line) {
-            Some((rule, count, Leads::ServiceAddress(address))) => {
-                end(rule, count, address, &mut self.addresses, &mut now.addresses, &mut since.addresses);
-            }
-            Some((rule, count, Leads::ServiceEndpoint(endpoint))) => {
-                end(rule, count, endpoint, &mut self.endpoints, &mut now.endpoints, &mut since.endpoints);
-            }
-            None => {}
-        }
-    }
-
-    /// Nothing has been read yet of what is known next.
+    /// A reading without rules yet.
     #[must_use]
-    pub fn reading() -> Self {
+    pub fn empty() -> Self {
         Self { addresses: Some(HashMap::new()), endpoints: Some(HashMap::new()) }
     }
+
+    /// Compares one line of `iptables-save -c` with this reading. Stores its counters in `now`, and adds the new traffic to `delta`.
+    pub fn compare_line(&self, line: &str, now: &mut Self, delta: &mut TrafficDelta) {
+        match counted_rule(line) {
+            Some((rule, count, Counted::Address(address))) => {
+                compare(rule, count, address, &self.addresses, &mut now.addresses, &mut delta.addresses);
+            }
+            Some((rule, count, Counted::Endpoint(endpoint))) => {
+                compare(rule, count, endpoint, &self.endpoints, &mut now.endpoints, &mut delta.endpoints);
+            }
+            None => {}
+        }
+    }
+
+    /// Adds the traffic of a rule that was removed since this reading. `line` has its final counters, in the format of `iptables-save -c`.
+    ///
+    /// If `now` has an equal rule, it may be the removed rule or a new one. So it is dropped from `now` and counts at the next reading, as
+    /// a new rule that started at zero.
+    pub fn end_line(&mut self, line: &str, now: &mut Self, delta: &mut TrafficDelta) {
+        match counted_rule(line) {
+            Some((rule, count, Counted::Address(address))) => {
+                end(rule, count, &address, &mut self.addresses, &mut now.addresses, &mut delta.addresses);
+            }
+            Some((rule, count, Counted::Endpoint(endpoint))) => {
+                end(rule, count, &endpoint, &mut self.endpoints, &mut now.endpoints, &mut delta.endpoints);
+            }
+            None => {}
+        }
+    }
 }
 
-/// A rule says this now. Of too many nothing is kept.
-fn note<K: Hash + Eq>(rule: &str, count: PacketCount, key: K, before: &Said, now: &mut Said, since: &mut TrafficSums<K>) {
-    let id = id(rule);
-    // A rule that is new began at zero.
-    let new = before.as_ref().map_or_else(PacketCount::default, |before| count.since(before.get(&id).copied().unwrap_or_default()));
-    since.add(key, new);
-    if since.is_over() {
+/// Adds the new traffic of a rule to `delta`. If there are too many keys, no counters are stored.
+fn compare<K: Hash + Eq>(rule: &str, count: PacketCount, key: K, before: &Counters, now: &mut Counters, delta: &mut TrafficSums<K>) {
+    let hash = hash(rule);
+    // A new rule started at zero.
+    let new = before.as_ref().map_or_else(PacketCount::default, |before| count.since(before.get(&hash).copied().unwrap_or_default()));
+    delta.add(key, new);
+    if delta.is_over() {
         *now = None;
     } else if let Some(now) = now {
-        now.insert(id, count);
+        now.insert(hash, count);
     }
 }
 
-/// A rule said this last. Of too many nothing is kept.
-fn end<K: Hash + Eq>(rule: &str, count: PacketCount, key: K, before: &mut Said, now: &mut Said, since: &mut TrafficSums<K>) {
+/// Adds the traffic of a removed rule to `delta`.
+fn end<K: Hash + Eq + Clone>(
+    rule: &str,
+    count: PacketCount,
+    key: &K,
+    before: &mut Counters,
+    now: &mut Counters,
+    delta: &mut TrafficSums<K>,
+) {
     let (Some(before), Some(now)) = (before, now) else { return };
-    let id = id(rule);
-    let had = before.remove(&id).unwrap_or_default();
-    if let Some(read) = now.remove(&id) {
-        since.take_back(&key, read.since(had));
+    let hash = hash(rule);
+    let earlier = before.remove(&hash).unwrap_or_default();
+    if let Some(read) = now.remove(&hash) {
+        delta.subtract(key, read.since(earlier));
     }
-    since.add(key, count.since(had));
+    delta.add(key.clone(), count.since(earlier));
 }
 
-fn id(rule: &str) -> u64 {
+fn hash(rule: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     rule.hash(&mut hasher);
     hasher.finish()
 }
 
-/// What a rule is counted for.
-enum Leads {
-    ServiceAddress(ServiceAddress),
-    ServiceEndpoint(ServiceEndpoint),
+/// What a rule counts.
+enum Counted {
+    Address(ServiceAddress),
+    Endpoint(ServiceEndpoint),
 }
 
-/// Rule, counter and what that is for, of a line like `[3:180] -A KUBE-SERVICES ...`.
-fn counted(line: &str) -> Option<(&str, PacketCount, Leads)> {
+/// Parses a line like `[3:180] -A KUBE-SERVICES ...` into the rule, its counters and what it counts.
+fn counted_rule(line: &str) -> Option<(&str, PacketCount, Counted)> {
     let (counters, rule) = line.strip_prefix('[')?.split_once("] -A ")?;
     let (packets, bytes) = counters.split_once(':')?;
     let count = PacketCount { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? };
     let (chain, arguments) = rule.split_once(' ')?;
-    let leads = address(chain, arguments).map(Leads::ServiceAddress).or_else(|| endpoint(chain, arguments).map(Leads::ServiceEndpoint))?;
-    Some((rule, count, leads))
+    let counted = address(chain, arguments).map(Counted::Address).or_else(|| endpoint(chain, arguments).map(Counted::Endpoint))?;
+    Some((rule, count, counted))
 }
 
-/// Namespace, Service and port of a name like `shop/web:http`.
+/// Splits a name like `shop/web:http` into namespace, Service and port.
 fn parts(name: &str) -> Option<(String, String, String)> {
     let (namespace, rest) = name.split_once('/')?;
     let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
     Some((namespace.to_owned(), service.to_owned(), port.to_owned()))
 }
 
-/// The address that a rule is, if it is one.
+/// Returns the Service address that a dispatch rule matches.
 fn address(chain: &str, arguments: &str) -> Option<ServiceAddress> {
     if chain != chain_names::SERVICES && chain != chain_names::NODEPORTS {
         return None;
@@ -117,7 +123,7 @@ fn address(chain: &str, arguments: &str) -> Option<ServiceAddress> {
     let mut words = words(arguments);
     words.find(|word| word == "--comment")?;
     let comment = words.next()?;
-    // What counts loopback traffic apart leads there, too.
+    // A NodePort can have a second rule that counts loopback traffic. It counts for the same address.
     let (name, kind) = comment.split_once(' ').unwrap_or((&comment, ""));
     let kind = match (chain, kind) {
         (chain_names::NODEPORTS, _) => "node_port",
@@ -130,7 +136,7 @@ fn address(chain: &str, arguments: &str) -> Option<ServiceAddress> {
     Some(ServiceAddress { namespace, service, port, kind })
 }
 
-/// The endpoint that a rule leads to, if it does.
+/// Returns the endpoint that a rule of an endpoint chain translates to.
 fn endpoint(chain: &str, arguments: &str) -> Option<ServiceEndpoint> {
     if !chain.starts_with("KUBE-SEP-") {
         return None;
@@ -161,17 +167,17 @@ mod tests {
         [1:60] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/web\" -m recent --set --name KUBE-SEP-B --mask 255.255.255.255 --rsource -m tcp -j DNAT --to-destination [fd00::5]:8080\nCOMMIT\n";
 
     fn read(traffic: &mut CounterReading, text: &str, limit: usize) -> Vec<String> {
-        let mut since = TrafficDelta::new(limit);
-        let mut now = CounterReading::reading();
-        text.lines().for_each(|line| traffic.line(line, &mut now, &mut since));
+        let mut delta = TrafficDelta::new(limit);
+        let mut now = CounterReading::empty();
+        text.lines().for_each(|line| traffic.compare_line(line, &mut now, &mut delta));
         *traffic = now;
         let line = |namespace: &str, service: &str, port: &str, what: &str, count: PacketCount| {
             format!("{namespace}/{service}:{port} {what} {}/{}", count.packets, count.bytes)
         };
-        let addresses = since.addresses.counts();
+        let addresses = delta.addresses.counts();
         let addresses =
             addresses.iter().map(|(address, count)| line(&address.namespace, &address.service, &address.port, address.kind, *count));
-        let endpoints = since.endpoints.counts();
+        let endpoints = delta.endpoints.counts();
         let endpoints = endpoints.iter().map(|(to, count)| line(&to.namespace, &to.service, &to.port, &to.endpoint, *count));
         let mut all: Vec<String> = addresses.chain(endpoints).collect();
         all.sort_unstable();
@@ -179,11 +185,11 @@ mod tests {
     }
 
     #[test]
-    fn each_door_is_counted_and_what_went_back_began_anew() {
+    fn each_address_is_counted_and_a_smaller_counter_was_reset() {
         let mut traffic = CounterReading::default();
         let first =
             ["shop/dns: cluster_ip 0/0", "shop/web:http cluster_ip 0/0", "shop/web:http load_balancer 0/0", "shop/web:http node_port 0/0"];
-        assert_eq!(read(&mut traffic, SAVED, 4), first, "nobody knows when that came");
+        assert_eq!(read(&mut traffic, SAVED, 4), first, "the time of the first packets is unknown");
         let later = SAVED.replace("[3:180]", "[5:300]").replace("[9:540]", "[2:120]");
         let second = [
             "shop/dns: cluster_ip 2/120",
@@ -199,52 +205,54 @@ mod tests {
             "shop/web:http load_balancer 1/60",
             "shop/web:http node_port 6/360",
         ];
-        assert_eq!(read(&mut traffic, SAVED, 4), new, "rules that were not there before");
-        assert_eq!(read(&mut traffic, SAVED, 3), Vec::<String>::new(), "there are too many");
-        assert_eq!(read(&mut traffic, SAVED, 4), first, "nobody looked meanwhile");
+        assert_eq!(read(&mut traffic, SAVED, 4), new, "new rules started at zero");
+        assert_eq!(read(&mut traffic, SAVED, 3), Vec::<String>::new(), "too many addresses");
+        assert_eq!(read(&mut traffic, SAVED, 4), first, "the reading before stored no counters");
     }
 
     #[test]
-    fn each_endpoint_is_counted_by_the_rule_that_leads_to_it() {
+    fn each_endpoint_is_counted_by_its_dnat_rule() {
         let mut traffic = CounterReading::default();
         read(&mut traffic, "*nat\nCOMMIT\n", 2);
         assert_eq!(read(&mut traffic, ENDPOINTS, 2), ["shop/web: [fd00::5]:8080 1/60", "shop/web:http 10.244.0.5:8080 7/420"]);
-        assert_eq!(read(&mut traffic, ENDPOINTS, 1), Vec::<String>::new(), "there are too many");
+        assert_eq!(read(&mut traffic, ENDPOINTS, 1), Vec::<String>::new(), "too many addresses");
     }
-    /// A reading says `read` of a rule that said 3 packets before, and 5 when it ended: 2 more, whether that was before or after its end.
+
+    /// A rule had 3 packets at the reading before. At the next reading it has `read` packets, or is missing. `ends` are the final counters of
+    /// removed rules, and `next` is the counter at the reading after that. Returns the packets that both readings add.
     fn ending(read: Option<u64>, ends: &[u64], next: u64) -> (u64, u64) {
         let line = |packets: u64| {
             let rule = "-A KUBE-SEP-A -p tcp -m comment --comment \"shop/web\" -m tcp -j DNAT --to-destination 10.244.0.5:80";
             format!("[{packets}:{}] {rule}", packets * 60)
         };
-        let packets = |since: &TrafficDelta| since.endpoints.counts().values().map(|count| count.packets).sum();
-        let mut before = CounterReading::reading();
-        CounterReading::default().line(&line(3), &mut before, &mut TrafficDelta::new(9));
+        let packets = |delta: &TrafficDelta| delta.endpoints.counts().values().map(|count| count.packets).sum();
+        let mut before = CounterReading::empty();
+        CounterReading::default().compare_line(&line(3), &mut before, &mut TrafficDelta::new(9));
 
-        let (mut now, mut since) = (CounterReading::reading(), TrafficDelta::new(9));
+        let (mut now, mut delta) = (CounterReading::empty(), TrafficDelta::new(9));
         if let Some(read) = read {
-            before.line(&line(read), &mut now, &mut since);
+            before.compare_line(&line(read), &mut now, &mut delta);
         }
         for end in ends {
-            before.ended(&line(*end), &mut now, &mut since);
+            before.end_line(&line(*end), &mut now, &mut delta);
         }
         let mut later = TrafficDelta::new(9);
-        now.line(&line(next), &mut CounterReading::reading(), &mut later);
-        (packets(&since), packets(&later))
+        now.compare_line(&line(next), &mut CounterReading::empty(), &mut later);
+        (packets(&delta), packets(&later))
     }
 
     #[test]
-    fn what_a_rule_counted_until_its_end_is_not_lost() {
-        assert_eq!(ending(None, &[5], 4), (2, 4), "it is gone, and comes back");
-        assert_eq!(ending(Some(4), &[5], 7), (2, 7), "read before its end");
-        assert_eq!(ending(Some(1), &[5], 7), (2, 7), "one in its place was read");
-        assert_eq!(ending(Some(5), &[5, 4], 7), (2 + 4, 7), "it ended twice");
+    fn final_counters_are_added_once() {
+        assert_eq!(ending(None, &[5], 4), (2, 4), "removed, and added again later");
+        assert_eq!(ending(Some(4), &[5], 7), (2, 7), "read before it was removed");
+        assert_eq!(ending(Some(1), &[5], 7), (2, 7), "an equal new rule was read");
+        assert_eq!(ending(Some(5), &[5, 4], 7), (2 + 4, 7), "removed twice");
     }
 
     #[test]
-    fn nobody_knows_how_much_of_it_came_since() {
-        let (mut before, mut now, mut since) = (CounterReading::default(), CounterReading::reading(), TrafficDelta::new(9));
-        ENDPOINTS.lines().for_each(|line| before.ended(line, &mut now, &mut since));
-        assert!(since.endpoints.counts().is_empty());
+    fn without_an_earlier_reading_final_counters_do_not_count() {
+        let (mut before, mut now, mut delta) = (CounterReading::default(), CounterReading::empty(), TrafficDelta::new(9));
+        ENDPOINTS.lines().for_each(|line| before.end_line(line, &mut now, &mut delta));
+        assert!(delta.endpoints.counts().is_empty());
     }
 }

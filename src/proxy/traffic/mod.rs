@@ -1,7 +1,8 @@
-//! Counts the traffic of Services from the counters of their rules.
+//! Counts the traffic of Services from the packet counters of their rules. The counters are read at intervals. When a sync removes rules,
+//! it saves their final counters.
 //!
-//! The counters are read at a pace that costs little. A sync that removes rules saves their final counters. The nat table sees only the first
-//! packet of each connection, so the counts are the packets and bytes with which connections begin. They start at zero with the first reading.
+//! The nat table sees the first packet of each connection, so these are the packets and bytes with which connections begin. Packets that
+//! rules counted before the first reading are left out.
 
 pub mod counts;
 
@@ -13,122 +14,129 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep_until};
 
 use crate::cluster::Family;
+use crate::duty_cycle::DutyCycle;
 use crate::iptables::exec::Exec;
-use crate::table::final_counters::CounterSelection;
-
 use crate::observe::metrics::Metrics;
 use crate::observe::service_traffic::TrafficDelta;
+use crate::table::final_counters::CounterSelection;
+
 use counts::CounterReading;
 
-/// Reading may take one part in this many of the time.
-const SHARE: u32 = 200;
-/// No more often than this, however quick it is.
+/// The shortest time between two readings.
 const PERIOD: Duration = Duration::from_secs(10);
-/// With more addresses than this none is counted unless that is asked for, and so with endpoints: each costs whoever scrapes a few lines.
-pub(crate) const LIMIT: usize = 2_000;
+/// A reading rests for 200 times its own duration, so reading takes at most 0.5 % of the time.
+const CYCLE: DutyCycle = DutyCycle::new(200, PERIOD);
+/// The largest number of addresses, and of endpoints, that are counted unless the operator asks for more. Each costs a few lines in every
+/// scrape of the metrics.
+pub const LIMIT: usize = 2_000;
 
-/// Where those who write rules leave what counters said that they ended, for who reads the others. A writer holds it while he writes, so
-/// whoever takes what is there knows of every rule that is gone.
+/// The final counters of rules that syncs removed. A sync holds the lock while it writes, so a reader that has the lock knows about every
+/// removed rule.
 #[derive(Clone, Debug, Default)]
 pub struct FinalCounters(Rc<Mutex<PendingCounters>>);
 
 impl FinalCounters {
-    /// Waits until nobody writes.
-    pub(super) async fn hold(&self) -> MutexGuard<'_, PendingCounters> {
+    /// Waits until no sync is writing.
+    pub(super) async fn lock(&self) -> MutexGuard<'_, PendingCounters> {
         self.0.lock().await
     }
 }
 
-/// What is left there.
+/// The final counters since the last reading.
 #[derive(Debug, Default)]
 pub(super) struct PendingCounters {
-    /// What is wanted.
-    counted: CounterSelection,
-    /// Rules that ended since the last reading, as `iptables-save -c` would print them.
+    /// The rules whose final counters a sync has to save.
+    selection: CounterSelection,
+    /// Removed rules, each in the format of `iptables-save -c`.
     ended: Vec<(Family, String)>,
 }
 
 impl PendingCounters {
-    /// Which counters are wanted before they end.
-    pub(super) const fn wanted(&self) -> CounterSelection {
-        self.counted
+    /// The rules whose final counters a sync has to save.
+    pub(super) const fn selection(&self) -> CounterSelection {
+        self.selection
     }
 
-    /// Leaves what rules of a family said when they ended, each as `iptables-save -c` would print it.
-    pub(super) fn put(&mut self, family: Family, ended: Vec<String>) {
+    /// Adds removed rules of a family, each in the format of `iptables-save -c`.
+    pub(super) fn add(&mut self, family: Family, ended: Vec<String>) {
         self.ended.extend(ended.into_iter().map(|line| (family, line)));
     }
 
-    /// They could not be listed, or the others not be read: none are wanted before the next reading.
+    /// Stops saving final counters until the next successful reading. Called if iptables-restore could not list rules, or if a reading
+    /// failed.
     pub(super) fn pause(&mut self) {
-        self.counted = CounterSelection::default();
+        self.selection = CounterSelection::default();
     }
 }
 
-/// What has been read of the families' counters, and how.
-struct Counting {
+/// The last reading of each family, and the means to take the next one.
+struct TrafficReader {
     exec: Exec,
     families: Vec<(Family, CounterReading)>,
     final_counters: FinalCounters,
-    /// Whether it is known that rules can be listed by who ends them.
+    /// iptables-restore is known to print rules with counters.
     can_list: bool,
 }
 
-/// Reads the counters of these families for good. Of more than [`LIMIT`] addresses, or endpoints, it counts none, unless `any_size`.
+/// Reads the counters of these families at intervals, without an end. With more than [`LIMIT`] addresses or endpoints it counts none of
+/// them, unless `any_size`.
 pub async fn run(exec: Exec, families: Vec<Family>, final_counters: FinalCounters, metrics: Arc<Metrics>, any_size: bool) {
     let limit = if any_size { usize::MAX } else { LIMIT };
     let mut next = Instant::now() + PERIOD;
-    let mut told = false;
+    let mut limit_logged = false;
     let families = families.into_iter().map(|family| (family, CounterReading::default())).collect();
-    let mut counting = Counting { exec, families, final_counters, can_list: false };
+    let mut reader = TrafficReader { exec, families, final_counters, can_list: false };
     loop {
         sleep_until(next).await;
         let start = Instant::now();
-        let mut since = TrafficDelta::new(limit);
-        if counting.read(&mut since).await {
-            if (since.addresses.is_over() || since.endpoints.is_over()) && !std::mem::replace(&mut told, true) {
-                let what = if since.addresses.is_over() { "addresses of Services" } else { "endpoints" };
-                tracing::info!("there are more than {LIMIT} {what}: their traffic is not counted, but with --service-traffic=on");
+        let mut delta = TrafficDelta::new(limit);
+        if reader.read(&mut delta).await {
+            if (delta.addresses.is_over() || delta.endpoints.is_over()) && !std::mem::replace(&mut limit_logged, true) {
+                let what = if delta.addresses.is_over() { "addresses of Services" } else { "endpoints" };
+                tracing::info!(
+                    "there are more than {LIMIT} {what}: their traffic is not counted. Use --service-traffic=on to count it anyway"
+                );
             }
-            metrics.service_traffic(&since);
+            metrics.service_traffic(&delta);
         }
-        next = Instant::now() + PERIOD.max(start.elapsed() * SHARE);
+        next = Instant::now() + CYCLE.rest(start.elapsed());
     }
 }
 
-impl Counting {
-    /// Reads all counters; says whether it could. What it could not read is part of the next reading.
-    async fn read(&mut self, since: &mut TrafficDelta) -> bool {
-        let mut all = Vec::new();
+impl TrafficReader {
+    /// Reads all counters. Returns false if that failed. The next reading then covers the traffic since the last successful one.
+    async fn read(&mut self, delta: &mut TrafficDelta) -> bool {
+        let mut readings = Vec::new();
         for (family, before) in &self.families {
-            let mut now = CounterReading::reading();
-            if let Err(error) = self.exec.save_counted(*family, &mut |line| before.line(line, &mut now, since)).await {
-                tracing::debug!("{family}: the counters of rules were not read: {error}");
-                // Nothing is collected that nobody may ever take.
-                self.final_counters.hold().await.pause();
+            let mut now = CounterReading::empty();
+            if let Err(error) = self.exec.save_counted(*family, &mut |line| before.compare_line(line, &mut now, delta)).await {
+                tracing::debug!("{family}: cannot read the counters of rules: {error}");
+                // Without readings, final counters would collect without a limit.
+                self.final_counters.lock().await.pause();
                 return false;
             }
-            all.push(now);
+            readings.push(now);
         }
-        let is_some_wanted = !(since.addresses.is_over() && since.endpoints.is_over());
-        if is_some_wanted && !self.can_list {
+        let counts_any = !(delta.addresses.is_over() && delta.endpoints.is_over());
+        if counts_any && !self.can_list {
             self.can_list = self.try_list().await;
         }
-        let mut pending = self.final_counters.hold().await;
+        let mut pending = self.final_counters.lock().await;
         for (family, line) in pending.ended.drain(..) {
-            for ((_, before), now) in self.families.iter_mut().zip(&mut all).filter(|((of, _), _)| *of == family) {
-                before.ended(&line, now, since);
+            for ((_, before), now) in self.families.iter_mut().zip(&mut readings).filter(|((of, _), _)| *of == family) {
+                before.end_line(&line, now, delta);
             }
         }
-        pending.counted = CounterSelection {
-            addresses: self.can_list && !since.addresses.is_over(),
-            endpoints: self.can_list && !since.endpoints.is_over(),
+        pending.selection = CounterSelection {
+            addresses: self.can_list && !delta.addresses.is_over(),
+            endpoints: self.can_list && !delta.endpoints.is_over(),
         };
-        self.families.iter_mut().zip(all).for_each(|((_, before), now)| *before = now);
+        self.families.iter_mut().zip(readings).for_each(|((_, before), now)| *before = now);
         true
     }
 
-    /// Asks the programs of all families. One that cannot answer now, for somebody holds the lock, is asked again.
+    /// Returns true if iptables-restore of every family can list rules. If it cannot answer because another program holds the lock, the
+    /// next reading asks again.
     async fn try_list(&self) -> bool {
         for (family, _) in &self.families {
             if !self.exec.can_list(*family).await {

@@ -216,9 +216,9 @@ mod tests {
         let rule = "[7:420] -A KUBE-SEP-A -p tcp -m comment --comment \"shop/web:http\" -m tcp -j DNAT --to-destination 10.244.1.5:8080";
         let other = "[9:540] -A KUBE-SEP-B -p tcp -m comment --comment \"shop/other\" -m tcp -j DNAT --to-destination 10.244.1.6:8080";
         let read = |traffic: &CounterReading, since: &mut TrafficDelta, lines: &[&str]| {
-            let mut now = CounterReading::reading();
+            let mut now = CounterReading::empty();
             for line in lines {
-                traffic.line(line, &mut now, since);
+                traffic.compare_line(line, &mut now, since);
             }
             now
         };
