@@ -40,7 +40,7 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
 ///
 /// # Errors
 /// A value has another type than its field.
-pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+pub(crate) fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
     Json::from(value).decode()
 }
 

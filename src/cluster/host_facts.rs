@@ -12,7 +12,7 @@ use crate::cluster::ip::parse_ip;
 /// `apiVersion` of the object.
 pub const API_VERSION: &str = "sepal/v1alpha1";
 /// `kind` of the object.
-pub const KIND: &str = "HostFacts";
+pub(crate) const KIND: &str = "HostFacts";
 
 /// The facts that a `HostFacts` object states. A field that is absent keeps the value read from the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -33,7 +33,7 @@ impl HostFactsOverrides {
     ///
     /// # Errors
     /// A field has the wrong type. The error names its path.
-    pub fn from_value(value: &Value) -> Result<Self, BadSetting> {
+    pub(crate) fn from_value(value: &Value) -> Result<Self, BadSetting> {
         let host = value.get("host").unwrap_or(&Value::Null);
         let read: Result<Option<Self>, _> = serde_path_to_error::deserialize(host);
         read.map(Option::unwrap_or_default)

@@ -131,7 +131,7 @@ impl Snapshot {
     }
 
     /// Removes every Service that is not in the set, and gives the removed ones.
-    pub fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> AffectedObjects {
+    pub(crate) fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> AffectedObjects {
         let removed: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
         for key in &removed {
             self.bytes -= self.services.remove(key).map_or(0, |service| service.bytes());
@@ -141,7 +141,7 @@ impl Snapshot {
     }
 
     /// Removes every slice that is not in the set, and gives the Services of the removed ones.
-    pub fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> AffectedObjects {
+    pub(crate) fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> AffectedObjects {
         let removed: Vec<SliceKey> = self.owners.keys().filter(|key| !known.contains(key)).cloned().collect();
         let mut touched = AffectedObjects::default();
         for key in removed {

@@ -101,7 +101,7 @@ impl CniErrors {
     ///
     /// # Errors
     /// Something failed.
-    pub fn into_result(self) -> Result<(), CniError> {
+    pub(crate) fn into_result(self) -> Result<(), CniError> {
         match self.0.into_iter().reduce(|first, other| first.and(Err(other))) {
             None => Ok(()),
             Some(error) => Err(error),

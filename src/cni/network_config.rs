@@ -116,7 +116,7 @@ impl NetworkConfig {
     ///
     /// # Errors
     /// It is not an object.
-    pub fn previous_document(&self) -> Result<Option<Map<String, Value>>, CniError> {
+    pub(crate) fn previous_document(&self) -> Result<Option<Map<String, Value>>, CniError> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
         struct Previous {

@@ -144,7 +144,7 @@ impl CniRequest {
     ///
     /// # Errors
     /// An argument is malformed or not known; the words are upstream's.
-    pub fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], CniError> {
+    pub(crate) fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], CniError> {
         if !matches!(self.verb, Verb::Add | Verb::Check) {
             return Ok([None; N]);
         }

@@ -199,7 +199,7 @@ impl CniResult {
     /// The first address of a family that a container's own interface of this name has. Results without interfaces are about nothing
     /// else.
     #[must_use]
-    pub fn address_of(&self, interface: &str, v4: bool) -> Option<IpNetwork> {
+    pub(crate) fn address_of(&self, interface: &str, v4: bool) -> Option<IpNetwork> {
         let is_of = |ip: &&CniAddress| match ip.interface.and_then(|index| self.interfaces.get(index)) {
             Some(found) => !found.sandbox.is_empty() && found.name == interface,
             None => ip.interface.is_none(),

@@ -134,7 +134,7 @@ impl EffectiveConfig {
 
     /// The fields that differ from another configuration and that only a restart can change, as a configuration spells them.
     #[must_use]
-    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+    pub(crate) fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
         let (here, there) = (&self.config, &other.config);
         let fixed = [
             ("clientConnection", here.client_connection != there.client_connection),

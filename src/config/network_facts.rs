@@ -12,7 +12,7 @@ use crate::cluster::pod_rules::{PodRanges, PodRules};
 use crate::pod_network::settings::defaults;
 
 /// `kind` of the object; its `apiVersion` is that of `HostFacts`.
-pub const KIND: &str = "NetworkFacts";
+pub(crate) const KIND: &str = "NetworkFacts";
 
 /// A node's part of the pod network that rules depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl NetworkFacts {
     ///
     /// # Errors
     /// A field is invalid or has the wrong type. The error has its path.
-    pub fn from_value(value: &Value) -> Result<Self, BadSetting> {
+    pub(crate) fn from_value(value: &Value) -> Result<Self, BadSetting> {
         let read: Result<Option<NetworkFields>, _> = serde_path_to_error::deserialize(value.get("network").unwrap_or(&Value::Null));
         let fields = read.map_err(|error| BadSetting { field: format!("network.{}", error.path()), cause: error.inner().to_string() })?;
         let fields = fields.unwrap_or_default();

@@ -35,7 +35,7 @@ pub struct Supervised {
 }
 
 /// Runs a part forever, and restarts it when it fails. Has to be called within a `LocalSet`.
-pub async fn supervise<F>(part: Supervised, mut start: impl FnMut() -> F) -> Infallible
+pub(crate) async fn supervise<F>(part: Supervised, mut start: impl FnMut() -> F) -> Infallible
 where
     F: Future<Output = anyhow::Result<()>> + 'static,
 {

@@ -41,7 +41,7 @@ impl Found {
 
     /// Returns the families in which the other variant also has rules in KUBE-SERVICES. Packets pass the rules of both variants. If there are
     /// any, the reason mentions them.
-    pub async fn find_other_variant(&mut self) -> Vec<Family> {
+    pub(crate) async fn find_other_variant(&mut self) -> Vec<Family> {
         let families = self.in_other_variant(chain_names::SERVICES).await.families;
         if !families.is_empty() {
             self.reason.extend(["; there are KUBE-* rules in ", self.variant.other().as_str(), ", too"]);
@@ -51,7 +51,7 @@ impl Found {
 
     /// Looks for rules of the other variant in a chain of the table `nat`. legacy iptables creates a table when it reads it, so it is only run
     /// if the table exists.
-    pub async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
+    pub(crate) async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
         let other = self.variant.other();
         let mut found = OtherVariantRules::default();
         for family in Family::ALL {
@@ -214,7 +214,7 @@ impl Support {
 
     /// The families that are not supported, with the reasons.
     #[must_use]
-    pub fn unusable(&self) -> &[(Family, String)] {
+    pub(crate) fn unusable(&self) -> &[(Family, String)] {
         &self.unusable
     }
 

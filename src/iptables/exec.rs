@@ -123,7 +123,7 @@ impl Exec {
     }
 
     /// Returns true if `iptables-restore` can print rules with their counters.
-    pub async fn can_list(&self, family: Family) -> bool {
+    pub(crate) async fn can_list(&self, family: Family) -> bool {
         let input = format!("*{}\n-v -S OUTPUT\nCOMMIT\n", Table::Nat);
         self.restore_input(family, std::iter::once(input.into()), |_| None)
             .await
@@ -134,7 +134,7 @@ impl Exec {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+    pub(crate) async fn save_counted(&self, family: Family, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
         self.saved(family, &["-c", "-t", Table::Nat.as_str()], line).await
     }
 

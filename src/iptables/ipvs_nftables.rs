@@ -81,7 +81,7 @@ impl fmt::Display for Why {
 }
 
 /// Deletes nftables tables in both families. Does nothing if `nft` is missing or fails.
-pub async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
+pub(crate) async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
     let mut left = Vec::new();
     let tables = match output("nft", &["list", "tables"]).await {
         Ok(tables) => tables,
@@ -102,7 +102,7 @@ pub async fn delete_nftables(which: NftTables) -> Vec<NotRemoved> {
 
 /// Deletes the leftovers of the IPVS mode, except its iptables rules. IPVS services are only deleted if kube-proxy's device exists, because
 /// other programs can use IPVS too. Rules that use a set must be deleted before the set.
-pub async fn clean_ipvs() -> Vec<NotRemoved> {
+pub(crate) async fn clean_ipvs() -> Vec<NotRemoved> {
     let mut left = Vec::new();
     if if_nametoindex(DEVICE).is_ok() {
         let services = remove("the table of IPVS services", "ipvsadm", &["-C"]).await;

@@ -13,7 +13,7 @@ impl Exec {
     ///
     /// # Errors
     /// The input was refused.
-    pub async fn try_rules(&self, family: Family, text: &str, parse_only: bool) -> Result<(), IptablesError> {
+    pub(crate) async fn try_rules(&self, family: Family, text: &str, parse_only: bool) -> Result<(), IptablesError> {
         let program = self.program(family, "-restore");
         let arguments = ["-w", LOCK_WAIT, "--noflush", "--test"];
         let arguments = if parse_only { &arguments[..] } else { &arguments[..3] };

@@ -52,7 +52,7 @@ pub struct RouteLocalnetError(pub SettingError);
 impl ConntrackError {
     /// The same error with the cure for an init container (`--init-only`).
     #[must_use]
-    pub fn of_init_container(mut self) -> Self {
+    pub(crate) fn of_init_container(mut self) -> Self {
         self.0.init_only = true;
         self
     }
@@ -61,7 +61,7 @@ impl ConntrackError {
 impl RouteLocalnetError {
     /// The same error with the cure for an init container (`--init-only`).
     #[must_use]
-    pub fn of_init_container(mut self) -> Self {
+    pub(crate) fn of_init_container(mut self) -> Self {
         self.0.init_only = true;
         self
     }

@@ -7,7 +7,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 
 /// An address of a service port, by its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ServiceAddress {
+pub(crate) struct ServiceAddress {
     /// The Service's namespace.
     pub namespace: String,
     /// The Service's name.
@@ -20,7 +20,7 @@ pub struct ServiceAddress {
 
 /// An endpoint of a service port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ServiceEndpoint {
+pub(crate) struct ServiceEndpoint {
     /// The Service's namespace.
     pub namespace: String,
     /// The Service's name.
@@ -33,7 +33,7 @@ pub struct ServiceEndpoint {
 
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PacketCount {
+pub(crate) struct PacketCount {
     /// Packets.
     pub packets: u64,
     /// Their bytes.
@@ -55,7 +55,7 @@ impl PacketCount {
 
 /// Packet counts by address or by endpoint. Above the limit nothing is shown.
 #[derive(Debug)]
-pub struct TrafficSums<K> {
+pub(crate) struct TrafficSums<K> {
     by: HashMap<K, PacketCount>,
     limit: usize,
 }
@@ -93,14 +93,14 @@ impl<K: Hash + Eq> TrafficSums<K> {
 
     /// Returns all counts, or none if there are more keys than the limit.
     #[must_use]
-    pub fn counts(&self) -> HashMap<&K, PacketCount> {
+    pub(crate) fn counts(&self) -> HashMap<&K, PacketCount> {
         if self.is_over() { HashMap::new() } else { self.by.iter().map(|(key, count)| (key, *count)).collect() }
     }
 }
 
 /// The traffic since the reading before.
 #[derive(Debug)]
-pub struct TrafficDelta {
+pub(crate) struct TrafficDelta {
     /// By Service address.
     pub addresses: TrafficSums<ServiceAddress>,
     /// By endpoint.
@@ -110,7 +110,7 @@ pub struct TrafficDelta {
 impl TrafficDelta {
     /// No traffic yet. Addresses and endpoints are each counted up to this limit.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { addresses: TrafficSums::new(limit), endpoints: TrafficSums::new(limit) }
     }
 }

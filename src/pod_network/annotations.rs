@@ -14,7 +14,7 @@ use crate::cluster::families::PerFamily;
 use crate::netlink::mac::Mac;
 
 /// flannel's default prefix.
-pub const DEFAULT_PREFIX: &str = "flannel.alpha.coreos.com";
+pub(crate) const DEFAULT_PREFIX: &str = "flannel.alpha.coreos.com";
 
 const MANAGED: &str = "kube-subnet-manager";
 const BACKEND_TYPE: &str = "backend-type";

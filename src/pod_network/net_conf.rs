@@ -174,7 +174,7 @@ impl NetConf {
 
     /// The keys that differ in another version and that need a restart: all but `MTU` and `DirectRouting`.
     #[must_use]
-    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+    pub(crate) fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
         let mut differences = Vec::new();
         for family in Family::ALL {
             if self.networks.get(family) != other.networks.get(family) {

@@ -88,7 +88,7 @@ impl RefusalReason {
 
     /// Returns true if the reason may depend on another node, so that a change of that node can end it.
     #[must_use]
-    pub const fn depends_on_others(&self) -> bool {
+    pub(crate) const fn depends_on_others(&self) -> bool {
         matches!(
             self,
             Self::Overlaps(..) | Self::ContainsNodeAddress(..) | Self::InsideSubnet(..) | Self::SameAddress(..) | Self::SameMac(..)

@@ -64,10 +64,10 @@ impl Default for NetworkSettings {
 /// The defaults, which are also those of the flags.
 #[allow(missing_docs, reason = "each has the name of its field in NetworkSettings")]
 pub mod defaults {
-    pub use crate::pod_network::annotations::DEFAULT_PREFIX as ANNOTATION_PREFIX;
+    pub(crate) use crate::pod_network::annotations::DEFAULT_PREFIX as ANNOTATION_PREFIX;
 
     pub(crate) const NET_CONFIG_PATH: &str = "/etc/kube-flannel/net-conf.json";
-    pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+    pub(crate) const SUBNET_FILE: &str = "/run/flannel/subnet.env";
     pub const MASQUERADE: bool = false;
     pub(crate) const RANDOM_FULLY: bool = true;
     pub(crate) const FORWARD_RULES: bool = true;

@@ -12,7 +12,7 @@ use crate::cluster::families::PerFamily;
 use crate::cluster::ip::{first_host, network, parse_cidr};
 
 /// Where the daemon writes the file by default.
-pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+pub(crate) const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
 const KEYS: [(Family, &str, &str); 2] =
     [(Family::V4, "FLANNEL_NETWORK", "FLANNEL_SUBNET"), (Family::V6, "FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")];

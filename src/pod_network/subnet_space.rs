@@ -13,7 +13,7 @@ impl NetConf {
     ///
     /// # Errors
     /// The keys contradict each other. The message has flannel's words.
-    pub fn subnet_space(&self, family: Family) -> Result<Option<SubnetSpace>, BadNetConf> {
+    pub(crate) fn subnet_space(&self, family: Family) -> Result<Option<SubnetSpace>, BadNetConf> {
         match (self.networks.get(family), self.subnets.get(family)) {
             (Some(network), Some(options)) => space(*network, options).map(Some),
             _ => Ok(None),

@@ -31,9 +31,9 @@ pub struct ProxySettings {
 
 impl ProxySettings {
     /// The default of `iptables.masqueradeBit`.
-    pub const MASQUERADE_BIT: u8 = 14;
+    pub(crate) const MASQUERADE_BIT: u8 = 14;
     /// The default of `iptables.localhostNodePorts`.
-    pub const LOCALHOST_NODE_PORTS: bool = true;
+    pub(crate) const LOCALHOST_NODE_PORTS: bool = true;
     /// The default of `iptables.syncPeriod`.
     pub const SYNC_PERIOD: Duration = Duration::from_secs(30);
 }

@@ -27,7 +27,7 @@ pub struct ByService {
 /// Compares the desired tables with the live ones. `applied` holds the tables that sepal applied before. With it, changes of the cluster
 /// can be distinguished from changes that another program made.
 #[must_use]
-pub fn by_service(desired: &Tables<'_>, live: &Tables<'_>, applied: Option<&Tables<'_>>) -> ByService {
+pub(crate) fn by_service(desired: &Tables<'_>, live: &Tables<'_>, applied: Option<&Tables<'_>>) -> ByService {
     let [desired, live] = [desired, live].map(rules_by_service);
     let before = applied.map(rules_by_service);
     let mut found = ByService::default();

@@ -71,7 +71,7 @@ pub enum Owner {
 impl Owner {
     /// Finds the owner's rules and chains in a table. `saved` is the output of iptables-save.
     #[must_use]
-    pub fn leftovers<'t>(self, table: &'static str, saved: &'t str) -> Leftovers<'t> {
+    pub(crate) fn leftovers<'t>(self, table: &'static str, saved: &'t str) -> Leftovers<'t> {
         match self {
             Self::Proxy => Leftovers::of(table, saved),
             Self::PodNetwork => Leftovers::of_pod_network(table, saved),

@@ -131,13 +131,13 @@ impl RangeSet {
 
     /// The range that an address is of.
     #[must_use]
-    pub fn range_of(&self, ip: IpAddr) -> Option<&AddressRange> {
+    pub(crate) fn range_of(&self, ip: IpAddr) -> Option<&AddressRange> {
         self.0.iter().find(|range| range.contains(ip))
     }
 
     /// Every address that can be given, once: round and round from the one behind `last`, which comes at the end itself. Where `last`
     /// is of none of the ranges, from the start of the first.
-    pub fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &AddressRange)> {
+    pub(crate) fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &AddressRange)> {
         let found = last.and_then(|last| self.0.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
         let (at, skipped) = found.map_or((0, 0), |(at, last)| (at, (last - self.0[at].first).saturating_add(1)));
         // The rest of one range, the others whole, and what was skipped.

@@ -96,7 +96,7 @@ impl ReservationStore {
     ///
     /// # Errors
     /// The lock cannot be opened.
-    pub fn lock_existing(&self) -> Result<Option<LockedStore<'_>>, CniError> {
+    pub(crate) fn lock_existing(&self) -> Result<Option<LockedStore<'_>>, CniError> {
         if self.folder.is_dir() { self.lock_there().map(Some) } else { Ok(None) }
     }
 
@@ -189,7 +189,7 @@ impl LockedStore<'_> {
     ///
     /// # Errors
     /// The folder cannot be read, or a file cannot be removed.
-    pub fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
+    pub(crate) fn release(&mut self, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
         let hinted = self.indexed;
         let mut found = self.of(attachment)?;
         if found.is_empty() && hinted {

@@ -18,8 +18,8 @@ pub(crate) const BURST: i32 = 10;
 pub(crate) const LOGGING_FORMAT: &str = "text";
 pub(crate) const FLUSH_FREQUENCY: GoDuration = GoDuration::from_secs(5);
 pub(crate) const INFO_BUFFER_SIZE: &str = "0";
-pub const MASQUERADE_BIT: i32 = ProxySettings::MASQUERADE_BIT as i32;
-pub const LOCALHOST_NODE_PORTS: bool = ProxySettings::LOCALHOST_NODE_PORTS;
+pub(crate) const MASQUERADE_BIT: i32 = ProxySettings::MASQUERADE_BIT as i32;
+pub(crate) const LOCALHOST_NODE_PORTS: bool = ProxySettings::LOCALHOST_NODE_PORTS;
 pub const SYNC_PERIOD: GoDuration = GoDuration::of(ProxySettings::SYNC_PERIOD);
 pub(crate) const MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(1);
 pub(crate) const OOM_SCORE_ADJ: i32 = -999;
@@ -37,7 +37,7 @@ pub fn healthz_bind_address() -> String {
 
 /// The default of `metricsBindAddress`, for a `bindAddress` of IPv4.
 #[must_use]
-pub fn metrics_bind_address() -> String {
+pub(crate) fn metrics_bind_address() -> String {
     format!("127.0.0.1:{METRICS_PORT}")
 }
 

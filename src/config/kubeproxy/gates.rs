@@ -30,7 +30,7 @@ pub(crate) const GATES: [Gate; 9] = [
 
 /// True if a gate is on. `AllAlpha` and `AllBeta` set the gates of their stage that are not set by name.
 #[must_use]
-pub fn enabled(set: &BTreeMap<String, bool>, name: &str) -> bool {
+pub(crate) fn enabled(set: &BTreeMap<String, bool>, name: &str) -> bool {
     let Some(gate) = GATES.iter().find(|gate| gate.name == name) else { return false };
     let of_stage = match gate.stage {
         "ALPHA" => set.get("AllAlpha"),

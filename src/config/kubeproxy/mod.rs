@@ -15,4 +15,4 @@ pub use document::KubeProxyConfiguration;
 /// `apiVersion` of the configuration.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// `kind` of the configuration.
-pub const KIND: &str = "KubeProxyConfiguration";
+pub(crate) const KIND: &str = "KubeProxyConfiguration";

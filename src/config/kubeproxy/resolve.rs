@@ -24,7 +24,7 @@ impl KubeProxyConfiguration {
     ///
     /// # Errors
     /// A field is invalid for kube-proxy, or valid for kube-proxy but not for this program.
-    pub fn resolve(&self) -> Result<ProxySettings, BadSetting> {
+    pub(crate) fn resolve(&self) -> Result<ProxySettings, BadSetting> {
         let mut config = self.clone();
         config.fill();
         config.min_sync_period_is_set |= self.min_sync_period_is_set;

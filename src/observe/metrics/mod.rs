@@ -87,7 +87,7 @@ impl Metrics {
     }
 
     /// A sync of a family succeeded or failed after this time.
-    pub fn attempted(&self, family: Family, attempt: &SyncAttempt, totals: &RuleTotals, took: Duration) {
+    pub(crate) fn attempted(&self, family: Family, attempt: &SyncAttempt, totals: &RuleTotals, took: Duration) {
         self.kubeproxy.attempted(family, attempt, totals, took);
         self.sepal.attempted(family, attempt, totals);
     }

@@ -148,7 +148,7 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
     /// Answers the queries of this desk.
     #[must_use]
-    pub fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersRenderer) -> Self {
+    pub(crate) fn with_queries(self, desk: &QueryChannel<PageQuery>, answer: PeersRenderer) -> Self {
         Self { questions: desk.open(), answer, ..self }
     }
 

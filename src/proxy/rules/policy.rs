@@ -103,7 +103,7 @@ impl<'a> Policy<'a> {
 
     /// Returns the kinds of traffic that are dropped because this node has no endpoint.
     #[must_use]
-    pub const fn without_local(&self) -> WithoutLocal {
+    pub(crate) const fn without_local(&self) -> WithoutLocal {
         WithoutLocal { internal: self.has_endpoints && !self.serves_internal(), external: self.has_endpoints && !self.serves_external() }
     }
 }

@@ -69,7 +69,7 @@ impl<'a> RuleLine<'a> {
 
     /// Adds protocol, destination address and destination port.
     #[must_use]
-    pub fn frontend(self, protocol: Protocol, address: &str, port: u16) -> Self {
+    pub(crate) fn frontend(self, protocol: Protocol, address: &str, port: u16) -> Self {
         self.protocol(protocol).destination(address).port(port)
     }
 

@@ -29,7 +29,7 @@ pub fn described_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool) -> 
 ///
 /// # Errors
 /// A stated fact is invalid.
-pub fn usable_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<HostFacts, BadSetting> {
+pub(crate) fn usable_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool) -> Result<HostFacts, BadSetting> {
     let real = read_facts(inputs, host, random_fully, !inputs.without_proxy);
     let Some(written) = &inputs.written_facts else { return Ok(real) };
     let mut facts = written.over(real.clone())?;

@@ -158,7 +158,7 @@ impl FamilyRules {
 
     /// Returns true if the acknowledged rules are known.
     #[must_use]
-    pub const fn knows_kernel_state(&self) -> bool {
+    pub(crate) const fn knows_kernel_state(&self) -> bool {
         self.acknowledged.is_some()
     }
 
@@ -192,7 +192,7 @@ impl FamilyRules {
 
     /// Returns true if a fixed chain is desired.
     #[must_use]
-    pub fn has_chain(&self, table: Table, chain: &str) -> bool {
+    pub(crate) fn has_chain(&self, table: Table, chain: &str) -> bool {
         self.desired.fixed.has(table, chain)
     }
 

@@ -91,7 +91,7 @@ impl FlowSender {
     }
 
     /// Sends the noted changes, if any. Called when the rules of these inputs are written.
-    pub fn send_touched(&mut self, host: &impl Host, inputs: &Inputs, family: Family) {
+    pub(crate) fn send_touched(&mut self, host: &impl Host, inputs: &Inputs, family: Family) {
         let touched = std::mem::take(&mut self.services);
         let (snapshot, external_ips) = (&inputs.snapshot, inputs.settings.allow_external_ips);
         let changes = if std::mem::take(&mut self.everything) {

@@ -100,7 +100,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// Answers the queries of the status page with this function.
     #[must_use]
-    pub fn with_queries(mut self, queries: &QueryChannel<ProxyQuery>, answer: StatusAnswer) -> Self {
+    pub(crate) fn with_queries(mut self, queries: &QueryChannel<ProxyQuery>, answer: StatusAnswer) -> Self {
         (self.queries, self.answer) = (queries.open(), answer);
         self
     }

@@ -69,12 +69,12 @@ impl Report {
     }
 
     /// Logs a summary of the syncs if it is due.
-    pub fn summarize(&self) {
+    pub(crate) fn summarize(&self) {
         self.syncs.summarize();
     }
 
     /// The first sync of a family is due. kube-proxy does not count it as a queued sync.
-    pub fn first_due(&self, family: Family) {
+    pub(crate) fn first_due(&self, family: Family) {
         self.health.queued(family);
     }
 
@@ -85,18 +85,18 @@ impl Report {
     }
 
     /// Sends an Event.
-    pub fn send_event(&self, event: Event) {
+    pub(crate) fn send_event(&self, event: Event) {
         self.events.tell(event);
     }
 
     /// A sync succeeded or failed after this time.
-    pub fn attempted(&self, rules: &FamilyRules, took: Duration) {
+    pub(crate) fn attempted(&self, rules: &FamilyRules, took: Duration) {
         self.metrics.attempted(rules.family(), rules.attempt(), &rules.totals(), took);
         self.metrics.quarantined(rules.family(), rules.quarantined().len());
     }
 
     /// The live tables are the desired ones.
-    pub fn confirmed(&self, family: Family) {
+    pub(crate) fn confirmed(&self, family: Family) {
         self.health.updated(family);
         self.metrics.confirmed(family);
     }
@@ -122,7 +122,7 @@ impl Report {
     }
 
     /// The rules of a changed Service are in force.
-    pub fn change_applied(&self, change: &AppliedChange) {
+    pub(crate) fn change_applied(&self, change: &AppliedChange) {
         self.metrics.change_applied(change);
     }
 
@@ -165,7 +165,7 @@ impl Report {
     }
 
     /// An audit read the live tables. If another program changed rules, the next sync repairs them.
-    pub fn audited(&self, family: Family, drift: &Drift) {
+    pub(crate) fn audited(&self, family: Family, drift: &Drift) {
         let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
         let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
         let jumps: Vec<String> = drift.jumps.iter().map(|i| name(&JUMPS[*i])).collect();
@@ -194,7 +194,7 @@ impl Report {
     }
 
     /// Jumps to our chains are missing.
-    pub fn jumps_missing(&self, family: Family, missing: &[&Jump]) {
+    pub(crate) fn jumps_missing(&self, family: Family, missing: &[&Jump]) {
         let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
         tracing::warn!("{family}: jumps are missing: {}. sepal reads the live tables and repairs them", first(jumps.iter(), jumps.len()));
     }

@@ -91,7 +91,7 @@ impl ServiceHealth {
 
     /// Returns true if a port could not be opened because another program uses it, such as a kube-proxy that is stopping.
     #[must_use]
-    pub fn has_refused_ports(&self) -> bool {
+    pub(crate) fn has_refused_ports(&self) -> bool {
         !self.refused.is_empty()
     }
 

@@ -10,7 +10,7 @@ use crate::cluster::Family;
 use crate::observe::sync_result::SyncResult;
 
 /// The target of log lines that are logged with `-v=2` and above. Their level is `debug`.
-pub const V2: &str = "sepal::v2";
+pub(crate) const V2: &str = "sepal::v2";
 
 /// A sync that takes longer is always logged.
 const SLOW: Duration = Duration::from_secs(1);

@@ -26,7 +26,7 @@ impl CounterReading {
     }
 
     /// Compares one line of `iptables-save -c` with this reading. Stores its counters in `now`, and adds the new traffic to `delta`.
-    pub fn compare_line(&self, line: &str, now: &mut Self, delta: &mut TrafficDelta) {
+    pub(crate) fn compare_line(&self, line: &str, now: &mut Self, delta: &mut TrafficDelta) {
         match counted_rule(line) {
             Some((rule, count, Counted::Address(address))) => {
                 compare(rule, count, address, &self.addresses, &mut now.addresses, &mut delta.addresses);
@@ -42,7 +42,7 @@ impl CounterReading {
     ///
     /// If `now` has an equal rule, it may be the removed rule or a new one. So it is dropped from `now` and counts at the next reading, as
     /// a new rule that started at zero.
-    pub fn end_line(&mut self, line: &str, now: &mut Self, delta: &mut TrafficDelta) {
+    pub(crate) fn end_line(&mut self, line: &str, now: &mut Self, delta: &mut TrafficDelta) {
         match counted_rule(line) {
             Some((rule, count, Counted::Address(address))) => {
                 end(rule, count, &address, &mut self.addresses, &mut now.addresses, &mut delta.addresses);

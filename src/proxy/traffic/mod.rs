@@ -28,7 +28,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 const CYCLE: DutyCycle = DutyCycle::new(200, PERIOD);
 /// The largest number of addresses, and of endpoints, that are counted unless the operator asks for more. Each costs a few lines in every
 /// scrape of the metrics.
-pub const LIMIT: usize = 2_000;
+pub(crate) const LIMIT: usize = 2_000;
 
 /// The final counters of rules that syncs removed. A sync holds the lock while it writes, so a reader that has the lock knows about every
 /// removed rule.
