@@ -16,7 +16,7 @@ flags! {
     #[command(next_help_heading = "Flags of kube-proxy")]
     pub struct ProxyFlags for KubeProxyConfiguration, error Infallible;
 
-    /// Path of a KubeProxyConfiguration file. Most other flags are ignored then, see the README
+    /// Path of a KubeProxyConfiguration file. Most other flags are ignored then, see docs/service-proxy.md
     #[arg(value_name = "FILE")]
     config: String, unset "";
 

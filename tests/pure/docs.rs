@@ -103,31 +103,35 @@ fn every_part_and_every_refusal_is_described() {
 
 fn documents() -> Vec<PathBuf> {
     let mut documents = source_files(&root().join("docs"));
-    documents.extend(["README.md", "SECURITY.md", "CHANGELOG.md", "deploy/README.md"].map(|name| root().join(name)));
+    documents.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "deploy/README.md"].map(|name| root().join(name)));
     documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     assert!(documents.len() > 7, "{documents:?}");
     documents
 }
 
-/// Every test that a document names exists.
+/// The functions that a document names, each with its file.
+fn named_functions(document: &Path) -> Vec<(String, String)> {
+    let pattern = Regex::new("`((?:tests|src)/[a-z0-9_/]+\\.rs)::([a-z0-9_]+)`").expect("a pattern");
+    pattern.captures_iter(&read(document)).map(|captures| (captures[1].to_owned(), captures[2].to_owned())).collect()
+}
+
+/// Every function that a document names exists. Only the description of the architecture names functions that are no tests.
 #[test]
-fn tests_that_are_named_exist() {
-    let named = |text: &str| {
-        let pattern = Regex::new("`((?:tests|src)/[a-z0-9_/]+\\.rs)::([a-z0-9_]+)`").expect("a pattern");
-        pattern.captures_iter(text).map(|captures| (captures[1].to_owned(), captures[2].to_owned())).collect::<Vec<_>>()
-    };
-    let all: Vec<(String, String)> = documents().iter().flat_map(|path| named(&read(path))).collect();
-    assert!(all.len() > 10, "only {all:?}");
-    for (file, test) in all {
-        let text = read(&root().join(&file));
-        let declared = text.find(&format!("fn {test}(")).unwrap_or_else(|| panic!("there is no {test} in {file}"));
-        let before = &text[..declared];
-        let attributes = &before[before.rfind("\n}").unwrap_or_default()..];
-        assert!(
-            attributes.contains("#[test]") || attributes.contains("#[tokio::test") || attributes.contains("proptest!"),
-            "{file}: {test} is no test"
-        );
+fn functions_that_are_named_exist() {
+    let mut checked = 0;
+    for document in documents() {
+        for (file, name) in named_functions(&document) {
+            checked += 1;
+            let text = read(&root().join(&file));
+            let declared = text.find(&format!("fn {name}(")).or_else(|| text.find(&format!("fn {name}<")));
+            let declared = declared.unwrap_or_else(|| panic!("{}: there is no {name} in {file}", document.display()));
+            let before = &text[..declared];
+            let attributes = &before[before.rfind("\n}").unwrap_or_default()..];
+            let is_test = attributes.contains("#[test]") || attributes.contains("#[tokio::test") || attributes.contains("proptest!");
+            assert!(is_test || document.ends_with("architecture.md"), "{}: {name} in {file} is no test", document.display());
+        }
     }
+    assert!(checked > 30, "only {checked}");
 }
 
 /// The migration guide uses kubectl and curl and no other tool.

@@ -19,6 +19,7 @@ mod random_cluster;
 
 mod allocation;
 mod architecture;
+mod citations;
 mod docs;
 mod engine;
 mod explain;
