@@ -1,6 +1,6 @@
 //! Parses addresses and CIDRs as Kubernetes components do, and prints them in canonical form.
 //!
-//! kube-proxy parses "sloppily" everywhere [kube-proxy 1.4] [kube-proxy 12.55]. Leading zeros in IPv4 octets, IPv6 groups and prefix
+//! kube-proxy parses "sloppily" everywhere [kube-proxy 1.4] [kube-proxy 12]. Leading zeros in IPv4 octets, IPv6 groups and prefix
 //! lengths are allowed. An IPv4-mapped IPv6 address is the IPv4 address. The standard library rejects leading zeros and does not map
 //! addresses, hence this parser.
 
