@@ -74,7 +74,7 @@ enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTool(program) => write!(f, "the program {program} that removes it is not installed. Install it, or restart the node"),
+            Self::NoTool(program) => write!(f, "there is no program {program} to remove it with. Install it, or restart the node"),
             Self::Failed(error) => error.fmt(f),
         }
     }
