@@ -1,4 +1,4 @@
-//! How a CNI plugin fails: a number that the runtime understands and words for whoever reads its log (spec section 10.1).
+//! The error of a CNI plugin: a code for the runtime and a text for its log [flannel 10.1].
 
 use std::fmt;
 

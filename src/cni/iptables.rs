@@ -17,7 +17,7 @@ const LOCK_WAIT: &str = "20";
 /// What became of a transaction.
 #[derive(Debug)]
 pub enum ChangeError {
-    /// A chain that was to be new is there already: somebody else was faster.
+    /// A chain that this call creates exists already: another program created it meanwhile.
     ChainExists,
     /// Something else.
     Failed(CniError),

@@ -1,7 +1,7 @@
 //! The program as a plugin of container runtimes (CNI): pods get their network from the same binary.
 //!
-//! A runtime starts it with its wishes in the environment and a network's configuration on standard input. By which name it is called
-//! decides what it is: `flannel`, `bridge`, `host-local`, `portmap`, `loopback`, or `sepal`, which does what the first four do together.
+//! A container runtime starts it with parameters in the environment and a network's configuration on standard input. The name of the call
+//! selects the plugin: `flannel`, `bridge`, `host-local`, `portmap`, `loopback`, or `sepal`, which does what the first four do together.
 //! State on disk and objects in the kernel are the real plugins', so that either can take over from the other while pods run.
 //!
 //! - [`protocol`], [`version`], [`config`], [`result`], [`failure`]: what is said on either side. Pure.
@@ -63,7 +63,7 @@ fn name(argument: Option<&OsString>) -> String {
     argument.map(Path::new).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Says what this is to somebody who starts it by hand.
+/// Explains the plugin to a user who starts it by hand.
 fn about(name: &str) -> ExitCode {
     let versions = CniVersion::names().join(", ");
     let text = format!("CNI Plugin {name} version v{} (sepal)\nCNI protocol versions supported: {versions}\n", env!("CARGO_PKG_VERSION"));
@@ -79,7 +79,7 @@ fn answer(name: &str) -> ExitCode {
     };
     let Some(document) = document else { return code };
     let text = serde_json::to_string_pretty(&document).unwrap_or_default();
-    // Without somebody who reads it, there is nobody to tell, either.
+    // If the result cannot be written, an error text cannot be written either.
     if std::io::stdout().write_all(text.as_bytes()).is_err() { ExitCode::FAILURE } else { code }
 }
 

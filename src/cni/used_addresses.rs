@@ -1,9 +1,9 @@
-//! Which addresses containers have at present, asked of the kernel and of nobody else.
+//! Finds the addresses that containers have at present. Asks only the kernel.
 //!
 //! A reservation says that an address was given once. Whether it still is in use shows here: some network namespace has it on an
 //! interface. All namespaces count that this host can know of: this process's own, those at the other ends of its veths (named by the
 //! kernel, also where no path leads to them), those that are mounted where `ip netns` and runtimes mount them, and those of every
-//! process. If one of them cannot be asked, nobody can say, and nothing is freed.
+//! process. If one of them cannot be read, the result is unknown and nothing is freed.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -272,7 +272,7 @@ async fn a_reservation_is_for_one_and_stays_one() {
     assert_eq!(site.store.release_all("a").await, Ok(vec![net("10.0.1.0/24")]));
     let free = lease(&server, "sepal-10-0-1-0-24");
     assert_eq!((&free["spec"]["holderIdentity"], free["spec"].get("leaseDurationSeconds")), (&json!("a"), None));
-    assert!(!matches!(*other.standing.borrow(), LeaseStatus::Held(_)), "it is still nobody else's");
+    assert!(!matches!(*other.standing.borrow(), LeaseStatus::Held(_)), "no other node holds it");
 }
 
 /// A Lease has the right name but not our labels, so a list does not show it.

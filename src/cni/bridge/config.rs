@@ -56,7 +56,7 @@ struct Wish {
 pub(super) struct BridgeConfig {
     /// Name of the bridge.
     pub bridge: String,
-    /// Somebody chose that name: the bridge may be there for more than containers.
+    /// The configuration gives the name, so the bridge may serve more than containers.
     pub named: bool,
     /// The bridge has the gateway's address.
     pub gateway: bool,
@@ -94,7 +94,7 @@ impl BridgeConfig {
         Attachment { container: String::new(), interface: format!("{}.{}", self.bridge, self.vlan) }
     }
 
-    /// Reads a network's configuration, and what the runtime wishes.
+    /// Reads a network's configuration and the parameters of the runtime.
     ///
     /// # Errors
     /// It makes no sense, or asks for something that is not done here.
@@ -122,8 +122,8 @@ impl BridgeConfig {
             return bad("cannot use IPAM when DisableContainerInterface flag is set".to_owned());
         }
         let [argument] = request.known_args(["MAC"])?;
-        let wishes = [argument.unwrap_or_default(), &keys.args.cni.mac, &keys.runtime_config.mac];
-        let mac = match wishes.into_iter().rfind(|wish| !wish.is_empty()) {
+        let requested = [argument.unwrap_or_default(), &keys.args.cni.mac, &keys.runtime_config.mac];
+        let mac = match requested.into_iter().rfind(|mac| !mac.is_empty()) {
             None => None,
             Some(wish) => match wish.parse::<Mac>() {
                 Ok(mac) if mac.is_unicast() => Some(mac),

@@ -76,7 +76,7 @@ fn configure_here(interface: &str, result: &CniResult, detect_duplicates: bool) 
 
 fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), CniError> {
     let v6_path = |name: &str, key: &str| Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
-    // These are wishes: a kernel without them does as well.
+    // These settings are optional: not every kernel has them.
     if detect_duplicates {
         let _ = fs::write(v6_path(interface, "enhanced_dad"), "1");
     }

@@ -116,7 +116,7 @@ mod tests {
         let stale = |port: &Device, owners: &[&ReservationOwner]| is_stale("cbr0", port, &names, owners, &valid);
         assert!(!stale(&of("alive"), &[]) && !stale(&of("alive"), &[&alive]));
         assert!(stale(&of("dead"), &[]) && stale(&of("dead"), &[&dead]));
-        assert!(!stale(&foreign, &[]), "nobody knows whose it is");
+        assert!(!stale(&foreign, &[]), "its owner is unknown");
         assert!(!stale(&foreign, &[&alive]) && stale(&foreign, &[&dead]));
         assert!(!is_stale("other", &of("dead"), &BTreeSet::new(), &[], &valid), "it is another network's");
         assert!(is_veth_name("veth0a1b2c3d") && !is_veth_name("veth0") && !is_veth_name("eth0"));

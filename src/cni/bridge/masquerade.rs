@@ -50,7 +50,7 @@ fn removal(chain: &str, present: &str) -> Vec<String> {
 fn of_rules(refusal: ChangeError) -> CniError {
     match refusal {
         ChangeError::Failed(error) => error,
-        ChangeError::ChainExists => CniError::other("the rules were changed by somebody else meanwhile"),
+        ChangeError::ChainExists => CniError::other("another program changed the rules meanwhile"),
     }
 }
 

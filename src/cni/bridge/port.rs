@@ -1,6 +1,6 @@
 //! The host's ends of containers' interfaces: names that can be found again. PURE.
 //!
-//! The real plugin takes random names and hardware addresses, and after a crash nobody can tell whose an interface is. Here both are
+//! The real plugin takes random names and hardware addresses, and after a crash the owner of an interface is unknown. Here both are
 //! made of the network and the attachment, so that whatever a killed process left can be found, and what is of this plugin's making can
 //! be told from the rest.
 
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha512};
 use crate::cni::request::Attachment;
 use crate::netlink::mac::Mac;
 
-/// How many names there are for an attachment, should somebody else have the first.
+/// The number of names that are tried for an attachment, if other interfaces have the first ones.
 pub(super) const TRIES: u8 = 10;
 
 /// A name and a hardware address for one end.

@@ -89,7 +89,7 @@ fn folder(config: &IpamConfig, network: &str) -> ReservationStore {
 }
 
 impl HostLocal {
-    /// Reads a network's configuration, and what the runtime wishes.
+    /// Reads a network's configuration and the parameters of the runtime.
     ///
     /// # Errors
     /// They make no sense.
@@ -207,8 +207,8 @@ fn give(
     Err(CniError::other(format!("no IP addresses available in range set: {set}")))
 }
 
-/// Frees the addresses of a set that nobody has; says whether there were any. What was reserved a short time ago may be on its way to
-/// its container and stays.
+/// Frees the addresses of a set that no container has, and returns true if there were any. An address that was reserved a short time ago
+/// stays, because its container may be about to get it.
 fn free_leaked(locked: &mut LockedStore<'_>, set: &RangeSet, used_addresses: &FindUsedAddresses<'_>) -> Result<bool, CniError> {
     let old = |ip: &IpAddr| locked.age(*ip).is_some_and(|age| age > super::used_addresses::ON_ITS_WAY);
     let suspects: Vec<IpAddr> = locked.taken()?.into_iter().filter(|ip| set.range_of(*ip).is_some()).filter(old).collect();

@@ -3,7 +3,7 @@
 //! An address is reserved by its file, and by nothing else; any plugin that keeps to the format may work in the same folder. Beside it,
 //! in `.sepal/<network>` of the same data folder, is an index of which attachment has which addresses, as symbolic links. It is only a
 //! hint that saves reading every file: what it says is looked up in the files, and it is made anew whenever the folder has been changed
-//! by somebody else, or somebody was killed at work: while the folder is locked, no index counts.
+//! by another program, or a plugin was killed while it worked: an index is not valid while the folder is locked.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -83,7 +83,7 @@ impl ReservationStore {
         Self { folder: data.join(network), index: data.join(".sepal").join(network) }
     }
 
-    /// Waits until nobody else works in the folder; makes it where it is not there.
+    /// Waits for the lock of the folder. Creates the folder if it does not exist.
     ///
     /// # Errors
     /// It cannot be made, or the lock cannot be opened.
@@ -201,7 +201,7 @@ impl LockedStore<'_> {
         Ok(found)
     }
 
-    /// Frees one address. Whoever had it and has no other one goes from the index.
+    /// Frees one address. An owner without another address is removed from the index.
     ///
     /// # Errors
     /// Its file is there and cannot be removed.
@@ -252,7 +252,7 @@ impl LockedStore<'_> {
         Ok(taken.into_iter().filter_map(|ip| self.owner(ip).map(|owner| Reservation { ip, owner })).collect())
     }
 
-    /// What the folder is like: any change of it by somebody else changes this, too.
+    /// The state of the folder. A change by another program changes it.
     fn state(&self) -> String {
         let changed = fs::metadata(&self.store.folder).map_or((0, 0), |folder| (folder.mtime(), folder.mtime_nsec()));
         let mut state = format!("{}.{:09}", changed.0, changed.1);
@@ -289,10 +289,10 @@ impl LockedStore<'_> {
     /// Makes the index anew. Without one, everything works, and is slower.
     fn index(&mut self, reservations: &[Reservation]) {
         let _ = fs::remove_dir_all(&self.store.index);
-        // A file that names nobody is of somebody who was killed while writing it. Other reservations that have no place in the index
+        // A file without an owner was left by a plugin that was killed while it wrote the file. Other reservations that have no place in the index
         // are found by reading the files only.
-        let of_somebody = reservations.iter().filter(|found| !found.owner.container.is_empty());
-        let named: Option<Vec<_>> = of_somebody.map(|found| Some((found.owner.attachment()?, found.ip))).collect();
+        let owned = reservations.iter().filter(|found| !found.owner.container.is_empty());
+        let named: Option<Vec<_>> = owned.map(|found| Some((found.owner.attachment()?, found.ip))).collect();
         let Some(named) = named else { return };
         self.indexed = DirBuilder::new().recursive(true).mode(0o700).create(&self.store.index).is_ok();
         for (attachment, ip) in named {
@@ -311,7 +311,7 @@ fn held_by(reservations: &[Reservation], attachment: &Attachment) -> Vec<IpAddr>
     if exact.is_empty() { named(false) } else { exact }
 }
 
-/// What stands in a file that somebody else wrote may be anything.
+/// True if a text can be a file name. Files of other programs can hold any text.
 fn is_file_name(text: &str) -> bool {
     !text.is_empty() && text.len() < 200 && !text.contains(['/', '\0'])
 }
@@ -346,7 +346,7 @@ mod tests {
         reserve_and_die(&store, "fd00::2", "abc");
         let freed = store.lock().expect("a folder").release(&abc).expect("they can be freed");
         assert_eq!(freed, [ip("10.0.0.2"), ip("fd00::2")]);
-        // A clock too coarse to tell the change: nobody who is at work leaves an index that counts.
+        // The clock can be too coarse to show the change. So there is no valid index while the folder is locked.
         let locked = store.lock().expect("a folder");
         assert!(!store.index.join(STATE).exists());
         drop(locked);
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!((lock().of(&abc).expect("readable"), links()), (vec![ip("fd00::2")], 1));
         lock().free(ip("fd00::2")).expect("it can be freed");
         assert_eq!((lock().of(&abc).expect("readable"), links()), (vec![], 0));
-        // A file that somebody was killed while writing makes it no slower.
+        // An empty file of a killed plugin does not make it slower.
         fs::write(store.folder.join("10.0.0.9"), "").expect("writable");
         lock().of(&abc).expect("readable");
         assert!(store.index.join(STATE).exists());

@@ -134,7 +134,7 @@ pub(super) struct PortmapConfig {
     pub masquerade_all: bool,
     /// The mark of packets to be masqueraded.
     pub mark: u32,
-    /// Somebody else's chain that marks packets.
+    /// The chain of another program that marks packets.
     pub external_chain: Option<String>,
     /// Conditions that packets have to meet, as they stand in rules; of IPv4 and of IPv6.
     pub conditions: [String; 2],

@@ -112,7 +112,7 @@ fn make_rules(nat: NatTable, portmap: &PortmapConfig, rules: &ContainerRules, ow
         match nat.change(&lines) {
             Err(ChangeError::ChainExists) if tries < TRIES => tries += 1,
             Err(ChangeError::ChainExists) => {
-                return Err(CniError::other("the rules were changed by somebody else each time they were to be made"));
+                return Err(CniError::other("another program changed the rules during each attempt to write them"));
             }
             Err(ChangeError::Failed(error)) => return Err(error),
             Ok(()) => return Ok(()),
@@ -120,8 +120,8 @@ fn make_rules(nat: NatTable, portmap: &PortmapConfig, rules: &ContainerRules, ow
     }
 }
 
-/// Finds containers that have one of the ports already. Those that are gone, and whose rules are what somebody forgot, may lose them:
-/// the address that the rules lead to is this container's own now, or nobody's.
+/// Finds containers that have one of the ports already. A deleted container whose rules were left behind may lose
+/// them: this container has the address of these rules now, or no container has it.
 fn other_containers(
     nat: NatTable,
     portmap: &PortmapConfig,
@@ -194,7 +194,7 @@ pub fn remove(network: &str, container: &str) -> Result<(), CniError> {
 fn changed(nat: NatTable, lines: &[String]) -> Result<(), CniError> {
     nat.change(lines).map_err(|refusal| match refusal {
         ChangeError::Failed(error) => error,
-        ChangeError::ChainExists => CniError::other("the rules were changed by somebody else meanwhile"),
+        ChangeError::ChainExists => CniError::other("another program changed the rules meanwhile"),
     })
 }
 

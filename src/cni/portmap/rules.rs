@@ -122,7 +122,7 @@ fn own_rules(config: &PortmapConfig, chain: &str, mapping: &Mapping, address: Ip
 }
 
 /// Lines that make these rules where they are not yet. Chains of this container start anew; chains of all are made only where they are
-/// missing, and making one that somebody else has made meanwhile is refused.
+/// missing, and iptables refuses to create one that another program created meanwhile.
 pub(super) fn additions(config: &PortmapConfig, rules: &ContainerRules, present: &LiveChains) -> Vec<String> {
     let mut lines = vec![format!(":{} - [0:0]", rules.chain)];
     let mut chain = |name: &str, found: Option<&String>, wanted: &[String]| {
