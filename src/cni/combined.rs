@@ -15,7 +15,7 @@ use super::{flannel, portmap};
 /// # Errors
 /// It was not carried out.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
-    // What the delegate in flannel's conflist says (spec section 10.2).
+    // What the delegate in flannel's conflist says [flannel 10.2].
     let defaults: [(&str, Value); 2] = [("hairpinMode", json!(true)), ("isDefaultGateway", json!(true))];
     let connected = FlannelConfig::read(config, &defaults)?;
     match request.verb {

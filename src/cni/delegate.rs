@@ -1,4 +1,4 @@
-//! What the plugin `flannel` has another one do: the configuration that it makes of its own and of subnet.env (spec section 10.2). PURE.
+//! What the plugin `flannel` has another one do: the configuration that it makes of its own and of subnet.env [flannel 10.2]. PURE.
 
 use crate::pod_network::subnet_env::{SUBNET_FILE, SubnetEnv};
 use serde::Deserialize;

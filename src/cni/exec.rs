@@ -1,4 +1,4 @@
-//! Other plugins, run as a runtime would (spec section 10.7).
+//! Other plugins, run as a runtime would [flannel 10.7].
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The plugin `flannel`: it makes a configuration of subnet.env and has a plugin for interfaces carry it out (spec section 10.2). Where
+//! The plugin `flannel`: it makes a configuration of subnet.env and has a plugin for interfaces carry it out [flannel 10.2]. Where
 //! that is `bridge` with `host-local`, this process does it itself.
 
 use std::fs::{self, DirBuilder, OpenOptions};

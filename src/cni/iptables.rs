@@ -147,7 +147,7 @@ pub fn comment(words: &str) -> String {
     format!("-m comment --comment \"{}\"", cut.replace('"', "\\\""))
 }
 
-/// The name of a chain of one attachment: the prefix, and as much of the hash of network and container as fits (spec section 10.5).
+/// The name of a chain of one attachment: the prefix, and as much of the hash of network and container as fits [flannel 10.5].
 #[must_use]
 pub(crate) fn chain_name(prefix: &str, network: &str, container: &str) -> String {
     use sha2::{Digest, Sha512};

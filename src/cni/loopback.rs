@@ -1,4 +1,4 @@
-//! The plugin `loopback` (spec section 10.6).
+//! The plugin `loopback` [flannel 10.6].
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! A network's configuration, as a runtime gives it to a plugin (spec section 10.1). PURE.
+//! A network's configuration, as a runtime gives it to a plugin [flannel 10.1]. PURE.
 
 use std::collections::BTreeSet;
 

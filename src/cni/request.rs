@@ -1,4 +1,4 @@
-//! What a runtime asks of a plugin: the environment, judged (spec section 10.1). PURE.
+//! What a runtime asks of a plugin: the environment, judged [flannel 10.1]. PURE.
 
 use super::error::{CniError, ErrorCode};
 use super::version::CniVersion;

@@ -1,4 +1,4 @@
-//! Results of ADD: what a container got, in the form of each version (spec section 10.1). PURE.
+//! Results of ADD: what a container got, in the form of each version [flannel 10.1]. PURE.
 
 use std::net::IpAddr;
 

@@ -50,7 +50,7 @@ impl CniVersion {
     /// Finds a version by its name; none is the oldest.
     ///
     /// # Errors
-    /// There is no such version, or it is not spoken here (spec section 10.1).
+    /// There is no such version, or it is not spoken here [flannel 10.1].
     pub fn named(name: &str) -> Result<Self, CniError> {
         if name.is_empty() {
             return Ok(Self::V0_1_0);

@@ -166,7 +166,7 @@ fn link_header(index: u32) -> LinkHeader {
     LinkHeader { index, ..LinkHeader::default() }
 }
 
-/// Creates a VXLAN link (spec section 5.2). Ageing and limits are the kernel's defaults.
+/// Creates a VXLAN link [flannel 5.2]. Ageing and limits are the kernel's defaults.
 pub(super) fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> Request {
     let mut data = vec![InfoVxlan::Id(vxlan.vni)];
     data.extend(vxlan.underlay.map(InfoVxlan::Link));

@@ -24,17 +24,17 @@ pub trait Host {
     /// The listing fails.
     fn addresses(&self) -> io::Result<Vec<IpAddr>>;
 
-    /// True if conntrack lets out-of-window TCP packets pass (spec section 1.7).
+    /// True if conntrack lets out-of-window TCP packets pass [kube-proxy 1.7].
     fn tcp_be_liberal(&self) -> bool;
 
-    /// True if the kernel has IPv6 and it is not switched off (spec section 1.6).
+    /// True if the kernel has IPv6 and it is not switched off [kube-proxy 1.6].
     fn ipv6_enabled(&self) -> bool;
 
     /// Which nfacct counters rules may use. With `create`, missing counters are created. Without, a missing counter counts as usable if
     /// the kernel has counters at all.
     fn counters(&self, create: bool) -> NfacctCounters;
 
-    /// The number of hardware threads that are online (spec section 1.10).
+    /// The number of hardware threads that are online [kube-proxy 1.10].
     fn cores(&self) -> usize;
 
     /// Reads a kernel setting from its file: a sysctl or a module parameter.

@@ -1,4 +1,4 @@
-//! The two nfacct counters that kube-proxy's rules use (spec section 6.8).
+//! The two nfacct counters that kube-proxy's rules use [kube-proxy 6.8].
 //!
 //! The message layout is in the kernel's `include/uapi/linux/netfilter/nfnetlink_acct.h`. No netlink crate has this subsystem.
 

@@ -1,5 +1,5 @@
 //! Sets sysctls and module parameters. Each is read first and written only if it differs, so that a read-only `/proc/sys` is no problem
-//! where the values are right already (spec sections 1.7, 1.10 and 12.44).
+//! where the values are right already [kube-proxy 1.7], [kube-proxy 1.10], [kube-proxy 12.44].
 
 use std::io;
 use std::time::Duration;
@@ -128,14 +128,14 @@ fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
     Ok(())
 }
 
-/// Makes an interface ignore IPv6 router advertisements, as flannel and the bridge plugin do (spec section 5.2). A failure is ignored:
+/// Makes an interface ignore IPv6 router advertisements, as flannel and the bridge plugin do [flannel 5.2]. A failure is ignored:
 /// without IPv6 it does not matter, and where sysctls are read-only the interface keeps the default.
 pub(crate) fn refuse_router_advertisements(interface: &str) {
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "0");
 }
 
 /// Sets this process's score for the kernel's out-of-memory killer, from -1000 (never kill it) to 1000. A failure is logged and has no
-/// other consequence (spec section 1.12); it is a warning only if the operator configured this score.
+/// other consequence [kube-proxy 1.12]; it is a warning only if the operator configured this score.
 pub(crate) async fn set_oom_score_adj(host: &impl Host, score: i32, configured: bool) {
     for attempt in 1..=OOM_TRIES {
         match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {

@@ -1,4 +1,4 @@
-//! CHECK: whether a container is still connected as its result says (spec section 10.3).
+//! CHECK: whether a container is still connected as its result says [flannel 10.3].
 
 use ipnetwork::IpNetwork;
 

@@ -1,4 +1,4 @@
-//! What the plugin `bridge` is told (spec section 10.3). PURE.
+//! What the plugin `bridge` is told [flannel 10.3]. PURE.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What leaves the network by this host gets the host's address (`ipMasq`, spec section 10.3, step 9).
+//! What leaves the network by this host gets the host's address (`ipMasq`) [flannel 10.3], step 9.
 
 use std::collections::BTreeSet;
 

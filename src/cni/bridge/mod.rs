@@ -1,4 +1,4 @@
-//! A container's interface on a bridge of the host, as the plugin `bridge` makes it (spec section 10.3): the same kernel objects, but for
+//! A container's interface on a bridge of the host, as the plugin `bridge` makes it [flannel 10.3]: the same kernel objects, but for
 //! the names and hardware addresses of the host's ends.
 
 mod check;

@@ -1,4 +1,4 @@
-//! Addresses for containers, as host-local gives them (spec section 10.4).
+//! Addresses for containers, as host-local gives them [flannel 10.4].
 
 pub mod range;
 mod resolv_conf;

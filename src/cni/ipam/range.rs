@@ -1,4 +1,4 @@
-//! Ranges of addresses, and which address of them comes next (spec section 10.4). PURE.
+//! Ranges of addresses, and which address of them comes next [flannel 10.4]. PURE.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! host-local's folder: one file per address, and a lock (spec section 10.4).
+//! host-local's folder: one file per address, and a lock [flannel 10.4].
 //!
 //! An address is reserved by its file, and by nothing else; any plugin that keeps to the format may work in the same folder. Beside it,
 //! in `.sepal/<network>` of the same data folder, is an index of which attachment has which addresses, as symbolic links. It is only a

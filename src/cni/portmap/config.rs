@@ -1,4 +1,4 @@
-//! What the plugin `portmap` is told (spec section 10.5). PURE.
+//! What the plugin `portmap` is told [flannel 10.5]. PURE.
 
 use std::fmt;
 use std::net::IpAddr;

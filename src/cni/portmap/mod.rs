@@ -1,4 +1,4 @@
-//! Ports of the host that lead to containers, as the plugin `portmap` makes them, with iptables (spec section 10.5).
+//! Ports of the host that lead to containers, as the plugin `portmap` makes them, with iptables [flannel 10.5].
 
 mod config;
 mod flows;

@@ -1,4 +1,4 @@
-//! The rules by which ports of the host lead to a container, as the plugin `portmap` writes them (spec section 10.5). PURE.
+//! The rules by which ports of the host lead to a container, as the plugin `portmap` writes them [flannel 10.5]. PURE.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

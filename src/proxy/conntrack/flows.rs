@@ -16,7 +16,7 @@ use super::wire;
 /// Time limit of one listing, or of the deletion of all selected flows. It is enough for a table of millions.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Attempts at a listing that changes of the table interrupt, as in kube-proxy (spec section 8, step 1).
+/// Attempts at a listing that changes of the table interrupt, as in kube-proxy [kube-proxy 8], step 1.
 const ATTEMPTS: u32 = 5;
 
 /// The conntrack table of this network namespace.

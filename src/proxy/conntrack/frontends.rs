@@ -61,7 +61,7 @@ pub struct ServiceFrontends(Vec<(Frontend, ServingEndpoints)>);
 impl ServiceFrontends {
     /// The frontends of a Service: cluster IP, load-balancer VIPs, external IPs if they are permitted (gate `AllowServiceExternalIPs`),
     /// node ports. Their endpoints are all *serving* ones, including terminating endpoints, endpoints on other nodes and endpoints that
-    /// topology excludes (spec section 8, step 2). Empty if the Service does not exist or has no UDP port in this family.
+    /// topology excludes [kube-proxy 8], step 2. Empty if the Service does not exist or has no UDP port in this family.
     #[must_use]
     pub fn of_service(snapshot: &Snapshot, key: &ServiceKey, family: Family, allow_external_ips: bool) -> Self {
         let mut frontends = Self::default();

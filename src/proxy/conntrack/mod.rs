@@ -1,7 +1,7 @@
 //! Deletes stale UDP flows: conntrack entries that send a Service's traffic to an endpoint that does not serve any more.
 //!
 //! Rules decide the endpoint of a flow at its first packet. After that, the conntrack entry does. A UDP client that keeps its port never
-//! starts a new flow, so an entry for a deleted pod has to be deleted, too (spec section 8). The [`Reconciler`] runs after the rules are
+//! starts a new flow, so an entry for a deleted pod has to be deleted, too [kube-proxy 8]. The [`Reconciler`] runs after the rules are
 //! written, and stays pending until it succeeds. [`frontends`] is the desired state and [`stale`] compares a flow with it; both are pure.
 //! [`flows`] lists and deletes the kernel's entries.
 

@@ -1,4 +1,4 @@
-//! Decides whether a conntrack entry is stale (spec section 8, step 3). PURE.
+//! Decides whether a conntrack entry is stale [kube-proxy 8], step 3. PURE.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -70,7 +70,7 @@ impl FromIterator<IpAddr> for LocalAddresses {
 /// - A flow to a serving endpoint is never stale, so that a restart interrupts nothing (k/k#122740). For the same reason, an address that
 ///   is a frontend itself is not also treated as a node port.
 /// - A node port exists only at this node's addresses. kube-proxy deletes flows between any two addresses with that destination port
-///   (spec section 12.48).
+///   [kube-proxy 12.48].
 #[must_use]
 pub(crate) fn is_stale(flow: &Flow, frontends: &Frontends, local: &LocalAddresses) -> bool {
     if flow.protocol != UDP {
