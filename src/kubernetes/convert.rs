@@ -66,7 +66,7 @@ where
             Change::Service(service_key(id), typed(from, &mut problems).and_then(|object| service(id, &object, &mut problems)))
         }
         Kind::EndpointSlice => {
-            let object: Option<fields::EndpointSlice> = typed(from, &mut problems);
+            let object: Option<fields::ApiEndpointSlice> = typed(from, &mut problems);
             let annotations = object.as_ref().and_then(|object| object.metadata.annotations.as_ref());
             trigger = annotations.and_then(|annotations| annotations.trigger_time.as_ref()?.parse().ok());
             Change::Slice(slice_key(id), object.and_then(|object| slice(&object, &mut problems)))
@@ -109,7 +109,7 @@ pub(crate) fn typed<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D, pro
     }
 }
 
-fn service(id: &ObjectId, object: &fields::Service, problems: &mut Vec<String>) -> Option<Service> {
+fn service(id: &ObjectId, object: &fields::ApiService, problems: &mut Vec<String>) -> Option<Service> {
     let spec = object.spec.as_ref()?;
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
     let has_other_proxy = object.metadata.labels.as_ref().is_some_and(|labels| labels.proxy_name.is_some());
@@ -225,7 +225,7 @@ fn service_ports(id: &ObjectId, spec: &fields::ServiceSpec, problems: &mut Vec<S
     ports.into_values().collect()
 }
 
-fn service_port(id: &ObjectId, object: &fields::ServicePort) -> Result<ServicePort, String> {
+fn service_port(id: &ObjectId, object: &fields::ApiServicePort) -> Result<ServicePort, String> {
     let name = object.name.clone().unwrap_or_default();
     if !name.is_empty()
         && let Some(why) = unusable_name(&name)
@@ -276,7 +276,7 @@ fn cidrs(field: &str, texts: &[String], problems: &mut Vec<String>) -> Vec<IpNet
     found
 }
 
-fn load_balancer_vips(object: &fields::Service, problems: &mut Vec<String>) -> Vec<IpAddr> {
+fn load_balancer_vips(object: &fields::ApiService, problems: &mut Vec<String>) -> Vec<IpAddr> {
     let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
     let ours = ingress.iter().filter(|point| point.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
@@ -284,7 +284,7 @@ fn load_balancer_vips(object: &fields::Service, problems: &mut Vec<String>) -> V
     addresses("status.loadBalancer", &texts, problems)
 }
 
-fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<Slice> {
+fn slice(object: &fields::ApiEndpointSlice, problems: &mut Vec<String>) -> Option<Slice> {
     let labels = object.metadata.labels.as_ref()?;
     let service = labels.service_name.as_ref().filter(|name| !name.is_empty())?;
     if labels.headless.is_some() {
@@ -321,7 +321,7 @@ fn slice(object: &fields::EndpointSlice, problems: &mut Vec<String>) -> Option<S
 }
 
 /// Converts a port. A port without name or number matches no service port and is ignored, as in kube-proxy [kube-proxy 12].
-fn slice_port(object: &fields::EndpointPort) -> Result<Option<SlicePort>, String> {
+fn slice_port(object: &fields::ApiEndpointPort) -> Result<Option<SlicePort>, String> {
     let (Some(name), Some(number)) = (&object.name, object.port) else { return Ok(None) };
     if number == 0 {
         return Ok(None);
@@ -330,7 +330,7 @@ fn slice_port(object: &fields::EndpointPort) -> Result<Option<SlicePort>, String
     Ok(Some(SlicePort { name: name.as_str().into(), protocol: protocol(object.protocol.as_deref())?, port: number }))
 }
 
-fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
+fn slice_endpoint(ip: IpAddr, object: &fields::ApiEndpoint) -> SliceEndpoint {
     let conditions = object.conditions.as_ref();
     let hints = object.hints.as_ref();
     let names = |hints: Option<&[fields::Hint]>| hints.unwrap_or_default().iter().map(|hint| hint.name.clone()).collect();
@@ -354,7 +354,7 @@ fn slice_endpoint(ip: IpAddr, object: &fields::Endpoint) -> SliceEndpoint {
 /// The taint of a Node that the cluster autoscaler is about to delete [kube-proxy 9.1].
 const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-fn node(object: &fields::Node, problems: &mut Vec<String>) -> Node {
+fn node(object: &fields::ApiNode, problems: &mut Vec<String>) -> Node {
     let (spec, status) = (object.spec.as_ref(), object.status.as_ref());
     let texts = [addresses_of(status, "InternalIP"), addresses_of(status, "ExternalIP")].concat();
     let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();

@@ -44,7 +44,7 @@ pub(crate) struct Annotations {
 /// `v1` Service.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Service {
+pub(crate) struct ApiService {
     pub metadata: Metadata,
     pub spec: Option<ServiceSpec>,
     pub status: Option<ServiceStatus>,
@@ -60,7 +60,7 @@ pub(crate) struct ServiceSpec {
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Option<Vec<String>>,
     pub ip_families: Option<Vec<String>>,
-    pub ports: Option<Vec<ServicePort>>,
+    pub ports: Option<Vec<ApiServicePort>>,
     pub session_affinity: Option<String>,
     pub session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(rename = "externalIPs")]
@@ -73,7 +73,7 @@ pub(crate) struct ServiceSpec {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct ServicePort {
+pub(crate) struct ApiServicePort {
     pub name: Option<String>,
     pub protocol: Option<String>,
     pub port: i32,
@@ -115,25 +115,25 @@ pub(crate) struct Ingress {
 /// `discovery.k8s.io/v1` EndpointSlice.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct EndpointSlice {
+pub(crate) struct ApiEndpointSlice {
     pub metadata: Metadata,
     pub address_type: String,
-    pub endpoints: Option<Vec<Endpoint>>,
-    pub ports: Option<Vec<EndpointPort>>,
+    pub endpoints: Option<Vec<ApiEndpoint>>,
+    pub ports: Option<Vec<ApiEndpointPort>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Endpoint {
+pub(crate) struct ApiEndpoint {
     pub addresses: Option<Vec<String>>,
-    pub conditions: Option<Conditions>,
+    pub conditions: Option<ApiConditions>,
     pub node_name: Option<String>,
-    pub hints: Option<Hints>,
+    pub hints: Option<ApiHints>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Conditions {
+pub(crate) struct ApiConditions {
     pub ready: Option<bool>,
     pub serving: Option<bool>,
     pub terminating: Option<bool>,
@@ -141,7 +141,7 @@ pub(crate) struct Conditions {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Hints {
+pub(crate) struct ApiHints {
     pub for_zones: Option<Vec<Hint>>,
     pub for_nodes: Option<Vec<Hint>>,
 }
@@ -154,7 +154,7 @@ pub(crate) struct Hint {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct EndpointPort {
+pub(crate) struct ApiEndpointPort {
     pub name: Option<String>,
     pub protocol: Option<String>,
     pub port: Option<i32>,
@@ -163,7 +163,7 @@ pub(crate) struct EndpointPort {
 /// `v1` Node.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Node {
+pub(crate) struct ApiNode {
     pub metadata: Metadata,
     pub spec: Option<NodeSpec>,
     pub status: Option<NodeStatus>,
@@ -202,7 +202,7 @@ pub(crate) struct NodeAddress {
 /// `v1` Node, with the fields that the pod network needs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct NetworkNode {
+pub(crate) struct ApiNetworkNode {
     pub metadata: NamedMetadata,
     pub spec: Option<NodeSpec>,
     pub status: Option<NodeStatus>,
@@ -222,7 +222,7 @@ pub(crate) struct NamedMetadata {
 /// `coordination.k8s.io/v1` Lease.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Lease {
+pub(crate) struct ApiLease {
     pub metadata: NamedMetadata,
     pub spec: Option<LeaseSpec>,
 }

@@ -24,7 +24,7 @@ pub(crate) struct ConvertedNode {
 /// Converts a Node with its annotations that have this prefix.
 pub(crate) fn network_node(id: &ObjectId, text: &str, prefix: &Prefix, hasher: &impl BuildHasher) -> ConvertedNode {
     let mut problems = Vec::new();
-    let object: Option<fields::NetworkNode> = typed(&mut serde_json::Deserializer::from_str(text), &mut problems);
+    let object: Option<fields::ApiNetworkNode> = typed(&mut serde_json::Deserializer::from_str(text), &mut problems);
     let mut fingerprint = 0;
     let node = object.filter(|_| !id.name.is_empty()).map(|object| {
         let annotations = object.metadata.annotations.unwrap_or_default();
@@ -55,8 +55,8 @@ pub(crate) const RESERVED_FOR: &str = "sepal.dev/reserved-for";
 /// Converts the Lease object of a subnet. The error says why it is not one.
 pub(crate) fn subnet_lease(text: &str) -> Result<SubnetLease, String> {
     let mut problems = Vec::new();
-    let object: Option<fields::Lease> = typed(&mut serde_json::Deserializer::from_str(text), &mut problems);
-    let fields::Lease { metadata, spec } = object.ok_or_else(|| problems.join("; "))?;
+    let object: Option<fields::ApiLease> = typed(&mut serde_json::Deserializer::from_str(text), &mut problems);
+    let fields::ApiLease { metadata, spec } = object.ok_or_else(|| problems.join("; "))?;
     let name = metadata.name.unwrap_or_default();
     let subnet =
         parse_lease_name(&name).ok_or_else(|| format!("Lease {name:?} is not named after a subnet like sepal-10-244-3-0-24, ignored"))?;

@@ -138,9 +138,9 @@ fn impure_names(sources: &[Source]) -> Vec<String> {
     violations
 }
 
-/// Public types whose name means two things.
+/// Types that other files can use and whose name means two things.
 fn ambiguous_types(sources: &[Source]) -> Vec<String> {
-    let declaration = Regex::new(r"(?m)^pub (?:struct|enum|trait|type|union) (\w+)").expect("a pattern");
+    let declaration = Regex::new(r"(?m)^pub(?:\([^)]*\))? (?:struct|enum|trait|type|union) (\w+)").expect("a pattern");
     let mut places: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for source in sources {
         for name in declaration.captures_iter(&source.code) {
@@ -225,7 +225,7 @@ fn pure_files_reach_nothing_outside() {
 fn a_public_type_name_means_one_thing() {
     assert_eq!(ambiguous_types(&crate_sources("src")), none());
 
-    let sources = [parse("a", "pub struct Route;"), parse("b", "pub enum Route {}\npub(crate) struct Other;")];
+    let sources = [parse("a", "pub struct Route;"), parse("b", "pub(crate) enum Route {}\nstruct Other;"), parse("c", "struct Other;")];
     assert_eq!(ambiguous_types(&sources), ["Route: a, b"]);
 }
 

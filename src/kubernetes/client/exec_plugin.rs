@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::credentials::bearer;
-use super::kubeconfig::{Cluster, Exec};
+use super::kubeconfig::{Cluster, ExecConfig};
 use super::tls::{Identity, Trust, client_config};
 use crate::error_text::task_failure;
 
@@ -79,7 +79,7 @@ impl PluginCredentials {
 
 /// A plugin, and the result of its last run.
 pub(super) struct ExecPlugin {
-    exec: Exec,
+    exec: ExecConfig,
     /// Value of `KUBERNETES_EXEC_INFO`.
     info: String,
     last_run: Mutex<LastRun>,
@@ -112,7 +112,7 @@ struct Status {
 
 impl ExecPlugin {
     /// The plugin of a user. `authorities` is the cluster's CA bundle, which some plugins ask for.
-    pub(super) fn new(exec: Exec, cluster: &Cluster, authorities: Option<&[u8]>) -> Self {
+    pub(super) fn new(exec: ExecConfig, cluster: &Cluster, authorities: Option<&[u8]>) -> Self {
         let mut spec = json!({"interactive": false});
         if exec.provide_cluster_info {
             spec["cluster"] = cluster_info(cluster, authorities);
@@ -296,13 +296,13 @@ mod tests {
     const VERSION: &str = "client.authentication.k8s.io/v1";
 
     fn plugin(script: &str) -> Arc<ExecPlugin> {
-        let exec = Exec {
+        let exec = ExecConfig {
             api_version: VERSION.into(),
             command: "sh".into(),
             args: vec!["-c".into(), script.into()],
             env: vec![Variable { name: "TOKEN".into(), value: "abc".into() }],
             provide_cluster_info: true,
-            ..Exec::default()
+            ..ExecConfig::default()
         };
         Arc::new(ExecPlugin::new(exec, &Cluster { server: "https://k".into(), ..Cluster::default() }, Some(b"pem")))
     }
@@ -373,8 +373,12 @@ mod tests {
             let said = error(script).await;
             assert!(said.starts_with("the credential plugin sh failed: ") && said.contains(why), "{said}");
         }
-        let exec =
-            Exec { api_version: VERSION.into(), command: "/nowhere/x".into(), install_hint: "see the manual".into(), ..Exec::default() };
+        let exec = ExecConfig {
+            api_version: VERSION.into(),
+            command: "/nowhere/x".into(),
+            install_hint: "see the manual".into(),
+            ..ExecConfig::default()
+        };
         let missing =
             Arc::new(ExecPlugin::new(exec, &Cluster::default(), None)).credentials().await.map(drop).expect_err("missing").to_string();
         assert!(

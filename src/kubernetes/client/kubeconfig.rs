@@ -165,13 +165,13 @@ pub(super) struct User {
     #[serde(rename = "as-user-extra", deserialize_with = "or_default")]
     pub impersonate_extra: BTreeMap<String, Vec<String>>,
     pub auth_provider: Option<Value>,
-    pub exec: Option<Exec>,
+    pub exec: Option<ExecConfig>,
 }
 
 /// A credential plugin.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct Exec {
+pub(super) struct ExecConfig {
     #[serde(deserialize_with = "or_default")]
     pub api_version: String,
     #[serde(deserialize_with = "or_default")]
