@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::allocation::SubnetSpace;
-use super::net_conf::{BadNetConf, NetConf, SubnetOptions, bad, network_key};
+use super::net_conf::{BadNetConf, FamilyKeys, NetConf, SubnetOptions, bad};
 use crate::cluster::Family;
 
 impl NetConf {
@@ -21,9 +21,8 @@ impl NetConf {
     }
 }
 
-/// Names and numbers that differ between the families.
+/// Limits that differ between the families.
 struct Rules {
-    keys: [&'static str; 3],
     /// Longest prefix length of a subnet.
     longest: u8,
     /// Longest prefix length of a network without `SubnetLen`.
@@ -33,16 +32,10 @@ struct Rules {
     too_small: &'static str,
 }
 
-const V4: Rules = Rules {
-    keys: ["SubnetLen", "SubnetMin", "SubnetMax"],
-    longest: 30,
-    smallest_network: 28,
-    default: 24,
-    too_small: "network is too small. Minimum useful network prefix is /28",
-};
+const V4: Rules =
+    Rules { longest: 30, smallest_network: 28, default: 24, too_small: "network is too small. Minimum useful network prefix is /28" };
 
 const V6: Rules = Rules {
-    keys: ["IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax"],
     longest: 126,
     smallest_network: 124,
     default: 64,
@@ -52,16 +45,16 @@ const V6: Rules = Rules {
 fn space(network: IpNetwork, options: &SubnetOptions) -> Result<SubnetSpace, BadNetConf> {
     let family = Family::of_net(network);
     let rules = if family == Family::V4 { V4 } else { V6 };
-    let [length_key, min_key, max_key] = rules.keys;
+    let keys = FamilyKeys::of(family);
     let length = match options.length {
-        0 if network.prefix() > rules.smallest_network => return Err(bad(network_key(family), rules.too_small.into())),
+        0 if network.prefix() > rules.smallest_network => return Err(bad(keys.network, rules.too_small.into())),
         0 if network.prefix() <= rules.default - 2 => rules.default,
         0 => network.prefix() + 2,
         length if length > rules.longest.into() => {
-            return Err(bad(length_key, format!("SubnetLen must be less than /{}", rules.longest + 1)));
+            return Err(bad(keys.subnet_len, format!("SubnetLen must be less than /{}", rules.longest + 1)));
         }
         length if length < u64::from(network.prefix()) + 2 => {
-            return Err(bad(length_key, "network must be able to accommodate at least four subnets".into()));
+            return Err(bad(keys.subnet_len, "network must be able to accommodate at least four subnets".into()));
         }
         length => length as u8,
     };
@@ -70,7 +63,7 @@ fn space(network: IpNetwork, options: &SubnetOptions) -> Result<SubnetSpace, Bad
     let bound = |key: &'static str, given: Option<IpAddr>, default: u128| {
         let Some(ip) = given else { return Ok(address(default, family)) };
         if !network.contains(ip) {
-            return Err(bad(key, format!("{key} is not in the range of the {}", network_key(family))));
+            return Err(bad(key, format!("{key} is not in the range of the {}", keys.network)));
         }
         if !number(ip).is_multiple_of(size) {
             return Err(bad(key, format!("{key} is not on a SubnetLen boundary: {ip}")));
@@ -78,11 +71,11 @@ fn space(network: IpNetwork, options: &SubnetOptions) -> Result<SubnetSpace, Bad
         Ok(ip)
     };
     // The first subnet is skipped: it starts with the network's own address, which a link cannot have.
-    let (min, max) = (bound(min_key, options.min, base + size)?, bound(max_key, options.max, last)?);
+    let (min, max) = (bound(keys.subnet_min, options.min, base + size)?, bound(keys.subnet_max, options.max, last)?);
     if min > max {
-        return Err(bad(max_key, format!("{max} is before {min_key}, {min}: that leaves no subnet")));
+        return Err(bad(keys.subnet_max, format!("{max} is before {}, {min}: that leaves no subnet", keys.subnet_min)));
     }
-    let subnet = |ip| IpNetwork::new(ip, length).map_err(|error| bad(length_key, error.to_string()));
+    let subnet = |ip| IpNetwork::new(ip, length).map_err(|error| bad(keys.subnet_len, error.to_string()));
     Ok(SubnetSpace { network, subnet_len: length, min: subnet(min)?, max: subnet(max)? })
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::error_text::error_text;
 use crate::file_watch::FileWatch;
-use crate::pod_network::net_conf::{Backend, BadNetConf, NetConf, VxlanConf};
+use crate::pod_network::net_conf::{Backend, BadNetConf, NetConf};
 
 /// Why net-conf.json cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ fn apply(current: &mut NetConf, new: &NetConf, path: &Path) -> bool {
         );
     }
     if let (Backend::Vxlan(here), Backend::Vxlan(there)) = (&mut current.backend, &new.backend) {
-        let now = VxlanConf { mtu: there.mtu, direct_routing: there.direct_routing, ..*here };
+        let now = here.with_live_changes(there);
         if now != *here {
             *here = now;
             tracing::info!("{} has changed: the new MTU and DirectRouting are applied", path.display());
