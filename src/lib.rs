@@ -13,10 +13,12 @@
 //! 6. [`observe`]: what the parts report. [`kubernetes`]: the API.
 //! 7. [`iptables`]: runs the programs. [`table`]: iptables tables as values. [`netlink`]: the rest of the kernel.
 //! 8. [`http_server`]: the HTTP server of all ports. [`cluster`]: Services, endpoints and the Node as this node needs them.
-//! 9. Single files without imports from the layers: `atomic_file`, `bad_setting`, `duty_cycle`, `error_text`, `file_watch`, `json_keys`, `parallel`, `versions`.
+//! 9. Single files without imports from the layers: `atomic_file`, `bad_setting`, `captured_log` (for tests), `duty_cycle`, `error_text`, `file_watch`, `json_keys`, `parallel`, `versions`.
 
 mod atomic_file;
 mod bad_setting;
+#[cfg(test)]
+mod captured_log;
 pub mod cli;
 pub mod cluster;
 pub mod cni;

@@ -23,25 +23,30 @@ pub struct Mismatch {
 pub(crate) fn find_mismatches(effective: &EffectiveConfig, primary: Family, families: &[Family], pod_cidrs: &[IpNetwork]) -> Vec<Mismatch> {
     let single = families.len() == 1;
     let other = primary.other();
-    let cluster = if single { format!("{primary_name}-only", primary_name = name(primary)) } else { format!("{}-primary", name(primary)) };
+    let cluster = format!("{}-{}", primary.proper_name(), if single { "only" } else { "primary" });
     let mut found = Vec::new();
     let all_other = |cidrs: &[IpNetwork]| !cidrs.is_empty() && cidrs.iter().all(|cidr| Family::of_net(*cidr) == other);
     let cluster_cidrs: Vec<IpNetwork> = effective.config.cluster_cidr.split(',').filter_map(|text| parse_cidr(text.trim())).collect();
     if all_other(&cluster_cidrs) {
         let fatal = single && matches!(effective.proxy.detect_local, DetectLocal::ClusterCidr(_));
-        found.push(Mismatch { text: format!("cluster is {cluster} but clusterCIDRs contains only {} addresses", name(other)), fatal });
+        found.push(Mismatch {
+            text: format!("cluster is {cluster} but clusterCIDRs contains only {} addresses", other.proper_name()),
+            fatal,
+        });
     }
     if all_other(pod_cidrs) {
         let fatal = effective.proxy.detect_local == DetectLocal::NodeCidr;
-        found
-            .push(Mismatch { text: format!("cluster is {cluster} but node.spec.podCIDRs contains only {} addresses", name(other)), fatal });
+        found.push(Mismatch {
+            text: format!("cluster is {cluster} but node.spec.podCIDRs contains only {} addresses", other.proper_name()),
+            fatal,
+        });
     }
     let is_other = |address: &SocketAddr| !address.ip().is_unspecified() && Family::of(address.ip()) == other;
     for (field, address) in
         [("healthzBindAddress", effective.daemon.healthz.as_ref()), ("metricsBindAddress", Some(&effective.daemon.metrics))]
     {
         if single && address.is_some_and(is_other) {
-            found.push(Mismatch { text: format!("cluster is {cluster} but {field} is {}", name(other)), fatal: false });
+            found.push(Mismatch { text: format!("cluster is {cluster} but {field} is {}", other.proper_name()), fatal: false });
         }
     }
     found
@@ -60,14 +65,8 @@ pub(crate) fn node_port_advice(effective: &EffectiveConfig, primary: Family, fam
         );
     }
     let missing = [primary, primary.other()].into_iter().find(|family| families.contains(family) && !has(*family))?;
-    Some(format!("nodePortAddresses has no {} CIDR, so {} NodePorts answer on every address of this node", name(missing), name(missing)))
-}
-
-const fn name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
+    let name = missing.proper_name();
+    Some(format!("nodePortAddresses has no {name} CIDR, so {name} NodePorts answer on every address of this node"))
 }
 
 #[cfg(test)]

@@ -148,35 +148,18 @@ impl EventFields {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("not poisoned").write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::captured_log::CapturedLog;
 
     #[test]
     fn json_lines_are_objects_with_kubernetes_keys() {
-        let written = Written::default();
-        let to = written.clone();
-        let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
+        let log = CapturedLog::default();
+        let layer = tracing_subscriber::fmt::layer().with_writer(log.clone()).event_format(JsonLines);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::info!("all is \"well\"\nreally");
             tracing::error!(why = "a \"reason\"", "it is not");
         });
-        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("UTF-8");
-        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+        let lines: Vec<Value> = log.take().iter().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
         assert_eq!((&lines[0]["msg"], &lines[0]["v"], &lines[0]["level"]), (&"all is \"well\"\nreally".into(), &0.into(), &"info".into()));
         assert_eq!((&lines[1]["msg"], lines[1].get("v")), (&"it is not".into(), None));
         assert_eq!(lines[1]["why"], "a \"reason\"");
@@ -185,9 +168,8 @@ mod tests {
 
     /// The messages that pass a filter.
     fn logged(directives: &str) -> Vec<String> {
-        let written = Written::default();
-        let to = written.clone();
-        let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).event_format(JsonLines);
+        let log = CapturedLog::default();
+        let layer = tracing_subscriber::fmt::layer().with_writer(log.clone()).event_format(JsonLines);
         let filter = EnvFilter::builder().parse_lossy(directives);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(filter).with(layer), || {
             tracing::info!(target: "sepal::proxy::sync::report", "info");
@@ -200,9 +182,8 @@ mod tests {
             tracing::debug!(target: "hyper_util::client", "hyper");
             tracing::trace!(target: "h2::proto", "h2");
         });
-        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("UTF-8");
-        let message = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["msg"].as_str().expect("a text").to_owned();
-        text.lines().map(message).collect()
+        let message = |line: &String| serde_json::from_str::<Value>(line).expect("JSON")["msg"].as_str().expect("a text").to_owned();
+        log.take().iter().map(message).collect()
     }
 
     #[test]

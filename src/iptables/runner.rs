@@ -88,7 +88,7 @@ pub enum IptablesError {
     #[error("iptables is not available on this host : {0}")]
     Unusable(String),
     /// The family of the node's first address is not supported.
-    #[error("no support for primary IP family \"{}\": {why}", match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
+    #[error("no support for primary IP family \"{}\": {why}", family.proper_name())]
     NoPrimary {
         /// The family.
         family: Family,

@@ -185,14 +185,11 @@ fn affinity(spec: &fields::ServiceSpec) -> Result<Option<u32>, String> {
 /// The cluster IP of a family [kube-proxy 3.1].
 fn family_cluster_ip(spec: &fields::ServiceSpec, family: Family, problems: &mut Vec<String>) -> Option<IpAddr> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
-    let family_name = match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    };
+    let name = family.proper_name();
     let text = if families.is_empty() {
         spec.cluster_ip.as_deref()?
     } else {
-        let index = families.iter().position(|f| f == family_name)?;
+        let index = families.iter().position(|found| found == name)?;
         spec.cluster_ips.as_deref().unwrap_or_default().get(index)?
     };
     match parse_ip(text) {
@@ -205,7 +202,7 @@ fn family_cluster_ip(spec: &fields::ServiceSpec, family: Family, problems: &mut 
             None
         }
         _ => {
-            problems.push(format!("no {family_name} rules: cluster IP {text:?} is not an {family_name} address"));
+            problems.push(format!("no {name} rules: cluster IP {text:?} is not an {name} address"));
             None
         }
     }

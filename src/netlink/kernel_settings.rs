@@ -41,13 +41,24 @@ pub struct ConntrackSettings {
     pub udp_stream_timeout: Duration,
 }
 
+impl ConntrackSettings {
+    /// The default of `max_per_core`.
+    pub(crate) const MAX_PER_CORE: u32 = 32_768;
+    /// The default of `min`.
+    pub(crate) const MIN: u32 = 131_072;
+    /// The default of `tcp_established_timeout`.
+    pub(crate) const TCP_ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+    /// The default of `tcp_close_wait_timeout`.
+    pub(crate) const TCP_CLOSE_WAIT_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+}
+
 impl Default for ConntrackSettings {
     fn default() -> Self {
         Self {
-            max_per_core: 32_768,
-            min: 131_072,
-            tcp_established_timeout: Duration::from_secs(24 * 60 * 60),
-            tcp_close_wait_timeout: Duration::from_secs(60 * 60),
+            max_per_core: Self::MAX_PER_CORE,
+            min: Self::MIN,
+            tcp_established_timeout: Self::TCP_ESTABLISHED_TIMEOUT,
+            tcp_close_wait_timeout: Self::TCP_CLOSE_WAIT_TIMEOUT,
             tcp_be_liberal: false,
             udp_timeout: Duration::ZERO,
             udp_stream_timeout: Duration::ZERO,

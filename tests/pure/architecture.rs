@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &["iptables"],
     &["table", "netlink"],
     &["http_server", "cluster"],
-    &["atomic_file", "bad_setting", "duty_cycle", "error_text", "file_watch", "json_keys", "parallel", "versions"],
+    &["atomic_file", "bad_setting", "captured_log", "duty_cycle", "error_text", "file_watch", "json_keys", "parallel", "versions"],
 ];
 
 /// Imports between modules of one layer that are allowed, each with its reason.

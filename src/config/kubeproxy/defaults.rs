@@ -7,6 +7,7 @@ use super::{API_VERSION, KIND};
 use crate::cluster::Family;
 use crate::cluster::ip::parse_ip;
 use crate::config::duration::GoDuration;
+use crate::netlink::kernel_settings::ConntrackSettings;
 use crate::proxy::settings::ProxySettings;
 
 pub(crate) const BIND_ADDRESS: &str = "0.0.0.0";
@@ -23,10 +24,10 @@ pub(crate) const LOCALHOST_NODE_PORTS: bool = ProxySettings::LOCALHOST_NODE_PORT
 pub const SYNC_PERIOD: GoDuration = GoDuration::of(ProxySettings::SYNC_PERIOD);
 pub(crate) const MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(1);
 pub(crate) const OOM_SCORE_ADJ: i32 = -999;
-pub(crate) const CONNTRACK_MAX_PER_CORE: i32 = 32_768;
-pub(crate) const CONNTRACK_MIN: i32 = 131_072;
-pub(crate) const TCP_ESTABLISHED_TIMEOUT: GoDuration = GoDuration::from_secs(24 * 3600);
-pub(crate) const TCP_CLOSE_WAIT_TIMEOUT: GoDuration = GoDuration::from_secs(3600);
+pub(crate) const CONNTRACK_MAX_PER_CORE: i32 = ConntrackSettings::MAX_PER_CORE.cast_signed();
+pub(crate) const CONNTRACK_MIN: i32 = ConntrackSettings::MIN.cast_signed();
+pub(crate) const TCP_ESTABLISHED_TIMEOUT: GoDuration = GoDuration::of(ConntrackSettings::TCP_ESTABLISHED_TIMEOUT);
+pub(crate) const TCP_CLOSE_WAIT_TIMEOUT: GoDuration = GoDuration::of(ConntrackSettings::TCP_CLOSE_WAIT_TIMEOUT);
 pub(crate) const CONFIG_SYNC_PERIOD: GoDuration = GoDuration::from_secs(15 * 60);
 
 /// The default of `healthzBindAddress`, for a `bindAddress` of IPv4.

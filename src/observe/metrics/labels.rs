@@ -18,12 +18,7 @@ pub(super) struct FamilyLabel {
 
 impl FamilyLabel {
     pub(super) const fn new(family: Family) -> Self {
-        Self {
-            ip_family: match family {
-                Family::V4 => "IPv4",
-                Family::V6 => "IPv6",
-            },
-        }
+        Self { ip_family: family.proper_name() }
     }
 }
 

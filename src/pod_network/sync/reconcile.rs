@@ -83,40 +83,52 @@ impl<K: NetworkKernel> NetworkLoop<K> {
 
         let desired = inputs.links();
         let (live, error) = self.apply_links(&inputs, &desired, &of_others, live).await?;
-        let links = plan::our_links(&desired, &live);
-        let peers = check_all(self.nodes.values().map(|node| &**node), &own, &conf, &LiveSubnets::of_live(&live));
-        let entries = inputs.entries(&peers, &links, &live.routes);
-        let names = LinkNames::new(&live.links);
-        let mut plan = plan::entries(&entries, &links, &live);
-        self.report.refused(&[&peers.refused[..], &entries.refused].concat());
-        let diverted = self.handle_foreign_routes(&mut plan, &names);
-
-        let uid_before = self.acknowledged.as_ref().map(|acknowledged| acknowledged.node_uid.clone());
-        let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
-        let repaired = before.map(|before| count_repairs(&before, &entries, &plan.groups)).unwrap_or_default();
-        let mut failed = self.write(plan.groups, &names).await?;
-        failed.extend(diverted);
-        self.report.repaired(&repaired);
-        self.report.metrics.network().peers(entries.peers.len(), entries.peers.keys().filter(|node| !failed.contains(node)).count());
+        let node_uid = match (&status, self.acknowledged.as_ref()) {
+            (SubnetStatus::Pending(_), Some(before)) => before.node_uid.clone(),
+            _ => node.uid.clone(),
+        };
+        self.apply_entries(&inputs, desired, &live, node_uid).await?;
         if let Some(since) = since {
             self.report.metrics.network().programmed_after(since.elapsed());
         }
-        let mut written = entries.peers;
-        written.retain(|node, _| !failed.contains(node));
-        let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
-        let node_uid = match (&status, uid_before) {
-            (SubnetStatus::Pending(_), Some(before)) => before,
-            _ => node.uid.clone(),
-        };
-        let off_link = entries.refused;
-        self.acknowledged =
-            Some(AcknowledgedNetwork { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
         // If a subnet is lost, other errors follow from that.
         if let Some(error) = missing.or(error) {
             return Err(error);
         }
         self.readiness.ready(Part::Links);
         self.readiness.ready(Part::Peers);
+        Ok(())
+    }
+
+    /// Brings the entries of the peers to the desired state, and records what the kernel acknowledged.
+    async fn apply_entries(
+        &mut self,
+        inputs: &DesiredInputs<'_>,
+        desired: Vec<DesiredLink>,
+        live: &Live,
+        node_uid: Box<str>,
+    ) -> Result<(), PodNetworkError> {
+        let links = plan::our_links(&desired, live);
+        let peers = check_all(self.nodes.values().map(|node| &**node), inputs.own, inputs.conf, &LiveSubnets::of_live(live));
+        let entries = inputs.entries(&peers, &links, &live.routes);
+        let names = LinkNames::new(&live.links);
+        let mut plan = plan::entries(&entries, &links, live);
+        self.report.refused(&[&peers.refused[..], &entries.refused].concat());
+        let diverted = self.handle_foreign_routes(&mut plan, &names);
+
+        let before = self.acknowledged.take().filter(|acknowledged| acknowledged.desired == desired && acknowledged.links == links);
+        let repaired = before.map(|before| count_repairs(&before, &entries, &plan.groups)).unwrap_or_default();
+        let mut failed = self.write(plan.groups, &names).await?;
+        failed.extend(diverted);
+        self.report.repaired(&repaired);
+        self.report.metrics.network().peers(entries.peers.len(), entries.peers.keys().filter(|node| !failed.contains(node)).count());
+        let mut written = entries.peers;
+        written.retain(|node, _| !failed.contains(node));
+        let routes = live.routes.iter().filter(|route| route.protocol != OUR_PROTOCOL).copied().collect();
+        let (own, external, mtu) = (inputs.own.clone(), inputs.external.clone(), *inputs.mtu);
+        let off_link = entries.refused;
+        self.acknowledged =
+            Some(AcknowledgedNetwork { own, node_uid, external, mtu, desired, links, names, routes, peers, off_link, entries: written });
         Ok(())
     }
 

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::duty_cycle::DutyCycle;
+
 /// Changes within this time are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// After changes in the kernel, reconciles take at most 1/5 of the time.
-const SHARE: u32 = 5;
+const CYCLE: DutyCycle = DutyCycle::new(4, Duration::ZERO);
 /// Interval of reconciles without any change.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(30);
 /// The kernel reports our own changes, too. An event within this time after a write of ours may be such a report...
@@ -83,7 +85,7 @@ impl Schedule {
     /// Records the end of a full reconcile that began at `start`. `pause` is the time until the next one after an error.
     pub(super) fn reconciled(&mut self, start: Instant, pause: Option<Duration>) {
         let now = Instant::now();
-        self.affordable = now + now.duration_since(start) * (SHARE - 1);
+        self.affordable = now + CYCLE.rest(now.duration_since(start));
         self.reconcile = now + pause.unwrap_or(AUDIT_INTERVAL);
     }
 }

@@ -114,36 +114,13 @@ pub(super) fn written(family: Family, synced: &SyncResult) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::Arc;
-
     use tokio::time::advance;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
+    use crate::captured_log::CapturedLog;
     use crate::observe::latency::SyncPhases;
     use crate::table::plan::Extent;
-
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("not poisoned").write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Written {
-        /// Returns the lines since the last call.
-        fn take(&self) -> Vec<String> {
-            let bytes = std::mem::take(&mut *self.0.lock().expect("not poisoned"));
-            String::from_utf8(bytes).expect("UTF-8").lines().map(|line| line.trim().to_owned()).collect()
-        }
-    }
 
     fn synced(chains: usize, milliseconds: u64) -> SyncResult {
         let extent = Extent { chains, transactions: chains.min(1), ..Extent::default() };
@@ -153,9 +130,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn single_syncs_are_summed_up_every_five_minutes() {
-        let written = Written::default();
-        let to = written.clone();
-        let lines = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).without_time().with_target(false).with_ansi(false);
+        let written = CapturedLog::default();
+        let lines = tracing_subscriber::fmt::layer().with_writer(written.clone()).without_time().with_target(false).with_ansi(false);
         let _guard = tracing::subscriber::set_default(
             tracing_subscriber::registry().with(tracing_subscriber::filter::LevelFilter::INFO).with(lines),
         );
