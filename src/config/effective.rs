@@ -66,6 +66,7 @@ impl EffectiveConfig {
     /// # Errors
     /// The file cannot be read or holds no configuration, or a field or flag is invalid.
     pub fn new(flags: &RunFlags) -> Result<Self, ConfigError> {
+        let sync_share = flags.sync_cpu_percent;
         let flags = &flags.proxy;
         let mut notes = Vec::new();
         let mut config = match flags.config_file() {
@@ -92,7 +93,8 @@ impl EffectiveConfig {
         if !invalid.is_empty() {
             return Err(ConfigError::Invalid(joined(&invalid)));
         }
-        Ok(Self { proxy: config.proxy_settings()?, daemon: config.daemon_settings()?, config, node_name, notes })
+        let proxy = ProxySettings { sync_share, ..config.proxy_settings()? };
+        Ok(Self { proxy, daemon: config.daemon_settings()?, config, node_name, notes })
     }
 
     /// This configuration, overridden by a KubeProxyConfiguration among manifests. Every field that the document sets counts. The settings
@@ -124,7 +126,7 @@ impl EffectiveConfig {
             notes.push("logging.format has no effect there: use --logging-format, or the file that --config names".into());
         }
         Ok(Self {
-            proxy: alone.resolve()?,
+            proxy: ProxySettings { sync_share: self.proxy.sync_share, ..alone.resolve()? },
             daemon: config.daemon_settings()?,
             node_name: self.node_name.clone().or_else(|| alone.node_name()),
             notes: notes.into_iter().map(|what| format!("{} among the manifests: {what}", kubeproxy::KIND)).collect(),

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use super::network_flags::NetworkFlags;
 use super::proxy_flags::ProxyFlags;
 use crate::cluster::Family;
+use crate::proxy::settings::CpuShare;
 use crate::table::plan::Variant;
 
 /// Every flag of `sepal run`, which is also what `sepal` takes without a command.
@@ -35,6 +36,10 @@ pub struct RunFlags {
     /// Count connections per Service address and per endpoint. `auto` turns this off above 2000 of either
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub service_traffic: TrafficFlag,
+    /// Share of one core that writing rules can take while Services change all the time, 1-100. A single change is written at once. 100
+    /// only pauses for half of each sync. Not used if a minSyncPeriod is set
+    #[arg(long, value_name = "PERCENT", default_value_t)]
+    pub sync_cpu_percent: CpuShare,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show a doc comment here as help text")]
     pub proxy: ProxyFlags,

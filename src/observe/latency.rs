@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ const RECENT: Duration = Duration::from_secs(3600);
 pub enum WaitCause {
     /// The API server and the network, from the time of the change in the object. Unknown if the object has no such time.
     Watch,
-    /// Earlier syncs, pauses between syncs, and failed syncs.
+    /// Earlier syncs, a configured pause between syncs, and failed syncs.
     Coalesce,
+    /// The CPU budget for syncs (`--sync-cpu-percent`).
+    Budget,
     /// Computing rules.
     Render,
     /// Reading the live tables, if their content is not known.
@@ -43,6 +46,7 @@ impl WaitCause {
         match self {
             Self::Watch => "watch",
             Self::Coalesce => "coalesce",
+            Self::Budget => "budget",
             Self::Render => "render",
             Self::Read => "read",
             Self::Plan => "plan",
@@ -92,8 +96,10 @@ pub struct AppliedChange {
     pub at: Timestamp,
     /// The time from the change to its arrival at this node, if it is known.
     pub watch: Option<Duration>,
-    /// The time from the arrival to the start of the sync that wrote the rules.
+    /// The time from the arrival to the start of the sync that wrote the rules, without `budget`.
     pub coalesce: Duration,
+    /// The part of that time in which the budget allowed no sync.
+    pub budget: Duration,
     /// The phases of that sync.
     pub spent: SyncPhases,
 }
@@ -104,6 +110,7 @@ impl AppliedChange {
         let SyncPhases { render, read, plan, lock, restore } = self.spent;
         let causes = [
             (WaitCause::Coalesce, self.coalesce),
+            (WaitCause::Budget, self.budget),
             (WaitCause::Render, render),
             (WaitCause::Read, read),
             (WaitCause::Plan, plan),
@@ -147,11 +154,12 @@ impl WaitingChanges {
     }
 
     /// Returns the changes that a sync applied. The sync began at `start` and wrote the rules of these service ports; all other changes needed
-    /// no new rules.
+    /// no new rules. The budget allowed no sync during `paced`.
     pub(crate) fn written(
         &mut self,
         family: Family,
         start: Instant,
+        paced: Option<&Range<Instant>>,
         spent: SyncPhases,
         names: &BTreeSet<ServicePortName>,
     ) -> Vec<AppliedChange> {
@@ -161,7 +169,9 @@ impl WaitingChanges {
         for name in names {
             // A Service with several ports counts once.
             let Some((service, Waiting { received, watch })) = waiting.remove_entry(&name.service) else { continue };
-            applied.push(AppliedChange { service, family, at, watch, coalesce: start.saturating_duration_since(received), spent });
+            let budget = paced.map_or(Duration::ZERO, |paced| paced.end.min(start).saturating_duration_since(paced.start.max(received)));
+            let coalesce = start.saturating_duration_since(received).saturating_sub(budget);
+            applied.push(AppliedChange { service, family, at, watch, coalesce, budget, spent });
         }
         applied
     }
@@ -227,7 +237,15 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn applied_change(name: &str, at: Timestamp, coalesce: Duration) -> AppliedChange {
-        AppliedChange { service: key(name), family: Family::V4, at, watch: None, coalesce, spent: SyncPhases::default() }
+        AppliedChange {
+            service: key(name),
+            family: Family::V4,
+            at,
+            watch: None,
+            coalesce,
+            budget: Duration::ZERO,
+            spent: SyncPhases::default(),
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -236,25 +254,31 @@ mod tests {
         let spent = SyncPhases { render: MS, lock: 7 * MS, restore: 2 * MS, ..SyncPhases::default() };
         // Objects of the first sync are not changes.
         pending.note(&[key("a")], ChangeTime::now(None));
-        assert_eq!(pending.written(Family::V4, Instant::now(), spent, &ports(&[("a", "")])), []);
+        assert_eq!(pending.written(Family::V4, Instant::now(), None, spent, &ports(&[("a", "")])), []);
 
+        let start = Instant::now();
         pending.note(&[key("a"), key("b")], ChangeTime::now(Some(Timestamp::now() - Duration::from_secs(3))));
         tokio::time::advance(30 * MS).await;
         // The first of several changes counts.
         pending.note(&[key("a")], ChangeTime::now(None));
         tokio::time::advance(20 * MS).await;
-        let written = pending.written(Family::V4, Instant::now(), spent, &ports(&[("a", "http"), ("a", "https"), ("c", "")]));
+        // The budget allowed no sync from 10 ms before the changes until 15 ms before the sync.
+        let paced = start - 10 * MS..start + 35 * MS;
+        let written = pending.written(Family::V4, Instant::now(), Some(&paced), spent, &ports(&[("a", "http"), ("a", "https"), ("c", "")]));
         let [change] = written.as_slice() else { panic!("{written:?}") };
-        assert_eq!((&change.service, change.coalesce), (&key("a"), 50 * MS));
+        assert_eq!((&change.service, change.coalesce, change.budget), (&key("a"), 15 * MS, 35 * MS));
         let watch = change.watch.expect("it said when it happened");
         assert!((Duration::from_secs(3)..Duration::from_secs(60)).contains(&watch), "{watch:?}");
         assert_eq!(change.total(), watch + 60 * MS);
         let waits: Vec<_> = change.waits().map(|(cause, wait)| (cause.as_str(), wait)).skip(1).collect();
         let [render, lock, restore] = [("render", MS), ("lock", 7 * MS), ("restore", 2 * MS)];
-        assert_eq!(waits, [("coalesce", 50 * MS), render, ("read", Duration::ZERO), ("plan", Duration::ZERO), lock, restore]);
+        assert_eq!(
+            waits,
+            [("coalesce", 15 * MS), ("budget", 35 * MS), render, ("read", Duration::ZERO), ("plan", Duration::ZERO), lock, restore]
+        );
 
         // A change that needed no new rules of this family no longer waits.
-        assert_eq!(pending.written(Family::V4, Instant::now(), spent, &ports(&[("b", "")])), []);
+        assert_eq!(pending.written(Family::V4, Instant::now(), None, spent, &ports(&[("b", "")])), []);
     }
 
     #[tokio::test]
@@ -283,6 +307,9 @@ mod tests {
         let text = slowest.text(later);
         let (_, line) = text.trim_end().split_once('\n').expect("a headline and a line");
         assert!(line.trim_start().starts_with("1.0  "), "{line}");
-        assert!(line.ends_with("Z  ipv4  ns/late: coalesce 1.0, render 0.0, read 0.0, plan 0.0, lock 0.0, restore 0.0"), "{line}");
+        assert!(
+            line.ends_with("Z  ipv4  ns/late: coalesce 1.0, budget 0.0, render 0.0, read 0.0, plan 0.0, lock 0.0, restore 0.0"),
+            "{line}"
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! The settings of the service proxy: plain values that `config` fills in. PURE.
 
+use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -24,9 +26,11 @@ pub struct ProxySettings {
     pub bind_address: Option<IpAddr>,
     /// The longest wait before a failed sync is tried again, and the period of audits.
     pub sync_period: Duration,
-    /// The shortest time between the end of a sync and the start of the next. `None` if the operator set none: then the pause depends on
-    /// the duration of the sync.
+    /// The shortest time between the end of a sync and the start of the next. `None` if the operator set none: then
+    /// `sync_share` decides.
     pub min_sync_period: Option<Duration>,
+    /// The share of one core that writing rules can take under sustained changes.
+    pub sync_share: CpuShare,
 }
 
 impl ProxySettings {
@@ -50,7 +54,39 @@ impl Default for ProxySettings {
             bind_address: None,
             sync_period: Self::SYNC_PERIOD,
             min_sync_period: None,
+            sync_share: CpuShare::default(),
         }
+    }
+}
+
+/// A share of one core, 1-100 %.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuShare(u8);
+
+impl CpuShare {
+    /// Returns the share as a number up to 1. `None` at 100 %: then a sync only waits for half of the duration of the last one.
+    pub(crate) fn limit(self) -> Option<f64> {
+        (self.0 < 100).then(|| f64::from(self.0) / 100.0)
+    }
+}
+
+impl Default for CpuShare {
+    fn default() -> Self {
+        Self(10)
+    }
+}
+
+impl FromStr for CpuShare {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Self).ok_or("not a whole number from 1 to 100")
+    }
+}
+
+impl Display for CpuShare {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

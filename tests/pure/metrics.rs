@@ -1,13 +1,11 @@
 //! The metrics: kube-proxy's by name, type, label and help text, and the values after certain events.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sepal::cluster::families::PerFamily;
 use sepal::cluster::pod_rules::{PodRanges, PodRules};
 use sepal::cluster::{Family, ServiceKey};
-use sepal::iptables::{IptablesError, RestoreResult, Runner};
 use sepal::kubernetes::events::Events;
 use sepal::kubernetes::{self, ChangeTime, Kind, ObjectId, convert};
 use sepal::netlink::nfacct::Packets;
@@ -23,65 +21,19 @@ use sepal::proxy::sync::flow_loop;
 use sepal::proxy::sync::proxy_loop::ProxyLoop;
 use sepal::proxy::sync::report::Report;
 use sepal::proxy::sync::update::Update;
-use sepal::table::Table;
-use sepal::table::plan::{Plan, Variant};
-use sepal::table::rules::RuleSource;
+use sepal::table::plan::Variant;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::block_on;
 use crate::common;
 use crate::plain::{service, slice};
-use crate::simulator::{Fault, Memory};
-
-/// Tables of both families in memory, shared by the loop and the test.
-#[derive(Clone)]
-struct Both(Rc<[Memory; 2]>);
-
-impl Both {
-    fn new() -> Self {
-        Self(Rc::new([Memory::new(Variant::Legacy), Memory::new(Variant::Legacy)]))
-    }
-
-    fn of(&self, family: Family) -> &Memory {
-        &self.0[usize::from(family == Family::V6)]
-    }
-}
-
-impl Runner for Both {
-    fn variant(&self) -> Variant {
-        Variant::Legacy
-    }
-
-    async fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
-        self.of(family).save(family, table, line).await
-    }
-
-    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
-        self.of(family).restore(family, plan, renderer).await
-    }
-
-    async fn canary(&self, _family: Family) -> Option<bool> {
-        Some(true)
-    }
-
-    async fn builtin_jumps(&self, family: Family, table: Table) -> Result<String, IptablesError> {
-        self.of(family).builtin_jumps(family, table).await
-    }
-
-    fn generation(&self) -> Option<u32> {
-        None
-    }
-
-    async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
-        Ok(())
-    }
-}
+use crate::simulator::{BothFamilies, Fault};
 
 /// A running loop for both families.
 struct Lab {
     metrics: Arc<Metrics>,
-    tables: Both,
+    tables: BothFamilies,
     updates: mpsc::Sender<Update>,
     readiness: Readiness,
     health: SharedHealth,
@@ -90,7 +42,7 @@ struct Lab {
 /// Runs a loop for both families beside a script that sends it updates.
 fn with_loop(metrics: &Arc<Metrics>, script: impl AsyncFnOnce(Lab)) {
     block_on(async {
-        let tables = Both::new();
+        let tables = BothFamilies::new(Variant::Legacy);
         let readiness = Readiness::new(Family::ALL.into_iter().flat_map(|family| [Part::Proxy(family), Part::PodRules(family)]));
         metrics.show_parts(&readiness);
         let health = SharedHealth::new(Duration::from_secs(30));
@@ -335,7 +287,7 @@ fn waits_of_changes_are_told_by_cause() {
             json!({"endpoints.kubernetes.io/last-change-trigger-time": (jiff::Timestamp::now() + Duration::from_secs(9)).to_string()});
         lab.tell(Kind::EndpointSlice, &changed).await;
         lab.pass(10_000).await;
-        for cause in ["watch", "coalesce", "render", "read", "plan", "lock", "restore"] {
+        for cause in ["watch", "coalesce", "budget", "render", "read", "plan", "lock", "restore"] {
             assert_eq!(wait("count", "IPv4", cause).as_deref(), Some("1"), "{cause}");
             assert_eq!(wait("count", "IPv6", cause), None, "{cause}");
         }

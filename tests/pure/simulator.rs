@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 
 use sepal::cluster::Family;
@@ -291,5 +292,49 @@ impl Runner for &Memory {
 
     async fn set_canary(&self, family: Family) -> Result<(), IptablesError> {
         (**self).set_canary(family).await
+    }
+}
+
+/// Tables of both families in memory, shared by the loop and the test.
+#[derive(Clone)]
+pub(crate) struct BothFamilies(Rc<[Memory; 2]>);
+
+impl BothFamilies {
+    pub(crate) fn new(variant: Variant) -> Self {
+        Self(Rc::new([Memory::new(variant), Memory::new(variant)]))
+    }
+
+    pub(crate) fn of(&self, family: Family) -> &Memory {
+        &self.0[usize::from(family == Family::V6)]
+    }
+}
+
+impl Runner for BothFamilies {
+    fn variant(&self) -> Variant {
+        self.0[0].variant()
+    }
+
+    async fn save(&self, family: Family, table: Table, line: &mut dyn FnMut(&str)) -> Result<(), IptablesError> {
+        self.of(family).save(family, table, line).await
+    }
+
+    async fn restore(&self, family: Family, plan: &Plan, renderer: &dyn RuleSource) -> Result<RestoreResult, IptablesError> {
+        self.of(family).restore(family, plan, renderer).await
+    }
+
+    async fn canary(&self, _family: Family) -> Option<bool> {
+        Some(true)
+    }
+
+    async fn builtin_jumps(&self, family: Family, table: Table) -> Result<String, IptablesError> {
+        self.of(family).builtin_jumps(family, table).await
+    }
+
+    fn generation(&self) -> Option<u32> {
+        None
+    }
+
+    async fn set_canary(&self, _family: Family) -> Result<(), IptablesError> {
+        Ok(())
     }
 }

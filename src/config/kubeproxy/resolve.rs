@@ -13,7 +13,7 @@ use crate::cluster::ip::{parse_cidr, parse_ip};
 use crate::config::duration::GoDuration;
 use crate::config::settings::{DaemonSettings, LogFormat};
 use crate::netlink::kernel_settings::ConntrackSettings;
-use crate::proxy::settings::{DetectLocal, NodePortAddresses, ProxySettings};
+use crate::proxy::settings::{CpuShare, DetectLocal, NodePortAddresses, ProxySettings};
 
 fn bad(field: &str, cause: impl Into<String>) -> BadSetting {
     BadSetting { field: field.into(), cause: cause.into() }
@@ -60,6 +60,7 @@ impl KubeProxyConfiguration {
             bind_address: parse_ip(&self.bind_address).filter(|ip| !ip.is_unspecified()),
             sync_period: positive(self.iptables.sync_period),
             min_sync_period: self.min_sync_period_is_set.then(|| positive(self.iptables.min_sync_period)),
+            sync_share: CpuShare::default(),
         })
     }
 

@@ -148,6 +148,11 @@ impl Metrics {
         self.kubeproxy.endpoint_changes_pending.set(0);
     }
 
+    /// The run time in seconds that syncs can still use; `None` if there is no budget.
+    pub(crate) fn sync_budget(&self, seconds: Option<f64>) {
+        self.sepal.sync_budget.set(seconds.unwrap_or_default());
+    }
+
     /// The health server answered `/healthz` with this HTTP status.
     pub fn healthz(&self, code: u16) {
         self.kubeproxy.healthz(code);

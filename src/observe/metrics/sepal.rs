@@ -14,7 +14,7 @@ use crate::table::Table;
 use crate::table::rule_counts::RuleTotals;
 
 use super::declare::metrics;
-use super::labels::{Count, Durations, FamilyLabel, TableLabels, sync_durations};
+use super::labels::{Count, Durations, FamilyLabel, Seconds, TableLabels, sync_durations};
 
 /// The labels of rules that another program changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,6 +90,8 @@ metrics! {
             "sepal_xtables_lock_timeouts", "Syncs put off because another program held the xtables lock";
         lock_wait: Labelled<FamilyLabel, Counter<f64, AtomicU64>>,
             "sepal_xtables_lock_wait_seconds", "Time spent waiting for the xtables lock without getting it";
+        sync_budget: Seconds,
+            "sepal_sync_budget_seconds", "Run time that syncs can use before they are spaced; negative while they wait; 0 if there is no budget";
         waiting: Count,
             "sepal_updates_waiting", "Most updates that waited at once before the last sync";
         services: Count,

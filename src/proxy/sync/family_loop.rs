@@ -1,6 +1,7 @@
 //! The part of the loop that belongs to one family: decides when its rules are synced, audited and tried again, and reports the results.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -23,6 +24,7 @@ use super::family::{FamilyRules, SyncError};
 use super::flow_loop::FlowSender;
 use super::report::Report;
 use super::service_health::ServiceHealth;
+use super::sync_budget::SyncBudget;
 
 /// The first wait after a failed sync. It doubles with each failure, up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -80,10 +82,11 @@ impl FamilyLoop {
         self.rules.family()
     }
 
-    /// When the next sync, check or retry is due.
-    pub(super) fn next(&self) -> Instant {
-        let trial = self.rules.next_trial().map(|trial| trial.max(self.not_before));
-        let sync = self.rules.is_due().then_some(self.not_before);
+    /// When the next sync, check or retry is due. No sync starts before `paced`.
+    pub(super) fn next(&self, paced: Option<Instant>) -> Instant {
+        let earliest = paced.map_or(self.not_before, |paced| paced.max(self.not_before));
+        let trial = self.rules.next_trial().map(|trial| trial.max(earliest));
+        let sync = self.rules.is_due().then_some(earliest);
         [trial, sync, self.checks_again].into_iter().flatten().fold(self.audits.next(), Instant::min)
     }
 
@@ -111,7 +114,8 @@ impl FamilyLoop {
         pause
     }
 
-    /// Writes the differences and reports the result. Returns false if the sync failed.
+    /// Writes the differences and reports the result. Takes the duration from the budget, and reports the wait for the budget as `paced`.
+    /// Returns false if the sync failed.
     pub(super) async fn sync(
         &mut self,
         runner: &impl Runner,
@@ -119,24 +123,28 @@ impl FamilyLoop {
         inputs: &Inputs,
         facts: &HostFacts,
         report: &Report,
+        (budget, paced): (&mut SyncBudget, Option<Range<Instant>>),
     ) -> bool {
         let start = Instant::now();
         let outcome = self.write(runner, inputs, facts).await;
         report.attempted(&self.rules, start.elapsed());
+        let locked = outcome.as_ref().map_or_else(|failed| failed.error.waited(), |synced| synced.spent.lock);
+        budget.spend(&inputs.settings, start.elapsed().saturating_sub(locked));
+        // Without a budget, syncs take at most two thirds of the time.
+        let rest = |took: Duration| if inputs.settings.sync_share.limit().is_none() { took / 2 } else { Duration::ZERO };
         match outcome {
             Ok(synced) if synced.unfinished > 0 => {
                 let end = Instant::now();
-                self.not_before = end + inputs.settings.min_sync_period.unwrap_or(end - start);
+                self.not_before = end + inputs.settings.min_sync_period.unwrap_or_else(|| rest(end - start));
                 report.unfinished(self.family(), &synced, (self.not_before - end).as_secs_f32());
                 true
             }
             Ok(synced) => {
                 report.synced(&self.rules, &synced);
-                self.report_applied_changes(start, &synced, inputs, report);
+                self.report_applied_changes(start, paced.as_ref(), &synced, inputs, report);
                 self.retries = backoff();
                 let end = Instant::now();
-                // If the operator set no pause, syncs take at most two thirds of the time.
-                self.not_before = end + inputs.settings.min_sync_period.unwrap_or((end - start) / 2);
+                self.not_before = end + inputs.settings.min_sync_period.unwrap_or_else(|| rest(end - start));
                 tracing::debug!(
                     "{}: synced in {} ms; the next sync starts in {} ms or later",
                     self.family(),
@@ -159,9 +167,16 @@ impl FamilyLoop {
     }
 
     /// Reports how long the changes waited whose rules were written.
-    fn report_applied_changes(&mut self, start: Instant, synced: &SyncResult, inputs: &Inputs, report: &Report) {
+    fn report_applied_changes(
+        &mut self,
+        start: Instant,
+        paced: Option<&Range<Instant>>,
+        synced: &SyncResult,
+        inputs: &Inputs,
+        report: &Report,
+    ) {
         let family = self.family();
-        for change in self.pending.written(family, start, synced.spent, &synced.written) {
+        for change in self.pending.written(family, start, paced, synced.spent, &synced.written) {
             report.change_applied(&change);
             if inputs.snapshot.service(&change.service).is_some() {
                 self.applied.insert(change.service, change.at);

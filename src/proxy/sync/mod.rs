@@ -18,5 +18,6 @@ pub mod quarantine;
 pub mod report;
 pub mod service_health;
 pub mod status;
+mod sync_budget;
 pub mod sync_log;
 pub mod update;

@@ -29,6 +29,7 @@ use super::flow_loop::FlowSender;
 use super::report::Report;
 use super::service_health::ServiceHealth;
 use super::status::{StatusAnswer, StatusView};
+use super::sync_budget::SyncBudget;
 use super::update::Update;
 
 /// The longest time that rules wait for the Node to have an IP, if they depend on it [kube-proxy 1.5].
@@ -47,6 +48,8 @@ pub struct ProxyLoop<R, H> {
     inputs: Inputs,
     facts: Option<HostFacts>,
     families: Vec<FamilyLoop>,
+    /// Limits the time that all families together spend on syncs.
+    budget: SyncBudget,
     /// The last generation number of the tables, if the kernel has one.
     generation: Option<u32>,
     report: Report,
@@ -86,6 +89,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             inputs,
             facts: None,
             families: Vec::new(),
+            budget: SyncBudget::new(),
             generation: None,
             report,
             changed: HashSet::new(),
@@ -162,6 +166,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
                 () = sleep_until(next_generation_check), if ready => {
                     self.check_generation(0);
                     self.report.summarize();
+                    self.report.metrics.sync_budget(self.budget.balance(&self.inputs.settings));
                     next_generation_check = Instant::now() + GENERATION_PERIOD;
                 }
                 Some(pending) = self.queries.recv() => pending.answer(|query| self.answer_query(query)),
@@ -189,7 +194,8 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
 
     /// When the next work of any family is due.
     fn next(&self) -> Option<Instant> {
-        self.families.iter().map(FamilyLoop::next).min()
+        let paced = self.budget.next(&self.inputs.settings);
+        self.families.iter().map(|family_loop| family_loop.next(paced)).min()
     }
 
     /// Reads the generation number of the tables. If it increased by more than our own `transactions`, another program changed tables.
@@ -398,6 +404,10 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             }
         };
         let mut failed = false;
+        // One answer for all families: if the first family's sync uses up the budget, the second still has its turn.
+        let paced = self.budget.next(&self.inputs.settings);
+        let may_sync = paced.is_none_or(|paced| paced <= Instant::now());
+        let paced = self.budget.last_end().zip(paced).map(|(last_end, paced)| last_end..paced);
         for i in 0..self.families.len() {
             // A change that another program makes during the checks shows in the next call.
             self.check_generation(0);
@@ -406,12 +416,13 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
             let canary = !self.inputs.without_proxy;
             let mut transactions =
                 family_loop.audits.run_due_checks(&mut family_loop.rules, &self.runner, period, canary, &self.report).await;
-            if family_loop.rules.is_due() && family_loop.not_before <= Instant::now() {
+            if may_sync && family_loop.rules.is_due() && family_loop.not_before <= Instant::now() {
                 self.changed = HashSet::new();
                 self.report.metrics.sync_began();
                 self.report.metrics.updates_waiting(std::mem::take(&mut self.waiting));
                 self.report.metrics.snapshot_changed(&self.inputs.snapshot);
-                failed |= !family_loop.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report).await;
+                let budget = (&mut self.budget, paced.clone());
+                failed |= !family_loop.sync(&self.runner, &self.host, &self.inputs, &facts, &self.report, budget).await;
                 transactions += family_loop.rules.attempt().transactions;
             } else if family_loop.checks_again.is_some_and(|again| again <= Instant::now()) {
                 family_loop.answer_checks(&self.host, &self.inputs, &self.report).await;
