@@ -13,6 +13,7 @@ pub mod chain_names;
 pub mod cleanup;
 pub mod desired;
 pub mod diff;
+mod difference;
 pub mod final_counters;
 pub mod jumps;
 pub mod live;

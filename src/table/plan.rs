@@ -235,6 +235,16 @@ impl Plan {
 }
 
 impl PlanStep {
+    /// A write of shared rules.
+    pub(super) const fn shared(write: Write) -> Self {
+        Self { write, owner: None }
+    }
+
+    /// A write of the rules of one service port.
+    pub(super) fn owned(name: &ServicePortName, write: Write) -> Self {
+        Self { write, owner: Some(name.clone()) }
+    }
+
     fn text<'a>(&'a self, renderer: &dyn RuleSource) -> Cow<'a, str> {
         match &self.write {
             Write::List(chain) => format!("-v -S {chain}\n").into(),

@@ -1,6 +1,6 @@
 //! Makes the plan: compares the desired rules with the acknowledged ones and puts the differences in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::chain_names::{self, ChainKind, ChainName};
@@ -10,8 +10,9 @@ use crate::cluster::ServicePortName;
 
 use super::Table;
 use super::acknowledged::{Acknowledged, fixed_digests};
+use super::difference::{Difference, declare_own, difference, own_rules};
 use super::live::{FixedChain, SHARED, jumps_of};
-use super::outline::{Outline, Outlines};
+use super::outline::Outlines;
 use super::plan::{Plan, PlanStep, Transaction, Variant, Write};
 use super::rule::{Digest, split_line};
 
@@ -56,22 +57,6 @@ pub fn plan(
     Plan { transactions: transactions.collect() }
 }
 
-/// The differences of one service port.
-struct Difference<'a> {
-    name: &'a ServicePortName,
-    desired: Option<&'a Rc<Outline>>,
-    /// Own chains to write.
-    write: Vec<ChainName>,
-    /// Own chains to delete.
-    delete: Vec<ChainName>,
-    /// Lines to add to shared chains, in their order.
-    add: Vec<(Table, &'a str)>,
-    /// Lines of `add` that exist in the wrong place. They are deleted before they are added.
-    moved: Vec<(Table, &'a str)>,
-    /// Lines to delete from shared chains.
-    remove: Vec<(Table, &'a str)>,
-}
-
 struct Planner<'a> {
     desired: &'a DesiredTables<'a>,
     acknowledged: &'a Acknowledged,
@@ -82,7 +67,8 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(desired: &'a DesiredTables<'a>, acknowledged: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
-        let differences: Vec<Difference<'a>> = touched.iter().filter_map(|name| difference(name, desired, acknowledged)).collect();
+        let differences: Vec<Difference<'a>> =
+            touched.iter().filter_map(|name| difference(name, desired.services, desired.spared, acknowledged)).collect();
         let digests = fixed_digests(desired.fixed);
         let mut rewritten: BTreeSet<FixedChain> =
             digests.iter().filter(|(chain, digest)| acknowledged.fixed.get(chain) != Some(digest)).map(|(chain, _)| *chain).collect();
@@ -110,7 +96,7 @@ impl<'a> Planner<'a> {
     /// Empties unwanted chains by declaring them.
     fn emptied(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let chains = self.desired.fixed.unwanted.iter().filter(move |chain| chain.0 == table && self.acknowledged.has_rules(chain));
-        chains.map(|(_, chain)| shared(Write::Declare(chain)))
+        chains.map(|(_, chain)| PlanStep::shared(Write::Declare(chain)))
     }
 
     fn is_rewritten(&self, table: Table, chain: &str) -> bool {
@@ -119,12 +105,12 @@ impl<'a> Planner<'a> {
 
     fn declarations(&self, table: Table, which: impl Fn(&ChainRules) -> bool) -> impl Iterator<Item = PlanStep> {
         let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && which(chain));
-        chains.map(|chain| shared(Write::Declare(chain.name)))
+        chains.map(|chain| PlanStep::shared(Write::Declare(chain.name)))
     }
 
     fn fixed_rules(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let chains = self.fixed(table).iter().filter(move |chain| self.is_rewritten(table, chain.name) && !chain.rules.is_empty());
-        chains.map(|chain| shared(Write::Lines(chain.rules.clone())))
+        chains.map(|chain| PlanStep::shared(Write::Lines(chain.rules.clone())))
     }
 
     /// The additions in `filter`, which come before the changes in `nat`.
@@ -134,7 +120,7 @@ impl<'a> Planner<'a> {
         // If we have no rule for KUBE-FIREWALL, it only has to exist. Declaring an existing chain would delete kubelet's rules.
         let ours = self.desired.fixed.has(table, chain_names::FIREWALL) || !self.desired.fixed.has_proxy();
         if !ours && !self.acknowledged.fixed.contains_key(&(table, chain_names::FIREWALL)) {
-            steps.push(shared(Write::Declare(chain_names::FIREWALL)));
+            steps.push(PlanStep::shared(Write::Declare(chain_names::FIREWALL)));
         }
         steps.extend(self.fixed_rules(table));
         steps.extend(self.rewritten_lines(table));
@@ -164,7 +150,7 @@ impl<'a> Planner<'a> {
             // The lines of all service ports are written. Each service port's lines stand beside its chains.
             let mut differences = self.differences.iter().peekable();
             for (name, outline) in self.desired.services {
-                steps.push(owned(name, Write::Dispatch(Rc::clone(outline), table)));
+                steps.push(PlanStep::owned(name, Write::Dispatch(Rc::clone(outline), table)));
                 while differences.peek().is_some_and(|difference| difference.name < name) {
                     differences.next();
                 }
@@ -256,11 +242,11 @@ impl<'a> Planner<'a> {
         let services = any.then_some(self.desired.services).into_iter().flatten();
         services.filter_map(move |(name, outline)| {
             if all {
-                return Some(owned(name, Write::Dispatch(Rc::clone(outline), table)));
+                return Some(PlanStep::owned(name, Write::Dispatch(Rc::clone(outline), table)));
             }
             let lines = outline.dispatch(table).split_inclusive('\n');
             let text: String = lines.filter(|line| self.is_rewritten(table, split_line(line).0)).collect();
-            (!text.is_empty()).then(|| owned(name, Write::Lines(text)))
+            (!text.is_empty()).then(|| PlanStep::owned(name, Write::Lines(text)))
         })
     }
 
@@ -268,12 +254,12 @@ impl<'a> Planner<'a> {
     /// the one before.
     fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.moved, table, "-D ") + &self.edits(difference.add.iter().rev(), table, "-I ");
-        (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
+        (!text.is_empty()).then(|| PlanStep::owned(difference.name, Write::Lines(text)))
     }
 
     fn removals(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.remove, table, "-D ");
-        (!text.is_empty()).then(|| owned(difference.name, Write::Lines(text)))
+        (!text.is_empty()).then(|| PlanStep::owned(difference.name, Write::Lines(text)))
     }
 
     fn edits<'l>(&self, lines: impl IntoIterator<Item = &'l (Table, &'l str)>, table: Table, operation: &str) -> String {
@@ -284,12 +270,12 @@ impl<'a> Planner<'a> {
     fn unknown_lines(&self, table: Table) -> Option<PlanStep> {
         let lines = self.acknowledged.unknown_lines.iter().filter(|(t, line)| *t == table && !self.is_rewritten(table, split_line(line).0));
         let text: String = lines.filter_map(|(_, line)| edit("-D ", line)).collect();
-        (!text.is_empty()).then(|| shared(Write::Lines(text)))
+        (!text.is_empty()).then(|| PlanStep::shared(Write::Lines(text)))
     }
 
     fn tail(&self) -> Option<PlanStep> {
         let tail = &self.desired.fixed.nat_tail;
-        (self.is_rewritten(Table::Nat, chain_names::SERVICES) && !tail.is_empty()).then(|| shared(Write::Lines(tail.clone())))
+        (self.is_rewritten(Table::Nat, chain_names::SERVICES) && !tail.is_empty()).then(|| PlanStep::shared(Write::Lines(tail.clone())))
     }
 
     /// Adds missing jumps and deletes duplicated and unwanted ones.
@@ -311,7 +297,7 @@ impl<'a> Planner<'a> {
                 text.extend(["-D ", &line]);
             }
         }
-        (!text.is_empty()).then(|| shared(Write::Lines(text)))
+        (!text.is_empty()).then(|| PlanStep::shared(Write::Lines(text)))
     }
 
     /// Every chain to delete. A chain comes before the chains that it jumps to.
@@ -335,91 +321,12 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn difference<'a>(name: &'a ServicePortName, desired: &'a DesiredTables<'a>, acknowledged: &'a Acknowledged) -> Option<Difference<'a>> {
-    let (new, old) = (desired.services.get(name), acknowledged.services.get(name));
-    if let (Some(new), Some(old)) = (new, old)
-        && Rc::ptr_eq(new, old)
-    {
-        return None;
-    }
-    let chains = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| &*outline.chains).unwrap_or_default();
-    let acknowledged_digest = |chain: &ChainName| old.and_then(|old| old.chain(chain));
-    let is_desired = |chain: &ChainName| new.is_some_and(|new| new.chain(chain).is_some());
-    let write = chains(new).iter().filter(|(chain, digest)| acknowledged_digest(chain) != Some(*digest)).map(|(chain, _)| *chain).collect();
-    let delete = chains(old).iter().filter(|(chain, _)| !is_desired(chain)).map(|(chain, _)| *chain);
-    let delete = delete.filter(|chain| !desired.spared.contains(chain)).collect();
-    let mut difference = Difference { name, desired: new, write, delete, add: Vec::new(), moved: Vec::new(), remove: Vec::new() };
-    for table in Table::ALL {
-        let lines = |outline: Option<&'a Rc<Outline>>| outline.map(|outline| outline.dispatch(table)).unwrap_or_default();
-        if lines(new) == lines(old) {
-            continue;
-        }
-        let mut chains: BTreeMap<&str, (Vec<&'a str>, Vec<&'a str>)> = BTreeMap::new();
-        lines(new).lines().for_each(|line| chains.entry(split_line(line).0).or_default().0.push(line));
-        lines(old).lines().for_each(|line| chains.entry(split_line(line).0).or_default().1.push(line));
-        for (new, old) in chains.into_values() {
-            difference.edit_chain(table, &new, &old);
-        }
-    }
-    let Difference { write, delete, add, remove, .. } = &difference;
-    let same = write.is_empty() && delete.is_empty() && add.is_empty() && remove.is_empty();
-    (!same).then_some(difference)
-}
-
-impl<'a> Difference<'a> {
-    /// Finds the lines of one chain to delete and to add, so that the chain ends up with the new lines in their order. Lines are added at
-    /// the top, and `-D` deletes the first of equal lines. So the lines that can stay are matched from the end.
-    fn edit_chain(&mut self, table: Table, new: &[&'a str], old: &[&'a str]) {
-        let mut kept = 0;
-        let mut gone: Vec<&'a str> = Vec::new();
-        for line in old.iter().rev() {
-            if new.iter().rev().nth(kept) == Some(line) && !gone.contains(line) {
-                kept += 1;
-            } else {
-                gone.push(line);
-            }
-        }
-        let add = &new[..new.len() - kept];
-        self.add.extend(add.iter().map(|line| (table, *line)));
-        for line in gone.into_iter().rev() {
-            if add.contains(&line) { &mut self.moved } else { &mut self.remove }.push((table, line));
-        }
-    }
-}
-
 fn in_chain(line: &(Table, &str), chain: FixedChain) -> bool {
     (line.0, split_line(line.1).0) == chain
 }
 
 fn edit(operation: &str, line: &str) -> Option<String> {
     line.trim_end().strip_prefix("-A ").map(|rest| [operation, rest, "\n"].concat())
-}
-
-fn shared(write: Write) -> PlanStep {
-    PlanStep { write, owner: None }
-}
-
-fn owned(name: &ServicePortName, write: Write) -> PlanStep {
-    PlanStep { write, owner: Some(name.clone()) }
-}
-
-fn declare_own(difference: &Difference<'_>) -> Vec<PlanStep> {
-    match difference.desired {
-        Some(outline) if outline.chains.len() == difference.write.len() && !difference.write.is_empty() => {
-            vec![owned(difference.name, Write::DeclareAll(Rc::clone(outline)))]
-        }
-        _ => difference.write.iter().map(|chain| owned(difference.name, Write::DeclareOwn(*chain))).collect(),
-    }
-}
-
-fn own_rules(difference: &Difference<'_>) -> Option<PlanStep> {
-    let outline = difference.desired.filter(|_| !difference.write.is_empty())?;
-    let write = if outline.chains.len() == difference.write.len() {
-        Write::OwnAll(Rc::clone(outline))
-    } else {
-        Write::Own(difference.write.iter().copied().collect())
-    };
-    Some(owned(difference.name, write))
 }
 
 fn declare_to_delete((name, chain): &(Option<&ServicePortName>, ChainName)) -> PlanStep {
