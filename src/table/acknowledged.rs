@@ -102,6 +102,16 @@ impl Acknowledged {
         self.fixed.get(chain).is_some_and(|digest| *digest != Digest::default())
     }
 
+    /// Returns true if a shared chain has any line.
+    #[must_use]
+    pub(crate) fn has_lines(&self, shared: FixedChain) -> bool {
+        let (table, chain) = shared;
+        let in_chain = |line: &str| split_line(line).0 == chain;
+        self.has_rules(&shared)
+            || self.unknown_lines.iter().any(|(t, line)| *t == table && in_chain(line))
+            || self.services.values().any(|outline| outline.dispatch(table).lines().any(in_chain))
+    }
+
     /// Records that the kernel accepted a plan: the rules of the `touched` service ports and all fixed rules are now the desired ones.
     /// `spared` chains could not be deleted and still exist.
     pub(crate) fn accept_plan(&mut self, desired: &Outlines, fixed: &Fixed, touched: &BTreeSet<ServicePortName>, spared: &[ChainName]) {

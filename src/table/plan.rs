@@ -245,6 +245,15 @@ impl PlanStep {
         Self { write, owner: Some(name.clone()) }
     }
 
+    /// The number of lines in shared chains that this step writes.
+    pub(super) fn dispatch_lines(&self) -> usize {
+        match &self.write {
+            Write::Lines(text) => lines(text),
+            Write::Dispatch(outline, table) => lines(outline.dispatch(*table)),
+            _ => 0,
+        }
+    }
+
     fn text<'a>(&'a self, renderer: &dyn RuleSource) -> Cow<'a, str> {
         match &self.write {
             Write::List(chain) => format!("-v -S {chain}\n").into(),

@@ -26,6 +26,11 @@ const EDITS: usize = 32;
 /// Writing this many lines costs about as much as one edit.
 const LINES_PER_EDIT: usize = 16;
 
+/// On nft, a transaction of shared chains ends once it contains this many lines per own chain of [`CHAINS_PER_TRANSACTION`]. Each line names
+/// a chain, and a COMMIT costs quadratic time in the names [costs 1]. A COMMIT also costs a walk over all reachable rules [costs 7]. At
+/// 10,000 to 50,000 services, 2,048 lines are the best size.
+const LINES_PER_CHAIN: usize = 4;
+
 /// The desired rules that a plan leads to.
 #[derive(Clone, Copy, Debug)]
 pub struct DesiredTables<'a> {
@@ -48,10 +53,14 @@ pub fn plan(
     variant: Variant,
     limit: usize,
 ) -> Plan {
-    let planner = Planner::new(desired, acknowledged, touched);
-    let nat = match variant {
-        Variant::Legacy => planner.nat_whole().into_iter().collect(),
-        Variant::Nft => planner.nat_nft(limit.max(1)),
+    let limit = match variant {
+        Variant::Legacy => None,
+        Variant::Nft => Some(limit.max(1)),
+    };
+    let planner = Planner::new(desired, acknowledged, touched, limit);
+    let nat = match limit {
+        None => planner.nat_whole().into_iter().collect(),
+        Some(limit) => planner.nat_nft(limit),
     };
     let transactions = planner.filter_before().into_iter().chain(nat).chain(planner.filter_after()).filter(|t| !t.steps.is_empty());
     Plan { transactions: transactions.collect() }
@@ -66,25 +75,29 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(desired: &'a DesiredTables<'a>, acknowledged: &'a Acknowledged, touched: &'a BTreeSet<ServicePortName>) -> Self {
+    fn new(
+        desired: &'a DesiredTables<'a>,
+        acknowledged: &'a Acknowledged,
+        touched: &'a BTreeSet<ServicePortName>,
+        limit: Option<usize>,
+    ) -> Self {
         let differences: Vec<Difference<'a>> =
             touched.iter().filter_map(|name| difference(name, desired.services, desired.spared, acknowledged)).collect();
         let digests = fixed_digests(desired.fixed);
         let mut rewritten: BTreeSet<FixedChain> =
             digests.iter().filter(|(chain, digest)| acknowledged.fixed.get(chain) != Some(digest)).map(|(chain, _)| *chain).collect();
-        let lines_of = |shared: &FixedChain| {
-            let of_difference =
-                |d: &Difference<'_>| d.add.iter().chain(&d.moved).chain(&d.remove).filter(|line| in_chain(line, *shared)).count();
-            differences.iter().map(of_difference).sum::<usize>()
-                + acknowledged.unknown_lines.iter().filter(|(t, line)| in_chain(&(*t, line), *shared)).count()
+        let is_better_rewritten = |shared: &FixedChain| {
+            let count = |lines: &[(Table, &str)]| lines.iter().filter(|line| in_chain(line, *shared)).count();
+            let unknown = acknowledged.unknown_lines.iter().filter(|(table, line)| in_chain(&(*table, line), *shared)).count();
+            let added: usize = differences.iter().map(|difference| count(&difference.add)).sum();
+            let deleted =
+                differences.iter().map(|difference| count(&difference.moved) + count(&difference.remove)).sum::<usize>() + unknown;
+            // Added lines can be split into transactions. A live chain can only be rewritten in one.
+            let splits = limit.is_some_and(|limit| added > limit * LINES_PER_CHAIN) && deleted == 0 && acknowledged.has_lines(*shared);
+            let edits = added + deleted;
+            edits > EDITS && edits * LINES_PER_EDIT > desired.services.len() && !splits
         };
-        let many: Vec<FixedChain> = SHARED
-            .into_iter()
-            .filter(|shared| {
-                let edits = lines_of(shared);
-                edits > EDITS && edits * LINES_PER_EDIT > desired.services.len()
-            })
-            .collect();
+        let many: Vec<FixedChain> = SHARED.into_iter().filter(is_better_rewritten).collect();
         rewritten.extend(many);
         Self { desired, acknowledged, differences, rewritten }
     }
@@ -207,7 +220,7 @@ impl<'a> Planner<'a> {
         }
         declarations.append(&mut contents);
         transactions.push(Transaction { table, steps: declarations });
-        transactions.push(Transaction { table, steps: self.nat_dispatch() });
+        transactions.extend(self.nat_dispatch(limit * LINES_PER_CHAIN));
         later.extend(self.unknown_chains());
         later.sort_by_key(|(_, chain)| (chain.kind(), *chain));
         // Each group empties its chains before it deletes them, because they may jump to each other. Other than that, they only jump to
@@ -220,19 +233,39 @@ impl<'a> Planner<'a> {
         transactions
     }
 
-    /// The changes of the shared chains of `nat`.
-    fn nat_dispatch(&self) -> Vec<PlanStep> {
+    /// The changes of the shared chains of `nat`. If they only add lines, they are split into transactions of about `limit` lines: the chains
+    /// have no lines yet, or the lines are inserted at the top. Otherwise a service would be interrupted, so all is one transaction.
+    fn nat_dispatch(&self, limit: usize) -> Vec<Transaction> {
         let table = Table::Nat;
-        let mut steps: Vec<PlanStep> = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table)).collect();
-        steps.extend(self.rewritten_lines(table));
-        for difference in &self.differences {
-            steps.extend(self.additions(difference, table));
-            steps.extend(self.removals(difference, table));
+        let first = self.declarations(table, |chain| chain.rules.is_empty()).chain(self.emptied(table));
+        let edits = self.differences.iter().flat_map(|difference| [self.additions(difference, table), self.removals(difference, table)]);
+        let lines = self.rewritten_lines(table).chain(edits.flatten()).chain(self.unknown_lines(table)).chain(self.tail());
+        let chains: Vec<FixedChain> = SHARED.into_iter().filter(|(t, _)| *t == table).collect();
+        let deletes = |d: &Difference<'_>| d.moved.iter().chain(&d.remove).any(|(t, _)| *t == table);
+        let adds_only = match chains.iter().filter(|chain| self.rewritten.contains(*chain)).count() {
+            0 => self.unknown_lines(table).is_none() && !self.differences.iter().any(deletes),
+            rewritten => rewritten == chains.len() && !chains.iter().any(|chain| self.acknowledged.has_lines(*chain)),
+        };
+        if !adds_only {
+            let steps = first.chain(lines).chain(self.jumps(table)).collect();
+            return vec![Transaction { table, steps }];
         }
-        steps.extend(self.unknown_lines(table));
-        steps.extend(self.tail());
-        steps.extend(self.jumps(table));
-        steps
+        // With the jumps first, each Service works as soon as its lines are written.
+        let (mut transactions, mut steps, mut count) = (vec![first.chain(self.jumps(table)).collect()], Vec::new(), 0);
+        let mut lines = lines.peekable();
+        while let Some(step) = lines.next() {
+            let service = step.owner.as_ref().map(|owner| &owner.service);
+            count += step.dispatch_lines();
+            // The ports of one Service stay in one transaction.
+            let last = lines.peek().is_none_or(|next| next.owner.as_ref().map(|owner| &owner.service) != service);
+            steps.push(step);
+            if count >= limit && last {
+                transactions.push(std::mem::take(&mut steps));
+                count = 0;
+            }
+        }
+        transactions.push(steps);
+        transactions.into_iter().map(|steps| Transaction { table, steps }).collect()
     }
 
     /// The lines of every service port in the shared chains that are rewritten.
