@@ -72,6 +72,11 @@ impl Sepal {
     pub(crate) fn read_cpu_ms(&self) -> f64 {
         figures::read_cpu_ms(self.child.id())
     }
+
+    /// Returns the CPU time of sepal and of the programs that it ran, in ms. The resolution is 10 ms.
+    pub(crate) fn read_cpu_with_children_ms(&self) -> f64 {
+        figures::read_cpu_with_children_ms(self.child.id())
+    }
 }
 
 impl Drop for Sepal {

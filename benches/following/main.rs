@@ -3,6 +3,7 @@
 //!
 //! - `SEPAL_BENCH=1000x10,10000x3` sets the clusters (Services x endpoints), `SEPAL_BENCH_VARIANTS=nft` the variants.
 //! - `SEPAL_BENCH_GROWTH=5000x3,20000x3` sets the clusters where only single changes are measured.
+//! - `SEPAL_BENCH_CHURN=1000x3` sets the clusters for 50 changes a second.
 //! - `SEPAL_BENCH_DRY_RUN=10000x3` sets the clusters for `--dry-run`.
 //! - `SEPAL_BENCH_FLAGS=--service-traffic=on` adds flags for sepal.
 //! - `SEPAL_BENCH_KEEP=benches/README.md` writes the figures into the table of that file.
@@ -37,6 +38,12 @@ fn main() {
     for cluster in read_clusters("SEPAL_BENCH_GROWTH", "5000x3,20000x3") {
         for variant in variants.clone() {
             scenarios::measure_single_changes(cluster, variant, &mut rows(&mut table, cluster, variant));
+            table.update_file();
+        }
+    }
+    for cluster in read_clusters("SEPAL_BENCH_CHURN", "1000x3") {
+        for variant in variants.clone() {
+            scenarios::measure_churn(cluster, variant, &mut rows(&mut table, cluster, variant));
             table.update_file();
         }
     }

@@ -15,9 +15,19 @@ pub fn read_memory_mb(process: u32, name: &str) -> f64 {
 
 /// Returns the CPU time of all threads of a process in ms, without its children. The resolution is 10 ms.
 pub fn read_cpu_ms(process: u32) -> f64 {
+    sum_of_ticks(process, 2)
+}
+
+/// Adds up the first of utime, stime, cutime and cstime in `/proc/PID/stat` (proc(5)), and returns them in ms.
+fn sum_of_ticks(process: u32, count: usize) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process is running");
     let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
-    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number") * 10.0).sum()
+    fields.split(' ').skip(11).take(count).map(|ticks| ticks.parse::<f64>().expect("a number") * 10.0).sum()
+}
+
+/// Returns the CPU time of a process and of its children that have ended, in ms. The resolution is 10 ms.
+pub fn read_cpu_with_children_ms(process: u32) -> f64 {
+    sum_of_ticks(process, 4)
 }
 
 /// Sorts the values and returns their quantile, for example the median for 0.5.
