@@ -1,8 +1,8 @@
-//! Limits a repeated task to a part of the time.
+//! Limits the share of time that a repeated task takes.
 
 use std::time::Duration;
 
-/// The rest after each run of a repeated task.
+/// The length of the rest (the pause) after each run of a repeated task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DutyCycle {
     /// The rest, as a multiple of the run's duration.
@@ -12,7 +12,7 @@ pub(crate) struct DutyCycle {
 }
 
 impl DutyCycle {
-    /// A task that rests for `factor` times its own duration, and at least for `least`.
+    /// Creates the cycle of a task that rests for `factor` times its own duration, and at least for `least`.
     pub(crate) const fn new(factor: u32, least: Duration) -> Self {
         Self { factor, least }
     }

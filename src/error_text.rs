@@ -13,10 +13,10 @@ use notify::ErrorKind;
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 use tokio::task::JoinError;
 
-/// Characters that are shown of an answer that does not come from a Kubernetes API server, such as the HTML page of a proxy.
+/// The largest number of characters shown from an answer that a Kubernetes API server did not send, such as the HTML page of a proxy.
 const FOREIGN_ANSWER: usize = 200;
 
-/// Texts of libraries, and the words for operators.
+/// Error texts of libraries, each with the text that replaces it for operators.
 const PHRASES: [(&str, &str); 4] = [
     ("client error (Connect): tcp connect error", "cannot connect"),
     ("client error (Connect)", "cannot connect"),
@@ -24,8 +24,8 @@ const PHRASES: [(&str, &str); 4] = [
     ("buffer's worker closed unexpectedly", "the task that holds the connection has ended"),
 ];
 
-/// The error and its causes, from the outermost to the innermost, separated by colons. A cause that an outer error has in its text is not
-/// repeated.
+/// Returns the error and its causes, from the outermost to the innermost, separated by colons. A cause is left out if the text of an outer
+/// error already contains it.
 pub(crate) fn error_text(error: &(dyn Error + 'static)) -> String {
     let mut text = with_causes(error);
     for (phrase, words) in PHRASES {
@@ -43,7 +43,7 @@ fn with_causes(error: &(dyn Error + 'static)) -> String {
     let own = error.to_string();
     let Some(source) = error.source() else { return one_line(&own) };
     let cause = with_causes(source);
-    // Many errors have their cause in their own text.
+    // The text of many errors already contains the cause.
     if let Some(at) = position(&own, &source.to_string()) {
         return one_line(&format!("{}{cause}{}", &own[..at.start], &own[at.end..]));
     }
@@ -52,7 +52,7 @@ fn with_causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The text of an error whose own text is not for operators; `None` for other errors.
+/// Returns a better text for errors whose own text is not made for operators. `None` for other errors.
 fn special_text(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<kube::Error>() {
         return match error {
@@ -87,14 +87,14 @@ fn special_text(error: &(dyn Error + 'static)) -> Option<String> {
     Some(format!("{} (this is a defect of sepal, please report it)", one_line(why)))
 }
 
-/// The text of an error status of an API server.
+/// Returns the text of a `Status` that an API server sent as an error.
 pub(crate) fn status_text(status: &Status) -> String {
     let Status { code, reason, message, .. } = status;
     // kube sets this reason if the answer is not a Status.
     if reason == "Failed to parse error data" {
         let start: String = one_line(message).chars().take(FOREIGN_ANSWER).collect();
         let start = if start.is_empty() { String::new() } else { format!(": {start}") };
-        return format!("HTTP {code}, and the answer is not one of a Kubernetes API server{start}");
+        return format!("HTTP {code}, and the answer did not come from a Kubernetes API server{start}");
     }
     let mut number = if *code == 0 { String::new() } else { code.to_string() };
     if !reason.is_empty() {
@@ -119,7 +119,7 @@ fn one_line(text: &str) -> String {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Appends a cause, except for words that the text has already.
+/// Appends a cause to the text, without the words that the text already contains.
 fn add(text: &mut String, cause: &str) {
     let cause = cause.trim();
     if cause.is_empty() || contains_words(text, cause) {
@@ -147,7 +147,7 @@ fn contains_words(text: &str, cause: &str) -> bool {
     position(&text.to_ascii_lowercase(), &cause.to_ascii_lowercase()).is_some()
 }
 
-/// The first place of these whole words in a text.
+/// Returns the byte range of the first place where a text contains these whole words.
 fn position(text: &str, words: &str) -> Option<Range<usize>> {
     let is_whole = |at: &usize| {
         let around = [text[..*at].chars().next_back(), text[at + words.len()..].chars().next()];
@@ -157,7 +157,7 @@ fn position(text: &str, words: &str) -> Option<Range<usize>> {
     Some(found..found + words.len())
 }
 
-/// The text for a task that has ended without a result.
+/// Returns the error text for a task that panicked or was cancelled.
 #[must_use]
 pub(crate) fn task_failure(error: JoinError) -> String {
     match error.try_into_panic() {
@@ -202,7 +202,7 @@ mod tests {
         let page = status(502, "Failed to parse error data", "<html>\n<title>Bad gateway</title>\n</html>");
         assert_eq!(
             error_text(&page),
-            "HTTP 502, and the answer is not one of a Kubernetes API server: <html> <title>Bad gateway</title> </html>"
+            "HTTP 502, and the answer did not come from a Kubernetes API server: <html> <title>Bad gateway</title> </html>"
         );
     }
 

@@ -52,7 +52,7 @@ impl FileWatch {
     #[must_use]
     pub(crate) fn new_or_warn(path: &Path) -> Self {
         Self::new(path).unwrap_or_else(|error| {
-            tracing::warn!("cannot watch {}, so changes of it are not noticed: {}", path.display(), error_text(&error));
+            tracing::warn!("cannot watch {}, so changes to it are not noticed: {}", path.display(), error_text(&error));
             let (_, events) = mpsc::unbounded_channel();
             Self { _watcher: None, events, file: None, writing: HashSet::new(), last: None }
         })
@@ -105,7 +105,7 @@ impl FileWatch {
         true
     }
 
-    /// Returns true if one of these files has the name of the watched file or of the file that its links lead to.
+    /// Returns true if one of these files has the name of the watched file, or the name of the file that its symbolic links point to.
     fn concerns(&self, paths: &[PathBuf]) -> bool {
         let Some(file) = &self.file else { return true };
         let real = file.canonicalize().ok();

@@ -3,10 +3,10 @@
 //! - A key matches a field in any case, at every level.
 //! - When one key comes twice, the last value counts. Objects that are decoded into a struct or a map are merged, and so are the items
 //!   of lists at the same place.
-//! - `null` leaves a text, a number or a struct as it is. It empties an `Option`, a list or a map.
+//! - `null` does not change a text, a number or a struct. It clears an `Option`, a list or a map.
 //!
-//! [`from_slice`] and [`from_value`] do this for every type that derives `Deserialize`. [`Json`] keeps a document whole, with its keys in
-//! their order. A struct with `#[serde(flatten)]` gets its keys as they are written, because serde asks for a map there.
+//! [`from_slice`] and [`from_value`] do this for every type that derives `Deserialize`. [`Json`] holds a whole document, with its keys in
+//! their order. The keys of a struct with `#[serde(flatten)]` match only in their own case, because serde decodes such a struct as a map.
 
 use std::fmt;
 use std::vec;
@@ -67,7 +67,7 @@ impl Json {
         T::deserialize(self.decoder())
     }
 
-    /// A decoder for the value, for callers that decode with a wrapper such as `serde_path_to_error`.
+    /// Returns a decoder for the value, for callers that decode with a wrapper such as `serde_path_to_error`.
     #[must_use]
     pub fn decoder(&self) -> impl Deserializer<'static, Error = Error> {
         FieldValues(vec![self])
@@ -95,7 +95,7 @@ impl From<&Map<String, Value>> for Json {
 }
 
 impl From<&Json> for Value {
-    /// Of a key that comes twice, the last value is kept.
+    /// If a key comes twice, keeps its last value.
     fn from(json: &Json) -> Self {
         match json {
             Json::Scalar(scalar) => scalar.clone(),
@@ -177,13 +177,13 @@ impl<'de> Deserialize<'de> for Json {
 struct FieldValues<'a>(Vec<&'a Json>);
 
 impl<'a> FieldValues<'a> {
-    /// The values since the last `null`, for types that `null` empties.
+    /// Returns the values after the last `null`, for types that `null` clears.
     fn since_null(&self) -> &[&'a Json] {
         let start = self.0.iter().rposition(|value| value.is_null()).map_or(0, |at| at + 1);
         &self.0[start..]
     }
 
-    /// The entries of all objects. Fails with the first value that is not an object.
+    /// Returns the entries of all objects. Fails with the first value that is not an object.
     fn merged(values: impl Iterator<Item = &'a Json>) -> Result<Vec<(&'a str, &'a Json)>, Value> {
         let mut merged = Vec::new();
         for value in values {
@@ -300,7 +300,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
     }
 }
 
-/// Keys, each with the values that are given to it.
+/// The keys of an object, each with all its values.
 struct Entries<'a> {
     fields: vec::IntoIter<(&'a str, Vec<&'a Json>)>,
     values: Vec<&'a Json>,

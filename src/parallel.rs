@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Runs all jobs on all cores and gives the results in the order of the jobs.
+/// Runs all jobs on all cores and returns the results in the order of the jobs.
 #[must_use]
 pub fn map<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());

@@ -49,7 +49,7 @@ pub(crate) fn measure_all(cluster: Cluster, variant: Variant, rows: &mut Rows<'_
     let saved = floor.save();
     let start = Instant::now();
     let sepal = Sepal::start(&node, &server, variant);
-    sepal.wait_for_log("as they should be");
+    sepal.wait_for_log("match the desired rules");
     rows.ratio("restart, to known unchanged", start.elapsed().as_secs_f64(), saved, "s");
     std::thread::sleep(Duration::from_secs(1));
     rows.figure("peak memory of the restart", sepal.read_memory_mb("VmHWM"), "MB");

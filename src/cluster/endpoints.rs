@@ -136,8 +136,8 @@ impl Endpoint<'_> {
     }
 }
 
-/// The endpoints of one service port in one family, from all slices of its Service (sorted by name). The result is sorted by id as bytes and
-/// has no duplicates: a later duplicate that does not terminate replaces the earlier one [kube-proxy 4].
+/// Returns the endpoints of one service port in one family. `slices` are all slices of its Service, sorted by name. The result is sorted by
+/// id as bytes and has no duplicates: a later duplicate that does not terminate replaces the earlier one [kube-proxy 4].
 #[must_use]
 pub(crate) fn of_service_port<'a>(
     slices: impl Iterator<Item = &'a Slice>,
@@ -172,7 +172,7 @@ pub(crate) fn of_service_port<'a>(
     found
 }
 
-/// Number of endpoints that [`of_service_port`] gives.
+/// Returns the number of endpoints that [`of_service_port`] returns.
 #[must_use]
 pub fn count<'a>(slices: impl Iterator<Item = &'a Slice>, family: Family, port: &str, protocol: Protocol) -> usize {
     let of_slice = |slice: &'a Slice| {

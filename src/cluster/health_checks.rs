@@ -16,7 +16,7 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
-/// The health checks of one family, by Service. Services without a cluster IP in the family or without ports have none.
+/// Computes the health checks of one family, by Service. Services without a cluster IP in the family or without ports have none.
 #[must_use]
 pub fn of_family(snapshot: &Snapshot, family: Family, node_name: &str) -> BTreeMap<ServiceKey, HealthCheck> {
     let checked = |service: &Service| service.cluster_ip(family).is_some() && !service.ports.is_empty();
@@ -28,8 +28,8 @@ pub fn of_family(snapshot: &Snapshot, family: Family, node_name: &str) -> BTreeM
     services.map(check).collect()
 }
 
-/// The addresses of a Service's ready endpoints on this node, over all ports of its slices. An endpoint that terminates but still serves
-/// does not count: a load balancer should stop sending there.
+/// Returns the addresses of a Service's ready endpoints on this node, over all ports of its slices. An endpoint that terminates but still
+/// serves does not count: a load balancer should stop sending there.
 fn local_ready(snapshot: &Snapshot, service: &ServiceKey, family: Family, node_name: &str) -> BTreeSet<String> {
     let of_family = || snapshot.slices(service).filter(move |slice| slice.family == family);
     let ports: BTreeSet<_> = of_family().flat_map(|slice| slice.ports.iter().map(|port| (&*port.name, port.protocol))).collect();

@@ -46,7 +46,7 @@ impl HostFactsOverrides {
         self.addresses.is_some() && self.tcp_be_liberal.is_some() && self.nfacct.is_some() && self.no_random_fully.is_some()
     }
 
-    /// Replaces facts of the host by the stated ones.
+    /// Returns the facts of the host, with the stated facts in place of the real ones.
     ///
     /// # Errors
     /// A text in `addresses` is not an address.

@@ -127,7 +127,7 @@ pub(crate) fn host_net(ip: IpAddr) -> IpNetwork {
     IpNetwork::from(ip)
 }
 
-/// The network of an address and a prefix length, without host bits.
+/// Returns the network of an address and a prefix length, with host bits zero. `None` if the prefix length is too large.
 #[must_use]
 pub fn network(ip: IpAddr, prefix: u8) -> Option<IpNetwork> {
     let net = IpNetwork::new(ip, prefix).ok()?;
@@ -140,7 +140,7 @@ pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
 }
 
-/// The first host address of a subnet: the one after the network's own address.
+/// Returns the first host address of a subnet: the address after the network address.
 #[must_use]
 pub(crate) fn first_host(subnet: IpNetwork) -> IpAddr {
     match subnet.network() {
@@ -149,7 +149,7 @@ pub(crate) fn first_host(subnet: IpNetwork) -> IpAddr {
     }
 }
 
-/// Parses the number at the start of `bytes`, and gives it with its length in bytes. Returns `None` if there is none or it is too large.
+/// Parses the number at the start of `bytes`. Returns the number and its length in bytes, or `None` if there is none or it is too large.
 fn leading_number(bytes: &[u8], radix: u32) -> Option<(u32, usize)> {
     const TOO_BIG: u32 = 0x00FF_FFFF;
     let mut value = 0;

@@ -28,8 +28,8 @@ impl Node {
         (zone, addresses, pod_cidrs) == (&other.zone, &other.addresses, &other.pod_cidrs)
     }
 
-    /// The node's IP in one family: the first address of that family. kube-proxy takes the first address and the first one of the other
-    /// family, with the same result.
+    /// The node's IP in one family: the first address of that family. kube-proxy takes the first of all addresses and the first address of
+    /// the other family; the result is the same.
     #[must_use]
     pub fn ip(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|ip| Family::of(*ip) == family)

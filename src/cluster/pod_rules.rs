@@ -9,7 +9,7 @@ use super::families::PerFamily;
 pub struct PodRules {
     /// The ranges of each family.
     pub ranges: PerFamily<PodRanges>,
-    /// `--ip-masq`: packets that leave the network get this node's address.
+    /// `--ip-masq`: packets that leave the pod network get this node's address as their source.
     pub masquerade: bool,
     /// Masquerading chooses source ports at random if iptables supports it. `--ip-masq-fully-random-disable` turns this off.
     pub random_fully: bool,

@@ -16,7 +16,7 @@ pub struct Snapshot {
     slices: BTreeMap<ServiceKey, Vec<(Arc<str>, Slice)>>,
     /// The Service of each slice. When a slice moves to another Service, it is removed from the first one.
     owners: HashMap<SliceKey, ServiceKey>,
-    /// Services with a health check node port. They are few, but needed with every change.
+    /// Services with a health check node port. There are few of them, but every change needs them, so they are not searched each time.
     checked: BTreeSet<ServiceKey>,
     node: Option<Node>,
     /// Memory of all Services and slices.
@@ -52,7 +52,7 @@ impl AffectedObjects {
 }
 
 impl Snapshot {
-    /// Applies one change and gives the objects whose rules may differ.
+    /// Applies one change and returns the objects whose rules may differ.
     pub fn apply(&mut self, change: Change) -> AffectedObjects {
         let mut touched = AffectedObjects::default();
         match change {
@@ -81,7 +81,7 @@ impl Snapshot {
         touched
     }
 
-    /// The same key, made of texts that are already in memory if possible.
+    /// Returns an equal key that shares its texts with keys that are already in memory, if there are such keys.
     fn shared(&self, key: ServiceKey) -> ServiceKey {
         let known = self.services.get_key_value(&key).map(|(known, _)| known);
         let Some(known) = known.or_else(|| self.slices.get_key_value(&key).map(|(known, _)| known)) else {
@@ -130,7 +130,7 @@ impl Snapshot {
         touched.services.push(service);
     }
 
-    /// Removes every Service that is not in the set, and gives the removed ones.
+    /// Removes every Service that is not in the set. Returns the removed Services.
     pub(crate) fn retain_services(&mut self, known: &HashSet<ServiceKey>) -> AffectedObjects {
         let removed: Vec<ServiceKey> = self.services.keys().filter(|key| !known.contains(key)).cloned().collect();
         for key in &removed {
@@ -140,7 +140,7 @@ impl Snapshot {
         AffectedObjects { services: removed, node: false }
     }
 
-    /// Removes every slice that is not in the set, and gives the Services of the removed ones.
+    /// Removes every slice that is not in the set. Returns the Services of the removed slices.
     pub(crate) fn retain_slices(&mut self, known: &HashSet<SliceKey>) -> AffectedObjects {
         let removed: Vec<SliceKey> = self.owners.keys().filter(|key| !known.contains(key)).cloned().collect();
         let mut touched = AffectedObjects::default();

@@ -1,4 +1,4 @@
-//! Topology hints: decides if traffic of a service port stays on this node or in this zone [kube-proxy 5].
+//! Topology hints: decides whether traffic to a service port stays on this node or in this zone [kube-proxy 5].
 
 use super::endpoints::Endpoint;
 
@@ -14,8 +14,8 @@ pub enum Topology<'a> {
 }
 
 impl<'a> Topology<'a> {
-    /// Decides by the hints of the ready endpoints. Hints of one kind are used only if every ready endpoint has them and at least one names
-    /// this node or zone. Node hints are tried before zone hints.
+    /// Decides from the hints of the ready endpoints. Hints of one kind are used only if every ready endpoint has them and at least one
+    /// hint names this node or zone. Node hints are tried before zone hints.
     #[must_use]
     pub fn of(endpoints: &[Endpoint<'_>], node: &'a str, zone: &'a str) -> Self {
         let ready = || endpoints.iter().filter(|e| e.conditions.ready);

@@ -14,10 +14,10 @@ use super::ruleset::{ParsedChain, Ruleset};
 
 /// The deepest nesting of jumps. The kernel allows fewer, so a deeper nesting is a loop.
 const MAX_DEPTH: usize = 64;
-/// The most endings that a walk distinguishes.
+/// The largest number of endings of a walk.
 const MAX_ENDINGS: usize = 100_000;
 
-/// One branch of the walk: the packet as the rules so far have changed it.
+/// One branch of the walk: the packet, with all changes that rules have made to it so far.
 #[derive(Clone, Debug)]
 pub(super) struct Branch {
     source: IpAddr,
@@ -92,7 +92,7 @@ impl<'a> Walker<'a> {
         Self { rules, packet, node, in_interface, not_understood: BTreeSet::new() }
     }
 
-    /// Takes a packet through a built-in chain. The packet passes if the chain does not exist.
+    /// Takes a packet through a built-in chain. If the chain does not exist, the packet passes.
     pub(super) fn hook(&mut self, table: Table, name: &'static str, branch: Branch) -> Vec<HookResult> {
         let rules: &'a Ruleset = self.rules;
         let Some(chain) = rules.get(table, name) else { return vec![HookResult { branch, fate: Fate::Passed }] };
@@ -136,7 +136,7 @@ impl<'a> Walker<'a> {
         HookResult { branch, fate: Fate::Passed }
     }
 
-    /// Does what a rule says. Returns the fate if that decides it for this hook.
+    /// Applies the target of a rule. Returns the fate of the packet if the target decides it for this hook.
     fn apply(&mut self, table: Table, chain: &str, rule: &ParsedRule, branch: &mut Branch, stack: &mut Vec<Frame<'a>>) -> Option<Fate> {
         let fate = match &rule.target {
             RuleTarget::Continue => return None,
@@ -170,11 +170,11 @@ impl<'a> Walker<'a> {
         fate
     }
 
-    /// Jumps or goes to a chain.
+    /// Enters the chain that a jump or goto names.
     fn enter_chain(&mut self, (table, chain): (Table, &str), rule: &ParsedRule, to: &str, branch: &mut Branch, stack: &mut Vec<Frame<'a>>) {
         let rules: &'a Ruleset = self.rules;
         let Some((name, next)) = rules.get_named(table, to) else {
-            self.not_understood.insert(format!("{table} {chain}: the target {to} is no known chain"));
+            self.not_understood.insert(format!("{table} {chain}: the target chain {to} does not exist"));
             return;
         };
         if stack.len() >= MAX_DEPTH {
@@ -189,7 +189,7 @@ impl<'a> Walker<'a> {
         stack.push(Frame { name, chain: next, next: 0, steps: branch.steps.len() });
     }
 
-    /// The probability that a rule matches. A rule with a match that the walk does not understand counts as not matching.
+    /// Returns the probability that a rule matches. A rule with a match that the walk does not understand counts as not matching.
     fn match_probability(&mut self, table: Table, chain: &str, rule: &ParsedRule, branch: &Branch) -> f64 {
         let mut probability = 1.0;
         let mut unknown = None;
@@ -210,7 +210,7 @@ impl<'a> Walker<'a> {
         probability
     }
 
-    /// The probability that one match holds. `None` if the walk does not understand it.
+    /// Returns the probability that one match holds. `None` if the walk does not understand it.
     fn kind_probability(&self, kind: &MatchKind, branch: &Branch) -> Option<f64> {
         let holds = match kind {
             MatchKind::Source(net) => net.contains(branch.source),

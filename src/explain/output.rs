@@ -8,10 +8,10 @@ use super::ending::{Ending, Fate, Walk, WalkStep};
 use super::packet::Packet;
 use super::rule::RuleTarget;
 
-/// Describes where the destination of an ending is and how packets get there. The rules do not say that.
+/// Describes where the destination of an ending is and how packets get there. The rules do not contain this information.
 pub(crate) type LocationText<'a> = &'a dyn Fn(&Ending) -> String;
 
-/// The walk as a tree. Each line is a rule that decided something. The leaves are the endings.
+/// Prints the walk as a tree. Each line is a rule that decided something. The leaves are the endings.
 #[must_use]
 pub(crate) fn text(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> String {
     let mut text = format!("{packet}\n");
@@ -23,9 +23,9 @@ pub(crate) fn text(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> 
     text
 }
 
-/// The walk as a JSON object: `source`, `destination`, `protocol`, `origin`; `endings`, each with `probability`, `fate` (`passed`, `refused` or
-/// `dropped`), `destination`, `translated`, `masqueraded`, `whereabouts`, `stoppedBy` (table, chain and rule; null for `passed`) and `steps`;
-/// and `notUnderstood`.
+/// Returns the walk as a JSON object: `source`, `destination`, `protocol`, `origin`; `endings`, each with `probability`, `fate` (`passed`,
+/// `refused` or `dropped`), `destination`, `translated`, `masqueraded`, `whereabouts`, `stoppedBy` (table, chain and rule; null for
+/// `passed`) and `steps`; and `notUnderstood`.
 #[must_use]
 pub(crate) fn json(packet: &Packet, walk: &Walk, location: LocationText<'_>) -> Value {
     let step = |step: &WalkStep| json!({"table": step.table.as_str(), "chain": step.chain, "comment": step.comment, "action": target_text(&step.target)});
@@ -84,7 +84,7 @@ fn step_text(step: &WalkStep) -> String {
     format!("{table} {chain}: {}{comment}", target_text(target))
 }
 
-/// What a target does with the packet.
+/// Describes what a target does with the packet.
 fn target_text(target: &RuleTarget) -> String {
     match target {
         RuleTarget::Continue => "counted".to_owned(),
@@ -106,7 +106,7 @@ fn target_text(target: &RuleTarget) -> String {
     }
 }
 
-/// What a chain is for, if sepal writes it.
+/// Describes the purpose of a chain. Empty for chains that sepal does not write.
 fn meaning(chain: &str) -> &'static str {
     const OF_PREFIX: [(&str, &str); 6] = [
         ("KUBE-SVC-", "the Service's endpoints"),
@@ -122,7 +122,7 @@ fn meaning(chain: &str) -> &'static str {
         "KUBE-EXTERNAL-SERVICES" => "Services that traffic from outside cannot reach",
         "KUBE-PROXY-FIREWALL" => "load balancers' source ranges",
         "KUBE-MARK-MASQ" => "it will be masqueraded",
-        "KUBE-POSTROUTING" => "masquerade of what is marked",
+        "KUBE-POSTROUTING" => "masquerade of marked packets",
         "KUBE-FORWARD" => "forwarding of Services' traffic",
         "KUBE-FIREWALL" => "no packets from outside to loopback",
         "FLANNEL-POSTRTG" => "masquerade of pods",
@@ -152,12 +152,12 @@ fn ending_text(ending: &Ending, packet: &Packet, location: LocationText<'_>) -> 
     }
 }
 
-/// The rule that stops the packet, as arguments of `iptables`.
+/// Returns the rule that stops the packet, as arguments of `iptables`.
 fn stopping_rule(ending: &Ending) -> String {
     ending.stopped_by().map_or_else(|| "no rule".to_owned(), |step| format!("'-t {} {}'", step.table, step.line()))
 }
 
-/// A probability in percent, with at most two decimal places.
+/// Formats a probability in percent, with at most two decimal places.
 fn percent(probability: f64) -> String {
     let text = format!("{:.2}", probability * 100.0);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

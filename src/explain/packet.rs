@@ -16,11 +16,11 @@ pub struct Packet {
     pub to: SocketAddr,
     /// The protocol.
     pub protocol: Protocol,
-    /// Where it was sent.
+    /// Where the packet was sent from.
     pub origin: Origin,
 }
 
-/// Where a packet was sent, relative to this node. It decides which hooks and which interface the packet passes.
+/// Where a packet was sent from, relative to this node. It decides which hooks and which interface the packet passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// In a pod of this node.
@@ -42,7 +42,7 @@ impl fmt::Display for Packet {
     }
 }
 
-/// What the rules need to know about this node: its addresses, its pod subnets and its interfaces.
+/// The facts about this node that decide matches: its addresses, its pod subnets and its interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalNode {
     /// The addresses of the node, without loopback.

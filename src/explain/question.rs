@@ -1,4 +1,4 @@
-//! Reads the sender and the destination that the operator typed, and says where in the cluster an address is.
+//! Parses the sender and the destination that the operator typed, and finds where in the cluster an address is.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,7 +9,7 @@ use crate::proxy::settings::DetectLocal;
 
 use super::packet::{LocalNode, Origin, Packet};
 
-/// The most Services of the same name that an error lists.
+/// The largest number of Services with the same name that an error lists.
 const SUGGESTIONS: usize = 5;
 /// Addresses that are reserved for documentation, so no host has them (RFC 5737, RFC 3849).
 const OUTSIDE: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(203, 0, 113, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
@@ -116,7 +116,7 @@ pub(crate) fn destination(text: &str, inputs: &Inputs) -> Result<(SocketAddr, Pr
     }
 }
 
-/// The only port of a Service that matches a name or number and a protocol.
+/// Returns the only port of a Service that matches a name or number and a protocol. If none or several match, returns an error.
 fn choose_port<'s>(
     key: &ServiceKey,
     service: &'s Service,
@@ -161,7 +161,7 @@ fn parse_address(text: &str, inputs: &Inputs) -> Result<SocketAddr, Option<Quest
     Err(Some(QuestionError::NoPort { ip, choices }))
 }
 
-/// The Services with this name, as destinations.
+/// Returns the Services with this name, in the form of destinations: `svc/NAMESPACE/NAME`.
 fn services_named(name: &str, inputs: &Inputs) -> Vec<String> {
     let mut found: Vec<String> =
         inputs.snapshot.services().filter(|(key, _)| &*key.name == name).map(|(key, _)| format!("svc/{key}")).collect();
@@ -170,7 +170,7 @@ fn services_named(name: &str, inputs: &Inputs) -> Vec<String> {
     found
 }
 
-/// What the rules need to know about this node. Its addresses are those of the Node object and `host`.
+/// Collects the facts about this node that decide matches. Its addresses are those of the Node object and `host`.
 #[must_use]
 pub(crate) fn local_node(inputs: &Inputs, host: impl IntoIterator<Item = IpAddr>) -> LocalNode {
     let node = inputs.snapshot.node();
@@ -184,14 +184,14 @@ pub(crate) fn local_node(inputs: &Inputs, host: impl IntoIterator<Item = IpAddr>
     LocalNode { addresses, subnets, pod_interface, external_interface: "eth0".to_owned() }
 }
 
-/// The addresses of the host, from the host facts in the manifests.
+/// Returns the addresses of the host, from the host facts in the manifests.
 #[must_use]
 pub(crate) fn written_addresses(inputs: &Inputs) -> Vec<IpAddr> {
     let texts = inputs.written_facts.iter().flat_map(|written| written.addresses.iter().flatten());
     texts.filter_map(|text| parse_ip(text.split('/').next().unwrap_or_default())).collect()
 }
 
-/// The first packet of a connection from `sender`: an IP, `node` (this node), `external` or `external/IP` (another host).
+/// Returns the first packet of a connection from `sender`: an IP, `node` (this node), `external` or `external/IP` (another host).
 ///
 /// # Errors
 /// Returns an error if the sender has another form, or if its IP family differs from that of the destination.
@@ -232,7 +232,7 @@ fn origin(source: IpAddr, node: &LocalNode) -> Origin {
     }
 }
 
-/// Says where an address is: on this node, in a pod, on another node.
+/// Describes where an address is: on this node, in a pod, on another node.
 #[must_use]
 pub(crate) fn location(ip: IpAddr, inputs: &Inputs, node: &LocalNode) -> String {
     if node.is_local(ip) {
@@ -248,7 +248,7 @@ pub(crate) fn location(ip: IpAddr, inputs: &Inputs, node: &LocalNode) -> String 
     }
 }
 
-/// The node of the endpoint with this address, as its EndpointSlice says.
+/// Returns the node of the endpoint with this address, from its EndpointSlice.
 fn node_of(ip: IpAddr, inputs: &Inputs) -> Option<String> {
     let snapshot = &inputs.snapshot;
     let slices = snapshot.services().flat_map(|(key, _)| snapshot.slices(key));

@@ -1,5 +1,5 @@
-//! Parses one iptables rule into its matches and its target. Understands everything that sepal writes and what other programs use most. Keeps
-//! any other match or target as text.
+//! Parses one iptables rule into its matches and its target. Knows all matches and targets that sepal writes, and the most common ones of
+//! other programs. Keeps any other match or target as text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -79,7 +79,7 @@ pub enum RuleTarget {
     Unknown(String),
 }
 
-/// A rule, parsed.
+/// A parsed rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParsedRule {
     /// The matches. The rule applies if all of them match.
@@ -171,13 +171,13 @@ impl<'a> Words<'a> {
         word
     }
 
-    /// The next word, not taken. Empty at the end.
+    /// Returns the next word without taking it. Empty at the end.
     fn peek(&self) -> &str {
         self.all.get(self.next).map(|word| &**word).unwrap_or_default()
     }
 }
 
-/// The match of an option. `None` for an option that matches nothing by itself.
+/// Parses an option into a match. `None` for an option that matches nothing by itself.
 fn match_kind(option: &str, module: &str, words: &mut Words<'_>) -> Option<MatchKind> {
     let unknown = |value: &str| MatchKind::Unknown(format!("{option} {value}").trim_end().to_owned());
     // These options take no value.
@@ -206,7 +206,7 @@ fn match_kind(option: &str, module: &str, words: &mut Words<'_>) -> Option<Match
     Some(known.unwrap_or_else(|| unknown(&value)))
 }
 
-/// The target after `-j` or `-g`.
+/// Parses the target after `-j` or `-g`.
 fn target(flag: &str, words: &mut Words<'_>) -> RuleTarget {
     let name = words.take().unwrap_or_default();
     let option = words.take().unwrap_or_default();
@@ -223,7 +223,7 @@ fn target(flag: &str, words: &mut Words<'_>) -> RuleTarget {
         ("MARK", "--set-xmark") => value_and_mask(&value).map(|(value, mask)| RuleTarget::SetMark(value, mask)),
         ("DNAT", "--to-destination") => dnat(&value),
         ("LOG" | "NFLOG" | "TRACE", _) => Some(RuleTarget::Continue),
-        // A target with options belongs to a module. Without options it is taken for a chain.
+        // An unknown target without options is taken for a chain. One with options is a target extension.
         (chain, "") => Some(RuleTarget::Jump(chain.to_owned())),
         _ => None,
     };
@@ -253,7 +253,7 @@ fn number(text: &str) -> Option<u32> {
     text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u32::from_str_radix(hex, 16).ok())
 }
 
-/// A value and its mask: `VALUE/MASK`, or `VALUE` for the full mask.
+/// Parses a value and its mask: `VALUE/MASK`, or `VALUE` for the full mask.
 fn value_and_mask(text: &str) -> Option<(u32, u32)> {
     match text.split_once('/') {
         Some((value, mask)) => Some((number(value)?, number(mask)?)),

@@ -60,13 +60,13 @@ impl Ruleset {
         ruleset
     }
 
-    /// The chain of this name, if it exists.
+    /// Returns the chain of this name, if it exists.
     #[must_use]
     pub fn get(&self, table: Table, name: &str) -> Option<&ParsedChain> {
         self.chains.get(&(table, name.to_owned()))
     }
 
-    /// The chain of this name with its name, both borrowed from the ruleset.
+    /// Returns the chain of this name and the name, both borrowed from the ruleset.
     pub(super) fn get_named(&self, table: Table, name: &str) -> Option<(&str, &ParsedChain)> {
         self.chains.get_key_value(&(table, name.to_owned())).map(|((_, name), chain)| (name.as_str(), chain))
     }

@@ -1,5 +1,5 @@
-//! Walks the first packet of a connection through the netfilter hooks: nat, then filter, then nat again, as the kernel does. Where chance
-//! decides, the walk follows both branches, so the result holds every possible ending.
+//! Walks the first packet of a connection through the netfilter hooks: nat, then filter, then nat again, as the kernel does. Where a rule
+//! matches with a probability, the walk follows both branches, so the result contains every possible ending.
 
 use crate::table::Table;
 
@@ -34,7 +34,8 @@ pub fn walk(rules: &Ruleset, packet: Packet, node: &LocalNode) -> Walk {
     Walk { endings: results.into_iter().map(HookResult::into_ending).collect(), not_understood: walker.not_understood }
 }
 
-/// A packet from the node to itself comes in again by loopback. Then it passes INPUT. The nat table does not see it a second time.
+/// Takes a packet from the node to itself through INPUT, because it comes in again over loopback. It does not pass the nat table a second
+/// time.
 fn over_loopback(walker: &mut Walker<'_>, results: Vec<HookResult>) -> Vec<HookResult> {
     "lo".clone_into(&mut walker.in_interface);
     let arrived = for_passed(results, |branch| walker.hook(Table::Filter, "INPUT", branch));

@@ -1,7 +1,7 @@
 //! Finds the iptables variant of this host, its version, and the families that it supports.
 //!
-//! The variant is chosen as in the iptables-wrapper of upstream's images: the variant in which kubelet made its chains, else the one with
-//! more rules, else nft.
+//! The variant is chosen as in the iptables-wrapper of upstream's images: the variant in which kubelet created its chains, else the one
+//! with more rules, else nft.
 
 use iptables::IPTables;
 
@@ -13,7 +13,7 @@ use crate::table::plan::Variant;
 use super::exec::{Exec, LOCK_WAIT, failure, output};
 use super::runner::IptablesError;
 
-/// Chains that kubelet makes in the variant that the node uses.
+/// Chains that kubelet creates in the variant that the node uses.
 const KUBELET_CHAINS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
 /// The number of waits for the xtables lock before a family counts as not supported.
@@ -49,8 +49,8 @@ impl Found {
         families
     }
 
-    /// Looks for rules of the other variant in a chain of the table `nat`. legacy iptables creates a table when it reads it, so it is only run
-    /// if the table exists.
+    /// Looks for rules of the other variant in a chain of the table `nat`. Legacy iptables creates a table when it reads it, so legacy
+    /// iptables only runs if the table exists.
     pub(crate) async fn in_other_variant(&self, chain: &str) -> OtherVariantRules {
         let other = self.variant.other();
         let mut found = OtherVariantRules::default();

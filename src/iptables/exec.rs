@@ -34,7 +34,7 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// The programs of a variant by the names of the variant (`iptables-nft-restore`), or by the plain names.
+    /// Selects the programs of a variant by their full names (`iptables-nft-restore`), or by the plain names (`iptables-restore`).
     #[must_use]
     pub const fn new(variant: Variant, plain: bool) -> Self {
         let infix = match (plain, variant) {
@@ -98,7 +98,7 @@ impl Exec {
     async fn list(&self, family: Family, table: Table, chains: &[&str]) -> Result<String, IptablesError> {
         let table = table.as_str();
         match self.variant {
-            // It only reads the requested chain.
+            // `iptables-nft -S` only reads the requested chain.
             Variant::Nft => {
                 let program = self.program(family, "");
                 let mut text = String::new();
@@ -198,7 +198,7 @@ impl Runner for Exec {
         match chains.iter().find(|chain| !rules.lines().any(|line| line.starts_with(&format!("-P {chain} ")))) {
             None => Ok(format!("*{table}\n{rules}COMMIT\n")),
             Some(chain) => {
-                let output = format!("nothing was printed of {table} {chain}: {rules}");
+                let output = format!("the output has no chain {chain} of table {table}: {rules}");
                 Err(IptablesError::Failed { command: self.program(family, ""), output })
             }
         }

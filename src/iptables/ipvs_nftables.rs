@@ -1,7 +1,7 @@
 //! Deletes leftovers of kube-proxy's other modes [kube-proxy 1.8]: the tables of the nftables mode; the services, the device and the sets of
 //! the IPVS mode.
 //!
-//! The programs `nft`, `ipvsadm`, `ip` and `ipset` do that. A program is only needed if there is something to delete.
+//! Uses the programs `nft`, `ipvsadm`, `ip` and `ipset`. A program is only needed if there is something to delete.
 
 use std::fmt;
 
@@ -106,7 +106,7 @@ pub(crate) async fn clean_ipvs() -> Vec<NotRemoved> {
     let mut left = Vec::new();
     if if_nametoindex(DEVICE).is_ok() {
         let services = remove("the table of IPVS services", "ipvsadm", &["-C"]).await;
-        // If the services could not be deleted, the device stays, because it shows that they are kube-proxy's.
+        // If the services could not be deleted, keep the device. It shows the next clean-up that the services belong to kube-proxy.
         left.extend(match services {
             None => remove(&format!("interface {DEVICE}"), "ip", &["link", "delete", DEVICE]).await,
             failed => failed,
@@ -126,7 +126,7 @@ pub(crate) async fn clean_ipvs() -> Vec<NotRemoved> {
     left
 }
 
-/// Runs a program that removes something. Returns an error if it stays.
+/// Removes a leftover with a program. Returns an error if the leftover stays.
 async fn remove(what: &str, program: &'static str, arguments: &[&str]) -> Option<NotRemoved> {
     let why = match output(program, arguments).await {
         Ok(_) => {

@@ -15,9 +15,9 @@ const LOCK: &str = "/run/xtables.lock";
 /// Part of the name of the kernel function in which flock(2) waits (fs/locks.c).
 const WAITING: &str = "lock_inode_wait";
 
-/// The shortest time between two looks at a program. It grows the longer the program runs.
+/// The shortest time between two reads of `/proc/PID/wchan`. The time grows with the running time of the program.
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
-/// The longest time between two looks.
+/// The longest time between two reads.
 const LONGEST_POLL: Duration = Duration::from_millis(16);
 
 /// Returns the lock file that the programs use. The environment can name another one.
@@ -33,7 +33,7 @@ pub(super) fn holder() -> String {
         process(&std::fs::read_to_string("/proc/locks").ok()?, inode)
     };
     // Processes of other PID namespaces are not listed.
-    found().map_or_else(|| "a program that cannot be told from here".into(), name)
+    found().map_or_else(|| "an unknown program (perhaps in another PID namespace)".into(), name)
 }
 
 /// Returns the ID and name of a process as text.
@@ -71,7 +71,7 @@ pub(super) struct LockWatch {
 }
 
 impl LockWatch {
-    /// Watches a process. `None` if it ended already.
+    /// Watches a process. `pid` is `None` if the process has ended already.
     pub(super) fn new(pid: Option<u32>) -> Self {
         Self { wchan: pid.map(|pid| Path::new("/proc").join(pid.to_string()).join("wchan")), waited: Duration::ZERO }
     }

@@ -8,8 +8,8 @@ use super::exec::{Exec, LOCK_WAIT, RunOutput, failure, run_with_input};
 use super::runner::IptablesError;
 
 impl Exec {
-    /// Runs `iptables-restore` with this input in the network namespace of the calling thread, which is thrown away afterwards. With
-    /// `parse_only` the input is only parsed.
+    /// Runs `iptables-restore` with this input in the network namespace of the calling thread, which the caller deletes afterwards. With
+    /// `parse_only`, iptables only parses the input.
     ///
     /// # Errors
     /// The input was refused.

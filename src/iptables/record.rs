@@ -18,7 +18,7 @@ pub struct Recorder<W> {
 }
 
 impl<W: Write> Recorder<W> {
-    /// A recorder that writes the input for a variant.
+    /// Creates a recorder that writes the input for a variant.
     pub const fn new(variant: Variant, out: W) -> Self {
         Self { variant, out: RefCell::new(out) }
     }

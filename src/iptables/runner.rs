@@ -48,7 +48,7 @@ pub trait Runner {
     fn set_canary(&self, family: Family) -> impl Future<Output = Result<(), IptablesError>>;
 }
 
-/// The result of a plan that was applied.
+/// The result of applying a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestoreResult {
     /// The time spent waiting for the xtables lock.
@@ -98,7 +98,7 @@ pub enum IptablesError {
     /// No permission.
     #[error("{0}: no permission. Run as root, or with the capabilities NET_ADMIN and NET_RAW in this network namespace")]
     Permission(String),
-    /// The program could not be started or talked to.
+    /// The program could not be started, or its input or output failed.
     #[error("cannot run {command}: {cause}")]
     Run {
         /// The program.

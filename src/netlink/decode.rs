@@ -24,7 +24,7 @@ use super::mac::Mac;
 
 use super::attributes::{attributes, ip, number, text};
 
-/// The gateway of a route whose family is not the route's (`include/uapi/linux/rtnetlink.h`). libc has it for glibc alone.
+/// The attribute for a gateway of another family than the route (`include/uapi/linux/rtnetlink.h`). libc defines it only for glibc.
 const RTA_VIA: u16 = 18;
 
 pub(super) const LINK_HEADER_LEN: usize = 16;
@@ -32,7 +32,7 @@ pub(super) const ADDRESS_HEADER_LEN: usize = 8;
 const ROUTE_HEADER_LEN: usize = 12;
 const NEIGHBOUR_HEADER_LEN: usize = 12;
 
-/// A link, without its addresses.
+/// Decodes a link, without its addresses.
 pub(super) fn link(body: &[u8]) -> Option<Link> {
     let header = LinkHeader::parse(body).ok()?;
     // A bridge also reports each of its ports in a message of this family.
@@ -87,7 +87,7 @@ fn vxlan(data: &[u8]) -> Vxlan {
     vxlan
 }
 
-/// An address, and the index of its link.
+/// Decodes an address. Returns it with the index of its link.
 pub(super) fn address(body: &[u8]) -> Option<(u32, LinkAddress)> {
     let header = AddressHeader::parse(body).ok()?;
     let (mut local, mut address, mut flags) = (None, None, u32::from(header.flags.bits()));
@@ -113,8 +113,8 @@ pub(super) fn address(body: &[u8]) -> Option<(u32, LinkAddress)> {
     Some((header.index, LinkAddress { net, scope, permanent, temporary, deprecated }))
 }
 
-/// A route of the main table. `None` for routes of other tables, for routes with a TOS or a source prefix, and for local, broadcast and
-/// multicast routes.
+/// Decodes a route of the main table. `None` for routes of other tables, for routes with a TOS or a source prefix, and for local, broadcast
+/// and multicast routes.
 pub(super) fn route(body: &[u8]) -> Option<Route> {
     let header = RouteHeader::parse(body).ok()?;
     let plain = header.tos == 0 && header.source_prefix_length == 0 && !header.flags.contains(RouteFlags::Cloned);
@@ -124,7 +124,7 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
     any_route(&header, body).filter(|(table, _)| *table == u32::from(RouteHeader::RT_TABLE_MAIN)).map(|(_, route)| route)
 }
 
-/// The answer to a route lookup ([`super::encode::route_to`]).
+/// Decodes the answer to a route lookup ([`super::encode::route_to`]).
 pub(super) fn resolved_route(body: &[u8]) -> Option<Route> {
     let header = RouteHeader::parse(body).ok()?;
     any_route(&header, body).map(|(_, route)| route)
@@ -141,7 +141,7 @@ fn route_kind(kind: RouteType) -> Option<RouteKind> {
     }
 }
 
-/// A route, and its table.
+/// Decodes a route. Returns it with its table.
 fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
     let any: IpAddr = match header.address_family {
         AddressFamily::Inet => std::net::Ipv4Addr::UNSPECIFIED.into(),
@@ -153,7 +153,7 @@ fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
         match kind {
             RTA_DST => to = ip(value)?,
             RTA_GATEWAY => gateway = ip(value),
-            // A next hop of the other family, after two bytes for the family.
+            // The value is a next hop of the other family: two bytes for the family, then the address.
             RTA_VIA => gateway = value.get(2..).and_then(ip),
             RTA_OIF => link = number(value),
             RTA_PREFSRC => source = ip(value),
@@ -177,7 +177,8 @@ fn any_route(header: &RouteHeader, body: &[u8]) -> Option<(u32, Route)> {
     Some((table, route))
 }
 
-/// A neighbour whose hardware address is known. Entries that the kernel derives from multicast groups (`NUD_NOARP`) are left out.
+/// Decodes a neighbour. `None` if its hardware address is not known, or if the kernel derived the entry from a multicast group
+/// (`NUD_NOARP`).
 pub(super) fn neighbour(body: &[u8]) -> Option<Neighbour> {
     let header = NeighbourHeader::parse(body).ok()?;
     let ip_family = matches!(header.family, AddressFamily::Inet | AddressFamily::Inet6);
@@ -186,8 +187,8 @@ pub(super) fn neighbour(body: &[u8]) -> Option<Neighbour> {
     Some(Neighbour { link: header.ifindex, ip: found.ip, mac: found.mac, permanent: permanent(&header) })
 }
 
-/// An FDB entry of a VXLAN link that uses the link's own port and VNI. Entries with their own are left out, and setting the desired entry
-/// replaces them.
+/// Decodes an FDB entry of a VXLAN link. `None` for entries with their own port, VNI or link. The desired entry replaces such an entry when
+/// it is set.
 pub(super) fn fdb_entry(body: &[u8]) -> Option<FdbEntry> {
     let header = NeighbourHeader::parse(body).ok()?;
     let of_a_port = header.flags.contains(NeighbourFlags::Controller);
@@ -195,13 +196,13 @@ pub(super) fn fdb_entry(body: &[u8]) -> Option<FdbEntry> {
     Some(FdbEntry { link: header.ifindex, mac: found.mac, host: found.ip, permanent: permanent(&header) })
 }
 
-/// The link of a neighbour or an FDB entry, and whether it is an FDB entry.
+/// Returns the index of the link of a neighbour or an FDB entry, and true if it is an FDB entry.
 pub(super) fn neighbour_link(body: &[u8]) -> Option<(u32, bool)> {
     let header = NeighbourHeader::parse(body).ok()?;
     Some((header.ifindex, header.family == AddressFamily::Bridge))
 }
 
-/// Other programs set more bits than this one: `bridge fdb add` also sets `NUD_NOARP`.
+/// Returns true if an entry is permanent. Only this bit is tested, because other programs set more: `bridge fdb add` also sets `NUD_NOARP`.
 fn permanent(header: &NeighbourHeader) -> bool {
     u16::from(header.state) & NUD_PERMANENT != 0
 }

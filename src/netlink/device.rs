@@ -1,4 +1,5 @@
-//! Interfaces of containers with their addresses and routes, for the CNI plugin. [`super::kernel`] is for the pod network and lists all.
+//! Reads and configures interfaces of containers with their addresses and routes, for the CNI plugin. [`super::kernel`] does this for the
+//! pod network.
 
 use std::net::IpAddr;
 
@@ -24,7 +25,7 @@ use super::kernel::check_name;
 use super::message::{Request, address_family};
 use super::socket::Connection;
 
-/// `IFA_TARGET_NETNSID`: list the addresses of another network namespace, by this namespace's ID of it.
+/// `IFA_TARGET_NETNSID`: selects another network namespace for a listing of addresses, by its ID in this namespace.
 const TARGET_NAMESPACE: u16 = 10;
 /// `IF_OPER_UP`
 const OPERATIONAL: u8 = 6;
@@ -32,15 +33,15 @@ const OPERATIONAL: u8 = 6;
 /// An interface with the attributes that matter for containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// The attributes of every link. Its addresses are left out.
+    /// The attributes that every link has, without the addresses.
     pub link: Link,
     /// The index of the other end, in the other end's namespace.
     pub peer: Option<u32>,
-    /// This namespace's ID of the other end's namespace; `None` if both ends are in the same namespace.
+    /// The ID of the other end's namespace in this namespace; `None` if both ends are in the same namespace.
     pub peer_namespace: Option<i32>,
     /// Operational state (`IF_OPER_*`, RFC 2863).
     pub state: u8,
-    /// It receives packets for other hardware addresses, too.
+    /// True if the interface also receives packets for other hardware addresses.
     pub promiscuous: bool,
 }
 
@@ -120,14 +121,14 @@ pub struct InterfaceAddress {
 fn interface_address(body: &[u8]) -> Option<InterfaceAddress> {
     let (index, address) = decode::address(body)?;
     let mut flags = u32::from(AddressHeader::parse(body).ok()?.flags.bits());
-    // The header has room for the first eight flags alone.
+    // The header only has room for the first eight flags.
     if let Some(all) = attribute(body.get(ADDRESS_HEADER_LEN..)?, IFA_FLAGS) {
         flags = number(all)?;
     }
     Some(InterfaceAddress { index, address, tentative: flags & IFA_F_TENTATIVE != 0, duplicate: flags & IFA_F_DADFAILED != 0 })
 }
 
-/// The addresses of one interface.
+/// Lists the addresses of one interface.
 ///
 /// # Errors
 /// The listing fails.
@@ -138,7 +139,7 @@ pub fn addresses(connection: &mut Connection, index: u32) -> Result<Vec<Interfac
     connection.dump(&request, |_, body| interface_address(body).filter(|found| found.index == index))
 }
 
-/// All addresses of the socket's namespace, or of another namespace by the ID that the socket's namespace has of it.
+/// Lists all addresses of the socket's namespace, or of another namespace, selected by its ID in the socket's namespace.
 ///
 /// # Errors
 /// The listing fails.
@@ -170,14 +171,14 @@ pub struct PodRoute {
     pub scope: u8,
 }
 
-/// The requests that add addresses to an interface and set it up, in this order.
+/// Returns the requests that add addresses to an interface and set it up, in this order.
 #[must_use]
 pub fn configuration(index: u32, addresses: &[IpNetwork]) -> Vec<Request> {
     let addresses = addresses.iter().map(|net| encode::add_address(index, *net));
     addresses.chain([encode::set_up(index)]).collect()
 }
 
-/// The request that adds a route. It fails if the route exists.
+/// Returns the request that adds a route. It fails if the route exists.
 #[must_use]
 pub(crate) fn add_route(route: &PodRoute) -> Request {
     let destination = route.destination;
@@ -222,7 +223,7 @@ pub(crate) fn delete_address(connection: &mut Connection, index: u32, net: IpNet
     }
 }
 
-/// All routes of the main table, of both families.
+/// Lists all routes of the main table, of both families.
 ///
 /// # Errors
 /// The listing fails.
@@ -238,7 +239,7 @@ pub fn routes(connection: &mut Connection) -> Result<Vec<Route>, Cause> {
     Ok(found)
 }
 
-/// The index of the interface that packets to a host leave by.
+/// Returns the index of the outgoing interface for packets to a host.
 ///
 /// # Errors
 /// There is no route to the host.

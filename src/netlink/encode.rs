@@ -29,7 +29,7 @@ const LOOPBACK: u32 = 1;
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 const NO_ATTRIBUTES: [LinkAttribute; 0] = [];
 
-/// The request for one change of a route, a neighbour or an FDB entry.
+/// Encodes one change of a route, a neighbour or an FDB entry.
 pub(super) fn entry(change: &EntryChange) -> Request {
     match change {
         EntryChange::Route(route) => set_route(route),
@@ -42,7 +42,7 @@ pub(super) fn entry(change: &EntryChange) -> Request {
     }
 }
 
-/// The metric that a route to `destination` gets in the kernel.
+/// Returns the metric that a route to `destination` gets in the kernel.
 pub(super) fn metric(destination: &IpNetwork, metric: u32) -> u32 {
     if metric == 0 && destination.is_ipv6() { DEFAULT_METRIC_V6 } else { metric }
 }
@@ -80,14 +80,14 @@ fn delete_route(route: &Route) -> Request {
     Request::new(RTM_DELROUTE, 0, &header, &attributes)
 }
 
-/// Two requests: set a route to the gateway of `route` over the same link, and delete it.
+/// Returns two requests: one sets a host route to the gateway of `route` over the same link, the other one deletes it.
 pub(super) fn gateway_route(route: &Route) -> [Request; 2] {
     let destination = route.gateway.map_or(route.destination, IpNetwork::from);
     let to_gateway = Route { destination, gateway: None, onlink: false, source: None, ..*route };
     [set_route(&to_gateway), delete_route(&to_gateway)]
 }
 
-/// Header and attributes that all requests about a route share. The link is not among them.
+/// Returns the header and the attributes that all requests about a route share. The link is not included.
 fn main_table(route: &Route) -> (RouteHeader, Vec<RouteAttribute>) {
     let destination = route.destination;
     let header = RouteHeader {

@@ -58,7 +58,7 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// The index of the output link. `None` for several next hops and for every kind except unicast.
     pub link: Option<u32>,
-    /// The kernel takes the next hop as reachable over the link, even if no route says so (`RTNH_F_ONLINK`).
+    /// The kernel assumes that the next hop is reachable over the link, even without a route to it (`RTNH_F_ONLINK`).
     pub onlink: bool,
     /// What the route does with packets.
     pub kind: RouteKind,
@@ -66,7 +66,7 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// The program or kernel part that added the route (`RTPROT_*`).
     pub protocol: u8,
-    /// Of several routes to one destination the kernel uses the lowest metric. IPv6 turns 0 into 1024.
+    /// The metric. If several routes have the same destination, the kernel uses the one with the lowest metric. IPv6 turns 0 into 1024.
     pub metric: u32,
 }
 
@@ -157,7 +157,7 @@ pub enum LinkChange {
 }
 
 impl Route {
-    /// The route as `ip route` prints it.
+    /// Returns the route as `ip route` prints it.
     #[must_use]
     pub fn text(&self, names: &LinkNames) -> String {
         let Self { destination, gateway, link, kind, metric, .. } = self;
@@ -225,7 +225,7 @@ impl LinkChange {
         }
     }
 
-    /// The request and its object, for errors and logs.
+    /// Returns the verb and the object of the change, for errors and logs.
     #[must_use]
     pub fn words(&self) -> (&'static str, String) {
         match self {

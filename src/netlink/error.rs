@@ -78,12 +78,12 @@ impl From<Cause> for io::Error {
 const SET_NEIGHBOUR: &str = "set neighbour";
 
 impl NetlinkError {
-    /// The error of a listing.
+    /// Creates the error of a listing.
     pub(super) fn listing(what: &'static str) -> impl Fn(Cause) -> Self {
         move |cause| Self { call: "list", object: what.to_owned(), cause }
     }
 
-    /// The error of a change of a route, a neighbour or an FDB entry. `names` are the names of the links.
+    /// Creates the error of a change of a route, a neighbour or an FDB entry. `names` are the names of the links.
     pub(super) fn entry(change: &EntryChange, names: &LinkNames, cause: Cause) -> Self {
         let (call, object) = match change {
             EntryChange::Route(route) => ("set route", route.text(names)),
@@ -96,7 +96,7 @@ impl NetlinkError {
         Self { call, object, cause }
     }
 
-    /// The error of a change of a link.
+    /// Creates the error of a change of a link.
     pub(super) fn link(change: &LinkChange, cause: Cause) -> Self {
         let (call, object) = change.words();
         Self { call, object, cause }

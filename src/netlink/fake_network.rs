@@ -86,7 +86,7 @@ impl FakeNetwork {
         state.put(live);
     }
 
-    /// The tables. No call is recorded, and it never fails.
+    /// Returns the tables. No call is recorded, and it never fails.
     #[must_use]
     pub fn live(&self) -> Live {
         self.lock().live()
@@ -245,7 +245,7 @@ impl State {
             return Err(Errno::EEXIST.into());
         }
         let room = match vxlan.underlay {
-            // The outer headers need room, too.
+            // The outer headers also need room.
             Some(underlay) => self.link(underlay)?.mtu.saturating_sub(if v6 { 70 } else { 50 }),
             None => mtu,
         };
@@ -273,7 +273,7 @@ impl State {
         }
     }
 
-    /// Uses the longest prefix, then the lowest metric.
+    /// Selects the route with the longest prefix, then the one with the lowest metric.
     fn route_to(&self, ip: IpAddr) -> Result<Route, Cause> {
         let best = self.routes.values().filter(|route| route.destination.contains(ip));
         let best = best.min_by_key(|route| (u8::MAX - route.destination.prefix(), route.metric)).ok_or(Errno::ENETUNREACH)?;
@@ -287,7 +287,8 @@ impl State {
     }
 }
 
-/// True if a request to delete a route matches this route. Fields that the request leaves out match any value, and so does IPv4's metric 0.
+/// Returns true if a request to delete a route matches this route. A field that the request leaves out matches any value, and so does
+/// metric 0 of IPv4.
 fn matches(request: &Route, route: &Route) -> bool {
     let metric = encode::metric(&request.destination, request.metric);
     request.destination == route.destination

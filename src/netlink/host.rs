@@ -30,8 +30,8 @@ pub trait Host {
     /// True if the kernel has IPv6 and it is not switched off [kube-proxy 1.6].
     fn ipv6_enabled(&self) -> bool;
 
-    /// Which nfacct counters rules may use. With `create`, missing counters are created. Without, a missing counter counts as usable if
-    /// the kernel has counters at all.
+    /// Returns which nfacct counters rules may use. With `create`, missing counters are created. Without `create`, a missing counter counts
+    /// as usable if the kernel supports nfacct.
     fn counters(&self, create: bool) -> NfacctCounters;
 
     /// The number of hardware threads that are online [kube-proxy 1.10].
@@ -115,7 +115,7 @@ impl PacketCounters for Kernel {
     }
 }
 
-/// Hardware threads that are online: only those have a topology in sysfs.
+/// Counts the hardware threads that are online. Only these have a topology in sysfs.
 fn threads(cpus: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(cpus) else { return 0 };
     let is_thread = |entry: &std::fs::DirEntry| {

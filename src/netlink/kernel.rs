@@ -18,14 +18,14 @@ use super::socket::{Connection, Request};
 use super::{decode, encode, offload, sysctl};
 
 /// The call that looks up a route.
-pub(super) const FIND_ROUTE: &str = "find the way to";
+pub(super) const FIND_ROUTE: &str = "find the route to";
 /// Longest name of a link, in bytes (`IFNAMSIZ` without the zero byte).
 const NAME_LEN: usize = 15;
 
 /// The kernel calls of the pod network.
 pub trait NetworkKernel: fmt::Debug + Send + Sync + 'static {
-    /// Lists everything that the pod network compares with its desired state. The parts are listed one after the other, so a change in
-    /// between may show in one part and not in another.
+    /// Lists everything that the pod network compares with its desired state. The tables are listed one after the other, so a change during
+    /// the listing may be missing from the tables that were read before it.
     ///
     /// # Errors
     /// A listing fails.
@@ -37,11 +37,11 @@ pub trait NetworkKernel: fmt::Debug + Send + Sync + 'static {
     /// The listing fails.
     fn links(&self) -> Result<Vec<Link>, NetlinkError>;
 
-    /// Applies these changes in this order and returns the result of each. A change that fails does not stop the others. To delete an
-    /// entry that does not exist is no error. Errors show links by these names.
+    /// Applies these changes in this order and returns the result of each. A change that fails does not stop the others. Deleting an
+    /// entry that does not exist is no error. Errors name links as in `names`.
     fn change_entries(&self, changes: &[EntryChange], names: &LinkNames) -> Vec<Result<(), NetlinkError>>;
 
-    /// Applies one change of a link. To delete a link or an address that does not exist is no error.
+    /// Applies one change of a link. Deleting a link or an address that does not exist is no error.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -95,7 +95,7 @@ impl NetworkKernel for Kernel {
     fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError> {
         let find = || {
             let found = Connection::route()?.get(&encode::route_to(ip), |_, body| decode::resolved_route(body))?;
-            found.into_iter().next().ok_or(Cause::Unfit("the kernel gave no route"))
+            found.into_iter().next().ok_or(Cause::Unfit("the kernel returned no route"))
         };
         find().map_err(|cause| NetlinkError { call: FIND_ROUTE, object: ip.to_string(), cause })
     }
@@ -113,12 +113,12 @@ fn links(connection: &mut Connection) -> Result<Vec<Link>, NetlinkError> {
     Ok(links)
 }
 
-/// A kernel without one family lists the routes of the other when this one is requested.
+/// Returns true if a route is of this family. A kernel without the requested family lists the routes of the other family instead.
 fn is_of(family: Family, route: &Route) -> bool {
     route.destination.is_ipv4() == (family == Family::V4)
 }
 
-/// A table without routes may not exist.
+/// Turns `ENOENT` into an empty list, because a table without routes may not exist in the kernel.
 fn or_empty(found: Result<Vec<Route>, Cause>) -> Result<Vec<Route>, Cause> {
     match found {
         Err(Cause::Kernel { errno: Errno::ENOENT, .. }) => Ok(Vec::new()),
@@ -156,7 +156,7 @@ fn change(connection: &mut Connection, changes: &[EntryChange]) -> Vec<Result<()
     outcomes
 }
 
-/// To delete an entry that does not exist is no error.
+/// Turns the error for a missing entry into success. Used for deletions.
 fn or_missing(outcome: Result<(), Cause>) -> Result<(), Cause> {
     let is_missing = |cause: &Cause| matches!(cause.errno(), Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL));
     if outcome.as_ref().is_err_and(is_missing) { Ok(()) } else { outcome }
@@ -181,7 +181,7 @@ fn change_link(change: &LinkChange) -> Result<(), Cause> {
     }
 }
 
-/// Checks the length of a link's name. The kernel's error for it is only "out of range".
+/// Checks the length of a link's name. The kernel would only report "out of range".
 pub(super) fn check_name(name: &str) -> Result<(), Cause> {
-    if (1..=NAME_LEN).contains(&name.len()) { Ok(()) } else { Err(Cause::Unfit("the name of a link has 1 to 15 bytes")) }
+    if (1..=NAME_LEN).contains(&name.len()) { Ok(()) } else { Err(Cause::Unfit("the name of a link must have 1 to 15 bytes")) }
 }

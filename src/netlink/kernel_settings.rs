@@ -90,8 +90,8 @@ impl KernelSetting {
         matches!(self.path, MAX | HASH_SIZE)
     }
 
-    /// True if sepal goes on with the live value `current` after a write failed with `refused`. `read_only` is true if the kernel offers
-    /// [`CONNTRACK_MAX`] as a read-only file, which it does in every network namespace except the host's.
+    /// Returns true if sepal continues with the live value `current` after a write failed with `refused`. `read_only` is true if the file
+    /// of [`CONNTRACK_MAX`] is read-only, as it is in every network namespace except the host's.
     #[must_use]
     pub(crate) fn may_stay(&self, current: u64, refused: io::ErrorKind, read_only: bool) -> bool {
         // The kernel refuses host-wide settings to every container of a nested node. A read-only file system belongs to this container only:
@@ -119,7 +119,7 @@ impl KernelSetting {
     }
 }
 
-/// A setting that must have exactly this value.
+/// Creates a setting that must have exactly this value.
 const fn exactly(path: &'static str, value: u64) -> KernelSetting {
     KernelSetting { path, value, or_more: false }
 }

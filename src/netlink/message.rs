@@ -1,8 +1,8 @@
 //! The netlink message format: requests to bytes, datagrams to messages, acknowledgements to results. rtnetlink, generic netlink and
 //! nfnetlink share it. PURE.
 //!
-//! Headers, attributes and errors are read and written by netlink-packet-core. Its `NetlinkMessage` is not used, because it copies each
-//! message to a value of its own: [`Message`] borrows from the datagram, so that long listings allocate nothing per entry.
+//! netlink-packet-core reads and writes headers, attributes and errors. Its `NetlinkMessage` is not used, because it copies each message.
+//! [`Message`] borrows from the datagram, so that long listings allocate nothing per entry.
 
 use netlink_packet_core::{
     DoneBuffer, Emitable, ErrorBuffer, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NetlinkBuffer, Nla,
@@ -31,7 +31,7 @@ const ERROR_TEXT: u16 = 1;
 pub struct Request {
     /// Message type (`RTM_*`, an nfnetlink message, or the ID of a generic netlink family).
     pub kind: u16,
-    /// Flags, without those that ask for an acknowledgement or for a listing.
+    /// Flags, without those that request an acknowledgement or a listing.
     pub flags: u16,
     /// Header of the message type, and attributes.
     pub body: Vec<u8>,
@@ -85,23 +85,23 @@ fn with_attributes(header: &[u8], write: impl FnOnce(&mut AttributeWriter)) -> V
     writer.into_body()
 }
 
-/// The message type of an nfnetlink subsystem's message.
+/// Returns the message type of a message of an nfnetlink subsystem.
 pub(crate) const fn netfilter_kind(subsystem: u8, message: u8) -> u16 {
     u16::from_be_bytes([subsystem, message])
 }
 
-/// The family and the attributes of an nfnetlink message.
+/// Returns the family and the attributes of an nfnetlink message.
 pub(crate) fn netfilter(body: &[u8]) -> Option<(u8, &[u8])> {
     let (header, attributes) = body.split_at_checked(NETFILTER_HEADER_LEN)?;
     Some((header[0], attributes))
 }
 
-/// The attributes of a generic netlink message.
+/// Returns the attributes of a generic netlink message.
 pub(super) fn generic(body: &[u8]) -> Option<&[u8]> {
     body.get(GENERIC_HEADER_LEN..)
 }
 
-/// The kernel's number of a family.
+/// Returns the kernel's `AF_*` number of a family.
 pub(super) const fn address_family(family: Family) -> AddressFamily {
     match family {
         Family::V4 => AddressFamily::Inet,
@@ -130,7 +130,7 @@ impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
 
     fn next(&mut self) -> Option<Message<'a>> {
-        // `new_checked` formats an error text; no text is needed at the end of each datagram.
+        // At the end of each datagram, `new_checked` would format an error text that is not used.
         if self.0.len() < HEADER_LEN {
             return None;
         }
@@ -168,7 +168,7 @@ impl Message<'_> {
         let attributes = if self.kind == NLMSG_DONE {
             DoneBuffer::new_checked(self.body).ok()?.extended_ack()
         } else {
-            // An acknowledgement first repeats the request; a capped one, only the request's header.
+            // An acknowledgement starts with a copy of the request. A capped one only has the header of the request.
             let request = ErrorBuffer::new_checked(self.body).ok()?.payload();
             let capped = self.flags & NLM_F_CAPPED != 0;
             let length = if capped { HEADER_LEN } else { u32::from_ne_bytes(*request.first_chunk()?) as usize };

@@ -22,10 +22,10 @@ use super::socket::large_buffer;
 const GROUPS: [u32; 6] = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEIGH];
 /// Room for one datagram.
 const DATAGRAM_LEN: usize = 64 * 1024;
-/// Datagrams that one poll reads at most.
+/// The largest number of datagrams that one poll reads.
 const MAX_DATAGRAMS: usize = 512;
 
-/// A change. It says which object to read again, not its new state, so equal events need to be handled once.
+/// A change in the kernel. It names the object to read again, not its new state, so equal events are handled only once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KernelEvent {
     /// A link was created, changed or deleted. The kernel deletes entries of a link that is deleted or set down, and may not report them.
@@ -34,14 +34,14 @@ pub enum KernelEvent {
         index: u32,
         /// Name of the link.
         name: String,
-        /// It was deleted.
+        /// True if it was deleted.
         gone: bool,
     },
     /// An address was added, changed or deleted.
     Address {
         /// Index of its link.
         link: u32,
-        /// It was deleted.
+        /// True if it was deleted.
         gone: bool,
     },
     /// A route of the main table was added, changed or deleted.
@@ -50,21 +50,21 @@ pub enum KernelEvent {
         link: Option<u32>,
         /// The route's protocol (`RTPROT_*`).
         protocol: u8,
-        /// It was deleted.
+        /// True if it was deleted.
         gone: bool,
     },
     /// A neighbour was added, changed or deleted.
     Neighbour {
         /// Index of its link.
         link: u32,
-        /// It was deleted.
+        /// True if it was deleted.
         gone: bool,
     },
     /// An FDB entry of a VXLAN link or a bridge was added, changed or deleted.
     Fdb {
         /// Index of its link.
         link: u32,
-        /// It was deleted.
+        /// True if it was deleted.
         gone: bool,
     },
     /// The receive buffer overflowed and events were lost. Everything has to be read again.
@@ -85,8 +85,8 @@ impl KernelEvent {
     }
 }
 
-/// Listens for changes in the network namespace of the thread that opened it. Needs a tokio runtime. Reports this process's own changes,
-/// too.
+/// Listens for changes in the network namespace of the thread that opened it. Needs a tokio runtime. Also reports this process's own
+/// changes.
 pub struct Monitor {
     socket: TokioSocket,
     datagram: Vec<u8>,
@@ -95,10 +95,10 @@ pub struct Monitor {
 const CALL: &str = "listen for changes of";
 
 impl Monitor {
-    /// Starts to listen. Every change after a listing that follows this call is reported.
+    /// Starts to listen. If the caller lists the tables after this call, no later change is missed.
     ///
     /// # Errors
-    /// The kernel gives no socket.
+    /// The socket cannot be opened.
     pub fn open() -> Result<Self, NetlinkError> {
         let open = || {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
@@ -135,7 +135,7 @@ impl Monitor {
             }
         }
         if events.is_empty() {
-            // More datagrams wait, and none so far was of interest. Other tasks run first.
+            // More datagrams wait, but none so far contained an event. Let other tasks run first.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -16,7 +16,7 @@ use super::socket::{Connection, Request};
 
 const CT_STATE_INVALID: &str = "ct_state_invalid_dropped_pkts";
 const LOCALHOST_NODE_PORTS: &str = "localhost_nps_accepted_pkts";
-/// The name of a counter that does not exist. The kernel's answer to it shows whether the kernel has counters at all.
+/// The name of a counter that does not exist. The kernel's answer for this name shows whether the kernel supports nfacct.
 const PROBE: &str = "nfacct_probe_sepal";
 
 /// `NFNL_SUBSYS_ACCT`
@@ -59,7 +59,7 @@ pub(super) fn packets() -> Packets {
     Packets { ct_state_invalid: read(CT_STATE_INVALID), localhost_node_ports: read(LOCALHOST_NODE_PORTS) }
 }
 
-/// Which counters rules may use. With `create`, missing counters are created.
+/// Returns which counters rules may use. With `create`, missing counters are created.
 pub(super) fn counters(create: bool) -> NfacctCounters {
     let Ok(mut connection) = Connection::netfilter() else { return NfacctCounters::default() };
     if exists(&mut connection, PROBE) != Ok(false) {
@@ -79,7 +79,7 @@ fn exists(connection: &mut Connection, name: &str) -> Result<bool, Cause> {
     }
 }
 
-/// A request about one counter.
+/// Encodes a request for one counter.
 fn about(kind: u16, flags: u16, name: &str) -> Request {
     Request::netfilter(kind, flags, None, |writer| writer.attribute(NAME, &[name.as_bytes(), b"\0"].concat()))
 }

@@ -16,7 +16,7 @@ const GET_TABLE: u16 = netfilter_kind(SUBSYSTEM, 1);
 /// `NFTA_TABLE_NAME`
 const TABLE_NAME: u16 = 1;
 
-/// The tables of this network namespace, as `nft` shows them: `ip kube-proxy`.
+/// Lists the tables of this network namespace, as `nft` shows them: `ip kube-proxy`.
 ///
 /// # Errors
 /// This process has no permission, or the kernel has no `nf_tables`.
@@ -26,7 +26,7 @@ pub fn tables() -> io::Result<Vec<String>> {
     Ok(tables)
 }
 
-/// The table's family is in the nfnetlink header, its name is an attribute.
+/// Decodes a table. Its family is in the nfnetlink header, its name is an attribute.
 fn table(body: &[u8]) -> Option<String> {
     let (family, attributes) = netfilter(body)?;
     // `NFPROTO_*`

@@ -1,5 +1,5 @@
 //! Switches transmit checksum offload through ethtool's generic netlink messages (`include/uapi/linux/ethtool_netlink.h`, Linux 5.6).
-//! The messages are built here, because no crate that sepal uses sets features, and the alternative is an ioctl.
+//! This module builds the messages itself, because no crate that sepal uses can set features, and the alternative is an ioctl.
 
 use nix::errno::Errno;
 
@@ -36,7 +36,7 @@ pub(super) fn set(index: u32, on: bool) -> Result<(), Cause> {
     if refused.contains(&true) { Err(Cause::Unfit("this kind of link cannot change it")) } else { Ok(()) }
 }
 
-/// Asks for the number of the generic netlink family `ethtool`.
+/// Requests the number of the generic netlink family `ethtool`.
 fn family_request() -> Request {
     Request::generic(GENERIC_CONTROL, GET_FAMILY, |writer| writer.attribute(CONTROL_FAMILY_NAME, b"ethtool\0"))
 }

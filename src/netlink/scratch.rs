@@ -1,4 +1,4 @@
-//! Temporary network namespaces, in which checks can change the kernel without an effect on the host.
+//! Temporary network namespaces, in which checks can change kernel state without an effect on the host.
 
 use std::io;
 use std::thread;
@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 /// namespace is deleted afterwards.
 ///
 /// # Errors
-/// The namespace cannot be created, for which the capability `SYS_ADMIN` is needed.
+/// The namespace cannot be created. This needs the capability `SYS_ADMIN`.
 pub(crate) fn within_new_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let enter = || unshare(CloneFlags::CLONE_NEWNET).map(|()| work());
     let done = thread::scope(|scope| thread::Builder::new().spawn_scoped(scope, enter).map(thread::ScopedJoinHandle::join))?;

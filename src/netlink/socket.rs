@@ -16,17 +16,17 @@ use super::error::Cause;
 use super::message::Messages;
 pub use super::message::Request;
 
-/// Time the kernel may take for one answer, in seconds.
+/// The longest wait for one answer of the kernel, in seconds.
 const ANSWER_SECONDS: i64 = 10;
-/// Attempts of [`Connection::dump`] at a listing that changes of the table interrupt.
+/// The largest number of attempts of [`Connection::dump`] at a listing. Changes of the table can interrupt a listing.
 const ATTEMPTS: u32 = 10;
-/// Room for one datagram. The kernel fills 32 KiB at most with a listing.
+/// Room for one datagram. In a listing, the kernel fills at most 32 KiB.
 const DATAGRAM_LEN: usize = 64 * 1024;
 /// Receive buffer, in bytes. The kernel doubles it.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
-/// Upper limit of what one acknowledgement takes of the receive buffer, in bytes.
+/// The largest part of the receive buffer that one acknowledgement takes, in bytes.
 const ACKNOWLEDGEMENT: usize = 2048;
-/// Bytes of requests in one datagram. It has to fit the send buffer, which is 208 KiB by default.
+/// The largest size of a datagram with several requests. It must fit into the send buffer, which has 208 KiB by default.
 const BATCH_LEN: usize = 128 * 1024;
 
 /// How a listing ended.
@@ -47,7 +47,7 @@ pub struct Connection {
     sequence: u32,
     answer: Vec<u8>,
     deadline: Option<Deadline>,
-    /// Requests whose acknowledgements fit the receive buffer; `None` before the first batch.
+    /// The number of requests whose acknowledgements fit into the receive buffer; `None` before the first batch.
     in_flight: Option<usize>,
 }
 
@@ -58,26 +58,26 @@ struct Deadline {
 }
 
 impl Connection {
-    /// A socket for links, addresses, routes and neighbours (rtnetlink).
+    /// Opens a socket for links, addresses, routes and neighbours (rtnetlink).
     ///
     /// # Errors
-    /// The kernel gives no socket.
+    /// The socket cannot be opened.
     pub fn route() -> Result<Self, Cause> {
         let connection = Self::open(NETLINK_ROUTE)?;
-        // Kernels before 4.20 cannot filter listings; the decoders drop the entries that were not asked for.
+        // Kernels before 4.20 cannot filter listings. The decoders drop the entries that were not requested.
         let _ = connection.socket.set_netlink_get_strict_chk(true);
         Ok(connection)
     }
 
-    /// A socket for generic netlink.
+    /// Opens a socket for generic netlink.
     ///
     /// # Errors
-    /// The kernel gives no socket.
+    /// The socket cannot be opened.
     pub fn generic() -> Result<Self, Cause> {
         Self::open(NETLINK_GENERIC)
     }
 
-    /// A socket for conntrack, nfacct and `nf_tables` (nfnetlink).
+    /// Opens a socket for conntrack, nfacct and `nf_tables` (nfnetlink).
     pub(crate) fn netfilter() -> Result<Self, Cause> {
         Self::open(NETLINK_NETFILTER)
     }
@@ -92,12 +92,12 @@ impl Connection {
         Ok(Self { socket, sequence: 0, answer: Vec::with_capacity(DATAGRAM_LEN), deadline: None, in_flight: None })
     }
 
-    /// Limits the time for everything that this connection does from now on.
+    /// Sets a common time limit for all following calls of this connection.
     pub(crate) fn with_limit(self, limit: Duration) -> Self {
         Self { deadline: Some(Deadline { at: Instant::now() + limit, limit }), ..self }
     }
 
-    /// Makes one request.
+    /// Sends one request and waits for the acknowledgement.
     ///
     /// # Errors
     /// The kernel refuses, or does not answer.
@@ -105,8 +105,8 @@ impl Connection {
         self.get(request, |_, _| None::<()>).map(|_| ())
     }
 
-    /// Makes one request and collects what `read` makes of the answers. `read` gets the message type and what follows the netlink
-    /// header.
+    /// Sends one request and collects the values that `read` returns for the answers. `read` gets the message type and the bytes after the
+    /// netlink header.
     ///
     /// # Errors
     /// The kernel refuses, or does not answer.
@@ -116,7 +116,7 @@ impl Connection {
         Ok(answers)
     }
 
-    /// Lists a table and collects what `read` makes of its entries. An interrupted listing is repeated.
+    /// Lists a table and collects the values that `read` returns for its entries. An interrupted listing is repeated.
     ///
     /// # Errors
     /// The kernel refuses or does not answer, or every attempt was interrupted.
@@ -127,8 +127,8 @@ impl Connection {
         }
     }
 
-    /// Lists a table into a value. `start` makes the value, `read` adds one entry and can stop the listing. An interrupted listing starts
-    /// again with a new value; the last of `attempts` is returned as it is.
+    /// Lists a table into a value. `start` creates the value, `read` adds one entry and can stop the listing. An interrupted listing starts
+    /// again with a new value. The result of the last attempt is returned even if it was interrupted.
     pub(crate) fn dump_into<T>(
         &mut self,
         request: &Request,
@@ -150,8 +150,8 @@ impl Connection {
         }
     }
 
-    /// Makes many requests, many in each datagram, and returns the result of each, in order. A request that fails does not stop the
-    /// others. Requests whose answers are lost are made once more, so making one twice must have the effect of making it once.
+    /// Sends many requests, as many as fit in each datagram, and returns the result of each, in order. A request that fails does not stop
+    /// the others. A request whose answer is lost is sent again, so all requests must be idempotent.
     pub fn batch(&mut self, requests: impl IntoIterator<Item = Request>) -> Vec<Result<(), Cause>> {
         let mut outcomes = Vec::new();
         let mut requests = requests.into_iter().peekable();
@@ -200,7 +200,7 @@ impl Connection {
         outcomes.extend(answers.into_iter().map(|answer| answer.unwrap_or_else(lost)));
     }
 
-    /// Receives until each of these requests, numbered from `first`, is answered.
+    /// Receives answers until each of these requests has one. `first` is the sequence number of the first request.
     fn acknowledgements(&mut self, first: u32, answers: &mut [Option<Result<(), Cause>>]) -> Result<(), Cause> {
         let mut missing = answers.len();
         while missing > 0 {
@@ -214,7 +214,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Makes one request and gives each answer to `read`, until the kernel acknowledges, the listing ends, or `read` stops it.
+    /// Sends one request and calls `read` with each answer, until the kernel acknowledges the request, the listing ends, or `read` stops
+    /// it.
     fn exchange(&mut self, request: &Request, flags: u16, mut read: impl FnMut(u16, &[u8]) -> ControlFlow<()>) -> Result<DumpEnd, Cause> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut datagram = Vec::with_capacity(request.length().next_multiple_of(4));
@@ -278,7 +279,7 @@ fn collect<T>(entries: &mut Vec<T>, entry: Option<T>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Enlarges a socket's receive buffer. Without the permission to exceed the kernel's limit (`net.core.rmem_max`), up to that limit.
+/// Enlarges a socket's receive buffer. If it may not exceed the kernel's limit (`net.core.rmem_max`), enlarges it up to that limit.
 pub(super) fn large_buffer(socket: &Socket) {
     if setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER as u32);

@@ -1,5 +1,5 @@
 //! Sets sysctls and module parameters. Each is read first and written only if it differs, so that a read-only `/proc/sys` is no problem
-//! where the values are right already [kube-proxy 1.7], [kube-proxy 1.10], [kube-proxy 12.44].
+//! if the values are already right [kube-proxy 1.7], [kube-proxy 1.10], [kube-proxy 12.44].
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 const OOM_TRIES: u32 = 2;
 const OOM_PAUSE: Duration = Duration::from_millis(100);
 
-/// A setting of the kernel that has another value than needed and cannot be written.
+/// The error for a kernel setting that does not have the needed value and cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("can't set {} to {}: {cause}. {}", setting.name(), setting.value, self.cure())]
 pub struct SettingError {
@@ -113,7 +113,7 @@ pub(crate) fn allow_route_localnet(host: &impl Host) -> Result<(), RouteLocalnet
 }
 
 fn set(host: &impl Host, setting: &KernelSetting) -> Result<(), SettingError> {
-    // A setting that cannot be read is written, because the error of writing says more.
+    // If the setting cannot be read, write it, because the error of the write tells the operator more.
     let current = host.read_setting(setting.path).ok();
     if current.is_some_and(|current| setting.is_met_by(current)) {
         return Ok(());
@@ -135,14 +135,14 @@ pub(crate) fn refuse_router_advertisements(interface: &str) {
 }
 
 /// Sets this process's score for the kernel's out-of-memory killer, from -1000 (never kill it) to 1000. A failure is logged and has no
-/// other consequence [kube-proxy 1.12]; it is a warning only if the operator configured this score.
+/// other consequence [kube-proxy 1.12]. It is logged as a warning only if the operator configured the score.
 pub(crate) async fn set_oom_score_adj(host: &impl Host, score: i32, configured: bool) {
     for attempt in 1..=OOM_TRIES {
         match host.write_setting(OOM_SCORE_ADJ, &score.to_string()) {
             Ok(()) => return,
             Err(error) if attempt == OOM_TRIES => {
                 let failure = format!(
-                    "can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the present one needs the capability SYS_RESOURCE"
+                    "can't set {OOM_SCORE_ADJ} to {score}: {error}. A value below the current one needs the capability SYS_RESOURCE"
                 );
                 if configured {
                     tracing::warn!("{failure}");

@@ -44,7 +44,7 @@ pub struct Pair<'a> {
 /// The settings of a bridge port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
-    /// Packets may leave by the port that they came in by.
+    /// Packets may leave through the port through which they came in.
     pub hairpin: bool,
     /// No packets pass between this port and other isolated ports.
     pub isolated: bool,
@@ -119,7 +119,7 @@ pub fn delete(connection: &mut Connection, name: &str) -> Result<bool, Cause> {
     }
 }
 
-/// Creates a bridge, which is down. A bridge that exists is no error.
+/// Creates a bridge, which is down. It is no error if the bridge exists already.
 ///
 /// # Errors
 /// The kernel refuses.

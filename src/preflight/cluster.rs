@@ -22,7 +22,7 @@ pub(crate) fn permissions(needed: &[NeededPermission], missing: &[NeededPermissi
     Check::failed(GROUP, name, format!("not allowed: {}", listed.join(", ")), role_rules(missing))
 }
 
-/// The missing rules as YAML for a `ClusterRole`, and for a Role if the permission is needed in one namespace only.
+/// Returns the missing rules as YAML: for a `ClusterRole`, or for a Role if the permission is needed in one namespace only.
 fn role_rules(missing: &[NeededPermission]) -> String {
     let mut text = String::new();
     let namespaces: BTreeSet<Option<&str>> = missing.iter().map(|needed| needed.namespace).collect();
@@ -45,7 +45,7 @@ fn role_rules(missing: &[NeededPermission]) -> String {
     text
 }
 
-/// What sepal needs to find in the Node object of this node.
+/// The fields that sepal needs in the Node object of this node, by their use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeNeeds {
     /// The service proxy detects local traffic by the pod CIDR (`detectLocalMode: NodeCIDR`).

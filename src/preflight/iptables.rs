@@ -33,7 +33,7 @@ pub(crate) fn version(variant: Variant, version: &str, reason: &str) -> Check {
     }
 }
 
-/// Checks for which IP families iptables works. `unusable` holds the other families with the reason.
+/// Checks for which IP families iptables works. `unusable` has the other families, each with the reason.
 #[must_use]
 pub(crate) fn families(usable: &[Family], unusable: &[(Family, String)]) -> Vec<Check> {
     let working = usable.iter().map(|family| Check::ok(GROUP, format!("{family} rules"), "iptables can read and write them"));
@@ -48,8 +48,8 @@ pub(crate) fn families(usable: &[Family], unusable: &[(Family, String)]) -> Vec<
     working.chain(failing).collect()
 }
 
-/// Checks that the other iptables variant has no chains with the same names. `doubles` are the families in which it has. `unknown` is the
-/// reason if its tables cannot be listed.
+/// Checks that the other iptables variant has no chains with the same names. `doubles` are the families in which it has such chains. If its
+/// tables cannot be listed, `unknown` is the reason.
 #[must_use]
 pub(crate) fn leftovers(other: Variant, owner: Owner, doubles: &[Family], unknown: Option<&str>) -> Check {
     let rules = format!("rules in iptables-{other}");
@@ -89,8 +89,8 @@ pub(crate) struct ProbeResult {
     pub refused: Option<String>,
 }
 
-/// Checks that every match and target works. `parse_only` is the reason if only the iptables program parsed the rules and the kernel was not
-/// asked.
+/// Checks that every match and target works. If only the iptables program parsed the rules and the kernel did not get them, `parse_only` is
+/// the reason.
 #[must_use]
 pub(crate) fn probes(tried: &[ProbeResult], parse_only: Option<&str>) -> Vec<Check> {
     let mut checks: Vec<Check> = tried
@@ -113,11 +113,11 @@ pub(crate) fn probes(tried: &[ProbeResult], parse_only: Option<&str>) -> Vec<Che
     let mut names = taken.clone();
     names.sort_unstable();
     names.dedup();
-    let found = format!("{} rules are taken, with {}", taken.len(), names.join(", "));
+    let found = format!("{} test rules are accepted, with {}", taken.len(), names.join(", "));
     checks.push(match parse_only {
         None => Check::ok(GROUP, "matches and targets", format!("{found}; tried in a network namespace of their own")),
         Some(why) => {
-            Check::not_checked(GROUP, "matches and targets", format!("{found}, by the iptables program. The kernel was not asked: {why}"))
+            Check::not_checked(GROUP, "matches and targets", format!("{found}, by the iptables program, not tried in the kernel: {why}"))
         }
     });
     checks
@@ -148,7 +148,7 @@ pub(crate) fn forward_policy(family: Family, chain: &str, accepted_by: Option<&s
 pub(crate) enum LockState {
     /// The lock is free.
     Free,
-    /// A process holds the lock. Contains its number and name.
+    /// A process holds the lock. Contains its process ID and name.
     Held(String),
     /// The lock file cannot be opened. Contains the path and the error.
     Unavailable(String),
@@ -163,7 +163,7 @@ pub(crate) fn lock(lock: &LockState, variant: Variant) -> Check {
         LockState::Held(holder) if variant == Variant::Legacy => Check::failed(
             GROUP,
             name,
-            format!("{holder} held it all the time, so nothing else of iptables could be checked"),
+            format!("{holder} held the lock during every attempt, so the other iptables checks were not possible"),
             "end that program, or wait until it ends, and check again",
         ),
         LockState::Held(holder) => Check::ok(GROUP, name, format!("held by {holder}; iptables-nft needs none")),
@@ -214,7 +214,7 @@ mod tests {
             ("matches and targets", CheckOutcome::Ok),
         ];
         assert_eq!(outcomes, expected);
-        assert!(checks[2].found.contains("1 rules are taken, with comment"), "{:?}", checks[2]);
+        assert!(checks[2].found.contains("1 test rules are accepted, with comment"), "{:?}", checks[2]);
         assert_eq!(probes(&[tried("comment", None)], Some("not root"))[0].outcome, CheckOutcome::NotChecked);
         assert_eq!(probes(&[], None)[0].outcome, CheckOutcome::NotChecked);
     }

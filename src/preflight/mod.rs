@@ -1,4 +1,4 @@
-//! `sepal preflight`: decides what a node lacks, and names the cure. Pure: takes values that [`crate::cli`] read from the node, and returns
+//! `sepal preflight`: finds what a node lacks, and names the cure. Pure: takes values that [`crate::cli`] read from the node, and returns
 //! checks.
 //!
 //! - [`probes`]: one test rule for each match and target that sepal writes.
@@ -113,7 +113,7 @@ impl Check {
     }
 }
 
-/// True if no check failed.
+/// Returns true if no check failed.
 #[must_use]
 pub(crate) fn passed(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.outcome != CheckOutcome::Failed)

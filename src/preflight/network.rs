@@ -62,7 +62,7 @@ pub(crate) fn other_tunnels(links: &[Link], conf: &NetConf) -> Option<Check> {
     })
 }
 
-/// Checks that a VXLAN link can be created. `unknown` is the reason if that could not be tried. `exists` is true if our link already exists.
+/// Checks that a VXLAN link can be created. If it could not be tried, `unknown` is the reason. `exists` is true if our link already exists.
 #[must_use]
 pub(crate) fn vxlan(tried: Result<(), String>, unknown: Option<&str>, exists: bool) -> Check {
     match (tried, unknown) {

@@ -30,7 +30,7 @@ const INTERFACES: [(&str, &str); 9] = [
 /// A process on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunningProgram {
-    /// The process number.
+    /// The process ID.
     pub pid: u32,
     /// The name of the program (`comm`, at most 15 bytes).
     pub name: String,
@@ -45,13 +45,13 @@ impl fmt::Display for RunningProgram {
 /// The roles that this sepal has on the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Roles {
-    /// It is the service proxy.
+    /// This sepal is the service proxy.
     pub proxy: bool,
-    /// It is the pod network.
+    /// This sepal is the pod network.
     pub pod_network: bool,
 }
 
-/// Checks that no other program has one of our roles. `own` is the number of this process.
+/// Checks that no other program has one of our roles. `own` is the process ID of this process.
 #[must_use]
 pub(crate) fn programs(processes: &[RunningProgram], own: u32, roles: Roles) -> Check {
     let name = "other programs";
@@ -111,7 +111,7 @@ pub(crate) fn nftables(found: std::io::Result<Vec<String>>, others: &[(&str, [&s
 /// The process that listens on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PortHolder {
-    /// A running sepal, by its process number.
+    /// A running sepal, by its process ID.
     Sepal(u32),
     /// Another program.
     Other(RunningProgram),
@@ -124,7 +124,7 @@ pub(crate) fn port(server: &str, address: SocketAddr, tried: std::io::Result<()>
     let Err(error) = tried else { return Check::ok(GROUP, name, format!("{address} is free")) };
     let by = match holder {
         Some(PortHolder::Sepal(pid)) => {
-            return Check::ok(GROUP, name, format!("{address} is that of the sepal that runs (process {pid})"));
+            return Check::ok(GROUP, name, format!("{address} is in use by the running sepal (process {pid})"));
         }
         Some(PortHolder::Other(program)) => format!("; {program} has the port"),
         None => String::new(),

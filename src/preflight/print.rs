@@ -13,7 +13,7 @@ const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
-/// The report as coloured text. The caller removes the colours if the output is no terminal.
+/// Prints the report as coloured text. The caller removes the colours if the output is no terminal.
 #[must_use]
 pub(crate) fn text(checks: &[Check]) -> String {
     let mut text = String::new();
@@ -41,8 +41,8 @@ pub(crate) fn text(checks: &[Check]) -> String {
     text
 }
 
-/// The report as a JSON object: `passed`, the program's `version`, and `checks`, each with `part`, `name`, `outcome` (`ok`, `warning`, `failed`
-/// or `not checked`), `found` and `cure` (null if there is none).
+/// Returns the report as a JSON object: `passed`, the program's `version`, and `checks`, each with `part`, `name`, `outcome` (`ok`,
+/// `warning`, `failed` or `not checked`), `found` and `cure` (null if there is none).
 #[must_use]
 pub(crate) fn json(checks: &[Check]) -> Value {
     let cure = |check: &Check| (!check.cure.is_empty()).then(|| check.cure.clone());

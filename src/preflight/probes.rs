@@ -14,7 +14,7 @@ pub(crate) struct RuleProbe {
     /// The table of the rule.
     pub table: Table,
     rule: &'static str,
-    /// What does not work without it. Empty if nothing works.
+    /// What does not work without the match or target. Empty if sepal cannot work at all without it.
     pub without: &'static str,
 }
 
@@ -59,7 +59,7 @@ pub(crate) const PROBES: [RuleProbe; 16] = [
 ];
 
 impl RuleProbe {
-    /// The input of iptables-restore that tries the rule. It adds a chain that no rule jumps to.
+    /// Returns the input of iptables-restore that tries the rule. It adds the rule in a chain that no rule jumps to.
     #[must_use]
     pub(crate) fn text(&self, family: Family, random_fully: bool) -> String {
         let to = if family == Family::V4 { "192.0.2.1:80" } else { "[2001:db8::1]:80" };
@@ -70,7 +70,8 @@ impl RuleProbe {
     }
 }
 
-/// The matches and targets in rules, without chains and without the verdicts ACCEPT and RETURN. For tests that compare them with the probes.
+/// Returns the matches and targets in rules, without chains and without the verdicts ACCEPT and RETURN. For tests that compare them with
+/// the probes.
 #[cfg(test)]
 pub(crate) fn used(rules: &str) -> std::collections::BTreeSet<&str> {
     let words = |flag| rules.split(flag).skip(1).filter_map(|rest: &str| rest.split_whitespace().next());

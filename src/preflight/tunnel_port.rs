@@ -11,8 +11,8 @@ use super::{Check, CheckGroup};
 
 const GROUP: CheckGroup = CheckGroup::PodNetwork;
 
-/// Checks the port. `tried` holds the result of binding it, for each family of the external network. VXLAN links share a port if they have the
-/// same `external` and `gbp` flags (`vxlan_find_sock` in `drivers/net/vxlan/vxlan_core.c`). No other sockets share it.
+/// Checks the port. `tried` has the result of binding the port, for each family of the external network. VXLAN links share a port if they
+/// have the same `external` and `gbp` flags (`vxlan_find_sock` in `drivers/net/vxlan/vxlan_core.c`). No other sockets share it.
 #[must_use]
 pub(crate) fn tunnel_port(tried: &[(Family, io::Result<()>)], links: &[Link], conf: &NetConf) -> Option<Check> {
     let desired = conf.backend.vxlan()?;

@@ -22,7 +22,7 @@ pub struct ProxySettings {
     pub localhost_node_ports: bool,
     /// Feature gate `AllowServiceExternalIPs`.
     pub allow_external_ips: bool,
-    /// `bindAddress`: overrides the node IP of its family unless unspecified.
+    /// `bindAddress`: overrides the node IP of its family, unless it is unspecified (`0.0.0.0` or `::`).
     pub bind_address: Option<IpAddr>,
     /// The longest wait before a failed sync is tried again, and the period of audits.
     pub sync_period: Duration,

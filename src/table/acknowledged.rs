@@ -56,7 +56,7 @@ impl Drift {
 }
 
 impl Acknowledged {
-    /// Sorts the live rules into those of these service ports and unknown ones.
+    /// Assigns the live rules to these service ports. The other rules are unknown rules.
     #[must_use]
     pub fn from_live(mut live: LiveTables, services: &Outlines) -> Self {
         let mut found = Outlines::new();
@@ -74,7 +74,7 @@ impl Acknowledged {
         }
     }
 
-    /// Compares the tables that were just read (`now`) with the acknowledged ones. Of the fixed chains, only those in `fixed` count.
+    /// Compares the tables that were just read (`now`) with the acknowledged ones. Fixed chains that are not in `fixed` are not compared.
     #[must_use]
     pub fn drift(&self, now: &Self, fixed: &Fixed) -> Drift {
         let changed = self.services.iter().filter(|(name, outline)| now.services.get(name).is_none_or(|live| live != *outline));
@@ -155,7 +155,7 @@ fn live_lines(live: &mut LiveTables, desired: &Outline, table: Table) -> Box<str
         let places = live.take(table, Digest::of_line(line.trim_end()));
         found.extend(places.into_iter().map(|at| (split_line(line).0, at, line)));
     }
-    // The chains alternate in the same order as in the desired lines.
+    // The result visits the chains in the same order as the desired lines. Within one chain, the lines keep their live order.
     let turns: Vec<&str> = found.iter().map(|(chain, ..)| *chain).collect();
     found.sort_by_key(|(chain, at, _)| (*chain, *at));
     let next = |chain: &str| found.partition_point(|(other, ..)| *other < chain);

@@ -7,7 +7,7 @@ use super::Table;
 use super::parse::Tables;
 use super::rule::{canonical, words};
 
-/// Prefixes of the chains that belong to one service port. The hash of its name follows the prefix.
+/// Prefixes of the chains that belong to one service port. The prefix is followed by the hash of the service port's name.
 const PREFIXES: [&str; 4] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-"];
 const ENDPOINT: &str = "KUBE-SEP-";
 

@@ -1,5 +1,5 @@
-//! Finds the rules in a table that sepal, kube-proxy in iptables or IPVS mode [kube-proxy 1.8], or flannel [flannel 8.1] left there, and
-//! makes the restore input that deletes them. PURE.
+//! Finds the rules that sepal, kube-proxy in iptables or IPVS mode [kube-proxy 1.8], or flannel [flannel 8.1] left in a table, and writes
+//! the input of iptables-restore that deletes them. PURE.
 //!
 //! kubelet's KUBE-FIREWALL and KUBE-KUBELET-CANARY stay, and so do the rules of other programs. If such a rule jumps to one of our chains,
 //! the kernel refuses to delete the chain, and the whole transaction with it. So that chain is emptied and stays.
@@ -15,7 +15,7 @@ use super::rule::{Digest, split_line, target};
 /// The tables to clean, in this order.
 pub(crate) const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 
-/// The largest number of chains in one COMMIT on nft: iptables-nft needs time quadratic in it [costs 1].
+/// The largest number of chains in one COMMIT on nft. The time that iptables-nft needs is quadratic in this number [costs 1].
 const GROUP: usize = 256;
 
 /// Chains in `nat` that belong to no service port, in upstream's order. The last two are from the IPVS mode.
@@ -165,8 +165,8 @@ impl<'t> Leftovers<'t> {
         &self.foreign_rules
     }
 
-    /// Returns the restore input that deletes the leftovers, or an empty text if there are none. It first deletes the jumps and all rules,
-    /// then the empty chains in their own transactions. If one of these is refused, the remaining chains have no effect.
+    /// Returns the input of iptables-restore that deletes the leftovers, or an empty text if there are none. It first deletes the jumps and
+    /// all rules, then the empty chains in their own transactions. If one of these is refused, the remaining chains have no effect.
     #[must_use]
     pub fn input(&self, variant: Variant) -> String {
         let group = match variant {
@@ -338,7 +338,7 @@ COMMIT
     }
 
     #[test]
-    fn a_foreign_rule_keeps_its_chain_empty_and_no_other() {
+    fn only_chains_that_foreign_rules_jump_to_stay_and_they_are_emptied() {
         let foreign = "-A DOCKER -d 10.0.0.1/32 -g KUBE-MARK-MASQ";
         let portal = "-A PREROUTING -j KUBE-SERVICES";
         let saved = NAT_SAVED.replace("COMMIT", &format!("{foreign}\n{portal}\nCOMMIT"));

@@ -25,7 +25,7 @@ pub struct Desired {
     service_totals: RuleTotals,
 }
 
-/// The number of Services that one core outlines at a time.
+/// The number of Services in one portion. One core computes the outlines of one portion at a time.
 const PORTION: usize = 64;
 /// The number of portions whose outlines are computed in parallel.
 const PORTIONS: usize = 16;

@@ -11,8 +11,8 @@ use super::live::SHARED;
 use super::plan::{Plan, PlanStep, Transaction, Write};
 use super::rule::{Digest, split_line};
 
-/// The largest number of endpoint chains that one transaction lists. For each list, legacy iptables searches all chains: this many add a
-/// quarter to the time of a transaction, for tables of any size. On nft they add less.
+/// The largest number of endpoint chains that one transaction lists. For each list step, legacy iptables searches all chains: with this
+/// many list steps, a transaction takes a quarter longer, for tables of any size. On nft the steps cost less.
 const CHAINS: usize = 128;
 
 /// The rules whose final counters are read.
@@ -24,7 +24,8 @@ pub struct CounterSelection {
     pub endpoints: bool,
 }
 
-/// Adds steps to each transaction that print the rules whose counters it ends, if the kernel has these rules. Returns true if it added any.
+/// Adds list steps to each transaction. They print the rules that the transaction deletes or replaces, with their counters. Only chains
+/// that the kernel has are listed. Returns true if any step was added.
 pub fn list(plan: &mut Plan, acknowledged: &Acknowledged, selection: CounterSelection) -> bool {
     let mut any = false;
     if selection == CounterSelection::default() {
@@ -75,8 +76,8 @@ fn deleted_rule(line: &str) -> Option<&str> {
     line.strip_prefix("-D ")
 }
 
-/// Returns the rules that a plan ended, with their final counters, each in the format of `iptables-save -c`. `listed` is the text that the
-/// plan's list steps printed.
+/// Returns the rules that a plan deleted or replaced, with their final counters, each in the format of `iptables-save -c`. `listed` is the
+/// text that the plan's list steps printed.
 #[must_use]
 pub fn ended(plan: &Plan, listed: &str) -> Vec<String> {
     // Most plans list nothing.

@@ -54,9 +54,9 @@ pub struct LiveTables {
 /// The places of a desired line in the output of iptables-save. Several service ports can desire the same line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinePlaces {
-    /// How many service ports desire the line and did not take a place yet.
+    /// The number of service ports that desire the line and have not taken a place yet.
     desired: u32,
-    /// The line numbers of the places that no service port took yet.
+    /// The line numbers of the places that no service port has taken yet.
     at: Vec<u32>,
 }
 
@@ -187,7 +187,7 @@ impl LiveReader {
         }
     }
 
-    /// Returns the tables.
+    /// Ends the reading and returns the tables.
     #[must_use]
     pub fn finish(mut self) -> LiveTables {
         self.store_current();

@@ -26,7 +26,7 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// Makes the outline of rendered rules.
+    /// Computes the outline of rendered rules.
     #[must_use]
     pub fn of(rules: &ServicePortRules) -> Self {
         Self {

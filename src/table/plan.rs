@@ -1,8 +1,9 @@
 //! The plan: the transactions that iptables-restore gets, in their order.
 //!
 //! On legacy iptables every COMMIT replaces the whole table, so there is one COMMIT per table [costs 2]. iptables-nft needs time quadratic
-//! in the number of chains in a COMMIT [costs 1]. So on nft, large changes are split: first the chains of service ports in groups, which
-//! packets do not reach yet; then the shared dispatch chains in one COMMIT, which is the atomic switch; last the deletion of unused chains.
+//! in the number of chains in a COMMIT [costs 1]. So on nft, large changes are split. First come the chains of service ports in groups;
+//! packets do not reach them yet. Then come the shared dispatch chains in one COMMIT, which is the atomic switch. Unused chains are deleted
+//! last.
 //!
 //! On both variants, rules that refuse traffic are added before the rules that served it are deleted, and deleted after the rules that
 //! serve it are added.
@@ -22,12 +23,12 @@ use super::outline::Outline;
 use super::rule_counts::RuleCounts;
 use super::rules::lines;
 
-/// The iptables variant. Both take the same text, but different transaction sizes are fast.
+/// The iptables variant. Both variants take the same input, but each is fast with a different transaction size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
     /// iptables on `nf_tables`.
     Nft,
-    /// iptables on its own, older kernel interface.
+    /// iptables on its own, older kernel interface (`x_tables`).
     Legacy,
 }
 
@@ -219,7 +220,7 @@ impl Plan {
         self.texts(renderer).map(|(text, _)| text).collect()
     }
 
-    /// Returns a line of the input, counted from 1, with its service port.
+    /// Returns one line of the input, counted from 1, and the service port that it belongs to.
     #[must_use]
     pub fn line(&self, number: usize, renderer: &dyn RuleSource) -> Option<(String, Option<ServicePortName>)> {
         let mut before = 0;

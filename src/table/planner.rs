@@ -1,4 +1,4 @@
-//! Makes the plan: compares the desired rules with the acknowledged ones and puts the differences in order.
+//! Computes the plan: compares the desired rules with the acknowledged ones and puts the differences in order.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -16,8 +16,8 @@ use super::outline::Outlines;
 use super::plan::{Plan, PlanStep, Transaction, Variant, Write};
 use super::rule::{Digest, split_line};
 
-/// On nft, a transaction ends once it contains this many service port chains. A COMMIT costs 5-10 ms of any size [costs 7], and its
-/// chains cost quadratic time [costs 1]. The sum is smallest near this number.
+/// On nft, a transaction ends once it contains this many service port chains. A COMMIT of any size costs 5-10 ms [costs 7], and the time
+/// for its chains is quadratic in their number [costs 1]. The sum is smallest near this number.
 pub const CHAINS_PER_TRANSACTION: usize = 512;
 
 /// A shared chain is rewritten as a whole if it needs more single edits than this, and more than one edit per [`LINES_PER_EDIT`] lines.
@@ -38,11 +38,11 @@ pub struct DesiredTables<'a> {
     pub services: &'a Outlines,
     /// Chains and rules that belong to no service port.
     pub fixed: &'a Fixed,
-    /// Chains that could not be deleted. The plan does not try it again.
+    /// Chains that could not be deleted. The plan does not try to delete them again.
     pub spared: &'a [ChainName],
 }
 
-/// Plans the transactions from the acknowledged rules to the desired ones. Of the service ports, only the `touched` ones are compared.
+/// Plans the transactions from the acknowledged rules to the desired ones. Only the `touched` service ports are compared.
 /// Fixed rules and unknown rules are always compared. On nft, a transaction ends once it contains `limit` chains
 /// (see [`CHAINS_PER_TRANSACTION`]).
 #[must_use]
@@ -126,7 +126,7 @@ impl<'a> Planner<'a> {
         chains.map(|chain| PlanStep::shared(Write::Lines(chain.rules.clone())))
     }
 
-    /// The additions in `filter`, which come before the changes in `nat`.
+    /// Returns the additions in `filter`, which come before the changes in `nat`.
     fn filter_before(&self) -> Option<Transaction> {
         let table = Table::Filter;
         let mut steps: Vec<PlanStep> = self.declarations(table, |_| true).chain(self.emptied(table)).collect();
@@ -142,7 +142,7 @@ impl<'a> Planner<'a> {
         (!steps.is_empty()).then_some(Transaction { table, steps })
     }
 
-    /// The deletions in `filter`, which come after the changes in `nat`.
+    /// Returns the deletions in `filter`, which come after the changes in `nat`.
     fn filter_after(&self) -> Option<Transaction> {
         let table = Table::Filter;
         let removals = self.differences.iter().filter_map(|difference| self.removals(difference, table));
@@ -150,7 +150,7 @@ impl<'a> Planner<'a> {
         (!steps.is_empty()).then_some(Transaction { table, steps })
     }
 
-    /// All of `nat` in one transaction.
+    /// Returns all changes of `nat` in one transaction.
     fn nat_whole(&self) -> Option<Transaction> {
         let table = Table::Nat;
         let deleted = self.deleted();
@@ -160,7 +160,7 @@ impl<'a> Planner<'a> {
         steps.extend(self.fixed_rules(table));
         let whole = SHARED.iter().filter(|(t, _)| *t == table).all(|(_, chain)| self.is_rewritten(table, chain));
         if whole {
-            // The lines of all service ports are written. Each service port's lines stand beside its chains.
+            // Write the lines of all service ports, each next to the rules of the service port's own chains.
             let mut differences = self.differences.iter().peekable();
             for (name, outline) in self.desired.services {
                 steps.push(PlanStep::owned(name, Write::Dispatch(Rc::clone(outline), table)));
@@ -184,7 +184,7 @@ impl<'a> Planner<'a> {
         (!steps.is_empty()).then_some(Transaction { table, steps })
     }
 
-    /// `nat` in transactions of bounded size.
+    /// Returns the changes of `nat` in transactions of limited size.
     fn nat_nft(&self, limit: usize) -> Vec<Transaction> {
         let mentioned: usize = self.differences.iter().map(|difference| difference.write.len() + difference.delete.len()).sum();
         if mentioned + self.acknowledged.unknown_chains.len() <= limit {
@@ -223,8 +223,8 @@ impl<'a> Planner<'a> {
         transactions.extend(self.nat_dispatch(limit * LINES_PER_CHAIN));
         later.extend(self.unknown_chains());
         later.sort_by_key(|(_, chain)| (chain.kind(), *chain));
-        // Each group empties its chains before it deletes them, because they may jump to each other. Other than that, they only jump to
-        // chains of later groups.
+        // Each group empties its chains before it deletes them, because they may jump to each other. A chain never jumps to a chain of an
+        // earlier group.
         transactions.extend(later.chunks(limit).map(|group| {
             let steps = group.iter().map(declare_to_delete).chain(group.iter().map(|chain| delete(*chain))).collect();
             Transaction { table, steps }
@@ -233,7 +233,7 @@ impl<'a> Planner<'a> {
         transactions
     }
 
-    /// The changes of the shared chains of `nat`. If they only add lines, they are split into transactions of about `limit` lines: the chains
+    /// Returns the changes of the shared chains of `nat`. If they only add lines, they are split into transactions of about `limit` lines: the chains
     /// have no lines yet, or the lines are inserted at the top. Otherwise a service would be interrupted, so all is one transaction.
     fn nat_dispatch(&self, limit: usize) -> Vec<Transaction> {
         let table = Table::Nat;
@@ -268,7 +268,7 @@ impl<'a> Planner<'a> {
         transactions.into_iter().map(|steps| Transaction { table, steps }).collect()
     }
 
-    /// The lines of every service port in the shared chains that are rewritten.
+    /// Returns the lines of every service port in the shared chains that are rewritten.
     fn rewritten_lines(&self, table: Table) -> impl Iterator<Item = PlanStep> {
         let shared = || SHARED.iter().filter(move |(t, _)| *t == table).map(|(_, chain)| *chain);
         let (any, all) = (shared().any(|chain| self.is_rewritten(table, chain)), shared().all(|chain| self.is_rewritten(table, chain)));
@@ -283,8 +283,8 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The lines to insert at the top of shared chains that are not rewritten. The last line comes first, because each insert goes above
-    /// the one before.
+    /// Returns the lines to insert at the top of shared chains that are not rewritten. The last line comes first, because each line is
+    /// inserted above the line before it.
     fn additions(&self, difference: &Difference<'_>, table: Table) -> Option<PlanStep> {
         let text = self.edits(&difference.moved, table, "-D ") + &self.edits(difference.add.iter().rev(), table, "-I ");
         (!text.is_empty()).then(|| PlanStep::owned(difference.name, Write::Lines(text)))
@@ -333,7 +333,7 @@ impl<'a> Planner<'a> {
         (!text.is_empty()).then(|| PlanStep::shared(Write::Lines(text)))
     }
 
-    /// Every chain to delete. A chain comes before the chains that it jumps to.
+    /// Returns every chain to delete. A chain comes before the chains that it jumps to.
     fn deleted(&self) -> Vec<(Option<&'a ServicePortName>, ChainName)> {
         let own = self.differences.iter().flat_map(|difference| difference.delete.iter().map(|chain| (Some(difference.name), *chain)));
         let mut all: Vec<_> = own.chain(self.unknown_chains()).collect();
@@ -341,7 +341,7 @@ impl<'a> Planner<'a> {
         all
     }
 
-    /// The unknown chains that can be deleted. Chains that a service port of this plan writes are excluded.
+    /// Returns the unknown chains that can be deleted. Chains that a service port of this plan writes are excluded.
     fn unknown_chains(&self) -> impl Iterator<Item = (Option<&'a ServicePortName>, ChainName)> {
         let taken: BTreeSet<ChainName> = self.differences.iter().flat_map(|difference| difference.write.iter().copied()).collect();
         let free = self
@@ -370,7 +370,8 @@ fn delete((name, chain): (Option<&ServicePortName>, ChainName)) -> PlanStep {
     PlanStep { write: Write::Delete(chain), owner: name.cloned() }
 }
 
-/// The acknowledged tables of a dry run: empty, except that all jumps and kubelet's chain exist. So the plan writes neither.
+/// Returns the acknowledged tables of a dry run. They are empty, except that all jumps and kubelet's chain exist, so that the plan writes
+/// neither.
 #[must_use]
 pub fn dry_run_tables() -> Acknowledged {
     let fixed = [((Table::Filter, chain_names::FIREWALL), Digest::default())].into();

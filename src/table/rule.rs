@@ -20,7 +20,7 @@ impl Digest {
     #[must_use]
     pub fn of_rule(arguments: &str) -> Self {
         let mut sum = 0_u64;
-        // The order of parts of the same kind does not matter. A sum does not depend on it.
+        // The order of parts of the same kind has no meaning. A sum does not depend on their order.
         each_part(arguments, |kind, text| sum = sum.wrapping_add(hash(&(kind as u8, text))));
         Self(sum)
     }
@@ -164,8 +164,8 @@ fn each_part(arguments: &str, mut part: impl FnMut(PartKind, &str)) {
     close(open.as_ref(), &mut options, &mut text, &mut part);
 }
 
-/// Calls `part` with a part whose options are all read. Options before the first match are a part of their own, so that rules with
-/// options that this parser does not know still differ.
+/// Calls `part` with a part whose options are all read. Options before the first match are a separate part, so that rules still differ if
+/// they have options that this parser does not know.
 fn close(open: Option<&Open<'_>>, options: &mut Vec<Cow<'_, str>>, text: &mut String, part: &mut impl FnMut(PartKind, &str)) {
     text.clear();
     let kind = match open {

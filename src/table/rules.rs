@@ -30,8 +30,8 @@ pub struct ServicePortRules {
 }
 
 impl ServicePortRules {
-    /// Takes all rules in one text. `chains` gives the offset where the rules of each own chain end, `nat_dispatch` the offset where the
-    /// lines in shared chains of `nat` end.
+    /// Creates the rules of a service port from one text with all rules. `chains` has the offset where the rules of each own chain end.
+    /// `nat_dispatch` is the offset where the lines in shared chains of `nat` end.
     #[must_use]
     pub const fn new(
         name: ServicePortName,
@@ -74,7 +74,7 @@ pub struct Fixed {
     pub nat: Vec<ChainRules>,
     /// The rules at the end of KUBE-SERVICES in `nat`, which jump to KUBE-NODEPORTS.
     pub nat_tail: String,
-    /// Chains of ours that must have no effect. If they exist, they are emptied and the jumps to them are deleted.
+    /// Chains of sepal that the settings turn off. If they exist, they are emptied and the jumps to them are deleted.
     pub unwanted: Vec<(Table, &'static str)>,
 }
 

@@ -334,7 +334,7 @@ fn ways_are_found() {
     assert_eq!(find("192.168.77.1").expect("itself").link, Some(1));
     node.run("ip route del default; ip -6 route del default");
     let error = find("8.8.8.8").expect_err("no route").to_string();
-    assert!(error.starts_with("cannot find the way to 8.8.8.8: Network is unreachable"), "{error}");
+    assert!(error.starts_with("cannot find the route to 8.8.8.8: Network is unreachable"), "{error}");
     let mine = live(&node).routes;
     assert!(mine.iter().any(|route| route.destination == net("192.168.77.0/24") && route.source == Some(ip("192.168.77.1"))), "{mine:?}");
 }

@@ -287,7 +287,7 @@ fn kube_proxys_rules_are_taken_over(variant: &str) {
     }
     let sepal = Logged::start(&mut lab.run(variant, &manifests));
     eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
-    assert_eq!(sepal.log().matches("the live tables are as they should be").count(), 2, "{}", sepal.log());
+    assert_eq!(sepal.log().matches("the live tables match the desired rules").count(), 2, "{}", sepal.log());
     assert_eq!(sepal.terminate().0, Some(0));
 }
 
@@ -326,7 +326,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
         fs::read_to_string(testdata("pod-network.yaml")).expect("readable").replace("  ipMasq: true\n", "  ipMasq: true\n  proxy: false\n");
     fs::write(alone.path(), text).expect("writable");
     let log = run(alone.path());
-    assert_eq!(log.matches("the live tables are as they should be").count(), 2, "{log}");
+    assert_eq!(log.matches("the live tables match the desired rules").count(), 2, "{log}");
     assert_eq!(Family::ALL.map(save), by_flanneld);
     // With the service proxy: its jump is first, and flannel's chains stay byte for byte.
     let log = run(&testdata("pod-network.yaml"));
@@ -340,7 +340,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
         assert_eq!(leads, ["KUBE-POSTROUTING", "MASQUERADE", "FLANNEL-POSTRTG"], "{after}");
     }
     let log = run(&testdata("pod-network.yaml"));
-    assert_eq!(log.matches("the live tables are as they should be").count(), 2, "{log}");
+    assert_eq!(log.matches("the live tables match the desired rules").count(), 2, "{log}");
 }
 
 #[test]

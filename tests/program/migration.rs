@@ -239,7 +239,7 @@ fn from_kube_proxy_and_back(variant: &'static str) {
     command.args(["--master", &migration.cluster.server.url(), "--hostname-override", "node-1"]).args(IN_NAMESPACE);
     let running = migration.started(command);
     let log = || fs::read_to_string(migration.log()).expect("readable");
-    eventually("both families are known", || log().matches("the live tables are as they should be").count() == 2);
+    eventually("both families are known", || log().matches("the live tables match the desired rules").count() == 2);
     eventually("it is healthy", || get(&node.netns, at_port(10256), "/healthz").is_ok_and(|answer| answer.status == 200));
     migration.assert_nothing_lost("when sepal took kube-proxy's place");
     assert_eq!(migration.lasting(1), before, "nothing is written, nothing is moved\n{}", log());

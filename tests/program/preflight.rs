@@ -112,7 +112,7 @@ fn a_sound_node_has_nothing_to_complain_of_and_is_left_as_it_was() {
         assert_eq!(complaints(&found), Vec::<String>::new(), "{found:#?}");
         assert!(find(&found, "version")["found"].as_str().expect("text").contains(variant));
         let tried = find(&found, "matches and targets")["found"].as_str().expect("text").to_owned();
-        assert!(tried.starts_with("32 rules are taken") && tried.ends_with("a network namespace of their own"), "{tried}");
+        assert!(tried.starts_with("32 test rules are accepted") && tried.ends_with("a network namespace of their own"), "{tried}");
         for name in
             ["API server", "permissions", "Node", "pod CIDR", "external interface", "MTU", "VXLAN", "tunnel port", "CNI configuration"]
         {
@@ -209,7 +209,7 @@ fn a_running_sepal_is_not_in_its_own_way() {
         let found = checks(&command.output().expect("it runs"));
         assert_eq!(complaints(&found), Vec::<String>::new(), "{found:#?}");
         for name in ["healthz address", "metrics address"] {
-            assert!(find(&found, name)["found"].as_str().expect("text").contains("is that of the sepal that runs (process "), "{found:#?}");
+            assert!(find(&found, name)["found"].as_str().expect("text").contains("is in use by the running sepal (process "), "{found:#?}");
         }
     }
 }

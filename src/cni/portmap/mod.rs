@@ -84,8 +84,8 @@ fn route_loopback(ip: IpAddr) -> Result<(), CniError> {
         Ok(all.into_iter().find(|device| Some(device.link.index) == outgoing).map(|device| device.link.name))
     };
     let found: Result<_, crate::netlink::Cause> = find();
-    let name = found.map_err(|cause| CniError::other(format!("cannot find the way to {ip}: {cause}")))?;
-    let Some(name) = name else { return Err(CniError::other(format!("cannot find the way to {ip}"))) };
+    let name = found.map_err(|cause| CniError::other(format!("cannot find the route to {ip}: {cause}")))?;
+    let Some(name) = name else { return Err(CniError::other(format!("cannot find the route to {ip}"))) };
     crate::cni::netns::set_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
 }
 

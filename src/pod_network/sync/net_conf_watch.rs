@@ -47,7 +47,7 @@ pub async fn follow(path: &Path, conf: watch::Sender<NetConf>) -> Infallible {
     let mut watch = match FileWatch::new(path) {
         Ok(watch) => watch,
         Err(error) => {
-            tracing::warn!("cannot watch {}, so changes of it are not detected: {}", path.display(), error_text(&error));
+            tracing::warn!("cannot watch {}, so changes to it are not detected: {}", path.display(), error_text(&error));
             return std::future::pending().await;
         }
     };

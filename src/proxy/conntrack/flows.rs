@@ -13,10 +13,10 @@ use crate::netlink::socket::{Connection, DumpEnd};
 use super::stale::{Flow, UDP};
 use super::wire;
 
-/// Time limit of one listing, or of the deletion of all selected flows. It is enough for a table of millions.
+/// The time limit of one listing, or of the deletion of all selected flows. It is enough for a table with millions of entries.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Attempts at a listing that changes of the table interrupt, as in kube-proxy [kube-proxy 8], step 1.
+/// The largest number of attempts at a listing. Changes of the table can interrupt a listing [kube-proxy 8], step 1.
 const ATTEMPTS: u32 = 5;
 
 /// The conntrack table of this network namespace.
@@ -121,7 +121,7 @@ impl FlowError {
     }
 }
 
-/// The kernel's table. Works on a thread for blocking work, so that a large table does not block the runtime's other tasks.
+/// The kernel's table. Runs its calls on tokio's threads for blocking work, so that a large table does not block other tasks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelFlows;
 
@@ -153,7 +153,7 @@ pub(crate) fn select(family: Family, most: usize, is_selected: impl Fn(&Flow) ->
     };
     let mut connection = open(LIST)?;
     let mut list = |filtered| connection.dump_into(&wire::list(family, filtered), ATTEMPTS, start, read);
-    // Some kernels know the attribute of the filter but not this filter.
+    // Some kernels know the attribute `CTA_FILTER` but not a filter by protocol. They refuse the request, so list all entries.
     let (selection, end) = match list(true) {
         Err(Cause::Kernel { errno: Errno::EINVAL | Errno::EOPNOTSUPP, .. }) => list(false),
         listed => listed,

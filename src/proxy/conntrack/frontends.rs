@@ -69,7 +69,7 @@ impl ServiceFrontends {
             return frontends;
         };
         for port in service.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-            // It does not matter which endpoints are local, hence no node name.
+            // No node name is needed, because it does not matter which endpoints are local.
             let endpoints = endpoints::of_service_port(snapshot.slices(key), family, &port.name, port.protocol, "");
             let serving = endpoints.iter().filter(|endpoint| endpoint.conditions.serving);
             let serving = ServingEndpoints::new(serving.filter_map(|endpoint| endpoint.id.parse().ok()));
@@ -126,9 +126,9 @@ impl FrontendChanges {
     }
 }
 
-/// The frontends of all UDP service ports of one family. Ports of other protocols are not in it.
+/// The frontends of all UDP service ports of one family. Service ports of other protocols are not included.
 ///
-/// It also has *deleted* frontends, which have no endpoints. Without them, flows of a deleted Service, of a removed external IP or of a
+/// *Deleted* frontends, which have no endpoints, are included. Without them, flows of a deleted Service, of a removed external IP or of a
 /// former node port would continue to a pod IP that another pod may have by now (k/k#141371).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frontends {
@@ -174,7 +174,7 @@ impl Frontends {
             let missing: Vec<ServiceKey> = self.services.keys().filter(|key| !services.contains_key(*key)).cloned().collect();
             services.extend(missing.into_iter().map(|key| (key, ServiceFrontends::default())));
         }
-        // The state before all of the changes: one Service may take over what another loses.
+        // Compare with the state before all changes, because one Service may take over a frontend that another Service loses.
         let mut before = HashMap::new();
         for (key, frontends) in services {
             self.put(&key, frontends, &mut before);
@@ -231,8 +231,8 @@ impl Frontends {
     }
 }
 
-/// True if flows to a frontend may have become stale by this change. A deleted frontend cannot lose an endpoint: a reconciliation is
-/// pending for it already.
+/// Returns true if this change may have made flows to a frontend stale. A deleted frontend cannot lose an endpoint: a reconciliation is
+/// already pending for it.
 fn may_leave_stale(before: Option<&ServingEndpoints>, now: Option<&ServingEndpoints>) -> bool {
     let served = |endpoints: Option<&ServingEndpoints>| endpoints.is_some_and(|endpoints| !endpoints.is_empty());
     let lost = match (before, now) {
@@ -355,7 +355,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_frontend_that_another_service_takes_over_loses_nothing() {
+    fn a_frontend_that_another_service_takes_over_loses_no_endpoint() {
         let (frontend, one, two) = (Frontend::NodePort(30053), at("10.0.0.1:53"), at("10.0.0.2:53"));
         let mut frontends = Frontends::default();
         frontends.apply(change("a", &[(frontend, &[one])]));

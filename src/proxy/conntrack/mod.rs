@@ -21,13 +21,14 @@ use flows::{FlowError, FlowTable, ListEnd};
 use frontends::{FrontendChanges, Frontends};
 use stale::LocalAddresses;
 
-/// Stale flows in memory at once. They take 9 MB.
+/// The largest number of stale flows in memory. They take 9 MB.
 const MOST_AT_ONCE: usize = 65_536;
 
-/// Listings in one reconciliation, at most. They are enough for four million stale flows; the next reconciliation deletes the rest.
+/// The largest number of listings in one reconciliation. They are enough for four million stale flows; the next reconciliation deletes the
+/// rest.
 const MOST_LISTINGS: usize = 64;
 
-/// Keeps one family's UDP flows in line with the cluster.
+/// Finds and deletes the stale UDP flows of one family.
 #[derive(Debug)]
 pub struct Reconciler {
     family: Family,
@@ -65,11 +66,12 @@ impl Reconciler {
     /// Applies the changes of the frontends that the rules have; the first time, these are all frontends. Returns true if a reconciliation
     /// is pending.
     ///
-    /// One is pending after the start, because flows may have become stale while sepal was stopped. Later, one is pending when a frontend
-    /// loses an endpoint, is deleted, or gets its first endpoint, and until it succeeds. A deleted frontend is kept until then.
+    /// A reconciliation is pending after the start, because flows may have become stale while sepal was stopped. Later, it becomes pending
+    /// when a frontend loses an endpoint, is deleted, or gets its first endpoint. It stays pending until it succeeds. Until then, deleted
+    /// frontends are kept.
     pub fn update(&mut self, changes: FrontendChanges) -> bool {
         let first = self.frontends.is_none();
-        // No listing runs, so nothing is copied.
+        // No listing runs and shares the frontends, so `make_mut` copies nothing.
         let frontends = Arc::make_mut(self.frontends.get_or_insert_default());
         let may_be_stale = frontends.apply(changes);
         self.pending |= if first { !frontends.is_empty() } else { may_be_stale };
@@ -88,7 +90,7 @@ impl Reconciler {
     /// Deletes all stale flows; does nothing and returns `None` if no reconciliation is pending. Call it after the rules are written,
     /// because flows that start before that use the old rules.
     ///
-    /// `local` are the addresses of node ports.
+    /// `local` are the addresses on which node ports are reachable.
     ///
     /// # Errors
     /// Flows cannot be listed or deleted. The reconciliation stays pending.

@@ -9,7 +9,7 @@ use crate::cluster::Family;
 use super::flows::{FlowError, FlowTable, ListEnd, Selection};
 use super::stale::{Flow, UDP};
 
-/// A table in memory. It fails on demand.
+/// A conntrack table in memory. Its calls fail if a fault is set.
 #[derive(Debug, Default)]
 pub struct FakeFlows {
     /// The flows, of any protocol and family.

@@ -45,7 +45,7 @@ impl fmt::Display for Flow {
 pub struct LocalAddresses(HashSet<IpAddr>);
 
 impl LocalAddresses {
-    /// True for an address of this node. All loopback addresses are, even if no interface lists them.
+    /// Returns true for an address of this node. All loopback addresses count, even if no interface has them.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.0.contains(&ip)
@@ -58,7 +58,7 @@ impl FromIterator<IpAddr> for LocalAddresses {
     }
 }
 
-/// True if a flow goes to an endpoint that its Service does not have, or does not have any more.
+/// Returns true if a flow goes to an endpoint that its Service does not have, or does not have any more.
 ///
 /// As in kube-proxy, a UDP flow to a frontend is stale if the source of its answers is not a serving endpoint of that frontend. This
 /// includes flows that were never translated because the rules were written later. TCP and SCTP flows are never stale.

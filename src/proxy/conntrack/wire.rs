@@ -1,7 +1,7 @@
 //! Conntrack entries and requests as netlink attributes (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`). PURE.
 //!
-//! netlink-packet-netfilter 0.4 is not used: it has neither zone, ID nor filter, and makes a dozen vectors of each entry. Here a table of
-//! a million entries is read without an allocation per entry.
+//! netlink-packet-netfilter 0.4 is not used: it has neither zone, ID nor filter, and allocates a dozen vectors for each entry. This code
+//! reads a table of a million entries without an allocation per entry.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -40,7 +40,7 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 
-/// The flow of an [`ENTRY`]. `None` if its protocol has no ports, or if the entry is malformed.
+/// Decodes the flow of an [`ENTRY`]. `None` if its protocol has no ports, or if the entry is malformed.
 pub(super) fn flow(body: &[u8]) -> Option<Flow> {
     let (_, entry) = netfilter(body)?;
     let (mut original, mut reply, mut zone, mut id) = (None, None, 0, None);
@@ -49,7 +49,7 @@ pub(super) fn flow(body: &[u8]) -> Option<Flow> {
             CTA_TUPLE_ORIG => original = Some(parse_tuple(value)?),
             CTA_TUPLE_REPLY => {
                 reply = Some(parse_tuple(value)?.1);
-                // A zone of one direction is inside the tuple.
+                // If an entry has a zone for one direction only, the zone is inside that direction's tuple.
                 zone = attribute(value, CTA_TUPLE_ZONE).and_then(number).unwrap_or(zone);
             }
             CTA_ZONE => zone = number(value)?,

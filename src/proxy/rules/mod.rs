@@ -58,7 +58,7 @@ pub struct Renderer<'a> {
     /// The service proxy is on.
     proxy: bool,
     pod_rules: Option<&'a PodRules>,
-    /// The "masquerade" mark.
+    /// The packet mark that means "masquerade".
     mark: u32,
 }
 

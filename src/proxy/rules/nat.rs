@@ -14,7 +14,7 @@ use super::view::{NodePorts, View};
 pub struct ServicePortInput<'a> {
     /// Its name.
     pub name: ServicePortName,
-    /// Its name as text, as in comments.
+    /// Its name as text, as in the comments of rules.
     pub spn: String,
     /// Its Service.
     pub service: &'a Service,
@@ -257,7 +257,8 @@ impl Writer<'_> {
 
     /// Writes a KUBE-SEP- chain.
     fn endpoint(&self, out: &mut String, endpoint: &Endpoint<'_>, chain: &str) {
-        // If an endpoint connects to itself through the Service, the source is masqueraded. Otherwise it would be its own address.
+        // Hairpin traffic: if an endpoint connects to itself through the Service, masquerade its packets. Otherwise their source and
+        // destination would be the same address, and the replies would not pass this node's NAT.
         self.within(out, chain).source(endpoint.ip()).jump(&[chain_names::MARK_MASQ]);
         let mut rule = self.within(out, chain);
         if self.input.service.affinity_seconds.is_some() {

@@ -9,7 +9,7 @@ use crate::table::chain_names::{FLANNEL_FORWARD, FLANNEL_POSTROUTING};
 use crate::table::jumps::Table;
 use crate::table::rules::{ChainRules, Fixed};
 
-/// Adds the pod network's chains to the fixed chains of a family. Chains that it must not have are added to the unwanted ones.
+/// Adds the pod network's chains to the fixed chains of a family. A chain that the settings turn off is added to `unwanted`.
 pub(super) fn add(fixed: &mut Fixed, rules: &PodRules, mark: u32, random_fully: bool, family: Family) {
     let ranges = rules.ranges.get(family);
     match ranges.filter(|_| rules.masquerade) {

@@ -30,7 +30,7 @@ pub struct View<'a> {
     pub localhost_node_ports: bool,
     /// Masquerade all traffic to cluster IPs.
     pub masquerade_all: bool,
-    /// The "masquerade" mark in the spelling of iptables-restore.
+    /// The packet mark that means "masquerade", in the spelling of iptables-restore.
     pub mark: String,
     /// Addresses in `spec.externalIPs` get rules.
     pub allow_external_ips: bool,

@@ -1,8 +1,8 @@
 //! Decides when the live tables are checked for changes of other programs.
 //!
 //! There are two checks. The quick check looks for the canary chain and the jumps to our chains. The audit reads all tables. On nft, the
-//! kernel has a generation number that increases with every change of the tables. So both checks run when another program increased it. On
-//! legacy iptables, they run every sync period. In both cases, a check that takes long runs less often.
+//! kernel increases a generation number with every change of the tables, so both checks run after another program changed it. On legacy
+//! iptables, they run every sync period. In both cases, a check that takes long runs less often.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use crate::duty_cycle::DutyCycle;
 /// Each check rests for this many times its own duration, so it takes at most 1/200 of the time.
 const CYCLE: DutyCycle = DutyCycle::new(200, Duration::ZERO);
 
-/// If the generation number shows no change of another program, the tables are only read this often.
+/// The period of the audit while the generation number shows no change of another program.
 const UNCHANGED_PERIOD: Duration = Duration::from_secs(3600);
 
-/// The number of transactions that set the canary chain.
+/// The number of transactions that create the canary chain: one per table.
 const CANARY_TRANSACTIONS: usize = 3;
 
 /// The times of one repeated check.
@@ -31,7 +31,7 @@ const CANARY_TRANSACTIONS: usize = 3;
 struct CheckTimer {
     /// When the check runs next.
     next: Instant,
-    /// The earliest time that keeps the check within its part of the time.
+    /// The earliest time of the next run that keeps the check within its share of the time (see [`CYCLE`]).
     affordable: Instant,
     /// How long the check took the last time.
     took: Duration,
@@ -46,8 +46,8 @@ impl CheckTimer {
         self.next <= Instant::now()
     }
 
-    /// The check that began at `start` is done. The next one is due after `period`, or later if the check took long. Of the last two
-    /// durations the shorter one counts, because a busy machine can delay a single check.
+    /// Records that the check that began at `start` is done. The next check is due after `period`, or later if the check took long. The
+    /// shorter one of the last two durations counts, because a busy machine can delay a single check.
     fn done(&mut self, start: Instant, period: Duration) {
         let took = start.elapsed();
         self.affordable = Instant::now() + CYCLE.rest(took.min(self.took));
@@ -55,13 +55,13 @@ impl CheckTimer {
         self.next = self.affordable.max(Instant::now() + period);
     }
 
-    /// The check is due as soon as it is affordable.
+    /// Makes the check due at [`Self::affordable`], if it is not due earlier.
     fn hurry(&mut self) {
         self.next = self.next.min(self.affordable);
     }
 }
 
-/// When the tables of one family are checked.
+/// The times at which the tables of one family are checked.
 #[derive(Debug)]
 pub(super) struct AuditSchedule {
     /// The check of the canary and the jumps.
@@ -73,7 +73,7 @@ pub(super) struct AuditSchedule {
 }
 
 impl AuditSchedule {
-    /// The canary is checked at once. The audit waits for a period, because the first sync reads the tables.
+    /// Creates a schedule. The quick check is due at once, the audit after a period, because the first sync reads the tables.
     pub(super) fn new(period: Duration) -> Self {
         let now = Instant::now();
         Self { quick_check: CheckTimer::new(now), audit: CheckTimer::new(now + period), changed: None }
@@ -91,7 +91,7 @@ impl AuditSchedule {
         }
     }
 
-    /// There is no generation number, so changes of other programs only show in the checks.
+    /// Records that there is no generation number, so that only the checks find changes of other programs.
     pub(super) fn generation_unknown(&mut self) {
         if self.changed.take() == Some(false) {
             self.quick_check.hurry();
@@ -99,7 +99,7 @@ impl AuditSchedule {
         }
     }
 
-    /// Another program changed tables: both checks run as soon as they are affordable.
+    /// Records that another program changed tables. Both checks run at their earliest time.
     pub(super) fn generation_changed(&mut self) {
         self.changed = Some(true);
         self.quick_check.hurry();
@@ -118,7 +118,7 @@ impl AuditSchedule {
     ) -> usize {
         let mut transactions = 0;
         if self.quick_check.is_due() && self.changed == Some(false) {
-            // An unchanged generation number proves the same as the check.
+            // An unchanged generation number proves that the canary and the jumps still exist.
             if !rules.is_due() {
                 report.confirmed(rules.family());
             }

@@ -1,5 +1,5 @@
 //! Log lines about the decisions of the loop: the reason and size of each sync (`-v=2`), and each update and the chains of each plan
-//! (`-v=4`). The texts are only made if they are logged.
+//! (`-v=4`). The texts are only built if they are logged.
 
 use std::fmt::Display;
 

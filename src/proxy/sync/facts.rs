@@ -1,4 +1,4 @@
-//! Reads the facts of the host that rules depend on, and makes the plan that a dry run prints.
+//! Reads the facts of the host that rules depend on, and computes the plan that a dry run prints.
 
 use crate::bad_setting::BadSetting;
 use crate::cluster::Family;
@@ -42,8 +42,8 @@ pub(crate) fn usable_facts(inputs: &Inputs, host: &dyn Host, random_fully: bool)
     Ok(facts)
 }
 
-/// Returns true if rules depend on the host's addresses, which is if NodePorts are limited to some. Otherwise they are left out, because
-/// they change with every pod.
+/// Returns true if rules depend on the host's addresses: only if NodePorts are limited to some addresses. Otherwise the facts contain no
+/// addresses, because these change with every pod.
 fn addresses_matter(inputs: &Inputs) -> bool {
     !matches!(&inputs.settings.node_port_addresses, NodePortAddresses::Cidrs(cidrs) if cidrs.is_empty())
 }

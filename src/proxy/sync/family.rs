@@ -32,8 +32,8 @@ use super::quarantine::Quarantine;
 /// After this many refusals, a sync ends and the next one continues, so that other changes do not wait longer.
 const MOST_REFUSALS: usize = 16;
 
-/// After this many refusals without a success there may be hundreds. Then portions get smaller, so that the accepted service ports between
-/// them are written.
+/// After this many refusals without a success, hundreds of service ports may be refused. From then on, each refusal halves the portion, so
+/// that the service ports that iptables accepts are written early.
 const IN_A_ROW: usize = 8;
 
 /// The inputs that changed since the rules were last computed.
@@ -64,8 +64,8 @@ pub struct FamilyRules {
     large: bool,
     /// The acknowledged rules. `None` if the live tables have to be read first.
     acknowledged: Option<Acknowledged>,
-    /// The last acknowledged rules of touched service ports, from before the acknowledged rules became unknown. When the live tables are
-    /// read, these rules still belong to the service ports and are not unknown rules.
+    /// The last acknowledged rules of touched service ports, from before `acknowledged` became `None`. When the live tables are read, these
+    /// rules are recognized as rules of the service ports and do not count as unknown rules.
     former: Outlines,
     /// Service ports whose desired rules may differ from the acknowledged ones.
     touched: BTreeSet<ServicePortName>,
@@ -95,7 +95,7 @@ pub struct FamilyRules {
 }
 
 impl FamilyRules {
-    /// The first sync reads the live tables.
+    /// Creates the rules of a family. The first sync reads the live tables.
     #[must_use]
     pub fn new(family: Family) -> Self {
         Self {
@@ -120,7 +120,7 @@ impl FamilyRules {
         }
     }
 
-    /// On nft, ends a transaction once it contains this many chains.
+    /// Changes the largest number of chains in a transaction, on nft.
     #[must_use]
     pub fn with_limit(mut self, limit: usize) -> Self {
         self.chains_per_transaction = limit;
@@ -256,8 +256,8 @@ impl FamilyRules {
             }
             if !plan.is_empty() {
                 if let Err(error) = self.restore(runner, &plan, &renderer, &mut synced.spent).await {
-                    // A chain to list may be missing, and not every iptables version names the line. So lists are left out before rules
-                    // are suspected.
+                    // A list step fails if its chain is missing, and not every iptables version names the line that failed. So try again
+                    // without list steps first, before service ports are suspected.
                     let unlisted = lists && matches!(error, IptablesError::Refused { .. } | IptablesError::Failed { .. });
                     if unlisted || !fresh && matches!(error, IptablesError::Refused { .. }) {
                         self.attempt.unlisted |= unlisted;
@@ -286,7 +286,7 @@ impl FamilyRules {
         }
     }
 
-    /// Takes the live rules as the acknowledged ones. The service ports that differ from the desired rules are written next.
+    /// Reads the live rules and makes them the acknowledged ones. The service ports that differ from the desired rules are written next.
     async fn read_acknowledged(&mut self, runner: &impl Runner) -> Result<(), IptablesError> {
         self.attempt.full = true;
         let acknowledged = self.read_live(runner).await?;
@@ -438,7 +438,7 @@ impl FamilyRules {
         outlines
     }
 
-    /// The live tables may differ from the acknowledged ones. They are read before the next write.
+    /// Drops the acknowledged rules, because the live tables may differ from them. The live tables are read before the next write.
     fn forget_acknowledged(&mut self) {
         let Some(acknowledged) = self.acknowledged.take() else { return };
         let outlines = self.touched.iter().filter_map(|name| Some((name.clone(), Rc::clone(acknowledged.services.get(name)?))));
@@ -534,7 +534,7 @@ impl FamilyRules {
     }
 }
 
-/// Sets the outline of a service port, or removes it.
+/// Sets the outline of a service port, or removes it if there is none.
 fn overlay(services: &mut Outlines, name: &ServicePortName, outline: Option<&Rc<Outline>>) {
     match outline {
         Some(outline) => drop(services.insert(name.clone(), Rc::clone(outline))),

@@ -46,7 +46,7 @@ pub(super) struct FamilyLoop {
     pub(super) audits: AuditSchedule,
     /// The times of changes whose rules are not written yet, by Service.
     triggers: HashMap<ServiceKey, Vec<Timestamp>>,
-    /// The same changes, with the causes of their wait.
+    /// The same changes, with the reasons why each had to wait.
     pub(super) pending: WaitingChanges,
     /// Sends changes to the loop that deletes stale UDP flows.
     pub(super) flows: Option<FlowSender>,
@@ -61,7 +61,7 @@ pub(super) struct FamilyLoop {
 }
 
 impl FamilyLoop {
-    /// Nothing is known about the kernel's rules yet.
+    /// Creates the loop of a family. The rules in the kernel are not known yet.
     pub(super) fn new(family: Family, sync_period: Duration, flows: Option<FlowSender>) -> Self {
         Self {
             rules: FamilyRules::new(family),
@@ -166,7 +166,7 @@ impl FamilyLoop {
         }
     }
 
-    /// Reports how long the changes waited whose rules were written.
+    /// Reports the latency of each change whose rules were written.
     fn report_applied_changes(
         &mut self,
         start: Instant,

@@ -25,8 +25,9 @@ use super::sync_log::V2;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a failed pass.
 const LAST_RETRY: Duration = Duration::from_secs(60);
-/// A pass rests for four times its own duration, so reading the conntrack table takes at most a fifth of one core. It rests for at least a
-/// second: the kernel walks its whole hash table for each listing, which takes milliseconds even if the table is empty.
+/// After a pass, the loop rests for four times the pass's duration, so reading the conntrack table takes at most a fifth of one core. It
+/// rests for at least a second: the kernel walks its whole hash table for each listing, which takes milliseconds even if the table is
+/// empty.
 const CYCLE: DutyCycle = DutyCycle::new(4, Duration::from_secs(1));
 
 /// Changed UDP frontends, and the addresses of this node.

@@ -43,7 +43,7 @@ pub struct ProxyLoop<R, H> {
     runner: R,
     host: H,
     random_fully: bool,
-    /// The start of the loop. Changes that happened before are left out of latencies.
+    /// The start of the loop. Latencies are only measured for changes that happened after it.
     started: Timestamp,
     inputs: Inputs,
     facts: Option<HostFacts>,
@@ -53,9 +53,9 @@ pub struct ProxyLoop<R, H> {
     /// The last generation number of the tables, if the kernel has one.
     generation: Option<u32>,
     report: Report,
-    /// Hashes of the Services that changed since the last sync. They are only counted.
+    /// Hashes of the Services that changed since the last sync. Only their number is used.
     changed: HashSet<u64>,
-    /// The largest number of updates that waited at once since the last sync.
+    /// The largest number of updates in the queue since the last sync.
     waiting: usize,
     /// The kinds whose first list is not complete yet.
     awaited: BTreeSet<Kind>,
@@ -78,7 +78,7 @@ enum HostError {
 }
 
 impl<R: Runner, H: Host> ProxyLoop<R, H> {
-    /// A loop that starts with these inputs. It writes nothing before all objects are listed.
+    /// Creates a loop that starts with these inputs. It writes nothing before all objects are listed.
     pub fn new(runner: R, host: H, random_fully: bool, inputs: Inputs, report: Report) -> Self {
         let awaited = BTreeSet::from([Kind::Service, Kind::EndpointSlice, Kind::Node]);
         Self {
@@ -299,7 +299,7 @@ impl<R: Runner, H: Host> ProxyLoop<R, H> {
         }
     }
 
-    /// The first list of a kind is complete.
+    /// Records that the first list of a kind is complete.
     fn first_list_complete(&mut self, kind: Kind) {
         if !self.awaited.remove(&kind) {
             return;

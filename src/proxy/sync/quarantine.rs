@@ -125,8 +125,8 @@ impl Quarantine {
     }
 }
 
-/// Returns the cause of a refusal: the message of iptables without the words that differ for each service port, such as lines, chains and
-/// addresses.
+/// Returns the cause of a refusal: the message of iptables without the words that differ for each service port, such as line numbers,
+/// chains and addresses.
 fn cause(output: &str) -> String {
     let words = output.split_whitespace().filter(|word| !word.bytes().any(|b| b.is_ascii_digit()) && !word.contains("KUBE-"));
     words.collect::<Vec<_>>().join(" ")
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn some_of_one_cause_are_tried_and_all_when_one_is_accepted() {
+    fn a_few_service_ports_of_a_cause_are_tried_and_all_after_one_is_accepted() {
         let mut quarantine = Quarantine::default();
         let now = Instant::now();
         for number in 0..20 {

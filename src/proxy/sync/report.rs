@@ -35,26 +35,26 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report without readiness.
+    /// Creates a report without readiness.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: SharedHealth, events: Events) -> Self {
         Self { metrics, health, events, readiness: Readiness::new([]), syncs: SyncLog::default() }
     }
 
-    /// Also updates this readiness with the families whose rules are in force.
+    /// Also updates this readiness when the rules of a family are written.
     #[must_use]
     pub fn with_readiness(mut self, readiness: Readiness) -> Self {
         self.readiness = readiness;
         self
     }
 
-    /// The loop started for a family.
+    /// Reports that the loop started for a family.
     pub fn started(&self, family: Family) {
         self.metrics.queued(family);
         self.health.updated(family);
     }
 
-    /// The first sync of a family cannot start yet.
+    /// Reports why the first sync of a family cannot start yet.
     pub fn waits(&self, family: Family, why: &str) {
         let states = self.readiness.states();
         for part in parts(family).into_iter().filter(|part| matches!(states.get(part), Some(PartState::Starting(_)))) {
@@ -62,7 +62,7 @@ impl Report {
         }
     }
 
-    /// The loop begins a step. The step ends when the returned value is dropped.
+    /// Reports the start of a step of the loop. The step ends when the returned value is dropped.
     #[must_use]
     pub fn busy(&self) -> RunningStep {
         self.readiness.liveness().busy(SERVICE_PROXY)
@@ -73,12 +73,12 @@ impl Report {
         self.syncs.summarize();
     }
 
-    /// The first sync of a family is due. kube-proxy does not count it as a queued sync.
+    /// Reports that the first sync of a family is due. kube-proxy does not count it as a queued sync.
     pub(crate) fn first_due(&self, family: Family) {
         self.health.queued(family);
     }
 
-    /// A change of the inputs queued a sync of a family.
+    /// Reports that a change of the inputs queued a sync of a family.
     pub fn queued(&self, family: Family) {
         self.metrics.queued(family);
         self.health.queued(family);
@@ -89,19 +89,19 @@ impl Report {
         self.events.tell(event);
     }
 
-    /// A sync succeeded or failed after this time.
+    /// Reports the duration of a sync that succeeded or failed.
     pub(crate) fn attempted(&self, rules: &FamilyRules, took: Duration) {
         self.metrics.attempted(rules.family(), rules.attempt(), &rules.totals(), took);
         self.metrics.quarantined(rules.family(), rules.quarantined().len());
     }
 
-    /// The live tables are the desired ones.
+    /// Reports that the live tables are the desired ones.
     pub(crate) fn confirmed(&self, family: Family) {
         self.health.updated(family);
         self.metrics.confirmed(family);
     }
 
-    /// A sync succeeded.
+    /// Reports a sync that succeeded.
     pub fn synced(&self, rules: &FamilyRules, synced: &SyncResult) {
         let family = rules.family();
         self.health.synced(family);
@@ -121,7 +121,7 @@ impl Report {
         self.syncs.synced(family, synced, rules.attempt().full);
     }
 
-    /// The rules of a changed Service are in force.
+    /// Reports that the rules of a changed Service are written.
     pub(crate) fn change_applied(&self, change: &AppliedChange) {
         self.metrics.change_applied(change);
     }
@@ -141,7 +141,7 @@ impl Report {
         }
     }
 
-    /// A sync ended before everything was written, because iptables refused many service ports. The next one continues.
+    /// Reports a sync that ended before everything was written, because iptables refused many service ports. The next sync continues.
     pub fn unfinished(&self, family: Family, synced: &SyncResult, seconds: f32) {
         self.refused(family, &synced.refused);
         tracing::warn!(
@@ -150,7 +150,7 @@ impl Report {
         );
     }
 
-    /// A sync failed as a whole.
+    /// Reports a sync that failed as a whole.
     pub fn failed(&self, family: Family, failure: &SyncError, seconds: f32) {
         let SyncError { error, refused } = failure;
         self.refused(family, refused);
@@ -164,7 +164,7 @@ impl Report {
         tracing::error!("{family}: sync failed, next try in {seconds} s: {error}");
     }
 
-    /// An audit read the live tables. If another program changed rules, the next sync repairs them.
+    /// Reports the result of an audit. If another program changed rules, the next sync repairs them.
     pub(crate) fn audited(&self, family: Family, drift: &Drift) {
         let services: Vec<String> = drift.services.iter().map(ToString::to_string).collect();
         let chains: Vec<String> = drift.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect();
@@ -188,19 +188,19 @@ impl Report {
         self.events.tell(Event { regarding: Regarding::Node, reason: "RulesRepaired", action: "Audit", warning: true, note });
     }
 
-    /// Another program flushed the tables of a family.
+    /// Reports that another program flushed the tables of a family.
     pub fn flushed(&self, family: Family) {
         tracing::warn!("{family}: chain KUBE-PROXY-CANARY is missing: another program flushed the tables. sepal reads and repairs them");
     }
 
-    /// Jumps to our chains are missing.
+    /// Reports that jumps to our chains are missing.
     pub(crate) fn jumps_missing(&self, family: Family, missing: &[&Jump]) {
         let jumps: Vec<String> = missing.iter().map(|jump| name(jump)).collect();
         tracing::warn!("{family}: jumps are missing: {}. sepal reads the live tables and repairs them", first(jumps.iter(), jumps.len()));
     }
 }
 
-/// The parts that are ready when a family's rules are in force.
+/// The readiness parts that depend on the rules of a family.
 const fn parts(family: Family) -> [Part; 2] {
     [Part::Proxy(family), Part::PodRules(family)]
 }

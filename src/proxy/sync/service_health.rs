@@ -1,4 +1,4 @@
-//! Answers the health checks of load balancers: whether this node has endpoints of a Service. Each Service has its own port
+//! Answers the health checks of load balancers, which ask whether this node has endpoints of a Service. Each Service has its own port
 //! [kube-proxy 9.2].
 
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ pub struct FailedHealthCheck {
 }
 
 impl FailedHealthCheck {
-    /// Returns the Event about it [kube-proxy 1.11].
+    /// Returns the Event about the failure [kube-proxy 1.11].
     #[must_use]
     pub fn event(&self, node_name: &str) -> Event {
         Event {
@@ -66,7 +66,7 @@ impl FailedHealthCheck {
 }
 
 impl ServiceHealth {
-    /// No port is open yet. Ports will be opened on these addresses.
+    /// Creates the health-check node ports of a family. No port is open yet; [`Self::sync`] opens them on these addresses.
     #[must_use]
     pub fn new(family: Family, addresses: NodePorts, health: Option<SharedHealth>) -> Self {
         Self { family, addresses: listen_addresses(addresses, family), health, open: BTreeMap::new(), refused: BTreeMap::new() }
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn services_stay_change_ports_come_and_go_in_one_sync() {
+    async fn one_sync_keeps_changes_opens_and_closes_ports() {
         const IP: &str = "127.40.2.1";
         let [gone, kept, old, new, added] = free_ports(IP);
         let mut checks = on(&[IP], None);

@@ -88,14 +88,14 @@ impl SyncLog {
     }
 }
 
-/// Returns the line about a sync, or `None` if it neither read nor wrote anything.
+/// Returns the log line about a sync. `None` if a partial sync neither read nor wrote anything and was not slow.
 fn line(family: Family, synced: &SyncResult, full: bool, took: Duration) -> Option<String> {
     let (extent, milliseconds, ports) = (synced.extent, took.as_millis(), synced.service_ports);
     Some(if extent.transactions > 0 {
         let after = if synced.read { ", after reading the live tables" } else { "" };
         format!("{}; {ports} service ports{after}", written(family, synced))
     } else if synced.read {
-        format!("{family}: the live tables are as they should be, {milliseconds} ms; {ports} service ports")
+        format!("{family}: the live tables match the desired rules, {milliseconds} ms; {ports} service ports")
     } else if full || took >= SLOW {
         format!("{family}: nothing to write, {milliseconds} ms; {ports} service ports")
     } else {
@@ -158,6 +158,6 @@ mod tests {
         log.summarize();
         assert_eq!(written.take(), Vec::<String>::new(), "no sync wrote anything since");
         log.synced(Family::V6, &SyncResult { read: true, ..synced(0, 9) }, true);
-        assert_eq!(written.take(), ["INFO ipv6: the live tables are as they should be, 9 ms; 7 service ports"]);
+        assert_eq!(written.take(), ["INFO ipv6: the live tables match the desired rules, 9 ms; 7 service ports"]);
     }
 }

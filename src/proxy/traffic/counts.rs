@@ -19,7 +19,7 @@ pub struct CounterReading {
 }
 
 impl CounterReading {
-    /// A reading without rules yet.
+    /// Creates a reading without rules.
     #[must_use]
     pub fn empty() -> Self {
         Self { addresses: Some(HashMap::new()), endpoints: Some(HashMap::new()) }
@@ -92,13 +92,13 @@ fn hash(rule: &str) -> u64 {
     hasher.finish()
 }
 
-/// What a rule counts.
+/// The Service address or endpoint whose traffic a rule counts.
 enum Counted {
     Address(ServiceAddress),
     Endpoint(ServiceEndpoint),
 }
 
-/// Parses a line like `[3:180] -A KUBE-SERVICES ...` into the rule, its counters and what it counts.
+/// Parses a line like `[3:180] -A KUBE-SERVICES ...` into the rule, its counters, and the address or endpoint that it counts.
 fn counted_rule(line: &str) -> Option<(&str, PacketCount, Counted)> {
     let (counters, rule) = line.strip_prefix('[')?.split_once("] -A ")?;
     let (packets, bytes) = counters.split_once(':')?;

@@ -30,7 +30,7 @@ const CYCLE: DutyCycle = DutyCycle::new(200, PERIOD);
 /// scrape of the metrics.
 pub(crate) const LIMIT: usize = 2_000;
 
-/// The final counters of rules that syncs removed. A sync holds the lock while it writes, so a reader that has the lock knows about every
+/// The final counters of rules that syncs removed. A sync holds the lock while it writes, so a reader that has the lock sees every
 /// removed rule.
 #[derive(Clone, Debug, Default)]
 pub struct FinalCounters(Rc<Mutex<PendingCounters>>);
@@ -69,17 +69,17 @@ impl PendingCounters {
     }
 }
 
-/// The last reading of each family, and the means to take the next one.
+/// Reads the counters of each family and stores the last reading.
 struct TrafficReader {
     exec: Exec,
     families: Vec<(Family, CounterReading)>,
     final_counters: FinalCounters,
-    /// iptables-restore is known to print rules with counters.
+    /// True once iptables-restore was found to print rules with counters.
     can_list: bool,
 }
 
-/// Reads the counters of these families at intervals, without an end. With more than [`LIMIT`] addresses or endpoints it counts none of
-/// them, unless `any_size`.
+/// Reads the counters of these families at intervals, forever. If there are more than [`LIMIT`] addresses, or endpoints, it counts none of
+/// them, unless `any_size` is true.
 pub async fn run(exec: Exec, families: Vec<Family>, final_counters: FinalCounters, metrics: Arc<Metrics>, any_size: bool) {
     let limit = if any_size { usize::MAX } else { LIMIT };
     let mut next = Instant::now() + PERIOD;
