@@ -422,7 +422,11 @@ impl Claim {
 
     /// The state after the list that follows the grant of a lease: the lease is held unless another lease overlaps it.
     fn confirm(&mut self, granted: &SubnetLease, at: Duration, now: Now, random: &mut Random<'_>) -> ClaimState {
-        let Some(lease) = self.own(granted.subnet) else { return ClaimState::Choosing };
+        let Some(lease) = self.own(granted.subnet) else {
+            // The answer to the request was so late that another node has taken the lease meanwhile.
+            self.check_in_use();
+            return ClaimState::Choosing;
+        };
         let rival = self
             .leases
             .values()
