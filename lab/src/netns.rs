@@ -123,13 +123,16 @@ impl Drop for Running {
     }
 }
 
-/// Waits until a condition holds. The test fails after 20 s.
-pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
-    eventually_within(Duration::from_secs(20), what, holds);
+/// The time limit of [`wait_until`]. It is much longer than any wait takes, so that a busy machine does not fail a test.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds. The test fails after 60 s.
+pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    wait_until_within(LIMIT, what, holds);
 }
 
 /// Waits until a condition holds. The test fails after the time limit.
-pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < limit, "condition does not hold after {limit:?}: {what}");

@@ -14,7 +14,7 @@ use sepal_apiserver::ApiServer;
 use crate::cluster::Cluster;
 use crate::figures::{Rows, Table, quantile, read_cpu_ms, read_memory_mb};
 use crate::http;
-use crate::netns::{IN_NAMESPACE, Netns, Running, eventually_within};
+use crate::netns::{IN_NAMESPACE, Netns, Running, wait_until_within};
 use crate::peers::{new_host, node_object, with_heartbeat};
 use crate::servers::{SERVERS, serve_endpoints, service_address, wait_for_server};
 
@@ -67,7 +67,7 @@ fn measure(sepal: &Path, size: Size, rows: &mut Rows<'_>) {
     // nsenter executes sepal in its own process, so this is sepal's process id.
     let process = running.0.id();
     let ready = || http::get(&host, HEALTH, "/readyz").is_ok_and(|answer| answer.status == 200);
-    eventually_within(Duration::from_secs(900), "everything is programmed", ready);
+    wait_until_within(Duration::from_secs(900), "everything is programmed", ready);
     rows.figure("start to everything programmed", begin.elapsed().as_secs_f64(), "s");
     rows.figure("peak memory of the start", read_memory_mb(process, "VmHWM"), "MB");
     sleep(Duration::from_secs(5));

@@ -12,7 +12,7 @@ use sepal::proxy::conntrack::flows::{FlowError, FlowTable, KernelFlows, ListEnd}
 use sepal::proxy::conntrack::frontends::FrontendChanges;
 use sepal::proxy::conntrack::stale::{Flow, LocalAddresses};
 use sepal::proxy::conntrack::{FlowCleanup, Reconciler};
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 
 use crate::common;
 use crate::restore_input::into_empty_tables;
@@ -213,7 +213,7 @@ fn scaled_to_zero_139628() {
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
         lab.round();
         for client in &clients {
-            eventually("the Service serves again", || ask(client).is_ok_and(|pod| pod == one));
+            wait_until("the Service serves again", || ask(client).is_ok_and(|pod| pod == one));
         }
     }
 }
@@ -299,7 +299,7 @@ fn flow_older_than_the_rules() {
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
         assert!(ask(&client).is_err(), "the rules do not apply to an existing flow");
         assert_eq!(lab.deleted(), 1);
-        eventually("the client reaches a pod", || ask(&client).is_ok_and(|pod| pod == one));
+        wait_until("the client reaches a pod", || ask(&client).is_ok_and(|pod| pod == one));
     }
 }
 

@@ -14,7 +14,7 @@ use sepal::explain::ruleset::Ruleset;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal_lab::site::WHO_PORT;
 use sepal_lab::traffic::tcp_within;
-use sepal_lab::{IN_NAMESPACE, Netns, Site, eventually};
+use sepal_lab::{IN_NAMESPACE, Netns, Site, wait_until};
 
 use crate::endings::{Endings, by_ruleset, place};
 use crate::logged::Logged;
@@ -79,7 +79,7 @@ fn real_packets_end_as_it_is_said() {
             .args(["--iptables-variant=nft", "--hostname-override=alder-03", "--manifests"])
             .arg(file.path());
         let sepal = Logged::start(&mut command);
-        eventually("the rules are there", || {
+        wait_until("the rules are there", || {
             let log = sepal.log();
             ["ipv4: ", "ipv6: "].iter().all(|family| log.lines().any(|line| line.contains(family) && line.contains("service ports")))
         });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sepal_lab::{IN_NAMESPACE, Running, Site, eventually_within};
+use sepal_lab::{IN_NAMESPACE, Running, Site, wait_until_within};
 use tempfile::TempDir;
 
 use crate::SEPAL;
@@ -59,7 +59,7 @@ impl Lab {
 
     pub(crate) fn wait_for_rules(&self, variant: &str, manifests: &Path) {
         let are_equal = || self.diff(variant, manifests).0 == Some(0);
-        eventually_within(Duration::from_secs(180), "the live rules equal the desired ones", are_equal);
+        wait_until_within(Duration::from_secs(180), "the live rules equal the desired ones", are_equal);
     }
 }
 

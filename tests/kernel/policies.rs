@@ -10,7 +10,7 @@ use std::time::Duration;
 use sepal::cluster::Family;
 use sepal_lab::site::ENDPOINTS;
 use sepal_lab::traffic::tcp;
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 
 use crate::manifest_site::{self, Following};
 
@@ -238,11 +238,11 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
             };
             // A packet may be lost before neighbours are resolved.
             let mut first = String::new();
-            eventually("it serves", || ask().map(|answer| first = answer).is_ok());
+            wait_until("it serves", || ask().map(|answer| first = answer).is_ok());
             assert_eq!(ask().expect("it serves"), first, "{variant}: one flow, one endpoint");
             let (before, slice) = split_at_slice(&traffic(), &format!("dns-{family}"));
             lab.change(&(before + &without(&slice, &first)));
-            eventually("the flow goes to the endpoint that is left", || ask().is_ok_and(|answer| answer != first));
+            wait_until("the flow goes to the endpoint that is left", || ask().is_ok_and(|answer| answer != first));
             lab.change(&traffic());
         }
     }

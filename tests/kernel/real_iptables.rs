@@ -17,7 +17,7 @@ use sepal::table::Table;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 
 use crate::SEPAL;
 use crate::common;
@@ -219,7 +219,7 @@ fn built_in_chains_are_read_alone() {
                 let of = |family, table| {
                     let mut text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                     // Another program on this machine may hold the xtables lock.
-                    eventually("it can be read", || {
+                    wait_until("it can be read", || {
                         if text.is_err() {
                             text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                         }
@@ -286,7 +286,7 @@ fn kube_proxys_rules_are_taken_over(variant: &str) {
         predecessors::kube_proxy(&lab.node, variant, family, &fs::read_to_string(golden).expect("readable"));
     }
     let sepal = Logged::start(&mut lab.run(variant, &manifests));
-    eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
+    wait_until("both families are logged", || sepal.log().matches("service ports").count() == 2);
     assert_eq!(sepal.log().matches("the live tables are as they should be").count(), 2, "{}", sepal.log());
     assert_eq!(sepal.terminate().0, Some(0));
 }
@@ -315,7 +315,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
     let by_flanneld = Family::ALL.map(save);
     let run = |manifests: &Path| {
         let sepal = Logged::start(&mut lab.run(variant, manifests));
-        eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
+        wait_until("both families are logged", || sepal.log().matches("service ports").count() == 2);
         let (status, log) = sepal.terminate();
         assert_eq!(status, Some(0));
         log

@@ -12,7 +12,7 @@ use sepal::netlink::kernel_settings::ConntrackSettings;
 use sepal::netlink::sysctl::set_conntrack;
 use sepal::netlink::{Host, Kernel};
 use sepal::table::plan::Variant;
-use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually};
+use sepal_lab::{IN_NAMESPACE, Netns, Running, wait_until};
 
 use crate::SEPAL;
 
@@ -105,14 +105,14 @@ fn a_read_only_proc_is_said_and_harmless_where_all_is_set() {
     };
     let said = || fs::read_to_string(log.path()).expect("readable");
     let sepal = start();
-    eventually("the sysctl that cannot be set is reported", || {
+    wait_until("the sysctl that cannot be set is reported", || {
         said().contains("can't set sysctl net/ipv4/conf/all/route_localnet to 1: Read-only file system")
     });
     assert!(said().contains("--iptables-localhost-nodeports=false"), "{}", said());
     drop(sepal);
     node.run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
     let sepal = start();
-    eventually("it writes its rules", || node.run("iptables-nft-save -t nat").contains("KUBE-SVC-"));
+    wait_until("it writes its rules", || node.run("iptables-nft-save -t nat").contains("KUBE-SVC-"));
     drop(sepal);
 }
 

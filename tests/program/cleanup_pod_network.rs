@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use sepal_apiserver::ApiServer;
 use sepal_lab::http::get;
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually};
+use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -101,7 +101,7 @@ impl Lab {
         let files = [self.flag("kubeconfig", "kubeconfig"), self.flag("net-config-path", "net-conf.json"), self.subnet_file()];
         let running = Running(command.args(files).spawn().expect("sepal starts"));
         let ready = || get(&self.node, SocketAddr::from(([127, 0, 0, 1], 10256)), "/readyz").is_ok_and(|answer| answer.status == 200);
-        eventually("the node is ready", ready);
+        wait_until("the node is ready", ready);
         assert_eq!(running.terminate(), Some(0));
     }
 
