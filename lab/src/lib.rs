@@ -40,7 +40,7 @@ pub mod probe;
 pub mod scale;
 pub mod servers;
 pub mod session;
-pub mod site;
+pub mod single_node;
 pub mod soak;
 pub mod traffic;
 
@@ -52,4 +52,4 @@ pub use pod::Pod;
 pub use pod_cluster::{Families, Layout, PodCluster, PodNode};
 pub use probe::Prober;
 pub use session::Session;
-pub use site::Site;
+pub use single_node::SingleNode;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 
 use crate::netns::Netns;
-use crate::site::{TCP_PORT, UDP_PORT};
+use crate::single_node::{TCP_PORT, UDP_PORT};
 use crate::traffic::{ECHO_PORT, SINK_PORT, checksum};
 
 /// A pod.

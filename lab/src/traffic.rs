@@ -14,7 +14,7 @@ pub(crate) const ECHO_PORT: u16 = 7007;
 /// Time limit of a request. It is longer than any answer takes, and short enough for tests that expect no answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects by TCP and returns what the server sends until it closes. The servers of a `Site` send their own address.
+/// Connects by TCP and returns what the server sends until it closes. The servers of a `SingleNode` send their own address.
 ///
 /// # Errors
 /// `ConnectionRefused` if the connection is refused, `TimedOut` if no answer comes.
@@ -36,7 +36,7 @@ pub fn tcp_within(from: &Netns, to: SocketAddr, timeout: Duration) -> io::Result
     })
 }
 
-/// Sends a UDP request from a new port and returns the answer. The servers of a `Site` send their own address.
+/// Sends a UDP request from a new port and returns the answer. The servers of a `SingleNode` send their own address.
 ///
 /// # Errors
 /// If no answer comes, or an ICMP error.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sepal_lab::{IN_NAMESPACE, Running, Site, wait_until_within};
+use sepal_lab::{IN_NAMESPACE, Running, SingleNode, wait_until_within};
 use tempfile::TempDir;
 
 use crate::SEPAL;
@@ -22,20 +22,20 @@ pub(crate) fn testdata(name: &str) -> PathBuf {
 
 /// A site. Nothing runs on its node yet.
 pub(crate) struct Lab {
-    site: Site,
+    site: SingleNode,
 }
 
 impl Deref for Lab {
-    type Target = Site;
+    type Target = SingleNode;
 
-    fn deref(&self) -> &Site {
+    fn deref(&self) -> &SingleNode {
         &self.site
     }
 }
 
 impl Lab {
     pub(crate) fn new() -> Self {
-        Self { site: Site::new() }
+        Self { site: SingleNode::new() }
     }
 
     /// `sepal run` on manifests, ready to be started.

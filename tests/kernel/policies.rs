@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use sepal::cluster::Family;
-use sepal_lab::site::ENDPOINTS;
+use sepal_lab::single_node::ENDPOINTS;
 use sepal_lab::traffic::tcp;
 use sepal_lab::{Netns, wait_until};
 
