@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 
 /// Flags for a sepal in a network namespace. The limit of tracked connections can only be set in the host's namespace.
-pub const IN_NAMESPACE: [&str; 1] = ["--conntrack-max-per-core=0"];
+pub const NAMESPACE_FLAGS: [&str; 1] = ["--conntrack-max-per-core=0"];
 
 /// A network namespace. Dropping it ends the namespace.
 #[derive(Debug)]

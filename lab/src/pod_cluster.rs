@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::get;
-use crate::netns::{IN_NAMESPACE, Netns, Running};
+use crate::netns::{NAMESPACE_FLAGS, Netns, Running};
 use crate::pod::{Pod, serve};
 
 /// Addresses of the servers outside the cluster.
@@ -237,7 +237,7 @@ impl PodNode {
             .args(["--net-config-path", &self.file("net-conf.json"), "--subnet-file", &self.subnet_file().to_string_lossy()])
             .arg(format!("--healthz-bind-address={HEALTH}"))
             .arg(format!("--metrics-bind-address={METRICS}"))
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(&*self.flags.borrow())
             .stdin(Stdio::null())
             .stderr(log);

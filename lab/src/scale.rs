@@ -14,7 +14,7 @@ use sepal_apiserver::ApiServer;
 use crate::cluster::Cluster;
 use crate::figures::{Rows, Table, quantile, read_cpu_ms, read_memory_mb};
 use crate::http;
-use crate::netns::{IN_NAMESPACE, Netns, Running, wait_until_within};
+use crate::netns::{NAMESPACE_FLAGS, Netns, Running, wait_until_within};
 use crate::peers::{new_host, node_object, with_heartbeat};
 use crate::servers::{SERVERS, serve_endpoints, service_address, wait_for_server};
 
@@ -104,7 +104,7 @@ fn start(sepal: &Path, host: &Netns, url: &str, folder: &Path) -> Running {
     let mut command = host.command(&sepal.display().to_string());
     command
         .args(["--pod-network", "--ip-masq", "--iptables-variant=nft", "--hostname-override=bench", "--master", url])
-        .args(IN_NAMESPACE)
+        .args(NAMESPACE_FLAGS)
         .arg(format!("--healthz-bind-address={HEALTH}"))
         .arg(format!("--net-config-path={}", path("net-conf.json")))
         .arg(format!("--subnet-file={}", path("subnet.env")));

@@ -14,7 +14,7 @@ use sepal::explain::ruleset::Ruleset;
 use sepal::proxy::rules::inputs::Inputs;
 use sepal_lab::single_node::WHO_PORT;
 use sepal_lab::traffic::tcp_within;
-use sepal_lab::{IN_NAMESPACE, Netns, SingleNode, wait_until};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, SingleNode, wait_until};
 
 use crate::endings::{Endings, by_ruleset, place};
 use crate::logged::Logged;
@@ -75,7 +75,7 @@ fn real_packets_end_as_it_is_said() {
         let mut command = site.node.command(SEPAL);
         command
             .arg("run")
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--iptables-variant=nft", "--hostname-override=alder-03", "--manifests"])
             .arg(file.path());
         let sepal = Logged::start(&mut command);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sepal_lab::{IN_NAMESPACE, Running, SingleNode, wait_until_within};
+use sepal_lab::{NAMESPACE_FLAGS, Running, SingleNode, wait_until_within};
 use tempfile::TempDir;
 
 use crate::SEPAL;
@@ -41,7 +41,7 @@ impl Lab {
     /// `sepal run` on manifests, ready to be started.
     pub(crate) fn run(&self, variant: &str, manifests: &Path) -> Command {
         let mut command = self.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests).stdin(Stdio::null());
+        command.arg("run").args(NAMESPACE_FLAGS).args(["--iptables-variant", variant, "--manifests"]).arg(manifests).stdin(Stdio::null());
         command
     }
 

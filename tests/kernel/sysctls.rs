@@ -12,7 +12,7 @@ use sepal::netlink::kernel_settings::ConntrackSettings;
 use sepal::netlink::sysctl::set_conntrack;
 use sepal::netlink::{Host, Kernel};
 use sepal::table::plan::Variant;
-use sepal_lab::{IN_NAMESPACE, Netns, Running, wait_until};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, Running, wait_until};
 
 use crate::SEPAL;
 
@@ -98,7 +98,7 @@ fn a_read_only_proc_is_said_and_harmless_where_all_is_set() {
         let script = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec \"$@\"";
         command
             .args(["--mount", "--", "sh", "-ec", script, "sh", SEPAL, "run", "--conntrack-tcp-timeout-established=0"])
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--conntrack-tcp-timeout-close-wait=0", "--iptables-variant", "nft", "--manifests"])
             .arg(&manifests);
         Running(command.stdin(Stdio::null()).stderr(log.reopen().expect("writable")).spawn().expect("sepal starts"))

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sepal_apiserver::{ApiServer, Authority, Failure, LogEntry, Options, User};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, http, wait_until, wait_until_within};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, http, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -51,7 +51,7 @@ impl Lab {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.node.command(SEPAL);
-        command.args(arguments).args(IN_NAMESPACE).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
+        command.args(arguments).args(NAMESPACE_FLAGS).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
         command.env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
         command
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use sepal_lab::{IN_NAMESPACE, Netns, Running, wait_until};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, Running, wait_until};
 
 use crate::SEPAL;
 
@@ -64,7 +64,7 @@ fn write_rules(node: &Netns, variant: &str) {
         let mut command = node.command(SEPAL);
         command
             .args(arguments)
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--iptables-variant", variant, "--manifests"])
             .arg(manifests())
             .stdin(Stdio::null());

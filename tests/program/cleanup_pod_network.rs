@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use sepal_apiserver::ApiServer;
 use sepal_lab::http::get;
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, wait_until};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -97,7 +97,7 @@ impl Lab {
     /// Runs the daemon until everything is programmed.
     fn program(&self) {
         let mut command = self.sepal(&["run", "--pod-network", "--ip-masq", "--ip-blackhole-route", "--hostname-override=n1"]);
-        command.args(IN_NAMESPACE).args(["--iptables-variant", self.variant, "--iface=eth0"]);
+        command.args(NAMESPACE_FLAGS).args(["--iptables-variant", self.variant, "--iface=eth0"]);
         let files = [self.flag("kubeconfig", "kubeconfig"), self.flag("net-config-path", "net-conf.json"), self.subnet_file()];
         let running = Running(command.args(files).spawn().expect("sepal starts"));
         let ready = || get(&self.node, SocketAddr::from(([127, 0, 0, 1], 10256)), "/readyz").is_ok_and(|answer| answer.status == 200);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use sepal_apiserver::{Authority, Failure, Options, User};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, http, wait_until, wait_until_within};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, http, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -211,7 +211,7 @@ impl Lab {
 
     fn sepal(&self, kubeconfig: &std::path::Path, arguments: &[&str]) -> Running {
         let mut command = self.node.command(SEPAL);
-        command.args(["run", "--hostname-override", "bench", "--iptables-variant", "nft"]).args(IN_NAMESPACE).args(arguments);
+        command.args(["run", "--hostname-override", "bench", "--iptables-variant", "nft"]).args(NAMESPACE_FLAGS).args(arguments);
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::null()).stderr(self.log.reopen().expect("writable"));
         Running(command.spawn().expect("sepal starts"))
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use sepal_lab::{IN_NAMESPACE, Netns, Running, http, wait_until};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, Running, http, wait_until};
 
 use crate::SEPAL;
 
@@ -104,7 +104,7 @@ fn the_daemon_takes_the_configuration_in_full() {
     let mut command = node.command(SEPAL);
     command
         .args(["run", "--iptables-variant=nft", "--metrics-bind-address=127.0.0.1:7778", "--conntrack-udp-timeout=33s"])
-        .args(IN_NAMESPACE);
+        .args(NAMESPACE_FLAGS);
     command.arg("--manifests").arg(&manifests).stdin(Stdio::null());
     let _sepal = Running(command.stderr(fs::File::create(&log).expect("writable")).spawn().expect("sepal starts"));
     let answers =

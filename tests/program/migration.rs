@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal_lab::http::get;
-use sepal_lab::{Families, IN_NAMESPACE, Layout, Pod, PodCluster, PodNode, Prober, Running, Session, wait_until};
+use sepal_lab::{Families, Layout, NAMESPACE_FLAGS, Pod, PodCluster, PodNode, Prober, Running, Session, wait_until};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -236,7 +236,7 @@ fn from_kube_proxy_and_back(variant: &'static str) {
     let node = migration.node(1);
     let before = migration.lasting(1);
     let mut command = node.netns.command(&migration.named("kube-proxy").display().to_string());
-    command.args(["--master", &migration.cluster.server.url(), "--hostname-override", "node-1"]).args(IN_NAMESPACE);
+    command.args(["--master", &migration.cluster.server.url(), "--hostname-override", "node-1"]).args(NAMESPACE_FLAGS);
     let running = migration.started(command);
     let log = || fs::read_to_string(migration.log()).expect("readable");
     wait_until("both families are known", || log().matches("the live tables are as they should be").count() == 2);
