@@ -83,7 +83,7 @@ impl Drop for Sepal {
 
 /// Starts an API server with these objects in the node's namespace.
 pub(crate) fn start_api_server(node: &Netns, objects: Vec<Value>) -> ApiServer {
-    node.within(move || {
+    node.run_thread(move || {
         ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("the API server starts")
     })
 }

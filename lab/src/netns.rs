@@ -75,17 +75,27 @@ impl Netns {
     }
 
     /// Calls a function on a new thread in the namespace and returns its result. Sockets that it opens stay in the namespace.
+    pub fn run_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn_thread(work).join().expect("the thread does not panic")
+    }
+
+    /// Does the same as [`Netns::run_thread`]. This is its earlier name, for the tests of the CNI plugins and for benches.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.start(work).join().expect("the thread does not panic")
+        self.run_thread(work)
     }
 
     /// Starts a function on a new thread in the namespace.
-    pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    pub fn spawn_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
         let file = File::open(self.path()).expect("the namespace exists");
         thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter the namespace");
             work()
         })
+    }
+
+    /// Does the same as [`Netns::spawn_thread`]. This is its earlier name, for benches.
+    pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        self.spawn_thread(work)
     }
 
     /// Connects this namespace with another one by a veth pair. `here` and `there` are the interface names.

@@ -125,7 +125,8 @@ impl PodCluster {
             "ip link add br0 type bridge mcast_snooping 0; ip link set br0 up
              ip addr add 192.168.77.254/24 dev br0; ip addr add fd77::254/64 dev br0 nodad",
         );
-        let server = switch.within(|| ApiServer::serve(TcpListener::bind(API).expect("the port is free")).expect("the API server starts"));
+        let server =
+            switch.run_thread(|| ApiServer::serve(TcpListener::bind(API).expect("the port is free")).expect("the API server starts"));
         server.load((1..=layout.nodes).map(|number| layout.node(number)).collect()).expect("the API server accepts the Nodes");
         let outside = Netns::new();
         plug(&switch, &outside, "outside", 200);

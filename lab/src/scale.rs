@@ -57,7 +57,7 @@ fn measure(sepal: &Path, size: Size, rows: &mut Rows<'_>) {
     let cluster = Cluster { services: size.services, endpoints: size.endpoints };
     let services = cluster.objects().filter(|object| object["kind"] != "Node");
     let objects = (0..=size.nodes).map(|number| node_object(number, 0)).chain(services).collect();
-    let server = host.within(move || {
+    let server = host.run_thread(move || {
         ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("the API server starts")
     });
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -69,10 +69,10 @@ impl SingleNode {
     fn serve(&self) {
         for address in ENDPOINTS {
             let ip: IpAddr = address.parse().expect("an address");
-            let (tcp, udp) = self.pods.within(move || {
+            let (tcp, udp) = self.pods.run_thread(move || {
                 (TcpListener::bind((ip, TCP_PORT)).expect("the port is free"), UdpSocket::bind((ip, UDP_PORT)).expect("the port is free"))
             });
-            let who = self.pods.within(move || TcpListener::bind((ip, WHO_PORT)).expect("the port is free"));
+            let who = self.pods.run_thread(move || TcpListener::bind((ip, WHO_PORT)).expect("the port is free"));
             std::thread::spawn(move || {
                 while let Ok((mut stream, peer)) = who.accept() {
                     let _ = stream.write_all(format!("{ip} {}", peer.ip()).as_bytes());

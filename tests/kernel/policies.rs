@@ -81,7 +81,7 @@ fn traffic() -> String {
 fn serve_peers(pods: &Netns) {
     for address in ENDPOINTS {
         let ip: IpAddr = address.parse().expect("an address");
-        let server = pods.within(move || TcpListener::bind((ip, PEER_PORT)).expect("free"));
+        let server = pods.run_thread(move || TcpListener::bind((ip, PEER_PORT)).expect("free"));
         std::thread::spawn(move || {
             while let Ok((mut stream, peer)) = server.accept() {
                 let _ = write!(stream, "{ip} {}", peer.ip());
@@ -225,7 +225,7 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
     for variant in VARIANTS {
         let lab = Following::new(variant, &traffic());
         for (family, to) in [(Family::V4, at("10.111.0.11", 53)), (Family::V6, at("fd61:b::11", 53))] {
-            let client = lab.client.within(move || {
+            let client = lab.client.run_thread(move || {
                 let client = UdpSocket::bind(SocketAddr::new(pick(family, [0, 0, 0, 0].into(), [0_u16; 8].into()), 0)).expect("free");
                 client.connect(to).expect("there is a route");
                 client.set_read_timeout(Some(Duration::from_secs(2))).expect("a time");

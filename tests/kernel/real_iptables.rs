@@ -153,7 +153,7 @@ fn changes_are_followed_legacy() {
 #[test]
 fn every_golden_file_is_taken_by_iptables() {
     let netns = Netns::new();
-    let counters = netns.within(|| Kernel.counters(true));
+    let counters = netns.run_thread(|| Kernel.counters(true));
     let mut failures = Vec::new();
     let mut checked = 0;
     for entry in fs::read_dir(testdata("")).expect("testdata is there") {
@@ -190,7 +190,7 @@ fn every_golden_file_is_taken_by_iptables() {
 #[test]
 fn the_generation_counts_changes() {
     let netns = Netns::new();
-    let generation = || netns.within(of_nf_tables).expect("this kernel has nf_tables");
+    let generation = || netns.run_thread(of_nf_tables).expect("this kernel has nf_tables");
     let steps = [
         ("printf '*nat\\n:A - [0:0]\\n-A A -j RETURN\\nCOMMIT\\n*filter\\n:B - [0:0]\\nCOMMIT\\n' | iptables-nft-restore --noflush", 2),
         ("iptables-nft-save; iptables-nft -t nat -S A; iptables-nft -C INPUT -j ACCEPT || true", 0),
@@ -214,7 +214,7 @@ fn built_in_chains_are_read_alone() {
         lab.wait_for_rules(variant.as_str(), &manifests);
         drop(sepal);
         let missing = || {
-            lab.node.within(move || {
+            lab.node.run_thread(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 let of = |family, table| {
                     let mut text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));

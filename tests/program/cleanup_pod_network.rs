@@ -73,7 +73,7 @@ impl Lab {
              iptables-{variant} -A FORWARD -i docker0 -j ACCEPT; ip6tables-{variant} -A FORWARD -i docker0 -j ACCEPT"
         ));
         let objects = Cluster { services: 2, endpoints: 2 }.objects().chain((1..=4).map(node_object)).chain([lease(1), lease(2)]).collect();
-        let server = node.within(move || ApiServer::serve_loaded(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects));
+        let server = node.run_thread(move || ApiServer::serve_loaded(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects));
         let lab = Self { node, server: server.expect("it serves"), folder: tempfile::tempdir().expect("a folder"), variant };
         fs::write(lab.path("kubeconfig"), lab.server.kubeconfig()).expect("writable");
         fs::write(lab.path("net-conf.json"), NET_CONF).expect("writable");

@@ -89,7 +89,7 @@ fn event(kind: &str, object: &Value) -> String {
 
 impl Scripted {
     fn start(node: &Netns, refusal: Refusal) -> Self {
-        let listener = node.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let listener = node.run_thread(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let kubeconfig = kubeconfig(listener.local_addr().expect("an address"));
         let (watches, requests) = (Arc::<Mutex<Vec<TcpStream>>>::default(), Arc::<Mutex<Vec<String>>>::default());
         let server = Self { kubeconfig, watches: Arc::clone(&watches), requests: Arc::clone(&requests) };
@@ -299,7 +299,7 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
 #[test]
 fn a_server_that_is_down_at_the_start() {
     let lab = Lab::new();
-    let address = lab.node.within(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
+    let address = lab.node.run_thread(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
     let kubeconfig = kubeconfig(address);
     let _sepal = lab.sepal(kubeconfig.path(), &[]);
     wait_until("probes are answered", || lab.status("/livez") == Some(200));
@@ -330,7 +330,7 @@ fn a_server_that_is_down_at_the_start() {
 #[test]
 fn a_node_is_awaited_while_probes_are_answered() {
     let lab = Lab::new();
-    let address = lab.node.within(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
+    let address = lab.node.run_thread(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
     let kubeconfig = kubeconfig(address);
     let _sepal = lab.sepal(kubeconfig.path(), &["--detect-local-mode=NodeCIDR", "--bind-address=127.0.0.1"]);
     wait_until("/readyz says what the start waits for", || {

@@ -312,7 +312,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     });
 
     // An idle client connection does not delay the end.
-    let idle = lab.node.within(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
+    let idle = lab.node.run_thread(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
     let start = Instant::now();
     assert_eq!(proxy.terminate(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(1), "it took {:?} to end", start.elapsed());
@@ -380,7 +380,7 @@ fn a_changed_configuration_holds_at_once_or_ends_the_program() {
 #[test]
 fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     let lab = Lab::new();
-    let taken = lab.node.within(|| std::net::TcpListener::bind("0.0.0.0:10256").expect("free"));
+    let taken = lab.node.run_thread(|| std::net::TcpListener::bind("0.0.0.0:10256").expect("free"));
     let _proxy = lab.start(&[]);
     wait_until("it is logged", || lab.said().contains("failed to start proxy healthz on 0.0.0.0:10256"));
     lab.wait_for_rules();
@@ -525,7 +525,7 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     lab.configure(|text| text.replace("syncPeriod: 0s", "syncPeriod: 1h"));
     lab.server.put(balanced(32_100)).expect("a Service");
     lab.server.put(balanced_slice("bench", true)).expect("a slice");
-    let of_other = lab.node.within(|| {
+    let of_other = lab.node.run_thread(|| {
         let bind = |address: SocketAddr| std::net::TcpListener::bind(address).expect("a free port");
         [HEALTHZ.into(), METRICS.into(), SocketAddr::from(([0, 0, 0, 0], 32_100))].map(bind)
     });
