@@ -34,7 +34,7 @@ pub fn get(from: &Netns, to: SocketAddr, path: &str) -> io::Result<Answer> {
 pub fn ask(from: &Netns, to: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> io::Result<Answer> {
     let length = body.len();
     let request = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}");
-    from.within(move || {
+    from.run_thread(move || {
         let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(request.as_bytes())?;

@@ -40,14 +40,16 @@ pub mod probe;
 pub mod scale;
 pub mod servers;
 pub mod session;
-pub mod site;
+pub mod single_node;
 pub mod soak;
 pub mod traffic;
 
 pub use cluster::Cluster;
-pub use netns::{IN_NAMESPACE, Netns, Running, eventually, eventually_within};
+/// The earlier name of [`wait_until`], for the tests of the CNI plugins.
+pub use netns::wait_until as eventually;
+pub use netns::{NAMESPACE_FLAGS, Netns, Running, wait_until, wait_until_within};
 pub use pod::Pod;
 pub use pod_cluster::{Families, Layout, PodCluster, PodNode};
 pub use probe::Prober;
 pub use session::Session;
-pub use site::Site;
+pub use single_node::SingleNode;

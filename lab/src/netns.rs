@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 
 /// Flags for a sepal in a network namespace. The limit of tracked connections can only be set in the host's namespace.
-pub const IN_NAMESPACE: [&str; 1] = ["--conntrack-max-per-core=0"];
+pub const NAMESPACE_FLAGS: [&str; 1] = ["--conntrack-max-per-core=0"];
 
 /// A network namespace. Dropping it ends the namespace.
 #[derive(Debug)]
@@ -75,17 +75,27 @@ impl Netns {
     }
 
     /// Calls a function on a new thread in the namespace and returns its result. Sockets that it opens stay in the namespace.
+    pub fn run_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn_thread(work).join().expect("the thread does not panic")
+    }
+
+    /// Does the same as [`Netns::run_thread`]. This is its earlier name, for the tests of the CNI plugins and for benches.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.start(work).join().expect("the thread does not panic")
+        self.run_thread(work)
     }
 
     /// Starts a function on a new thread in the namespace.
-    pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    pub fn spawn_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
         let file = File::open(self.path()).expect("the namespace exists");
         thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter the namespace");
             work()
         })
+    }
+
+    /// Does the same as [`Netns::spawn_thread`]. This is its earlier name, for benches.
+    pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        self.spawn_thread(work)
     }
 
     /// Connects this namespace with another one by a veth pair. `here` and `there` are the interface names.
@@ -123,13 +133,16 @@ impl Drop for Running {
     }
 }
 
-/// Waits until a condition holds. The test fails after 20 s.
-pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
-    eventually_within(Duration::from_secs(20), what, holds);
+/// The time limit of [`wait_until`]. It is much longer than any wait takes, so that a busy machine does not fail a test.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds. The test fails after 60 s.
+pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    wait_until_within(LIMIT, what, holds);
 }
 
 /// Waits until a condition holds. The test fails after the time limit.
-pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < limit, "condition does not hold after {limit:?}: {what}");

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 
 use crate::netns::Netns;
-use crate::site::{TCP_PORT, UDP_PORT};
+use crate::single_node::{TCP_PORT, UDP_PORT};
 use crate::traffic::{ECHO_PORT, SINK_PORT, checksum};
 
 /// A pod.
@@ -51,7 +51,7 @@ impl Pod {
 /// server.
 pub(crate) fn serve(netns: &Netns, ips: &[IpAddr]) {
     for ip in ips.iter().copied() {
-        let (tcp, udp, sink, echo) = netns.within(move || {
+        let (tcp, udp, sink, echo) = netns.run_thread(move || {
             let tcp = |port| TcpListener::bind((ip, port)).expect("the port is free");
             (tcp(TCP_PORT), UdpSocket::bind((ip, UDP_PORT)).expect("the port is free"), tcp(SINK_PORT), tcp(ECHO_PORT))
         });

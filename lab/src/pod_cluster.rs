@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::get;
-use crate::netns::{IN_NAMESPACE, Netns, Running};
+use crate::netns::{NAMESPACE_FLAGS, Netns, Running};
 use crate::pod::{Pod, serve};
 
 /// Addresses of the servers outside the cluster.
@@ -125,7 +125,8 @@ impl PodCluster {
             "ip link add br0 type bridge mcast_snooping 0; ip link set br0 up
              ip addr add 192.168.77.254/24 dev br0; ip addr add fd77::254/64 dev br0 nodad",
         );
-        let server = switch.within(|| ApiServer::serve(TcpListener::bind(API).expect("the port is free")).expect("the API server starts"));
+        let server =
+            switch.run_thread(|| ApiServer::serve(TcpListener::bind(API).expect("the port is free")).expect("the API server starts"));
         server.load((1..=layout.nodes).map(|number| layout.node(number)).collect()).expect("the API server accepts the Nodes");
         let outside = Netns::new();
         plug(&switch, &outside, "outside", 200);
@@ -237,7 +238,7 @@ impl PodNode {
             .args(["--net-config-path", &self.file("net-conf.json"), "--subnet-file", &self.subnet_file().to_string_lossy()])
             .arg(format!("--healthz-bind-address={HEALTH}"))
             .arg(format!("--metrics-bind-address={METRICS}"))
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(&*self.flags.borrow())
             .stdin(Stdio::null())
             .stderr(log);

@@ -61,7 +61,7 @@ impl Prober {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (thread_requests, thread_stop) = (Arc::clone(&requests), Arc::clone(&stop));
-        let thread = from.start(move || probe(to, &thread_requests, &thread_stop));
+        let thread = from.spawn_thread(move || probe(to, &thread_requests, &thread_stop));
         Self { requests, next: AtomicUsize::new(0), stop, thread: Some(thread) }
     }
 

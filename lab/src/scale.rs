@@ -14,7 +14,7 @@ use sepal_apiserver::ApiServer;
 use crate::cluster::Cluster;
 use crate::figures::{Rows, Table, quantile, read_cpu_ms, read_memory_mb};
 use crate::http;
-use crate::netns::{IN_NAMESPACE, Netns, Running, eventually_within};
+use crate::netns::{NAMESPACE_FLAGS, Netns, Running, wait_until_within};
 use crate::peers::{new_host, node_object, with_heartbeat};
 use crate::servers::{SERVERS, serve_endpoints, service_address, wait_for_server};
 
@@ -57,7 +57,7 @@ fn measure(sepal: &Path, size: Size, rows: &mut Rows<'_>) {
     let cluster = Cluster { services: size.services, endpoints: size.endpoints };
     let services = cluster.objects().filter(|object| object["kind"] != "Node");
     let objects = (0..=size.nodes).map(|number| node_object(number, 0)).chain(services).collect();
-    let server = host.within(move || {
+    let server = host.run_thread(move || {
         ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("the API server starts")
     });
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -67,7 +67,7 @@ fn measure(sepal: &Path, size: Size, rows: &mut Rows<'_>) {
     // nsenter executes sepal in its own process, so this is sepal's process id.
     let process = running.0.id();
     let ready = || http::get(&host, HEALTH, "/readyz").is_ok_and(|answer| answer.status == 200);
-    eventually_within(Duration::from_secs(900), "everything is programmed", ready);
+    wait_until_within(Duration::from_secs(900), "everything is programmed", ready);
     rows.figure("start to everything programmed", begin.elapsed().as_secs_f64(), "s");
     rows.figure("peak memory of the start", read_memory_mb(process, "VmHWM"), "MB");
     sleep(Duration::from_secs(5));
@@ -104,7 +104,7 @@ fn start(sepal: &Path, host: &Netns, url: &str, folder: &Path) -> Running {
     let mut command = host.command(&sepal.display().to_string());
     command
         .args(["--pod-network", "--ip-masq", "--iptables-variant=nft", "--hostname-override=bench", "--master", url])
-        .args(IN_NAMESPACE)
+        .args(NAMESPACE_FLAGS)
         .arg(format!("--healthz-bind-address={HEALTH}"))
         .arg(format!("--net-config-path={}", path("net-conf.json")))
         .arg(format!("--subnet-file={}", path("subnet.env")));

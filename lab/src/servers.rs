@@ -19,7 +19,7 @@ pub fn service_address(service: usize) -> SocketAddr {
 pub fn serve_endpoints(node: &Netns) {
     for ip in SERVERS {
         node.run(&format!("ip addr add {ip}/32 dev lo"));
-        let listener = node.within(move || TcpListener::bind((ip, 8080)).expect("the port is free"));
+        let listener = node.run_thread(move || TcpListener::bind((ip, 8080)).expect("the port is free"));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let _ = { stream }.write_all(ip.to_string().as_bytes());
@@ -31,7 +31,7 @@ pub fn serve_endpoints(node: &Netns) {
 /// Connects to a Service until this server answers.
 pub fn wait_for_server(node: &Netns, to: SocketAddr, server: Ipv4Addr) {
     let expected = server.to_string();
-    node.within(move || {
+    node.run_thread(move || {
         let limit = Instant::now() + Duration::from_secs(120);
         loop {
             let mut answer = String::new();

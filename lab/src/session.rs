@@ -31,7 +31,7 @@ impl Session {
         let fault = Arc::new(Mutex::new(None));
         let stop = Arc::new(AtomicBool::new(false));
         let (thread_exchanged, thread_fault, thread_stop) = (Arc::clone(&exchanged), Arc::clone(&fault), Arc::clone(&stop));
-        let thread = from.start(move || {
+        let thread = from.spawn_thread(move || {
             if let Err(error) = exchange_numbers(to, &thread_exchanged, &thread_stop) {
                 *thread_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("connection to {to}: {error}"));
             }

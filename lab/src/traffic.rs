@@ -14,7 +14,7 @@ pub(crate) const ECHO_PORT: u16 = 7007;
 /// Time limit of a request. It is longer than any answer takes, and short enough for tests that expect no answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects by TCP and returns what the server sends until it closes. The servers of a `Site` send their own address.
+/// Connects by TCP and returns what the server sends until it closes. The servers of a `SingleNode` send their own address.
 ///
 /// # Errors
 /// `ConnectionRefused` if the connection is refused, `TimedOut` if no answer comes.
@@ -27,7 +27,7 @@ pub fn tcp(from: &Netns, to: SocketAddr) -> io::Result<String> {
 /// # Errors
 /// As for [`tcp`].
 pub fn tcp_within(from: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<String> {
-    from.within(move || {
+    from.run_thread(move || {
         let mut stream = TcpStream::connect_timeout(&to, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         let mut answer = String::new();
@@ -36,12 +36,12 @@ pub fn tcp_within(from: &Netns, to: SocketAddr, timeout: Duration) -> io::Result
     })
 }
 
-/// Sends a UDP request from a new port and returns the answer. The servers of a `Site` send their own address.
+/// Sends a UDP request from a new port and returns the answer. The servers of a `SingleNode` send their own address.
 ///
 /// # Errors
 /// If no answer comes, or an ICMP error.
 pub fn udp(from: &Netns, to: SocketAddr) -> io::Result<String> {
-    from.within(move || {
+    from.run_thread(move || {
         let unspecified: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
         let socket = UdpSocket::bind(unspecified)?;
         socket.connect(to)?;
@@ -58,7 +58,7 @@ pub fn udp(from: &Netns, to: SocketAddr) -> io::Result<String> {
 /// # Errors
 /// If the connection breaks, or if the server received something else.
 pub fn send(from: &Netns, to: SocketAddr, length: usize) -> io::Result<()> {
-    from.within(move || {
+    from.run_thread(move || {
         // Pseudo-random bytes (xorshift), so that a lost or repeated segment changes the checksum.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let bytes: Vec<u8> = std::iter::repeat_with(|| {

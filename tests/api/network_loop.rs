@@ -14,7 +14,7 @@ use sepal::pod_network::node::{NetworkNode, NodeText};
 use sepal::pod_network::sync::nodes::NodeUpdate;
 use serde_json::json;
 
-use crate::network_node::{Loop, UNDERLAY, changes, eventually, host, node, node_at};
+use crate::network_node::{Loop, UNDERLAY, changes, host, node, node_at, wait_until};
 
 #[tokio::test]
 async fn a_start_makes_everything_and_the_next_one_nothing() {
@@ -54,7 +54,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     let told =
         || network.happenings.list().into_iter().filter(|told| told.what == "CNIConfigNotUsed").map(|told| told.text).collect::<Vec<_>>();
     let used = |file: &str| format!("container runtimes use {}/{file} (network cbr0, plugins: ", net_d.display());
-    eventually("flannel's is used", || matches!(state(), PartState::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
+    wait_until("flannel's is used", || matches!(state(), PartState::Noted(what) if what.starts_with(&used("10-flannel.conflist")))).await;
     assert!(all_ready(&network.readiness.states()), "pods get this node's network");
     let shown = show(&network.readiness.states());
     assert!(shown.contains("[+]cni-config ok: container runtimes use "), "{shown}");
@@ -62,7 +62,7 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     assert_eq!(told().len(), 1, "an Event is sent once");
     // The file of another network.
     std::fs::write(net_d.join("05-calico.conflist"), list("calico")).expect("writable");
-    eventually(
+    wait_until(
         "that of another network is used",
         || matches!(state(), PartState::Degraded(why) if why.contains("pods do not get sepal's network")),
     )
@@ -70,18 +70,18 @@ async fn the_configuration_that_runtimes_use_is_reported() {
     assert!(!all_ready(&network.readiness.states()));
     assert_eq!(told().len(), 2);
     std::fs::remove_file(net_d.join("05-calico.conflist")).expect("it is there");
-    eventually("flannel's is used again", || matches!(state(), PartState::Noted(_))).await;
+    wait_until("flannel's is used again", || matches!(state(), PartState::Noted(_))).await;
     // The file is removed, and a conflist with sepal under another name is added.
     std::fs::rename(net_d.join("10-flannel.conflist"), net_d.join("10-flannel.conflist.before-sepal")).expect("it is there");
-    eventually("sepal's is used", || state() == PartState::Ready).await;
+    wait_until("sepal's is used", || state() == PartState::Ready).await;
     std::fs::write(net_d.join("00-own.conflist"), list("sepal")).expect("writable");
     std::fs::write(net_d.join("05-broken.conf"), "{").expect("writable");
     std::fs::write(net_d.join("99-last.conf"), list("calico")).expect("writable");
     std::fs::remove_file(net_d.join("10-sepal.conflist")).expect("it is there");
-    eventually("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
+    wait_until("sepal's is written again", || net_d.join("10-sepal.conflist").exists()).await;
     assert_eq!(state(), PartState::Ready);
     std::fs::remove_file(net_d.join("00-own.conflist")).expect("it is there");
-    eventually("an invalid one is reported", || matches!(state(), PartState::Noted(what) if what.contains("05-broken.conf is not valid")))
+    wait_until("an invalid one is reported", || matches!(state(), PartState::Noted(what) if what.contains("05-broken.conf is not valid")))
         .await;
 }
 
@@ -92,19 +92,19 @@ async fn other_nodes_take_the_short_way() {
     drop(network.kernel.take_calls());
     // The MAC address changes: the neighbour and a new FDB entry are written, and the old FDB entry is deleted.
     network.tell(node(7, 77)).await;
-    eventually("it is known by its new address", || network.reaches(7) && network.kernel.live().fdb.len() == 19).await;
+    wait_until("it is known by its new address", || network.reaches(7) && network.kernel.live().fdb.len() == 19).await;
     network.tell(NodeUpdate::Deleted("node-8".into())).await;
-    eventually("it is gone", || network.kernel.live().fdb.len() == 18).await;
+    wait_until("it is gone", || network.kernel.live().fdb.len() == 18).await;
     assert_eq!(network.way(8), None);
     network.tell(node(21, 21)).await;
-    eventually("it is there", || network.reaches(21)).await;
+    wait_until("it is there", || network.reaches(21)).await;
     let calls = network.kernel.take_calls();
     assert!(!calls.contains(&KernelCall::Dump), "{calls:?}");
     assert_eq!(changes(&calls).len(), 3 + 3 + 3);
     // A Node that is missing in a new list is deleted.
     let known: HashSet<Box<str>> = (1..=5).map(|n| format!("node-{n}").into()).collect();
     network.tell(NodeUpdate::Listed(known)).await;
-    eventually("only those of the list are left", || network.kernel.live().fdb.len() == 4).await;
+    wait_until("only those of the list are left", || network.kernel.live().fdb.len() == 4).await;
     assert!(network.metric("sepal_network_peers{state=\"desired\"} 4"));
 }
 
@@ -129,16 +129,16 @@ async fn refusals_are_counted_the_same_by_either_way() {
     network.tell_all([at(1, "192.0.2"), at(2, "192.0.2"), at(3, "198.51.100")]).await;
     let refused = |count: usize| network.metric(&format!("sepal_network_peers_refused{{reason=\"not_on_link\"}} {count}"));
     let routed = |n: u8| network.kernel.live().routes.iter().any(|route| route.destination.to_string() == format!("10.244.{n}.0/24"));
-    eventually("one is refused", || refused(1)).await;
+    wait_until("one is refused", || refused(1)).await;
     for n in 10..=110 {
         network.tell(at(n, "192.0.2")).await;
     }
-    eventually("many entries are written", || routed(110)).await;
+    wait_until("many entries are written", || routed(110)).await;
     assert!(refused(1), "and it is still that one");
     network.tell(at(4, "198.51.100")).await;
-    eventually("another one is refused", || refused(2)).await;
+    wait_until("another one is refused", || refused(2)).await;
     network.tell(at(3, "192.0.2")).await;
-    eventually("the first one is reached", || routed(3) && refused(1)).await;
+    wait_until("the first one is reached", || routed(3) && refused(1)).await;
 }
 
 #[tokio::test]
@@ -157,9 +157,9 @@ async fn a_peer_that_the_kernel_refuses_is_tried_again_alone() {
     assert!(network.metric("sepal_network_netlink_errors_total{call=\"set route\"} 1"));
     // Changes of other peers are applied meanwhile.
     network.tell(node(4, 44)).await;
-    eventually("the other is written", || network.kernel.live().fdb.iter().any(|entry| entry.mac.to_string() == "02:00:00:00:00:2c")).await;
-    eventually("it is taken", || network.reaches(3)).await;
-    eventually("the refusal is counted", || network.metric("sepal_network_peers{state=\"programmed\"} 19")).await;
+    wait_until("the other is written", || network.kernel.live().fdb.iter().any(|entry| entry.mac.to_string() == "02:00:00:00:00:2c")).await;
+    wait_until("it is taken", || network.reaches(3)).await;
+    wait_until("the refusal is counted", || network.metric("sepal_network_peers{state=\"programmed\"} 19")).await;
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
         network.tell(node(n, n)).await;
     }
     network.tell(NodeUpdate::Complete).await;
-    eventually("it is reported", || {
+    wait_until("it is reported", || {
         matches!(network.readiness.states().get(&Part::Links), Some(PartState::Starting(why)) if why.contains("cannot create VXLAN link flannel.1"))
     })
     .await;
@@ -184,7 +184,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
 async fn until_nodes_are_listed_readiness_says_why_not() {
     let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell(NodeUpdate::Unknown("connection refused".into())).await;
-    eventually("the reason is shown", || {
+    wait_until("the reason is shown", || {
         network.readiness.states().get(&Part::Subnet) == Some(&PartState::starting("no Nodes are known yet: connection refused"))
     })
     .await;
@@ -215,8 +215,8 @@ async fn a_family_that_the_kernel_lacks_holds_up_no_other() {
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&both, &Prefix::default())))).await;
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("the other family works", || network.reaches(2)).await;
-    eventually("it is reported", || {
+    wait_until("the other family works", || network.reaches(2)).await;
+    wait_until("it is reported", || {
         matches!(network.readiness.states().get(&Part::Links), Some(PartState::Starting(why)) if why.contains("Is that IP family switched off"))
     })
     .await;
@@ -247,11 +247,11 @@ async fn entries_of_other_programs_stay() {
     assert_eq!(others(), 2);
     assert!(!network.kernel.live().routes.contains(&stale), "what was ours goes");
     assert!(network.reaches(2) && network.reaches(4) && !network.reaches(3));
-    eventually("an Event names the link", || network.has_event("RouteInTheWay", "link eth0 has an address in 10.244.3.0/24")).await;
+    wait_until("an Event names the link", || network.has_event("RouteInTheWay", "link eth0 has an address in 10.244.3.0/24")).await;
     // The same for a node that is added later, by an incremental change.
     network.tell(node(3, 33)).await;
     network.tell(node(5, 5)).await;
-    eventually("the next one is there", || network.reaches(5)).await;
+    wait_until("the next one is there", || network.reaches(5)).await;
     assert_eq!(others(), 2);
 }
 
@@ -262,7 +262,7 @@ async fn a_node_without_a_subnet_touches_nothing() {
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&bare, &Prefix::default())))).await;
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("the reason is shown", || {
+    wait_until("the reason is shown", || {
         matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains("--allocate-node-cidrs=true"))
     })
     .await;
@@ -273,6 +273,6 @@ async fn a_node_without_a_subnet_touches_nothing() {
     // Deleted and not yet registered again: what was there stays, and peers are followed.
     network.tell(NodeUpdate::Deleted("node-1".into())).await;
     network.tell(node(3, 3)).await;
-    eventually("peers are followed", || network.reaches(3)).await;
+    wait_until("peers are followed", || network.reaches(3)).await;
     assert!(network.reaches(2));
 }

@@ -150,7 +150,7 @@ impl Loop {
     }
 
     pub(crate) async fn ready(&self) {
-        eventually("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&PartState::Ready)).await;
+        wait_until("the peers have their entries", || self.readiness.states().get(&Part::SubnetFile) == Some(&PartState::Ready)).await;
     }
 
     /// The route to a node's subnet, and the host that its packets are sent to.
@@ -194,7 +194,7 @@ impl Loop {
     }
 }
 
-pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(Instant::now() < limit, "still not so after 20 s: {what}");

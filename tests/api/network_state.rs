@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::network_node::{Loop, UNDERLAY, VXLAN, changes, eventually, host, node};
+use crate::network_node::{Loop, UNDERLAY, VXLAN, changes, host, node, wait_until};
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
 
@@ -76,11 +76,11 @@ async fn a_node_without_pod_cidr_withdraws_its_subnet() {
     network.tell(own(&[])).await;
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-    eventually("the condition reports it", || network.condition() == (json!("True"), json!("PodCIDRMissing"))).await;
+    wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    wait_until("the condition reports it", || network.condition() == (json!("True"), json!("PodCIDRMissing"))).await;
     assert!(!has_routes(&kernel) && !kernel.live().links.iter().any(|link| link.name == "flannel.1"));
     assert_eq!(addresses(&kernel, "cni0"), ["10.244.1.1/24"], "no other node has the subnet: pods that run keep their gateway");
-    eventually("an Event reports it", || {
+    wait_until("an Event reports it", || {
         network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24, and no pod can start")
     })
     .await;
@@ -91,19 +91,19 @@ async fn a_node_without_pod_cidr_withdraws_its_subnet() {
     let text = NodeText { name: "node-7", uid: "u7", pod_cidrs: vec!["10.244.1.0/24"], ..NodeText::default() };
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))).await;
     network.look();
-    eventually("the bridge loses its address", || addresses(&kernel, "cni0").is_empty()).await;
+    wait_until("the bridge loses its address", || addresses(&kernel, "cni0").is_empty()).await;
 
     // The node gets a podCIDR again while the daemon runs.
     network.tell(own(&["10.244.5.0/24"])).await;
     network.ready().await;
     assert_eq!(addresses(&kernel, "flannel.1"), ["10.244.5.0/32"]);
     assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.5.1/24"));
-    eventually("the condition reports it", || network.condition().0 == json!("False")).await;
+    wait_until("the condition reports it", || network.condition().0 == json!("False")).await;
     // The node loses it while the daemon runs.
     network.tell(own(&[])).await;
-    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-    eventually("the links are deleted", || !kernel.live().links.iter().any(|link| link.name == "flannel.1")).await;
-    eventually("the condition reports it at once", || network.condition().0 == json!("True")).await;
+    wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    wait_until("the links are deleted", || !kernel.live().links.iter().any(|link| link.name == "flannel.1")).await;
+    wait_until("the condition reports it at once", || network.condition().0 == json!("True")).await;
 }
 
 #[tokio::test]
@@ -113,16 +113,16 @@ async fn another_pod_cidr_takes_the_place_of_the_former_one() {
     network.tell(node(2, 2)).await;
     network.tell(own(&["10.244.5.0/24"])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("the new one is named", || network.subnet_env().is_some_and(|env| env.contains("FLANNEL_SUBNET=10.244.5.1/24"))).await;
+    wait_until("the new one is named", || network.subnet_env().is_some_and(|env| env.contains("FLANNEL_SUBNET=10.244.5.1/24"))).await;
     assert_eq!(addresses(&kernel, "flannel.1"), ["10.244.5.0/32"]);
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "the CNI plugin can give it another one");
-    eventually("an Event reports it", || {
+    wait_until("an Event reports it", || {
         network.has_event("SubnetChanged", "the subnet of this node changed from 10.244.1.0/24 to 10.244.5.0/24")
     })
     .await;
     // While the daemon runs.
     network.tell(own(&["10.244.6.0/24"])).await;
-    eventually("the next one is named", || network.subnet_env().is_some_and(|env| env.contains("FLANNEL_SUBNET=10.244.6.1/24"))).await;
+    wait_until("the next one is named", || network.subnet_env().is_some_and(|env| env.contains("FLANNEL_SUBNET=10.244.6.1/24"))).await;
     assert_eq!(addresses(&kernel, "flannel.1"), ["10.244.6.0/32"]);
 }
 
@@ -135,7 +135,7 @@ async fn subnet_env_goes_first() {
         let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
         network.tell(own(pod_cidrs)).await;
         network.tell(NodeUpdate::Complete).await;
-        eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
+        wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
         assert_eq!(changes(&kernel.take_calls()), Vec::<&KernelCall>::new());
     }
     // The external interface is gone, too.
@@ -144,7 +144,7 @@ async fn subnet_env_goes_first() {
     let network = Loop::start_after(Arc::clone(&kernel), SUBNET_ENV);
     network.tell(own(&[])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("everything is deleted", || {
+    wait_until("everything is deleted", || {
         network.subnet_env().is_none() && !has_routes(&kernel) && !kernel.live().links.iter().any(|link| link.name == "flannel.1")
     })
     .await;
@@ -158,7 +158,7 @@ async fn a_node_that_is_registered_again_keeps_its_subnet_until_another_node_has
     for uid in ["second", "third"] {
         network.tell(NodeUpdate::Deleted("node-1".into())).await;
         network.tell(own_with_uid(uid, &[])).await;
-        eventually("readiness names the cause", || {
+        wait_until("readiness names the cause", || {
             matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why) | PartState::Degraded(why)) if why.contains("pod cidr not assigned"))
         })
         .await;
@@ -173,8 +173,8 @@ async fn a_node_that_is_registered_again_keeps_its_subnet_until_another_node_has
     let text = NodeText { name: "node-7", uid: "u7", pod_cidrs: vec!["10.244.1.0/24"], ..NodeText::default() };
     network.tell(NodeUpdate::Changed(Box::new(NetworkNode::new(&text, &Prefix::default())))).await;
     network.look();
-    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-    eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24")).await;
+    wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    wait_until("an Event reports it", || network.has_event("SubnetWithdrawn", "this node lost its subnet 10.244.1.0/24")).await;
 }
 
 /// Rules and annotations of a lost subnet are deleted, also without the external interface.
@@ -187,8 +187,8 @@ async fn rules_of_a_lost_subnet_go_without_an_interface() {
     assert!(network.pod_rules.borrow().as_ref().is_some_and(|rules| !rules.ranges.is_empty()));
     kernel.meddle(|live| live.links.iter_mut().filter(|link| link.index == UNDERLAY).for_each(|link| link.addresses.clear()));
     network.tell(own(&[])).await;
-    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-    eventually("the rules are deleted", || network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.is_empty())).await;
+    wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    wait_until("the rules are deleted", || network.pod_rules.borrow().as_ref().is_some_and(|rules| rules.ranges.is_empty())).await;
 }
 
 /// Missing information deletes nothing.
@@ -201,7 +201,7 @@ async fn an_outage_takes_nothing_away() {
     network.tell(node(2, 2)).await;
     network.tell(NodeUpdate::Complete).await;
     let starting = |network: &Loop, words: &str| matches!(network.readiness.states().get(&Part::Subnet), Some(PartState::Starting(why)) if why.contains(words));
-    eventually("the missing part is shown", || starting(&network, "there is no Node")).await;
+    wait_until("the missing part is shown", || starting(&network, "there is no Node")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
     // net-conf.json is invalid.
@@ -211,14 +211,14 @@ async fn an_outage_takes_nothing_away() {
     let network = Loop::start_in(folder, Arc::clone(&kernel), &conf, SubnetProvider::Node);
     network.tell(own(&["10.244.1.0/24"])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("the error is shown", || starting(&network, "doesn't contain")).await;
+    wait_until("the error is shown", || starting(&network, "doesn't contain")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     network.task.abort();
     // Leases are not known yet: the API server does not answer.
     let (standing, network) = leasing(Arc::clone(&kernel), LeaseStatus::default());
     network.tell(own(&[])).await;
     network.tell(NodeUpdate::Complete).await;
-    eventually("the wait is shown", || starting(&network, "subnet is being taken")).await;
+    wait_until("the wait is shown", || starting(&network, "subnet is being taken")).await;
     assert_eq!((network.subnet_env().as_deref(), &kernel.live()), (Some(SUBNET_ENV), &before));
     // It could not be renewed, and no other node is known to have it.
     standing.send_replace(LeaseStatus::Lapsed(net("10.244.1.0/24")));
@@ -240,21 +240,21 @@ async fn a_deleted_node_whose_pod_cidr_another_node_has_withdraws_its_subnet() {
             network.tell_all([own(&["10.244.1.0/24"]), node(2, 2)]).await;
             network.tell(NodeUpdate::Deleted("node-1".into())).await;
             network.tell(node(3, 33)).await;
-            eventually("peers are followed", || network.reaches(3)).await;
+            wait_until("peers are followed", || network.reaches(3)).await;
             assert_eq!(network.subnet_env().as_deref(), Some(SUBNET_ENV), "nothing goes until another Node has it");
         }
         for update in [node(2, 2), thief(), NodeUpdate::Complete] {
             network.tell(update).await;
         }
-        eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-        eventually("everything is deleted", || {
+        wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
+        wait_until("everything is deleted", || {
             !has_routes(&kernel)
                 && !kernel.live().links.iter().any(|link| link.name == "flannel.1")
                 && addresses(&kernel, "cni0").is_empty()
         })
         .await;
         let words = "there is no Node node-1, and Node node-7 has its podCIDR 10.244.1.0/24 now";
-        eventually("an Event reports it", || network.has_event("SubnetWithdrawn", words)).await;
+        wait_until("an Event reports it", || network.has_event("SubnetWithdrawn", words)).await;
         network.tell(own(&["10.244.8.0/24"])).await;
         network.ready().await;
         assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.8.1/24"));
@@ -279,9 +279,9 @@ async fn direct_routes_go_with_the_subnet() {
     let conf = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
     let network = Loop::start_with(Arc::new(FakeNetwork::new(live)), conf);
     network.tell_all((1..=3).map(|n| crate::network_node::node_at(n, n, "host-gw", &format!("192.0.2.{n}")))).await;
-    eventually("there are routes", || has_routes(&network.kernel)).await;
+    wait_until("there are routes", || has_routes(&network.kernel)).await;
     network.tell(own_with_uid("node-1", &[])).await;
-    eventually("they are deleted", || network.subnet_env().is_none() && !has_routes(&network.kernel)).await;
+    wait_until("they are deleted", || network.subnet_env().is_none() && !has_routes(&network.kernel)).await;
     assert!(network.kernel.live().routes.contains(&near));
 }
 
@@ -301,16 +301,16 @@ async fn a_lost_lease_takes_everything_along() {
     for update in [node(1, 1), node(2, 2), NodeUpdate::Complete] {
         network.tell(update).await;
     }
-    eventually("subnet.env is deleted", || network.subnet_env().is_none()).await;
-    eventually("the condition reports it", || network.condition() == (json!("True"), json!("SubnetLost"))).await;
+    wait_until("subnet.env is deleted", || network.subnet_env().is_none()).await;
+    wait_until("the condition reports it", || network.condition() == (json!("True"), json!("SubnetLost"))).await;
     assert!(!has_routes(&kernel) && !kernel.live().links.iter().any(|link| link.name == "flannel.1"));
     assert_eq!(addresses(&kernel, "cni0"), Vec::<String>::new(), "node-7 has these addresses");
-    eventually("an Event reports it", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
+    wait_until("an Event reports it", || network.has_event("SubnetWithdrawn", "node-7_u7 has it now")).await;
     let why = network.readiness.states().get(&Part::Subnet).cloned();
     assert!(matches!(&why, Some(PartState::Starting(why)) if why.contains("node-7_u7 has it now")), "{why:?}");
     // The Node still shows the podCIDR: other nodes must not send packets here.
     let is_withdrawn = || network.server.count("patch nodes/status") > 1;
-    eventually("its Node takes no part", is_withdrawn).await;
+    wait_until("its Node takes no part", is_withdrawn).await;
     standing.send_replace(LeaseStatus::Held(net("10.244.6.0/24")));
     network.ready().await;
     assert!(network.reaches(2) && network.subnet_env().expect("there").contains("FLANNEL_SUBNET=10.244.6.1/24"));
@@ -339,7 +339,7 @@ async fn a_foreign_route_in_place_of_ours_is_replaced_and_reported() {
     network.tell_all((1..=4).map(|n| node(n, n))).await;
     assert!((2..=4).all(|n| network.reaches(n)));
     let words = "the route to 10.244.3.0/24 (pods of node node-3): `10.244.3.0/24 via 192.0.2.99 dev eth0 proto boot` is replaced";
-    eventually("an Event reports it", || network.has_event("RouteReplaced", words)).await;
+    wait_until("an Event reports it", || network.has_event("RouteReplaced", words)).await;
     // While the daemon runs, for every cause.
     for (kind, protocol) in [(RouteKind::Unicast, 186), (RouteKind::Blackhole, 4), (RouteKind::Unreachable, 3), (RouteKind::Prohibit, 3)] {
         network.kernel.meddle(|live| {
@@ -347,13 +347,13 @@ async fn a_foreign_route_in_place_of_ours_is_replaced_and_reported() {
             live.routes.push(foreign(kind, protocol));
         });
         network.look();
-        eventually("our route is back", || network.reaches(3)).await;
+        wait_until("our route is back", || network.reaches(3)).await;
     }
     // An incremental change: the Node changes.
     network.kernel.meddle(|live| live.routes.push(foreign(RouteKind::Unicast, 4)));
     network.look();
     network.tell(node(3, 33)).await;
-    eventually("our route is back", || network.reaches(3)).await;
+    wait_until("our route is back", || network.reaches(3)).await;
 }
 
 #[tokio::test]
@@ -379,5 +379,5 @@ async fn a_program_that_goes_on_is_named_and_left_alone_for_longer_and_longer() 
     // The other program stops: our route is back.
     network.kernel.meddle(|live| live.routes.retain(|route| route.destination != net("10.244.3.0/24")));
     network.look();
-    eventually("our route is back", || network.reaches(3)).await;
+    wait_until("our route is back", || network.reaches(3)).await;
 }

@@ -125,7 +125,7 @@ fn lease(server: &ApiServer, name: &str) -> Value {
     server.get("leases", &format!("kube-system/{name}")).unwrap_or_else(|| panic!("no Lease {name}"))
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -175,12 +175,12 @@ async fn a_lease_is_what_it_should_be() {
 
     // The annotations change, and then the Node is registered again: the Lease shows both at once.
     holder.data.send_replace(LeaseData::from([("x/public-ip".to_owned(), None), ("x/mac".to_owned(), Some("02:00".to_owned()))]));
-    eventually("the annotations follow", || lease(&server, "sepal-10-0-2-0-24")["metadata"]["annotations"] == json!({"x/mac": "02:00"}))
+    wait_until("the annotations follow", || lease(&server, "sepal-10-0-2-0-24")["metadata"]["annotations"] == json!({"x/mac": "02:00"}))
         .await;
     holder.node.send_modify(|node| node.as_mut().expect("there is one").uid = "new".into());
-    eventually("the holder follows", || lease(&server, "sepal-10-0-2-0-24")["spec"]["holderIdentity"] == json!("a_new")).await;
+    wait_until("the holder follows", || lease(&server, "sepal-10-0-2-0-24")["spec"]["holderIdentity"] == json!("a_new")).await;
     let twice = "sepal_network_lease_renewals_total{ip_family=\"IPv4\"} 2\n";
-    eventually("both renewals are counted", || holder.metrics.text(Format::Classic).1.contains(twice)).await;
+    wait_until("both renewals are counted", || holder.metrics.text(Format::Classic).1.contains(twice)).await;
     assert!(holder.metrics.text(Format::Classic).1.contains("\nsepal_network_lease_age_seconds{ip_family=\"IPv4\"} "));
     // A restarted node finds its own Lease.
     holder.task.abort();
@@ -193,11 +193,11 @@ async fn a_lost_lease_is_noticed() {
     let site = Site::new(&server, 2, LeaseTerms::of(LeaseTerms::DURATION));
     let mut holder = site.holder("a", Some(net("10.0.1.0/24")));
     holder.held().await;
-    eventually("its lease is watched", || server.watches("leases") == 1).await;
+    wait_until("its lease is watched", || server.watches("leases") == 1).await;
     let uid = lease(&server, "sepal-10-0-1-0-24")["metadata"]["uid"].clone();
     assert!(server.remove("leases", "kube-system/sepal-10-0-1-0-24"));
     let back = || server.get("leases", "kube-system/sepal-10-0-1-0-24").is_some_and(|lease| lease["metadata"]["uid"] != uid);
-    eventually("it is taken again", back).await;
+    wait_until("it is taken again", back).await;
     assert_eq!(holder.held().await, net("10.0.1.0/24"));
 
     let mut object = lease(&server, "sepal-10-0-1-0-24");
@@ -304,11 +304,11 @@ async fn leased_subnets_are_shown_on_a_node_that_has_none() {
     assert_eq!(server.count("patch nodes"), 0, "not before both are held");
     v6.send_replace(LeaseStatus::Held(net("fc00:0:0:1::/64")));
     let spec = || server.get("nodes", "a").expect("a Node")["spec"].clone();
-    eventually("they are written", || spec() == json!({"podCIDR": "10.0.1.0/24", "podCIDRs": ["10.0.1.0/24", "fc00:0:0:1::/64"]})).await;
+    wait_until("they are written", || spec() == json!({"podCIDR": "10.0.1.0/24", "podCIDRs": ["10.0.1.0/24", "fc00:0:0:1::/64"]})).await;
 
     node.send_replace(Some(registered(vec![net("10.0.2.0/24")])));
     let mismatch = |event: &Value| event["reason"] == json!("PodCIDRMismatch");
-    eventually("an Event reports it", || server.list("events.events.k8s.io").iter().any(mismatch)).await;
+    wait_until("an Event reports it", || server.list("events.events.k8s.io").iter().any(mismatch)).await;
     assert_eq!(server.count("patch nodes"), 1, "what is set is left alone");
 }
 
@@ -395,7 +395,7 @@ async fn a_node_is_written_to_until_it_is_written() {
     writes.condition(&NodeCondition::up());
     until(writes.condition_state(), "resources: [\"nodes/status\"], verbs: [\"patch\"]").await;
     let missing = |event: &Value| event["reason"] == json!("PermissionMissing");
-    eventually("an Event reports it", || server.list("events.events.k8s.io").iter().any(missing)).await;
+    wait_until("an Event reports it", || server.list("events.events.k8s.io").iter().any(missing)).await;
     server.allow_all();
     until(writes.condition_state(), "written").await;
     assert_eq!((&condition()["status"], &condition()["reason"]), (&json!("False"), &json!("FlannelIsUp")));

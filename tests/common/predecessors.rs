@@ -25,7 +25,7 @@ pub(crate) fn kube_proxy(node: &Netns, variant: &str, family: Family, rules: &st
     of_nat.sort_by_key(|line| line.split(' ').nth(1).map(str::to_owned));
     let text = [&declared[..nat], &rules[..=end], &declared[nat..], &of_nat, &rules[last..]].concat().join("\n") + "\n";
     // kube-proxy creates the nfacct counters that its rules name.
-    node.within(|| Kernel.counters(true));
+    node.run_thread(|| Kernel.counters(true));
     let mut restore = node.command(&format!("{iptables}-restore"));
     let mut child = restore.args(["-w", "5", "--noflush", "--counters"]).stdin(Stdio::piped()).spawn().expect("it starts");
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");

@@ -12,7 +12,7 @@ use sepal::proxy::conntrack::flows::{FlowError, FlowTable, KernelFlows, ListEnd}
 use sepal::proxy::conntrack::frontends::FrontendChanges;
 use sepal::proxy::conntrack::stale::{Flow, LocalAddresses};
 use sepal::proxy::conntrack::{FlowCleanup, Reconciler};
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 
 use crate::common;
 use crate::restore_input::into_empty_tables;
@@ -118,7 +118,7 @@ impl Lab {
     }
 
     fn socket(&self, address: SocketAddr) -> UdpSocket {
-        self.node.within(move || UdpSocket::bind(address).expect("free"))
+        self.node.run_thread(move || UdpSocket::bind(address).expect("free"))
     }
 
     /// A client that keeps its source port, as long-lived UDP clients do.
@@ -144,7 +144,7 @@ impl Lab {
     fn round(&mut self) -> Option<FlowCleanup> {
         let mut reconciler = self.reconciler.take().expect("it is here");
         let local: LocalAddresses = [addresses(self.family).node.parse::<IpAddr>().expect("an address")].into_iter().collect();
-        let (reconciler, cleaned) = self.node.within(move || {
+        let (reconciler, cleaned) = self.node.run_thread(move || {
             let cleaned = runtime().block_on(reconciler.reconcile(&KernelFlows, &Arc::new(local)));
             (reconciler, cleaned)
         });
@@ -213,7 +213,7 @@ fn scaled_to_zero_139628() {
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
         lab.round();
         for client in &clients {
-            eventually("the Service serves again", || ask(client).is_ok_and(|pod| pod == one));
+            wait_until("the Service serves again", || ask(client).is_ok_and(|pod| pod == one));
         }
     }
 }
@@ -299,7 +299,7 @@ fn flow_older_than_the_rules() {
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
         assert!(ask(&client).is_err(), "the rules do not apply to an existing flow");
         assert_eq!(lab.deleted(), 1);
-        eventually("the client reaches a pod", || ask(&client).is_ok_and(|pod| pod == one));
+        wait_until("the client reaches a pod", || ask(&client).is_ok_and(|pod| pod == one));
     }
 }
 
@@ -366,12 +366,12 @@ fn only_the_listed_entry_is_deleted() {
         )
     };
     lab.entry(&tuple(two));
-    let list = || lab.node.within(|| runtime().block_on(KernelFlows.select(Family::V4, 10, |_| true)).expect("root may"));
+    let list = || lab.node.run_thread(|| runtime().block_on(KernelFlows.select(Family::V4, 10, |_| true)).expect("root may"));
     let found = list();
     assert_eq!((found.flows.len(), found.end), (1, ListEnd::Complete));
     lab.node.run("conntrack -D -p udp 2>/dev/null");
     lab.entry(&tuple(one));
-    let delete = |flows: Vec<Flow>| lab.node.within(move || runtime().block_on(KernelFlows.delete(flows)).expect("root may"));
+    let delete = |flows: Vec<Flow>| lab.node.run_thread(move || runtime().block_on(KernelFlows.delete(flows)).expect("root may"));
     assert_eq!(delete(found.flows), 1, "an entry that is already gone counts as deleted");
     let newer = list().flows;
     assert_eq!(newer.len(), 1, "the newer entry stays");
@@ -395,7 +395,7 @@ fn among_100_000_others() {
     for client in &clients {
         ask(client).expect("it serves");
     }
-    let socket = lab.node.within(|| UdpSocket::bind("10.70.0.1:0").expect("free"));
+    let socket = lab.node.run_thread(|| UdpSocket::bind("10.70.0.1:0").expect("free"));
     for n in 0..OTHERS {
         let [_, high, low, port] = n.to_be_bytes();
         socket.send_to(b"?", SocketAddr::from(([10, 71, low, port], 1000 + u16::from(high)))).expect("there is a route");
@@ -416,7 +416,7 @@ fn among_100_000_others() {
 fn the_runtime_goes_on_meanwhile() {
     let lab = Lab::new(Family::V4);
     lab.entry("-p udp -s 10.61.3.99 --sport 4000 -d 10.61.3.98 --dport 53");
-    lab.node.within(|| {
+    lab.node.run_thread(|| {
         runtime().block_on(async {
             let slow = |_: &Flow| {
                 std::thread::sleep(Duration::from_millis(500));

@@ -12,9 +12,9 @@ use sepal::explain::ending::Fate;
 use sepal::explain::packet::{LocalNode, Origin, Packet};
 use sepal::explain::ruleset::Ruleset;
 use sepal::proxy::rules::inputs::Inputs;
-use sepal_lab::site::WHO_PORT;
+use sepal_lab::single_node::WHO_PORT;
 use sepal_lab::traffic::tcp_within;
-use sepal_lab::{IN_NAMESPACE, Netns, Site, eventually};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, SingleNode, wait_until};
 
 use crate::endings::{Endings, by_ruleset, place};
 use crate::logged::Logged;
@@ -54,7 +54,7 @@ fn is_foretold(endings: &Endings, source: IpAddr, really: &Result<(IpAddr, IpAdd
 
 #[test]
 fn real_packets_end_as_it_is_said() {
-    let site = Site::new();
+    let site = SingleNode::new();
     // Refusals are ICMP messages; by default the kernel limits them to one per second and host.
     site.node.run("sysctl -qw net.ipv4.icmp_ratelimit=0; ip route replace default dev beyond src 192.168.61.13");
     let mut runner = TestRunner::deterministic();
@@ -75,11 +75,11 @@ fn real_packets_end_as_it_is_said() {
         let mut command = site.node.command(SEPAL);
         command
             .arg("run")
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--iptables-variant=nft", "--hostname-override=alder-03", "--manifests"])
             .arg(file.path());
         let sepal = Logged::start(&mut command);
-        eventually("the rules are there", || {
+        wait_until("the rules are there", || {
             let log = sepal.log();
             ["ipv4: ", "ipv6: "].iter().all(|family| log.lines().any(|line| line.contains(family) && line.contains("service ports")))
         });

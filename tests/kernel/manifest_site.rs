@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sepal_lab::{IN_NAMESPACE, Running, Site, eventually_within};
+use sepal_lab::{NAMESPACE_FLAGS, Running, SingleNode, wait_until_within};
 use tempfile::TempDir;
 
 use crate::SEPAL;
@@ -22,26 +22,26 @@ pub(crate) fn testdata(name: &str) -> PathBuf {
 
 /// A site. Nothing runs on its node yet.
 pub(crate) struct Lab {
-    site: Site,
+    site: SingleNode,
 }
 
 impl Deref for Lab {
-    type Target = Site;
+    type Target = SingleNode;
 
-    fn deref(&self) -> &Site {
+    fn deref(&self) -> &SingleNode {
         &self.site
     }
 }
 
 impl Lab {
     pub(crate) fn new() -> Self {
-        Self { site: Site::new() }
+        Self { site: SingleNode::new() }
     }
 
     /// `sepal run` on manifests, ready to be started.
     pub(crate) fn run(&self, variant: &str, manifests: &Path) -> Command {
         let mut command = self.node.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--iptables-variant", variant, "--manifests"]).arg(manifests).stdin(Stdio::null());
+        command.arg("run").args(NAMESPACE_FLAGS).args(["--iptables-variant", variant, "--manifests"]).arg(manifests).stdin(Stdio::null());
         command
     }
 
@@ -59,7 +59,7 @@ impl Lab {
 
     pub(crate) fn wait_for_rules(&self, variant: &str, manifests: &Path) {
         let are_equal = || self.diff(variant, manifests).0 == Some(0);
-        eventually_within(Duration::from_secs(180), "the live rules equal the desired ones", are_equal);
+        wait_until_within(Duration::from_secs(180), "the live rules equal the desired ones", are_equal);
     }
 }
 

@@ -44,7 +44,7 @@ fn node() -> Netns {
 
 /// Runs a function within a namespace.
 fn within<T: Send + 'static>(node: &Netns, work: impl FnOnce() -> T + Send + 'static) -> T {
-    node.within(work)
+    node.run_thread(work)
 }
 
 fn live(node: &Netns) -> Live {
@@ -363,7 +363,7 @@ fn tens_of_thousands_of_entries_are_programmed_in_batches() {
         .collect();
     let all = Arc::new(changes);
     let work = all.clone();
-    node.within(move || {
+    node.run_thread(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut monitor = Monitor::open().expect("root may listen");
@@ -384,7 +384,7 @@ fn tens_of_thousands_of_entries_are_programmed_in_batches() {
 fn changes_are_told_as_they_come() {
     let node = node();
     let eth0 = link(&node, "eth0").index;
-    node.within(move || {
+    node.run_thread(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(watch(eth0));
     });

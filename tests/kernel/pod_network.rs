@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sepal_lab::pod_cluster::NETWORKS;
 use sepal_lab::traffic::{ping_whole, send, tcp};
-use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, Prober, eventually_within};
+use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, Prober, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -161,7 +161,7 @@ fn services_reach_remote_pods(cluster: &PodCluster, pods: &[Pod]) {
         });
         cluster.server.load(vec![service, slice]).expect("a Service");
         let at = SocketAddr::new(cluster_ip.parse().expect("an address"), 80);
-        eventually_within(SOON, "the Service answers a pod", || tcp(&pods[0].netns, at).is_ok());
+        wait_until_within(SOON, "the Service answers a pod", || tcp(&pods[0].netns, at).is_ok());
         assert_eq!(seen(&pods[0].netns, at, "pod to ClusterIP"), pods[0].ip_like(*ip).to_string());
         assert_eq!(seen(&cluster.nodes[0].netns, at, "host to ClusterIP"), base, "the VXLAN link's address");
     }
@@ -243,17 +243,17 @@ fn the_configuration_is_followed() {
     let before = first.state();
     let mtu = |link: &str| first.netns.run(&format!("ip -o link show {link} | sed 's/.* mtu //; s/ .*//'"));
     configure("MTU", json!(1400));
-    eventually_within(SOON, "the MTU is followed", || {
+    wait_until_within(SOON, "the MTU is followed", || {
         [mtu("flannel.1"), mtu("flannel-v6.1"), mtu("cni0")] == ["1350\n", "1330\n", "1330\n"]
             && first.subnet_env().contains("FLANNEL_MTU=1330\n")
     });
     configure("MTU", Value::Null);
-    eventually_within(SOON, "the change back is followed", || mtu("cni0") == "1430\n" && first.state() == before);
+    wait_until_within(SOON, "the change back is followed", || mtu("cni0") == "1430\n" && first.state() == before);
 
     let routes = || first.netns.run("ip route show proto 83; ip -6 route show proto 83");
     let tunnelled = routes();
     configure("DirectRouting", json!(true));
-    eventually_within(SOON, "packets to neighbours go without VXLAN", || {
+    wait_until_within(SOON, "packets to neighbours go without VXLAN", || {
         let routes = routes();
         [2, 3].into_iter().all(|number| {
             routes.contains(&format!("10.244.{number}.0/24 via 192.168.77.{number} dev eth0"))
@@ -265,14 +265,14 @@ fn the_configuration_is_followed() {
     }
     assert_eq!(probers[0].lost(), 0, "IPv4");
     configure("DirectRouting", json!(false));
-    eventually_within(SOON, "routes over the tunnel are back", || routes() == tunnelled && first.state() == before);
+    wait_until_within(SOON, "routes over the tunnel are back", || routes() == tunnelled && first.state() == before);
     assert_eq!(probers[0].lost(), 0, "IPv4");
     // The kernel accepts the IPv6 route over the tunnel only after the direct one is deleted.
     let lost = probers[1].lost();
     assert!(lost < 10, "{lost} of IPv6");
 
     configure("VNI", json!(9));
-    eventually_within(SOON, "a change that needs a restart is reported", || first.log().contains("VNI"));
+    wait_until_within(SOON, "a change that needs a restart is reported", || first.log().contains("VNI"));
     assert_eq!(first.state(), before);
 }
 
@@ -298,7 +298,7 @@ fn host_gw() {
     let before = first.state();
     assert!(before.contains("10.244.2.0/24 via 192.168.77.2 dev eth0 proto 83") && !before.contains("vxlan"), "{before}");
     first.netns.run("ip route del 10.244.2.0/24; ip -6 route replace fd10:244:2::/64 via fd77::200 proto 83");
-    eventually_within(SOON, "the routes are back", || first.state() == before);
+    wait_until_within(SOON, "the routes are back", || first.state() == before);
 
     let behind_the_router = json!({
         "apiVersion": "v1", "kind": "Node",
@@ -311,7 +311,7 @@ fn host_gw() {
     cluster.server.put(behind_the_router).expect("a Node");
     for (family, ip) in [("ipv4", "203.0.113.99"), ("ipv6", "2001:db8::99")] {
         let refused = format!("refused: node far ({family}): its address {ip} ");
-        eventually_within(SOON, "a node that is no neighbour is refused", || {
+        wait_until_within(SOON, "a node that is no neighbour is refused", || {
             first.log().lines().any(|line| line.contains(&refused) && line.contains("is not on a network of the external interface"))
         });
     }

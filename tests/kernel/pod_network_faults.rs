@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, Prober, eventually_within};
+use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, Prober, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -76,7 +76,7 @@ impl Lab {
         assert_eq!(difference(&before, &node.state()), "", "{script}: it stays repaired");
         self.assert_undisturbed(script, spared);
         for (name, prober) in &self.probers {
-            eventually_within(SOON, &format!("{script}: there is traffic again {name}"), || {
+            wait_until_within(SOON, &format!("{script}: there is traffic again {name}"), || {
                 thread::sleep(Duration::from_millis(40));
                 prober.lost() == 0
             });
@@ -213,14 +213,14 @@ fn routes_of_others_stay() {
         "the kernel prefers the route `10.244.3.128/25 via 192.168.77.200 dev eth0 proto boot` of another program to ours to 10.244.3.0/24 \
          (pods of node node-3), because it is more specific",
     ] {
-        eventually_within(SOON, words, || first.log().contains(words));
+        wait_until_within(SOON, words, || first.log().contains(words));
     }
     let state = first.state();
     assert!(preferred.iter().all(|route| state.contains(route)), "{state}");
     lab.assert_undisturbed("a route that is preferred", &[V4, V6]);
     // Also if ours must be written again while a route over another link covers its gateway.
     first.netns.run("ip -6 route add fd10:244:3::/64 via fd77::200 dev eth0 metric 2048; ip -6 route del fd10:244:3::/64 proto 83");
-    eventually_within(SOON, "our route is back", || {
+    wait_until_within(SOON, "our route is back", || {
         first.state().contains("fd10:244:3::/64 via fd10:244:3:: dev flannel-v6.1 proto 83 metric 1024")
     });
     first.netns.run("ip -6 route del fd10:244:3::/64 metric 2048");
@@ -247,7 +247,7 @@ fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named(
         let is_it = |event: &Value| event["reason"] == json!(reason) && event["regarding"]["name"] == json!("node-1");
         cluster.server.list("events.events.k8s.io").iter().any(is_it)
     };
-    eventually_within(SOON, "an Event reports it", || has_event("RouteReplaced"));
+    wait_until_within(SOON, "an Event reports it", || has_event("RouteReplaced"));
 
     // The other program writes its routes again as soon as they are replaced.
     let start = Instant::now();
@@ -265,7 +265,7 @@ fn foreign_routes_are_replaced_at_the_start_and_a_program_that_goes_on_is_named(
     assert!(!log.contains("the route to 10.244.3.0/24"), "only those routes are named");
     // The other program stops: our routes are back at once.
     first.netns.run("ip route del 10.244.2.0/24; ip -6 route del fd10:244:2::/64");
-    eventually_within(SOON, "the state is as before", || first.state() == before);
+    wait_until_within(SOON, "the state is as before", || first.state() == before);
 }
 
 /// A node that exists only in the API.
@@ -396,8 +396,8 @@ fn a_nodes_own_address_changes() {
             thread::sleep(Duration::from_millis(20));
         }
         for ip in [v4, v6] {
-            eventually_within(SOON, "packets go there", || sepal_lab::traffic::udp(&lab.pods[0].netns, lab.pods[3].udp(ip)).is_ok());
-            eventually_within(SOON, "the change back is followed", || {
+            wait_until_within(SOON, "packets go there", || sepal_lab::traffic::udp(&lab.pods[0].netns, lab.pods[3].udp(ip)).is_ok());
+            wait_until_within(SOON, "the change back is followed", || {
                 sepal_lab::traffic::udp(&lab.pods[3].netns, lab.pods[1].udp(ip)).is_ok()
             });
         }

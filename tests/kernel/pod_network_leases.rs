@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sepal_lab::traffic::tcp;
-use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, eventually_within};
+use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -65,7 +65,7 @@ fn nodes_lease_subnets_and_wait_for_them() {
     assert!(taken.len() == 4 && taken.contains("10.244.5.0/24") && taken.contains("10.244.6.0/24"), "{taken:?}");
     for (number, node) in [(1, first), (2, second)] {
         assert_eq!(holder(&cluster, &subnets(node)[0]), json!(format!("node-{number}_uid-{number}")));
-        eventually_within(SOON, "the Node shows its subnets", || cluster.node(number)["spec"]["podCIDRs"] == json!(subnets(node)));
+        wait_until_within(SOON, "the Node shows its subnets", || cluster.node(number)["spec"]["podCIDRs"] == json!(subnets(node)));
     }
     // A restarted node finds its own Lease.
     let before = first.state();
@@ -77,13 +77,13 @@ fn nodes_lease_subnets_and_wait_for_them() {
     // The third node gets no subnet and reports it.
     third.start(&FLAGS);
     let condition = || cluster.node(3)["status"]["conditions"][0].clone();
-    eventually_within(SOON, "the condition reports it", || {
+    wait_until_within(SOON, "the condition reports it", || {
         (&condition()["status"], &condition()["reason"]) == (&json!("True"), &json!("OutOfSubnets"))
     });
     let shortage = "out of subnets: of the 2 /24 subnets from 10.244.5.0 to 10.244.6.0 2 are leased and 0 reserved for others";
     assert!(third.log().contains(shortage), "{}", third.log());
     let told = |event: &Value| event["reason"] == json!("OutOfSubnets") && event["regarding"]["name"] == json!("node-3");
-    eventually_within(SOON, "an Event reports it", || cluster.server.list("events.events.k8s.io").iter().any(told));
+    wait_until_within(SOON, "an Event reports it", || cluster.server.list("events.events.k8s.io").iter().any(told));
     let (status, parts) = third.readiness().expect("it stays up");
     assert!(status == 503 && parts.contains("[-]subnet not yet: out of subnets"), "{parts}");
     assert_eq!((third.subnet_env(), cluster.node(3)["spec"].clone()), (String::new(), json!({})));
@@ -95,11 +95,11 @@ fn nodes_lease_subnets_and_wait_for_them() {
     let url = cluster.server.url();
     second.netns.run(&format!("{SEPAL} cleanup --pod-network --master={url} --node-name=node-2 --subnet-file={file}"));
     drop(pods.pop());
-    eventually_within(SOON, "the third has it", || holder(&cluster, &released) == json!("node-3_uid-3"));
+    wait_until_within(SOON, "the third has it", || holder(&cluster, &released) == json!("node-3_uid-3"));
     third.wait_ready();
     assert_eq!(subnets(third)[0], released);
-    eventually_within(SOON, "the condition reports it", || condition()["status"] == json!("False"));
+    wait_until_within(SOON, "the condition reports it", || condition()["status"] == json!("False"));
     pods.push(third.attach());
-    eventually_within(SOON, "the first node has the route", || tcp(&pods[0].netns, pods[1].tcp(pods[0].ips[0])).is_ok());
+    wait_until_within(SOON, "the first node has the route", || tcp(&pods[0].netns, pods[1].tcp(pods[0].ips[0])).is_ok());
     all_reach_all(&pods);
 }

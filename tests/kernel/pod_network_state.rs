@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sepal_lab::traffic::tcp;
-use sepal_lab::{Families, Layout, PodCluster, PodNode, eventually_within};
+use sepal_lab::{Families, Layout, PodCluster, PodNode, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -51,7 +51,7 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
     let connect = |id: &str| {
         let pod = first.connect(id).expect("it is connected");
         for ip in &pod.ips {
-            eventually_within(SOON, "it reaches the other node", || {
+            wait_until_within(SOON, "it reaches the other node", || {
                 tcp(&pod.netns, other.tcp(*ip)).is_ok_and(|seen| seen == ip.to_string())
             });
         }
@@ -70,9 +70,9 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
             first.start_again();
         }
         let named = format!("FLANNEL_SUBNET=10.244.{number}.1/24");
-        eventually_within(SOON, "subnet.env names the new subnet", || first.subnet_env().contains(&named));
+        wait_until_within(SOON, "subnet.env names the new subnet", || first.subnet_env().contains(&named));
         let words = format!("the subnet of this node changed from {} and {} to {} and {}", before[0], before[1], now[0], now[1]);
-        eventually_within(SOON, &words, || first.log().contains(&words));
+        wait_until_within(SOON, &words, || first.log().contains(&words));
         let links = links(first);
         let is_there = |what: String| links.contains(&what);
         assert!(
@@ -102,13 +102,13 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
         if is_down {
             first.start_again();
         }
-        eventually_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
-        eventually_within(SOON, "links and routes are deleted", || {
+        wait_until_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
+        wait_until_within(SOON, "links and routes are deleted", || {
             let (links, routes) = state(first);
             !links.contains("flannel") && !routes.contains("proto 83")
         });
         fails_to_connect(first, "b");
-        eventually_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
+        wait_until_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
         let (status, parts) = first.readiness().expect("it stays up");
         assert!(status == 503 && parts.contains("[-]subnet ") && parts.contains("pod cidr not assigned"), "{parts}");
         // The same podCIDRs are assigned again: running pods have kept their gateway.
@@ -117,7 +117,7 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
         set_pod_cidrs(&cluster, &["10.244.6.0/24", "fd10:244:6::/64"]);
         first.wait_ready();
         connect(if is_down { "c" } else { "d" });
-        eventually_within(SOON, "the condition reports it", || condition(&cluster, 1).0 == json!("False"));
+        wait_until_within(SOON, "the condition reports it", || condition(&cluster, 1).0 == json!("False"));
     }
     assert!(has_event(&cluster, "SubnetWithdrawn", "this node lost its subnet 10.244.6.0/24 and fd10:244:6::/64, and no pod can start"));
 }
@@ -133,8 +133,8 @@ fn a_service_proxy_that_waits_for_a_pod_cidr_does_not_keep_subnet_env() {
     first.kill();
     set_pod_cidrs(&cluster, &[]);
     first.start_again();
-    eventually_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
-    eventually_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
+    wait_until_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
+    wait_until_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("PodCIDRMissing")));
     set_pod_cidrs(&cluster, &["10.244.5.0/24"]);
     first.wait_ready();
     assert!(first.subnet_env().contains("FLANNEL_SUBNET=10.244.5.1/24"));
@@ -152,7 +152,7 @@ fn an_api_server_that_is_away_takes_nothing_away() {
     cluster.switch.run("ip addr del 192.168.77.254/24 dev br0");
     first.start_again();
     let words = "[-]subnet not yet";
-    eventually_within(Duration::from_secs(20), words, || first.readiness().is_some_and(|(_, parts)| parts.contains(words)));
+    wait_until_within(Duration::from_secs(20), words, || first.readiness().is_some_and(|(_, parts)| parts.contains(words)));
     assert_eq!(first.state(), before);
     first.connect("a").expect("pods still come");
     cluster.switch.run("ip addr add 192.168.77.254/24 dev br0");
@@ -179,21 +179,21 @@ fn a_lease_that_went_to_another_node_takes_subnet_env_along() {
     taken["spec"]["holderIdentity"] = json!("node-2_uid-2");
     cluster.server.put(taken).expect("a Lease");
     first.start_again();
-    eventually_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
-    eventually_within(SOON, "the IPv4 link and the bridge's address are deleted", || !links(first).contains("10.244.5."));
+    wait_until_within(SOON, "subnet.env is deleted", || first.subnet_env().is_empty());
+    wait_until_within(SOON, "the IPv4 link and the bridge's address are deleted", || !links(first).contains("10.244.5."));
     assert!(links(first).contains("flannel-v6.1    inet6 fd10:244:"), "IPv6 is still leased: {}", links(first));
     fails_to_connect(first, "b");
-    eventually_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("SubnetLost")));
+    wait_until_within(SOON, "the condition reports it", || condition(&cluster, 1) == (json!("True"), json!("SubnetLost")));
     let (status, parts) = first.readiness().expect("it stays up");
     assert!(
         status == 503 && parts.contains("the lease of subnet 10.244.5.0/24 is lost: node-2_uid-2 has it now; out of subnets"),
         "{parts}"
     );
     for (reason, words) in [("SubnetLost", "node-2_uid-2 has it now"), ("SubnetWithdrawn", "this node lost its subnet 10.244.5.0/24")] {
-        eventually_within(SOON, reason, || has_event(&cluster, reason, words));
+        wait_until_within(SOON, reason, || has_event(&cluster, reason, words));
     }
     let public_ip = || cluster.node(1)["metadata"]["annotations"].get("flannel.alpha.coreos.com/public-ip").cloned();
-    eventually_within(SOON, "its Node does not ask for packets to that subnet", || public_ip().is_none());
+    wait_until_within(SOON, "its Node does not ask for packets to that subnet", || public_ip().is_none());
     // The lease is released, and the node takes it.
     assert!(cluster.server.remove("leases", "kube-system/sepal-10-244-5-0-24"));
     first.wait_ready();

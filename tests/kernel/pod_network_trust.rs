@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use sepal_lab::traffic::udp;
-use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, Prober, eventually, eventually_within};
+use sepal_lab::{Families, Layout, Pod, PodCluster, PodNode, Prober, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -107,7 +107,7 @@ fn nodes_that_make_no_sense_are_refused_and_cost_only_themselves() {
         let known: BTreeSet<&str> = before.lines().collect();
         first.state().lines().filter(|line| !known.contains(line)).map(str::to_owned).collect::<BTreeSet<_>>()
     };
-    eventually_within(SOON, "the good one is programmed", || more() == of_good.map(str::to_owned).into());
+    wait_until_within(SOON, "the good one is programmed", || more() == of_good.map(str::to_owned).into());
     assert!(before.lines().all(|line| first.state().contains(line)), "what was there stays");
 
     let count = |reason: &str| format!("sepal_network_peers_refused{{reason=\"{reason}\"}} ");
@@ -120,14 +120,14 @@ fn nodes_that_make_no_sense_are_refused_and_cost_only_themselves() {
         let name = node["metadata"]["name"].as_str().expect("a name");
         let start = format!("refused: node {name} (ipv4): {why}");
         assert_eq!(first.log().matches(&start).count(), 1, "{start}\n{}", first.log());
-        eventually_within(SOON, "an Event reports it", || {
+        wait_until_within(SOON, "an Event reports it", || {
             events(&cluster, name, "PeerRefused").iter().any(|note| note.starts_with(&format!("node {name} (ipv4): {why}")))
         });
     }
     // A refusal is logged once, whatever else changes, and it ends when the Node becomes valid.
     cluster.server.put(with_annotation(ghost("good", 120), "public-ip", "192.168.77.121")).expect("a Node");
     cluster.server.put(ghost("no-json", 108)).expect("a Node");
-    eventually_within(SOON, "a Node that is valid again is programmed", || {
+    wait_until_within(SOON, "a Node that is valid again is programmed", || {
         more().contains("10.244.108.0/24 via 10.244.108.0 dev flannel.1 proto 83 onlink")
             && more().contains("flannel.1 02:00:00:00:00:78 dst 192.168.77.121 self permanent")
     });
@@ -137,7 +137,7 @@ fn nodes_that_make_no_sense_are_refused_and_cost_only_themselves() {
         let name = node["metadata"]["name"].as_str().expect("a name");
         assert!(name.starts_with("node-") || cluster.server.remove("nodes", name));
     }
-    eventually_within(SOON, "nothing of them is left", || first.state() == before);
+    wait_until_within(SOON, "nothing of them is left", || first.state() == before);
     assert_eq!(first.metrics().lines().filter(|line| line.starts_with("sepal_network_peers_refused{") && !line.ends_with(" 0")).count(), 0);
     assert_eq!(prober.lost(), 0, "between the others traffic never stopped");
 }
@@ -153,11 +153,11 @@ fn a_peer_that_turns_bad_goes() {
     let bad = with_annotation(good.clone(), "backend-v6-data", "nonsense");
     cluster.server.put(bad).expect("a Node");
     let of_peer = |family: &str| first.state().lines().filter(|line| line.contains(family)).count();
-    eventually_within(SOON, "its IPv6 entries are deleted, and its IPv4 entries stay", || {
+    wait_until_within(SOON, "its IPv6 entries are deleted, and its IPv4 entries stay", || {
         (of_peer("10.244.2.0"), of_peer("fd10:244:2::")) == (2, 0) && first.log().contains("refused: node node-2 (ipv6): annotation")
     });
     cluster.server.put(good).expect("a Node");
-    eventually_within(SOON, "its IPv6 entries are back", || first.state() == before);
+    wait_until_within(SOON, "its IPv6 entries are back", || first.state() == before);
 }
 
 /// The program keeps running, names the missing permission, and continues within 15 s after it is granted.
@@ -169,7 +169,7 @@ fn missing_permissions_are_named_and_tried_again() {
         cluster.server.deny(verb, resource);
     }
     cluster.nodes.iter().for_each(|node| node.start(&["--proxy=false"]));
-    eventually_within(SOON, "the permission to read Nodes is named", || {
+    wait_until_within(SOON, "the permission to read Nodes is named", || {
         first.log().contains("needs the verbs list and watch on nodes") && first.log().contains("is forbidden")
     });
     let (status, parts) = first.readiness().expect("it answers");
@@ -177,19 +177,19 @@ fn missing_permissions_are_named_and_tried_again() {
     // Only reading is allowed: the network is set up and not published.
     cluster.server.allow_all();
     cluster.server.deny("patch", "nodes/status");
-    eventually_within(TRIED_AGAIN, "Nodes are read", || first.log().contains("add address 10.244.1.0/32"));
+    wait_until_within(TRIED_AGAIN, "Nodes are read", || first.log().contains("add address 10.244.1.0/32"));
     let missing = "add to the rules of its role {apiGroups: [\"\"], resources: [\"nodes/status\"], verbs: [\"patch\"]}";
-    eventually_within(SOON, "the permission to write is named", || first.log().contains(missing));
-    eventually_within(SOON, "an Event reports it", || {
+    wait_until_within(SOON, "the permission to write is named", || first.log().contains(missing));
+    wait_until_within(SOON, "an Event reports it", || {
         events(&cluster, "node-1", "PermissionMissing").iter().any(|note| note.contains(missing))
     });
     let is_told =
         || first.readiness().is_some_and(|(status, parts)| status == 503 && parts.contains("[-]registration not yet: cannot write"));
-    eventually_within(SOON, "the node is not ready", is_told);
+    wait_until_within(SOON, "the node is not ready", is_told);
     let tries = || cluster.server.log().iter().filter(|entry| entry.path.contains("/node-1/status") && entry.code == 403).count();
-    eventually("it is tried again", || tries() >= 4);
+    wait_until("it is tried again", || tries() >= 4);
     cluster.server.allow_all();
-    eventually_within(TRIED_AGAIN, "the permission is noticed", || first.readiness().is_some_and(|(status, _)| status == 200));
+    wait_until_within(TRIED_AGAIN, "the permission is noticed", || first.readiness().is_some_and(|(status, _)| status == 200));
     assert_eq!(first.log().matches(missing).count(), 1, "it is said once:\n{}", first.log());
     cluster.nodes.iter().for_each(PodNode::wait_ready);
 
@@ -204,7 +204,7 @@ fn missing_permissions_are_named_and_tried_again() {
     thread::sleep(Duration::from_secs(3));
     assert_eq!(first.state(), before);
     cluster.server.allow_all();
-    eventually_within(TRIED_AGAIN, "the missed change is applied", || first.state().contains("10.244.120.0/24 via 10.244.120.0"));
+    wait_until_within(TRIED_AGAIN, "the missed change is applied", || first.state().contains("10.244.120.0/24 via 10.244.120.0"));
     assert_eq!(prober.lost(), 0);
 }
 
@@ -214,8 +214,8 @@ fn a_node_without_pod_cidr_waits_and_says_so() {
     let cluster = cluster(Layout { assigned: false, ..Layout::vxlan(2, Families::V4) });
     let [first, second] = cluster.nodes.as_slice() else { unreachable!("there are two") };
     first.start(&["--proxy=false"]);
-    eventually_within(SOON, "the condition reports it", || unavailable(&cluster, 1) == "True PodCIDRMissing");
-    eventually_within(SOON, "an Event names the flag that helps", || {
+    wait_until_within(SOON, "the condition reports it", || unavailable(&cluster, 1) == "True PodCIDRMissing");
+    wait_until_within(SOON, "an Event names the flag that helps", || {
         events(&cluster, "node-1", "PodCIDRMissing").iter().any(|note| note.contains("--allocate-node-cidrs=true"))
     });
     let (status, parts) = first.readiness().expect("it answers");
@@ -225,7 +225,7 @@ fn a_node_without_pod_cidr_waits_and_says_so() {
         cluster.change_node(number, |node| *node = with_cidr(node.clone(), &format!("10.244.{number}.0/24")));
     }
     first.wait_ready();
-    eventually_within(SOON, "the condition reports that the network works", || unavailable(&cluster, 1) == "False FlannelIsUp");
+    wait_until_within(SOON, "the condition reports that the network works", || unavailable(&cluster, 1) == "False FlannelIsUp");
     second.start(&["--proxy=false"]);
     second.wait_ready();
     let pods = [first.attach(), second.attach()];
@@ -236,11 +236,11 @@ fn a_node_without_pod_cidr_waits_and_says_so() {
         .netns
         .run("until ip -batch - <<END\nlink del flannel.1\nlink add other0 type vxlan id 1 dev eth0 dstport 8472\nEND\ndo true; done");
     let in_the_way = "link flannel.1 cannot be made: link other0 has VNI 1";
-    eventually_within(SOON, "the obstacle is reported", || first.readiness().is_some_and(|(_, parts)| parts.contains(in_the_way)));
+    wait_until_within(SOON, "the obstacle is reported", || first.readiness().is_some_and(|(_, parts)| parts.contains(in_the_way)));
     assert_eq!(unavailable(&cluster, 1), "False FlannelIsUp", "a repair may still succeed");
-    eventually("the condition reports that the network does not work", || unavailable(&cluster, 1) == "True LinksFailed");
+    wait_until("the condition reports that the network does not work", || unavailable(&cluster, 1) == "True LinksFailed");
     assert!(events(&cluster, "node-1", "LinksFailed").iter().any(|note| note.contains(in_the_way)));
     first.netns.run("ip link del other0");
-    eventually_within(SOON, "the condition reports that the network works again", || unavailable(&cluster, 1) == "False FlannelIsUp");
+    wait_until_within(SOON, "the condition reports that the network works again", || unavailable(&cluster, 1) == "False FlannelIsUp");
     udp(&pods[0].netns, pods[1].udp(pods[1].ips[0])).expect("pod to pod");
 }

@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use sepal::cluster::Family;
-use sepal_lab::site::ENDPOINTS;
+use sepal_lab::single_node::ENDPOINTS;
 use sepal_lab::traffic::tcp;
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 
 use crate::manifest_site::{self, Following};
 
@@ -81,7 +81,7 @@ fn traffic() -> String {
 fn serve_peers(pods: &Netns) {
     for address in ENDPOINTS {
         let ip: IpAddr = address.parse().expect("an address");
-        let server = pods.within(move || TcpListener::bind((ip, PEER_PORT)).expect("free"));
+        let server = pods.run_thread(move || TcpListener::bind((ip, PEER_PORT)).expect("free"));
         std::thread::spawn(move || {
             while let Ok((mut stream, peer)) = server.accept() {
                 let _ = write!(stream, "{ip} {}", peer.ip());
@@ -225,7 +225,7 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
     for variant in VARIANTS {
         let lab = Following::new(variant, &traffic());
         for (family, to) in [(Family::V4, at("10.111.0.11", 53)), (Family::V6, at("fd61:b::11", 53))] {
-            let client = lab.client.within(move || {
+            let client = lab.client.run_thread(move || {
                 let client = UdpSocket::bind(SocketAddr::new(pick(family, [0, 0, 0, 0].into(), [0_u16; 8].into()), 0)).expect("free");
                 client.connect(to).expect("there is a route");
                 client.set_read_timeout(Some(Duration::from_secs(2))).expect("a time");
@@ -238,11 +238,11 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
             };
             // A packet may be lost before neighbours are resolved.
             let mut first = String::new();
-            eventually("it serves", || ask().map(|answer| first = answer).is_ok());
+            wait_until("it serves", || ask().map(|answer| first = answer).is_ok());
             assert_eq!(ask().expect("it serves"), first, "{variant}: one flow, one endpoint");
             let (before, slice) = split_at_slice(&traffic(), &format!("dns-{family}"));
             lab.change(&(before + &without(&slice, &first)));
-            eventually("the flow goes to the endpoint that is left", || ask().is_ok_and(|answer| answer != first));
+            wait_until("the flow goes to the endpoint that is left", || ask().is_ok_and(|answer| answer != first));
             lab.change(&traffic());
         }
     }

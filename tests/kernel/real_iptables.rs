@@ -17,7 +17,7 @@ use sepal::table::Table;
 use sepal::table::parse::Tables;
 use sepal::table::plan::Variant;
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 
 use crate::SEPAL;
 use crate::common;
@@ -153,7 +153,7 @@ fn changes_are_followed_legacy() {
 #[test]
 fn every_golden_file_is_taken_by_iptables() {
     let netns = Netns::new();
-    let counters = netns.within(|| Kernel.counters(true));
+    let counters = netns.run_thread(|| Kernel.counters(true));
     let mut failures = Vec::new();
     let mut checked = 0;
     for entry in fs::read_dir(testdata("")).expect("testdata is there") {
@@ -190,7 +190,7 @@ fn every_golden_file_is_taken_by_iptables() {
 #[test]
 fn the_generation_counts_changes() {
     let netns = Netns::new();
-    let generation = || netns.within(of_nf_tables).expect("this kernel has nf_tables");
+    let generation = || netns.run_thread(of_nf_tables).expect("this kernel has nf_tables");
     let steps = [
         ("printf '*nat\\n:A - [0:0]\\n-A A -j RETURN\\nCOMMIT\\n*filter\\n:B - [0:0]\\nCOMMIT\\n' | iptables-nft-restore --noflush", 2),
         ("iptables-nft-save; iptables-nft -t nat -S A; iptables-nft -C INPUT -j ACCEPT || true", 0),
@@ -214,12 +214,12 @@ fn built_in_chains_are_read_alone() {
         lab.wait_for_rules(variant.as_str(), &manifests);
         drop(sepal);
         let missing = || {
-            lab.node.within(move || {
+            lab.node.run_thread(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 let of = |family, table| {
                     let mut text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                     // Another program on this machine may hold the xtables lock.
-                    eventually("it can be read", || {
+                    wait_until("it can be read", || {
                         if text.is_err() {
                             text = runtime.block_on(Exec::new(variant, false).builtin_jumps(family, table));
                         }
@@ -286,7 +286,7 @@ fn kube_proxys_rules_are_taken_over(variant: &str) {
         predecessors::kube_proxy(&lab.node, variant, family, &fs::read_to_string(golden).expect("readable"));
     }
     let sepal = Logged::start(&mut lab.run(variant, &manifests));
-    eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
+    wait_until("both families are logged", || sepal.log().matches("service ports").count() == 2);
     assert_eq!(sepal.log().matches("the live tables match the desired rules").count(), 2, "{}", sepal.log());
     assert_eq!(sepal.terminate().0, Some(0));
 }
@@ -315,7 +315,7 @@ fn flannels_rules_are_taken_over(variant: &str) {
     let by_flanneld = Family::ALL.map(save);
     let run = |manifests: &Path| {
         let sepal = Logged::start(&mut lab.run(variant, manifests));
-        eventually("both families are logged", || sepal.log().matches("service ports").count() == 2);
+        wait_until("both families are logged", || sepal.log().matches("service ports").count() == 2);
         let (status, log) = sepal.terminate();
         assert_eq!(status, Some(0));
         log

@@ -12,7 +12,7 @@ use sepal::netlink::kernel_settings::ConntrackSettings;
 use sepal::netlink::sysctl::set_conntrack;
 use sepal::netlink::{Host, Kernel};
 use sepal::table::plan::Variant;
-use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, Running, wait_until};
 
 use crate::SEPAL;
 
@@ -38,9 +38,9 @@ const NO_LIMIT: ConntrackSettings = ConntrackSettings {
 #[test]
 fn timeouts_are_set_and_zero_leaves_them_alone() {
     let netns = Netns::new();
-    netns.within(|| set_conntrack(&Kernel, &NO_LIMIT)).expect("root may");
+    netns.run_thread(|| set_conntrack(&Kernel, &NO_LIMIT)).expect("root may");
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
-    assert!(netns.within(|| Kernel.tcp_be_liberal()));
+    assert!(netns.run_thread(|| Kernel.tcp_be_liberal()));
 
     let nothing = ConntrackSettings {
         tcp_established_timeout: Duration::ZERO,
@@ -50,7 +50,7 @@ fn timeouts_are_set_and_zero_leaves_them_alone() {
         udp_stream_timeout: Duration::ZERO,
         ..NO_LIMIT
     };
-    netns.within(move || set_conntrack(&Kernel, &nothing)).expect("there is nothing to set");
+    netns.run_thread(move || set_conntrack(&Kernel, &nothing)).expect("there is nothing to set");
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
 }
 
@@ -63,14 +63,14 @@ fn a_limit_that_cannot_be_written_stays() {
     let netns = Netns::new();
     // Small enough for every hash table: if a kernel allows the write, the host's buckets still do not change.
     let smaller = ConntrackSettings { max_per_core: 1, min: 4, ..NO_LIMIT };
-    netns.within(move || set_conntrack(&Kernel, &smaller)).expect("the limit stays");
+    netns.run_thread(move || set_conntrack(&Kernel, &smaller)).expect("the limit stays");
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
     assert_eq!(max_of_host(), before);
 
     let netns = Netns::new();
     let max = before.trim().parse::<u32>().expect("a number");
     let larger = ConntrackSettings { max_per_core: 1, min: max + 1, ..NO_LIMIT };
-    netns.within(move || set_conntrack(&Kernel, &larger)).expect("the limit stays");
+    netns.run_thread(move || set_conntrack(&Kernel, &larger)).expect("the limit stays");
     assert_eq!(values(&netns), ["7200", "61", "1", "31", "121"]);
     assert_eq!(max_of_host(), before);
 
@@ -80,7 +80,7 @@ fn a_limit_that_cannot_be_written_stays() {
     if buckets >= max / 4 {
         let cores = u32::try_from(Kernel.cores()).expect("few");
         let right = ConntrackSettings { max_per_core: 1, min: max.max(cores), ..NO_LIMIT };
-        netns.within(move || set_conntrack(&Kernel, &right)).expect("it is right already");
+        netns.run_thread(move || set_conntrack(&Kernel, &right)).expect("it is right already");
         assert_eq!(values(&netns)[0], "7200");
     }
 }
@@ -98,26 +98,26 @@ fn a_read_only_proc_is_said_and_harmless_where_all_is_set() {
         let script = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec \"$@\"";
         command
             .args(["--mount", "--", "sh", "-ec", script, "sh", SEPAL, "run", "--conntrack-tcp-timeout-established=0"])
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--conntrack-tcp-timeout-close-wait=0", "--iptables-variant", "nft", "--manifests"])
             .arg(&manifests);
         Running(command.stdin(Stdio::null()).stderr(log.reopen().expect("writable")).spawn().expect("sepal starts"))
     };
     let said = || fs::read_to_string(log.path()).expect("readable");
     let sepal = start();
-    eventually("the sysctl that cannot be set is reported", || {
+    wait_until("the sysctl that cannot be set is reported", || {
         said().contains("can't set sysctl net/ipv4/conf/all/route_localnet to 1: Read-only file system")
     });
     assert!(said().contains("--iptables-localhost-nodeports=false"), "{}", said());
     drop(sepal);
     node.run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
     let sepal = start();
-    eventually("it writes its rules", || node.run("iptables-nft-save -t nat").contains("KUBE-SVC-"));
+    wait_until("it writes its rules", || node.run("iptables-nft-save -t nat").contains("KUBE-SVC-"));
     drop(sepal);
 }
 
 fn support(netns: &Netns) -> detect::Support {
-    netns.within(|| {
+    netns.run_thread(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let found = detect::find(None).await.expect("iptables is there");
@@ -169,7 +169,7 @@ fn the_canary_is_seen_and_missed() {
     for variant in [Variant::Nft, Variant::Legacy] {
         let netns = Netns::new();
         let canary = |set: bool| {
-            netns.within(move || {
+            netns.run_thread(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
                 runtime.block_on(async {
                     let exec = Exec::new(variant, false);

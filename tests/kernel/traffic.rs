@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use sepal_lab::traffic::tcp;
-use sepal_lab::{eventually_within, http};
+use sepal_lab::{http, wait_until_within};
 
 use crate::manifest_site::{self, Following};
 
@@ -31,7 +31,7 @@ impl std::ops::Deref for Lab {
 impl Lab {
     fn new(variant: &'static str) -> Self {
         let lab = Self { following: Following::new(variant, &traffic()) };
-        eventually_within(READ, "counting has begun", || lab.counts("cluster_ip", 0));
+        wait_until_within(READ, "counting has begun", || lab.counts("cluster_ip", 0));
         lab
     }
 
@@ -74,12 +74,12 @@ fn connections_are_counted(variant: &'static str) {
     for _ in 0..2 {
         tcp(&lab.outside, address("192.168.61.13", 30080)).expect("it answers");
     }
-    eventually_within(READ, "they are counted", || lab.counts("cluster_ip", 5) && lab.counts("node_port", 2));
+    wait_until_within(READ, "they are counted", || lab.counts("cluster_ip", 5) && lab.counts("node_port", 2));
     assert_eq!(lab.to_endpoints(), 7, "each went to one of the endpoints");
     // When another program resets the counters, counting continues and the total stays.
     lab.node.run(&format!("iptables-{variant} -t nat -Z"));
     lab.connect(3);
-    eventually_within(READ, "they are added", || lab.counts("cluster_ip", 8));
+    wait_until_within(READ, "they are added", || lab.counts("cluster_ip", 8));
 }
 
 #[test]
@@ -108,11 +108,11 @@ fn deleted_rules_keep_their_counts(variant: &'static str) {
     tcp(&lab.client, address("10.111.0.10", 80)).expect_err("no endpoint is left");
     lab.change(&traffic());
     lab.connect(3);
-    eventually_within(READ, "all are counted, by kind of address", || lab.counts("cluster_ip", 12));
+    wait_until_within(READ, "all are counted, by kind of address", || lab.counts("cluster_ip", 12));
     assert_eq!(lab.to_endpoints(), 12);
     // No connection is counted twice.
     lab.connect(1);
-    eventually_within(READ, "one more", || lab.counts("cluster_ip", 13));
+    wait_until_within(READ, "one more", || lab.counts("cluster_ip", 13));
     assert_eq!(lab.to_endpoints(), 13);
 }
 

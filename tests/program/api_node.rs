@@ -37,10 +37,10 @@ pub(crate) fn serve(netns: &Netns, objects: Vec<Value>) -> ApiServer {
 
 /// Starts an API server at an address of a namespace. It has these objects and no others.
 pub(crate) fn serve_at(netns: &Netns, address: SocketAddr, objects: Vec<Value>) -> ApiServer {
-    netns.within(move || ApiServer::serve_objects(TcpListener::bind(address).expect("a free port"), objects).expect("it serves"))
+    netns.run_thread(move || ApiServer::serve_objects(TcpListener::bind(address).expect("a free port"), objects).expect("it serves"))
 }
 
 /// Starts an API server on the loopback of a namespace, with TLS and authentication as the options say.
 pub(crate) fn serve_with(netns: &Netns, objects: Vec<Value>, options: Options) -> ApiServer {
-    netns.within(move || ApiServer::serve_with(TcpListener::bind(ANY_PORT).expect("a free port"), objects, options).expect("it serves"))
+    netns.run_thread(move || ApiServer::serve_with(TcpListener::bind(ANY_PORT).expect("a free port"), objects, options).expect("it serves"))
 }

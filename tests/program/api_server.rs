@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sepal_apiserver::{ApiServer, Authority, Failure, LogEntry, Options, User};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, eventually_within, http};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, http, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -51,7 +51,7 @@ impl Lab {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.node.command(SEPAL);
-        command.args(arguments).args(IN_NAMESPACE).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
+        command.args(arguments).args(NAMESPACE_FLAGS).args(["--hostname-override", "bench", "--iptables-variant", self.variant]);
         command.env("KUBECONFIG", self.kubeconfig.path()).stdin(Stdio::null());
         command
     }
@@ -67,7 +67,7 @@ impl Lab {
     }
 
     fn wait(&self, what: &str) {
-        eventually(what, || self.in_step());
+        wait_until(what, || self.in_step());
     }
 
     fn move_endpoint(&self, service: usize, endpoint: usize) {
@@ -108,7 +108,7 @@ const SMALL: Cluster = Cluster { services: 20, endpoints: 3 };
 fn changes_arrive_whatever_the_server_does() {
     let mut lab = Lab::new("nft", SMALL);
     let sepal = lab.sepal();
-    eventually("the watches are up", || lab.server().watches("endpointslices") == 1);
+    wait_until("the watches are up", || lab.server().watches("endpointslices") == 1);
     assert_eq!(lab.server().count("list services"), 0, "the initial objects came by streaming: {:?}", lab.server().requests());
     lab.wait("the start");
 
@@ -215,7 +215,7 @@ fn no_server_for_a_minute() {
     lab.wait("the objects of the server that came back");
     let log = || sepal.log();
     // The rules follow as soon as Services and EndpointSlices are listed; the log line waits for Nodes, too.
-    eventually("the log says that all are followed again", || log().contains("list and watch work again, "));
+    wait_until("the log says that all are followed again", || log().contains("list and watch work again, "));
     let lines = |text: &str| log().lines().filter(|line| line.contains(text)).count();
     assert_eq!(
         (lines("interrupted"), lines("Services, EndpointSlices, Nodes interrupted for 6"), lines("list and watch work again, ")),
@@ -245,7 +245,7 @@ fn dropped_packets_are_noticed(http: &str, options: impl FnOnce(Options) -> Opti
     let again = |entry: &LogEntry| {
         entry.path.contains("endpointslices?") && entry.path.contains("watch=true") && entry.connection.number > last.number
     };
-    eventually_within(Duration::from_secs(50), "the silence is noticed", || lab.server().log().iter().any(again));
+    wait_until_within(Duration::from_secs(50), "the silence is noticed", || lab.server().log().iter().any(again));
     lab.wait("the change that was missed");
 }
 
@@ -319,7 +319,7 @@ fn a_restart_writes_nothing(variant: &'static str) {
     let mut command = lab.command(&["run"]);
     let sepal = Logged::start(&mut command);
     let log = || sepal.log();
-    eventually("both families have read their tables", || log().matches("the live tables match the desired rules").count() == 2);
+    wait_until("both families have read their tables", || log().matches("the live tables match the desired rules").count() == 2);
     assert!(!log().contains("chains written"), "{}", log());
     assert!(save(&lab) == before, "the counters went on");
 
@@ -365,7 +365,7 @@ fn drift_is_put_right(variant: &'static str) {
     ] {
         let before = repairs();
         lab.iptables(script);
-        eventually(what, || {
+        wait_until(what, || {
             repairs() > before && lab.in_step() && jumps(&lab) == 14 && !lab.iptables("IPT-save -t nat").contains("192.0.2.1")
         });
     }
@@ -456,7 +456,7 @@ fn a_held_lock_is_waited_for() {
     std::thread::sleep(Duration::from_millis(300));
     lab.move_endpoint(0, 10);
     let log = || sepal.log();
-    eventually("the lock is named", || log().contains("xtables lock is held by process"));
+    wait_until("the lock is named", || log().contains("xtables lock is held by process"));
     holder.wait().expect("it ends");
     lab.wait("the change, after the lock");
 }
@@ -489,7 +489,7 @@ fn one_failed_run(variant: &'static str) {
     for (round, when) in ["before", "after"].into_iter().enumerate() {
         std::fs::write(folder.path().join(when), "").expect("writable");
         lab.move_endpoint(round, 10);
-        eventually("the failure is logged", || failures() == round + 1);
+        wait_until("the failure is logged", || failures() == round + 1);
         lab.wait("the change, at the next try");
     }
 }
@@ -526,11 +526,11 @@ fn waiting_for_the_lock_is_told() {
             && read("environ").contains(&lab.node.xtables_lock().display().to_string())
             && read("wchan").contains("lock")
     };
-    eventually("it waits for the lock", || std::fs::read_dir("/proc").expect("readable").flatten().any(|entry| waits(&entry.path())));
+    wait_until("it waits for the lock", || std::fs::read_dir("/proc").expect("readable").flatten().any(|entry| waits(&entry.path())));
     std::thread::sleep(Duration::from_millis(300));
     drop(lock);
     lab.wait("the change");
-    eventually("the wait is measured", || waited().is_some());
+    wait_until("the wait is measured", || waited().is_some());
     let waited = waited().expect("the wait is measured");
     assert!((0.2..5.0).contains(&waited), "it waited for 0.3 s and more: {waited}");
     let slowest = get("/slowest");
@@ -553,10 +553,10 @@ fn one_service_refused_for_ever() {
     lab.server().put(Cluster::slice(3, &["10.129.129.1".to_owned()])).expect("a slice");
     lab.move_endpoint(4, 10);
     let nat = || lab.iptables("IPT-save -t nat");
-    eventually("the other one follows", || nat().contains(&format!("{}:8080", Cluster::endpoint_ip(4, 10))));
+    wait_until("the other one follows", || nat().contains(&format!("{}:8080", Cluster::endpoint_ip(4, 10))));
     assert!(nat().contains(&format!("{}:8080", Cluster::endpoint_ip(3, 0))), "the refused one keeps what it had");
     let refused = |event: &Value| event["reason"] == json!("RulesRefused") && event["regarding"]["name"] == json!(Cluster::name(3));
-    eventually("an Event reports it", || lab.server().list("events.events.k8s.io").iter().any(refused));
+    wait_until("an Event reports it", || lab.server().list("events.events.k8s.io").iter().any(refused));
     lab.move_endpoint(3, 11);
     lab.wait("rules that iptables accepts again");
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, Running, wait_until};
 
 use crate::SEPAL;
 
@@ -64,7 +64,7 @@ fn write_rules(node: &Netns, variant: &str) {
         let mut command = node.command(SEPAL);
         command
             .args(arguments)
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--iptables-variant", variant, "--manifests"])
             .arg(manifests())
             .stdin(Stdio::null());
@@ -72,7 +72,7 @@ fn write_rules(node: &Netns, variant: &str) {
         command
     };
     let running = Running(sepal(&["run"]).spawn().expect("sepal starts"));
-    eventually("the live rules equal the desired ones", || {
+    wait_until("the live rules equal the desired ones", || {
         sepal(&["--dry-run", "--diff"]).status().expect("sepal starts").code() == Some(0)
             && tables(node, variant).matches(":KUBE-PROXY-CANARY").count() == 6
     });

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use sepal_apiserver::ApiServer;
 use sepal_lab::http::get;
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -73,7 +73,7 @@ impl Lab {
              iptables-{variant} -A FORWARD -i docker0 -j ACCEPT; ip6tables-{variant} -A FORWARD -i docker0 -j ACCEPT"
         ));
         let objects = Cluster { services: 2, endpoints: 2 }.objects().chain((1..=4).map(node_object)).chain([lease(1), lease(2)]).collect();
-        let server = node.within(move || ApiServer::serve_loaded(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects));
+        let server = node.run_thread(move || ApiServer::serve_loaded(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects));
         let lab = Self { node, server: server.expect("it serves"), folder: tempfile::tempdir().expect("a folder"), variant };
         fs::write(lab.path("kubeconfig"), lab.server.kubeconfig()).expect("writable");
         fs::write(lab.path("net-conf.json"), NET_CONF).expect("writable");
@@ -97,11 +97,11 @@ impl Lab {
     /// Runs the daemon until everything is programmed.
     fn program(&self) {
         let mut command = self.sepal(&["run", "--pod-network", "--ip-masq", "--ip-blackhole-route", "--hostname-override=n1"]);
-        command.args(IN_NAMESPACE).args(["--iptables-variant", self.variant, "--iface=eth0"]);
+        command.args(NAMESPACE_FLAGS).args(["--iptables-variant", self.variant, "--iface=eth0"]);
         let files = [self.flag("kubeconfig", "kubeconfig"), self.flag("net-config-path", "net-conf.json"), self.subnet_file()];
         let running = Running(command.args(files).spawn().expect("sepal starts"));
         let ready = || get(&self.node, SocketAddr::from(([127, 0, 0, 1], 10256)), "/readyz").is_ok_and(|answer| answer.status == 200);
-        eventually("the node is ready", ready);
+        wait_until("the node is ready", ready);
         assert_eq!(running.terminate(), Some(0));
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use sepal_lab::{Site, eventually};
+use sepal_lab::{SingleNode, wait_until};
 use serde_json::Value;
 
 use crate::SEPAL;
@@ -190,7 +190,7 @@ fn what_cannot_be_understood_is_said_in_one_line() {
 /// `--live` follows the rules in the kernel. If the desired rules lead elsewhere, both are shown.
 #[test]
 fn live_rules_are_walked_and_compared() {
-    let site = Site::new();
+    let site = SingleNode::new();
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/traffic.yaml");
     let sepal = |arguments: &[&str]| {
         let mut command = site.node.command(SEPAL);
@@ -200,7 +200,7 @@ fn live_rules_are_walked_and_compared() {
     };
     let mut run = sepal(&["run", "--conntrack-max-per-core=0"]);
     let running = Logged::start(&mut run);
-    eventually("the rules are there", || running.log().matches("service ports").count() > 1);
+    wait_until("the rules are there", || running.log().matches("service ports").count() > 1);
     assert_eq!(running.terminate().0, Some(0));
     let live = |output: &str| {
         let output = sepal(&["explain", "--live", "--from", "10.61.4.20", "--to", "svc/shop/web", "-o", output]).output().expect("it runs");

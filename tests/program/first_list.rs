@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use sepal_apiserver::{Authority, Failure, Options, User};
-use sepal_lab::{Cluster, IN_NAMESPACE, Netns, Running, eventually, eventually_within, http};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, http, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -89,7 +89,7 @@ fn event(kind: &str, object: &Value) -> String {
 
 impl Scripted {
     fn start(node: &Netns, refusal: Refusal) -> Self {
-        let listener = node.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let listener = node.run_thread(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let kubeconfig = kubeconfig(listener.local_addr().expect("an address"));
         let (watches, requests) = (Arc::<Mutex<Vec<TcpStream>>>::default(), Arc::<Mutex<Vec<String>>>::default());
         let server = Self { kubeconfig, watches: Arc::clone(&watches), requests: Arc::clone(&requests) };
@@ -211,7 +211,7 @@ impl Lab {
 
     fn sepal(&self, kubeconfig: &std::path::Path, arguments: &[&str]) -> Running {
         let mut command = self.node.command(SEPAL);
-        command.args(["run", "--hostname-override", "bench", "--iptables-variant", "nft"]).args(IN_NAMESPACE).args(arguments);
+        command.args(["run", "--hostname-override", "bench", "--iptables-variant", "nft"]).args(NAMESPACE_FLAGS).args(arguments);
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::null()).stderr(self.log.reopen().expect("writable"));
         Running(command.spawn().expect("sepal starts"))
     }
@@ -241,15 +241,15 @@ fn every_refusal_of_a_streaming_list_falls_back_to_list_and_watch() {
         let lab = Lab::new();
         let server = Scripted::start(&lab.node, refusal);
         let _sepal = lab.sepal(server.kubeconfig.path(), &[]);
-        eventually(&format!("the rules, after {refusal:?}"), || lab.nat().contains("--to-destination 10.244.1.9:8080"));
+        wait_until(&format!("the rules, after {refusal:?}"), || lab.nat().contains("--to-destination 10.244.1.9:8080"));
         assert!(!lab.nat().contains("10.244.9.9"), "{refusal:?}: the list counts, not the stream that ended");
         // The fallback is part of the same attempt, so no attempt has failed.
         assert!(!lab.log().contains("next attempt"), "{refusal:?}: {}", lab.log());
-        eventually("the watch is open", || !server.watches.lock().expect("not poisoned").is_empty());
+        wait_until("the watch is open", || !server.watches.lock().expect("not poisoned").is_empty());
         server.modify(&slice("10.244.1.10", 11));
-        eventually(&format!("a change, after {refusal:?}"), || lab.nat().contains("--to-destination 10.244.1.10:8080"));
+        wait_until(&format!("a change, after {refusal:?}"), || lab.nat().contains("--to-destination 10.244.1.10:8080"));
         assert_eq!((server.requests("sendinitialevents=true"), server.requests("limit=500")), (3, 3), "{refusal:?}: {:?}", server.requests);
-        eventually("it is ready", || lab.status("/readyz") == Some(200));
+        wait_until("it is ready", || lab.status("/readyz") == Some(200));
     }
 }
 
@@ -282,13 +282,13 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
                 let _sepal = lab.sepal(file.path(), &[]);
                 // A silent stream is closed after ten seconds.
                 let ready = || lab.status("/readyz") == Some(200) && lab.status("/healthz") == Some(200);
-                eventually_within(Duration::from_secs(60), &format!("it is ready, after {failure:?}"), ready);
+                wait_until_within(Duration::from_secs(60), &format!("it is ready, after {failure:?}"), ready);
                 // When a connection breaks, the lists of other kinds over it fail, too.
                 let closed = format!("{failure:?}").contains("Close");
                 assert!(closed || !lab.log().contains("next attempt"), "{failure:?}: {}", lab.log());
                 let ip = Cluster::endpoint_ip(1, 20);
                 server.put(Cluster::slice(1, std::slice::from_ref(&ip))).expect("a slice");
-                eventually(&format!("a change, after {failure:?}"), || lab.nat().contains(&ip));
+                wait_until(&format!("a change, after {failure:?}"), || lab.nat().contains(&ip));
                 assert!(server.count("list services") > 0, "{failure:?}: {:?}", server.requests());
             });
         }
@@ -299,11 +299,11 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
 #[test]
 fn a_server_that_is_down_at_the_start() {
     let lab = Lab::new();
-    let address = lab.node.within(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
+    let address = lab.node.run_thread(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
     let kubeconfig = kubeconfig(address);
     let _sepal = lab.sepal(kubeconfig.path(), &[]);
-    eventually("probes are answered", || lab.status("/livez") == Some(200));
-    eventually("/readyz says what is missing", || {
+    wait_until("probes are answered", || lab.status("/livez") == Some(200));
+    wait_until("/readyz says what is missing", || {
         lab.probe("/readyz").is_some_and(|(status, body)| {
             status == 503
                 && body.contains("[-]proxy-ipv4 not yet: no ")
@@ -311,7 +311,7 @@ fn a_server_that_is_down_at_the_start() {
                 && body.contains("onnection refused")
         })
     });
-    eventually("the log says so", || {
+    wait_until("the log says so", || {
         lab.log().contains("no Services, EndpointSlices, Nodes are known yet: ") || lab.log().contains("no Services are known yet: ")
     });
     assert!(lab.log().contains(", next attempt in "), "{}", lab.log());
@@ -322,25 +322,25 @@ fn a_server_that_is_down_at_the_start() {
 
     let objects = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
     let _server = serve_at(&lab.node, address, objects);
-    eventually("it is healthy and ready", || ["/livez", "/readyz", "/healthz"].iter().all(|path| lab.status(path) == Some(200)));
-    eventually("the log says that it works", || lab.log().contains("list and watch work again, "));
+    wait_until("it is healthy and ready", || ["/livez", "/readyz", "/healthz"].iter().all(|path| lab.status(path) == Some(200)));
+    wait_until("the log says that it works", || lab.log().contains("list and watch work again, "));
 }
 
 /// The start waits for a pod CIDR while the API server does not answer; probes are answered meanwhile.
 #[test]
 fn a_node_is_awaited_while_probes_are_answered() {
     let lab = Lab::new();
-    let address = lab.node.within(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
+    let address = lab.node.run_thread(|| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port"));
     let kubeconfig = kubeconfig(address);
     let _sepal = lab.sepal(kubeconfig.path(), &["--detect-local-mode=NodeCIDR", "--bind-address=127.0.0.1"]);
-    eventually("/readyz says what the start waits for", || {
+    wait_until("/readyz says what the start waits for", || {
         lab.probe("/readyz").is_some_and(|(status, body)| status == 503 && body.starts_with("[-]start not yet: no Node is known yet: "))
     });
     assert_eq!((lab.status("/livez"), lab.status("/healthz")), (Some(200), Some(503)));
     let mut node = objects("nodes").remove(0);
     node["spec"] = json!({"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]});
     let _server = serve_at(&lab.node, address, vec![node]);
-    eventually("it is ready", || lab.status("/readyz") == Some(200));
+    wait_until("it is ready", || lab.status("/readyz") == Some(200));
 }
 
 /// Lists of one kind are refused: the log and `/readyz` show the reason, and probes behave as with a server that is down.
@@ -352,7 +352,7 @@ fn a_list_that_stays_refused() {
     server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
     let file = file_of(&server.kubeconfig());
     let _sepal = lab.sepal(file.path(), &[]);
-    eventually("/readyz has the reason", || {
+    wait_until("/readyz has the reason", || {
         lab.probe("/readyz").is_some_and(|(status, body)| {
             status == 503 && body.contains("[-]proxy-ipv4 not yet: no Services are known yet: ") && body.contains("(500 ")
         })
@@ -360,11 +360,11 @@ fn a_list_that_stays_refused() {
     assert!(lab.log().contains("no Services are known yet: "), "{}", lab.log());
     assert_eq!((lab.status("/livez"), lab.status("/healthz")), (Some(200), Some(503)));
     server.fail(Failure::next(1, 500).at("nothing"));
-    eventually("it is healthy", || lab.status("/healthz") == Some(200));
+    wait_until("it is healthy", || lab.status("/healthz") == Some(200));
     // After the first sync a refusal is an outage: the rules stay, and the probes stay healthy.
     server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
     server.drop_watches();
-    eventually("the log says so", || lab.log().contains("watch of Services interrupted: "));
+    wait_until("the log says so", || lab.log().contains("watch of Services interrupted: "));
     assert_eq!((lab.status("/livez"), lab.status("/readyz"), lab.status("/healthz")), (Some(200), Some(200), Some(200)));
 }
 
@@ -377,13 +377,13 @@ fn the_log_is_short() {
         let server = serve(&lab.node, objects);
         let file = file_of(&server.kubeconfig());
         let _sepal = lab.sepal(file.path(), arguments);
-        eventually("it is ready", || lab.status("/readyz") == Some(200));
+        wait_until("it is ready", || lab.status("/readyz") == Some(200));
         let lines = || lab.log().lines().filter(|line| line.contains("ipv4: ") && line.contains("chains written")).count();
-        eventually("the first sync is logged", || lines() == 1);
+        wait_until("the first sync is logged", || lines() == 1);
         for service in 0..5 {
             let ip = Cluster::endpoint_ip(service, 20);
             server.put(Cluster::slice(service, std::slice::from_ref(&ip))).expect("a slice");
-            eventually("a change", || lab.nat().contains(&ip));
+            wait_until("a change", || lab.nat().contains(&ip));
             let expected = if logged { service + 2 } else { 1 };
             // A sync that takes a second is always logged, and on a busy machine a sync may take that long.
             let slow = || {
@@ -392,7 +392,7 @@ fn the_log_is_short() {
                         && line.split(' ').any(|word| word.len() > 4 && word.chars().all(|c| c.is_ascii_digit()))
                 })
             };
-            eventually("the expected log line", || lines() == expected || slow());
+            wait_until("the expected log line", || lines() == expected || slow());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output, Stdio};
 
-use sepal_lab::{Netns, Running, eventually, http};
+use sepal_lab::{Netns, Running, http, wait_until};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -74,7 +74,7 @@ fn it_takes_flanneld_s_place() {
     let node = Node::new(vec![node("n1", &["10.244.1.0/24"]), pod(Some("n1"))]);
     let pod = [("POD_NAME", "kube-flannel-ds-abcde"), ("POD_NAMESPACE", "kube-flannel")];
     let running = Running(node.flanneld(&pod).stderr(Stdio::null()).spawn().expect("it starts"));
-    eventually("it is ready", || node.answers("/readyz", 200, "flanneld is ready"));
+    wait_until("it is ready", || node.answers("/readyz", 200, "flanneld is ready"));
     assert!(node.answers("/healthz", 200, "flanneld is running"));
     assert!(node.answers("/livez", 404, "404 page not found\n"), "it has no other path");
     let env = std::fs::read_to_string(node.path("subnet.env")).expect("it is there");
@@ -95,7 +95,7 @@ fn it_takes_flanneld_s_place() {
     assert_eq!(node.netns.run("ip -o link show flannel.1"), links);
     assert_eq!(node.netns.run("iptables-save -t nat | grep -c FLANNEL-POSTRTG"), "8\n");
     let _again = Running(node.flanneld(&[("NODE_NAME", "n1")]).stderr(Stdio::null()).spawn().expect("it starts"));
-    eventually("it is ready", || node.answers("/readyz", 200, "flanneld is ready"));
+    wait_until("it is ready", || node.answers("/readyz", 200, "flanneld is ready"));
     assert_eq!(node.netns.run("ip -o link show flannel.1"), links);
 }
 
@@ -115,8 +115,8 @@ fn iface_can_reach_takes_the_kernel_s_source_address() {
         let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
         command.arg(format!("--iface-can-reach={target}")).stderr(Stdio::null());
         let _running = Running(command.spawn().expect("it starts"));
-        eventually("the source address is published", || annotation() == source);
-        eventually("the VTEP sends from it", || node.netns.run("ip -d link show flannel.1 || :").contains(&format!(" local {source} ")));
+        wait_until("the source address is published", || annotation() == source);
+        wait_until("the VTEP sends from it", || node.netns.run("ip -d link show flannel.1 || :").contains(&format!(" local {source} ")));
     }
 }
 
@@ -136,7 +136,7 @@ fn an_empty_iface_means_the_default_route_s() {
     {
         let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
         let _running = Running(command.args(flags).stderr(Stdio::null()).spawn().expect("it starts"));
-        eventually("the address is published", || public_ip() == want);
+        wait_until("the address is published", || public_ip() == want);
     }
 }
 
@@ -146,7 +146,7 @@ fn the_health_server_s_host_may_be_a_name_or_empty() {
     for (host, listening) in [("--healthz-ip=localhost", "127.0.0.1:8081"), ("--healthz-ip=", "*:8081")] {
         let mut command = node.flanneld(&[("NODE_NAME", "n1")]);
         let _running = Running(command.arg(host).stderr(Stdio::null()).spawn().expect("it starts"));
-        eventually("it answers", || node.answers("/healthz", 200, "flanneld is running"));
+        wait_until("it answers", || node.answers("/healthz", 200, "flanneld is running"));
         let sockets = node.netns.run("ss -Hltn");
         assert!(sockets.contains(listening), "{host}: {sockets}");
     }
@@ -175,7 +175,7 @@ fn a_peer_s_annotations_are_read_as_go_reads_them() {
     std::fs::write(node.path("net-conf.json"), r#"{"network":"10.0.0.0/8","NETWORK":"10.244.0.0/16","backend":{"type":"vxlan"}}"#)
         .expect("writable");
     let _running = Running(node.flanneld(&[("NODE_NAME", "n1")]).stderr(Stdio::null()).spawn().expect("it starts"));
-    eventually("every peer has its entry", || {
+    wait_until("every peer has its entry", || {
         let fdb = node.netns.run("bridge fdb show dev flannel.1 || :");
         (2..=5).all(|number| fdb.contains(&format!("26:22:24:fa:1a:0{number} dst 192.168.77.{number} ")))
     });
@@ -210,10 +210,10 @@ fn a_pod_that_must_not_be_read_ends_nothing() {
     let file = std::fs::File::create(&log).expect("writable");
     let _running = Running(node.flanneld(&pod).stderr(file).spawn().expect("it starts"));
     let said = |what: &str| std::fs::read_to_string(&log).expect("readable").contains(what);
-    eventually("it is logged", || {
+    wait_until("it is logged", || {
         said("Failed to create SubnetManager: error retrieving pod spec for 'kube-flannel/kube-flannel-ds-abcde': pods")
             && said("{apiGroups: [\"\"], resources: [\"pods\"], verbs: [\"get\"]}")
     });
     node.server.allow_all();
-    eventually("it is ready", || node.answers("/readyz", 200, "flanneld is ready"));
+    wait_until("it is ready", || node.answers("/readyz", 200, "flanneld is ready"));
 }

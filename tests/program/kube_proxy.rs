@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sepal_apiserver::ApiServer;
 use sepal_lab::http::{Answer, ask, get};
-use sepal_lab::{Cluster, Netns, Running, eventually};
+use sepal_lab::{Cluster, Netns, Running, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -108,7 +108,7 @@ impl Lab {
     }
 
     fn wait_for_rules(&self) {
-        eventually("there are rules", || {
+        wait_until("there are rules", || {
             let rules = self.node.run("iptables-nft-save -t nat; iptables-legacy-save -t nat 2>/dev/null");
             (0..SMALL.services).all(|service| rules.contains(&format!("bench/{}:http cluster IP", Cluster::name(service))))
         });
@@ -164,7 +164,7 @@ fn verbosity_shows_decisions_and_no_library() {
         let lab = Lab::new();
         let running = lab.start(&[verbosity]);
         lab.wait_for_rules();
-        eventually("the sync is logged", || lab.said().contains("ipv4: sync, because the live tables have to be read: "));
+        wait_until("the sync is logged", || lab.said().contains("ipv4: sync, because the live tables have to be read: "));
         assert_eq!(running.terminate(), Some(0));
         let said = lab.said();
         assert!(said.contains(" chains to write, 0 to delete, "), "{said}");
@@ -262,7 +262,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     let lab = Lab::new();
     let proxy = lab.start(&[]);
     lab.wait_for_rules();
-    eventually("it is healthy", || lab.get(HEALTHZ, "/healthz").is_some_and(|answer| answer.status == 200));
+    wait_until("it is healthy", || lab.get(HEALTHZ, "/healthz").is_some_and(|answer| answer.status == 200));
     let healthz = lab.get(HEALTHZ, "/healthz").expect("it is healthy");
     assert!(healthz.body.contains(r#""nodeEligible":true,"healthy":true,"status":{"IPv4":{"lastUpdated":""#), "{}", healthz.body);
     assert!(healthz.body.contains(r#""IPv6":{"#) && healthz.head.contains("application/json"), "{healthz:?}");
@@ -304,7 +304,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
-    eventually("its start is an Event", || {
+    wait_until("its start is an Event", || {
         lab.server.list("events.events.k8s.io").iter().any(|event| {
             (&event["reason"], &event["type"], &event["action"], &event["reportingController"], &event["metadata"]["namespace"])
                 == (&json!("Starting"), &json!("Normal"), &json!("StartKubeProxy"), &json!("kube-proxy"), &json!("default"))
@@ -312,7 +312,7 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     });
 
     // An idle client connection does not delay the end.
-    let idle = lab.node.within(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
+    let idle = lab.node.run_thread(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
     let start = Instant::now();
     assert_eq!(proxy.terminate(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(1), "it took {:?} to end", start.elapsed());
@@ -332,7 +332,7 @@ fn a_node_that_leaves_or_moves_is_followed() {
         "ip link add eth0 type veth peer name eth1; ip link set eth0 up; ip addr add 192.168.61.13/24 dev eth0; ip addr add 192.168.61.14/24 dev eth0",
     );
     let _proxy = lab.start(&[]);
-    eventually("it waits for a pod CIDR", || lab.said().contains("waiting for Node bench to get a pod CIDR"));
+    wait_until("it waits for a pod CIDR", || lab.said().contains("waiting for Node bench to get a pod CIDR"));
     assert!(!lab.node.run("iptables-nft-save -t nat").contains("KUBE-SVC-"));
     lab.change_node(|node| node["spec"] = json!({"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]}));
     lab.wait_for_rules();
@@ -343,15 +343,15 @@ fn a_node_that_leaves_or_moves_is_followed() {
         node["spec"] = json!({"podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"]});
         node["status"]["addresses"] = json!([{"type": "InternalIP", "address": "192.168.61.14"}]);
     });
-    eventually("rules follow the Node", || rules("! -s 10.244.9.0/24") && rules("-d 192.168.61.14/32") && !rules("-d 192.168.61.13/32"));
+    wait_until("rules follow the Node", || rules("! -s 10.244.9.0/24") && rules("-d 192.168.61.14/32") && !rules("-d 192.168.61.13/32"));
 
     let status = |path| lab.get(HEALTHZ, path).map(|answer| answer.status);
-    eventually("it is healthy", || status("/healthz") == Some(200));
+    wait_until("it is healthy", || status("/healthz") == Some(200));
     lab.change_node(|node| node["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]));
-    eventually("the node is not eligible", || status("/healthz") == Some(503));
+    wait_until("the node is not eligible", || status("/healthz") == Some(503));
     assert_eq!(status("/livez"), Some(200));
     lab.change_node(|node| node["spec"]["taints"] = json!([]));
-    eventually("the node is eligible", || status("/healthz") == Some(200));
+    wait_until("the node is eligible", || status("/healthz") == Some(200));
 }
 
 #[test]
@@ -362,12 +362,12 @@ fn a_changed_configuration_holds_at_once_or_ends_the_program() {
     let mark = |mark: &str| lab.node.run("iptables-nft-save -t nat").contains(mark);
     assert!(mark("0x4000/0x4000"));
     lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 20") + "---\n");
-    eventually("rules follow the configuration", || mark("0x100000/0x100000") && !mark("0x4000/0x4000"));
+    wait_until("rules follow the configuration", || mark("0x100000/0x100000") && !mark("0x4000/0x4000"));
     let configz: Value = serde_json::from_str(&lab.page("/configz").body).expect("JSON");
     assert_eq!(configz["kubeproxy.config.k8s.io"]["iptables"]["masqueradeBit"], 20);
 
     lab.configure(|text| text.replace("masqueradeBit: null", "masqueradeBit: 99"));
-    eventually("the invalid value is reported", || {
+    wait_until("the invalid value is reported", || {
         lab.said().contains("must be within the range [0, 31]; what it said before still holds")
     });
     assert!(mark("0x100000/0x100000"));
@@ -380,9 +380,9 @@ fn a_changed_configuration_holds_at_once_or_ends_the_program() {
 #[test]
 fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     let lab = Lab::new();
-    let taken = lab.node.within(|| std::net::TcpListener::bind("0.0.0.0:10256").expect("free"));
+    let taken = lab.node.run_thread(|| std::net::TcpListener::bind("0.0.0.0:10256").expect("free"));
     let _proxy = lab.start(&[]);
-    eventually("it is logged", || lab.said().contains("failed to start proxy healthz on 0.0.0.0:10256"));
+    wait_until("it is logged", || lab.said().contains("failed to start proxy healthz on 0.0.0.0:10256"));
     lab.wait_for_rules();
     lab.configure(|text| {
         text.replace("bindAddressHardFail: false", "bindAddressHardFail: true")
@@ -439,7 +439,7 @@ fn a_score_that_cannot_be_set_is_named_where_it_was_asked_for() {
         command.arg("--kubeconfig").arg(lab.folder.path().join("kubeconfig.conf"));
         command.stderr(fs::File::options().create(true).append(true).open(&lab.log).expect("writable"));
         let _proxy = Running(command.spawn().expect("it starts"));
-        eventually(ready, || lab.said()[before..].contains(ready));
+        wait_until(ready, || lab.said()[before..].contains(ready));
         lab.said()[before..].to_owned()
     };
     let said = run(&[], "chains written");
@@ -502,20 +502,20 @@ fn health_check_node_ports_follow_local_endpoints() {
             "{{\n\t\"service\": {{\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"balanced\"\n\t}},\n\t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": true\n}}"
         )
     };
-    eventually("there are local endpoints", || check(32_100).is_some_and(|answer| answer.status == 200));
+    wait_until("there are local endpoints", || check(32_100).is_some_and(|answer| answer.status == 200));
     let answer = check(32_100).expect("an answer");
     assert_eq!(answer.body, body(2));
     assert!(answer.head.contains("X-Load-Balancing-Endpoint-Weight: 2"), "{}", answer.head);
     lab.server.put(balanced_slice("bench", false)).expect("a slice");
-    eventually("terminating endpoints do not count", || check(32_100).is_some_and(|answer| answer.status == 503 && answer.body == body(0)));
+    wait_until("terminating endpoints do not count", || check(32_100).is_some_and(|answer| answer.status == 503 && answer.body == body(0)));
     lab.server.put(balanced_slice("bench", true)).expect("a slice");
-    eventually("they are back", || check(32_100).is_some_and(|answer| answer.status == 200));
+    wait_until("they are back", || check(32_100).is_some_and(|answer| answer.status == 200));
     lab.server.put(balanced_slice("elsewhere", true)).expect("a slice");
-    eventually("they are elsewhere", || check(32_100).is_some_and(|answer| answer.status == 503));
+    wait_until("they are elsewhere", || check(32_100).is_some_and(|answer| answer.status == 503));
     lab.server.put(balanced(32_200)).expect("a Service");
-    eventually("the port has changed", || check(32_200).is_some() && check(32_100).is_none());
+    wait_until("the port has changed", || check(32_200).is_some() && check(32_100).is_none());
     assert!(lab.server.remove("services", "shop/balanced"));
-    eventually("the port is closed", || check(32_200).is_none());
+    wait_until("the port is closed", || check(32_200).is_none());
 }
 
 /// Another proxy holds all ports until it ends, as when sepal starts beside it. Then sepal opens them soon, and each failure is logged once.
@@ -525,22 +525,22 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     lab.configure(|text| text.replace("syncPeriod: 0s", "syncPeriod: 1h"));
     lab.server.put(balanced(32_100)).expect("a Service");
     lab.server.put(balanced_slice("bench", true)).expect("a slice");
-    let of_other = lab.node.within(|| {
+    let of_other = lab.node.run_thread(|| {
         let bind = |address: SocketAddr| std::net::TcpListener::bind(address).expect("a free port");
         [HEALTHZ.into(), METRICS.into(), SocketAddr::from(([0, 0, 0, 0], 32_100))].map(bind)
     });
     let _proxy = lab.start(&[]);
     let failures = || lab.said().matches("failed to start healthcheck \"shop/balanced\" on port 32100").count();
-    eventually("the failure is logged", || failures() == 1);
+    wait_until("the failure is logged", || failures() == 1);
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(failures(), 1, "{}", lab.said());
     drop(of_other);
     for (what, to, path) in
         [("the Service's", ([127, 0, 0, 1], 32_100), "/"), ("the health port", HEALTHZ, "/healthz"), ("the metrics'", METRICS, "/healthz")]
     {
-        eventually(what, || lab.get(to, path).is_some_and(|answer| answer.status == 200));
+        wait_until(what, || lab.get(to, path).is_some_and(|answer| answer.status == 200));
     }
     assert!(lab.said().contains("health check port 32100 of shop/balanced is open after all"), "{}", lab.said());
     let told = |event: &Value| event["reason"] == "FailedToStartServiceHealthcheck";
-    eventually("an Event reports it", || lab.server.list("events.events.k8s.io").iter().any(told));
+    wait_until("an Event reports it", || lab.server.list("events.events.k8s.io").iter().any(told));
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use sepal_lab::{IN_NAMESPACE, Netns, Running, eventually, http};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, Running, http, wait_until};
 
 use crate::SEPAL;
 
@@ -104,13 +104,13 @@ fn the_daemon_takes_the_configuration_in_full() {
     let mut command = node.command(SEPAL);
     command
         .args(["run", "--iptables-variant=nft", "--metrics-bind-address=127.0.0.1:7778", "--conntrack-udp-timeout=33s"])
-        .args(IN_NAMESPACE);
+        .args(NAMESPACE_FLAGS);
     command.arg("--manifests").arg(&manifests).stdin(Stdio::null());
     let _sepal = Running(command.stderr(fs::File::create(&log).expect("writable")).spawn().expect("sepal starts"));
     let answers =
         |port: u16, path: &str| http::get(&node, SocketAddr::from(([127, 0, 0, 1], port)), path).is_ok_and(|answer| answer.status == 200);
-    eventually("it is alive where the configuration says", || answers(7777, "/livez"));
-    eventually("metrics are where the flag says", || answers(7778, "/metrics"));
+    wait_until("it is alive where the configuration says", || answers(7777, "/livez"));
+    wait_until("metrics are where the flag says", || answers(7778, "/metrics"));
     let keys = ["tcp_timeout_close_wait", "tcp_be_liberal", "udp_timeout"].map(|key| format!("net.netfilter.nf_conntrack_{key}"));
     assert_eq!(node.run(&format!("sysctl -n {}", keys.join(" "))), "77\n1\n33\n");
     let rules = node.run("iptables-nft-save");
@@ -119,6 +119,6 @@ fn the_daemon_takes_the_configuration_in_full() {
     // A field that cannot change at run time is reported.
     write("healthzBindAddress: 127.0.0.1:7779\nconntrack: {tcpCloseWaitTimeout: 77s, tcpBeLiberal: true}\n");
     let said = || fs::read_to_string(Path::new(&log)).expect("readable");
-    eventually("the field is named", || said().contains("healthzBindAddress changed, which counts after a restart"));
+    wait_until("the field is named", || said().contains("healthzBindAddress changed, which counts after a restart"));
     assert!(!said().contains("conntrack changed"), "{}", said());
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal_lab::http::get;
-use sepal_lab::{Families, IN_NAMESPACE, Layout, Pod, PodCluster, PodNode, Prober, Running, Session, eventually};
+use sepal_lab::{Families, Layout, NAMESPACE_FLAGS, Pod, PodCluster, PodNode, Prober, Running, Session, wait_until};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -236,11 +236,11 @@ fn from_kube_proxy_and_back(variant: &'static str) {
     let node = migration.node(1);
     let before = migration.lasting(1);
     let mut command = node.netns.command(&migration.named("kube-proxy").display().to_string());
-    command.args(["--master", &migration.cluster.server.url(), "--hostname-override", "node-1"]).args(IN_NAMESPACE);
+    command.args(["--master", &migration.cluster.server.url(), "--hostname-override", "node-1"]).args(NAMESPACE_FLAGS);
     let running = migration.started(command);
     let log = || fs::read_to_string(migration.log()).expect("readable");
-    eventually("both families are known", || log().matches("the live tables match the desired rules").count() == 2);
-    eventually("it is healthy", || get(&node.netns, at_port(10256), "/healthz").is_ok_and(|answer| answer.status == 200));
+    wait_until("both families are known", || log().matches("the live tables match the desired rules").count() == 2);
+    wait_until("it is healthy", || get(&node.netns, at_port(10256), "/healthz").is_ok_and(|answer| answer.status == 200));
     migration.assert_nothing_lost("when sepal took kube-proxy's place");
     assert_eq!(migration.lasting(1), before, "nothing is written, nothing is moved\n{}", log());
     let metrics = get(&node.netns, at_port(10249), "/metrics").expect("an answer").body;
@@ -250,9 +250,9 @@ fn from_kube_proxy_and_back(variant: &'static str) {
     // sepal writes rules: an endpoint is removed, and its open connections continue.
     let gone = migration.pods[3].ips[0].to_string();
     migration.put(slice(&[&migration.pods[2]]));
-    eventually("the endpoint is gone", || !migration.lasting(1).contains(&format!("{gone}:")));
+    wait_until("the endpoint is gone", || !migration.lasting(1).contains(&format!("{gone}:")));
     migration.put(slice(&[&migration.pods[2], &migration.pods[3]]));
-    eventually("the endpoint is back", || migration.lasting(1).contains(&format!("{gone}:")));
+    wait_until("the endpoint is back", || migration.lasting(1).contains(&format!("{gone}:")));
     migration.assert_nothing_lost("while sepal writes changes");
 
     assert_eq!(running.terminate(), Some(0));
@@ -285,7 +285,7 @@ fn from_flannel_and_back() {
         command.env("NODE_NAME", "node-1");
         command
     });
-    eventually("it is ready", || get(&node.netns, at_port(8081), "/readyz").is_ok_and(|answer| answer.status == 200));
+    wait_until("it is ready", || get(&node.netns, at_port(8081), "/readyz").is_ok_and(|answer| answer.status == 200));
     migration.assert_nothing_lost("when sepal took flannel's place");
     assert_eq!(migration.lasting(1), before, "nothing is written, nothing is made anew");
     assert_eq!(migration.annotations(1), annotations);
@@ -299,9 +299,9 @@ fn from_flannel_and_back() {
     fourth["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-data"] = json!(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(4)));
     fourth["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"] = json!("192.168.77.4");
     migration.put(fourth);
-    eventually("the new node has a route", || routes(&migration).contains("10.244.4.0/24"));
+    wait_until("the new node has a route", || routes(&migration).contains("10.244.4.0/24"));
     assert!(migration.cluster.server.remove("nodes", "node-4"));
-    eventually("the subnet is lost", || routes(&migration) == ours);
+    wait_until("the subnet is lost", || routes(&migration) == ours);
 
     assert_eq!(running.terminate(), Some(0));
     migration.flannel_comes_back(1);
@@ -326,9 +326,9 @@ fn node_by_node_and_back() {
     // sepal writes changes on all nodes.
     let gone = format!("{}:", migration.pods[3].ips[0]);
     migration.put(slice(&[&migration.pods[2]]));
-    eventually("the endpoint is gone everywhere", || NODES.iter().all(|number| !migration.lasting(*number).contains(&gone)));
+    wait_until("the endpoint is gone everywhere", || NODES.iter().all(|number| !migration.lasting(*number).contains(&gone)));
     migration.put(slice(&[&migration.pods[2], &migration.pods[3]]));
-    eventually("the endpoint is back everywhere", || NODES.iter().all(|number| migration.lasting(*number).contains(&gone)));
+    wait_until("the endpoint is back everywhere", || NODES.iter().all(|number| migration.lasting(*number).contains(&gone)));
     migration.assert_nothing_lost("while all nodes write changes");
     for number in NODES {
         assert_eq!(migration.node(number).stop(), Some(0));
@@ -349,5 +349,5 @@ fn a_lost_connection_is_noticed() {
     assert!(migration.probers.iter().map(Prober::lost).sum::<usize>() > 0);
     // A session whose packets are refused reports a fault.
     migration.node(1).netns.run("iptables-nft -I FORWARD -p tcp -j REJECT --reject-with tcp-reset; sleep 0.3; iptables-nft -D FORWARD 1");
-    eventually("sessions have ended", || migration.sessions.iter().filter(|session| session.fault().is_some()).count() > 1);
+    wait_until("sessions have ended", || migration.sessions.iter().filter(|session| session.fault().is_some()).count() > 1);
 }

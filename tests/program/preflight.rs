@@ -224,7 +224,7 @@ fn what_the_node_has_in_the_way_is_found() {
     );
     fs::write(node.folder.path().join("net.d/05-other.conflist"), "{}").expect("writable");
     fs::write(node.path("net-conf.json"), r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":1450}}"#).expect("writable");
-    let held = node.netns.within(|| TcpListener::bind("127.0.0.1:10249").expect("a free port"));
+    let held = node.netns.run_thread(|| TcpListener::bind("127.0.0.1:10249").expect("a free port"));
     // Other programs are recognised by their process names.
     let other = node.path("flanneld");
     node.netns.run(&format!("cp /bin/sleep {other}"));
@@ -296,13 +296,13 @@ fn a_tunnel_port_in_use_is_found_where_it_is_in_the_way() {
         assert_eq!(comes_up(), works, "{name}");
         node.netns.run(&format!("ip link delete {name}"));
     }
-    let held = node.netns.within(|| UdpSocket::bind("0.0.0.0:8472").expect("a free port"));
+    let held = node.netns.run_thread(|| UdpSocket::bind("0.0.0.0:8472").expect("a free port"));
     assert_eq!(complaints(&node.checks(&[])), ["tunnel port: failed"]);
     assert!(!comes_up());
     drop(held);
     assert!(comes_up());
     // Only a socket of the tunnel's IP family is in the way.
-    let other = node.netns.within(|| UdpSocket::bind("[::1]:8472").expect("a free port"));
+    let other = node.netns.run_thread(|| UdpSocket::bind("[::1]:8472").expect("a free port"));
     assert_eq!(complaints(&node.checks(&[])), Vec::<String>::new());
     assert!(comes_up());
     drop(other);
@@ -366,7 +366,7 @@ fn add_nft_table(family: u8, name: &str) {
 #[test]
 fn tables_of_nftables_are_found_without_nft() {
     let node = Node::sound();
-    node.netns.within(|| {
+    node.netns.run_thread(|| {
         add_nft_table(2, "kube-proxy");
         add_nft_table(10, "flannel-ipv6");
     });
@@ -414,7 +414,7 @@ fn nothing_holds_it_up() {
     assert_eq!(complaints(&found), ["API server: failed", "permissions: not checked", "Node: not checked"], "{found:#?}");
     assert!(find(&found, "API server")["found"].as_str().expect("text").contains("the credential plugin sleep did not end"), "{found:#?}");
     // A server that accepts connections and does not answer.
-    let silent = node.netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let silent = node.netns.run_thread(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     let found = node.checks(&["--master", &format!("http://{}", silent.local_addr().expect("bound"))]);
     assert_eq!(complaints(&found)[0], "API server: failed");
     assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use sepal_lab::{Cluster, Families, IN_NAMESPACE, Layout, Netns, PodCluster, PodNode, Running, eventually_within, http};
+use sepal_lab::{Cluster, Families, Layout, NAMESPACE_FLAGS, Netns, PodCluster, PodNode, Running, http, wait_until_within};
 use serde_json::{Value, json};
 
 use crate::SEPAL;
@@ -29,11 +29,11 @@ impl Lab {
     fn new(objects: Vec<Value>) -> Self {
         let node = ApiNode::new(Netns::new(), objects);
         let mut command = node.netns.command(SEPAL);
-        command.arg("run").args(IN_NAMESPACE).args(["--hostname-override=bench", "--iptables-variant=nft"]);
+        command.arg("run").args(NAMESPACE_FLAGS).args(["--hostname-override=bench", "--iptables-variant=nft"]);
         command.env("KUBECONFIG", node.path("kubeconfig")).stdin(Stdio::null()).stderr(Stdio::null());
         let sepal = Running(command.spawn().expect("it starts"));
         let lab = Self { node, _sepal: sepal };
-        eventually_within(Duration::from_secs(180), "rules are in force", || {
+        wait_until_within(Duration::from_secs(180), "rules are in force", || {
             http::get(&lab.node.netns, ([127, 0, 0, 1], 10256).into(), "/readyz").is_ok_and(|answer| answer.status == 200)
         });
         lab

@@ -389,7 +389,8 @@ fn a_subnet_in_use_is_lost_if_the_answer_to_its_renewal_is_too_late() {
     let start = [(20, 4, 0), (20, 1, 0), (0, 1, 0), (19, 1, 0), (20, 6, 0), (20, 0, 0), (0, 0, 0), (4, 1, 0), (20, 3, 0), (23, 0, 35)];
     let renewal = [(8, 6, 0), (0, 0, 0), (12, 6, 0), (0, 4, 0), (23, 0, 37), (0, 4, 0), (4, 6, 0), (8, 1, 0), (26, 4, 2), (0, 4, 0)];
     let other = [(0, 2, 0), (0, 0, 0), (0, 3, 0), (23, 0, 57), (23, 0, 53), (0, 3, 0), (0, 0, 0), (0, 0, 0)];
-    run(&[(0, false); 5], &[&start[..], &renewal, &other].concat(), 52_761_548_212_870_595).expect("subnet.env names no other node's subnet");
+    run(&[(0, false); 5], &[&start[..], &renewal, &other].concat(), 52_761_548_212_870_595)
+        .expect("subnet.env names no other node's subnet");
 }
 
 proptest! {

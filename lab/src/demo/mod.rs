@@ -288,7 +288,7 @@ impl Demo {
 fn serve_name(pod: &Pod, name: &'static str) {
     let ips = pod.ips.clone();
     for ip in ips {
-        let listener = pod.netns.within(move || TcpListener::bind((ip, NAME_PORT)).expect("the port is free in a new pod"));
+        let listener = pod.netns.run_thread(move || TcpListener::bind((ip, NAME_PORT)).expect("the port is free in a new pod"));
         thread::spawn(move || {
             while let Ok((mut stream, peer)) = listener.accept() {
                 let _ = stream.write_all(format!("{name} {}", peer.ip()).as_bytes());

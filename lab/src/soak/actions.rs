@@ -12,7 +12,7 @@ use super::clients::Clients;
 use super::objects::{CLUSTER_IP, PROBED, put, service, slice};
 use super::sample::{differences, read_state};
 use super::testbed::Testbed;
-use crate::netns::eventually;
+use crate::netns::wait_until;
 use crate::pod_cluster::PodNode;
 use crate::traffic::tcp;
 
@@ -166,7 +166,7 @@ impl<'t> ActionRunner<'t> {
         node.wait_ready();
         // The state counts as stable when two reads in a row are equal.
         let mut before = read_state(node);
-        eventually("the state of node-1 is stable", || {
+        wait_until("the state of node-1 is stable", || {
             sleep(Duration::from_millis(300));
             let last = std::mem::replace(&mut before, read_state(node));
             last == before

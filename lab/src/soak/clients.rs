@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::objects::{CLUSTER_IP, put_probed_service};
 use super::sample::Finding;
 use super::testbed::Testbed;
-use crate::netns::eventually;
+use crate::netns::wait_until;
 use crate::probe::Prober;
 use crate::session::Session;
 use crate::traffic::tcp;
@@ -31,7 +31,7 @@ impl Clients {
         // Services are probed by TCP: sepal deletes UDP flows to a removed endpoint, which can cost an answer that is under way.
         let service: SocketAddr = (CLUSTER_IP, 80).into();
         put_probed_service(testbed);
-        eventually("the Service answers", || [first, third].iter().all(|pod| tcp(&pod.netns, service).is_ok()));
+        wait_until("the Service answers", || [first, third].iter().all(|pod| tcp(&pod.netns, service).is_ok()));
         let outside = testbed.cluster.outside.udp(ip);
         Self {
             unaffected: vec![

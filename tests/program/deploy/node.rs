@@ -35,7 +35,7 @@ impl Node {
             "ip link add eth0 type veth peer name other; ip link set eth0 up; ip link set other up
              ip addr add 192.168.61.13/24 dev eth0; ip route add default via 192.168.61.254",
         );
-        let listener = netns.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let listener = netns.run_thread(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let server = ApiServer::serve_loaded(listener, objects).expect("it serves");
         let pod = only(&compose(mode), "DaemonSet")["spec"]["template"]["spec"].clone();
         let node = Self { netns, server, folder: tempfile::tempdir().expect("a folder"), pod };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sepal::kubernetes::permission::{ApiUses, NeededPermission, Permission, needed as needed_by};
 use sepal_apiserver::{ApiServer, Failure};
-use sepal_lab::{Cluster, eventually};
+use sepal_lab::{Cluster, wait_until};
 use serde_json::{Value, json};
 
 use super::node::{NAME, Node, object};
@@ -112,7 +112,7 @@ fn the_proxy_asks_for_what_it_may() {
     for variant in ["nft", "legacy"] {
         let node = Node::new("proxy-only", services().chain([object(Some("10.244.1.0/24"))]).collect());
         run_twice(&node, &["--iptables-variant", variant], || {
-            eventually("its start is reported", || has_event(&node.server, "Starting"));
+            wait_until("its start is reported", || has_event(&node.server, "Starting"));
             assert!(node.rules(variant).contains("-j KUBE-SERVICES"), "{}", node.rules(variant));
         });
         node.assert_no_complaints();
@@ -125,8 +125,8 @@ fn the_pod_network_asks_for_what_it_may() {
     let granted = granted(&compose("network-only"));
     let node = Node::new("network-only", vec![object(Some("10.244.1.0/24"))]);
     run_twice(&node, &[], || {
-        eventually("the network is reported as up", || has_event(&node.server, "FlannelIsUp"));
-        eventually("the condition is written", || {
+        wait_until("the network is reported as up", || has_event(&node.server, "FlannelIsUp"));
+        wait_until("the condition is written", || {
             node.server.get("nodes", NAME).expect("a Node")["status"]["conditions"][0]["reason"] == "FlannelIsUp"
         });
         let rules = node.rules("nft");
@@ -140,8 +140,8 @@ fn all_of_it_asks_for_what_it_may() {
     let granted = granted(&compose("all"));
     let node = Node::new("all", services().chain([object(Some("10.244.1.0/24"))]).collect());
     run_twice(&node, &[], || {
-        eventually("its start is reported", || has_event(&node.server, "Starting"));
-        eventually("the network is reported as up", || has_event(&node.server, "FlannelIsUp"));
+        wait_until("its start is reported", || has_event(&node.server, "Starting"));
+        wait_until("the network is reported as up", || has_event(&node.server, "FlannelIsUp"));
         let rules = node.rules("nft");
         assert!(rules.contains("-j FLANNEL-POSTRTG") && rules.contains("-j KUBE-SERVICES"), "{rules}");
     });
@@ -156,12 +156,12 @@ fn leases_and_their_clean_up_ask_for_what_they_may() {
         let objects = if mode == "all" { services().chain([object(None)]).collect() } else { vec![object(None)] };
         let node = Node::new(mode, objects);
         run_twice(&node, &["--subnet-source=lease"], || {
-            eventually("the Node shows its subnet", || node.server.get("nodes", NAME).expect("a Node")["spec"]["podCIDR"].is_string());
+            wait_until("the Node shows its subnet", || node.server.get("nodes", NAME).expect("a Node")["spec"]["podCIDR"].is_string());
             // The annotations of the Lease are written by a patch, as soon as they are known.
             let annotated = || node.server.list("leases").iter().any(|lease| lease["metadata"]["annotations"].is_object());
-            eventually("the Lease is patched", annotated);
+            wait_until("the Lease is patched", annotated);
             if mode == "all" {
-                eventually("its start is reported", || has_event(&node.server, "Starting"));
+                wait_until("its start is reported", || has_event(&node.server, "Starting"));
             }
         });
         let (subnet_file, url) = (format!("--subnet-file={}/subnet.env", node.path("run-flannel")), node.server.url());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sepal::table::plan::Variant;
 use sepal_apiserver::ApiServer;
-use sepal_lab::{IN_NAMESPACE, Netns, figures};
+use sepal_lab::{NAMESPACE_FLAGS, Netns, figures};
 use serde_json::Value;
 
 /// Path of the program.
@@ -29,7 +29,7 @@ impl Sepal {
         // The long sync period keeps audits out of the measurement. -v=2 logs each sync.
         command
             .arg("run")
-            .args(IN_NAMESPACE)
+            .args(NAMESPACE_FLAGS)
             .args(["--hostname-override=bench", "--iptables-sync-period=1h", "-v=2", "--iptables-variant", variant.as_str()])
             .args(std::env::var("SEPAL_BENCH_FLAGS").unwrap_or_default().split_whitespace())
             .env("KUBECONFIG", kubeconfig);
@@ -88,7 +88,7 @@ impl Drop for Sepal {
 
 /// Starts an API server with these objects in the node's namespace.
 pub(crate) fn start_api_server(node: &Netns, objects: Vec<Value>) -> ApiServer {
-    node.within(move || {
+    node.run_thread(move || {
         ApiServer::serve_objects(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects).expect("the API server starts")
     })
 }

@@ -16,7 +16,7 @@ pub const WHO_PORT: u16 = 8082;
 
 /// A node between its pods and the outside.
 #[derive(Debug)]
-pub struct Site {
+pub struct SingleNode {
     /// The node.
     pub node: Netns,
     /// The endpoints. They share this namespace. Clients must not run in it, because answers to them would not pass the node.
@@ -27,7 +27,7 @@ pub struct Site {
     pub outside: Netns,
 }
 
-impl Site {
+impl SingleNode {
     /// Creates and connects the namespaces, and starts the servers on every endpoint address.
     pub fn new() -> Self {
         let site = Self { node: Netns::new(), pods: Netns::new(), client: Netns::new(), outside: Netns::new() };
@@ -69,10 +69,10 @@ impl Site {
     fn serve(&self) {
         for address in ENDPOINTS {
             let ip: IpAddr = address.parse().expect("an address");
-            let (tcp, udp) = self.pods.within(move || {
+            let (tcp, udp) = self.pods.run_thread(move || {
                 (TcpListener::bind((ip, TCP_PORT)).expect("the port is free"), UdpSocket::bind((ip, UDP_PORT)).expect("the port is free"))
             });
-            let who = self.pods.within(move || TcpListener::bind((ip, WHO_PORT)).expect("the port is free"));
+            let who = self.pods.run_thread(move || TcpListener::bind((ip, WHO_PORT)).expect("the port is free"));
             std::thread::spawn(move || {
                 while let Ok((mut stream, peer)) = who.accept() {
                     let _ = stream.write_all(format!("{ip} {}", peer.ip()).as_bytes());
