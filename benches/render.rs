@@ -14,7 +14,7 @@ use sepal_lab::Cluster;
 
 fn render(criterion: &mut Criterion) {
     let mut manifests = Manifests::default();
-    manifests.add("cluster", &Cluster { services: 10_000, endpoints: 3 }.manifest()).expect("the manifest is well formed");
+    manifests.add("cluster", &Cluster::new(10_000, 3).manifest()).expect("the manifest is well formed");
     let inputs = manifests.into_inputs(&RequestedSettings::default());
     let host = HostFacts::default();
     criterion.bench_function("rules of 10000 services x 3 endpoints", |bencher| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sepal::table::plan::Variant;
 use sepal_apiserver::ApiServer;
-use sepal_lab::{NAMESPACE_FLAGS, Netns, figures};
+use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, figures};
 use serde_json::Value;
 
 /// Path of the program.
@@ -49,12 +49,16 @@ impl Sepal {
 
     /// Waits until sepal logs a line about IPv4 that contains this text.
     pub(crate) fn wait_for_log(&self, text: &str) {
+        self.wait_for_families(Cluster::new(1, 1), text);
+    }
+
+    /// Waits until sepal logs a line with this text about each family of a cluster.
+    pub(crate) fn wait_for_families(&self, cluster: Cluster, text: &str) {
         let limit = Instant::now() + Duration::from_secs(600);
-        loop {
+        let mut families = if cluster.dual_stack { vec!["ipv4: ", "ipv6: "] } else { vec!["ipv4: "] };
+        while !families.is_empty() {
             let line = self.log.recv_timeout(limit - Instant::now()).expect("sepal logs the text in time");
-            if line.contains("ipv4: ") && line.contains(text) {
-                return;
-            }
+            families.retain(|family| !(line.contains(family) && line.contains(text)));
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
+use sepal::cluster::Family;
 use sepal::table::plan::Variant;
 use sepal_lab::figures::{Rows, quantile};
 use sepal_lab::{Cluster, Netns};
@@ -39,7 +40,7 @@ pub(crate) fn measure(cluster: Cluster, rows: &mut Rows<'_>) {
             let output = command.output().expect("sepal starts");
             times.push(start.elapsed().as_secs_f64());
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            floors.push(restore(&node, Variant::Legacy, &String::from_utf8(output.stdout).expect("text")));
+            floors.push(restore(&node, Family::V4, Variant::Legacy, &String::from_utf8(output.stdout).expect("text")));
         }
         rows.ratio(what, quantile(&mut times, 0.5), quantile(&mut floors, 0.5), "s");
     }

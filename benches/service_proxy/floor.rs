@@ -22,8 +22,25 @@ use sepal::table::rules::{ChainRules, RuleSource, ServicePortRules};
 use sepal_lab::{Cluster, Netns};
 use serde_json::Value;
 
-/// Chains per COMMIT when empty tables are filled on nft. A Service is never split. The fastest of these sizes is the floor.
-const GROUP_SIZES: [usize; 2] = [256, 512];
+/// The sizes of the COMMITs that fill empty tables.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Chains of Services per COMMIT. A Service is never split.
+    chains: usize,
+    /// Lines of dispatch chains per COMMIT.
+    lines: usize,
+}
+
+/// The sizes on nft. The fastest ones are the floor.
+const SPLIT: [Sizes; 2] = [Sizes { chains: 256, lines: 2048 }, Sizes { chains: 512, lines: 2048 }];
+
+/// Sizes with all lines of dispatch chains in one COMMIT. The time for that COMMIT is quadratic in the number of Services.
+const WHOLE_DISPATCH: Sizes = Sizes { chains: 256, lines: usize::MAX };
+
+/// The most Services with which [`WHOLE_DISPATCH`] is measured.
+const WHOLE_DISPATCH_SERVICES: usize = 20_000;
+
+const WHOLE: Sizes = Sizes { chains: usize::MAX, lines: usize::MAX };
 
 /// Chains per COMMIT when full tables are changed on nft. The kernel walks the whole tables for each COMMIT, so few large ones are fastest.
 const CHANGE_GROUP_SIZE: usize = 1024;
@@ -42,18 +59,27 @@ pub(crate) struct Floor {
 impl Floor {
     /// Fills empty tables and returns the shortest time in seconds.
     pub(crate) fn fill(cluster: Cluster, variant: Variant) -> (Self, f64) {
-        let mut manifests = Manifests::default();
-        manifests.add("cluster", &cluster.manifest()).expect("the manifest is well formed");
-        let inputs = manifests.into_inputs(&RequestedSettings { host_name: "bench".into(), ..RequestedSettings::default() });
+        let inputs = inputs_of(cluster);
         let facts = described_facts(&inputs, &FakeHost::default(), true).expect("the facts can be read");
-        let groups = if variant == Variant::Nft { &GROUP_SIZES[..] } else { &[usize::MAX] };
-        let filled = groups.iter().map(|&group| {
+        let sizes = if variant == Variant::Nft { &SPLIT[..] } else { &[WHOLE] };
+        let filled = sizes.iter().map(|&sizes| {
             let node = Netns::new();
-            let time = restore(&node, variant, &full_input(&inputs, &facts, group));
+            let families = if cluster.dual_stack { &Family::ALL[..] } else { &[Family::V4] };
+            let time = families.iter().map(|family| restore(&node, *family, variant, &full_input(&inputs, &facts, *family, sizes))).sum();
             (node, time)
         });
-        let (node, time) = filled.min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("there is a group size");
+        let (node, time) = filled.min_by(|(_, a): &(_, f64), (_, b)| a.total_cmp(b)).expect("there are sizes");
         (Self { node, variant, inputs, facts }, time)
+    }
+
+    /// Fills empty tables on nft with all lines of the dispatch chains in one COMMIT, and returns the time in seconds. `None` for clusters
+    /// where that takes minutes.
+    pub(crate) fn fill_with_whole_dispatch(&self, cluster: Cluster) -> Option<f64> {
+        let measured = self.variant == Variant::Nft && !cluster.dual_stack && cluster.services <= WHOLE_DISPATCH_SERVICES;
+        measured.then(|| {
+            let input = full_input(&self.inputs, &self.facts, Family::V4, WHOLE_DISPATCH);
+            restore(&Netns::new(), Family::V4, self.variant, &input)
+        })
     }
 
     /// Applies changed objects and returns the time in seconds. Of each Service, it writes the chains that differ, and adds or deletes the
@@ -93,14 +119,17 @@ impl Floor {
         }
         text += &group.text();
         self.inputs = after;
-        restore(&self.node, self.variant, &text)
+        restore(&self.node, Family::V4, self.variant, &text)
     }
 
-    /// Reads both tables with iptables-save and returns the time in seconds.
-    pub(crate) fn save(&self) -> f64 {
+    /// Reads both tables of each family of a cluster with iptables-save, and returns the time in seconds.
+    pub(crate) fn save(&self, cluster: Cluster) -> f64 {
         let start = Instant::now();
-        for table in Table::ALL {
-            self.node.run(&format!("iptables-{}-save -t {table} > /dev/null", self.variant));
+        let programs = if cluster.dual_stack { &["iptables", "ip6tables"][..] } else { &["iptables"] };
+        for program in programs {
+            for table in Table::ALL {
+                self.node.run(&format!("{program}-{}-save -t {table} > /dev/null", self.variant));
+            }
         }
         start.elapsed().as_secs_f64()
     }
@@ -155,9 +184,16 @@ fn service_chains(inputs: &Inputs, facts: &HostFacts, key: &ServiceKey) -> (Chai
     (chains.collect(), ports.iter().map(ServicePortRules::nat_dispatch).collect())
 }
 
+/// Returns the rules' inputs of a cluster.
+fn inputs_of(cluster: Cluster) -> Inputs {
+    let mut manifests = Manifests::default();
+    manifests.add("cluster", &cluster.manifest()).expect("the manifest is well formed");
+    manifests.into_inputs(&RequestedSettings { host_name: "bench".into(), ..RequestedSettings::default() })
+}
+
 /// Returns the input that fills empty tables: `filter`, then service ports in groups, then the dispatch chains and jumps.
-fn full_input(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
-    let all = rules::compute(inputs, facts, Family::V4);
+fn full_input(inputs: &Inputs, facts: &HostFacts, family: Family, sizes: Sizes) -> String {
+    let all = rules::compute(inputs, facts, family);
     let jumps = |table| -> String {
         let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.has_jump(jump));
         of_table.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect()
@@ -176,24 +212,30 @@ fn full_input(inputs: &Inputs, facts: &HostFacts, group: usize) -> String {
             contents += rules;
             chains += 1;
         }
-        if chains >= group {
+        if chains >= sizes.chains {
             text += &std::mem::take(&mut contents);
             text += "COMMIT\n*nat\n";
             chains = 0;
         }
     }
     text += &contents;
-    if group != usize::MAX {
+    if sizes.chains != usize::MAX {
         text += "COMMIT\n*nat\n";
     }
-    text + &dispatch + &all.fixed.nat_tail + &jumps(Table::Nat) + "COMMIT\n"
+    for (number, line) in dispatch.split_inclusive('\n').enumerate() {
+        if number > 0 && number % sizes.lines == 0 {
+            text += "COMMIT\n*nat\n";
+        }
+        text += line;
+    }
+    text + &all.fixed.nat_tail + &jumps(Table::Nat) + "COMMIT\n"
 }
 
 /// Runs a bare iptables-restore with this input and returns the time in seconds.
-pub(crate) fn restore(node: &Netns, variant: Variant, input: &str) -> f64 {
+pub(crate) fn restore(node: &Netns, family: Family, variant: Variant, input: &str) -> f64 {
     let path = std::env::temp_dir().join(format!("sepal-bench-input-{}", std::process::id()));
     std::fs::write(&path, input).expect("writable");
-    let mut command = node.command(&format!("iptables-{variant}-restore"));
+    let mut command = node.command(&format!("{}-{variant}-restore", if family == Family::V4 { "iptables" } else { "ip6tables" }));
     command.args(["-w", "5", "--noflush", "--counters"]).stdin(File::open(&path).expect("readable"));
     let start = Instant::now();
     assert!(command.status().expect("iptables-restore starts").success(), "iptables-restore accepts its input");

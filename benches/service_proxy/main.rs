@@ -2,6 +2,9 @@
 //! iptables-restore or iptables-save of the same content in the same run. Absolute times depend on the machine, so only the ratios count.
 //!
 //! - `SEPAL_BENCH=1000x10,10000x3` sets the clusters (Services x endpoints), `SEPAL_BENCH_VARIANTS=nft` the variants.
+//! - `SEPAL_BENCH_SIZES=10000x3,50000x3,10000x3-dual` sets the clusters whose start, memory, restart and audits are measured. `-dual` means
+//!   both families.
+//! - `SEPAL_BENCH_WIDE=1x10000` sets the clusters with many endpoints in one Service.
 //! - `SEPAL_BENCH_GROWTH=5000x3,20000x3` sets the clusters where only single changes are measured.
 //! - `SEPAL_BENCH_CHURN=1000x3` sets the clusters for 50 changes a second.
 //! - `SEPAL_BENCH_DRY_RUN=10000x3` sets the clusters for `--dry-run`.
@@ -35,6 +38,18 @@ fn main() {
             table.update_file();
         }
     }
+    for cluster in read_clusters("SEPAL_BENCH_SIZES", "10000x3,50000x3,10000x3-dual") {
+        for variant in variants.clone() {
+            scenarios::measure_size(cluster, variant, &mut rows(&mut table, cluster, variant));
+            table.update_file();
+        }
+    }
+    for cluster in read_clusters("SEPAL_BENCH_WIDE", "1x10000") {
+        for variant in variants.clone() {
+            scenarios::measure_wide_service(cluster, variant, &mut rows(&mut table, cluster, variant));
+            table.update_file();
+        }
+    }
     for cluster in read_clusters("SEPAL_BENCH_GROWTH", "5000x3,20000x3") {
         for variant in variants.clone() {
             scenarios::measure_single_changes(cluster, variant, &mut rows(&mut table, cluster, variant));
@@ -55,15 +70,17 @@ fn main() {
 }
 
 fn rows(table: &mut Table, cluster: Cluster, variant: Variant) -> Rows<'_> {
-    table.rows(&[format!("{}x{}", cluster.services, cluster.endpoints), variant.to_string()])
+    let dual_stack = if cluster.dual_stack { "-dual" } else { "" };
+    table.rows(&[format!("{}x{}{dual_stack}", cluster.services, cluster.endpoints), variant.to_string()])
 }
 
 /// Returns the clusters that an environment variable lists.
 fn read_clusters(variable: &str, default: &str) -> Vec<Cluster> {
     let text = std::env::var(variable).unwrap_or_else(|_| default.into());
     let size = |cluster: &str| {
-        let (services, endpoints) = cluster.split_once('x').expect("SERVICESxENDPOINTS");
-        Cluster { services: services.parse().expect("a number"), endpoints: endpoints.parse().expect("a number") }
+        let (size, dual_stack) = cluster.strip_suffix("-dual").map_or((cluster, false), |size| (size, true));
+        let (services, endpoints) = size.split_once('x').expect("SERVICESxENDPOINTS");
+        Cluster { dual_stack, ..Cluster::new(services.parse().expect("a number"), endpoints.parse().expect("a number")) }
     };
     text.split(',').filter(|cluster| !cluster.is_empty()).map(size).collect()
 }

@@ -10,11 +10,21 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub struct Cluster {
     /// Number of Services.
     pub services: usize,
-    /// Number of endpoints per Service, at most 250.
+    /// Number of endpoints per Service and family. The addresses of different Services differ up to 150.
     pub endpoints: usize,
+    /// Every Service also has an IPv6 address and an EndpointSlice with IPv6 endpoints.
+    pub dual_stack: bool,
 }
 
+/// The EndpointSlices of a Service hold at most this many endpoints, as Kubernetes makes them.
+const SLICE_SIZE: usize = 1000;
+
 impl Cluster {
+    /// A cluster with IPv4 only.
+    pub const fn new(services: usize, endpoints: usize) -> Self {
+        Self { services, endpoints, dual_stack: false }
+    }
+
     /// Returns the name of a Service. Its namespace is `bench`.
     pub fn name(index: usize) -> String {
         format!("svc-{index:05}")
@@ -28,7 +38,7 @@ impl Cluster {
 
     /// Returns the address of an endpoint, within 10.128.0.0/9.
     pub fn endpoint_ip(index: usize, endpoint: usize) -> String {
-        let host = index * 250 + endpoint + 1;
+        let host = index * 150 + endpoint + 1;
         format!("10.{}.{}.{}", 128 + (host >> 16), (host >> 8) & 0xff, host & 0xff)
     }
 
@@ -72,9 +82,32 @@ impl Cluster {
         })
     }
 
-    /// Returns the addresses of the endpoints that a Service starts with.
-    fn first_endpoints(&self, index: usize) -> Vec<String> {
-        (0..self.endpoints).map(|endpoint| Self::endpoint_ip(index, endpoint)).collect()
+    /// Returns the EndpointSlices that a Service starts with.
+    fn first_slices(&self, index: usize) -> Vec<Value> {
+        let ips: Vec<String> = (0..self.endpoints).map(|endpoint| Self::endpoint_ip(index, endpoint)).collect();
+        let mut slices: Vec<Value> = ips.chunks(SLICE_SIZE).map(|ips| Self::slice(index, ips)).collect();
+        for (number, slice) in slices.iter_mut().enumerate().skip(1) {
+            slice["metadata"]["name"] = format!("{}-{number}", Self::name(index)).into();
+        }
+        if self.dual_stack {
+            let ips: Vec<String> = (0..self.endpoints).map(|endpoint| format!("fd00:{index:x}::{:x}", endpoint + 1)).collect();
+            let mut slice = Self::slice(index, &ips);
+            slice["addressType"] = "IPv6".into();
+            slice["metadata"]["name"] = format!("{}-ipv6", Self::name(index)).into();
+            slices.push(slice);
+        }
+        slices
+    }
+
+    /// Returns the Service object that the cluster starts with.
+    fn first_service(&self, index: usize) -> Value {
+        let mut service = Self::service(index);
+        if self.dual_stack {
+            service["spec"]["clusterIPs"] = json!([Self::cluster_ip(index), format!("fd96::{:x}:{:x}", index >> 16, index & 0xffff)]);
+            service["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
+            service["spec"]["ipFamilyPolicy"] = "RequireDualStack".into();
+        }
+        service
     }
 
     /// Returns a Node object.
@@ -86,8 +119,8 @@ impl Cluster {
     }
 
     /// Returns every Service and EndpointSlice, and the Node `bench`.
-    pub fn objects(&self) -> impl Iterator<Item = Value> {
-        let of_service = |index| [Self::service(index), Self::slice(index, &self.first_endpoints(index))];
+    pub fn objects(self) -> impl Iterator<Item = Value> {
+        let of_service = move |index| std::iter::once(self.first_service(index)).chain(self.first_slices(index));
         (0..self.services).flat_map(of_service).chain([Self::node("bench")])
     }
 

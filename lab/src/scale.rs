@@ -54,7 +54,7 @@ pub fn run(sepal: &Path, size: Size) -> String {
 fn measure(sepal: &Path, size: Size, rows: &mut Rows<'_>) {
     let host = new_host();
     serve_endpoints(&host);
-    let cluster = Cluster { services: size.services, endpoints: size.endpoints };
+    let cluster = Cluster::new(size.services, size.endpoints);
     let services = cluster.objects().filter(|object| object["kind"] != "Node");
     let objects = (0..=size.nodes).map(|number| node_object(number, 0)).chain(services).collect();
     let server = host.run_thread(move || {

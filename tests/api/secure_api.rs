@@ -312,7 +312,7 @@ async fn files_that_change_are_used_soon() {
 #[tokio::test]
 async fn lists_are_compressed() {
     let ca = Authority::new("ca").expect("a CA");
-    let objects = Cluster { services: 300, endpoints: 3 }.objects().collect();
+    let objects = Cluster::new(300, 3).objects().collect();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let options = Options::default().tls(&ca.server(&["127.0.0.1"]).expect("a certificate"));
     let server = ApiServer::serve_with(listener, objects, options).expect("a server");

@@ -101,7 +101,7 @@ struct Gone {
     objects: Vec<Value>,
 }
 
-const SMALL: Cluster = Cluster { services: 20, endpoints: 3 };
+const SMALL: Cluster = Cluster::new(20, 3);
 
 /// Changes still arrive after each thing that an API server can do to a watch.
 #[test]
@@ -390,7 +390,7 @@ fn drift_is_put_right_legacy() {
 
 /// sepal is killed at many moments while the cluster changes: the next start writes the desired rules.
 fn killed_at_any_moment(variant: &'static str) {
-    let lab = Lab::new(variant, Cluster { services: 400, endpoints: 3 });
+    let lab = Lab::new(variant, Cluster::new(400, 3));
     for round in 0..12_u64 {
         let sepal = lab.sepal();
         std::thread::sleep(Duration::from_millis(15 + round * 23));
@@ -417,7 +417,7 @@ fn killed_at_any_moment_legacy() {
 /// Ten thousand random changes end in the desired rules.
 #[test]
 fn ten_thousand_changes() {
-    let lab = Lab::new("nft", Cluster { services: 100, endpoints: 2 });
+    let lab = Lab::new("nft", Cluster::new(100, 2));
     let _sepal = lab.sepal();
     lab.wait("the start");
     let mut random = 88_172_645_463_325_252_u64;

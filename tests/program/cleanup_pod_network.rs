@@ -72,7 +72,7 @@ impl Lab {
              iptables-{variant} -t nat -N DOCKER; iptables-{variant} -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE
              iptables-{variant} -A FORWARD -i docker0 -j ACCEPT; ip6tables-{variant} -A FORWARD -i docker0 -j ACCEPT"
         ));
-        let objects = Cluster { services: 2, endpoints: 2 }.objects().chain((1..=4).map(node_object)).chain([lease(1), lease(2)]).collect();
+        let objects = Cluster::new(2, 2).objects().chain((1..=4).map(node_object)).chain([lease(1), lease(2)]).collect();
         let server = node.run_thread(move || ApiServer::serve_loaded(TcpListener::bind("127.0.0.1:0").expect("a free port"), objects));
         let lab = Self { node, server: server.expect("it serves"), folder: tempfile::tempdir().expect("a folder"), variant };
         fs::write(lab.path("kubeconfig"), lab.server.kubeconfig()).expect("writable");

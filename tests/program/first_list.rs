@@ -275,7 +275,7 @@ fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
             scope.spawn(move || {
                 let lab = Lab::new();
                 let options = Options::default().tls(&authority.server(&["127.0.0.1"]).expect("a certificate")).token("abc");
-                let objects: Vec<Value> = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
+                let objects: Vec<Value> = Cluster::new(3, 2).objects().chain(objects("nodes")).collect();
                 let server = serve_with(&lab.node, objects, options);
                 server.fail(failure.clone());
                 let file = file_of(&server.kubeconfig_as(&authority.pem(), &User::Token("abc")));
@@ -320,7 +320,7 @@ fn a_server_that_is_down_at_the_start() {
     assert!(status == 503 && body.contains(r#""healthy":false"#), "{body}");
     assert_eq!(lab.status("/livez"), Some(200));
 
-    let objects = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
+    let objects = Cluster::new(3, 2).objects().chain(objects("nodes")).collect();
     let _server = serve_at(&lab.node, address, objects);
     wait_until("it is healthy and ready", || ["/livez", "/readyz", "/healthz"].iter().all(|path| lab.status(path) == Some(200)));
     wait_until("the log says that it works", || lab.log().contains("list and watch work again, "));
@@ -347,7 +347,7 @@ fn a_node_is_awaited_while_probes_are_answered() {
 #[test]
 fn a_list_that_stays_refused() {
     let lab = Lab::new();
-    let objects = Cluster { services: 3, endpoints: 2 }.objects().chain(objects("nodes")).collect();
+    let objects = Cluster::new(3, 2).objects().chain(objects("nodes")).collect();
     let server = serve(&lab.node, objects);
     server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
     let file = file_of(&server.kubeconfig());
@@ -373,7 +373,7 @@ fn a_list_that_stays_refused() {
 fn the_log_is_short() {
     for (arguments, logged) in [(&[][..], false), (&["-v=1"], false), (&["-v=2"], true)] {
         let lab = Lab::new();
-        let objects: Vec<Value> = Cluster { services: 10, endpoints: 2 }.objects().chain(objects("nodes")).collect();
+        let objects: Vec<Value> = Cluster::new(10, 2).objects().chain(objects("nodes")).collect();
         let server = serve(&lab.node, objects);
         let file = file_of(&server.kubeconfig());
         let _sepal = lab.sepal(file.path(), arguments);

@@ -18,7 +18,7 @@ use crate::api_node::serve;
 
 const HEALTHZ: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 10249);
-const SMALL: Cluster = Cluster { services: 3, endpoints: 2 };
+const SMALL: Cluster = Cluster::new(3, 2);
 
 /// A folder with the program under the name kube-proxy.
 fn installed() -> (TempDir, PathBuf) {

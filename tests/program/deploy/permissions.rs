@@ -102,7 +102,7 @@ fn run_twice(node: &Node, more: &[&str], holds: impl Fn()) {
 
 /// Services and EndpointSlices, without the Node, which has the same name as this node.
 fn services() -> impl Iterator<Item = Value> {
-    Cluster { services: 2, endpoints: 2 }.objects().filter(|object| object["kind"] != "Node")
+    Cluster::new(2, 2).objects().filter(|object| object["kind"] != "Node")
 }
 
 #[test]
