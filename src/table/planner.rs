@@ -250,8 +250,8 @@ impl<'a> Planner<'a> {
             let steps = first.chain(lines).chain(self.jumps(table)).collect();
             return vec![Transaction { table, steps }];
         }
-        // With the jumps first, each Service works as soon as its lines are written.
-        let (mut transactions, mut steps, mut count) = (vec![first.chain(self.jumps(table)).collect()], Vec::new(), 0);
+        // The jumps come last. Until then the kernel does not walk the chains at each COMMIT [costs 7].
+        let (mut transactions, mut steps, mut count) = (Vec::new(), first.collect::<Vec<_>>(), 0);
         let mut lines = lines.peekable();
         while let Some(step) = lines.next() {
             let service = step.owner.as_ref().map(|owner| &owner.service);
@@ -264,6 +264,7 @@ impl<'a> Planner<'a> {
                 count = 0;
             }
         }
+        steps.extend(self.jumps(table));
         transactions.push(steps);
         transactions.into_iter().map(|steps| Transaction { table, steps }).collect()
     }

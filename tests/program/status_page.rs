@@ -58,7 +58,7 @@ fn looked_at(name: &str, png: &[u8]) -> (u32, u32, u8, usize) {
 
 #[test]
 fn the_page_shows_what_is_there_and_follows() {
-    let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().collect());
+    let lab = Lab::new(Cluster::new(3, 2).objects().collect());
     let mut browser = Browser::start(&lab.node.netns);
     browser.open(&format!("{PAGE}?service=bench/svc-00001&from=node&to=svc/bench/svc-00001"), SCREEN, false);
     browser.wait("the Services are listed", "document.querySelectorAll('#services tbody tr').length === 3");
@@ -104,7 +104,7 @@ fn names_are_text_whatever_they_are() {
         service["metadata"]["name"] = json!(name);
         service
     };
-    let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().chain([named(MARKUP)]).collect());
+    let lab = Lab::new(Cluster::new(3, 2).objects().chain([named(MARKUP)]).collect());
     let mut browser = Browser::start(&lab.node.netns);
     browser.open(PAGE, SCREEN, false);
     browser.wait("the Services are listed", "document.querySelectorAll('#services tbody tr').length === 3");
@@ -147,7 +147,7 @@ fn names_are_text_whatever_they_are() {
 /// The page is accessible by screen reader and keyboard.
 #[test]
 fn the_page_can_be_read_aloud() {
-    let lab = Lab::new(Cluster { services: 3, endpoints: 2 }.objects().collect());
+    let lab = Lab::new(Cluster::new(3, 2).objects().collect());
     let mut browser = Browser::start(&lab.node.netns);
     browser.open(&format!("{PAGE}?service=bench/svc-00001"), SCREEN, false);
     browser.wait("the chains are drawn", "document.querySelectorAll('#one svg rect').length >= 6");
@@ -202,7 +202,7 @@ fn peers_are_on_the_map() {
 
 #[test]
 fn ten_thousand_services_are_paged() {
-    let lab = Lab::new(Cluster { services: 10_000, endpoints: 1 }.objects().collect());
+    let lab = Lab::new(Cluster::new(10_000, 1).objects().collect());
     let mut browser = Browser::start(&lab.node.netns);
     browser.open(PAGE, SCREEN, false);
     browser.wait("they are counted", "document.querySelector('#services-note').textContent === '10000 found'");
