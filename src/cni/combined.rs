@@ -1,5 +1,5 @@
-//! The plugin `sepal`: what flannel's conflist does, in one (`{"type": "sepal"}`). It connects as the plugin `flannel` does with the
-//! delegate of flannel's conflist, and maps the ports that the runtime asks for itself.
+//! The plugin `sepal` (`{"type": "sepal"}`): does what flannel's conflist does, in one plugin. It connects as the plugin `flannel` does
+//! with the delegate of flannel's conflist, and maps host ports itself.
 
 use serde_json::{Value, json};
 
@@ -10,12 +10,12 @@ use super::request::{CniRequest, Verb};
 use super::result::CniResult;
 use super::{flannel, portmap};
 
-/// Carries out a verb.
+/// Runs a verb.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
-    // What the delegate in flannel's conflist says [flannel 10.2].
+    // The delegate of flannel's conflist [flannel 10.2].
     let defaults: [(&str, Value); 2] = [("hairpinMode", json!(true)), ("isDefaultGateway", json!(true))];
     let connected = FlannelConfig::read(config, &defaults)?;
     match request.verb {

@@ -1,4 +1,4 @@
-//! What the plugin `flannel` has another one do: the configuration that it makes of its own and of subnet.env [flannel 10.2]. PURE.
+//! The configuration that the plugin `flannel` passes to its delegate, made from its own configuration and subnet.env [flannel 10.2]. PURE.
 
 use crate::pod_network::subnet_env::{SUBNET_FILE, SubnetEnv};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use super::error::{CniError, ErrorCode};
 use super::network_config::NetworkConfig;
 use super::result::CniRoute;
 
-/// Where the configurations of other plugins are kept, one for each container.
+/// The default folder of saved delegate configurations, one file per container.
 const DATA: &str = "/var/lib/cni/flannel";
 const BRIDGE: &str = "bridge";
 
@@ -25,13 +25,13 @@ struct Keys {
     runtime_config: Option<Map<String, Value>>,
 }
 
-/// The configuration of the plugin `flannel`. The keys of `ipam` and of `delegate` are passed on as they are written. As in the reference
-/// plugin, a key in another case does not replace a default of this plugin, and the plugin that gets both uses the one that sorts last.
+/// The configuration of the plugin `flannel`. The keys of `ipam` and `delegate` are passed on as they are written. As in the reference
+/// plugin, a key in another case does not replace a default of this plugin, and the delegate uses the one of both that sorts last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlannelConfig {
     /// Path of subnet.env.
     pub subnet_file: String,
-    /// Folder of the configurations that are kept.
+    /// Folder of the saved delegate configurations.
     pub data: String,
     cni_version: String,
     ipam: Map<String, Value>,
@@ -40,10 +40,10 @@ pub struct FlannelConfig {
 }
 
 impl FlannelConfig {
-    /// Reads a network's configuration; `defaults` are added to the delegate where it does not have these keys.
+    /// Parses a network configuration. `defaults` are added to the delegate if it does not have these keys.
     ///
     /// # Errors
-    /// It makes no sense; the words are upstream's.
+    /// The configuration is invalid. The messages are upstream's.
     pub fn read(config: &NetworkConfig, defaults: &[(&str, Value)]) -> Result<Self, CniError> {
         let keys: Keys = config.parse()?;
         let mut delegate = keys.delegate.unwrap_or_default();
@@ -73,19 +73,19 @@ impl FlannelConfig {
         })
     }
 
-    /// The other plugin's configuration without what only subnet.env can say: enough to disconnect. `masquerade` says whether that plugin
-    /// masquerades, if the configuration does not say it.
+    /// Returns the delegate's configuration without the values of subnet.env. It is enough for DEL. `masquerade` is the value of `ipMasq`
+    /// if the configuration has none.
     ///
     /// # Errors
-    /// It makes no sense.
+    /// The configuration is invalid.
     pub fn frame(&self, config: &NetworkConfig, masquerade: bool) -> Result<NetworkConfig, CniError> {
         NetworkConfig::of((&self.document(config, masquerade)).into())
     }
 
-    /// The other plugin's whole configuration.
+    /// Returns the complete configuration of the delegate.
     ///
     /// # Errors
-    /// It makes no sense.
+    /// The configuration is invalid.
     pub fn whole(&self, config: &NetworkConfig, env: &SubnetEnv) -> Result<NetworkConfig, CniError> {
         let mut delegate = self.document(config, !env.masquerade);
         delegate.entry("mtu").or_insert(json!(env.mtu));
@@ -138,9 +138,9 @@ mod tests {
         SubnetEnv::parse("f", text).expect("good")
     }
 
-    /// Spec section 10.2, rendered.
+    /// The example of [flannel 10.2], rendered.
     #[test]
-    fn the_configuration_is_upstreams_to_the_byte() {
+    fn the_configuration_equals_upstreams_byte_for_byte() {
         let (config, flannel) = read(
             r#"{"cniVersion":"1.0.0","name":"cbr0","type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true},"prevResult":{},"args":{}}"#,
         );
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_configuration_says_stays() {
+    fn configured_keys_are_kept() {
         let (config, flannel) = read(
             r#"{"name":"n","runtimeConfig":{"mac":"x"},"ipam":{"type":"other","routes":[{"dst":"192.0.2.0/24"}],"ranges":5},"delegate":{"type":"ptp","ipMasq":true,"mtu":1400}}"#,
         );
@@ -181,14 +181,14 @@ mod tests {
         let whole = flannel.expect("good").whole(&config, &env()).expect("good");
         let text = serde_json::to_string(&whole.json()).expect("JSON");
         assert!(text.contains(r#""routes":[{"dst":"192.0.2.0/24"},{"dst":"10.244.0.0/16"}]"#), "{text}");
-        // The defaults of the plugin `sepal` give way to a key in any case.
+        // The defaults of the plugin `sepal` are replaced by a key in any case.
         let config = NetworkConfig::read(br#"{"name":"n","delegate":{"HairpinMode":false}}"#).expect("a frame");
         let combined = FlannelConfig::read(&config, &[("hairpinMode", json!(true)), ("isDefaultGateway", json!(true))]).expect("good");
         assert_eq!(Value::Object(combined.delegate), json!({"HairpinMode": false, "isDefaultGateway": true}));
     }
 
     #[test]
-    fn delegates_that_make_no_sense_are_refused() {
+    fn invalid_delegates_are_refused() {
         for (delegate, words) in [
             (r#"{"type":5}"#, "'delegate' dictionary, if present, must have (string) 'type' field"),
             (r#"{"name":"x"}"#, "'delegate' dictionary must not have 'name' field, it'll be set by flannel"),

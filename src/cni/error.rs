@@ -7,39 +7,39 @@ use serde_json::{Value, json};
 
 use crate::json_keys::Json;
 
-/// Kinds of failures, by their numbers in the CNI specification.
+/// The error codes of the CNI specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorCode(pub u32);
 
 impl ErrorCode {
-    /// The version of the configuration is not one of those supported, or does not have the verb.
+    /// The version of the configuration is not supported, or it has no such verb.
     pub(crate) const INCOMPATIBLE_VERSION: Self = Self(1);
     /// A key of the configuration is not supported.
     pub(crate) const UNSUPPORTED_FIELD: Self = Self(2);
-    /// The environment is not as a runtime makes it.
+    /// A variable of the environment is missing or invalid.
     pub(crate) const BAD_ENVIRONMENT: Self = Self(4);
     /// Standard input cannot be read.
     pub const INPUT: Self = Self(5);
     /// The configuration cannot be decoded.
     pub(crate) const DECODE: Self = Self(6);
-    /// The configuration makes no sense.
+    /// The configuration is invalid.
     pub(crate) const BAD_CONFIG: Self = Self(7);
-    /// The pod's network namespace is the host's.
+    /// The pod's network namespace is that of the host.
     pub(crate) const SAME_NAMESPACE: Self = Self(8);
-    /// No pod can be connected at present (STATUS).
+    /// No pod can be connected now (STATUS).
     pub(crate) const NOT_AVAILABLE: Self = Self(50);
-    /// Anything else.
+    /// Every other error.
     pub const OTHER: Self = Self(999);
 }
 
-/// Why a verb was not carried out.
+/// Why a verb failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct CniError {
-    /// What kind of failure.
+    /// The error code.
     pub code: ErrorCode,
-    /// What happened.
+    /// The error and its cause.
     pub message: String,
-    /// More about it; often empty.
+    /// Details; often empty.
     pub details: String,
 }
 
@@ -51,23 +51,23 @@ impl fmt::Display for CniError {
 }
 
 impl CniError {
-    /// A failure of this kind.
+    /// An error with this code.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), details: String::new() }
     }
 
-    /// A failure without a number of its own.
+    /// An error without a code of its own.
     pub fn other(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::OTHER, message)
     }
 
-    /// The same with words before it; number and details stay.
+    /// Puts words before the message. Code and details stay.
     #[must_use]
     pub fn within(self, words: &str) -> Self {
         Self { message: format!("{words}: {}", self.message), ..self }
     }
 
-    /// The same, with what went wrong while it was undone.
+    /// Adds the error of undoing the work, if that failed, too.
     #[must_use]
     pub fn and(self, undone: Result<(), Self>) -> Self {
         match undone {
@@ -76,7 +76,7 @@ impl CniError {
         }
     }
 
-    /// The document that a runtime reads.
+    /// Returns the document that the runtime reads.
     #[must_use]
     pub fn render(&self, version: &str) -> Value {
         let mut document = json!({"cniVersion": version, "code": self.code.0, "msg": self.message});
@@ -87,20 +87,20 @@ impl CniError {
     }
 }
 
-/// Gives every failure a chance to be seen: all of what can be done is done, and the first failure is what is told, with the others.
+/// Collects the errors of several steps. All steps run, and the result is the first error with the messages of the others.
 #[derive(Debug, Default)]
 pub struct CniErrors(Vec<CniError>);
 
 impl CniErrors {
-    /// Takes the outcome of one piece of work.
+    /// Notes the outcome of one step.
     pub fn note<T>(&mut self, result: Result<T, CniError>) -> Option<T> {
         result.map_err(|error| self.0.push(error)).ok()
     }
 
-    /// What came of all of it.
+    /// Returns all errors as one.
     ///
     /// # Errors
-    /// Something failed.
+    /// A step failed.
     pub(crate) fn into_result(self) -> Result<(), CniError> {
         match self.0.into_iter().reduce(|first, other| first.and(Err(other))) {
             None => Ok(()),
@@ -112,7 +112,7 @@ impl CniErrors {
 /// Decodes a part of a configuration.
 ///
 /// # Errors
-/// A value is of the wrong type; number 7, with these words before it.
+/// A value has the wrong type: code 7, with `words` before the message.
 pub fn parse<T: DeserializeOwned>(json: &Json, words: &str) -> Result<T, CniError> {
     serde_path_to_error::deserialize(json.decoder()).map_err(|error| {
         let path = error.path().to_string();

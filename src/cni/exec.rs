@@ -1,4 +1,4 @@
-//! Other plugins, run as a runtime would [flannel 10.7].
+//! Runs other plugins as a runtime does [flannel 10.7].
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,22 +13,22 @@ use super::error::{CniError, ErrorCode};
 use super::request::{CniRequest, Verb};
 use super::result::CniResult;
 
-/// How often a program is tried while it is being written.
+/// How often a program is started again while it is being written (`ETXTBSY`).
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs a plugin with a configuration, for the same attachment, and gives its result where it has one.
+/// Runs a plugin with a configuration for the same attachment. Returns the result of ADD.
 ///
 /// # Errors
-/// There is no such plugin, or it fails; its number stays.
+/// The plugin does not exist, or it fails; its error code stays.
 pub fn run(kind: &str, verb: Verb, request: &CniRequest, config: &Json) -> Result<Option<CniResult>, CniError> {
     let program = find(kind, &request.path)?;
     let text =
         serde_json::to_string(config).map_err(|error| CniError::other(format!("cannot write the configuration of {kind}: {error}")))?;
-    let output =
-        fed(&program, verb, request, &text).map_err(|cause| CniError::other(format!("cannot run {}: {cause}", program.display())))?;
+    let output = run_with_input(&program, verb, request, &text)
+        .map_err(|cause| CniError::other(format!("cannot run {}: {cause}", program.display())))?;
     if !output.status.success() {
-        return Err(error(&output));
+        return Err(plugin_error(&output));
     }
     if verb != Verb::Add {
         return Ok(None);
@@ -38,7 +38,7 @@ pub fn run(kind: &str, verb: Verb, request: &CniRequest, config: &Json) -> Resul
     CniResult::parse(&result).map(Some).map_err(|error| error.within(&format!("the result of {kind} cannot be read")))
 }
 
-/// Finds a plugin in the folders of a path.
+/// Finds a plugin in the folders of `CNI_PATH`.
 fn find(kind: &str, path: &str) -> Result<PathBuf, CniError> {
     if kind.is_empty() || kind.contains('/') {
         return Err(CniError::other(format!("invalid plugin name: {kind}")));
@@ -55,7 +55,7 @@ fn find(kind: &str, path: &str) -> Result<PathBuf, CniError> {
     clippy::disallowed_methods,
     reason = "a plugin is a process of its own that does nothing meanwhile; its runtime has the time limit"
 )]
-fn fed(program: &Path, verb: Verb, request: &CniRequest, config: &str) -> io::Result<Output> {
+fn run_with_input(program: &Path, verb: Verb, request: &CniRequest, config: &str) -> io::Result<Output> {
     let mut tries = 1;
     let mut child = loop {
         let mut command = Command::new(program);
@@ -73,21 +73,21 @@ fn fed(program: &Path, verb: Verb, request: &CniRequest, config: &str) -> io::Re
             started => break started?,
         }
     };
-    // One that reads nothing may still do what it should.
+    // A plugin that does not read its input may still succeed.
     let _ = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(config.as_bytes()));
     Child::wait_with_output(child)
 }
 
-/// What a plugin prints when it fails.
+/// The error document that a plugin prints.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Said {
+struct ErrorDocument {
     code: Option<u32>,
     msg: String,
     details: String,
 }
 
-fn error(output: &Output) -> CniError {
+fn plugin_error(output: &Output) -> CniError {
     let (said, words) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if said.trim().is_empty() {
         let status = output.status;
@@ -97,7 +97,7 @@ fn error(output: &Output) -> CniError {
         });
     }
     let read = |text: &str| -> Option<CniError> {
-        let Said { code, msg, details } = json_keys::from_slice(text.as_bytes()).ok()?;
+        let ErrorDocument { code, msg, details } = json_keys::from_slice(text.as_bytes()).ok()?;
         Some(CniError { code: ErrorCode(code?), message: msg, details })
     };
     read(&said).unwrap_or_else(|| CniError::other(format!("netplugin failed but error parsing its diagnostic message {said:?}")))
@@ -109,10 +109,10 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     #[test]
-    fn failures_keep_their_numbers() {
+    fn failures_keep_their_error_codes() {
         let failed = |stdout: &str, stderr: &str| {
             let output = Output { status: std::process::ExitStatus::from_raw(256), stdout: stdout.into(), stderr: stderr.into() };
-            let error = error(&output);
+            let error = plugin_error(&output);
             (error.code.0, error.to_string())
         };
         assert_eq!(failed("{\"code\": 11, \"msg\": \"later\", \"details\": \"busy\"}", "x"), (11, "later; busy".into()));

@@ -1,5 +1,5 @@
-//! The plugin `flannel`: it makes a configuration of subnet.env and has a plugin for interfaces carry it out [flannel 10.2]. Where
-//! that is `bridge` with `host-local`, this process does it itself.
+//! The plugin `flannel`: makes the delegate's configuration from subnet.env and runs the delegate [flannel 10.2]. If the delegate is
+//! `bridge` with `host-local`, it runs in this process.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -20,10 +20,10 @@ use super::request::{CniRequest, Verb, is_identifier};
 use super::result::CniResult;
 use super::{exec, ipam};
 
-/// Carries out a verb.
+/// Runs a verb.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     let flannel = FlannelConfig::read(config, &[])?;
     match request.verb {
@@ -56,30 +56,30 @@ fn subnet_env(flannel: &FlannelConfig) -> Result<SubnetEnv, CniError> {
     })
 }
 
-/// Says whether containers can be connected.
+/// Checks that pods can be connected.
 ///
 /// # Errors
-/// There is no subnet yet; number 50.
+/// There is no subnet yet: code 50.
 pub fn status(flannel: &FlannelConfig) -> Result<(), CniError> {
     subnet_env(flannel).map(|_| ()).map_err(|error| CniError { code: ErrorCode::NOT_AVAILABLE, ..error })
 }
 
-/// What an ADD has made.
+/// What an ADD created.
 #[derive(Debug)]
 pub struct AddedAttachment {
-    /// What the container got.
+    /// The result for the runtime.
     pub result: CniResult,
     delegate: NetworkConfig,
     made: Option<CreatedObjects>,
-    /// The file that was not there before.
+    /// The saved configuration, if this ADD created the file.
     new_state: Option<PathBuf>,
 }
 
 impl AddedAttachment {
-    /// Undoes it all, for the sake of a plugin behind this one that failed.
+    /// Undoes the ADD, because a later plugin failed.
     ///
     /// # Errors
-    /// Something stays. Then the configuration stays as well, for DEL.
+    /// Something could not be undone. Then the saved configuration stays, so that DEL can use it.
     pub fn undo(&self, request: &CniRequest) -> Result<(), CniError> {
         match &self.made {
             Some(made) => made.undo(&self.delegate, request)?,
@@ -92,7 +92,7 @@ impl AddedAttachment {
 /// Connects a container.
 ///
 /// # Errors
-/// It is not connected.
+/// The container is not connected.
 pub fn add(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<AddedAttachment, CniError> {
     let mut delegate = flannel.whole(config, &subnet_env(flannel)?)?;
     let in_process = in_process(&delegate)?;
@@ -103,13 +103,13 @@ pub fn add(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest
     let within = |error: CniError| error.within("failed to delegate add");
     if in_process {
         if !delegate.has("bridge") && !delegate.has("forceAddress") {
-            // The default bridge belongs to these plugins: an address of an earlier lease is removed.
+            // The default bridge belongs to these plugins, so an address of a former lease is removed from it.
             delegate.set("forceAddress", &Value::Bool(true));
         }
         match bridge::add(&delegate, request) {
             Ok((result, made)) => Ok(AddedAttachment { result, delegate, made: Some(made), new_state }),
             Err(error) => {
-                // Nothing is left that DEL would need it for.
+                // Everything is undone, so DEL does not need the file.
                 if is_new {
                     let _ = forget(&state);
                 }
@@ -122,11 +122,11 @@ pub fn add(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest
     }
 }
 
-/// Writes a container's configuration, whole or not at all.
+/// Saves a container's configuration atomically.
 fn save(path: &Path, delegate: &Json) -> io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // No container's name starts with a dot.
+    // A temporary file starts with a dot. No container ID does.
     let temporary = folder.join(format!(".{name}.{}", std::process::id()));
     let open = || OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
     let mut file = match open() {
@@ -140,7 +140,7 @@ fn save(path: &Path, delegate: &Json) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// Whether a file was being written by a process that has gone.
+/// Returns true if the process that was writing this temporary file no longer exists.
 fn is_left_over(name: &str) -> bool {
     let process = name.strip_prefix('.').and_then(|name| name.rsplit('.').next()).and_then(|process| process.parse::<u32>().ok());
     process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
@@ -153,17 +153,18 @@ fn forget(path: &Path) -> Result<(), CniError> {
     }
 }
 
-/// What is kept of a container.
+/// The saved configuration of a container.
 enum SavedDelegate {
-    /// Nothing of this network.
+    /// There is none for this network.
     Missing,
     /// A configuration.
     Valid(NetworkConfig),
-    /// Something that cannot be read.
+    /// The file cannot be read.
     Unreadable(String),
 }
 
-/// What is kept of a container for a network. The file has the container's name alone: what another network kept there counts for nothing.
+/// Reads the saved configuration of a container. The file name has only the container's ID, so a configuration of another network is
+/// ignored.
 fn kept(path: &Path, network: &str) -> Result<SavedDelegate, CniError> {
     match fs::read(path) {
         Ok(text) => Ok(match NetworkConfig::read(&text) {
@@ -176,24 +177,24 @@ fn kept(path: &Path, network: &str) -> Result<SavedDelegate, CniError> {
     }
 }
 
-/// The other plugin's configuration, as far as it is known without what was kept. Rules that masquerade are looked for only where
-/// subnet.env says that the network has some.
+/// Returns the delegate's configuration without the saved one. Masquerade rules are only searched for if subnet.env says that the network
+/// has them.
 fn frame(flannel: &FlannelConfig, config: &NetworkConfig) -> Result<NetworkConfig, CniError> {
     flannel.frame(config, subnet_env(flannel).is_ok_and(|env| !env.masquerade))
 }
 
-/// Disconnects a container. What was kept of it goes only when it is disconnected; where nothing was kept, or what was cannot be read, the
-/// network's configuration says enough.
+/// Disconnects a container. Its saved configuration is removed when the container is disconnected. Without a readable saved configuration,
+/// the network configuration is enough.
 ///
 /// # Errors
-/// Something of it stays.
+/// Something could not be removed.
 pub fn del(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     let state = Path::new(&flannel.data).join(&request.attachment.container);
     let delegate = match kept(&state, &config.name)? {
         SavedDelegate::Valid(delegate) => delegate,
         SavedDelegate::Missing => {
             let frame = frame(flannel, config)?;
-            // Another plugin may want to know more than that; upstream does nothing, either.
+            // Another delegate may need the complete configuration. Upstream does nothing in this case, too.
             return if in_process(&frame)? { bridge::del(&frame, request) } else { Ok(()) };
         }
         SavedDelegate::Unreadable(_) => frame(flannel, config)?,
@@ -206,7 +207,7 @@ pub fn del(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest
     forget(&state)
 }
 
-/// Sees that a container is still connected as the result says.
+/// Checks that a container is still connected as the result says.
 ///
 /// # Errors
 /// It is not.
@@ -229,10 +230,10 @@ pub fn check(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniReque
     }
 }
 
-/// Removes whatever is of no valid attachment.
+/// Removes everything that belongs to no valid attachment.
 ///
 /// # Errors
-/// Something stays; all has been tried.
+/// Something could not be removed. All removals were tried.
 pub fn collect(flannel: &FlannelConfig, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     let valid = config.valid()?;
     let mut delegate = frame(flannel, config)?;

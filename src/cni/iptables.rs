@@ -1,5 +1,5 @@
-//! iptables' nat table, as plugins write it: by the programs `iptables` and `ip6tables` of this host, whichever variant they are. The
-//! real plugins use the same ones, so that rules of either can be found and removed by the other.
+//! Reads and writes the nat table with the host's programs `iptables` and `ip6tables`, of either variant. The reference plugins use the
+//! same programs, so both find and remove each other's rules.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -9,26 +9,26 @@ use crate::cluster::Family;
 
 use super::error::CniError;
 
-/// Where iptables is, should the runtime's own PATH not say so.
-const PLACES: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How long a program waits for the xtables lock, in seconds.
+/// Folders that are searched for iptables after the `PATH` of the runtime.
+const FALLBACK_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The longest wait for the xtables lock, in seconds.
 const LOCK_WAIT: &str = "20";
 
-/// What became of a transaction.
+/// Why a transaction failed.
 #[derive(Debug)]
 pub enum ChangeError {
-    /// A chain that this call creates exists already: another program created it meanwhile.
+    /// A chain to create exists, because another program created it after the table was read.
     ChainExists,
-    /// Something else.
+    /// Every other error.
     Failed(CniError),
 }
 
-/// A family's nat table.
+/// The nat table of a family.
 #[derive(Clone, Copy, Debug)]
 pub struct NatTable(pub Family);
 
 impl NatTable {
-    /// The families whose rules may have to be removed. Without IPv6 in the kernel, none are there.
+    /// Returns the families that may have rules to remove. Without IPv6 in the kernel, that is only IPv4.
     #[must_use]
     pub fn present() -> Vec<Self> {
         let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
@@ -43,10 +43,10 @@ impl NatTable {
         format!("{base}{operation}")
     }
 
-    /// What is in these chains, each as `iptables -S` prints it; `None` for those that are not there. All are asked for at once.
+    /// Lists these chains at the same time, each in the format of `iptables -S`. `None` for a chain that does not exist.
     ///
     /// # Errors
-    /// They cannot be listed.
+    /// A chain cannot be listed.
     pub fn list<const N: usize>(self, chains: [&str; N]) -> Result<[Option<String>; N], CniError> {
         let program = self.program("");
         let start = |chain: &str| spawn(&program, &["-w", LOCK_WAIT, "-t", "nat", "-S", chain], Stdio::null());
@@ -57,31 +57,31 @@ impl NatTable {
             match child.and_then(Child::wait_with_output) {
                 Ok(output) if output.status.success() => *listed = Some(String::from_utf8_lossy(&output.stdout).into_owned()),
                 Ok(output) if is_missing(&output) => {}
-                Ok(output) => failed = Some(said(&program, &output)),
-                Err(cause) => failed = Some(unstarted(&program, &cause)),
+                Ok(output) => failed = Some(program_error(&program, &output)),
+                Err(cause) => failed = Some(start_error(&program, &cause)),
             }
         }
         failed.map_or(Ok(listed), Err)
     }
 
-    /// Every rule of the table.
+    /// Lists every rule of the table.
     ///
     /// # Errors
-    /// It cannot be listed.
+    /// The table cannot be listed.
     pub fn all(self) -> Result<String, CniError> {
         let program = self.program("");
         let output = spawn(&program, &["-w", LOCK_WAIT, "-t", "nat", "-S"], Stdio::null()).and_then(Child::wait_with_output);
         match output {
             Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            Ok(output) => Err(said(&program, &output)),
-            Err(cause) => Err(unstarted(&program, &cause)),
+            Ok(output) => Err(program_error(&program, &output)),
+            Err(cause) => Err(start_error(&program, &cause)),
         }
     }
 
-    /// Changes the table by lines of `iptables-restore`, all of them or none.
+    /// Applies lines of `iptables-restore`, all or none.
     ///
     /// # Errors
-    /// They were refused, and nothing has changed.
+    /// iptables refuses a line, and nothing is changed.
     pub fn change(self, lines: &[String]) -> Result<(), ChangeError> {
         let program = self.program("-restore");
         let text = format!("*nat\n{}\nCOMMIT\n", lines.join("\n"));
@@ -89,10 +89,10 @@ impl NatTable {
             let mut child = spawn(&program, &["-w", LOCK_WAIT, "--noflush"], Stdio::piped())?;
             let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(text.as_bytes()));
             let output = child.wait_with_output()?;
-            // A program that fails early does not read all: then what it says matters.
+            // A program that fails early does not read all lines. Its own error is reported then.
             if output.status.success() { written.map(|()| output) } else { Ok(output) }
         };
-        let output = fed().map_err(|cause| ChangeError::Failed(unstarted(&program, &cause)))?;
+        let output = fed().map_err(|cause| ChangeError::Failed(start_error(&program, &cause)))?;
         let words = String::from_utf8_lossy(&output.stderr);
         let failed_line = words.split("line ").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
         match failed_line {
@@ -100,7 +100,7 @@ impl NatTable {
             Some(number) if text.lines().nth(number_before(number)).is_some_and(|line: &str| line.starts_with("-N ")) => {
                 Err(ChangeError::ChainExists)
             }
-            _ => Err(ChangeError::Failed(said(&program, &output))),
+            _ => Err(ChangeError::Failed(program_error(&program, &output))),
         }
     }
 }
@@ -116,38 +116,39 @@ const fn number_before(number: usize) -> usize {
 fn spawn(program: &str, arguments: &[&str], stdin: Stdio) -> io::Result<Child> {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(if path.is_empty() { "" } else { ":" });
-    path.push(OsString::from(PLACES));
+    path.push(OsString::from(FALLBACK_PATH));
     Command::new(program).args(arguments).env("PATH", path).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
-/// Whether a chain is not there. iptables-nft calls it incompatible; where that is true of a whole table, changing it fails and says so.
+/// Returns true if the chain does not exist. iptables-nft reports such a chain as incompatible. If the whole table is incompatible, the
+/// later change fails with the cause.
 fn is_missing(output: &Output) -> bool {
     const WORDS: [&str; 3] = ["No chain/target/match", "does not exist", "is incompatible, use 'nft' tool"];
-    let said = String::from_utf8_lossy(&output.stderr);
-    output.status.code() == Some(1) && WORDS.iter().any(|words| said.contains(words))
+    let program_error = String::from_utf8_lossy(&output.stderr);
+    output.status.code() == Some(1) && WORDS.iter().any(|words| program_error.contains(words))
 }
 
-fn said(program: &str, output: &Output) -> CniError {
+fn program_error(program: &str, output: &Output) -> CniError {
     let words = String::from_utf8_lossy(&output.stderr);
     let words = if words.trim().is_empty() { String::from_utf8_lossy(&output.stdout) } else { words };
     CniError::other(format!("{program} failed ({}): {}", output.status, words.trim()))
 }
 
-fn unstarted(program: &str, cause: &io::Error) -> CniError {
+fn start_error(program: &str, cause: &io::Error) -> CniError {
     let cure = if cause.kind() == io::ErrorKind::NotFound { ". Install iptables on this host" } else { "" };
     CniError::other(format!("cannot run {program}: {cause}{cure}"))
 }
 
-/// A comment as it stands in a rule: quoted, and cut at what the kernel has room for. The names it is made of need no more care, for
-/// they have letters, digits, `_`, `.` and `-` only.
+/// Returns the match for a comment: quoted, and cut to the length that the kernel allows. Names of networks and containers need no other
+/// escape, because they only have letters, digits, `_`, `.` and `-`.
 #[must_use]
 pub fn comment(words: &str) -> String {
-    const MOST: usize = 255;
-    let cut: String = words.chars().take(MOST).collect();
+    const MAX_LEN: usize = 255;
+    let cut: String = words.chars().take(MAX_LEN).collect();
     format!("-m comment --comment \"{}\"", cut.replace('"', "\\\""))
 }
 
-/// The name of a chain of one attachment: the prefix, and as much of the hash of network and container as fits [flannel 10.5].
+/// Returns the name of an attachment's chain: the prefix and the start of the hash of network and container [flannel 10.5].
 #[must_use]
 pub(crate) fn chain_name(prefix: &str, network: &str, container: &str) -> String {
     use sha2::{Digest, Sha512};
@@ -161,7 +162,7 @@ pub(crate) fn chain_name(prefix: &str, network: &str, container: &str) -> String
     name
 }
 
-/// The network and the container that a rule's comment names, and the chain it jumps to.
+/// Returns the network and the container in a rule's comment, and the chain that the rule jumps to.
 #[must_use]
 pub(crate) fn names_of(rule: &str) -> Option<(String, String, String)> {
     let (_, rest) = rule.split_once("name: \\\"")?;
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_comments_are_the_real_plugins() {
+    fn names_and_comments_are_those_of_the_reference_plugins() {
         assert_eq!(chain_name("CNI-DN-", "cbr0", "abc123"), "CNI-DN-3e9a3d0f9583cdc0e7133");
         assert_eq!(chain_name("CNI-", "cbr0", "abc123"), "CNI-3e9a3d0f9583cdc0e7133af3");
         let comment = comment("dnat name: \"cbr0\" id: \"abc123\"");

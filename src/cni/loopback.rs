@@ -15,10 +15,10 @@ use super::result::{CniAddress, CniInterface, CniResult};
 
 const NAME: &str = "lo";
 
-/// Carries out a verb.
+/// Runs a verb.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     match request.verb {
         Verb::Add => add(config, request).map(Some),
@@ -43,7 +43,7 @@ fn no_namespace(request: &CniRequest, error: &NamespaceError) -> CniError {
 fn add(config: &NetworkConfig, request: &CniRequest) -> Result<CniResult, CniError> {
     let set_up = || {
         let mut inside = Connection::route()?;
-        let index = device::find(&mut inside, NAME)?.ok_or(Cause::Unfit("it is not there"))?.link.index;
+        let index = device::find(&mut inside, NAME)?.ok_or(Cause::Other("it is not there"))?.link.index;
         veth::set_up(&mut inside, index, false)?;
         Ok(device::addresses(&mut inside, index)?.into_iter().map(|held| held.address.net).collect::<Vec<IpNetwork>>())
     };

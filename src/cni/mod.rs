@@ -1,16 +1,16 @@
-//! The program as a plugin of container runtimes (CNI): pods get their network from the same binary.
+//! The CNI plugin: container runtimes start this program to connect pods with the network.
 //!
-//! A container runtime starts it with parameters in the environment and a network's configuration on standard input. The name of the call
-//! selects the plugin: `flannel`, `bridge`, `host-local`, `portmap`, `loopback`, or `sepal`, which does what the first four do together.
-//! State on disk and objects in the kernel are the real plugins', so that either can take over from the other while pods run.
+//! A runtime passes parameters in the environment and the network configuration on standard input. The name under which the program is
+//! started selects the plugin: `flannel`, `bridge`, `host-local`, `portmap`, `loopback`, or `sepal`, which does what the first four do
+//! together. State on disk and kernel objects are those of the reference plugins, so that one can take over from the other while pods run.
 //!
-//! - [`protocol`], [`version`], [`config`], [`result`], [`failure`]: what is said on either side. Pure.
-//! - [`flannel`] with [`delegate`]; [`combined`], which is the plugin `sepal`.
-//! - [`bridge`], [`ipam`], [`portmap`], [`loopback`]: the plugins that do the work.
-//! - [`netns`], [`in_use`], [`iptables`], [`exec`]: what they share. [`install`]: putting it in place.
+//! - [`request`], [`version`], [`network_config`], [`result`], [`error`]: the CNI protocol. Pure.
+//! - [`flannel`] with [`delegate`]; [`combined`], the plugin `sepal`.
+//! - [`bridge`], [`ipam`], [`portmap`], [`loopback`]: the plugins that change the kernel.
+//! - [`netns`], [`used_addresses`], [`iptables`], [`exec`]: shared parts.
 //!
-//! A pod waits while this runs. So there is no runtime, no log and no parser of command lines on this path, and no other process is
-//! started where nothing is asked for that needs one.
+//! A pod waits while the plugin runs. So it has no async runtime, no log and no command line parser, and it starts another process only if
+//! the configuration needs one.
 
 pub mod bridge;
 pub mod combined;
@@ -40,12 +40,12 @@ use serde_json::{Value, json};
 use crate::pod_network::cni_config::{OTHER_NAMES, OWN_NAME};
 use error::{CniError, ErrorCode};
 use netns::NetworkNamespace;
-use network_config::{MOST, NetworkConfig};
+use network_config::{MAX_CONFIG_LEN, NetworkConfig};
 use request::{CniRequest, Verb};
 use result::CniResult;
 use version::CniVersion;
 
-/// Is a plugin, if that is what the program was started as; if not, there is no answer, and nothing has happened.
+/// Runs as a plugin if the program was started as one. Otherwise returns `None` and does nothing.
 #[must_use]
 pub fn main() -> Option<ExitCode> {
     let mut arguments = env::args_os();
@@ -54,7 +54,7 @@ pub fn main() -> Option<ExitCode> {
     let is_called = env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty()) && arguments.next().is_none();
     match (is_called, is_other) {
         (true, _) => Some(answer(&name)),
-        (false, true) => Some(about(&name)),
+        (false, true) => Some(print_about(&name)),
         (false, false) => None,
     }
 }
@@ -63,8 +63,8 @@ fn name(argument: Option<&OsString>) -> String {
     argument.map(Path::new).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Explains the plugin to a user who starts it by hand.
-fn about(name: &str) -> ExitCode {
+/// Prints which plugin this is, for a user who starts it by hand.
+fn print_about(name: &str) -> ExitCode {
     let versions = CniVersion::names().join(", ");
     let text = format!("CNI Plugin {name} version v{} (sepal)\nCNI protocol versions supported: {versions}\n", env!("CARGO_PKG_VERSION"));
     let _ = std::io::stderr().write_all(text.as_bytes());
@@ -73,23 +73,24 @@ fn about(name: &str) -> ExitCode {
 
 fn answer(name: &str) -> ExitCode {
     let mut version = CniVersion::NEWEST;
-    let (document, code) = match carry_out(name, &mut version) {
+    let (document, code) = match respond(name, &mut version) {
         Ok(document) => (document, ExitCode::SUCCESS),
         Err(error) => (Some(error.render(version.as_str())), ExitCode::FAILURE),
     };
     let Some(document) = document else { return code };
     let text = serde_json::to_string_pretty(&document).unwrap_or_default();
-    // If the result cannot be written, an error text cannot be written either.
+    // If the result cannot be written, an error cannot be written either.
     if std::io::stdout().write_all(text.as_bytes()).is_err() { ExitCode::FAILURE } else { code }
 }
 
-/// Carries out what the runtime asks for; gives the document to answer with, if there is one. `version` becomes the configuration's.
-fn carry_out(name: &str, version: &mut CniVersion) -> Result<Option<Value>, CniError> {
+/// Runs the verb that the runtime requests, and returns the document to print, if there is one. Sets `version` to that of the
+/// configuration.
+fn respond(name: &str, version: &mut CniVersion) -> Result<Option<Value>, CniError> {
     let mut request = CniRequest::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
     if request.verb == Verb::Version {
         return Ok(Some(json!({"cniVersion": CniVersion::NEWEST.as_str(), "supportedVersions": CniVersion::names()})));
     }
-    let config = NetworkConfig::read(&input()?)?;
+    let config = NetworkConfig::read(&read_input()?)?;
     *version = config.version;
     request.verb.allowed(config.version)?;
     check_namespace(&mut request)?;
@@ -97,17 +98,17 @@ fn carry_out(name: &str, version: &mut CniVersion) -> Result<Option<Value>, CniE
     Ok(result.map(|result| result.render(config.version)))
 }
 
-fn input() -> Result<Vec<u8>, CniError> {
+fn read_input() -> Result<Vec<u8>, CniError> {
     let mut text = Vec::new();
-    // One byte more is enough to see that it is too much.
-    let most = u64::try_from(MOST).unwrap_or(u64::MAX).saturating_add(1);
-    let read = std::io::stdin().take(most).read_to_end(&mut text);
+    // One byte above the limit shows that the input is too large.
+    let limit = u64::try_from(MAX_CONFIG_LEN).unwrap_or(u64::MAX).saturating_add(1);
+    let read = std::io::stdin().take(limit).read_to_end(&mut text);
     read.map_err(|cause| CniError::new(ErrorCode::INPUT, format!("error reading from stdin: {cause}")))?;
     Ok(text)
 }
 
-/// A pod on the host's network has no interface of its own. Seen to before anything is done. For DEL, such a path is one that the host
-/// has by now, as those of processes are used again: the pod's namespace has gone.
+/// Refuses the network namespace of the host: a pod on the host's network has no interface of its own. For DEL, such a path means that the
+/// pod's namespace is gone and the path was reused, as paths below `/proc/PID` are.
 fn check_namespace(request: &mut CniRequest) -> Result<(), CniError> {
     let is_own = !request.netns.is_empty()
         && request.verb.has_attachment()
@@ -121,10 +122,11 @@ fn check_namespace(request: &mut CniRequest) -> Result<(), CniError> {
     Ok(())
 }
 
-/// Carries out a verb of the plugin with this name. By any name but the real plugins', the configuration's type decides.
+/// Runs a verb of the plugin with this name. If it is not the name of a reference plugin, the `type` of the configuration selects the
+/// plugin.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(name: &str, config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     let name = if OTHER_NAMES.contains(&name) { name } else { config.kind() };
     match name {

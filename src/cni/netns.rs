@@ -1,4 +1,4 @@
-//! Network namespaces: those of containers, and the one that this process is in.
+//! Network namespaces of containers and of this process.
 
 use super::error::CniError;
 use std::fs::File;
@@ -10,24 +10,24 @@ use std::thread;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
-/// The namespace of the thread that looks.
+/// The namespace of the current thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace.
 #[derive(Debug)]
 pub struct NetworkNamespace(File);
 
-/// Why a namespace cannot be had.
+/// Why a namespace cannot be used.
 #[derive(Debug)]
 pub enum NamespaceError {
-    /// There is nothing at its path, or what is there is no namespace (any more).
+    /// The path does not exist, or it is not a namespace (any more).
     Missing(io::Error),
-    /// It is there and cannot be used.
+    /// Every other error.
     Other(io::Error),
 }
 
 impl NamespaceError {
-    /// What the kernel said.
+    /// Returns the error of the kernel.
     #[must_use]
     pub const fn cause(&self) -> &io::Error {
         match self {
@@ -40,7 +40,7 @@ impl NetworkNamespace {
     /// Opens a namespace by its path.
     ///
     /// # Errors
-    /// There is none, or it cannot be opened.
+    /// It does not exist or cannot be opened.
     pub fn open(path: &str) -> Result<Self, NamespaceError> {
         match File::open(path) {
             Ok(file) => Ok(Self(file)),
@@ -51,16 +51,16 @@ impl NetworkNamespace {
         }
     }
 
-    /// Whether this process is in it.
+    /// Returns true if this process is in the namespace.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// The namespace cannot be examined.
     pub(crate) fn is_own(&self) -> io::Result<bool> {
         let (own, this) = (std::fs::metadata(OWN)?, self.0.metadata()?);
         Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
     }
 
-    /// Does a piece of work on a thread of its own that is in the namespace. Sockets that it opens stay there.
+    /// Runs a closure on a thread of its own in the namespace. Sockets that the closure opens stay in the namespace.
     ///
     /// # Errors
     /// The namespace cannot be entered.
@@ -70,7 +70,7 @@ impl NetworkNamespace {
         let broken = || NamespaceError::Other(io::Error::other("the work in the network namespace broke off"));
         match done.map_err(NamespaceError::Other)?.map_err(|_| broken())? {
             Ok(done) => Ok(done),
-            // A file that is left where a namespace was mounted.
+            // The path is a regular file that stayed after the namespace was unmounted.
             Err(Errno::EINVAL) => Err(NamespaceError::Missing(Errno::EINVAL.into())),
             Err(errno) => Err(NamespaceError::Other(errno.into())),
         }
@@ -83,18 +83,18 @@ impl AsFd for NetworkNamespace {
     }
 }
 
-/// Keeps other processes of this kind from working with the rules of this process's own namespace, as long as it lives. The namespace
-/// itself is what is locked: no file has to be made for it.
+/// Locks the rules of this process's network namespace against other plugins until the returned value is dropped. The lock is on the
+/// namespace file itself, so no lock file is needed.
 ///
 /// # Errors
-/// It cannot be opened.
+/// The namespace file cannot be opened.
 pub(crate) fn lock_own() -> io::Result<File> {
     let own = File::open(OWN)?;
     own.lock()?;
     Ok(own)
 }
 
-/// Sets a number of the kernel's, unless it is that already.
+/// Writes a number to a kernel setting, unless it has that value.
 pub(crate) fn set_sysctl(path: &str, value: &str) -> Result<(), CniError> {
     if std::fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
         return Ok(());

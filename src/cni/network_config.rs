@@ -1,4 +1,4 @@
-//! A network's configuration, as a runtime gives it to a plugin [flannel 10.1]. PURE.
+//! The network configuration that a runtime passes to a plugin [flannel 10.1]. PURE.
 
 use std::collections::BTreeSet;
 
@@ -13,28 +13,28 @@ use super::request::{Attachment, is_identifier};
 use super::result::CniResult;
 use super::version::CniVersion;
 
-/// More than any configuration has, in bytes.
-pub(crate) const MOST: usize = 8 * 1024 * 1024;
-/// The key under which GC gets the attachments that are still there.
-const VALID: &str = "cni.dev/valid-attachments";
+/// The largest accepted configuration in bytes.
+pub(crate) const MAX_CONFIG_LEN: usize = 8 * 1024 * 1024;
+/// The key that lists the valid attachments for GC.
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
-/// A configuration with a name and a version that this plugin supports. Keys match in any case, because the reference plugins are
-/// written in Go.
+/// A configuration with a name and a version that this plugin supports. Keys match in any case, because the reference plugins are written
+/// in Go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkConfig {
-    /// Name of the network.
+    /// The network's name.
     pub name: String,
-    /// Version of the specification that it keeps to.
+    /// The version of the CNI specification that it follows.
     pub version: CniVersion,
-    /// The plugin that it is for.
+    /// The plugin's type.
     kind: String,
-    /// All keys and values in their order, also those that this program does not know.
+    /// All keys and values in their order, also those that this program does not use.
     entries: Vec<(String, Json)>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Frame {
+struct RequiredKeys {
     name: String,
     cni_version: String,
     #[serde(rename = "type")]
@@ -42,23 +42,23 @@ struct Frame {
 }
 
 impl NetworkConfig {
-    /// Reads a configuration.
+    /// Parses a configuration.
     ///
     /// # Errors
-    /// It is no JSON object (6), has no good name (7), or is of an unknown version (1).
+    /// The text is not a JSON object (code 6), the name is missing or invalid (code 7), or the version is not supported (code 1).
     pub fn read(text: &[u8]) -> Result<Self, CniError> {
-        if text.len() > MOST {
-            return Err(undecoded(&format!("it has more than {} MiB", MOST / 1024 / 1024)));
+        if text.len() > MAX_CONFIG_LEN {
+            return Err(decode_error(&format!("it has more than {} MiB", MAX_CONFIG_LEN / 1024 / 1024)));
         }
-        Self::of(serde_json::from_slice(text).map_err(|error| undecoded(&error))?)
+        Self::of(serde_json::from_slice(text).map_err(|error| decode_error(&error))?)
     }
 
-    /// Takes a configuration that is put together already.
+    /// Checks a configuration that another plugin built.
     ///
     /// # Errors
-    /// As [`Config::read`].
+    /// As for [`NetworkConfig::read`].
     pub fn of(json: Json) -> Result<Self, CniError> {
-        let frame: Frame = serde_path_to_error::deserialize(json.decoder()).map_err(|error| undecoded(&error))?;
+        let frame: RequiredKeys = serde_path_to_error::deserialize(json.decoder()).map_err(|error| decode_error(&error))?;
         if frame.name.is_empty() {
             return Err(CniError::new(ErrorCode::BAD_CONFIG, "missing network name"));
         }
@@ -70,17 +70,17 @@ impl NetworkConfig {
         }
         let version = CniVersion::named(&frame.cni_version)?;
         let kind = frame.kind.as_str().unwrap_or_default().to_owned();
-        let Json::Object(entries) = json else { return Err(undecoded(&"it is not an object")) };
+        let Json::Object(entries) = json else { return Err(decode_error(&"it is not an object")) };
         Ok(Self { name: frame.name, version, kind, entries })
     }
 
-    /// The plugin that it is for.
+    /// Returns the plugin's type.
     #[must_use]
     pub fn kind(&self) -> &str {
         &self.kind
     }
 
-    /// Whether it has a key.
+    /// Returns true if the configuration has a key.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.entries.iter().any(|(found, _)| matches(found, key))
@@ -98,21 +98,21 @@ impl NetworkConfig {
         self.entries.extend(from.entries.iter().filter(|(key, _)| is_for_gc(key)).cloned());
     }
 
-    /// The whole document.
+    /// Returns the whole document.
     #[must_use]
     pub fn json(&self) -> Json {
         Json::Object(self.entries.clone())
     }
 
-    /// What one plugin understands of it.
+    /// Decodes the keys that one plugin uses.
     ///
     /// # Errors
-    /// A value is of the wrong type; number 7.
+    /// A value has the wrong type: code 7.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CniError> {
         parse(&self.json(), "failed to load netconf")
     }
 
-    /// The result of the plugins before this one, as it is written.
+    /// Returns `prevResult` as it is written.
     ///
     /// # Errors
     /// It is not an object.
@@ -125,19 +125,19 @@ impl NetworkConfig {
         self.parse::<Previous>().map(|found| found.prev_result)
     }
 
-    /// The result of the plugins before this one.
+    /// Returns `prevResult`, the result of the earlier plugins of the list.
     ///
     /// # Errors
-    /// It is there and makes no sense.
+    /// It is invalid.
     pub fn previous(&self) -> Result<Option<CniResult>, CniError> {
         let result = self.previous_document()?.map(|document| CniResult::parse(&(&document).into()));
         result.transpose().map_err(|error| error.within("could not parse prevResult"))
     }
 
-    /// The attachments that GC has to leave alone.
+    /// Returns the valid attachments, which GC keeps.
     ///
     /// # Errors
-    /// They are not given: then this plugin cannot know what to remove.
+    /// The list is missing, so the plugin cannot know what to remove.
     pub fn valid(&self) -> Result<BTreeSet<Attachment>, CniError> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
@@ -152,15 +152,18 @@ impl NetworkConfig {
             container: String,
             ifname: String,
         }
-        if !self.has(VALID) {
-            return Err(CniError::new(ErrorCode::BAD_CONFIG, format!("{VALID:?} is missing: GC needs the list of valid attachments")));
+        if !self.has(VALID_ATTACHMENTS) {
+            return Err(CniError::new(
+                ErrorCode::BAD_CONFIG,
+                format!("{VALID_ATTACHMENTS:?} is missing: GC needs the list of valid attachments"),
+            ));
         }
         let listed: Listed = self.parse()?;
         Ok(listed.valid.into_iter().map(|valid| Attachment { container: valid.container, interface: valid.ifname }).collect())
     }
 }
 
-fn undecoded(error: &dyn std::fmt::Display) -> CniError {
+fn decode_error(error: &dyn std::fmt::Display) -> CniError {
     CniError::new(ErrorCode::DECODE, format!("error unmarshall network config: {error}"))
 }
 
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_wrong_have_their_numbers() {
+    fn invalid_configurations_have_their_error_codes() {
         for (text, code, words) in [
             ("", 6, "error unmarshall network config: EOF"),
             ("[]", 6, "error unmarshall network config: invalid type"),
@@ -191,11 +194,11 @@ mod tests {
         }
         let deep = format!("{{\"name\": \"a\", \"x\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(refused(&deep).0, 6);
-        assert!(refused(&" ".repeat(MOST + 1)).1.ends_with("it has more than 8 MiB"));
+        assert!(refused(&" ".repeat(MAX_CONFIG_LEN + 1)).1.ends_with("it has more than 8 MiB"));
     }
 
     #[test]
-    fn valid_attachments_have_to_be_told() {
+    fn gc_needs_the_list_of_valid_attachments() {
         let valid = |text: &str| NetworkConfig::read(format!("{{\"name\": \"a\"{text}}}").as_bytes()).expect("a frame").valid();
         assert_eq!(valid("").expect_err("missing").code, ErrorCode::BAD_CONFIG);
         assert!(valid(", \"cni.dev/valid-attachments\": null").expect("none").is_empty());
@@ -205,7 +208,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in on standard input, it is taken or refused.
+        /// Any input is accepted or refused, without a panic.
         #[test]
         fn nothing_that_comes_in_panics(noise in proptest::collection::vec(any::<u8>(), 0..200), at in 0..400_usize, with in any::<u8>()) {
             let _ = NetworkConfig::read(&noise);

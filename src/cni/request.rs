@@ -1,25 +1,25 @@
-//! What a runtime asks of a plugin: the environment, judged [flannel 10.1]. PURE.
+//! The request of a runtime: parses and validates the environment of the plugin [flannel 10.1]. PURE.
 
 use super::error::{CniError, ErrorCode};
 use super::version::CniVersion;
 
-/// Longest name of an interface, in bytes.
+/// The longest name of an interface, in bytes.
 const NAME_LEN: usize = 15;
 
-/// What is to be done.
+/// The operation that the runtime requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// Connect a container with the network.
+    /// Connects a container with the network.
     Add,
-    /// Disconnect it.
+    /// Disconnects a container.
     Del,
-    /// See that it is still connected.
+    /// Checks that a container is still connected.
     Check,
-    /// Remove whatever is of no valid attachment.
+    /// Removes everything that belongs to no valid attachment.
     Gc,
-    /// Say whether ADD would work.
+    /// Reports whether ADD would work.
     Status,
-    /// Say which versions are spoken.
+    /// Reports the supported versions.
     Version,
 }
 
@@ -36,7 +36,7 @@ impl Verb {
         })
     }
 
-    /// Its name in `CNI_COMMAND`.
+    /// Returns its name in `CNI_COMMAND`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl Verb {
         }
     }
 
-    /// Whether it is about one attachment.
+    /// Returns true if the verb concerns one attachment.
     #[must_use]
     pub(crate) const fn has_attachment(self) -> bool {
         matches!(self, Self::Add | Self::Del | Self::Check)
@@ -64,10 +64,10 @@ impl Verb {
         }
     }
 
-    /// Whether configurations of a version have this verb.
+    /// Checks that a version of the specification has this verb.
     ///
     /// # Errors
-    /// They do not.
+    /// It has not.
     pub fn allowed(self, version: CniVersion) -> Result<(), CniError> {
         let since = match self {
             Self::Gc | Self::Status => CniVersion::V1_1_0,
@@ -81,37 +81,37 @@ impl Verb {
     }
 }
 
-/// A container's interface: what is connected.
+/// An attachment: a container and one of its interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attachment {
-    /// The runtime's name for the container.
+    /// The runtime's ID of the container.
     pub container: String,
-    /// Name of the interface within it.
+    /// Name of the interface in the container.
     pub interface: String,
 }
 
-/// What the runtime says beside the configuration.
+/// The parameters in the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniRequest {
-    /// What is to be done.
+    /// The verb.
     pub verb: Verb,
-    /// To what; empty for verbs that are about none.
+    /// The attachment; empty for verbs that concern none.
     pub attachment: Attachment,
     /// Path of the container's network namespace; may be empty for DEL.
     pub netns: String,
-    /// `CNI_ARGS`, as it is given. [`Call::known_args`] reads it, because only some plugins and verbs need it.
+    /// `CNI_ARGS` as it is given. [`CniRequest::known_args`] parses it, because only some plugins and verbs need it.
     pub args: String,
-    /// Folders with plugins, separated by colons.
+    /// Folders with plugins, separated by colons (`CNI_PATH`).
     pub path: String,
-    /// The container's namespace may be the host's (`CNI_NETNS_OVERRIDE`).
+    /// The container's namespace may be that of the host (`CNI_NETNS_OVERRIDE`).
     pub any_namespace: bool,
 }
 
 impl CniRequest {
-    /// Reads the environment.
+    /// Reads the parameters from the environment.
     ///
     /// # Errors
-    /// Something is missing, or is not as it has to be; number 4.
+    /// A variable is missing or invalid: code 4.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, CniError> {
         let bad = |message: String| CniError::new(ErrorCode::BAD_ENVIRONMENT, message);
         let value = |name: &str| variable(name).unwrap_or_default();
@@ -139,11 +139,11 @@ impl CniRequest {
         Ok(Self { verb, attachment, netns: value("CNI_NETNS"), args: value("CNI_ARGS"), path: value("CNI_PATH"), any_namespace })
     }
 
-    /// The values of the arguments that a plugin knows. ADD and CHECK refuse other arguments, unless the runtime allows them with
-    /// `IgnoreUnknown`. The other verbs need no arguments, so a malformed `CNI_ARGS` does not fail them.
+    /// Returns the values of the arguments in `CNI_ARGS` that a plugin knows. ADD and CHECK refuse other arguments, unless the runtime
+    /// allows them with `IgnoreUnknown`. The other verbs need no arguments, so a malformed `CNI_ARGS` does not fail them.
     ///
     /// # Errors
-    /// An argument is malformed or not known; the words are upstream's.
+    /// An argument is malformed or unknown. The messages are upstream's.
     pub(crate) fn known_args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<&str>; N], CniError> {
         if !matches!(self.verb, Verb::Add | Verb::Check) {
             return Ok([None; N]);
@@ -161,8 +161,8 @@ impl CniRequest {
     }
 }
 
-/// Letters, digits, `_`, `.` and `-`, and a letter or digit first: what container IDs and network names are made of. It is safe as the
-/// name of a file.
+/// Returns true for letters, digits, `_`, `.` and `-`, with a letter or digit first, as in container IDs and network names. Such a text is
+/// safe as a file name.
 #[must_use]
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_judged_as_upstream_does() {
+    fn the_environment_is_checked_as_upstream_does() {
         let request = read(&add(&[])).expect("all is there");
         assert_eq!((request.verb, request.attachment.container.as_str(), request.any_namespace), (Verb::Add, "abc", false));
         assert_eq!(request.known_args(["MAC", "IP"]).expect("the rest is ignored"), [None, Some("10.0.0.9")]);

@@ -1,4 +1,4 @@
-//! Results of ADD: what a container got, in the form of each version [flannel 10.1]. PURE.
+//! The result of ADD: what a container got, in the format of each version [flannel 10.1]. PURE.
 
 use std::net::IpAddr;
 
@@ -13,17 +13,17 @@ use super::error::CniError;
 use super::error::parse;
 use super::version::CniVersion;
 
-/// What a container got.
+/// What a container got from ADD.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct CniResult {
-    /// Interfaces, those of the host included.
+    /// Interfaces of the container and of the host.
     pub interfaces: Vec<CniInterface>,
-    /// Addresses.
+    /// Addresses of the container.
     pub ips: Vec<CniAddress>,
-    /// Routes.
+    /// Routes of the container.
     pub routes: Vec<CniRoute>,
-    /// What resolv.conf should say.
+    /// Content for resolv.conf.
     pub dns: CniDns,
 }
 
@@ -33,13 +33,13 @@ pub struct CniResult {
 pub struct CniInterface {
     /// Its name.
     pub name: String,
-    /// Its hardware address.
+    /// Its MAC address.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// Largest packet, in bytes (1.1.0).
+    /// Its MTU in bytes (1.1.0).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Path of the network namespace that it is in; empty for the host's.
+    /// Path of its network namespace; empty for the host's.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
     /// Path of its socket (1.1.0).
@@ -50,15 +50,15 @@ pub struct CniInterface {
     pub pci_id: String,
 }
 
-/// An address.
+/// An IP address of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct CniAddress {
-    /// Which of the interfaces has it.
+    /// Index of its interface in the list of interfaces.
     #[serde(default)]
     pub interface: Option<usize>,
-    /// The address, with the length of its network's prefix.
+    /// The address with its prefix length.
     pub address: IpNetwork,
-    /// The gateway of its network.
+    /// The gateway.
     #[serde(default, deserialize_with = "ip")]
     pub gateway: Option<IpAddr>,
 }
@@ -66,37 +66,37 @@ pub struct CniAddress {
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CniRoute {
-    /// Where to.
+    /// The destination.
     pub dst: IpNetwork,
-    /// By which gateway; none: the one of the first address of its family.
+    /// The gateway. `None` means the gateway of the first address of the family.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "ip")]
     pub gw: Option<IpAddr>,
-    /// Largest packet, in bytes (1.1.0).
+    /// MTU in bytes (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Largest TCP segment, in bytes (1.1.0).
+    /// Advertised TCP segment size in bytes (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advmss: Option<u32>,
     /// Metric (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u32>,
-    /// Routing table; none: the main one (1.1.0).
+    /// Routing table; `None` for the main table (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<u32>,
-    /// Scope, as a number (1.1.0).
+    /// Scope as a number (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<u8>,
 }
 
 impl CniRoute {
-    /// A route to a network by a gateway.
+    /// A route to a destination by a gateway.
     #[must_use]
     pub const fn new(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
         Self { dst, gw, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
 }
 
-/// What resolv.conf should say.
+/// Content for resolv.conf.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CniDns {
@@ -106,7 +106,7 @@ pub struct CniDns {
     /// Domain of the host.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
-    /// Domains to look in.
+    /// Search domains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Options of the resolver.
@@ -114,7 +114,7 @@ pub struct CniDns {
     pub options: Vec<String>,
 }
 
-/// Reads an address. An empty text means that none is given, as in Go.
+/// Decodes an address. An empty text means none, as in Go.
 pub(super) fn ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
     match Option::<String>::deserialize(deserializer)?.as_deref() {
         None | Some("") => Ok(None),
@@ -123,10 +123,10 @@ pub(super) fn ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Op
 }
 
 impl CniResult {
-    /// Reads a result of any version.
+    /// Parses a result of any version.
     ///
     /// # Errors
-    /// It makes no sense.
+    /// The result is invalid.
     pub fn parse(json: &Json) -> Result<Self, CniError> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
@@ -151,7 +151,7 @@ impl CniResult {
         Ok(result)
     }
 
-    /// The document of a version.
+    /// Returns the document in the format of a version.
     #[must_use]
     pub fn render(&self, version: CniVersion) -> Value {
         if version <= CniVersion::V0_2_0 {
@@ -176,7 +176,7 @@ impl CniResult {
         Value::Object(document)
     }
 
-    /// One address of each family at most, with the routes of its family.
+    /// Returns the result with at most one address per family, and the routes of these families, as version 0.2.0 needs.
     fn render_old(&self, version: CniVersion) -> Value {
         let mut document = json!({"cniVersion": version.as_str()});
         for (key, v4) in [("ip4", true), ("ip6", false)] {
@@ -196,8 +196,8 @@ impl CniResult {
         document
     }
 
-    /// The first address of a family that a container's own interface of this name has. Results without interfaces are about nothing
-    /// else.
+    /// Returns the first address of a family on the container's interface with this name. A result without interfaces only has addresses of
+    /// that interface.
     #[must_use]
     pub(crate) fn address_of(&self, interface: &str, v4: bool) -> Option<IpNetwork> {
         let is_of = |ip: &&CniAddress| match ip.interface.and_then(|index| self.interfaces.get(index)) {

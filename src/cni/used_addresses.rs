@@ -1,9 +1,9 @@
-//! Finds the addresses that containers have at present. Asks only the kernel.
+//! Finds the addresses that containers use now. The only source is the kernel.
 //!
-//! A reservation says that an address was given once. Whether it still is in use shows here: some network namespace has it on an
-//! interface. All namespaces count that this host can know of: this process's own, those at the other ends of its veths (named by the
-//! kernel, also where no path leads to them), those that are mounted where `ip netns` and runtimes mount them, and those of every
-//! process. If one of them cannot be read, the result is unknown and nothing is freed.
+//! A reservation only says that an address was given once. The address is in use if an interface in any network namespace has it. The
+//! namespaces that count are all that this host can find: this process's own, those at the other ends of its veth links (the kernel names
+//! them, even if no path leads to them), those that are mounted where `ip netns` and runtimes mount them, and those of every process. If
+//! one of them cannot be read, the result is unknown, and no address is freed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,24 +17,24 @@ use crate::netlink::socket::Connection;
 use super::error::CniError;
 use super::netns::{NamespaceError, NetworkNamespace};
 
-/// A reservation that is younger than this may be on its way to its container: no ADD takes as long.
+/// A younger reservation may belong to an ADD that still runs: no ADD takes this long.
 pub(crate) const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
-/// Where namespaces are mounted by name.
+/// Folders in which namespaces are mounted by name.
 const MOUNTS: [&str; 3] = ["/run/netns", "/var/run/netns", "/run/docker/netns"];
-/// How often the namespaces at the other ends of veths are asked, while some of them go.
+/// How often the namespaces at the other ends of veth links are read again, if some of them were deleted meanwhile.
 const TRIES: u32 = 3;
 
-/// Every address that some container has.
+/// Returns every address that a container uses.
 ///
 /// # Errors
-/// It cannot be found out.
+/// A namespace cannot be read.
 pub fn addresses() -> Result<BTreeSet<IpAddr>, CniError> {
     let cannot = |cause: &dyn std::fmt::Display| CniError::other(format!("cannot find out which addresses are in use: {cause}"));
     let mut found = of_veths().map_err(|cause| cannot(&cause))?;
     let mut seen = BTreeSet::new();
     for path in namespaces() {
         let Ok(namespace) = NetworkNamespace::open(&path.to_string_lossy()) else { continue };
-        // The name of the link is the namespace's number; files that are mounted have the number themselves.
+        // The name of such a link is the inode number of the namespace. A mounted file has that inode number itself.
         if !seen.insert(fs::metadata(&path).map(|file| inode(&file)).unwrap_or_default()) {
             continue;
         }
@@ -61,7 +61,7 @@ fn of_veths() -> Result<BTreeSet<IpAddr>, crate::netlink::Cause> {
             device::all(&mut connection)?.into_iter().filter_map(|device| device.peer_namespace).filter(|id| *id >= 0).collect();
         let asked: Result<Vec<_>, _> = ids.into_iter().map(|id| device::addresses_in(&mut connection, Some(id))).collect();
         match asked {
-            // A namespace that goes meanwhile cannot be asked.
+            // A namespace that is deleted meanwhile cannot be read.
             Err(_) if tries < TRIES => tries += 1,
             asked => return Ok(asked?.into_iter().flatten().chain(own).collect()),
         }

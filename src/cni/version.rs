@@ -2,32 +2,32 @@
 
 use super::error::{CniError, ErrorCode};
 
-/// A version of the CNI specification that is spoken here.
+/// A version of the CNI specification that this program supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CniVersion {
-    /// What a configuration without a version is of.
+    /// The version of a configuration that names none.
     V0_1_0,
     /// 0.2.0
     V0_2_0,
-    /// Results with interfaces.
+    /// The first version with interfaces in results.
     V0_3_0,
-    /// The one of flannel's conflist.
+    /// The version in flannel's conflist.
     V0_3_1,
-    /// CHECK.
+    /// The first version with CHECK.
     V0_4_0,
-    /// Addresses without a version of their own.
+    /// The first version whose addresses have no `version` key.
     V1_0_0,
-    /// GC and STATUS.
+    /// The first version with GC and STATUS.
     V1_1_0,
 }
 
 impl CniVersion {
     /// Every version, oldest first.
     pub const ALL: [Self; 7] = [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
-    /// The newest one.
+    /// The newest version.
     pub(crate) const NEWEST: Self = Self::V1_1_0;
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,16 +41,16 @@ impl CniVersion {
         }
     }
 
-    /// The names of all versions.
+    /// Returns the names of all versions.
     #[must_use]
     pub fn names() -> Vec<&'static str> {
         Self::ALL.into_iter().map(Self::as_str).collect()
     }
 
-    /// Finds a version by its name; none is the oldest.
+    /// Finds a version by its name. No name means the oldest version.
     ///
     /// # Errors
-    /// There is no such version, or it is not spoken here [flannel 10.1].
+    /// The version does not exist or is not supported [flannel 10.1].
     pub fn named(name: &str) -> Result<Self, CniError> {
         if name.is_empty() {
             return Ok(Self::V0_1_0);

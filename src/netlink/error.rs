@@ -38,7 +38,7 @@ pub enum Cause {
     Interrupted(u32),
     /// The request is invalid, or the answer is not the expected one.
     #[error("{0}")]
-    Unfit(&'static str),
+    Other(&'static str),
 }
 
 impl Cause {
@@ -47,7 +47,7 @@ impl Cause {
     pub const fn errno(&self) -> Option<Errno> {
         match self {
             Self::Kernel { errno, .. } => Some(*errno),
-            Self::Timeout(_) | Self::Interrupted(_) | Self::Unfit(_) => None,
+            Self::Timeout(_) | Self::Interrupted(_) | Self::Other(_) => None,
         }
     }
 }
@@ -69,7 +69,7 @@ impl From<Cause> for io::Error {
         match cause {
             Cause::Kernel { errno, .. } => errno.into(),
             Cause::Timeout(_) => Self::new(io::ErrorKind::TimedOut, cause),
-            Cause::Interrupted(_) | Cause::Unfit(_) => Self::other(cause),
+            Cause::Interrupted(_) | Cause::Other(_) => Self::other(cause),
         }
     }
 }

@@ -95,7 +95,7 @@ impl NetworkKernel for Kernel {
     fn route_to(&self, ip: IpAddr) -> Result<Route, NetlinkError> {
         let find = || {
             let found = Connection::route()?.get(&encode::route_to(ip), |_, body| decode::resolved_route(body))?;
-            found.into_iter().next().ok_or(Cause::Unfit("the kernel returned no route"))
+            found.into_iter().next().ok_or(Cause::Other("the kernel returned no route"))
         };
         find().map_err(|cause| NetlinkError { call: FIND_ROUTE, object: ip.to_string(), cause })
     }
@@ -183,5 +183,5 @@ fn change_link(change: &LinkChange) -> Result<(), Cause> {
 
 /// Checks the length of a link's name. The kernel would only report "out of range".
 pub(super) fn check_name(name: &str) -> Result<(), Cause> {
-    if (1..=NAME_LEN).contains(&name.len()) { Ok(()) } else { Err(Cause::Unfit("the name of a link must have 1 to 15 bytes")) }
+    if (1..=NAME_LEN).contains(&name.len()) { Ok(()) } else { Err(Cause::Other("the name of a link must have 1 to 15 bytes")) }
 }

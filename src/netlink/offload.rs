@@ -28,12 +28,12 @@ const BIT_VALUE: u16 = 3;
 pub(super) fn set(index: u32, on: bool) -> Result<(), Cause> {
     let mut connection = Connection::generic()?;
     let family = connection.get(&family_request(), |_, body| family(body)).map_err(|cause| match cause.errno() {
-        Some(Errno::ENOENT) => Cause::Unfit("this kernel has no ethtool over netlink (Linux 5.6, CONFIG_ETHTOOL_NETLINK)"),
+        Some(Errno::ENOENT) => Cause::Other("this kernel has no ethtool over netlink (Linux 5.6, CONFIG_ETHTOOL_NETLINK)"),
         _ => cause,
     })?;
-    let family = *family.first().ok_or(Cause::Unfit("the kernel's answer lacks the number of the ethtool family"))?;
+    let family = *family.first().ok_or(Cause::Other("the kernel's answer lacks the number of the ethtool family"))?;
     let refused = connection.get(&set_request(family, index, on), |_, body| refused(body))?;
-    if refused.contains(&true) { Err(Cause::Unfit("this kind of link cannot change it")) } else { Ok(()) }
+    if refused.contains(&true) { Err(Cause::Other("this kind of link cannot change it")) } else { Ok(()) }
 }
 
 /// Requests the number of the generic netlink family `ethtool`.

@@ -152,7 +152,7 @@ fn vxlan_links_are_as_they_were_asked_for() {
     make(&node, LinkChange::Delete(made.id())).expect("gone already");
     make(&node, again).expect("made again");
     let long = LinkChange::CreateVxlan { name: "flannel.16777215".to_owned(), vxlan: V4, mac: MAC, mtu: 1450 };
-    assert!(matches!(make(&node, long).expect_err("16 bytes").cause, Cause::Unfit(_)));
+    assert!(matches!(make(&node, long).expect_err("16 bytes").cause, Cause::Other(_)));
     let unfit = LinkChange::CreateVxlan { name: "flannel.2".to_owned(), vxlan: Vxlan { vni: 1 << 24, ..V4 }, mac: MAC, mtu: 1450 };
     let error = make(&node, unfit).expect_err("too large").to_string();
     assert!(error.contains("flannel.2") && error.contains("16777216"), "{error}");
@@ -205,7 +205,7 @@ fn checksum_offload_is_switched() {
     assert!(error.to_string().starts_with("cannot switch checksum offload off for link flannel.9: No such device"), "{error}");
     // The kernel does not switch the loopback's.
     let fixed = make(&node, LinkChange::ChecksumOffload(link(&node, "lo").id(), false)).expect_err("fixed");
-    assert!(matches!(fixed.cause, Cause::Unfit(_)), "{fixed}");
+    assert!(matches!(fixed.cause, Cause::Other(_)), "{fixed}");
 }
 
 /// Whether a link's transmit checksum offload is on, read by ethtool's netlink messages.

@@ -1,4 +1,4 @@
-//! CHECK: whether a container is still connected as its result says [flannel 10.3].
+//! CHECK: compares a container's connection with its result [flannel 10.3].
 
 use ipnetwork::IpNetwork;
 
@@ -18,7 +18,7 @@ use super::container_side;
 use super::host_side::cannot;
 use crate::cni::ipam::HOST_LOCAL;
 
-/// What the container's namespace has.
+/// The links and addresses in the container's namespace.
 struct Inside {
     device: Option<Device>,
     addresses: Vec<IpNetwork>,
@@ -78,7 +78,7 @@ fn found(device: Result<Option<Device>, Cause>, name: &str, what: &str) -> Resul
     device.map_err(cannot("find", name))?.ok_or_else(|| CniError::other(format!("{what} {name} is missing")))
 }
 
-/// What the result says of an interface.
+/// The interface in the result.
 fn said<'r>(result: &'r CniResult, name: &str, of_container: bool) -> Option<&'r CniInterface> {
     result.interfaces.iter().find(|interface| interface.name == name && interface.sandbox.is_empty() != of_container)
 }
@@ -91,7 +91,7 @@ fn same_mac(device: &Device, said: &CniInterface) -> Result<(), CniError> {
     wrong(format!("interface {} has hardware address {now}, the result says {}", said.name, said.mac))
 }
 
-/// The host's end is there, leads to the container's, and is a port of the bridge.
+/// Checks that the host's end exists, is the peer of the container's end, and is a port of the bridge.
 fn check_port(host: &mut Connection, result: &CniResult, bridge: &Device, own: &Device) -> Result<(), CniError> {
     let names = result.interfaces.iter().filter(|interface| interface.sandbox.is_empty() && interface.name != bridge.link.name);
     let mut seen = None;
@@ -126,7 +126,7 @@ fn check_addresses(result: &CniResult, addresses: &[IpNetwork], routes: &[Route]
         }
     }
     for said in &result.routes {
-        // Other tables are not looked at.
+        // Routes in other tables are not checked.
         let is = |route: &Route| same_network(route.destination, said.dst) && said.gw.is_none_or(|gateway| route.gateway == Some(gateway));
         if said.table.is_none_or(|table| table == MAIN) && !routes.iter().any(is) {
             return wrong(format!("Expected Route {} was not found in routing table", said.dst));

@@ -1,4 +1,4 @@
-//! What the plugin `bridge` is told [flannel 10.3]. PURE.
+//! The configuration of the plugin `bridge` [flannel 10.3]. PURE.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,9 +10,9 @@ use crate::cni::request::{Attachment, CniRequest};
 use crate::cni::result::CniDns;
 use crate::netlink::mac::Mac;
 
-/// The bridge of networks that name none.
+/// The default name of the bridge.
 const BRIDGE: &str = "cni0";
-/// The largest VLAN.
+/// The largest VLAN ID.
 const LAST_VLAN: u16 = 4094;
 
 #[derive(Debug, Default, Deserialize)]
@@ -35,69 +35,69 @@ struct Keys {
     disable_container_interface: bool,
     port_isolation: bool,
     dns: CniDns,
-    runtime_config: Wish,
+    runtime_config: RequestedMac,
     args: Args,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Args {
-    cni: Wish,
+    cni: RequestedMac,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Wish {
+struct RequestedMac {
     mac: String,
 }
 
-/// What the plugin is to do.
+/// The configuration of the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BridgeConfig {
     /// Name of the bridge.
     pub bridge: String,
-    /// The configuration gives the name, so the bridge may serve more than containers.
+    /// The configuration names the bridge, so the bridge may have other uses than containers.
     pub named: bool,
-    /// The bridge has the gateway's address.
+    /// The bridge has the gateway address (`isGateway`).
     pub gateway: bool,
-    /// Containers have a default route by it.
+    /// Containers have a default route through the gateway (`isDefaultGateway`).
     pub default_gateway: bool,
-    /// Other addresses of the bridge that are in the gateway's way go.
+    /// Other addresses of the bridge that conflict with the gateway are removed (`forceAddress`).
     pub force_address: bool,
-    /// What leaves the network by this host is masqueraded.
+    /// Packets that leave the network through this host are masqueraded (`ipMasq`).
     pub masquerade: bool,
-    /// Largest packet, in bytes; 0: the kernel's default.
+    /// The MTU in bytes; 0 for the kernel's default.
     pub mtu: u32,
-    /// Ports send packets back where they came from.
+    /// Ports send packets back to where they came from (`hairpinMode`).
     pub hairpin: bool,
-    /// The bridge takes packets that are not for it.
+    /// The bridge receives packets for any MAC address (`promiscMode`).
     pub promiscuous: bool,
-    /// VLAN of the containers; 0: none.
+    /// The VLAN of the containers; 0 for none.
     pub vlan: u16,
-    /// Ports stay in VLAN 1, too.
+    /// Ports also stay in VLAN 1 (`preserveDefaultVlan`).
     pub keep_default_vlan: bool,
-    /// Containers look for duplicates of their IPv6 addresses.
+    /// Containers detect duplicates of their IPv6 addresses (`enabledad`).
     pub detect_duplicates: bool,
-    /// The container's interface is made and nothing more.
+    /// The container's interface is created but not configured (`disableContainerInterface`).
     pub bare: bool,
-    /// Ports do not reach each other.
+    /// Ports cannot reach each other (`portIsolation`).
     pub isolated: bool,
-    /// What results say of name servers, in place of what IPAM says.
+    /// The DNS settings of results. They replace those of IPAM.
     pub dns: CniDns,
-    /// Hardware address of the container's interface.
+    /// The MAC address of the container's interface.
     pub mac: Option<Mac>,
 }
 
 impl BridgeConfig {
-    /// The attachment of the host's own interface in a VLAN. No container has an empty name.
+    /// The attachment of the host's own interface in a VLAN. The container ID is empty, which no container's is.
     pub(super) fn gateway_attachment(&self) -> Attachment {
         Attachment { container: String::new(), interface: format!("{}.{}", self.bridge, self.vlan) }
     }
 
-    /// Reads a network's configuration and the parameters of the runtime.
+    /// Parses a network configuration and the parameters of the runtime.
     ///
     /// # Errors
-    /// It makes no sense, or asks for something that is not done here.
+    /// The configuration is invalid, or uses a feature that this plugin does not have.
     pub(super) fn read(config: &NetworkConfig, request: &CniRequest) -> Result<Self, CniError> {
         let keys: Keys = config.parse()?;
         let bad = |message: String| Err(CniError::new(ErrorCode::BAD_CONFIG, message));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_wish_for_a_hardware_address_counts() {
+    fn the_last_requested_mac_address_counts() {
         let mac = |keys: Value| read(keys).expect("good").mac.map(|mac| mac.0[5]);
         assert_eq!(mac(json!({"bridge": null, "mtu": null})), Some(1));
         assert_eq!(mac(json!({"args": {"cni": {"mac": "02:00:00:00:00:02"}}})), Some(2));
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_here_is_refused() {
+    fn unsupported_features_are_refused() {
         let good = read(json!({"isDefaultGateway": true, "more": {"of": "it"}, "forceAddress": true})).expect("good");
         assert!(good.gateway && good.default_gateway && good.keep_default_vlan && good.bridge == "cni0");
         for (keys, code, words) in [

@@ -1,4 +1,4 @@
-//! The container's end: its addresses, its routes, and what it needs of the kernel's settings.
+//! The container's end of the link: addresses, routes and kernel settings.
 
 use std::fs;
 use std::net::IpAddr;
@@ -16,12 +16,12 @@ use crate::netlink::{Cause, device, device::Device, device::PodRoute};
 
 use super::host_side::cannot;
 
-/// How long an IPv6 address may take until it can be used.
+/// How long an IPv6 address may stay tentative.
 const SETTLE: Duration = Duration::from_secs(5);
-/// The longest pause between looks at it.
+/// The longest pause between two checks of it.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Gives the container's interface what the result says; gives the interface.
+/// Configures the container's interface as the result says. Returns the interface.
 pub(super) fn configure(pod: &NetworkNamespace, interface: &str, result: &CniResult, detect_duplicates: bool) -> Result<Device, CniError> {
     pod.within(|| configure_here(interface, result, detect_duplicates)).map_err(|error| no_namespace(&error))?
 }
@@ -30,7 +30,7 @@ pub(super) fn configure(pod: &NetworkNamespace, interface: &str, result: &CniRes
 pub(super) fn find(pod: &NetworkNamespace, interface: &str) -> Result<Device, CniError> {
     let find = || {
         let found = device::find(&mut Connection::route()?, interface)?;
-        found.ok_or(Cause::Unfit("it is gone"))
+        found.ok_or(Cause::Other("it is gone"))
     };
     pod.within(find).map_err(|error| no_namespace(&error))?.map_err(cannot("find interface", interface))
 }
@@ -46,14 +46,14 @@ fn configure_here(interface: &str, result: &CniResult, detect_duplicates: bool) 
     let mut inside = Connection::route().map_err(cannot("open a socket for", interface))?;
     let find = |inside: &mut Connection| {
         device::find(inside, interface)
-            .and_then(|found| found.ok_or(Cause::Unfit("it is gone")))
+            .and_then(|found| found.ok_or(Cause::Other("it is gone")))
             .map_err(cannot("find interface", interface))
     };
     let found = find(&mut inside)?;
     let routes: Vec<PodRoute> = result.routes.iter().map(|route| pod_route(route, result, found.link.index)).collect();
     let mut requests = device::configuration(found.link.index, &addresses);
     let changes = requests.len();
-    // Routes need no address that has settled; of IPv6, only those that ask for duplicates wait.
+    // Routes do not need settled addresses. Only IPv6 addresses with duplicate detection have to settle.
     requests.extend(routes.iter().map(device::add_route));
     for (at, done) in inside.batch(requests).into_iter().enumerate() {
         match (done, at.checked_sub(changes).and_then(|route| routes.get(route))) {
@@ -95,7 +95,7 @@ fn settings(interface: &str, v6: bool, detect_duplicates: bool) -> Result<(), Cn
 fn pod_route(route: &crate::cni::result::CniRoute, result: &CniResult, link: u32) -> PodRoute {
     let of_family = |ip: &IpAddr| ip.is_ipv4() == route.dst.is_ipv4();
     let gateway = route.gw.or_else(|| result.ips.iter().filter_map(|ip| ip.gateway).find(of_family));
-    // A scope that is told counts as it is; without a gateway the kernel wants the link's.
+    // A given scope is used. Without a gateway, the kernel needs the scope of the link.
     let scope = route.scope.unwrap_or(if gateway.is_none() && route.dst.is_ipv4() { SCOPE_LINK } else { SCOPE_UNIVERSE });
     PodRoute {
         destination: route.dst,
@@ -112,7 +112,7 @@ fn pod_route(route: &crate::cni::result::CniRoute, result: &CniResult, link: u32
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 
-/// Waits until every IPv6 address can be used.
+/// Waits until no IPv6 address is tentative.
 fn settle(inside: &mut Connection, interface: &str, index: u32) -> Result<(), CniError> {
     let limit = Instant::now() + SETTLE;
     let mut pause = Duration::from_micros(100);
@@ -130,7 +130,7 @@ fn settle(inside: &mut Connection, interface: &str, index: u32) -> Result<(), Cn
     }
 }
 
-/// Gives the kernel time.
+/// Sleeps while the kernel settles addresses.
 #[allow(clippy::disallowed_methods, reason = "a plugin is a process of its own that has nothing else to do meanwhile")]
 pub(super) fn nap(pause: Duration) {
     std::thread::sleep(pause);

@@ -1,4 +1,4 @@
-//! GC: what is of no valid attachment goes: interfaces, addresses and rules.
+//! GC: removes interfaces, addresses and rules that belong to no valid attachment.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ pub(super) fn gc(config: &NetworkConfig, request: &CniRequest) -> Result<(), Cni
         HOST_LOCAL => ipam::store(config)?.lock_existing()?.map_or(Ok(Vec::new()), |locked| locked.all())?,
         _ => Vec::new(),
     };
-    // An interface that stays keeps its address.
+    // The address of an interface that could not be removed stays reserved.
     let mut with_gateway = valid.clone();
     with_gateway.insert(bridge.gateway_attachment());
     collect_ports(&config.name, &bridge.bridge, &with_gateway, &reservations)?;
@@ -46,7 +46,7 @@ fn collect_ports(network: &str, bridge: &str, valid: &BTreeSet<Attachment>, rese
         let Some(bridge) = device::find(host, bridge)? else { return Ok(Vec::new()) };
         let ports = device::all(host)?.into_iter().filter(|port| port.link.master == Some(bridge.link.index));
         let with_addresses = ports.filter(|port| is_veth_name(&port.link.name)).collect::<Vec<_>>().into_iter().map(|port| {
-            // A namespace that cannot be asked has nothing by which its interface could be known.
+            // If a namespace cannot be read, its interface cannot be identified.
             let inside = port.peer_namespace.map(|id| device::addresses_in(host, Some(id)).unwrap_or_default());
             (port, inside.unwrap_or_default())
         });
@@ -66,8 +66,8 @@ fn collect_ports(network: &str, bridge: &str, valid: &BTreeSet<Attachment>, rese
     errors.into_result()
 }
 
-/// Whether a port is of an attachment of the network that is not valid: one of this plugin's making by its name, any other one by the
-/// address that its container has. What is neither is not known, and stays.
+/// Returns true if a port belongs to an attachment of this network that is not valid. A port that this plugin made is known by its name,
+/// any other one by the address of its container. A port that is known by neither stays.
 fn is_stale(
     network: &str,
     port: &Device,
@@ -81,7 +81,7 @@ fn is_stale(
     is_ours(network, &port.link.name, port.link.mac) || !owners.is_empty()
 }
 
-/// `veth` and eight hexadecimal digits.
+/// Returns true for `veth` and eight hexadecimal digits.
 fn is_veth_name(name: &str) -> bool {
     name.strip_prefix("veth").is_some_and(|digits| digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_to_be_of_nobody_goes() {
+    fn only_ports_of_known_invalid_attachments_are_removed() {
         let valid = BTreeSet::from([attachment("alive")]);
         let names: BTreeSet<String> = PortIdentity::all("cbr0", &attachment("alive")).map(|port| port.name).collect();
         let owner = |container: &str| ReservationOwner { container: container.into(), interface: Some("eth0".into()) };

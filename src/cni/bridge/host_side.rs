@@ -1,4 +1,4 @@
-//! The bridge itself, with the gateway's addresses, and what the host needs to forward.
+//! The host's side: the bridge with the gateway addresses, and forwarding.
 
 use crate::cni::netns::set_sysctl;
 use std::fs;
@@ -14,12 +14,12 @@ use crate::netlink::{Cause, device, device::Device, veth};
 
 use super::config::BridgeConfig;
 
-/// Words for what the kernel refused.
+/// Makes an error that names the request and the object that the kernel refused.
 pub(super) fn cannot(request: &str, object: &str) -> impl Fn(Cause) -> CniError {
     move |cause| CniError::other(format!("cannot {request} {object}: {cause}"))
 }
 
-/// Finds the bridge, makes it where it is missing, and brings it in line where it is not as the network wants it.
+/// Finds or creates the bridge, and changes it where it differs from the configuration.
 pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Result<Device, CniError> {
     let name = config.bridge.as_str();
     let find = |host: &mut Connection| device::find(host, name).map_err(cannot("find bridge", name));
@@ -33,7 +33,7 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
         return Err(CniError::other(format!("{name:?} already exists but is not a bridge")));
     }
     keep_mac(host, &bridge)?;
-    // A plugin that made it may have been killed before it did this.
+    // The plugin that created the bridge may have been killed before it set this.
     crate::netlink::sysctl::refuse_router_advertisements(name);
     if config.vlan > 0 {
         veth::filter_vlans(host, bridge.link.index).map_err(cannot("filter VLANs of bridge", name))?;
@@ -44,8 +44,8 @@ pub(super) fn ensure_bridge(host: &mut Connection, config: &BridgeConfig) -> Res
     Ok(bridge)
 }
 
-/// Makes the kernel keep the hardware address that the bridge has. Without this, a bridge takes the smallest address of its ports, and
-/// changes it when ports come and go. This is done before a port is added, so that the address never changes.
+/// Makes the kernel keep the MAC address of the bridge. Without this, a bridge has the smallest address of its ports, and changes it when
+/// ports come and go. This runs before the first port is added, so that the address never changes.
 fn keep_mac(host: &mut Connection, bridge: &Device) -> Result<(), CniError> {
     let Some(mac) = bridge.link.mac else { return Ok(()) };
     if is_kept(&bridge.link.name, mac) {
@@ -54,8 +54,8 @@ fn keep_mac(host: &mut Connection, bridge: &Device) -> Result<(), CniError> {
     veth::set_mac(host, bridge.link.index, mac).map_err(cannot("keep the hardware address of bridge", &bridge.link.name))
 }
 
-/// Whether the kernel keeps an address already. Only sysfs says it. The address there is compared, because sysfs may be mounted for
-/// another network namespace. Setting an address again does no harm, but the kernel then forgets the neighbours of the bridge.
+/// Returns true if the MAC address is already fixed. Only sysfs shows it. The address there is compared, because sysfs may be mounted for
+/// another network namespace. Setting the address again would make the kernel forget the neighbours of the bridge.
 fn is_kept(name: &str, mac: Mac) -> bool {
     /// `NET_ADDR_SET`
     const SET: &str = "3";
@@ -63,8 +63,8 @@ fn is_kept(name: &str, mac: Mac) -> bool {
     read("addr_assign_type").trim() == SET && read("address").trim() == mac.to_string()
 }
 
-/// Gives the bridge the network's MTU. It takes the smallest of its ports by itself, unless it was told otherwise once: so this is done
-/// when it has its port.
+/// Sets the MTU of the bridge. The kernel uses the smallest MTU of the ports until the MTU is set once, so this runs after the port is
+/// added.
 pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Result<(), CniError> {
     if mtu == 0 || bridge.link.mtu == mtu {
         return Ok(());
@@ -72,8 +72,8 @@ pub(super) fn ensure_mtu(host: &mut Connection, bridge: &Device, mtu: u32) -> Re
     veth::set_mtu(host, bridge.link.index, mtu).map_err(cannot("set the MTU of bridge", &bridge.link.name))
 }
 
-/// Gives an interface these gateways. In their way are, of IPv4, every other address, of IPv6 those whose network overlaps: with `force`
-/// they go, without it nothing changes, for they may be the host's own.
+/// Gives an interface these gateway addresses. Conflicting addresses are every other IPv4 address, and IPv6 addresses whose networks
+/// overlap. With `force` they are removed. Without it nothing changes, because they may be the host's own.
 pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &[IpNetwork], force: bool) -> Result<(), CniError> {
     let (name, index) = (gateway.link.name.as_str(), gateway.link.index);
     let present = device::addresses(host, index).map_err(cannot("list the addresses of", name))?;
@@ -96,7 +96,7 @@ pub(super) fn ensure_gateways(host: &mut Connection, gateway: &Device, wanted: &
     Ok(())
 }
 
-/// Lets the host forward packets of the families that these addresses are of.
+/// Enables forwarding on the host for the families of these addresses.
 pub(super) fn forward(addresses: &[IpNetwork]) -> Result<(), CniError> {
     for (v4, path) in [(true, "/proc/sys/net/ipv4/ip_forward"), (false, "/proc/sys/net/ipv6/conf/all/forwarding")] {
         if addresses.iter().any(|net| net.is_ipv4() == v4) {

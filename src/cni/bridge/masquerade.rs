@@ -1,4 +1,4 @@
-//! What leaves the network by this host gets the host's address (`ipMasq`) [flannel 10.3], step 9.
+//! Masquerades packets that leave the network through this host (`ipMasq`) [flannel 10.3], step 9.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::cni::request::Attachment;
 const PREFIX: &str = "CNI-";
 const POSTROUTING: &str = "POSTROUTING";
 
-/// Lines that make the rules of one attachment in one family. Rules that a killed process left go first.
+/// Returns the lines that create the rules of one attachment in one family. Rules that a killed plugin left are deleted first.
 fn lines(network: &str, container: &str, addresses: &[IpNetwork], present: &str) -> Vec<String> {
     let chain = chain_name(PREFIX, network, container);
     let comment = comment(&format!("name: \"{network}\" id: \"{container}\""));
@@ -30,7 +30,7 @@ fn lines(network: &str, container: &str, addresses: &[IpNetwork], present: &str)
     lines
 }
 
-/// Lines that take the jumps to a chain away.
+/// Returns the lines that delete the jumps to a chain.
 fn deletions(present: &str, chain: &str) -> Vec<String> {
     let jump = format!("-j {chain}");
     present
@@ -58,7 +58,7 @@ fn locked() -> Result<std::fs::File, CniError> {
     lock_own().map_err(|cause| CniError::other(format!("cannot lock the rules of this network namespace: {cause}")))
 }
 
-/// Makes the rules of an attachment.
+/// Creates the rules of an attachment.
 pub(super) fn add(network: &str, container: &str, addresses: &[IpNetwork]) -> Result<(), CniError> {
     let _lock = locked()?;
     for family in Family::ALL {
@@ -73,7 +73,7 @@ pub(super) fn add(network: &str, container: &str, addresses: &[IpNetwork]) -> Re
     Ok(())
 }
 
-/// Removes the rules of an attachment, where there are some.
+/// Deletes the rules of an attachment, if there are any.
 pub(super) fn del(network: &str, container: &str) -> Result<(), CniError> {
     let chain = chain_name(PREFIX, network, container);
     let _lock = locked()?;
@@ -88,7 +88,7 @@ pub(super) fn del(network: &str, container: &str) -> Result<(), CniError> {
     errors.into_result()
 }
 
-/// Removes the rules of a network's containers that are not valid any more.
+/// Deletes the rules of this network's attachments that are not valid.
 pub(super) fn collect(network: &str, valid: &BTreeSet<Attachment>) -> Result<(), CniError> {
     let _lock = locked()?;
     let mut errors = CniErrors::default();
@@ -103,7 +103,7 @@ pub(super) fn collect(network: &str, valid: &BTreeSet<Attachment>) -> Result<(),
     errors.into_result()
 }
 
-/// The chain, if it is of the network and of a container that is not valid any more.
+/// Returns the chain of a rule if it belongs to an attachment of this network that is not valid.
 fn stale((of, container, chain): (String, String, String), network: &str, valid: &BTreeSet<Attachment>) -> Option<String> {
     let gone = of == network && !valid.iter().any(|valid| valid.container == container);
     (gone && chain == chain_name(PREFIX, network, &container)).then_some(chain)
@@ -115,7 +115,7 @@ mod tests {
     use crate::preflight::probes::{self, PROBES};
 
     #[test]
-    fn the_rules_are_the_real_plugins() {
+    fn the_rules_are_those_of_the_reference_plugin() {
         let chain = "CNI-3e9a3d0f9583cdc0e7133af3";
         let comment = r#"-m comment --comment "name: \"cbr0\" id: \"abc123\"""#;
         let present = format!("-P POSTROUTING ACCEPT\n-A POSTROUTING -s 10.244.1.9/32 {comment} -j {chain}\n-A POSTROUTING -j OTHER\n");
@@ -129,7 +129,7 @@ mod tests {
                 format!("-A POSTROUTING -s 10.244.1.2/32 {comment} -j {chain}"),
             ]
         );
-        // `sepal preflight` tries each match and target beforehand.
+        // `sepal preflight` tests each match and target.
         let all = lines("cbr0", "abc123", &["10.244.1.2/24".parse().expect("a network")], &present).join("\n");
         let used = probes::used(&all);
         assert_eq!(used, BTreeSet::from(["MASQUERADE", "comment"]));

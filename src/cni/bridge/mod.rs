@@ -1,5 +1,5 @@
-//! A container's interface on a bridge of the host, as the plugin `bridge` makes it [flannel 10.3]: the same kernel objects, but for
-//! the names and hardware addresses of the host's ends.
+//! The plugin `bridge`: connects a container to a bridge of the host [flannel 10.3]. It creates the same kernel objects as the reference
+//! plugin, except for the names and MAC addresses of the host's ends.
 
 mod check;
 mod config;
@@ -33,26 +33,26 @@ use config::BridgeConfig;
 use host_side::cannot;
 use port::PortIdentity;
 
-/// How long a port may take until packets pass.
+/// The longest wait until a port forwards packets.
 const OPERATIONAL: Duration = Duration::from_millis(2550);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// What an ADD has made so far: what is to be undone should it, or a plugin after it, fail.
+/// What an ADD created so far. It is undone if this plugin or a later one fails.
 #[derive(Debug, Default)]
 pub struct CreatedObjects {
     port: Option<String>,
-    /// Addresses of host-local.
+    /// Addresses that host-local reserved.
     addresses: Vec<IpAddr>,
-    /// Another IPAM plugin was asked for addresses.
+    /// Another IPAM plugin was run.
     other_ipam: bool,
     masquerade: bool,
 }
 
 impl CreatedObjects {
-    /// Undoes all of it.
+    /// Undoes everything.
     ///
     /// # Errors
-    /// Something stays; everything has been tried. An address whose interface stays is not freed.
+    /// Something could not be undone. All steps were tried. If an interface stays, its address stays reserved.
     pub fn undo(&self, config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
         let mut errors = CniErrors::default();
         if self.masquerade {
@@ -78,10 +78,10 @@ fn other_ipam(config: &NetworkConfig, request: &CniRequest, verb: Verb) -> Resul
     exec::run(&ipam::kind(config)?, verb, request, &config.json())
 }
 
-/// Carries out a verb.
+/// Runs a verb.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     match request.verb {
         Verb::Add => add(config, request).map(|(result, _)| Some(result)),
@@ -102,10 +102,10 @@ fn status(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> 
     }
 }
 
-/// Connects a container. All of it is made, or nothing.
+/// Connects a container, completely or not at all.
 ///
 /// # Errors
-/// It is not connected. What could not be undone is told, too.
+/// The container is not connected. The error also names what could not be undone.
 pub fn add(config: &NetworkConfig, request: &CniRequest) -> Result<(CniResult, CreatedObjects), CniError> {
     let bridge = BridgeConfig::read(config, request)?;
     let pod = NetworkNamespace::open(&request.netns)
@@ -153,7 +153,7 @@ fn connect(
     }
     let port = if bridge.bare { find(&mut host, &port)? } else { wait_for(&mut host, &port)? };
     if !bridge.named {
-        // The MTU may have changed since the bridge was looked at.
+        // The MTU may have changed since the bridge was read.
         let now = find(&mut host, &bridge.bridge)?;
         host_side::ensure_mtu(&mut host, &now, bridge.mtu)?;
     }
@@ -166,7 +166,7 @@ fn connect(
 }
 
 fn find(host: &mut Connection, name: &str) -> Result<Device, CniError> {
-    device::find(host, name).and_then(|found| found.ok_or(Cause::Unfit("it is gone"))).map_err(cannot("find interface", name))
+    device::find(host, name).and_then(|found| found.ok_or(Cause::Other("it is gone"))).map_err(cannot("find interface", name))
 }
 
 fn interface_of(device: &Device, sandbox: &str) -> CniInterface {
@@ -174,7 +174,7 @@ fn interface_of(device: &Device, sandbox: &str) -> CniInterface {
     CniInterface { name: device.link.name.clone(), mac, sandbox: sandbox.to_owned(), ..CniInterface::default() }
 }
 
-/// Makes the pair of interfaces and sets the host's end up as a port of the bridge; gives its name.
+/// Creates the veth pair and makes the host's end a port of the bridge. Returns the name of the host's end.
 fn make_port(
     host: &mut Connection,
     bridge: &Device,
@@ -211,7 +211,7 @@ fn pair(
                 return set.map(|()| port.name);
             }
             Err(Cause::Kernel { errno: Errno::EEXIST, .. }) => {
-                // Whose name it was that exists, the kernel does not say.
+                // The kernel does not say which of the two names exists.
                 let taken = device::find(host, &port.name).map_err(cannot("find interface", &port.name))?.is_some();
                 last = port.name;
                 let inside = namespace.within(|| device::find(&mut Connection::route()?, inner));
@@ -231,7 +231,7 @@ fn set_port(host: &mut Connection, name: &str, kind: veth::Port) -> Result<(), C
     veth::set_port(host, name, index, kind).map_err(cannot("set up bridge port", name))
 }
 
-/// Gets addresses from whatever plugin gives them.
+/// Gets addresses from the IPAM plugin.
 fn addresses(config: &NetworkConfig, request: &CniRequest, made: &mut CreatedObjects) -> Result<CniResult, CniError> {
     let result = match ipam::kind(config)?.as_str() {
         "" => return Ok(CniResult::default()),
@@ -241,7 +241,7 @@ fn addresses(config: &NetworkConfig, request: &CniRequest, made: &mut CreatedObj
             result
         }
         _ => {
-            // It may have given some also where its answer makes no sense.
+            // A plugin may have reserved addresses even if its result is invalid.
             made.other_ipam = true;
             other_ipam(config, request, Verb::Add)?.unwrap_or_default()
         }
@@ -252,7 +252,7 @@ fn addresses(config: &NetworkConfig, request: &CniRequest, made: &mut CreatedObj
     Ok(result)
 }
 
-/// Says which interface has the addresses, by which gateways, and adds the default routes.
+/// Sets the interface and the gateways of the addresses, and adds the default routes.
 fn gateways(result: &mut CniResult, bridge: &BridgeConfig) {
     for ip in &mut result.ips {
         ip.interface = Some(2);
@@ -279,7 +279,7 @@ const fn any(family: Family) -> IpAddr {
     }
 }
 
-/// The gateways' addresses, with the lengths of their networks' prefixes.
+/// Returns the gateway addresses with the prefix lengths of their networks.
 fn gateway_networks(result: &CniResult) -> Result<Vec<IpNetwork>, CniError> {
     let mut networks = Vec::new();
     for (ip, gateway) in result.ips.iter().filter_map(|ip| Some((ip, ip.gateway?))) {
@@ -291,7 +291,7 @@ fn gateway_networks(result: &CniResult) -> Result<Vec<IpNetwork>, CniError> {
     Ok(networks)
 }
 
-/// The interface that has the gateways' addresses: the bridge, or, with a VLAN, one of the host's own in it.
+/// Returns the interface that has the gateway addresses: the bridge, or with a VLAN an interface of the host in that VLAN.
 fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig, config: &NetworkConfig) -> Result<Device, CniError> {
     if wanted.vlan == 0 {
         return Ok(bridge.clone());
@@ -310,7 +310,7 @@ fn gateway_holder(host: &mut Connection, bridge: &Device, wanted: &BridgeConfig,
     find(host, &name)
 }
 
-/// Waits until packets pass a port.
+/// Waits until a port forwards packets.
 fn wait_for(host: &mut Connection, name: &str) -> Result<Device, CniError> {
     let limit = Instant::now() + OPERATIONAL;
     let mut pause = Duration::from_micros(50);
@@ -327,10 +327,10 @@ fn wait_for(host: &mut Connection, name: &str) -> Result<Device, CniError> {
     }
 }
 
-/// Disconnects a container, as far as it is connected.
+/// Disconnects a container as far as it is connected.
 ///
 /// # Errors
-/// Something of it stays. An address whose interface stays is not freed.
+/// Something could not be removed. If an interface stays, its address stays reserved.
 pub fn del(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     remove_interface(config, request)?;
     let mut errors = CniErrors::default();
@@ -345,7 +345,7 @@ pub fn del(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError>
     errors.into_result()
 }
 
-/// Whether the configuration asks for masquerading. DEL does not depend on the other keys.
+/// Returns true if the configuration asks for masquerading. DEL does not depend on the other keys.
 fn is_masqueraded(config: &NetworkConfig) -> bool {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -355,8 +355,8 @@ fn is_masqueraded(config: &NetworkConfig) -> bool {
     config.parse::<Keys>().is_ok_and(|keys| keys.ip_masq)
 }
 
-/// Removes the container's interface: by the host's end, which is known by its name; or, where this plugin did not make it, by its own
-/// name in the namespace that the path leads to.
+/// Deletes the container's interface: by the name of the host's end, or, if this plugin did not create it, by its own name in the namespace
+/// of the path.
 fn remove_interface(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     let name = request.attachment.interface.as_str();
     let mut host = Connection::route().map_err(cannot("open a socket for interface", name))?;
@@ -376,8 +376,8 @@ fn remove_interface(config: &NetworkConfig, request: &CniRequest) -> Result<(), 
     }
 }
 
-/// Removes the host's ends of an attachment, and with them the others; says whether there were any. Names are taken in turn, and few are
-/// needed.
+/// Deletes the host's ends of an attachment, and with them the container's ends. Returns true if there were any. The names are tried in
+/// order; few are in use.
 fn remove_ports(host: &mut Connection, config: &NetworkConfig, attachment: &Attachment) -> Result<bool, Cause> {
     let mut removed = false;
     for port in PortIdentity::all(&config.name, attachment) {
@@ -390,8 +390,8 @@ fn remove_ports(host: &mut Connection, config: &NetworkConfig, attachment: &Atta
     Ok(removed)
 }
 
-/// Whether a container's interface leads to a port that this plugin made for another attachment: then the path is another container's by
-/// now.
+/// Returns true if the peer of a container's interface is a port that this plugin created for another attachment. Then the namespace's path
+/// belongs to another container now.
 fn is_of_other(host: &mut Connection, config: &NetworkConfig, attachment: &Attachment, inside: &Device) -> Result<bool, Cause> {
     let leads_here = |port: &Device| Some(port.link.index) == inside.peer && port.peer == Some(inside.link.index);
     let port = device::all(host)?.into_iter().find(leads_here);

@@ -1,30 +1,30 @@
-//! The host's ends of containers' interfaces: names that can be found again. PURE.
+//! The host's ends of containers' interfaces, with names that can be found again. PURE.
 //!
-//! The real plugin takes random names and hardware addresses, and after a crash the owner of an interface is unknown. Here both are
-//! made of the network and the attachment, so that whatever a killed process left can be found, and what is of this plugin's making can
-//! be told from the rest.
+//! The reference plugin uses random names and MAC addresses, so the owner of an interface is unknown after a crash. Here both are derived
+//! from the network and the attachment. So the interfaces that a killed plugin left can be found, and ports of this plugin can be told from
+//! others.
 
 use sha2::{Digest, Sha512};
 
 use crate::cni::request::Attachment;
 use crate::netlink::mac::Mac;
 
-/// The number of names that are tried for an attachment, if other interfaces have the first ones.
+/// The number of names that are tried for an attachment, if other interfaces have the first names.
 pub(super) const TRIES: u8 = 10;
 
-/// A name and a hardware address for one end.
+/// The name and the MAC address of a host's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortIdentity {
-    /// `veth` and eight hexadecimal digits, as the real plugin has it.
+    /// `veth` and eight hexadecimal digits, as in the reference plugin.
     pub name: String,
-    /// Locally administered; half of it tells that it belongs to the name.
+    /// Locally administered. Half of it is derived from the name, so that a port of this plugin can be recognized.
     pub mac: Mac,
 }
 
 impl PortIdentity {
-    /// The name to try at this turn.
+    /// Returns the name of the given try.
     pub(super) fn new(network: &str, attachment: &Attachment, turn: u8) -> Self {
-        // No name has a slash.
+        // The separator is a slash, because no name has one.
         let text = format!("{network}/{}/{}/{turn}", attachment.container, attachment.interface);
         let hash = Sha512::digest(text.as_bytes());
         let name = format!("veth{}", hash[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>());
@@ -33,13 +33,13 @@ impl PortIdentity {
         Self { name, mac }
     }
 
-    /// All names of an attachment.
+    /// Returns all names of an attachment.
     pub(super) fn all(network: &str, attachment: &Attachment) -> impl Iterator<Item = Self> {
         (0..TRIES).map(move |turn| Self::new(network, attachment, turn))
     }
 }
 
-/// Whether an interface is a port that this plugin made for some attachment of a network.
+/// Returns true if an interface is a port that this plugin created for any attachment of a network.
 pub(super) fn is_ours(network: &str, name: &str, found: Option<Mac>) -> bool {
     found.is_some_and(|found| found == mac(network, name, [found.0[4], found.0[5]]))
 }

@@ -1,4 +1,4 @@
-//! Addresses for containers, as host-local gives them [flannel 10.4].
+//! The IPAM plugin `host-local`: reserves addresses for containers [flannel 10.4].
 
 pub mod range;
 mod resolv_conf;
@@ -19,12 +19,12 @@ use super::version::CniVersion;
 use range::{RangeConfig, RangeSet};
 use store::{LockedStore, ReservationStore};
 
-/// The IPAM plugin that is part of this program.
+/// The type of the IPAM plugin that is part of this program.
 pub(crate) const HOST_LOCAL: &str = "host-local";
 
-/// Where reservations are kept unless the configuration says otherwise.
+/// The default folder of the reservations.
 const DATA: &str = "/var/lib/cni/networks";
-/// How many addresses in a row may turn out to be taken before the folder is read.
+/// The number of addresses in a row that may be reserved before the folder is read.
 const TRIES: usize = 64;
 
 #[derive(Debug, Default, Deserialize)]
@@ -45,27 +45,27 @@ struct IpamConfig {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct SettingsUpdate {
+struct RequestedAddresses {
     ip_ranges: Vec<Vec<RangeConfig>>,
     ips: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Around {
+struct NetworkKeys {
     ipam: Option<IpamConfig>,
     #[serde(rename = "runtimeConfig")]
-    runtime: SettingsUpdate,
+    runtime: RequestedAddresses,
     args: Args,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Args {
-    cni: SettingsUpdate,
+    cni: RequestedAddresses,
 }
 
-/// host-local's part of a network.
+/// The `host-local` part of a network configuration.
 #[derive(Debug)]
 pub struct HostLocal {
     store: ReservationStore,
@@ -75,12 +75,12 @@ pub struct HostLocal {
     resolv_conf: String,
 }
 
-/// The folder of a network's reservations.
+/// Returns the folder of a network's reservations.
 ///
 /// # Errors
-/// The configuration's `ipam` is not as it has to be.
+/// `ipam` in the configuration is invalid.
 pub fn store(config: &NetworkConfig) -> Result<ReservationStore, CniError> {
-    let around: Around = config.parse()?;
+    let around: NetworkKeys = config.parse()?;
     Ok(folder(&around.ipam.unwrap_or_default(), &config.name))
 }
 
@@ -89,12 +89,12 @@ fn folder(config: &IpamConfig, network: &str) -> ReservationStore {
 }
 
 impl HostLocal {
-    /// Reads a network's configuration and the parameters of the runtime.
+    /// Parses a network configuration and the parameters of the runtime.
     ///
     /// # Errors
-    /// They make no sense.
+    /// A value is invalid.
     pub fn read(config: &NetworkConfig, request: &CniRequest) -> Result<Self, CniError> {
-        let around: Around = config.parse()?;
+        let around: NetworkKeys = config.parse()?;
         let bad = |message: String| CniError::new(ErrorCode::BAD_CONFIG, message);
         let mut ipam = around.ipam.ok_or_else(|| bad("IPAM config missing 'ipam' key".to_owned()))?;
         let mut ranges = around.runtime.ip_ranges;
@@ -110,7 +110,7 @@ impl HostLocal {
         let [ip] = request.known_args(["IP"])?;
         let wanted = ip.into_iter().map(str::to_owned).chain(around.args.cni.ips).chain(around.runtime.ips);
         let wanted = wanted.filter(|text| !text.is_empty());
-        // Some runtimes ask for an address with its prefix length.
+        // Some runtimes request an address with its prefix length.
         let wanted = wanted.map(|text| {
             let ip = text.split('/').next().unwrap_or_default();
             ip.parse().map_err(|_| bad(format!("{text:?} is not an IP address")))
@@ -124,11 +124,11 @@ impl HostLocal {
         })
     }
 
-    /// Gives an attachment one address of each set of ranges; `in_use` says which addresses some container has, and is asked only where
-    /// there is no free one.
+    /// Reserves one address of each range set for an attachment. `in_use` returns the addresses that containers use. It is only called if
+    /// no address is free.
     ///
     /// # Errors
-    /// There is none left, or not the one that was wished. Then none is reserved.
+    /// No address is free, or the requested address is not. Then nothing is reserved.
     pub fn add(&self, attachment: &Attachment, used_addresses: &FindUsedAddresses<'_>) -> Result<CniResult, CniError> {
         let mut result = CniResult { routes: self.routes.clone(), ..CniResult::default() };
         if !self.resolv_conf.is_empty() {
@@ -161,7 +161,7 @@ impl HostLocal {
     }
 }
 
-/// Says which addresses containers have at present.
+/// Returns the addresses that containers use now.
 pub type FindUsedAddresses<'a> = dyn Fn() -> Result<BTreeSet<IpAddr>, CniError> + 'a;
 
 fn give(
@@ -189,7 +189,7 @@ fn give(
         }
         return Err(CniError::other(format!("requested IP address {ip} is not available in range set {set}")));
     }
-    // A range with leaks is looked through once more when they are freed.
+    // If leaked addresses were freed, the range is searched once more.
     for round in 0..2 {
         let mut taken = None;
         for (tries, (ip, range)) in set.candidates(locked.last(at)).enumerate() {
@@ -207,8 +207,8 @@ fn give(
     Err(CniError::other(format!("no IP addresses available in range set: {set}")))
 }
 
-/// Frees the addresses of a set that no container has, and returns true if there were any. An address that was reserved a short time ago
-/// stays, because its container may be about to get it.
+/// Frees the addresses of a range set that no container uses. Returns true if there were any. Young reservations stay, because their
+/// containers may be about to get the address.
 fn free_leaked(locked: &mut LockedStore<'_>, set: &RangeSet, used_addresses: &FindUsedAddresses<'_>) -> Result<bool, CniError> {
     let old = |ip: &IpAddr| locked.age(*ip).is_some_and(|age| age > super::used_addresses::ON_ITS_WAY);
     let suspects: Vec<IpAddr> = locked.taken()?.into_iter().filter(|ip| set.range_of(*ip).is_some()).filter(old).collect();
@@ -221,10 +221,10 @@ fn free_leaked(locked: &mut LockedStore<'_>, set: &RangeSet, used_addresses: &Fi
     Ok(!leaked.is_empty())
 }
 
-/// Frees what an attachment has; says which addresses that were.
+/// Frees the addresses of an attachment, and returns them.
 ///
 /// # Errors
-/// One cannot be freed.
+/// An address cannot be freed.
 pub fn del(store: &ReservationStore, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
     store.lock_existing()?.map_or(Ok(Vec::new()), |mut locked| locked.release(attachment))
 }
@@ -232,7 +232,7 @@ pub fn del(store: &ReservationStore, attachment: &Attachment) -> Result<Vec<IpAd
 /// Frees these addresses.
 ///
 /// # Errors
-/// One cannot be freed.
+/// An address cannot be freed.
 pub fn free(store: &ReservationStore, addresses: &[IpAddr]) -> Result<(), CniError> {
     let Some(mut locked) = store.lock_existing()? else { return Ok(()) };
     let mut errors = CniErrors::default();
@@ -242,7 +242,7 @@ pub fn free(store: &ReservationStore, addresses: &[IpAddr]) -> Result<(), CniErr
     errors.into_result()
 }
 
-/// Sees that an attachment has an address.
+/// Checks that an attachment has an address.
 ///
 /// # Errors
 /// It has none.
@@ -255,10 +255,10 @@ pub fn check(store: &ReservationStore, attachment: &Attachment) -> Result<(), Cn
     Ok(())
 }
 
-/// Frees every address of an attachment that is not valid any more.
+/// Frees every address of an attachment that is not valid.
 ///
 /// # Errors
-/// One cannot be freed; all have been tried.
+/// An address cannot be freed. All were tried.
 pub fn collect(store: &ReservationStore, valid: &BTreeSet<Attachment>) -> Result<(), CniError> {
     let Some(mut locked) = store.lock_existing()? else { return Ok(()) };
     let mut errors = CniErrors::default();
@@ -270,10 +270,10 @@ pub fn collect(store: &ReservationStore, valid: &BTreeSet<Attachment>) -> Result
     errors.into_result()
 }
 
-/// Carries out a verb of the plugin `host-local`.
+/// Runs a verb of the plugin `host-local`.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     use super::request::Verb;
     match request.verb {
@@ -292,10 +292,10 @@ pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniRes
     }
 }
 
-/// The name of the plugin that gives a network's addresses; empty where there is none.
+/// Returns the type of the IPAM plugin of a network; empty if there is none.
 ///
 /// # Errors
-/// The configuration's `ipam` is not as it has to be.
+/// `ipam` in the configuration is invalid.
 pub fn kind(config: &NetworkConfig) -> Result<String, CniError> {
     #[derive(Default, Deserialize)]
     #[serde(default)]

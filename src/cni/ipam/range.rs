@@ -1,4 +1,4 @@
-//! Ranges of addresses, and which address of them comes next [flannel 10.4]. PURE.
+//! Ranges of addresses, and the order in which their addresses are given [flannel 10.4]. PURE.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,35 +13,35 @@ use crate::cni::result::ip;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RangeConfig {
-    /// The network.
+    /// The subnet.
     pub subnet: IpNetwork,
-    /// First address to give; none: the first one behind the network's own.
+    /// The first address to give. `None` for the first address after the network address.
     #[serde(default, deserialize_with = "ip")]
     pub range_start: Option<IpAddr>,
-    /// Last address to give; none: the last one of the network that a host can have.
+    /// The last address to give. `None` for the last host address of the subnet.
     #[serde(default, deserialize_with = "ip")]
     pub range_end: Option<IpAddr>,
-    /// The network's gateway; none: the first address behind the network's own.
+    /// The gateway. `None` for the first address after the network address.
     #[serde(default, deserialize_with = "ip")]
     pub gateway: Option<IpAddr>,
 }
 
-/// A range whose parts fit each other.
+/// A checked range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRange {
-    /// The network.
+    /// The subnet.
     pub subnet: IpNetwork,
-    /// Its gateway, which is never given.
+    /// The gateway, which is never given to a container.
     pub gateway: IpAddr,
     first: u128,
     last: u128,
 }
 
 impl AddressRange {
-    /// Fits a range's parts together.
+    /// Checks a range and fills in its defaults.
     ///
     /// # Errors
-    /// They do not fit; the words are upstream's.
+    /// The values contradict each other. The messages are upstream's.
     pub fn new(config: &RangeConfig) -> Result<Self, String> {
         let subnet = config.subnet;
         let (ip, prefix) = (number(subnet.ip()), subnet.prefix());
@@ -61,7 +61,7 @@ impl AddressRange {
             Some(found) => Err(format!("{what} {found} not in network {subnet}")),
         };
         let all_ones = ip | (u128::MAX >> (128 - u32::from(bits - prefix)));
-        // The broadcast address of IPv4 is no host's.
+        // No host has the IPv4 broadcast address.
         let last = if subnet.is_ipv4() { all_ones - 1 } else { all_ones };
         let first = inside("RangeStart", config.range_start, ip + 1)?;
         let last = inside("RangeEnd", config.range_end, last)?;
@@ -72,7 +72,7 @@ impl AddressRange {
         Ok(Self { subnet, gateway, first, last })
     }
 
-    /// Whether an address is one of those to give.
+    /// Returns true if an address can be given.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.subnet.is_ipv4() && (self.first..=self.last).contains(&number(ip))
@@ -86,13 +86,13 @@ impl AddressRange {
         address(number, self.subnet.is_ipv4())
     }
 
-    /// How many addresses there are to give, the gateway's included.
+    /// The number of addresses in the range, with the gateway.
     fn len(&self) -> u128 {
         (self.last - self.first).saturating_add(1)
     }
 }
 
-/// Ranges of one family of which a container gets one address.
+/// Ranges of one family. A container gets one address of the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet(Vec<AddressRange>);
 
@@ -105,10 +105,10 @@ impl fmt::Display for RangeSet {
 }
 
 impl RangeSet {
-    /// Fits the ranges of a set together.
+    /// Checks the ranges of a set.
     ///
     /// # Errors
-    /// They do not fit.
+    /// They contradict each other.
     pub fn new(configs: &[RangeConfig]) -> Result<Self, String> {
         let ranges: Vec<AddressRange> = configs.iter().map(AddressRange::new).collect::<Result<_, _>>()?;
         let Some(first) = ranges.first() else { return Err("empty range set".to_owned()) };
@@ -123,24 +123,24 @@ impl RangeSet {
         Ok(Self(ranges))
     }
 
-    /// Whether it is of IPv4.
+    /// Returns true if the set is of IPv4.
     #[must_use]
     pub fn is_ipv4(&self) -> bool {
         self.0.first().is_some_and(|range| range.subnet.is_ipv4())
     }
 
-    /// The range that an address is of.
+    /// Returns the range of an address.
     #[must_use]
     pub(crate) fn range_of(&self, ip: IpAddr) -> Option<&AddressRange> {
         self.0.iter().find(|range| range.contains(ip))
     }
 
-    /// Every address that can be given, once: round and round from the one behind `last`, which comes at the end itself. Where `last`
-    /// is of none of the ranges, from the start of the first.
+    /// Returns every address of the set once, in a circle that starts after `last` and ends with `last`. If no range has `last`, it starts
+    /// with the first range.
     pub(crate) fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = (IpAddr, &AddressRange)> {
         let found = last.and_then(|last| self.0.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
         let (at, skipped) = found.map_or((0, 0), |(at, last)| (at, (last - self.0[at].first).saturating_add(1)));
-        // The rest of one range, the others whole, and what was skipped.
+        // The rest of the first range, then the other ranges, then the skipped part.
         let whole = |range: &AddressRange| (0, range.len());
         let rest = self.0.get(at).map(|range| (range, (skipped, range.len())));
         let others = self.0.iter().skip(at + 1).chain(self.0.iter().take(at)).map(move |range| (range, whole(range)));
@@ -151,10 +151,10 @@ impl RangeSet {
     }
 }
 
-/// Fits sets of ranges together.
+/// Checks all range sets.
 ///
 /// # Errors
-/// They do not fit, or there is none; number 7.
+/// They contradict each other, or there is none: code 7.
 pub fn sets(configs: &[Vec<RangeConfig>]) -> Result<Vec<RangeSet>, CniError> {
     let bad = |message: String| CniError::new(ErrorCode::BAD_CONFIG, message);
     let sets: Vec<RangeSet> = configs
@@ -181,7 +181,7 @@ fn number(ip: IpAddr) -> u128 {
     }
 }
 
-/// Numbers of IPv4 addresses come from 32 bits, and stay within their network.
+/// IPv4 addresses are 32-bit numbers within their subnet.
 fn address(number: u128, v4: bool) -> IpAddr {
     if v4 { IpAddr::V4((number as u32).into()) } else { IpAddr::V6(number.into()) }
 }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_in_upstreams_words() {
+    fn contradictions_are_refused_with_upstreams_messages() {
         for (ranges, words) in [
             (vec![config("10.0.0.0/31", "", "")], "Network 10.0.0.0/31 too small to allocate from"),
             (
@@ -252,7 +252,7 @@ mod tests {
     }
 
     proptest! {
-        /// From wherever it starts, the walk comes by every address but the gateways, once.
+        /// From any start, the walk visits every address except the gateways once.
         #[test]
         fn the_walk_is_whole(prefix in 24..=30_u8, last in any::<u8>()) {
             let range = set(&[config(&format!("10.0.0.0/{prefix}"), "", ""), config("10.1.0.0/29", "", "")]);

@@ -1,11 +1,11 @@
-//! What resolv.conf(5) says, for results.
+//! Reads resolv.conf(5) into the DNS part of results.
 
 use std::fs;
 
 use crate::cni::error::CniError;
 use crate::cni::result::CniDns;
 
-/// Reads a file.
+/// Reads the file.
 pub(super) fn read(path: &str) -> Result<CniDns, CniError> {
     let text = fs::read_to_string(path).map_err(|cause| CniError::other(format!("cannot read resolvConf {path}: {cause}")))?;
     Ok(parse(&text))
@@ -29,7 +29,7 @@ fn parse(text: &str) -> CniDns {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn what_matters_is_read() {
+    fn name_servers_domains_and_options_are_read() {
         let dns =
             super::parse("# by hand\nnameserver 10.0.0.1\n nameserver fd00::1 \nsearch a.example b.example\noptions ndots:5\nnameserver\n");
         assert_eq!(

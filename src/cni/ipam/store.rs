@@ -1,9 +1,9 @@
-//! host-local's folder: one file per address, and a lock [flannel 10.4].
+//! The folder of host-local: one file per address, and a lock file [flannel 10.4].
 //!
-//! An address is reserved by its file, and by nothing else; any plugin that keeps to the format may work in the same folder. Beside it,
-//! in `.sepal/<network>` of the same data folder, is an index of which attachment has which addresses, as symbolic links. It is only a
-//! hint that saves reading every file: what it says is looked up in the files, and it is made anew whenever the folder has been changed
-//! by another program, or a plugin was killed while it worked: an index is not valid while the folder is locked.
+//! Only the file reserves an address. Every plugin that follows the format can use the same folder. Beside it, `.sepal/<network>` in the
+//! same data folder has an index: symbolic links from attachments to their addresses. The index only saves reading every file. What it says
+//! is checked in the files. It is built again if another program changed the folder, or if a plugin was killed while it worked: while the
+//! folder is locked, the index is not valid.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -16,24 +16,24 @@ use std::time::Duration;
 use crate::cni::error::CniError;
 use crate::cni::request::Attachment;
 
-/// What separates the container from the interface in a reservation.
+/// Separates the container from the interface in a reservation.
 const LINE: &str = "\r\n";
-/// The file of the index that says what the folder was like when it was written.
+/// The file of the index that stores the state of the folder when the index was written.
 const STATE: &str = ".state";
 
-/// A network's folder.
+/// The folder of a network.
 #[derive(Clone, Debug)]
 pub struct ReservationStore {
     folder: PathBuf,
     index: PathBuf,
 }
 
-/// Who an address is reserved for.
+/// The owner of a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservationOwner {
     /// The container.
     pub container: String,
-    /// The interface; none in files of plugins before 0.7.
+    /// The interface; `None` in files of plugins before 0.7.
     pub interface: Option<String>,
 }
 
@@ -45,39 +45,39 @@ impl ReservationOwner {
         }
     }
 
-    /// Whether that is an attachment; if nothing is said of the interface, any of the container's may be.
+    /// Returns true if this owner is the attachment. Without an interface, the owner may be any interface of the container.
     #[must_use]
     pub fn is(&self, attachment: &Attachment) -> bool {
         self.container == attachment.container && self.interface.as_ref().is_none_or(|interface| *interface == attachment.interface)
     }
 
-    /// The attachment, where it is told and has a place in the index.
+    /// Returns the attachment, if the owner names its interface and can be in the index.
     fn attachment(&self) -> Option<Attachment> {
         let found = Attachment { container: self.container.clone(), interface: self.interface.clone()? };
         (is_file_name(&found.container) && is_file_name(&found.interface)).then_some(found)
     }
 }
 
-/// A reservation: an address and who it is for.
+/// A reservation: an address and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// The address.
     pub ip: IpAddr,
-    /// Who it is for.
+    /// The owner.
     pub owner: ReservationOwner,
 }
 
-/// The folder while no other plugin works in it.
+/// The locked folder.
 #[derive(Debug)]
 pub struct LockedStore<'s> {
     store: &'s ReservationStore,
-    /// The index knows every reservation.
+    /// The index has every reservation.
     indexed: bool,
     _lock: File,
 }
 
 impl ReservationStore {
-    /// The folder of a network.
+    /// Returns the folder of a network.
     #[must_use]
     pub fn new(data: &Path, network: &str) -> Self {
         Self { folder: data.join(network), index: data.join(".sepal").join(network) }
@@ -86,16 +86,16 @@ impl ReservationStore {
     /// Waits for the lock of the folder. Creates the folder if it does not exist.
     ///
     /// # Errors
-    /// It cannot be made, or the lock cannot be opened.
+    /// The folder cannot be created, or the lock file cannot be opened.
     pub fn lock(&self) -> Result<LockedStore<'_>, CniError> {
         self.make().map_err(|cause| cannot("make the folder", &self.folder, &cause))?;
         self.lock_there()
     }
 
-    /// The same where the folder is there; nothing where it is not.
+    /// Waits for the lock of the folder. Returns `None` if the folder does not exist.
     ///
     /// # Errors
-    /// The lock cannot be opened.
+    /// The lock file cannot be opened.
     pub(crate) fn lock_existing(&self) -> Result<Option<LockedStore<'_>>, CniError> {
         if self.folder.is_dir() { self.lock_there().map(Some) } else { Ok(None) }
     }
@@ -110,8 +110,8 @@ impl ReservationStore {
     fn lock_there(&self) -> Result<LockedStore<'_>, CniError> {
         let path = self.folder.join("lock");
         let open = || {
-            // Like upstream's, it is opened for reading only, and made where it is missing. The standard library makes files only with
-            // one that may be written.
+            // As in the reference plugin, the file is opened for reading, and created if it is missing. The standard library only creates
+            // files that it opens for writing.
             match File::open(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     OpenOptions::new().write(true).create(true).truncate(false).mode(0o750).open(&path)
@@ -130,7 +130,7 @@ impl ReservationStore {
 impl Drop for LockedStore<'_> {
     fn drop(&mut self) {
         if self.indexed {
-            // Where it cannot be written, the index is made anew next time.
+            // If the index cannot be written, it is built again at the next use.
             let _ = fs::write(self.store.index.join(STATE), self.state());
         }
     }
@@ -141,16 +141,16 @@ impl LockedStore<'_> {
         self.store.folder.join(ip.to_string())
     }
 
-    /// The address that was given last of a set of ranges.
+    /// Returns the last address that was given of a range set.
     #[must_use]
     pub fn last(&self, set: usize) -> Option<IpAddr> {
         fs::read_to_string(self.store.folder.join(format!("last_reserved_ip.{set}"))).ok()?.trim().parse().ok()
     }
 
-    /// Reserves an address; says whether it was free. `set` is the place of its set of ranges.
+    /// Reserves an address. Returns false if it was reserved already. `set` is the index of its range set.
     ///
     /// # Errors
-    /// Its file cannot be written. Then it is not reserved.
+    /// The file cannot be written, and the address is not reserved.
     pub fn reserve(&mut self, ip: IpAddr, attachment: &Attachment, set: usize) -> Result<bool, CniError> {
         let path = self.file(ip);
         let failed = |cause: &io::Error| cannot("reserve an address by", &path, cause);
@@ -172,7 +172,7 @@ impl LockedStore<'_> {
         Ok(true)
     }
 
-    /// Every address that is reserved for an attachment. Files that do not name the interface count only where none does.
+    /// Returns every address that is reserved for an attachment. Files that name no interface only count if no file names this one.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -185,7 +185,7 @@ impl LockedStore<'_> {
         Ok(held_by(&reservations, attachment))
     }
 
-    /// Frees every address of an attachment, and says which they were. The index alone is not believed that there is none.
+    /// Frees every address of an attachment, and returns them. If the index has none, the files are read.
     ///
     /// # Errors
     /// The folder cannot be read, or a file cannot be removed.
@@ -204,7 +204,7 @@ impl LockedStore<'_> {
     /// Frees one address. An owner without another address is removed from the index.
     ///
     /// # Errors
-    /// Its file is there and cannot be removed.
+    /// The file exists and cannot be removed.
     pub fn free(&mut self, ip: IpAddr) -> Result<(), CniError> {
         let path = self.file(ip);
         let attachment = self.owner(ip).and_then(|owner| owner.attachment());
@@ -218,19 +218,19 @@ impl LockedStore<'_> {
         Ok(())
     }
 
-    /// Who has an address.
+    /// Returns the owner of an address.
     #[must_use]
     pub fn owner(&self, ip: IpAddr) -> Option<ReservationOwner> {
         fs::read(self.file(ip)).ok().map(|text| ReservationOwner::read(&String::from_utf8_lossy(&text)))
     }
 
-    /// How long ago an address was reserved.
+    /// Returns the age of a reservation.
     #[must_use]
     pub(crate) fn age(&self, ip: IpAddr) -> Option<Duration> {
         fs::metadata(self.file(ip)).ok()?.modified().ok()?.elapsed().ok()
     }
 
-    /// The addresses that are reserved, without looking at for whom.
+    /// Returns all reserved addresses, without reading their owners.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -243,7 +243,7 @@ impl LockedStore<'_> {
         Ok(taken)
     }
 
-    /// Every reservation.
+    /// Returns every reservation.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -252,11 +252,11 @@ impl LockedStore<'_> {
         Ok(taken.into_iter().filter_map(|ip| self.owner(ip).map(|owner| Reservation { ip, owner })).collect())
     }
 
-    /// The state of the folder. A change by another program changes it.
+    /// Returns the state of the folder. Every change by another program changes the state.
     fn state(&self) -> String {
         let changed = fs::metadata(&self.store.folder).map_or((0, 0), |folder| (folder.mtime(), folder.mtime_nsec()));
         let mut state = format!("{}.{:09}", changed.0, changed.1);
-        // The clock of a file system may be too coarse to tell two changes apart; each reservation also moves one of these.
+        // The clock of a file system may be too coarse to distinguish two changes. Each reservation also changes one of these numbers.
         for set in 0..2 {
             state += &self.last(set).map_or_else(|| " -".to_owned(), |ip| format!(" {ip}"));
         }
@@ -267,7 +267,7 @@ impl LockedStore<'_> {
         self.store.index.join(format!("{}@{}", attachment.container, attachment.interface))
     }
 
-    /// What the index says, as far as the files agree.
+    /// Returns the addresses in the index that the files confirm.
     fn hint(&self, attachment: &Attachment) -> Vec<IpAddr> {
         let link = fs::read_link(self.link(attachment)).unwrap_or_default();
         let addresses = link.to_str().unwrap_or_default().split(',').filter_map(|ip| ip.parse().ok());
@@ -286,11 +286,11 @@ impl LockedStore<'_> {
         self.indexed = symlink(addresses.join(","), link).is_ok();
     }
 
-    /// Makes the index anew. Without one, everything works, and is slower.
+    /// Builds the index again. Without an index everything works, but slower.
     fn index(&mut self, reservations: &[Reservation]) {
         let _ = fs::remove_dir_all(&self.store.index);
-        // A file without an owner was left by a plugin that was killed while it wrote the file. Other reservations that have no place in the index
-        // are found by reading the files only.
+        // A file without an owner was left by a plugin that was killed while it wrote the file. Other reservations that cannot be in the
+        // index are only found by reading the files.
         let owned = reservations.iter().filter(|found| !found.owner.container.is_empty());
         let named: Option<Vec<_>> = owned.map(|found| Some((found.owner.attachment()?, found.ip))).collect();
         let Some(named) = named else { return };
@@ -301,7 +301,7 @@ impl LockedStore<'_> {
     }
 }
 
-/// The addresses of an attachment. Files that do not name the interface count only where none does.
+/// Returns the addresses of an attachment. Files that name no interface only count if no file names this one.
 fn held_by(reservations: &[Reservation], attachment: &Attachment) -> Vec<IpAddr> {
     let named = |named: bool| {
         let is = |found: &&Reservation| found.owner.is(attachment) && found.owner.interface.is_some() == named;
@@ -311,7 +311,7 @@ fn held_by(reservations: &[Reservation], attachment: &Attachment) -> Vec<IpAddr>
     if exact.is_empty() { named(false) } else { exact }
 }
 
-/// True if a text can be a file name. Files of other programs can hold any text.
+/// Returns true if a text can be a file name. Files of other programs can contain any text.
 fn is_file_name(text: &str) -> bool {
     !text.is_empty() && text.len() < 200 && !text.contains(['/', '\0'])
 }
@@ -332,13 +332,13 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    /// What an ADD does that is killed before the index knows.
+    /// Does what an ADD does that is killed before it updates the index.
     fn reserve_and_die(store: &ReservationStore, address: &str, container: &str) {
         fs::write(store.folder.join(address), format!("{container}{LINE}eth0")).expect("writable");
     }
 
     #[test]
-    fn what_the_index_does_not_know_is_freed_as_well() {
+    fn addresses_missing_in_the_index_are_freed_too() {
         let data = tempfile::tempdir().expect("a folder");
         let (store, abc) = (ReservationStore::new(data.path(), "cbr0"), attachment("abc"));
         store.lock().expect("a folder").of(&abc).expect("readable");
@@ -346,7 +346,7 @@ mod tests {
         reserve_and_die(&store, "fd00::2", "abc");
         let freed = store.lock().expect("a folder").release(&abc).expect("they can be freed");
         assert_eq!(freed, [ip("10.0.0.2"), ip("fd00::2")]);
-        // The clock can be too coarse to show the change. So there is no valid index while the folder is locked.
+        // The clock may be too coarse to show the change. So the index is not valid while the folder is locked.
         let locked = store.lock().expect("a folder");
         assert!(!store.index.join(STATE).exists());
         drop(locked);
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_keeps_nobody_who_has_no_address() {
+    fn the_index_has_no_owner_without_an_address() {
         let data = tempfile::tempdir().expect("a folder");
         let (store, abc) = (ReservationStore::new(data.path(), "cbr0"), attachment("abc"));
         let lock = || store.lock().expect("a folder");
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!((lock().of(&abc).expect("readable"), links()), (vec![ip("fd00::2")], 1));
         lock().free(ip("fd00::2")).expect("it can be freed");
         assert_eq!((lock().of(&abc).expect("readable"), links()), (vec![], 0));
-        // An empty file of a killed plugin does not make it slower.
+        // An empty file of a killed plugin does not make reading slower.
         fs::write(store.folder.join("10.0.0.9"), "").expect("writable");
         lock().of(&abc).expect("readable");
         assert!(store.index.join(STATE).exists());

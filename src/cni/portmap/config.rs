@@ -1,4 +1,4 @@
-//! What the plugin `portmap` is told [flannel 10.5]. PURE.
+//! The configuration of the plugin `portmap` [flannel 10.5]. PURE.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,9 +9,9 @@ use crate::cluster::Family;
 use crate::cni::error::{CniError, ErrorCode};
 use crate::cni::network_config::NetworkConfig;
 
-/// The mark's bit, unless the configuration says otherwise.
+/// The default bit of the mark.
 const MARK_BIT: i64 = 13;
-/// Longest name of a chain that iptables takes, in bytes.
+/// The longest chain name that iptables accepts, in bytes.
 const CHAIN_LEN: usize = 28;
 
 /// A protocol with ports.
@@ -26,7 +26,7 @@ pub(super) enum PortProtocol {
 }
 
 impl PortProtocol {
-    /// Its name in rules.
+    /// Returns its name in rules.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Sctp => "sctp",
@@ -41,7 +41,7 @@ impl PortProtocol {
     }
 }
 
-/// A port of the host that leads to a container.
+/// A port mapping: a port of the host that leads to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     /// The host's port.
@@ -50,17 +50,17 @@ pub(super) struct Mapping {
     pub container_port: u16,
     /// The protocol.
     pub protocol: PortProtocol,
-    /// The address of the host at which it answers; unspecified: all of its family; none: all of both.
+    /// The host address. The unspecified address means all addresses of its family; `None` means all addresses of both families.
     pub host_ip: Option<IpAddr>,
 }
 
 impl Mapping {
-    /// Whether it is for a family.
+    /// Returns true if the mapping applies to a family.
     pub(super) fn is_for(&self, family: Family) -> bool {
         self.host_ip.is_none_or(|ip| Family::of(ip) == family)
     }
 
-    /// The one address of the host at which it answers; none: more than one.
+    /// Returns the host address, if it is a single one.
     pub(super) fn address(&self) -> Option<IpAddr> {
         self.host_ip.filter(|ip| !ip.is_unspecified())
     }
@@ -91,12 +91,12 @@ struct Keys {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Runtime {
-    port_mappings: Vec<Entry>,
+    port_mappings: Vec<PortEntry>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Entry {
+struct PortEntry {
     host_port: i64,
     container_port: i64,
     protocol: String,
@@ -104,7 +104,7 @@ struct Entry {
     host_ip: String,
 }
 
-impl Entry {
+impl PortEntry {
     fn mapping(&self) -> Result<Mapping, String> {
         let port = |what: &str, port: i64| match u16::try_from(port) {
             Ok(port) if port > 0 => Ok(port),
@@ -123,28 +123,28 @@ impl Entry {
     }
 }
 
-/// What the plugin is to do.
+/// The configuration of the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortmapConfig {
-    /// The ports.
+    /// The port mappings.
     pub mappings: Vec<Mapping>,
-    /// Some sources are masqueraded.
+    /// Packets from some sources are masqueraded (`snat`).
     pub snat: bool,
-    /// All sources are.
+    /// Packets from all sources are masqueraded (`masqAll`).
     pub masquerade_all: bool,
-    /// The mark of packets to be masqueraded.
+    /// The mark of packets to masquerade.
     pub mark: u32,
-    /// The chain of another program that marks packets.
+    /// A chain of another program that marks packets (`externalSetMarkChain`).
     pub external_chain: Option<String>,
-    /// Conditions that packets have to meet, as they stand in rules; of IPv4 and of IPv6.
+    /// Further matches in the rules, for IPv4 and for IPv6 (`conditionsV4`, `conditionsV6`).
     pub conditions: [String; 2],
 }
 
 impl PortmapConfig {
-    /// Reads a network's configuration, and the ports that the runtime asks for.
+    /// Parses a network configuration and the port mappings of the runtime.
     ///
     /// # Errors
-    /// It makes no sense, or asks for something that is not done here.
+    /// The configuration is invalid, or uses a feature that this plugin does not have.
     pub(super) fn read(config: &NetworkConfig) -> Result<Self, CniError> {
         let keys: Keys = config.parse()?;
         let bad = |message: String| CniError::new(ErrorCode::BAD_CONFIG, message);
@@ -166,7 +166,7 @@ impl PortmapConfig {
         {
             return Err(bad(format!("externalSetMarkChain {chain:?} is not the name of a chain")));
         }
-        let mappings = keys.runtime_config.port_mappings.iter().map(Entry::mapping).collect::<Result<_, _>>().map_err(bad)?;
+        let mappings = keys.runtime_config.port_mappings.iter().map(PortEntry::mapping).collect::<Result<_, _>>().map_err(bad)?;
         Ok(Self {
             mappings,
             snat: keys.snat.unwrap_or(true),
@@ -178,7 +178,7 @@ impl PortmapConfig {
     }
 }
 
-/// Words of a rule as `iptables-restore` reads them.
+/// Splits a rule into words as `iptables-restore` does.
 fn words(words: &[String]) -> Result<String, String> {
     let mut text = String::new();
     for word in words {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_read_and_judged() {
+    fn ports_are_parsed_and_checked() {
         let ports = |port: Value| read(json!({"runtimeConfig": {"portMappings": [port]}}));
         let good = ports(json!({"hostPort": 80, "containerPort": 8080, "protocol": "TCP", "hostIP": "0.0.0.0"})).expect("good");
         assert_eq!((good.mappings[0].to_string(), good.mark, good.snat), ("80/tcp".into(), 0x2000, true));

@@ -1,4 +1,4 @@
-//! UDP flows that go on to where a port led before: a client that keeps its port never makes a new one.
+//! Deletes UDP flows that lead to the former target of a host port. A client that keeps its source port never starts a new flow.
 
 use crate::cluster::Family;
 use crate::cni::error::CniError;
@@ -6,10 +6,10 @@ use crate::proxy::conntrack::flows;
 
 use super::config::{Mapping, PortProtocol};
 
-/// Flows that are deleted at once, at most.
-const MOST: usize = 65_536;
+/// The largest number of flows that are deleted at once.
+const MAX_FLOWS: usize = 65_536;
 
-/// Makes the kernel forget the UDP flows to these ports of the host.
+/// Deletes the UDP flows to these host ports.
 pub(super) fn forget(family: Family, mappings: &[Mapping]) -> Result<(), CniError> {
     let ports: Vec<u16> = mappings
         .iter()
@@ -19,9 +19,9 @@ pub(super) fn forget(family: Family, mappings: &[Mapping]) -> Result<(), CniErro
     if ports.is_empty() {
         return Ok(());
     }
-    let found = match flows::select(family, MOST, |flow| ports.contains(&flow.original.destination.port())) {
+    let found = match flows::select(family, MAX_FLOWS, |flow| ports.contains(&flow.original.destination.port())) {
         Ok(found) => found,
-        // Without an interface to them there may be flows all the same, but nothing can be done about it, and the ports work.
+        // Without access to conntrack, stale flows may stay, but the ports work.
         Err(flows::FlowError::Missing(_)) => return Ok(()),
         Err(error) => return Err(CniError::other(error.to_string())),
     };

@@ -1,4 +1,4 @@
-//! Ports of the host that lead to containers, as the plugin `portmap` makes them, with iptables [flannel 10.5].
+//! The plugin `portmap`: maps ports of the host to containers with iptables [flannel 10.5].
 
 mod config;
 mod flows;
@@ -24,13 +24,13 @@ use super::used_addresses;
 use config::PortmapConfig;
 use rules::{ContainerRules, DNAT, LiveChains, MASQUERADE, OtherContainer, SET_MARK, chain_of};
 
-/// How often rules are made while others make the same chains.
+/// How often the rules are written again if another program creates the same chains meanwhile.
 const TRIES: u32 = 5;
 
-/// Carries out a verb.
+/// Runs a verb.
 ///
 /// # Errors
-/// It was not carried out.
+/// The verb fails.
 pub fn run(config: &NetworkConfig, request: &CniRequest) -> Result<Option<CniResult>, CniError> {
     match request.verb {
         Verb::Add => {
@@ -50,10 +50,10 @@ fn previous(config: &NetworkConfig) -> Result<CniResult, CniError> {
     config.previous()?.ok_or_else(|| CniError::new(ErrorCode::BAD_CONFIG, "must be called as chained plugin"))
 }
 
-/// Makes the ports that the runtime asks for lead to a container; nothing is done where it asks for none.
+/// Maps the host ports that the runtime requests to a container. Does nothing without port mappings.
 ///
 /// # Errors
-/// They cannot be made, or another container has one. Then none of them is.
+/// The rules cannot be written, or another container has one of the ports. Then no port is mapped.
 pub fn add(config: &NetworkConfig, request: &CniRequest, result: &CniResult) -> Result<(), CniError> {
     let portmap = PortmapConfig::read(config)?;
     if portmap.mappings.is_empty() {
@@ -75,7 +75,7 @@ fn make(portmap: &PortmapConfig, config: &NetworkConfig, request: &CniRequest, r
     Ok(())
 }
 
-/// What comes from the loopback may be sent on to the container.
+/// Lets the kernel route packets from loopback addresses to the container.
 fn route_loopback(ip: IpAddr) -> Result<(), CniError> {
     let find = || {
         let mut connection = Connection::route()?;
@@ -120,8 +120,8 @@ fn make_rules(nat: NatTable, portmap: &PortmapConfig, rules: &ContainerRules, ow
     }
 }
 
-/// Finds containers that have one of the ports already. A deleted container whose rules were left behind may lose
-/// them: this container has the address of these rules now, or no container has it.
+/// Finds containers that already have one of the ports. A deleted container whose rules were left behind can lose them: its address now
+/// belongs to this container, or to none.
 fn other_containers(
     nat: NatTable,
     portmap: &PortmapConfig,
@@ -151,10 +151,10 @@ fn other_containers(
     Ok(stale)
 }
 
-/// Takes a container's ports away; nothing is done where the runtime names none.
+/// Removes the port mappings of a container. Does nothing without port mappings.
 ///
 /// # Errors
-/// Some stay.
+/// A rule cannot be removed.
 pub fn del(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -166,17 +166,17 @@ pub fn del(config: &NetworkConfig, request: &CniRequest) -> Result<(), CniError>
     struct Ports {
         port_mappings: Vec<Value>,
     }
-    // The chain is removed even if the rest of the configuration is wrong by now.
+    // The chain is removed even if the rest of the configuration is invalid now.
     if config.parse::<Named>().unwrap_or_default().runtime_config.port_mappings.is_empty() {
         return Ok(());
     }
     remove(&config.name, &request.attachment.container)
 }
 
-/// Takes a container's ports away.
+/// Removes the rules of a container.
 ///
 /// # Errors
-/// Some stay.
+/// A rule cannot be removed.
 pub fn remove(network: &str, container: &str) -> Result<(), CniError> {
     let chain = chain_of(network, container);
     let _lock = locked()?;
@@ -198,7 +198,7 @@ fn changed(nat: NatTable, lines: &[String]) -> Result<(), CniError> {
     })
 }
 
-/// Sees that the ports still lead to the container.
+/// Checks that the port mappings exist.
 ///
 /// # Errors
 /// A chain or a rule is missing.
@@ -223,10 +223,10 @@ pub fn check(config: &NetworkConfig, request: &CniRequest, result: &CniResult) -
     Ok(())
 }
 
-/// Takes away the ports of a network's containers that are not valid any more.
+/// Removes the rules of this network's containers that are not valid.
 ///
 /// # Errors
-/// Some stay; all have been tried.
+/// A rule cannot be removed. All removals were tried.
 pub fn collect(config: &NetworkConfig) -> Result<(), CniError> {
     let valid = config.valid()?;
     let _lock = locked()?;

@@ -1,4 +1,4 @@
-//! The rules by which ports of the host lead to a container, as the plugin `portmap` writes them [flannel 10.5]. PURE.
+//! The rules that map host ports to a container, as the plugin `portmap` writes them [flannel 10.5]. PURE.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,19 +10,19 @@ use crate::cni::iptables::{chain_name, comment, names_of};
 
 use super::config::{Mapping, PortProtocol, PortmapConfig};
 
-/// Prefix of the chains of single containers.
+/// Prefix of the chains of containers.
 const PREFIX: &str = "CNI-DN-";
-/// The chain that sends ports to containers.
+/// The chain that jumps to the chains of containers.
 pub(super) const DNAT: &str = "CNI-HOSTPORT-DNAT";
-/// The chain that masquerades what is marked.
+/// The chain that masquerades marked packets.
 pub(super) const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
-/// The chain that marks.
+/// The chain that marks packets.
 pub(super) const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
-/// Ports in one rule, at most: what the match takes.
+/// The largest number of ports in one rule: the limit of the multiport match.
 const PORTS: usize = 15;
 const TO_LOCAL: &str = "-m addrtype --dst-type LOCAL";
 
-/// What is in the table already; of each chain the rules as they are listed, `None` for a chain that is not there.
+/// The listed rules of each chain; `None` for a chain that does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LiveChains {
     /// `PREROUTING`
@@ -39,19 +39,19 @@ pub(super) struct LiveChains {
     pub set_mark: Option<String>,
 }
 
-/// The rules of one container in one family.
+/// The desired rules of one container in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ContainerRules {
     /// The container's chain.
     pub chain: String,
-    /// Rules of that chain.
+    /// The rules of that chain.
     pub own: Vec<String>,
-    /// Rules of [`DNAT`] that lead to it.
+    /// The rules of [`DNAT`] that jump to that chain.
     pub entries: Vec<String>,
 }
 
-/// Whether a wanted rule is among those listed. `conditions` are the operator's own words in it: the kernel may list them otherwise and
-/// elsewhere.
+/// Returns true if a desired rule is among the listed ones. `conditions` are the operator's matches in the rule. The kernel may list them
+/// in another form and at another place.
 pub(super) fn is_listed(listed: &str, wanted: &str, conditions: &str) -> bool {
     let wanted = plain(&wanted.replacen(&format!("{conditions} -j "), " -j ", 1));
     listed.lines().filter_map(|line| line.strip_prefix("-A ")).map(plain).any(|line| {
@@ -60,27 +60,27 @@ pub(super) fn is_listed(listed: &str, wanted: &str, conditions: &str) -> bool {
     })
 }
 
-/// A rule without the matches of protocols, which are listed and need not be written, and without sources that are everything.
+/// Returns a rule without the protocol matches that iptables adds when it lists, and without a source that is every address.
 fn plain(rule: &str) -> String {
     [" -m tcp ", " -m udp ", " -m sctp ", " -s 0.0.0.0/0 ", " -s ::/0 "]
         .iter()
         .fold(rule.to_owned(), |rule, words| rule.replace(words, " "))
 }
 
-/// The name of a container's chain.
+/// Returns the name of a container's chain.
 pub(super) fn chain_of(network: &str, container: &str) -> String {
     chain_name(PREFIX, network, container)
 }
 
-/// The rules of a container, each without the command before it.
+/// Returns the rules of a container, without the command in front.
 pub(super) fn rules(config: &PortmapConfig, network: &str, container: &str, address: IpNetwork) -> ContainerRules {
     let family = Family::of_net(address);
     let chain = chain_of(network, container);
     let mut ports: BTreeMap<PortProtocol, Vec<u16>> = BTreeMap::new();
     let mut own: Vec<String> = Vec::new();
     for mapping in &config.mappings {
-        // As in the reference plugin, the entry rules have the ports of all mappings, also of those whose host address is of the other
-        // family, and a port of two mappings twice. CHECK of the reference plugin compares these rules word by word.
+        // As in the reference plugin, the entry rules have the ports of all mappings, also of those for a host address of the other family.
+        // A port with two mappings is in them twice. CHECK of the reference plugin compares these rules as text.
         ports.entry(mapping.protocol).or_default().push(mapping.host_port);
         if mapping.is_for(family) {
             let new = own_rules(config, &chain, mapping, address);
@@ -121,8 +121,8 @@ fn own_rules(config: &PortmapConfig, chain: &str, mapping: &Mapping, address: Ip
     rules
 }
 
-/// Lines that make these rules where they are not yet. Chains of this container start anew; chains of all are made only where they are
-/// missing, and iptables refuses to create one that another program created meanwhile.
+/// Returns the lines that write these rules, if they do not exist. The container's chain is created empty. Shared chains are created only
+/// if they are missing, and iptables refuses to create one that another program created meanwhile.
 pub(super) fn additions(config: &PortmapConfig, rules: &ContainerRules, present: &LiveChains) -> Vec<String> {
     let mut lines = vec![format!(":{} - [0:0]", rules.chain)];
     let mut chain = |name: &str, found: Option<&String>, wanted: &[String]| {
@@ -162,7 +162,7 @@ fn has(listed: &str, rule: &str) -> bool {
     listed.lines().filter_map(|line| line.strip_prefix("-A ")).any(|line| line == rule)
 }
 
-/// Lines that remove a container's chain, which is there, and what leads to it.
+/// Returns the lines that delete an existing container chain and the jumps to it.
 pub(super) fn removal(dnat: &str, chain: &str) -> Vec<String> {
     let mut lines = deletions(dnat, chain);
     lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
@@ -175,18 +175,18 @@ fn deletions(dnat: &str, chain: &str) -> Vec<String> {
     rules.map(|rule| format!("-D {rule}")).collect()
 }
 
-/// Another container, which has some of the ports.
+/// Another container that has some of the ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct OtherContainer {
     /// Its network.
     pub network: String,
-    /// The runtime's name for it.
+    /// The runtime's ID of the container.
     pub container: String,
     /// Its chain.
     pub chain: String,
 }
 
-/// The other containers that have a rule for one of these ports; which of the host's addresses it is for, only their chains say.
+/// Returns the other containers that have a rule for one of these ports. Only their chains show for which host addresses.
 pub(super) fn suspects(mappings: &[Mapping], dnat: &str, own_chain: &str) -> BTreeSet<OtherContainer> {
     let mut found = BTreeSet::new();
     for rule in dnat.lines() {
@@ -203,7 +203,7 @@ pub(super) fn suspects(mappings: &[Mapping], dnat: &str, own_chain: &str) -> BTr
     found
 }
 
-/// A port that another container has, and the address it leads to.
+/// A port that another container has, and the address to which it leads.
 pub(super) fn conflict(mappings: &[Mapping], rules_of_other: &str) -> Option<(Mapping, IpAddr)> {
     for rule in rules_of_other.lines() {
         let words: Vec<&str> = rule.split(' ').collect();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_are_the_real_plugins() {
+    fn the_rules_are_those_of_the_reference_plugin() {
         let made = of(&config(json!({}), two()), "10.244.1.2/24");
         let chain = "CNI-DN-3e9a3d0f9583cdc0e7133";
         assert_eq!(made.chain, chain);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_come_twice_are_listed_twice_but_made_once() {
+    fn a_port_with_two_mappings_is_in_entry_rules_twice() {
         let port = |ip: &str| json!({"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ip});
         let made = of(&config(json!({}), json!([port("10.1.1.1"), port("fd00::1"), port("10.1.1.1")])), "10.244.1.2/24");
         assert!(made.entries.len() == 1 && made.entries[0].contains(" --dports 80,80,80 "), "{:?}", made.entries);
@@ -299,9 +299,9 @@ mod tests {
         assert_eq!(of(&config(json!({}), json!(many)), "10.0.0.2/24").entries.len(), 2);
     }
 
-    /// `sepal preflight` tries each match and target beforehand.
+    /// `sepal preflight` tests each match and target.
     #[test]
-    fn what_these_rules_take_is_tried() {
+    fn preflight_tests_every_match_and_target() {
         let tried: BTreeSet<&str> = PROBES.iter().map(|probe| probe.name).collect();
         for address in ["10.244.1.2/24", "fd00:1::2/64"] {
             let ports =
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_not_made_again() {
+    fn existing_rules_are_not_written_again() {
         let config = config(json!({}), json!([{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]));
         let made = of(&config, "10.244.1.2/24");
         let first = additions(&config, &made, &LiveChains::default());
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_found_however_they_are_listed() {
+    fn rules_are_found_in_every_listed_form() {
         let listed = "-P X\n-A X ! -s 192.0.2.1/32 -p tcp -m comment --comment \"a b\" -m multiport --dports 1,2 -j Y\n-A Y -s 10.0.0.0/24 -d 10.1.1.1/32 -p udp -m udp --dport 53 -j Z\n";
         let entry = |ports: &str| format!("X -p tcp -m comment --comment \"a b\" -m multiport --dports {ports} ! -s 192.0.2.1 -j Y");
         let conditions = " ! -s 192.0.2.1";
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_are_found_in_what_is_listed() {
+    fn conflicts_are_found_in_listed_rules() {
         let wanted = config(json!({}), two()).mappings;
         let other = r#"-A CNI-HOSTPORT-DNAT -p udp -m comment --comment "dnat name: \"net\" id: \"other\"" -m multiport --dports 52,53 -j CNI-DN-o"#;
         let found = suspects(&wanted, other, "CNI-DN-own");
