@@ -20,6 +20,7 @@ mod random_cluster;
 mod allocation;
 mod architecture;
 mod citations;
+mod dispatch_pieces;
 mod docs;
 mod engine;
 mod explain;
