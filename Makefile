@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Tests and the demo make network namespaces, which takes root; building does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
-.PHONY: all build demo demo-clean soak scale test test-pure lint bench golden fuzz tools
+.PHONY: all build demo demo-clean soak scale test test-pure lint bench bench-quick golden fuzz tools
 all: build
 
 tools:
@@ -50,6 +50,11 @@ lint:
 
 bench: tools
 	$(CARGO) bench --workspace --locked
+
+# Compares a few ratios with the recorded ones: under three minutes. QUICK=record writes them.
+bench-quick: tools
+	$(CARGO) bench --locked --bench service_proxy --no-run
+	$(AS_ROOT) env SEPAL_BENCH_QUICK=$(CURDIR)/benches/quick-ratios.txt $(if $(filter record,$(QUICK)),SEPAL_BENCH_RECORD=1) $(CARGO) bench --locked --bench service_proxy
 
 # Rewrites golden/ from testdata/. Read the difference like code.
 golden:

@@ -8,6 +8,7 @@
 //! - `SEPAL_BENCH_GROWTH=5000x3,20000x3` sets the clusters where only single changes are measured.
 //! - `SEPAL_BENCH_CHURN=1000x3` sets the clusters for 50 changes a second.
 //! - `SEPAL_BENCH_DRY_RUN=10000x3` sets the clusters for `--dry-run`.
+//! - `SEPAL_BENCH_QUICK=FILE` only compares the ratios of a small cluster with those in a file; `SEPAL_BENCH_RECORD=1` writes the file.
 //! - `SEPAL_BENCH_FLAGS=--service-traffic=on` adds flags for sepal.
 //! - `SEPAL_BENCH_KEEP=benches/README.md` writes the figures into the table of that file.
 
@@ -22,13 +23,30 @@
 mod daemon;
 mod dry_run;
 mod floor;
+mod quick;
 mod scenarios;
 
+use std::path::Path;
+use std::process::ExitCode;
+
+use scenarios::Effort;
 use sepal::table::plan::Variant;
 use sepal_lab::Cluster;
 use sepal_lab::figures::{Rows, Table};
 
-fn main() {
+fn main() -> ExitCode {
+    if let Some(file) = std::env::var_os("SEPAL_BENCH_QUICK") {
+        if std::env::var_os("SEPAL_BENCH_RECORD").is_none() {
+            return quick::compare(Path::new(&file));
+        }
+        quick::record(Path::new(&file));
+        return ExitCode::SUCCESS;
+    }
+    measure_everything();
+    ExitCode::SUCCESS
+}
+
+fn measure_everything() {
     let variants = std::env::var("SEPAL_BENCH_VARIANTS").unwrap_or_else(|_| "nft,legacy".into());
     let variants = [Variant::Nft, Variant::Legacy].into_iter().filter(|variant| variants.contains(variant.as_str()));
     let mut table = Table::new(&["cluster", "variant"]);
@@ -40,7 +58,7 @@ fn main() {
     }
     for cluster in read_clusters("SEPAL_BENCH_SIZES", "10000x3,50000x3,10000x3-dual") {
         for variant in variants.clone() {
-            scenarios::measure_size(cluster, variant, &mut rows(&mut table, cluster, variant));
+            scenarios::measure_size(cluster, variant, Effort::FULL, &mut rows(&mut table, cluster, variant));
             table.update_file();
         }
     }

@@ -12,8 +12,20 @@ use serde_json::Value;
 use crate::daemon::{Sepal, start_api_server};
 use crate::floor::Floor;
 
-/// Number of timed single changes, if [`TIME_LIMIT`] is enough for them.
-const CHANGES: usize = 60;
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Number of timed single changes, if [`TIME_LIMIT`] is enough for them.
+    pub(crate) changes: usize,
+    /// The time after a start until sepal has read the rule counters for the first time.
+    pub(crate) settle: Duration,
+}
+
+impl Effort {
+    /// The effort for figures that are published.
+    pub(crate) const FULL: Self = Self { changes: 60, settle: Duration::from_secs(12) };
+}
+
 /// Time limit for the single changes.
 const TIME_LIMIT: Duration = Duration::from_secs(90);
 /// Index of the Service whose endpoint is moved between two servers.
@@ -38,7 +50,7 @@ pub(crate) fn measure_all(cluster: Cluster, variant: Variant, rows: &mut Rows<'_
     std::thread::sleep(Duration::from_secs(3));
     rows.figure("peak memory of the start", sepal.read_memory_mb("VmHWM"), "MB");
 
-    change_single_endpoints(&node, &server, &sepal, &mut floor, rows);
+    change_single_endpoints(&node, &server, &sepal, &mut floor, Effort::FULL, rows);
     add_and_remove_services(cluster, &node, &server, &sepal, &mut floor, rows);
     change_many_endpoints(cluster, &node, &server, &mut floor, rows);
     std::thread::sleep(Duration::from_secs(2));
@@ -60,7 +72,7 @@ pub(crate) fn measure_all(cluster: Cluster, variant: Variant, rows: &mut Rows<'_
 }
 
 /// Measures what depends on the size of the cluster: the start, memory, one change, the restart, and audits.
-pub(crate) fn measure_size(cluster: Cluster, variant: Variant, rows: &mut Rows<'_>) {
+pub(crate) fn measure_size(cluster: Cluster, variant: Variant, effort: Effort, rows: &mut Rows<'_>) {
     let (mut floor, filled) = Floor::fill(cluster, variant);
     let node = Netns::new();
     prepare_node(&node);
@@ -74,10 +86,10 @@ pub(crate) fn measure_size(cluster: Cluster, variant: Variant, rows: &mut Rows<'
         rows.ratio("the same, all dispatch lines in one COMMIT on the floor", started, whole, "s");
     }
     rows.figure("CPU of the start, without iptables", sepal.read_cpu_ms() / 1e3, "s");
-    std::thread::sleep(Duration::from_secs(12));
+    std::thread::sleep(effort.settle);
     rows.figure("peak memory of the start", sepal.read_memory_mb("VmHWM"), "MB");
     rows.figure("settled memory", sepal.read_memory_mb("VmRSS"), "MB");
-    change_single_endpoints(&node, &server, &sepal, &mut floor, rows);
+    change_single_endpoints(&node, &server, &sepal, &mut floor, effort, rows);
     drop(sepal);
 
     let saved = floor.save(cluster);
@@ -85,7 +97,7 @@ pub(crate) fn measure_size(cluster: Cluster, variant: Variant, rows: &mut Rows<'
     let sepal = Sepal::start(&node, &server, variant);
     sepal.wait_for_families(cluster, "match the desired rules");
     rows.ratio("restart, to known unchanged", start.elapsed().as_secs_f64(), saved, "s");
-    std::thread::sleep(Duration::from_secs(12));
+    std::thread::sleep(effort.settle);
     rows.figure("peak memory of the restart", sepal.read_memory_mb("VmHWM"), "MB");
 
     // Another program changes nf_tables: an audit reads the tables. On legacy, audits follow the sync period.
@@ -139,11 +151,11 @@ pub(crate) fn measure_single_changes(cluster: Cluster, variant: Variant, rows: &
     let sepal = Sepal::start(&node, &server, variant);
     sepal.wait_for_log("chains written");
     // Wait until sepal has read the rule counters for the first time.
-    std::thread::sleep(Duration::from_secs(12));
-    change_single_endpoints(&node, &server, &sepal, &mut floor, rows);
+    std::thread::sleep(Effort::FULL.settle);
+    change_single_endpoints(&node, &server, &sepal, &mut floor, Effort::FULL, rows);
 }
 
-fn change_single_endpoints(node: &Netns, server: &ApiServer, sepal: &Sepal, floor: &mut Floor, rows: &mut Rows<'_>) {
+fn change_single_endpoints(node: &Netns, server: &ApiServer, sepal: &Sepal, floor: &mut Floor, effort: Effort, rows: &mut Rows<'_>) {
     let slices = SERVERS.map(|ip| Cluster::slice(MOVED, &[ip.to_string()]));
     let move_to = |index: usize| server.put(slices[index].clone()).expect("the API server accepts the EndpointSlice");
     move_to(0);
@@ -153,13 +165,13 @@ fn change_single_endpoints(node: &Netns, server: &ApiServer, sepal: &Sepal, floo
     let mut cpu = sepal.read_cpu_ms();
     let mut spent = 0.0;
     let first = Instant::now();
-    for change in (1..=CHANGES).take_while(|change| *change <= FLOOR_EVERY || first.elapsed() < TIME_LIMIT) {
+    for change in (1..=effort.changes).take_while(|change| *change <= FLOOR_EVERY || first.elapsed() < TIME_LIMIT) {
         let start = Instant::now();
         move_to(change % 2);
         wait_for_server(node, service_address(MOVED), SERVERS[change % 2]);
         times.push(start.elapsed().as_secs_f64() * 1e3);
         // The changes are isolated: the CPU budget for syncs (`--sync-cpu-percent`) is full again.
-        std::thread::sleep(Duration::from_secs(1).max(start.elapsed() * 10));
+        std::thread::sleep(Duration::from_millis(30).max(start.elapsed() * 10));
         if change % FLOOR_EVERY == 0 {
             spent += sepal.read_cpu_ms() - cpu;
             let next = (floors.len() + 1) % 2;

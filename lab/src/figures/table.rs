@@ -1,5 +1,7 @@
 //! A Markdown table of measurements, printed row by row and optionally written into a file.
 
+use std::collections::BTreeMap;
+
 /// A Markdown table. Each row has a label, the name of the figure, sepal's value, the floor and their ratio.
 #[derive(Debug)]
 pub struct Table {
@@ -31,6 +33,16 @@ impl Table {
     /// Returns the whole table as Markdown.
     pub fn text(&self) -> String {
         self.head.clone() + &self.lines.concat()
+    }
+
+    /// Returns the ratios of all rows that have one, by label and name.
+    pub fn ratios(&self) -> BTreeMap<String, f64> {
+        let ratio = |line: &String| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect();
+            let (ratio, cells) = cells.split_last()?;
+            Some((cells[..=self.label_columns].join(" "), ratio.parse().ok()?))
+        };
+        self.lines.iter().filter_map(ratio).collect()
     }
 
     /// Writes the rows into the table of the file that `SEPAL_BENCH_KEEP` names. A row replaces the one with the same label and figure, or
