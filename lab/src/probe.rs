@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::netns::Netns;
+use crate::netns::{Netns, wait_until};
 
 /// Time between two requests.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -76,6 +76,12 @@ impl Prober {
             }
             thread::sleep(PERIOD);
         }
+    }
+
+    /// Waits until this many more requests are sent.
+    pub fn wait_for_requests(&self, count: usize) {
+        let wanted = self.asked() + count;
+        wait_until("the prober sends requests", || self.asked() >= wanted);
     }
 
     /// Returns how many requests were sent until now.
