@@ -13,7 +13,8 @@ use crate::SEPAL;
 
 /// Flannel's prefix of annotations.
 const PREFIX: &str = "flannel.alpha.coreos.com";
-const SOON: Duration = Duration::from_secs(5);
+/// Time limit for reactions to a change. It is shorter than the 30 s between two audits, which would apply the change, too.
+const SOON: Duration = Duration::from_secs(25);
 
 fn cluster(layout: Layout) -> PodCluster {
     PodCluster::new(Path::new(SEPAL), layout)
@@ -201,7 +202,9 @@ fn restarts_lose_no_packet() {
     let outside = ips.iter().map(|ip| Prober::start(&pods[1].netns, cluster.outside.udp(*ip)));
     let probers: Vec<Prober> = there.chain(back).chain(outside).collect();
     let lost = || {
-        std::thread::sleep(Duration::from_millis(300));
+        for prober in &probers {
+            prober.wait_for_requests(10);
+        }
         probers.iter().map(Prober::lost).collect::<Vec<_>>()
     };
     assert_eq!(lost(), [0; 6], "before");

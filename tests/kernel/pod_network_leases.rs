@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::SEPAL;
 
-const SOON: Duration = Duration::from_secs(5);
+/// Time limit for reactions to a change. It is shorter than the 30 s between two audits, which would apply the change, too.
+const SOON: Duration = Duration::from_secs(25);
 const FLAGS: [&str; 2] = ["--proxy=false", "--subnet-source=lease"];
 
 /// The subnet of a family in subnet.env, without the gateway's last part and the prefix length.
