@@ -315,7 +315,8 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     let idle = lab.node.run_thread(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
     let start = Instant::now();
     assert_eq!(proxy.terminate(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?} to end", start.elapsed());
+    // The limit is much longer than the end takes on a busy machine, and shorter than the 10 s that a last request may take.
+    assert!(start.elapsed() < Duration::from_secs(8), "it took {:?} to end", start.elapsed());
     drop(idle);
     assert_eq!(lab.get(HEALTHZ, "/healthz"), None);
     lab.wait_for_rules();
@@ -532,7 +533,9 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     let _proxy = lab.start(&[]);
     let failures = || lab.said().matches("failed to start healthcheck \"shop/balanced\" on port 32100").count();
     wait_until("the failure is logged", || failures() == 1);
-    std::thread::sleep(Duration::from_millis(2500));
+    // The health port is tried every 5 s, and each failure is logged. The Service's port is tried every second.
+    let tries = || lab.said().matches("failed to start proxy healthz on ").count();
+    wait_until("the health port is tried again", || tries() >= 2);
     assert_eq!(failures(), 1, "{}", lab.said());
     drop(of_other);
     for (what, to, path) in
