@@ -55,7 +55,7 @@ fn packets_get_where_they_should(cluster: &PodCluster, pods: &[Pod], mtu: u32) {
         let to = pods[2].ip_like(ip);
         assert!(ping_whole(&pods[0].netns, to, mtu - overhead), "{to}: the largest packet gets through");
         assert!(!ping_whole(&pods[0].netns, to, mtu - overhead + 1), "{to}: one byte more does not");
-        pods[0].netns.run(&format!("ping -n -c 1 -W 2 -s {} {to}", mtu - overhead + 1));
+        pods[0].netns.run(&format!("ping -n -c 1 -W 5 -s {} {to}", mtu - overhead + 1));
 
         let pieces = || cluster.nodes.iter().map(fragments).sum::<u64>();
         let before = pieces();

@@ -87,11 +87,8 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
         assert!(pod.ips[0].to_string().starts_with(&format!("10.244.{number}.")), "{:?}", pod.ips);
         before = if number == 5 { ["10.244.5.0/24", "fd10:244:5::/64"] } else { before };
     }
-    assert!(has_event(
-        &cluster,
-        "SubnetChanged",
-        "the subnet of this node changed from 10.244.1.0/24 and fd10:244:1::/64 to 10.244.5.0/24"
-    ));
+    let words = "the subnet of this node changed from 10.244.1.0/24 and fd10:244:1::/64 to 10.244.5.0/24";
+    wait_until_within(SOON, "an Event reports it", || has_event(&cluster, "SubnetChanged", words));
     assert!(former.ips[0].to_string().starts_with("10.244.1."));
 
     for is_down in [true, false] {
@@ -120,7 +117,8 @@ fn the_pod_cidr_changes_or_goes_while_the_daemon_is_down_and_while_it_runs() {
         connect(if is_down { "c" } else { "d" });
         wait_until_within(SOON, "the condition reports it", || condition(&cluster, 1).0 == json!("False"));
     }
-    assert!(has_event(&cluster, "SubnetWithdrawn", "this node lost its subnet 10.244.6.0/24 and fd10:244:6::/64, and no pod can start"));
+    let words = "this node lost its subnet 10.244.6.0/24 and fd10:244:6::/64, and no pod can start";
+    wait_until_within(SOON, "an Event reports it", || has_event(&cluster, "SubnetWithdrawn", words));
 }
 
 /// The service proxy waits for a podCIDR (detectLocalMode NodeCIDR). Meanwhile the stale subnet.env is deleted.
