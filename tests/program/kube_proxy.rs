@@ -391,8 +391,9 @@ fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     });
     let hard = lab.command(&[]).status().expect("it starts");
     assert_eq!(hard.code(), Some(1));
-    let events = lab.server.list("events.events.k8s.io");
-    let event = events.iter().find(|event| event["reason"] == "FailedToStartProxierHealthcheck").expect("it was told");
+    let told = || lab.server.list("events.events.k8s.io").into_iter().find(|event| event["reason"] == "FailedToStartProxierHealthcheck");
+    wait_until("an Event reports it", || told().is_some());
+    let event = told().expect("it was told");
     assert!(event["note"].as_str().is_some_and(|note| note.starts_with("failed to start proxy healthz on 0.0.0.0:10256")), "{event}");
     assert_eq!((&event["type"], &event["regarding"]["kind"]), (&json!("Warning"), &json!("Node")));
     drop(taken);
@@ -543,7 +544,7 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     {
         wait_until(what, || lab.get(to, path).is_some_and(|answer| answer.status == 200));
     }
-    assert!(lab.said().contains("health check port 32100 of shop/balanced is open after all"), "{}", lab.said());
+    wait_until("the end of the failure is logged", || lab.said().contains("health check port 32100 of shop/balanced is open after all"));
     let told = |event: &Value| event["reason"] == "FailedToStartServiceHealthcheck";
     wait_until("an Event reports it", || lab.server.list("events.events.k8s.io").iter().any(told));
 }
