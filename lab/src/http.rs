@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::netns::Netns;
 
-const TIMEOUT: Duration = Duration::from_secs(3);
+/// Time limit of a request. It is much longer than any answer takes, so that a busy machine does not fail a test.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An HTTP response.
 #[derive(Clone, Debug, PartialEq, Eq)]

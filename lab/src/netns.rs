@@ -133,8 +133,8 @@ impl Drop for Running {
     }
 }
 
-/// The time limit of [`wait_until`]. It is much longer than any wait takes, so that a busy machine does not fail a test.
-const LIMIT: Duration = Duration::from_secs(60);
+/// The time limit of waits. It is much longer than any wait takes, so that a busy machine does not fail a test.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits until a condition holds. The test fails after 60 s.
 pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {

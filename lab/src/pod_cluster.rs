@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::get;
-use crate::netns::{NAMESPACE_FLAGS, Netns, Running};
+use crate::netns::{LIMIT, NAMESPACE_FLAGS, Netns, Running};
 use crate::pod::{Pod, serve};
 
 /// Addresses of the servers outside the cluster.
@@ -266,7 +266,7 @@ impl PodNode {
         let start = Instant::now();
         while self.readiness().is_none_or(|(status, _)| status != 200) {
             let readiness = || self.readiness().map_or_else(|| "no answer".into(), |(_, text)| text);
-            assert!(start.elapsed() < Duration::from_secs(20), "{} is not ready:\n{}\n{}", self.name, readiness(), self.log());
+            assert!(start.elapsed() < LIMIT, "{} is not ready:\n{}\n{}", self.name, readiness(), self.log());
             thread::sleep(Duration::from_millis(20));
         }
     }

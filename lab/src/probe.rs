@@ -6,16 +6,17 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::netns::Netns;
+use crate::netns::{Netns, wait_until};
 
 /// Time between two requests.
 const PERIOD: Duration = Duration::from_millis(20);
-/// Time limit for a UDP answer. An answer takes less, also on a busy machine.
-const UDP_TIMEOUT: Duration = Duration::from_secs(1);
+/// A UDP request counts as lost after this many periods without an answer: after one second, and later on a busy machine, where the prober
+/// itself is slow, too.
+const UDP_PERIODS: u32 = 50;
 /// Time limit for a TCP connection. TCP retransmits a lost packet after one second, and such a connection counts as answered.
 const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Source ports. Requests use them in turn.
@@ -78,6 +79,12 @@ impl Prober {
         }
     }
 
+    /// Waits until this many more requests are sent.
+    pub fn wait_for_requests(&self, count: usize) {
+        let wanted = self.asked() + count;
+        wait_until("the prober sends requests", || self.asked() >= wanted);
+    }
+
     /// Returns how many requests were sent until now.
     pub fn asked(&self) -> usize {
         lock(&self.requests).len()
@@ -99,7 +106,7 @@ fn lock(requests: &Requests) -> MutexGuard<'_, Vec<RequestState>> {
 }
 
 fn probe_udp(to: SocketAddr, requests: &Requests, stop: &AtomicBool) {
-    let mut open: Vec<(usize, Instant, UdpSocket)> = Vec::new();
+    let mut open: Vec<(usize, u32, UdpSocket)> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let number = lock(requests).len();
         let sent = send_udp(to, number);
@@ -107,16 +114,17 @@ fn probe_udp(to: SocketAddr, requests: &Requests, stop: &AtomicBool) {
         match sent {
             Ok(socket) => {
                 states.push(RequestState::Open);
-                open.push((number, Instant::now(), socket));
+                open.push((number, 0, socket));
             }
             Err(_) => states.push(RequestState::Lost),
         }
         drop(states);
         thread::sleep(PERIOD);
-        open.retain(|(number, since, socket)| {
+        open.retain_mut(|(number, periods, socket)| {
+            *periods += 1;
             let state = match socket.recv(&mut [0; 64]) {
                 Ok(_) => RequestState::Answered,
-                Err(_) if since.elapsed() < UDP_TIMEOUT => return true,
+                Err(_) if *periods < UDP_PERIODS => return true,
                 Err(_) => RequestState::Lost,
             };
             lock(requests)[*number] = state;

@@ -14,7 +14,7 @@ use sepal_apiserver::ApiServer;
 use crate::cluster::Cluster;
 use crate::figures::{Rows, Table, quantile, read_cpu_ms, read_memory_mb};
 use crate::http;
-use crate::netns::{NAMESPACE_FLAGS, Netns, Running, wait_until_within};
+use crate::netns::{NAMESPACE_FLAGS, Netns, Running, wait_until, wait_until_within};
 use crate::peers::{new_host, node_object, with_heartbeat};
 use crate::servers::{SERVERS, serve_endpoints, service_address, wait_for_server};
 
@@ -155,7 +155,12 @@ fn watch_fdb(host: &Netns) -> (Running, Receiver<Instant>) {
             }
         }
     });
-    // `bridge monitor` does not report when it is listening.
-    sleep(Duration::from_millis(300));
+    // `bridge monitor` does not report when it is listening, but the kernel lists its socket with the groups that it receives.
+    let process = child.id().to_string();
+    let listens = |line: &str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next() == Some(&process) && words.next().is_some_and(|groups| groups.contains(|digit| digit != '0'))
+    };
+    wait_until("bridge monitor listens", || host.run("cat /proc/net/netlink").lines().any(listens));
     (Running(child), entries)
 }

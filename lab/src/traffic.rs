@@ -11,8 +11,8 @@ pub(crate) const SINK_PORT: u16 = 9000;
 /// TCP port of a pod's echo server, which sends back what it receives.
 pub(crate) const ECHO_PORT: u16 = 7007;
 
-/// Time limit of a request. It is longer than any answer takes, and short enough for tests that expect no answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Time limit of a request. It is longer than any answer takes, also on a busy machine, and short enough for tests that expect no answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects by TCP and returns what the server sends until it closes. The servers of a `SingleNode` send their own address.
 ///
@@ -91,6 +91,6 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 
 /// Sends one ping with this payload and without fragmentation. Returns whether the answer came.
 pub fn ping_whole(from: &Netns, to: IpAddr, payload: u32) -> bool {
-    let ping = format!("ping -n -c 1 -W 2 -M do -s {payload} {to}");
+    let ping = format!("ping -n -c 1 -W 5 -M do -s {payload} {to}");
     from.output(&ping).status.success()
 }

@@ -34,6 +34,8 @@ use tokio::time::Instant;
 
 /// net-conf.json for IPv4 over VXLAN.
 pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+/// Time limit of waits. It is much longer than any wait takes, so that a busy machine does not fail a test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The index of the interface to other nodes.
 pub(crate) const UNDERLAY: u32 = 2;
 
@@ -194,10 +196,11 @@ impl Loop {
     }
 }
 
+/// Waits until a condition holds.
 pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(20);
+    let limit = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < limit, "still not so after 20 s: {what}");
+        assert!(Instant::now() < limit, "condition does not hold after {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::network_node::{Loop, UNDERLAY, VXLAN, changes, host, node, wait_until};
+use crate::network_node::{Loop, PATIENCE, UNDERLAY, VXLAN, changes, host, node, wait_until};
 
 const SUBNET_ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
 
@@ -361,7 +361,7 @@ async fn a_program_that_goes_on_is_named_and_left_alone_for_longer_and_longer() 
     let network = Loop::start(Arc::new(FakeNetwork::new(host())));
     network.tell_all((1..=4).map(|n| node(n, n))).await;
     let mut replaced = 0;
-    let limit = Instant::now() + Duration::from_secs(20);
+    let limit = Instant::now() + PATIENCE;
     while !network.has_event("RouteContested", "again and again") {
         assert!(Instant::now() < limit, "it goes on for ever: replaced {replaced} times");
         if network.reaches(3) {

@@ -14,8 +14,9 @@ use crate::SEPAL;
 
 /// An address that only a proxy reaches.
 const TARGET: &str = "192.0.2.11:6443";
-/// The limit for closing a silent connection, which takes 45 s, and for opening another one.
-const NOTICED: Duration = Duration::from_secs(55);
+/// The limit for closing a silent connection, which takes 45 s, and for opening another one. A busy machine needs more time, and the limit of
+/// a silent watch is much longer.
+const NOTICED: Duration = Duration::from_secs(120);
 
 struct Site {
     authority: Authority,
@@ -172,8 +173,9 @@ async fn a_token_file_that_does_not_end_holds_nothing_up() {
     client.apiserver_version().await.expect("an answer");
     std::fs::remove_file(&token).expect("it is there");
     assert!(Command::new("mkfifo").arg(&token).status().expect("mkfifo (coreutils) is there").success());
+    // The first request after 10 s reads the token again. Later ones do, too, so this time has no upper limit.
     sleep(Duration::from_secs(11)).await;
-    let answer = tokio::time::timeout(Duration::from_secs(20), client.apiserver_version()).await;
+    let answer = tokio::time::timeout(Duration::from_secs(60), client.apiserver_version()).await;
     answer.expect("in time").expect("the token that was read before is used");
 }
 

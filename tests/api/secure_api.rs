@@ -16,8 +16,8 @@ use sepal_lab::Cluster;
 use tokio::time::{Instant, sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The limit for the use of new credentials.
-const ROTATION: Duration = Duration::from_secs(30);
+/// The limit for the use of new credentials. Files are read every 10 s; on a busy machine the rest takes longer.
+const ROTATION: Duration = Duration::from_secs(60);
 
 /// A folder with a kubeconfig and the files that it names.
 struct Files(tempfile::TempDir);

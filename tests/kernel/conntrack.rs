@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal::proxy::conntrack::flows::{FlowError, FlowTable, KernelFlows, ListEnd};
@@ -16,6 +16,9 @@ use sepal_lab::{Netns, wait_until};
 
 use crate::common;
 use crate::restore_input::into_empty_tables;
+
+/// Time limit for an answer. It is much longer than any answer takes, so that a busy machine does not fail a test.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The addresses of one family.
 struct Addresses {
@@ -124,7 +127,7 @@ impl Lab {
     /// A client that keeps its source port, as long-lived UDP clients do.
     fn client(&self, to: SocketAddr) -> UdpSocket {
         let client = self.socket(at(addresses(self.family).node, 0));
-        client.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
+        client.set_read_timeout(Some(PATIENCE)).expect("a time");
         client.connect(to).expect("there is a route");
         client
     }
@@ -179,6 +182,14 @@ fn ask(client: &UdpSocket) -> std::io::Result<String> {
     let mut buffer = [0; 64];
     let length = client.recv(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Whether no pod answers. An answer that comes later than 0.5 s does not count, so a busy machine cannot fail a test.
+fn unanswered(client: &UdpSocket) -> bool {
+    client.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
+    let answer = ask(client);
+    client.set_read_timeout(Some(PATIENCE)).expect("a time");
+    answer.is_err()
 }
 
 fn refused(client: &UdpSocket) -> bool {
@@ -236,7 +247,7 @@ fn service_deleted_and_pod_ip_used_again_141371() {
         }
         assert_eq!(lab.deleted(), 2, "{family}");
         for client in &clients {
-            assert!(ask(client).is_err(), "{family}: the new pod with that IP gets no packets");
+            assert!(unanswered(client), "{family}: the new pod with that IP gets no packets");
         }
         assert_eq!(lab.round(), None, "nothing is due any more");
     }
@@ -294,10 +305,10 @@ fn flow_older_than_the_rules() {
         let tables = if family == Family::V4 { "iptables" } else { "ip6tables" };
         lab.node.run(&format!("{tables} -t nat -A POSTROUTING -j RETURN; {tables} -A OUTPUT -m conntrack --ctstate NEW -j ACCEPT"));
         let client = lab.client(at(service, 53));
-        let _ = ask(&client);
+        assert!(unanswered(&client), "there are no rules yet");
         assert_eq!(lab.entries("udp").lines().count(), 1, "an untranslated flow");
         assert!(lab.cluster(Some(&[(0, Pod::Ready)])));
-        assert!(ask(&client).is_err(), "the rules do not apply to an existing flow");
+        assert!(unanswered(&client), "the rules do not apply to an existing flow");
         assert_eq!(lab.deleted(), 1);
         wait_until("the client reaches a pod", || ask(&client).is_ok_and(|pod| pod == one));
     }
@@ -408,7 +419,7 @@ fn among_100_000_others() {
     let second = lab.round().expect("the endpoint has changed");
     assert_eq!(second.deleted, STALE);
     println!("{all} flows read in {:?}; {STALE} of them found and deleted in {:?}", first.took, second.took);
-    assert!(second.took < Duration::from_secs(20), "{:?}", second.took);
+    assert!(second.took < Duration::from_secs(60), "{:?}", second.took);
 }
 
 /// Reading a large table does not block the runtime's only thread.
@@ -418,16 +429,18 @@ fn the_runtime_goes_on_meanwhile() {
     lab.entry("-p udp -s 10.61.3.99 --sport 4000 -d 10.61.3.98 --dport 53");
     lab.node.run_thread(|| {
         runtime().block_on(async {
-            let slow = |_: &Flow| {
-                std::thread::sleep(Duration::from_millis(500));
+            let (other_ran, ran) = std::sync::mpsc::channel();
+            let ran = std::sync::Mutex::new(ran);
+            // The listing ends only after the runtime's thread has run the other future.
+            let slow = move |_: &Flow| {
+                let ran = ran.lock().expect("not poisoned").recv_timeout(Duration::from_secs(60));
+                ran.expect("the runtime's thread goes on while the table is read");
                 false
             };
-            let start = Instant::now();
             let listing = KernelFlows.select(Family::V4, 10, slow);
-            let other = async { start.elapsed() };
-            let (listed, other) = tokio::join!(listing, other);
+            let other = async { other_ran.send(()).expect("the listing is not finished") };
+            let (listed, ()) = tokio::join!(listing, other);
             assert_eq!(listed.expect("root may").listed, 1);
-            assert!(other < Duration::from_millis(400), "{other:?}");
         });
     });
 }

@@ -13,7 +13,8 @@ use crate::SEPAL;
 
 /// Flannel's prefix of annotations.
 const PREFIX: &str = "flannel.alpha.coreos.com";
-const SOON: Duration = Duration::from_secs(5);
+/// Time limit for reactions to a change. It is shorter than the 30 s between two audits, which would apply the change, too.
+const SOON: Duration = Duration::from_secs(25);
 
 fn cluster(layout: Layout) -> PodCluster {
     PodCluster::new(Path::new(SEPAL), layout)
@@ -54,7 +55,7 @@ fn packets_get_where_they_should(cluster: &PodCluster, pods: &[Pod], mtu: u32) {
         let to = pods[2].ip_like(ip);
         assert!(ping_whole(&pods[0].netns, to, mtu - overhead), "{to}: the largest packet gets through");
         assert!(!ping_whole(&pods[0].netns, to, mtu - overhead + 1), "{to}: one byte more does not");
-        pods[0].netns.run(&format!("ping -n -c 1 -W 2 -s {} {to}", mtu - overhead + 1));
+        pods[0].netns.run(&format!("ping -n -c 1 -W 5 -s {} {to}", mtu - overhead + 1));
 
         let pieces = || cluster.nodes.iter().map(fragments).sum::<u64>();
         let before = pieces();
@@ -201,7 +202,9 @@ fn restarts_lose_no_packet() {
     let outside = ips.iter().map(|ip| Prober::start(&pods[1].netns, cluster.outside.udp(*ip)));
     let probers: Vec<Prober> = there.chain(back).chain(outside).collect();
     let lost = || {
-        std::thread::sleep(Duration::from_millis(300));
+        for prober in &probers {
+            prober.wait_for_requests(10);
+        }
         probers.iter().map(Prober::lost).collect::<Vec<_>>()
     };
     assert_eq!(lost(), [0; 6], "before");

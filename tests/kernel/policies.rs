@@ -228,7 +228,7 @@ fn udp_flows_to_a_removed_endpoint_are_cut() {
             let client = lab.client.run_thread(move || {
                 let client = UdpSocket::bind(SocketAddr::new(pick(family, [0, 0, 0, 0].into(), [0_u16; 8].into()), 0)).expect("free");
                 client.connect(to).expect("there is a route");
-                client.set_read_timeout(Some(Duration::from_secs(2))).expect("a time");
+                client.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
                 client
             });
             let ask = || {

@@ -6,7 +6,6 @@ use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use sepal::cluster::Family;
 use sepal::iptables::Runner;
@@ -102,16 +101,18 @@ fn changes_are_followed(variant: &str) {
     let file = folder.path().join("cluster.yaml");
     let whole = fs::read_to_string(traffic()).expect("readable");
     fs::write(&file, &whole).expect("writable");
-    let sepal = lab.sepal(variant, folder.path());
+    let sepal = Logged::start(&mut lab.run(variant, folder.path()));
     lab.wait_for_rules(variant, &traffic());
     let web = address("10.111.0.10", 80);
     assert!(tcp(&lab.outside, web).is_ok());
 
     let rules = || lab.node.run(&format!("iptables-{variant}-save -t nat | grep -v '^[#:]'"));
     let before = rules();
+    let reported = || sepal.log().matches("what it said before still holds").count();
     for broken in [&whole[..whole.len() / 2], "metadata: [\n", "\u{0}"] {
+        let earlier = reported();
         fs::write(&file, broken).expect("writable");
-        std::thread::sleep(Duration::from_secs(1));
+        wait_until("the log reports the broken file", || reported() > earlier);
         assert_eq!(rules(), before, "a broken file changes nothing");
     }
 

@@ -248,6 +248,7 @@ fn every_refusal_of_a_streaming_list_falls_back_to_list_and_watch() {
         wait_until("the watch is open", || !server.watches.lock().expect("not poisoned").is_empty());
         server.modify(&slice("10.244.1.10", 11));
         wait_until(&format!("a change, after {refusal:?}"), || lab.nat().contains("--to-destination 10.244.1.10:8080"));
+        wait_until("every kind is listed", || server.requests("limit=500") >= 3);
         assert_eq!((server.requests("sendinitialevents=true"), server.requests("limit=500")), (3, 3), "{refusal:?}: {:?}", server.requests);
         wait_until("it is ready", || lab.status("/readyz") == Some(200));
     }
@@ -357,7 +358,7 @@ fn a_list_that_stays_refused() {
             status == 503 && body.contains("[-]proxy-ipv4 not yet: no Services are known yet: ") && body.contains("(500 ")
         })
     });
-    assert!(lab.log().contains("no Services are known yet: "), "{}", lab.log());
+    wait_until("the log has the reason", || lab.log().contains("no Services are known yet: "));
     assert_eq!((lab.status("/livez"), lab.status("/healthz")), (Some(200), Some(503)));
     server.fail(Failure::next(1, 500).at("nothing"));
     wait_until("it is healthy", || lab.status("/healthz") == Some(200));

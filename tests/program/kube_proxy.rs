@@ -315,7 +315,8 @@ fn a_kubeadm_configuration_runs_and_answers_as_kube_proxy_does() {
     let idle = lab.node.run_thread(|| std::net::TcpStream::connect(SocketAddr::from(HEALTHZ)).expect("it listens"));
     let start = Instant::now();
     assert_eq!(proxy.terminate(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?} to end", start.elapsed());
+    // The limit is much longer than the end takes on a busy machine, and shorter than the 10 s that a last request may take.
+    assert!(start.elapsed() < Duration::from_secs(8), "it took {:?} to end", start.elapsed());
     drop(idle);
     assert_eq!(lab.get(HEALTHZ, "/healthz"), None);
     lab.wait_for_rules();
@@ -390,8 +391,9 @@ fn ports_that_are_taken_are_tried_again_or_end_the_program() {
     });
     let hard = lab.command(&[]).status().expect("it starts");
     assert_eq!(hard.code(), Some(1));
-    let events = lab.server.list("events.events.k8s.io");
-    let event = events.iter().find(|event| event["reason"] == "FailedToStartProxierHealthcheck").expect("it was told");
+    let told = || lab.server.list("events.events.k8s.io").into_iter().find(|event| event["reason"] == "FailedToStartProxierHealthcheck");
+    wait_until("an Event reports it", || told().is_some());
+    let event = told().expect("it was told");
     assert!(event["note"].as_str().is_some_and(|note| note.starts_with("failed to start proxy healthz on 0.0.0.0:10256")), "{event}");
     assert_eq!((&event["type"], &event["regarding"]["kind"]), (&json!("Warning"), &json!("Node")));
     drop(taken);
@@ -532,7 +534,9 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     let _proxy = lab.start(&[]);
     let failures = || lab.said().matches("failed to start healthcheck \"shop/balanced\" on port 32100").count();
     wait_until("the failure is logged", || failures() == 1);
-    std::thread::sleep(Duration::from_millis(2500));
+    // The health port is tried every 5 s, and each failure is logged. The Service's port is tried every second.
+    let tries = || lab.said().matches("failed to start proxy healthz on ").count();
+    wait_until("the health port is tried again", || tries() >= 2);
     assert_eq!(failures(), 1, "{}", lab.said());
     drop(of_other);
     for (what, to, path) in
@@ -540,7 +544,7 @@ fn ports_of_a_proxy_that_ends_are_taken_over() {
     {
         wait_until(what, || lab.get(to, path).is_some_and(|answer| answer.status == 200));
     }
-    assert!(lab.said().contains("health check port 32100 of shop/balanced is open after all"), "{}", lab.said());
+    wait_until("the end of the failure is logged", || lab.said().contains("health check port 32100 of shop/balanced is open after all"));
     let told = |event: &Value| event["reason"] == "FailedToStartServiceHealthcheck";
     wait_until("an Event reports it", || lab.server.list("events.events.k8s.io").iter().any(told));
 }

@@ -113,8 +113,10 @@ fn the_daemon_takes_the_configuration_in_full() {
     wait_until("metrics are where the flag says", || answers(7778, "/metrics"));
     let keys = ["tcp_timeout_close_wait", "tcp_be_liberal", "udp_timeout"].map(|key| format!("net.netfilter.nf_conntrack_{key}"));
     assert_eq!(node.run(&format!("sysctl -n {}", keys.join(" "))), "77\n1\n33\n");
-    let rules = node.run("iptables-nft-save");
-    assert!(rules.contains("192.0.2.77:9376") && !rules.contains("--ctstate INVALID"), "{rules}");
+    let rules = || node.run("iptables-nft-save");
+    wait_until("the rules are written", || rules().contains("192.0.2.77:9376"));
+    let rules = rules();
+    assert!(!rules.contains("--ctstate INVALID"), "{rules}");
 
     // A field that cannot change at run time is reported.
     write("healthzBindAddress: 127.0.0.1:7779\nconntrack: {tcpCloseWaitTimeout: 77s, tcpBeLiberal: true}\n");

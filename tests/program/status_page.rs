@@ -137,7 +137,7 @@ fn names_are_text_whatever_they_are() {
     browser.wait("it is there", "document.querySelectorAll('body img').length === 1");
     let forbidden = |browser: &Browser| browser.complaints.iter().filter(|complaint| complaint.contains("Content Security Policy")).count();
     let start = std::time::Instant::now();
-    while forbidden(&browser) < 2 && start.elapsed() < Duration::from_secs(20) {
+    while forbidden(&browser) < 2 && start.elapsed() < Duration::from_secs(60) {
         browser.value("new Promise((done) => setTimeout(done, 50))");
     }
     assert!(forbidden(&browser) >= 2, "neither the picture nor its script: {:?}", browser.complaints);

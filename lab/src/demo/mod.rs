@@ -24,7 +24,7 @@ use services::{BALANCER, DemoService, NAME_PORT, NODE_PORT};
 /// Connections to a Service with two endpoints. That all of them go to one endpoint happens once in 10^19 runs.
 const TRIES: usize = 64;
 /// Time limit for a change to take effect.
-const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 /// Time limit of one request when requests repeat until one succeeds.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(25);
 
@@ -178,8 +178,9 @@ impl Demo {
             screen.print_row([source, "NodePort", &to.to_string()], &check_spread(from, to))?;
         }
         screen.print_row(["a pod", "session affinity", "10.96.0.12:80"], &check_affinity(pod, sticky))?;
-        // The kernel limits how many ICMP refusals it sends to one host.
-        screen.print_row(["a pod", "no endpoints", "10.96.0.14:80"], &Outcome::new(refused(empty), "refused at once", "not refused"))?;
+        // The kernel limits how many ICMP refusals it sends to one host. The time limit of `tcp` holds on a busy machine, too.
+        let is_refused = tcp(pod, empty).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        screen.print_row(["a pod", "no endpoints", "10.96.0.14:80"], &Outcome::new(is_refused, "refused at once", "not refused"))?;
         let answer = tcp(outside, balanced).map_err(|error| error.to_string());
         let outcome = Outcome::new(
             answer.as_deref().is_ok_and(|answer| answer.starts_with("web-2 192.168.77.200")),

@@ -16,8 +16,8 @@ use crate::netns::wait_until;
 use crate::pod_cluster::PodNode;
 use crate::traffic::tcp;
 
-/// Time limit for a repair.
-const REPAIR_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit for a repair. It is shorter than the 30 s between two audits, which would repair the damage, too.
+const REPAIR_LIMIT: Duration = Duration::from_secs(25);
 
 type Run = fn(&mut ActionRunner<'_>, &mut Clients);
 

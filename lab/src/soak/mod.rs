@@ -50,7 +50,7 @@ pub struct Report {
 /// Runs a soak. Calls `print_line` with one line per round.
 ///
 /// # Panics
-/// If the cluster cannot be set up, or sepal does not repair damage within 20 s.
+/// If the cluster cannot be set up, or sepal does not repair damage within 25 s.
 pub fn run(sepal: &Path, options: Options, mut print_line: impl FnMut(&str)) -> Report {
     let testbed = Testbed::new(sepal);
     let mut clients = Clients::start(&testbed);
@@ -79,12 +79,12 @@ pub fn run(sepal: &Path, options: Options, mut print_line: impl FnMut(&str)) -> 
     Report { rounds, findings, text }
 }
 
-/// Waits until all nodes are ready and idle, and takes a sample. With `before`, it waits up to 15 s more until nothing has grown since
+/// Waits until all nodes are ready and idle, and takes a sample. With `before`, it waits up to 60 s more until nothing has grown since
 /// then.
 fn sample_at_rest(testbed: &Testbed, before: Option<&Sample>) -> Sample {
     testbed.cluster.nodes.iter().for_each(PodNode::wait_ready);
     sleep(IDLE_TIME);
-    let limit = Instant::now() + Duration::from_secs(15);
+    let limit = Instant::now() + Duration::from_secs(60);
     loop {
         let sample = Sample::take(testbed);
         if before.is_none_or(|before| compare(before, &sample).is_empty()) || Instant::now() > limit {

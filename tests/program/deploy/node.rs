@@ -143,7 +143,7 @@ impl Node {
             let port = u16::try_from(asked["port"].as_u64().expect("a number")).expect("a port");
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             let content = || get(&self.netns, address, asked["path"].as_str().expect("text")).is_ok_and(|answer| answer.status == 200);
-            let limit = Instant::now() + Duration::from_secs(20);
+            let limit = Instant::now() + Duration::from_secs(60);
             while !content() {
                 assert!(Instant::now() < limit, "{probe} fails: {}", self.log());
                 sleep(Duration::from_millis(50));
