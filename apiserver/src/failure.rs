@@ -6,7 +6,7 @@ use crate::status_error::StatusError;
 
 /// A failure that a test injects with `ApiServer::fail`. It says which requests fail, how often and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct InjectedFailure {
     /// How many requests still fail.
     pub(crate) count: u32,
     /// How long all matching requests fail, regardless of `count`.
@@ -49,7 +49,7 @@ pub(crate) enum FailureForm {
     WithoutBookmark,
 }
 
-impl Failure {
+impl InjectedFailure {
     /// The next `count` requests fail with a status code. A code outside of 400 to 599 becomes 500.
     #[must_use]
     pub fn next(count: u32, code: u16) -> Self {

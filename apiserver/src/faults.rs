@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::failure::Failure;
+use crate::failure::InjectedFailure;
 use crate::resource::Resource;
 use crate::status_error::{StatusError, USER};
 
@@ -21,7 +21,7 @@ pub(crate) struct Faults {
 #[derive(Debug, Default)]
 struct InjectedFaults {
     /// Failures and the times when they end.
-    failures: Vec<(Failure, Instant)>,
+    failures: Vec<(InjectedFailure, Instant)>,
     delay: Duration,
     /// Verbs and resources. A resource may include a subresource: `nodes/status`.
     denied: BTreeSet<(String, String)>,
@@ -40,12 +40,12 @@ impl Faults {
         self.paused_until.send_replace(after(time));
     }
 
-    pub(crate) fn fail(&self, failure: Failure) {
+    pub(crate) fn fail(&self, failure: InjectedFailure) {
         let until = after(failure.time);
         self.injected().failures = vec![(failure, until)];
     }
 
-    pub(crate) fn fail_also(&self, failure: Failure) {
+    pub(crate) fn fail_also(&self, failure: InjectedFailure) {
         let until = after(failure.time);
         self.injected().failures.push((failure, until));
     }
@@ -84,7 +84,7 @@ impl Faults {
     }
 
     /// The first failure that applies to a request. Reduces the failure's count by one.
-    pub(crate) fn take_failure(&self, path: &str, is_watch: bool, is_streaming_list: bool) -> Option<Failure> {
+    pub(crate) fn take_failure(&self, path: &str, is_watch: bool, is_streaming_list: bool) -> Option<InjectedFailure> {
         let now = Instant::now();
         let mut injected = self.injected();
         let mut active = injected.failures.iter_mut().filter(|(failure, until)| failure.count > 0 || *until > now);

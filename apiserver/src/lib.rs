@@ -56,7 +56,7 @@ mod write;
 
 pub use certificates::{Authority, CertificateRequest, Identity, KeyType};
 pub use connections::{Connection, ConnectionCounts};
-pub use failure::Failure;
+pub use failure::InjectedFailure;
 pub use kubeconfig::User;
 pub use options::Options;
 pub use proxy::{Proxy, ProxyRequest};

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::authentication::Authenticator;
 use crate::certificates::{Authority, Identity};
 use crate::connections::{ConnectionCommand, ConnectionCounts};
-use crate::failure::Failure;
+use crate::failure::InjectedFailure;
 use crate::http;
 use crate::kubeconfig::{self, User};
 use crate::listener_thread::ListenerThread;
@@ -230,8 +230,8 @@ impl ApiServer {
     }
 
     /// Limits the history of each resource to this many events. A watch that is further behind ends with 410.
-    pub fn keep_history(&self, events: usize) {
-        self.state.store().keep_history(events);
+    pub fn limit_history(&self, events: usize) {
+        self.state.store().limit_history(events);
     }
 
     /// Sends no responses and no watch events for this time. Requests are still accepted. A later call replaces the pause.
@@ -240,12 +240,12 @@ impl ApiServer {
     }
 
     /// Makes requests fail. Replaces all earlier failures.
-    pub fn fail(&self, failure: Failure) {
+    pub fn fail(&self, failure: InjectedFailure) {
         self.state.faults.fail(failure);
     }
 
     /// Makes requests fail, in addition to the earlier failures. The first failure that matches a request applies.
-    pub fn fail_also(&self, failure: Failure) {
+    pub fn fail_also(&self, failure: InjectedFailure) {
         self.state.faults.fail_also(failure);
     }
 
@@ -274,7 +274,7 @@ impl ApiServer {
     ///
     /// # Errors
     /// Fails if the key is not usable or the server speaks plain HTTP.
-    pub fn present(&self, identity: &Identity) -> io::Result<()> {
+    pub fn set_certificate(&self, identity: &Identity) -> io::Result<()> {
         let tls = self.state.tls.as_ref().ok_or_else(|| io::Error::other("this server has no TLS"))?;
         tls.set_certificate(identity)
     }

@@ -297,7 +297,7 @@ impl Store {
     }
 
     /// Limits the history of each resource.
-    pub(crate) fn keep_history(&mut self, events: usize) {
+    pub(crate) fn limit_history(&mut self, events: usize) {
         self.history_limit = events;
     }
 }

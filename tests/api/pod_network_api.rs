@@ -20,7 +20,7 @@ use sepal::pod_network::sync::node_name::{NodeNameError, NodeNameSource};
 use sepal::pod_network::sync::node_writes::{NodeCondition, NodeWrites, WriteState};
 use sepal::pod_network::sync::nodes::NodeUpdate;
 use sepal::pod_network::sync::subnet_lease::{RegisteredNode, SubnetHolder, show_subnets};
-use sepal_apiserver::{ApiServer, Failure};
+use sepal_apiserver::{ApiServer, InjectedFailure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -384,7 +384,7 @@ async fn a_node_is_written_to_until_it_is_written() {
         drop(waited.unwrap_or_else(|_| panic!("not so in time: {what}")).expect("it runs"));
     };
 
-    server.fail(Failure::next(2, 500).at("/nodes/a/status"));
+    server.fail(InjectedFailure::next(2, 500).at("/nodes/a/status"));
     writes.annotations(&json!({"metadata": {"annotations": {"flannel.alpha.coreos.com/public-ip": "192.0.2.1"}}}));
     until(writes.annotations_state(), "cannot write annotations of Node a").await;
     until(writes.annotations_state(), "written").await;

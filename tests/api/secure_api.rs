@@ -284,7 +284,7 @@ async fn files_that_change_are_used_soon() {
     write_pair(&new.client("b").expect("a certificate"));
     by_token.accept_tokens(&["one", "two"]);
     files[1].write("token", "two");
-    by_bundle.present(&new.server(&["127.0.0.1"]).expect("a certificate")).expect("usable");
+    by_bundle.set_certificate(&new.server(&["127.0.0.1"]).expect("a certificate")).expect("usable");
     files[2].write("ca.crt", &format!("{}{}", ca.pem(), new.pem()));
 
     let moved = |server: &ApiServer, before: u64| {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sepal_apiserver::{ApiServer, Authority, Failure, LogEntry, Options, User};
+use sepal_apiserver::{ApiServer, Authority, InjectedFailure, LogEntry, Options, User};
 use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, http, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
@@ -141,7 +141,7 @@ fn changes_arrive_whatever_the_server_does() {
     lab.wait("a deletion");
 
     // An object that is deleted during an outage is gone when the server comes back with another history.
-    lab.server().fail(Failure::next(6, 500));
+    lab.server().fail(InjectedFailure::next(6, 500));
     lab.server().new_history(100_000);
     assert!(lab.server().remove("services", "bench/svc-00018"));
     lab.move_endpoint(3, 10);
@@ -279,7 +279,7 @@ fn a_server_that_answers_nothing_of_use() {
         let before = lab.rules();
         let earlier = (lab.server().log().len(), lab.server().connections().accepted);
         match code {
-            Some(code) => lab.server().fail(Failure::always(code)),
+            Some(code) => lab.server().fail(InjectedFailure::always(code)),
             None => lab.server().pause(Duration::from_secs(600)),
         }
         lab.server().drop_watches();
@@ -308,7 +308,7 @@ fn a_server_that_answers_nothing_of_use() {
 #[test]
 fn a_server_without_streaming_lists_is_listed() {
     let lab = Lab::new("nft", SMALL);
-    lab.server().fail(Failure::next(3, 422).at("sendInitialEvents"));
+    lab.server().fail(InjectedFailure::next(3, 422).at("sendInitialEvents"));
     let _sepal = lab.sepal();
     lab.wait("the start");
     assert!(lab.server().count("list services") > 0, "{:?}", lab.server().requests());

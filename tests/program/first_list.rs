@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use sepal_apiserver::{Authority, Failure, Options, User};
+use sepal_apiserver::{Authority, InjectedFailure, Options, User};
 use sepal_lab::{Cluster, NAMESPACE_FLAGS, Netns, Running, http, wait_until, wait_until_within};
 use serde_json::{Value, json};
 
@@ -257,17 +257,17 @@ fn every_refusal_of_a_streaming_list_falls_back_to_list_and_watch() {
 /// The same over TLS and HTTP/2, also with refusals that come late.
 #[test]
 fn over_tls_every_refusal_of_a_streaming_list_falls_back() {
-    let any = || Failure::always(500).streaming();
+    let any = || InjectedFailure::always(500).streaming();
     let failures = [
-        Failure::old_etcd(),
+        InjectedFailure::old_etcd(),
         any().text("<html>no</html>"),
         any().closed(),
         any().ended(),
         any().silent(),
         any().without_bookmark(),
-        Failure::always(404).streaming(),
-        Failure::always(503).streaming().retry_after(1),
-        Failure::always(403).streaming().as_event(),
+        InjectedFailure::always(404).streaming(),
+        InjectedFailure::always(503).streaming().retry_after(1),
+        InjectedFailure::always(403).streaming().as_event(),
     ];
     let authority = Authority::new("ca").expect("a CA");
     thread::scope(|scope| {
@@ -350,7 +350,7 @@ fn a_list_that_stays_refused() {
     let lab = Lab::new();
     let objects = Cluster::new(3, 2).objects().chain(objects("nodes")).collect();
     let server = serve(&lab.node, objects);
-    server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
+    server.fail(InjectedFailure::during(Duration::from_secs(3600), 500).at("/services?"));
     let file = file_of(&server.kubeconfig());
     let _sepal = lab.sepal(file.path(), &[]);
     wait_until("/readyz has the reason", || {
@@ -360,10 +360,10 @@ fn a_list_that_stays_refused() {
     });
     wait_until("the log has the reason", || lab.log().contains("no Services are known yet: "));
     assert_eq!((lab.status("/livez"), lab.status("/healthz")), (Some(200), Some(503)));
-    server.fail(Failure::next(1, 500).at("nothing"));
+    server.fail(InjectedFailure::next(1, 500).at("nothing"));
     wait_until("it is healthy", || lab.status("/healthz") == Some(200));
     // After the first sync a refusal is an outage: the rules stay, and the probes stay healthy.
-    server.fail(Failure::during(Duration::from_secs(3600), 500).at("/services?"));
+    server.fail(InjectedFailure::during(Duration::from_secs(3600), 500).at("/services?"));
     server.drop_watches();
     wait_until("the log says so", || lab.log().contains("watch of Services interrupted: "));
     assert_eq!((lab.status("/livez"), lab.status("/readyz"), lab.status("/healthz")), (Some(200), Some(200), Some(200)));

@@ -6,7 +6,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use sepal_apiserver::Failure;
+use sepal_apiserver::InjectedFailure;
 use sepal_lab::Netns;
 use serde_json::{Value, json};
 
@@ -164,7 +164,7 @@ fn what_the_api_server_lacks_is_found() {
     let found = node.checks(&["--master=http://127.0.0.1:1"]);
     assert_eq!(complaints(&found), ["API server: failed", "permissions: not checked", "Node: not checked"]);
     assert!(find(&found, "API server")["found"].as_str().expect("text").contains("Connection refused"), "{found:#?}");
-    node.server.fail(Failure::next(100, 401));
+    node.server.fail(InjectedFailure::next(100, 401));
     let found = node.checks(&[]);
     assert_eq!(complaints(&found)[0], "API server: failed");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Response;
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, FailureForm};
+use crate::failure::{FailureForm, InjectedFailure};
 use crate::resource::Resource;
 use crate::state::ServerState;
 use crate::status_error::StatusError;
@@ -90,13 +90,13 @@ fn delete(state: &ServerState, names: &[Value]) -> Result<(), StatusError> {
 }
 
 /// Reads a failure from the parameters of the `fail` hook.
-fn parse_failure(query: &Query) -> Result<Failure, StatusError> {
+fn parse_failure(query: &Query) -> Result<InjectedFailure, StatusError> {
     let count = u32::try_from(query.number("n")?).unwrap_or(u32::MAX);
     let code = if query.text("code").is_empty() { 500 } else { query.number("code")? };
     if !(400..600).contains(&code) {
         return Err(StatusError::bad_request(format!("code must be from 400 to 599, not {code}")));
     }
-    let mut failure = Failure::next(count, code as u16).at(query.text("path")).with_form(parse_form(query)?);
+    let mut failure = InjectedFailure::next(count, code as u16).at(query.text("path")).with_form(parse_form(query)?);
     failure = failure.for_time(query.seconds("seconds")?.unwrap_or_default());
     failure = match query.text("only") {
         "" => failure,

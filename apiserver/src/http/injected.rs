@@ -9,7 +9,7 @@ use hyper::header::{HeaderValue, RETRY_AFTER};
 use tokio::sync::mpsc;
 
 use crate::connections::ConnectionHandle;
-use crate::failure::{Failure, FailureForm};
+use crate::failure::{FailureForm, InjectedFailure};
 use crate::state::ServerState;
 use crate::status_error::StatusError;
 
@@ -20,7 +20,11 @@ use super::route::route;
 use super::watch::error_event;
 
 /// The response of a failed request; `None` if the connection must break instead.
-pub(super) fn respond(state: &Arc<ServerState>, failure: &Failure, request: Result<ApiRequest<'_>, StatusError>) -> Option<Response<Body>> {
+pub(super) fn respond(
+    state: &Arc<ServerState>,
+    failure: &InjectedFailure,
+    request: Result<ApiRequest<'_>, StatusError>,
+) -> Option<Response<Body>> {
     let watch = |initial_events| {
         let routed = request.and_then(|request| route(state, &ApiRequest { initial_events, ..request }));
         routed.unwrap_or_else(|error| status_error(&error))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
-use sepal_apiserver::{ApiServer, Authority, Failure, Options};
+use sepal_apiserver::{ApiServer, Authority, InjectedFailure, Options};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -44,7 +44,7 @@ fn is_complete(server: &ApiServer, path: &str) -> bool {
 fn with_any_status_code_and_only_streaming_lists() {
     let server = shop();
     for code in 400..600 {
-        server.fail(Failure::next(2, code).streaming());
+        server.fail(InjectedFailure::next(2, code).streaming());
         assert_eq!(server.read(LIST).code, 200);
         let refused = [server.read(STREAM), server.read(NODES)];
         for response in refused {
@@ -59,8 +59,8 @@ fn with_any_status_code_and_only_streaming_lists() {
 #[test]
 fn for_one_resource_until_it_is_stopped() {
     let server = shop();
-    server.fail(Failure::always(404).streaming().at("/services"));
-    server.fail_also(Failure::next(1, 403).streaming().at("/nodes"));
+    server.fail(InjectedFailure::always(404).streaming().at("/services"));
+    server.fail_also(InjectedFailure::next(1, 403).streaming().at("/nodes"));
     for _ in 0..3 {
         assert_eq!(server.read(STREAM).code, 404);
     }
@@ -74,7 +74,7 @@ fn for_one_resource_until_it_is_stopped() {
 #[test]
 fn with_a_text_body() {
     let server = shop();
-    server.fail(Failure::always(502).streaming().text("<html>Bad Gateway</html>"));
+    server.fail(InjectedFailure::always(502).streaming().text("<html>Bad Gateway</html>"));
     let response = server.read(STREAM);
     assert_eq!(
         (response.code, response.content_type.as_str(), &*response.body),
@@ -85,14 +85,14 @@ fn with_a_text_body() {
 #[test]
 fn with_an_error_event() {
     let server = shop();
-    server.fail(Failure::old_etcd());
+    server.fail(InjectedFailure::old_etcd());
     let mut watch = server.watch(STREAM);
     let expected = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 500, "reason": "InternalError",
         "message": "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled",
     });
     assert_eq!((watch.event(), watch.next()), (("ERROR".to_owned(), expected), Line::End));
-    server.fail(Failure::always(410).as_event());
+    server.fail(InjectedFailure::always(410).as_event());
     assert_eq!(server.read(LIST).code, 200);
     let mut watch = server.watch(WATCH);
     let (kind, status) = watch.event();
@@ -103,9 +103,9 @@ fn with_an_error_event() {
 fn with_a_stream_that_ends_early_or_lacks_its_bookmark() {
     let server = shop();
     let services = ["ADDED a", "ADDED b", "ADDED c", "ADDED a"];
-    server.fail(Failure::next(1, 500).streaming().ended());
+    server.fail(InjectedFailure::next(1, 500).streaming().ended());
     assert_eq!(lines(&server, STREAM), [&services[..], &["end"]].concat());
-    server.fail(Failure::next(1, 500).streaming().without_bookmark());
+    server.fail(InjectedFailure::next(1, 500).streaming().without_bookmark());
     let mut watch = server.watch(STREAM);
     assert_eq!(services.map(|_| watch.brief()), services);
     assert!(watch.is_silent());
@@ -117,7 +117,7 @@ fn with_a_stream_that_ends_early_or_lacks_its_bookmark() {
 #[test]
 fn with_silence() {
     let server = shop();
-    server.fail(Failure::next(1, 500).streaming().silent());
+    server.fail(InjectedFailure::next(1, 500).streaming().silent());
     let mut watch = server.watch(&format!("{STREAM}&timeoutSeconds=1"));
     assert_eq!(watch.within(Duration::from_millis(1_500)), Line::Silent);
 }
@@ -125,23 +125,23 @@ fn with_silence() {
 #[test]
 fn with_a_time_to_wait() {
     let server = shop();
-    server.fail(Failure::always(429).streaming().retry_after(3));
+    server.fail(InjectedFailure::always(429).streaming().retry_after(3));
     let response = server.read(STREAM);
     assert_eq!((response.retry_after.as_deref(), &response.json()["details"]), (Some("3"), &json!({"retryAfterSeconds": 3})));
     assert_eq!(response.refused(429, "TooManyRequests"), "asked to fail");
-    server.fail(Failure::always(429).text("Too many requests, please try again later.\n").retry_after(1));
+    server.fail(InjectedFailure::always(429).text("Too many requests, please try again later.\n").retry_after(1));
     assert_eq!(server.read(LIST).retry_after.as_deref(), Some("1"));
 }
 
 #[test]
 fn with_a_version_that_is_too_large_or_expired() {
     let server = shop();
-    server.fail(Failure::next(1, 500).streaming().too_large_resource_version());
+    server.fail(InjectedFailure::next(1, 500).streaming().too_large_resource_version());
     let response = server.read(STREAM);
     let cause = &response.json()["details"]["causes"][0];
     assert_eq!((&cause["reason"], response.retry_after.as_deref()), (&json!("ResourceVersionTooLarge"), Some("1")));
     assert!(response.refused(504, "Timeout").starts_with("Timeout: Too large resource version: "));
-    server.fail(Failure::next(1, 410).message("too old resource version: 1 (2)").streaming());
+    server.fail(InjectedFailure::next(1, 410).message("too old resource version: 1 (2)").streaming());
     assert_eq!(server.read(STREAM).refused(410, "Expired"), "too old resource version: 1 (2)");
 }
 
@@ -152,7 +152,7 @@ async fn with_a_connection_that_breaks() {
         let server = ApiServer::start_with(Options::default().tls(&authority.server(&["localhost"]).unwrap())).unwrap();
         let handshake = Handshake { offers, ..Handshake::default() };
         let mut client = handshake.to(&server).await;
-        server.fail(Failure::next(1, 500).streaming().closed());
+        server.fail(InjectedFailure::next(1, 500).streaming().closed());
         assert_eq!(client.json(LIST, &[]).await.0, 200);
         assert!(timeout(Duration::from_secs(30), client.send(STREAM, &[])).await.unwrap().is_err());
         assert!(client.send(LIST, &[]).await.is_err(), "the connection is closed");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sepal_apiserver::Failure;
+use sepal_apiserver::InjectedFailure;
 use serde_json::{Value, json};
 
 use crate::client::{Line, Requests, names, service, shop};
@@ -92,14 +92,14 @@ fn a_pause_holds_back_responses_and_events() {
 #[test]
 fn requests_fail() {
     let server = shop();
-    server.fail(Failure::next(2, 503).at("services"));
+    server.fail(InjectedFailure::next(2, 503).at("services"));
     assert_eq!(server.read("/api/v1/nodes").code, 200);
     assert_eq!(server.read(LIST).refused(503, "ServiceUnavailable"), "asked to fail");
     assert_eq!((server.read(LIST).code, server.read(LIST).code, server.count("failed")), (503, 200, 2));
     server.hook("fail?n=1&path=watch%3Dtrue", &json!({})).ok();
     assert_eq!(server.read(LIST).code, 200);
     assert_eq!(server.read(&format!("{LIST}?watch=true")).refused(500, "InternalError"), "Internal error occurred: asked to fail");
-    server.fail(Failure::during(SHORT, 429));
+    server.fail(InjectedFailure::during(SHORT, 429));
     let start = Instant::now();
     let mut failed = 0;
     while server.read(LIST).code == 429 {

@@ -184,7 +184,7 @@ async fn server_certificates_can_be_valid_or_invalid() {
         (request.clone().version1().self_signed(), false),
     ] {
         let identity = identity.unwrap();
-        server.present(&identity).unwrap();
+        server.set_certificate(&identity).unwrap();
         let mut client = Handshake::default().to(&server).await;
         assert_eq!(client.server_certificate, identity.chain()[0]);
         assert_eq!(client.json(SERVICES, &[]).await.0, 200);

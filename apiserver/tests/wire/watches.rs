@@ -151,7 +151,7 @@ fn a_version_before_the_compaction_is_expired() {
 #[test]
 fn a_watch_that_is_too_slow_ends() {
     let server = ApiServer::start().unwrap();
-    server.keep_history(4);
+    server.limit_history(4);
     let mut slow = server.watch("/api/v1/configmaps?watch=true");
     let large = "x".repeat(1 << 20);
     for number in 0..64 {

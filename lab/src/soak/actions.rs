@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use sepal_apiserver::Failure;
+use sepal_apiserver::InjectedFailure;
 use serde_json::json;
 
 use super::clients::Clients;
@@ -140,10 +140,10 @@ impl<'t> ActionRunner<'t> {
         let server = &self.testbed.cluster.server;
         server.drop_watches();
         server.compact();
-        server.fail(Failure::during(Duration::from_millis(self.random.u64(50..600)), 503));
+        server.fail(InjectedFailure::during(Duration::from_millis(self.random.u64(50..600)), 503));
         sleep(Duration::from_millis(100));
         server.drop_watches();
-        server.fail(Failure::next(self.random.u32(1..6), 429));
+        server.fail(InjectedFailure::next(self.random.u32(1..6), 429));
         server.pause(Duration::from_millis(self.random.u64(50..500)));
         server.drop_watches();
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sepal::kubernetes::permission::{ApiUses, NeededPermission, Permission, needed as needed_by};
-use sepal_apiserver::{ApiServer, Failure};
+use sepal_apiserver::{ApiServer, InjectedFailure};
 use sepal_lab::{Cluster, wait_until};
 use serde_json::{Value, json};
 
@@ -92,7 +92,7 @@ fn has_event(server: &ApiServer, reason: &str) -> bool {
 fn run_twice(node: &Node, more: &[&str], holds: impl Fn()) {
     for old in [false, true] {
         if old {
-            node.server.fail(Failure::during(Duration::from_secs(600), 422).at("sendInitialEvents"));
+            node.server.fail(InjectedFailure::during(Duration::from_secs(600), 422).at("sendInitialEvents"));
         }
         let running = node.start(more);
         holds();
