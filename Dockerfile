@@ -1,9 +1,9 @@
 # docker build -t sepal:0.1.0 .      (deploy/README.md says more)
 #
-# The binary is static: it is also the CNI plugin, and as such it runs on the host, with whatever libc that has.
+# The binary is static, because it is also the CNI plugin and then runs on the host, with any libc.
 FROM rust:1.95-alpine3.22 AS build
 RUN apk add --no-cache gcc linux-headers musl-dev
-# Puts the list of crates into the binary, where scanners find it.
+# Stores the list of crates in the binary for vulnerability scanners.
 RUN cargo install --locked --version 0.7.7 cargo-auditable
 WORKDIR /src
 COPY . .
