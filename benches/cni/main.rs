@@ -118,7 +118,7 @@ fn measure(pods: usize, set: &PluginSet) {
     let (node, _netns, named) = new_node_with_pods(pods);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (folder_path, plugins, state) = (set.folder.clone(), set.plugins.clone(), write_subnet_env(&folder));
-    let (mut add, mut del) = node.within(move || {
+    let (mut add, mut del) = node.run_thread(move || {
         let run = |verb: &str, id: &str, netns: &str| run_plugins(&folder_path, &plugins, &state, verb, id, netns);
         // The first ADD creates the bridge, so it is not measured.
         run("ADD", "first", &named[0].1);
@@ -185,7 +185,7 @@ fn measure_floor(pods: usize) {
     node.run(
         "ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.244.1.1/24 brd + dev cni0; sysctl -qw net.ipv4.ip_forward=1",
     );
-    let (mut add, mut del) = node.within(move || {
+    let (mut add, mut del) = node.run_thread(move || {
         let mut host = 1;
         let add = measure_each(&named, |_, netns| {
             host += 1;

@@ -71,7 +71,7 @@ fn wait_for_subnet_env(folder: &Path) {
 fn watch_fdb(host: &Netns) -> Receiver<Instant> {
     let (sender, changes) = channel();
     let (ready, listening) = channel();
-    drop(host.start(move || {
+    drop(host.spawn_thread(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
         runtime.block_on(async {
             let mut monitor = Monitor::open().expect("the netlink socket opens");
@@ -90,7 +90,7 @@ fn watch_fdb(host: &Netns) -> Receiver<Instant> {
 
 fn measure(peers: usize, rows: &mut Rows<'_>) {
     let host = new_host();
-    let listener = host.within(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let listener = host.run_thread(|| TcpListener::bind("127.0.0.1:0").expect("a free port"));
     let server =
         ApiServer::serve_objects(listener, (0..=peers).map(|number| node_object(number, 0)).collect()).expect("the API server starts");
     let folder = TempDir::new().expect("a temporary folder");

@@ -45,8 +45,6 @@ pub mod soak;
 pub mod traffic;
 
 pub use cluster::Cluster;
-/// The earlier name of [`wait_until`], for the tests of the CNI plugins.
-pub use netns::wait_until as eventually;
 pub use netns::{NAMESPACE_FLAGS, Netns, Running, wait_until, wait_until_within};
 pub use pod::Pod;
 pub use pod_cluster::{Families, Layout, PodCluster, PodNode};

@@ -39,6 +39,13 @@ impl Netns {
         netns
     }
 
+    /// Returns true if a process in the namespace has this text in its name.
+    pub fn has_process(&self, name: &str) -> bool {
+        let mut pgrep = Command::new("pgrep");
+        let status = pgrep.args(["--ns", &self.pid(), "--nslist", "net", name]).stdout(Stdio::null()).status();
+        status.expect("pgrep (procps) is installed").success()
+    }
+
     fn pid(&self) -> String {
         self.holder.id().to_string()
     }
@@ -79,11 +86,6 @@ impl Netns {
         self.spawn_thread(work).join().expect("the thread does not panic")
     }
 
-    /// Does the same as [`Netns::run_thread`]. This is its earlier name, for the tests of the CNI plugins and for benches.
-    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.run_thread(work)
-    }
-
     /// Starts a function on a new thread in the namespace.
     pub fn spawn_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
         let file = File::open(self.path()).expect("the namespace exists");
@@ -91,11 +93,6 @@ impl Netns {
             setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter the namespace");
             work()
         })
-    }
-
-    /// Does the same as [`Netns::spawn_thread`]. This is its earlier name, for benches.
-    pub fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
-        self.spawn_thread(work)
     }
 
     /// Connects this namespace with another one by a veth pair. `here` and `there` are the interface names.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use sepal_lab::traffic::{tcp, udp};
-use sepal_lab::{Netns, eventually};
+use sepal_lab::{Netns, wait_until};
 use serde_json::{Value, json};
 
 use crate::cni_node::{Node, Pod, SUBNET_ENV, address, failed};
@@ -51,7 +51,7 @@ fn connects(node: &Node, conflist: &Value) {
     let says = |from: &Netns, to: &str, port: u16| tcp(from, at(to, port)).unwrap_or_else(|error| format!("{to}: {error}"));
 
     // The kernel first checks the gateway's IPv6 address for duplicates, as with the real plugin.
-    eventually("the gateway has its address", || !node.netns.run("ip -6 addr show cni0").contains("tentative"));
+    wait_until("the gateway has its address", || !node.netns.run("ip -6 addr show cni0").contains("tentative"));
     // Pods reach each other, the outside, and the gateway.
     for ip in &web_ips {
         assert_eq!(says(&client.netns, ip, 80), "web");
@@ -63,7 +63,7 @@ fn connects(node: &Node, conflist: &Value) {
     for (family, ip) in [("-4", "10.244.1.1"), ("-6", "fd10:244:1::1")] {
         let route = client.netns.run(&format!("ip {family} route get {ip}"));
         assert!(route.contains("dev eth0"), "{route}");
-        eventually("the gateway answers", || client.netns.output(&format!("ping {family} -c 1 -W 1 {ip}")).status.success());
+        wait_until("the gateway answers", || client.netns.output(&format!("ping {family} -c 1 -W 1 {ip}")).status.success());
     }
     for ip in ["192.168.61.50", "fd61::50"] {
         assert_eq!(says(&web.netns, ip, 80), "outside");
@@ -155,7 +155,7 @@ fn a_port_of_the_host_has_one_container() {
     assert!(!node.nat().contains("third"));
     // A pod that disappeared without DEL does not keep its host port.
     drop(first);
-    eventually("its interface is gone", || node.ports().len() == 1);
+    wait_until("its interface is gone", || node.ports().len() == 1);
     add(&third, &ports("10.0.0.1")).expect("the port is free again");
     assert!(!node.nat().contains("first") && node.nat().contains("second"));
 }
@@ -300,7 +300,7 @@ fn pods_of_ipv6_alone_are_connected() {
     assert_eq!(result["routes"], json!([{"dst": "fd10:244::/32"}, {"dst": "::/0", "gw": "fd10:244:83::1"}]));
     node.add(&node.sepal(), &client);
     web.serve(80);
-    eventually("the gateway has its address", || !node.netns.run("ip -6 addr show cni0").contains("tentative"));
+    wait_until("the gateway has its address", || !node.netns.run("ip -6 addr show cni0").contains("tentative"));
     assert_eq!(tcp(&client.netns, at("fd10:244:83::2", 80)).expect("an answer"), "web");
     assert_eq!(tcp(&client.netns, at("fd10:244:83::1", 8080)).expect("an answer"), "web");
     assert!(!node.nat().contains("8080") && !node.netns.run("ip -4 addr show cni0").contains("inet "));

@@ -32,7 +32,7 @@ impl Pod {
     /// Starts a TCP and a UDP server that answer with the pod's name.
     pub(crate) fn serve(&self, port: u16) {
         let (tcp, udp) =
-            self.netns.within(move || (TcpListener::bind(("::", port)).expect("free"), UdpSocket::bind(("::", port)).expect("free")));
+            self.netns.run_thread(move || (TcpListener::bind(("::", port)).expect("free"), UdpSocket::bind(("::", port)).expect("free")));
         let (name, too) = (self.id.clone(), self.id.clone());
         std::thread::spawn(move || {
             for stream in tcp.incoming().flatten() {

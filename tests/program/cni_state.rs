@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use sepal_lab::wait_until;
 use serde_json::{Value, json};
 
 use crate::cni_node::{Node, Pod, SUBNET_ENV, address, failed, reserve};
@@ -364,7 +365,7 @@ fn what_killed_plugins_leave_is_collected() {
     }
     assert!(killed > ROUNDS / 4, "only {killed} were killed in the middle");
     // The iptables processes of a killed plugin end by themselves.
-    std::thread::sleep(Duration::from_millis(500));
+    wait_until("no iptables runs in the namespace", || !node.netns.has_process("tables"));
     node.gc(&[&stays]);
     assert_eq!((node.ports().len(), node.reserved().len(), node.kept()), (1, 2, vec!["stays".to_owned()]));
     let nat = node.nat();

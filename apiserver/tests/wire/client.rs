@@ -33,10 +33,7 @@ impl Response {
         let status = self.json();
         assert_eq!((self.code, status["code"].as_u64()), (code, Some(u64::from(code))), "{status}");
         assert_eq!(self.content_type, "application/json");
-        assert_eq!(
-            (&status["kind"], &status["apiVersion"], &status["status"]),
-            (&json!("Status"), &json!("v1"), &json!("Failure"))
-        );
+        assert_eq!((&status["kind"], &status["apiVersion"], &status["status"]), (&json!("Status"), &json!("v1"), &json!("Failure")));
         assert_eq!(status["reason"], reason, "{status}");
         status["message"].as_str().unwrap().to_owned()
     }
