@@ -198,13 +198,19 @@ fn full_input(inputs: &Inputs, facts: &HostFacts, family: Family, sizes: Sizes) 
         let of_table = JUMPS.iter().filter(|jump| jump.table == table && all.fixed.has_jump(jump));
         of_table.map(|jump| format!("-I {} {}\n", jump.from, jump.arguments())).collect()
     };
+    // In IPv6, KUBE-FIREWALL has no rule of ours, but the jumps to it.
+    let firewall = if family == Family::V6 { ":KUBE-FIREWALL - [0:0]\n" } else { "" };
     let declared = |chains: &[ChainRules]| -> String {
         let rules: String = chains.iter().map(|chain| chain.rules.as_str()).collect();
         chains.iter().map(|chain| format!(":{} - [0:0]\n", chain.name)).collect::<String>() + &rules
     };
     let (filter, dispatch): (String, String) = all.services.iter().map(|port| (port.filter_dispatch(), port.nat_dispatch())).unzip();
-    let mut text =
-        format!("*filter\n{}{filter}{}COMMIT\n*nat\n{}", declared(&all.fixed.filter), jumps(Table::Filter), declared(&all.fixed.nat));
+    let mut text = format!(
+        "*filter\n{firewall}{}{filter}{}COMMIT\n*nat\n{}",
+        declared(&all.fixed.filter),
+        jumps(Table::Filter),
+        declared(&all.fixed.nat)
+    );
     let (mut chains, mut contents) = (0, String::new());
     for port in &all.services {
         for (chain, rules) in port.chains() {
